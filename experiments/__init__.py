@@ -1,0 +1,1 @@
+"""Experiments: each a config of a few lines, run as `python -m experiments.NAME`."""

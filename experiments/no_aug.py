@@ -1,0 +1,12 @@
+"""Train the branched LSTM-attention model of the earlier system, without audio augmentation.
+
+python -m experiments.no_aug [--data.roots FOLDER …]   (default: the built-in synthetic corpus)
+"""
+
+from mmattn.cli import experiment
+from mmattn.config import ExperimentConfig
+
+CONFIG = ExperimentConfig(name="no_aug")
+
+if __name__ == "__main__":
+    experiment(CONFIG, __doc__)

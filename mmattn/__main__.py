@@ -1,0 +1,5 @@
+"""`python -m mmattn` is the `mmattn` command."""
+
+from mmattn.cli import main
+
+main()

@@ -1,0 +1,97 @@
+"""The command line: `python -m experiments.NAME` and `mmattn COMMAND`.
+
+Nothing heavy is imported before the options are read, so that `--help` is quick.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from mmattn.config import ExperimentConfig, OtherDataConfig
+from mmattn.console import say, start_logging
+from mmattn.errors import UserError
+
+
+def experiment(default: ExperimentConfig, description: str) -> None:
+    """The command of an experiment: read options, train, evaluate, end the process."""
+    prog = f"python -m experiments.{default.name}"
+    config = tyro.cli(ExperimentConfig, description=description, default=default, prog=prog)
+
+    def work():
+        from mmattn.run.experiment import run_experiment
+
+        run_experiment(config, default)
+
+    _end_process_after(work)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Repeat the evaluation of a run from a checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, e.g. runs/no_aug/20260101-120000."""
+    checkpoint: Literal["best", "final"] = "best"
+    data: OtherDataConfig = field(default_factory=OtherDataConfig)
+
+    def __call__(self) -> None:
+        from mmattn.run.evaluate import evaluate_run
+
+        evaluate_run(self.run, self.checkpoint, self.data)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Train and test the linear baseline on the clips and splits of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+
+    def __call__(self) -> None:
+        from mmattn.run.baseline import baseline_of_run
+
+        baseline_of_run(self.run)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Write a synthetic corpus of feature files as large as RAVDESS and CREMA-D together."""
+
+    folder: tyro.conf.Positional[Path]
+    """A new or empty folder."""
+    clips: int = 8882
+    seed: int = 0
+
+    def __call__(self) -> None:
+        from mmattn.data.write import write_full_size
+
+        write_full_size(self.folder, self.clips, self.seed)
+
+
+def main() -> None:
+    """The `mmattn` command: what is no experiment."""
+    command = tyro.cli(
+        Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Baseline, tyro.conf.subcommand("baseline")]
+        | Annotated[Corpus, tyro.conf.subcommand("corpus")],
+        prog="mmattn",
+        description="Evaluate runs and make data. Training: python -m experiments.no_aug",
+    )
+    _end_process_after(command)
+
+
+def _end_process_after(work: Callable[[], Any]) -> None:
+    """Do the work; user errors are shown as one message and give an exit code."""
+    start_logging()
+    try:
+        work()
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted; what is saved can be resumed with --resume")
+        sys.exit(130)

@@ -1,0 +1,117 @@
+"""What the user sees: messages, tables and progress bars, on the screen and in the run's log."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+LOG = logging.getLogger("mmattn")
+WIDTH = 100
+PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
+screen = Console(file=sys.stdout, width=WIDTH if not sys.stdout.isatty() else None, soft_wrap=True)
+
+
+class _ScreenHandler(logging.Handler):
+    """Prints through rich, so that a message does not tear a progress bar."""
+
+    def emit(self, record):
+        screen.print(self.format(record), markup=False, highlight=False)
+
+
+def start_logging() -> None:
+    """Send messages to the screen; once a process."""
+    if not LOG.handlers:
+        LOG.addHandler(_ScreenHandler())
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append messages to `path` with the time as well, for as long as the block runs."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()
+
+
+def say(message: str) -> None:
+    """One message, on the screen and in the log."""
+    LOG.info(message)
+
+
+def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table; the first column to the left, the others to the right; at most 100 wide."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    width = min(WIDTH, screen.width)
+    console = Console(width=width, record=True, file=_Nowhere())
+    console.print(table)
+    say(console.export_text().rstrip())
+
+
+class _Nowhere:
+    def write(self, text: str) -> None: ...
+    def flush(self) -> None: ...
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left, or a plain line every ten seconds where there is no terminal.
+
+    Yields `advance(count)`, to be called as work gets done.
+    """
+    if screen.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            _Rate(unit),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=screen, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    yield _PlainProgress(title, total, unit).advance
+
+
+class _Rate(TextColumn):
+    def __init__(self, unit: str):
+        super().__init__("")
+        self.unit = unit
+
+    def render(self, task):
+        return f"{task.speed:.0f} {self.unit}/s" if task.speed else ""
+
+
+class _PlainProgress:
+    def __init__(self, title: str, total: int, unit: str):
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
+        self.start = self.said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.said >= PLAIN_INTERVAL:
+            self.said = now
+            rate = self.done / (now - self.start)
+            left = (self.total - self.done) / rate if rate else float("nan")
+            say(
+                f"{self.title}: {self.done}/{self.total} {self.unit}, "
+                f"{rate:.0f} {self.unit}/s, {left:.0f} s left"
+            )

@@ -1,0 +1,1 @@
+"""Clip files, checks and cache, the built-in corpus, splits, normalisation. NumPy only."""

@@ -1,0 +1,330 @@
+"""The packed copy of many feature files: raw binary files, memory-mapped, found by content.
+
+    CACHE/<key>/        one pack: audio.frames, audio.times, video.frames, video.times, index.json
+    CACHE/index/<sig>   the key of the pack for files with these paths, sizes and times of change
+    CACHE/.build-*/     a pack in the making, locked for as long as its process lives
+    CACHE/lock          held for moments, while a pack is begun or put in its place
+
+The key is made of every file's name and content. A pack appears by renaming a finished folder, so
+a half-written one is never seen; what a killed process leaves is removed by the next that builds.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmattn.console import progress
+from mmattn.data.clips import BadClip, Clip, Ragged, Stream, decode_clip
+from mmattn.errors import UserError
+
+FORMAT = 1  # to be raised when reading or packing changes
+THREADS = 4
+CHUNK = 64  # files read ahead, so that few clips are in memory
+MODALITIES = ("audio", "video")
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A feature file as found on disk."""
+
+    path: str
+    relative: str  # below its root
+    size: int  # bytes
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Frames a second for files without timestamps."""
+
+    audio: float | None = None
+    video: float | None = None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """All clips of a list of files, in its order; a bad clip has a reason and no frames."""
+
+    audio: Ragged
+    video: Ragged
+    reasons: tuple[str | None, ...]
+
+
+def open_pack(files: Sequence[ClipFile], folder: Path, rates: Rates) -> Pack:
+    """The packed clips of `files` from the cache `folder`, put there if they are new.
+
+    Raises UserError if the cache cannot be written.
+    """
+    folder = folder.expanduser()
+    stats = [(file.path, file.relative, file.size, file.mtime_ns) for file in files]
+    signature = _hash(FORMAT, rates, stats)
+    with contextlib.suppress(OSError):
+        if pack := _load(folder / (folder / "index" / signature).read_text()):
+            return pack
+    if pack := _find_by_content(files, folder, rates, signature):
+        return pack
+    if pack := _load(_build(files, folder, rates, signature)):
+        return pack
+    raise UserError(f"the cache {folder} was changed by something else while it was in use")
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _content_key(files: Sequence[ClipFile], digests: Sequence[str], rates: Rates) -> str:
+    names = [file.relative for file in files]
+    return _hash(FORMAT, rates, list(zip(names, digests, strict=True)))
+
+
+def _find_by_content(
+    files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str
+) -> Pack | None:
+    """The pack of files that were touched or moved but not altered."""
+    if not os.path.exists(folder / "index"):
+        return None
+    digests = list(_in_threads(_digest, files, "Comparing with the cache"))
+    key = _content_key(files, digests, rates)
+    pack = _load(folder / key)
+    if pack and all(digests):
+        # Failing to write only means that the next start compares again.
+        with contextlib.suppress(OSError):
+            _remember(folder, signature, key)
+    return pack
+
+
+def _digest(file: ClipFile) -> str:
+    """SHA-256 of the file's content; empty if it cannot be read."""
+    try:
+        with open(file.path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _in_threads(work: Callable, files: Sequence[ClipFile], title: str) -> Iterator:
+    """`work(file)` of every file, in order, a few ahead of what has been taken."""
+    with ThreadPoolExecutor(THREADS) as pool, progress(title, len(files)) as advance:
+        for start in range(0, len(files), CHUNK):
+            for result in pool.map(work, files[start : start + CHUNK]):
+                yield result
+                advance(1)
+
+
+# Reading a pack
+
+
+def _load(folder: Path) -> Pack | None:
+    """Map the pack in `folder`; None if there is none or a file of it is missing or cut short."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        for modality in MODALITIES:
+            rows, width = index[modality]["rows"], index[modality]["width"]
+            if os.path.getsize(folder / f"{modality}.frames") != rows * width * 4:
+                return None
+            if os.path.getsize(folder / f"{modality}.times") != rows * 8:
+                return None
+    except (OSError, ValueError):
+        return None
+    audio, video = (_map_stream(folder, modality, index[modality]) for modality in MODALITIES)
+    return Pack(audio, video, tuple(index["reasons"]))
+
+
+def _map_stream(folder: Path, modality: str, index: dict) -> Ragged:
+    rows, width = index["rows"], index["width"]
+    return Ragged(
+        _map_file(folder / f"{modality}.frames", np.float32, (rows, width)),
+        _map_file(folder / f"{modality}.times", np.float64, (rows,)),
+        np.array(index["starts"], np.int64),
+        np.array(index["lengths"], np.int64),
+    )
+
+
+def _map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    if not shape[0]:  # an empty file cannot be mapped
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", shape=shape).view(np.ndarray)
+
+
+# Writing a pack
+
+
+class _StreamWriter:
+    """Appends one modality of clip after clip to files, one for each width that is met."""
+
+    def __init__(self, folder: Path, modality: str):
+        self.folder, self.modality = folder, modality
+        self.starts: list[int] = []
+        self.lengths: list[int] = []
+        self.widths: list[int] = []  # 0: a clip without frames
+        self.rows: Counter[int] = Counter()
+
+    def append(self, stream: Stream) -> int:
+        """Write a clip; the number of bytes."""
+        length, width = stream.frames.shape
+        for what, array in (("frames", stream.frames), ("times", stream.times)):
+            with open(self.folder / f"{self.modality}-{width}.{what}", "ab") as file:
+                file.write(array)  # array.tofile would say nothing of a full disk
+        self.starts.append(self.rows[width])
+        self.lengths.append(length)
+        self.widths.append(width)
+        self.rows[width] += length
+        return stream.frames.nbytes + stream.times.nbytes
+
+    def append_nothing(self) -> None:
+        """Keep count of a clip that cannot be used."""
+        self.starts.append(0)
+        self.lengths.append(0)
+        self.widths.append(0)
+
+    def finish(self, reasons: list[str | None]) -> dict:
+        """Keep the commonest width, add the reason to clips of another; this part of the index."""
+        clips = Counter(width for width in self.widths if width)
+        width = max(clips, key=lambda width: (clips[width], width), default=0)
+        for clip, other in enumerate(self.widths):
+            if other not in (0, width):
+                self.starts[clip] = self.lengths[clip] = 0
+                reasons[clip] = reasons[clip] or (
+                    f"{self.modality}_features are {other} wide, "
+                    f"{width} in {clips[width]} of {clips.total()} clips"
+                )
+        for what in ("frames", "times"):
+            for other in clips:
+                if other != width:
+                    os.unlink(self.folder / f"{self.modality}-{other}.{what}")
+            target = self.folder / f"{self.modality}.{what}"
+            if width:
+                os.rename(self.folder / f"{self.modality}-{width}.{what}", target)
+            else:
+                target.touch()
+        rows = self.rows[width]
+        return {"rows": rows, "width": width, "starts": self.starts, "lengths": self.lengths}
+
+
+def _build(files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str) -> Path:
+    """Read all files into a new pack and put it into the cache; the folder of the pack."""
+    total = sum(file.size for file in files)
+    taken = written = 0
+    try:
+        with _building(folder) as build:
+            writers = [_StreamWriter(build, modality) for modality in MODALITIES]
+            reasons: list[str | None] = []
+            digests = []
+            read = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
+            for file, (digest, clip) in zip(files, read, strict=True):
+                digests.append(digest)
+                taken += file.size
+                if isinstance(clip, Clip):
+                    reasons.append(None)
+                    for writer, stream in zip(writers, (clip.audio, clip.video), strict=True):
+                        written += writer.append(stream)
+                else:
+                    reasons.append(clip)
+                    for writer in writers:
+                        writer.append_nothing()
+            index = {writer.modality: writer.finish(reasons) for writer in writers}
+            (build / "index.json").write_text(json.dumps(index | {"reasons": reasons}))
+            key = _content_key(files, digests, rates)
+            _publish(build, folder / key)
+            if all(digests):
+                _remember(folder, signature, key)
+    except OSError as error:
+        needed = total * written / taken if written else total
+        raise UserError(
+            f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
+            "are needed there; --data.cache names another folder"
+        ) from error
+    return folder / key
+
+
+def _read(file: ClipFile, rates: Rates) -> tuple[str, Clip | str]:
+    """SHA-256 of a file and the clip in it, or the reason why there is none."""
+    try:
+        content = Path(file.path).read_bytes()
+    except OSError as error:
+        return "", f"unreadable: {error.strerror}"
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        return digest, decode_clip(Path(file.path).stem, content, rates.audio, rates.video)
+    except BadClip as error:
+        return digest, str(error)
+
+
+@contextlib.contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """A new folder to build in, locked while the block runs and removed if it is still there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _remove_leftovers(folder)
+        build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
+        handle = os.open(build, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield build
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were building: the lock goes with the process."""
+    for leftover in folder.glob(".build-*"):
+        handle = os.open(leftover, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
+
+
+def _publish(build: Path, target: Path) -> None:
+    """Put a finished pack in its place, unless another process has put the same there."""
+    for path in (*build.iterdir(), build):
+        _sync(path)
+    with _locked(target.parent):
+        if _load(target):
+            return
+        if target.exists():  # damaged; as a leftover it is removed later
+            os.rename(target, tempfile.mkdtemp(prefix=".build-", dir=target.parent))
+        os.rename(build, target)
+        _sync(target.parent)
+
+
+def _remember(folder: Path, signature: str, key: str) -> None:
+    """Note which pack belongs to files as they are now, for a quick second start."""
+    with _locked(folder):
+        (folder / "index").mkdir(exist_ok=True)
+        partial = folder / "index.partial"
+        partial.write_text(key)
+        os.replace(partial, folder / "index" / signature)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

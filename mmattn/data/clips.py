@@ -1,0 +1,208 @@
+"""One clip: its two streams of frames, read from a feature file and checked."""
+
+import io
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmattn.data.names import parse_name
+
+MIN_FRAMES = 5
+# What NumPy and zipfile raise on files that are cut short, altered or not archives at all.
+_UNREADABLE = (
+    EOFError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class BadClip(Exception):
+    """A feature file that cannot be used; the message says why, with numbers."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality of a clip."""
+
+    frames: np.ndarray  # [T, F] float32
+    times: np.ndarray  # [T] float64 seconds
+
+
+@dataclass(frozen=True)
+class Cue:
+    """An event that was put into a synthetic clip."""
+
+    modality: str  # audio or video
+    kind: int
+    time: float  # seconds, the middle of the event
+    decoy: bool  # it says nothing about the class
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip with the emotion that was meant; `cues` are known for synthetic clips only."""
+
+    name: str
+    speaker: str
+    emotion: str
+    audio: Stream
+    video: Stream
+    cues: tuple[Cue, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One modality of many clips; a clip is a run of rows, so subsets share the rows."""
+
+    frames: np.ndarray  # [R, F] float32, perhaps memory-mapped; may hold rows of other clips
+    times: np.ndarray  # [R] float64 seconds
+    starts: np.ndarray  # [N] int64, first row of each clip
+    lengths: np.ndarray  # [N] int64, frames of each clip
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def width(self) -> int:
+        """Features of a frame."""
+        return self.frames.shape[1]
+
+    def clip(self, index: int) -> np.ndarray:
+        """Frames [T, F] of one clip, not copied."""
+        start = self.starts[index]
+        return self.frames[start : start + self.lengths[index]]
+
+    def clip_times(self, index: int) -> np.ndarray:
+        """Times [T] of one clip's frames in seconds, not copied."""
+        start = self.starts[index]
+        return self.times[start : start + self.lengths[index]]
+
+    def select(self, indices: np.ndarray) -> "Ragged":
+        """The clips `indices`, in that order; the frames are shared."""
+        return Ragged(self.frames, self.times, self.starts[indices], self.lengths[indices])
+
+
+def pack_streams(streams: Sequence[Stream]) -> Ragged:
+    """Streams one after the other in memory; they must have the same width."""
+    lengths = np.array([len(stream.times) for stream in streams], np.int64)
+    frames = np.concatenate([stream.frames for stream in streams])
+    times = np.concatenate([stream.times for stream in streams])
+    return Ragged(frames, times, np.cumsum(lengths) - lengths, lengths)
+
+
+def valid_frames(video: np.ndarray) -> np.ndarray:
+    """[T] bool of video frames [T, F]: false where no face was found (the row is all zero)."""
+    return video.any(axis=-1)
+
+
+def read_clip(path: Path, audio_rate: float | None = None, video_rate: float | None = None) -> Clip:
+    """Read and check a feature file; the rates, in frames a second, serve where it has no times.
+
+    Raises BadClip.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadClip(f"unreadable: {error.strerror}") from error
+    return decode_clip(path.stem, content, audio_rate, video_rate)
+
+
+def decode_clip(
+    stem: str, content: bytes, audio_rate: float | None = None, video_rate: float | None = None
+) -> Clip:
+    """`read_clip` for a file that has been read already."""
+    try:
+        name = parse_name(stem)
+    except ValueError as error:
+        raise BadClip(str(error)) from error
+    try:
+        archive = np.load(io.BytesIO(content), allow_pickle=False)
+    except _UNREADABLE as error:
+        raise BadClip(f"no .npz archive of {len(content)} bytes: {_brief(error)}") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise BadClip("no .npz archive but a single array")
+    with archive:
+        audio = _read_stream(archive, "audio", audio_rate)
+        video = _read_stream(archive, "video", video_rate)
+    _check_overlap(audio.times, video.times)
+    return Clip(name.stem, name.speaker, name.emotion, audio, video)
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
+
+
+def _read_array(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    try:
+        array = archive[key]
+    except _UNREADABLE as error:
+        raise BadClip(f"{key} is unreadable: {_brief(error)}") from error
+    # A member that is not in .npy form comes back as its raw bytes.
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise BadClip(f"{key} holds no numbers but {getattr(array, 'dtype', 'raw bytes')}")
+    return array
+
+
+def _read_stream(archive: np.lib.npyio.NpzFile, modality: str, rate: float | None) -> Stream:
+    key = f"{modality}_features"
+    if key not in archive.files:
+        raise BadClip(f"{key} is missing; the file has {', '.join(archive.files) or 'nothing'}")
+    array = _read_array(archive, key)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise BadClip(f"{key} is not (frames, features) but {array.shape}")
+    if len(array) < MIN_FRAMES:
+        raise BadClip(f"{key} has {len(array)} frames, at least {MIN_FRAMES} are needed")
+    with np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported
+        frames = np.ascontiguousarray(array, np.float32)
+    bad_rows = np.flatnonzero(~np.isfinite(frames).all(axis=1))
+    if len(bad_rows):
+        count = np.count_nonzero(~np.isfinite(frames))
+        raise BadClip(f"{key} has {count} values that are not finite, first in frame {bad_rows[0]}")
+    return Stream(frames, _read_times(archive, modality, len(frames), rate))
+
+
+def _read_times(
+    archive: np.lib.npyio.NpzFile, modality: str, length: int, rate: float | None
+) -> np.ndarray:
+    """Seconds [length] of the frames, from the file or else from the rate."""
+    key = f"{modality}_timestamps"
+    if key not in archive.files:
+        if rate is None:
+            raise BadClip(f"{key} is missing and --data.{modality}-rate is not given")
+        return np.arange(length) / rate
+    array = _read_array(archive, key)
+    if array.shape != (length,):
+        raise BadClip(f"{key} has shape {array.shape}, {length} frames need ({length},)")
+    times = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(times))
+    if len(bad):
+        raise BadClip(f"{key} has {len(bad)} values that are not finite, first in frame {bad[0]}")
+    back = np.flatnonzero(np.diff(times) <= 0)
+    if len(back):
+        at = back[0]
+        raise BadClip(
+            f"{key} does not increase: {times[at]:.4g} s, then {times[at + 1]:.4g} s "
+            f"in frame {at + 1}"
+        )
+    return times
+
+
+def _check_overlap(audio: np.ndarray, video: np.ndarray) -> None:
+    if min(audio[-1], video[-1]) <= max(audio[0], video[0]):
+        raise BadClip(
+            f"audio ({audio[0]:.2f} to {audio[-1]:.2f} s) and video ({video[0]:.2f} to "
+            f"{video[-1]:.2f} s) do not overlap in time"
+        )

@@ -1,0 +1,94 @@
+"""A corpus of feature files with the names, sizes and lengths of RAVDESS and CREMA-D together."""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from mmattn.console import progress
+from mmattn.data.names import RAVDESS8, SIX, ClipName, parse_name
+from mmattn.errors import UserError
+
+CLIPS = {"ravdess": 1440, "crema-d": 7442}
+SECONDS = {"ravdess": 3.838, "crema-d": 2.666}  # mean length
+SPREAD = 0.12  # deviation of the length as a share of it
+WIDTHS = {"audio": 89, "video": 512}
+RATES = {"audio": 100.0, "video": 15.0}
+CREMA_D_SENTENCES = (
+    *("IEO", "TIE", "IOM", "IWW", "TAI", "MTI"),
+    *("IWL", "ITH", "DFA", "ITS", "TSI", "WSI"),
+)
+
+
+def write_full_size(folder: Path, clips: int = sum(CLIPS.values()), seed: int = 0) -> None:
+    """Write `clips` feature files (fewer: a random part of both corpora) below `folder`.
+
+    The frames are noise with a weak offset for the emotion: sizes are real, contents are not.
+    Raises UserError if the folder holds anything already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; a new folder is needed")
+    names = _choose_names(clips, seed)
+    offsets = {
+        modality: np.random.default_rng([seed, width]).standard_normal((len(RAVDESS8), width))
+        for modality, width in WIDTHS.items()
+    }
+    with progress("Writing feature files", len(names)) as advance:
+        for number, name in enumerate(names):
+            place = _place(folder, name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(place, **_draw(name, offsets, np.random.default_rng([seed, 0, number])))
+            advance(1)
+
+
+def _choose_names(clips: int, seed: int) -> list[ClipName]:
+    total = sum(CLIPS.values())
+    if not 2 <= clips <= total:
+        raise UserError(f"between 2 and {total} clips can be written, not {clips}")
+    ravdess = max(1, round(clips * CLIPS["ravdess"] / total))
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for stems, count in ((_ravdess_stems(), ravdess), (_crema_d_stems(), clips - ravdess)):
+        every = list(stems)
+        chosen += [every[index] for index in sorted(rng.permutation(len(every))[:count])]
+    return [parse_name(stem) for stem in chosen]
+
+
+def _ravdess_stems() -> Iterator[str]:
+    """60 takes of each of 24 actors: neutral has no strong intensity."""
+    for actor, emotion, strength, statement, take in product(
+        range(1, 25), range(1, 9), (1, 2), (1, 2), (1, 2)
+    ):
+        if (emotion, strength) != (1, 2):
+            yield f"01-01-{emotion:02d}-{strength:02d}-{statement:02d}-{take:02d}-{actor:02d}"
+
+
+def _crema_d_stems() -> Iterator[str]:
+    """82 takes of each of 91 actors: three levels in one sentence only, and not of neutral."""
+    for actor, sentence, emotion in product(
+        range(1001, 1092), CREMA_D_SENTENCES, ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
+    ):
+        three = sentence == "IEO" and emotion != "NEU"
+        for level in ("LO", "MD", "HI") if three else ("XX",):
+            yield f"{actor}_{sentence}_{emotion}_{level}"
+
+
+def _place(folder: Path, name: ClipName) -> Path:
+    if name.corpus == "ravdess":
+        return folder / "RAVDESS" / f"Actor_{name.speaker[-2:]}" / f"{name.stem}.npz"
+    return folder / "CREMA-D" / f"{name.stem}.npz"
+
+
+def _draw(
+    name: ClipName, offsets: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    seconds = max(1.0, SECONDS[name.corpus] * (1 + SPREAD * rng.standard_normal()))
+    arrays = {"emotion_label": np.array(SIX.index(name.emotion) if name.emotion in SIX else -1)}
+    for modality, width in WIDTHS.items():
+        frames = round(seconds * RATES[modality])
+        noise = rng.standard_normal((frames, width), np.float32)
+        offset = 0.1 * offsets[modality][RAVDESS8.index(name.emotion)]
+        arrays[f"{modality}_features"] = noise + offset.astype(np.float32)
+        arrays[f"{modality}_timestamps"] = np.arange(frames) / RATES[modality]
+    return arrays

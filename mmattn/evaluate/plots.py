@@ -1,0 +1,210 @@
+"""Plots of a run as PNG files: learning curves, confusion matrix, attention over time.
+
+`note` is drawn small under a plot: that the split leaks speakers, for one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from mmattn.config import Modality
+from mmattn.evaluate.metrics import confusion
+from mmattn.evaluate.predictions import Predictions
+
+DPI = 120
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito, colour-blind
+COLOURS = {"audio": BLUE, "video": ORANGE}
+
+Epoch = Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionExample:
+    """Attention over the frames of one clip; a modality that it lacks is None throughout.
+
+    Times in seconds, increasing; attention as the model gives it, summing to one over the valid
+    frames; cues: the true (modality, time) of each, where they are known.
+    """
+
+    clip: str
+    label: str
+    predicted: str
+    audio_times: np.ndarray | None
+    audio_attention: np.ndarray | None
+    video_times: np.ndarray | None
+    video_attention: np.ndarray | None
+    video_valid: np.ndarray | None
+    cues: Sequence[tuple[Modality, float]] | None = None
+
+
+def best_epoch(history: Sequence[Epoch]) -> Epoch:
+    """The epoch of highest validation accuracy; the first one of a tie."""
+    return max(history, key=lambda epoch: epoch["validation_accuracy"])
+
+
+def plot_curves(history: Sequence[Epoch], path: Path, note: str | None = None) -> None:
+    """Loss, and accuracy with UAR, over the epochs; the best validation accuracy is marked.
+
+    An epoch has epoch, train_loss, validation_loss, train_accuracy, validation_accuracy,
+    validation_uar and learning_rate.
+    """
+    figure = _figure(9, 4.2, note)
+    loss_axes, score_axes = figure.subplots(1, 2)
+    _draw_curve(loss_axes, history, "train_loss", GREY, "training")
+    _draw_curve(loss_axes, history, "validation_loss", BLUE, "validation")
+    highest = max(max(epoch["train_loss"], epoch["validation_loss"]) for epoch in history)
+    loss_axes.set(ylabel="loss", ylim=(0, 1.05 * highest))
+    _draw_curve(score_axes, history, "train_accuracy", GREY, "training accuracy")
+    _draw_curve(score_axes, history, "validation_accuracy", BLUE, "validation accuracy")
+    _draw_curve(score_axes, history, "validation_uar", ORANGE, "validation UAR")
+    score_axes.set(ylabel="accuracy, UAR", ylim=(0, 1.02))
+    best = best_epoch(history)
+    label = f"best: epoch {best['epoch']}, {best['validation_accuracy']:.3f}"
+    score_axes.plot(
+        best["epoch"], best["validation_accuracy"], "*", color=GREEN, markersize=13, label=label
+    )
+    for axes in (loss_axes, score_axes):
+        _mark_epochs(axes, history)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9
+        )
+    figure.savefig(path, dpi=DPI)
+
+
+def learning_rate_drops(history: Sequence[Epoch]) -> list[float]:
+    """Epochs that ran with a lower learning rate than the one before."""
+    return [
+        epoch["epoch"]
+        for before, epoch in pairwise(history)
+        if epoch["learning_rate"] < before["learning_rate"]
+    ]
+
+
+def _mark_epochs(axes: Axes, history: Sequence[Epoch]) -> None:
+    """The epoch axis, with lines at the best epoch and where the learning rate fell."""
+    for number, epoch in enumerate(learning_rate_drops(history)):
+        label = None if number else "learning rate fell"
+        axes.axvline(epoch, color="black", linewidth=0.8, linestyle=":", zorder=0, label=label)
+    axes.axvline(best_epoch(history)["epoch"], color=GREEN, linewidth=1, zorder=0)
+    axes.set(xlabel="epoch", xlim=(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _draw_curve(axes: Axes, history: Sequence[Epoch], key: str, colour: str, label: str) -> None:
+    epochs = [epoch["epoch"] for epoch in history]
+    marker = "." if len(history) < 15 else None  # a single epoch is no line
+    axes.plot(epochs, [epoch[key] for epoch in history], color=colour, marker=marker, label=label)
+
+
+def plot_confusion(
+    predictions: Predictions, path: Path, title: str, note: str | None = None
+) -> None:
+    """Confusion matrix: counts written in, colour the share of the true class (the row)."""
+    counts = confusion(predictions)
+    clips = counts.sum(axis=1)
+    shares = counts / np.maximum(clips, 1)[:, None]
+    names = predictions.class_names
+    figure = _figure(2.6 + 0.62 * len(names), 2.0 + 0.56 * len(names), note)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, count, ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(
+        range(len(names)), [f"{name} ({count})" for name, count in zip(names, clips, strict=True)]
+    )
+    axes.tick_params(length=0)
+    axes.set(xlabel="predicted", ylabel="true (clips)")
+    axes.set_title(title, parse_math=False, fontsize=11)
+    figure.colorbar(image, shrink=0.8, label="share of the true class")
+    figure.savefig(path, dpi=DPI)
+
+
+def plot_attention(clips: Sequence[AttentionExample], path: Path, note: str | None = None) -> None:
+    """Attention over time, a row a clip, as a ratio to uniform attention over the valid frames.
+
+    Vertical marks are true cues in the colour of their modality; grey shade is video frames
+    without a face.
+    """
+    figure = _figure(9, 0.9 + 1.65 * len(clips), note)
+    rows = figure.subplots(len(clips), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, clip in zip(rows, clips, strict=True):
+        _draw_clip(axes, clip)
+    rows[-1].set_xlabel("time (s)")
+    figure.supylabel("attention (1 = uniform)", fontsize=10)
+    figure.legend(
+        handles=_attention_legend(clips), loc="outside upper center", ncols=6, frameon=False
+    )
+    figure.savefig(path, dpi=DPI)
+
+
+def _draw_clip(axes: Axes, clip: AttentionExample) -> None:
+    axes.axhline(1, color="black", linewidth=0.6, linestyle=":", zorder=1)
+    if clip.audio_times is not None:
+        ratio = ratio_to_uniform(clip.audio_attention, np.ones(len(clip.audio_times), bool))
+        axes.plot(clip.audio_times, ratio, color=BLUE, linewidth=1.3)
+    if clip.video_times is not None:
+        ratio = ratio_to_uniform(clip.video_attention, clip.video_valid)
+        axes.plot(clip.video_times, ratio, color=ORANGE, linewidth=1.3, marker=".", markersize=4)
+        for start, end in spans_without_face(clip.video_times, clip.video_valid):
+            axes.axvspan(start, end, color=GREY, alpha=0.3, linewidth=0)
+    for modality, time in clip.cues or ():
+        axes.axvline(time, color=COLOURS[modality], linewidth=1, alpha=0.6, zorder=0)
+    verdict = "right" if clip.label == clip.predicted else f"predicted {clip.predicted}"
+    text = f"{clip.clip}: {clip.label}, {verdict}"
+    axes.set_title(text, parse_math=False, fontsize=9, loc="left", pad=3)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.01)
+
+
+def ratio_to_uniform(attention: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Attention [T] over its mean on the valid [T] frames; NaN on the others.
+
+    All NaN where the model attended to nothing: no valid frames.
+    """
+    if not attention[valid].any():
+        return np.full(len(attention), np.nan)
+    return np.where(valid, attention / attention[valid].mean(), np.nan)
+
+
+def spans_without_face(times: np.ndarray, valid: np.ndarray) -> list[tuple[float, float]]:
+    """Start and end (s) of each run of frames that are not valid [T], half a frame wider."""
+    half = np.diff(times).mean() / 2 if len(times) > 1 else 0.0
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], ~valid, [False]]).astype(int)))
+    return [
+        (float(times[first] - half), float(times[after - 1] + half))
+        for first, after in edges.reshape(-1, 2)
+    ]
+
+
+def _attention_legend(clips: Sequence[AttentionExample]) -> list[Line2D | Patch]:
+    """An entry for each thing that occurs in some clip."""
+    handles = []
+    if any(clip.audio_times is not None for clip in clips):
+        handles.append(Line2D([], [], color=BLUE, label="audio"))
+    if any(clip.video_times is not None for clip in clips):
+        handles.append(Line2D([], [], color=ORANGE, marker=".", label="video"))
+    cued = {modality for clip in clips for modality, _ in clip.cues or ()}
+    for modality in sorted(cued):
+        style = {"color": COLOURS[modality], "marker": "|", "markersize": 12, "linestyle": "none"}
+        handles.append(Line2D([], [], label=f"{modality} cue", **style))
+    if any(clip.video_valid is not None and not clip.video_valid.all() for clip in clips):
+        handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="no face"))
+    return handles
+
+
+def _figure(width: float, height: float, note: str | None) -> Figure:
+    """A figure of this size (inches) with the note small at its foot."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if note:
+        figure.supxlabel(note, parse_math=False, fontsize=8, color=ORANGE, x=0.01, ha="left")
+    return figure

@@ -1,0 +1,1 @@
+"""The network: LSTM branches with temporal attention, fusion and head."""

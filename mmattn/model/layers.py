@@ -1,0 +1,100 @@
+"""The smaller parts: temporal attention, batch norm over devices, dropout by clip."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+
+class Training(NamedTuple):
+    """What a forward pass needs beyond the clips when it trains; None stands for prediction."""
+
+    keys: Array
+    """[B] a random key a clip, so that dropout does not depend on the division over devices."""
+    sum_over_devices: Callable
+    """Adds up a tree of arrays over the devices."""
+
+
+class TemporalAttention(nnx.Module):
+    """Weighted mean over time: score tanh(x·w), softmax over the valid frames."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), (features, 1)))
+
+    def __call__(self, x: Array, valid: Array) -> tuple[Array, Array]:
+        """Pool frames.
+
+        Args:
+            x: [T, B, H] frames.
+            valid: [T, B] bool.
+
+        Returns:
+            [B, H] the mean and [T, B] the weights: they sum to 1 over the valid frames and are
+            0 elsewhere; a clip without any valid frame gives zeros (and finite gradients).
+        """
+        scores = jnp.tanh((x @ self.kernel[...])[..., 0])
+        weights = jax.nn.softmax(scores, axis=0, where=valid)
+        return jnp.einsum("tb,tbh->bh", weights, x), weights
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe & Szegedy, 2015) of [B, F] over the clips of all devices.
+
+    Unlike `flax.nnx.BatchNorm`, whose mean over devices gives every device the same say, it sums
+    over devices before it divides: a batch that fills only some devices, or ends in filler, has
+    the statistics of its clips, so the number of devices does not change the training.
+    """
+
+    momentum = 0.9
+    epsilon = 1e-3
+
+    def __init__(self, features: int):
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: Array, training: Training | None, weight: Array) -> Array:
+        """Normalise by the batch in training, by the running statistics otherwise.
+
+        Args:
+            x: [B, F].
+            training: see `Training`.
+            weight: [B] 1 for a clip, 0 for filler.
+        """
+        if training is None:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            sums = jnp.stack([weight @ x, weight @ (x * x)])
+            sums, count = training.sum_over_devices((sums, weight.sum()))
+            mean, square = sums / count
+            var = jnp.maximum(square - mean * mean, 0.0)
+            self.mean[...] += (1 - self.momentum) * (lax.stop_gradient(mean) - self.mean[...])
+            self.var[...] += (1 - self.momentum) * (lax.stop_gradient(var) - self.var[...])
+        return (x - mean) * lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+
+
+class Dropout(nnx.Module):
+    """Dropout whose mask is drawn per clip and feature and kept over time.
+
+    The variational form of Gal & Ghahramani (2016), which is also what `dropout=` of a Keras LSTM
+    does. `stream` tells the layers of a network apart.
+    """
+
+    def __init__(self, rate: float, stream: int):
+        self.rate, self.stream = rate, stream
+
+    def __call__(self, x: Array, training: Training | None) -> Array:
+        """Zero a share `rate` of the features of [B, F] or [T, B, F] and scale up the others."""
+        if training is None or self.rate == 0:
+            return x
+
+        def draw(key):
+            key = jax.random.fold_in(key, self.stream)
+            return jax.random.bernoulli(key, 1 - self.rate, x.shape[-1:])
+
+        keep = jax.vmap(draw)(training.keys)
+        return jnp.where(keep, x / (1 - self.rate), 0)

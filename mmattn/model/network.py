@@ -1,0 +1,107 @@
+"""The branched network: a batch of clips in, logits, attention and frame embeddings out."""
+
+from itertools import count
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from mmattn.config import ModelConfig
+from mmattn.data.batches import Batch, Sequence
+from mmattn.model.layers import BatchNorm, Dropout, TemporalAttention, Training
+from mmattn.model.lstm import LSTM
+
+
+class BranchOutput(NamedTuple):
+    """What one modality's branch makes of its frames."""
+
+    pooled: Array
+    """[B, P]"""
+    attention: Array
+    """[B, T] weights over the valid frames, 0 elsewhere."""
+    embeddings: Array
+    """[B, T, H] the frames before pooling, 0 in the padding."""
+
+
+class Output(NamedTuple):
+    """What the network says of a batch."""
+
+    logits: Array
+    """[B, K]"""
+    attention: dict[str, Array]
+    """By modality, [B, T]."""
+    embeddings: dict[str, Array]
+    """By modality, [B, T, H]."""
+
+
+class Branch(nnx.Module):
+    """A bidirectional LSTM stack and temporal attention over one modality."""
+
+    def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
+        layers, dropouts = [], []
+        for number, width in enumerate(units):
+            rate = config.layer_dropout if number else config.input_dropout
+            dropouts.append(Dropout(rate, next(streams)))
+            layers.append(
+                [LSTM(features, width, reverse=back, rngs=rngs) for back in (False, True)]
+            )
+            features = 2 * width
+        self.dropouts = nnx.List(dropouts)
+        self.layers = nnx.List(nnx.List(pair) for pair in layers)
+        self.attention = TemporalAttention(features, rngs=rngs)
+        self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
+        self.features = features
+
+    def __call__(self, sequence: Sequence, training: Training | None) -> BranchOutput:
+        """Run over normalised frames; a sequence of length 0 gives zeros."""
+        x = sequence.frames.swapaxes(0, 1)
+        inside = jnp.arange(len(x))[:, None] < sequence.length
+        for dropout, (ahead, back) in zip(self.dropouts, self.layers, strict=True):
+            x = dropout(x, training)
+            x = jnp.concatenate([ahead(x, inside), back(x, inside)], axis=-1)
+        pooled, attention = self.attention(x, sequence.valid.T)
+        return BranchOutput(self.pooled_dropout(pooled, training), attention.T, x.swapaxes(0, 1))
+
+
+class Network(nnx.Module):
+    """One branch a modality, joined by concatenation, then a dense head."""
+
+    def __init__(self, config: ModelConfig, widths: dict[str, int], classes: int, seed: int):
+        """Build with random parameters.
+
+        Args:
+            config: sizes and dropout.
+            widths: features of a frame, by modality.
+            classes: number of classes, K.
+            seed: of the parameters.
+        """
+        rngs, streams = nnx.Rngs(params=seed), count()
+        units = {"audio": config.audio_units, "video": config.video_units}
+        self.branches = nnx.Dict(
+            {m: Branch(widths[m], units[m], config, streams, rngs) for m in config.modalities}
+        )
+        features = sum(branch.features for branch in self.branches.values())
+        dense, norms, dropouts = [], [], []
+        for width, rate in zip(config.head_units, config.head_dropout, strict=True):
+            dense.append(nnx.Linear(features, width, rngs=rngs))
+            norms.append(BatchNorm(width))
+            dropouts.append(Dropout(rate, next(streams)))
+            features = width
+        self.dense, self.norms, self.dropouts = nnx.List(dense), nnx.List(norms), nnx.List(dropouts)
+        self.classifier = nnx.Linear(features, classes, rngs=rngs)
+
+    def __call__(self, batch: Batch, training: Training | None = None) -> Output:
+        """Classify a batch; with `training` given, dropout and batch statistics are on."""
+        outputs = {
+            name: branch(getattr(batch, name), training) for name, branch in self.branches.items()
+        }
+        x = jnp.concatenate([output.pooled for output in outputs.values()], axis=-1)
+        for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):
+            x = dropout(norm(jax.nn.relu(dense(x)), training, batch.weight), training)
+        return Output(
+            self.classifier(x),
+            {name: output.attention for name, output in outputs.items()},
+            {name: output.embeddings for name, output in outputs.items()},
+        )

@@ -1,0 +1,79 @@
+"""Repeat the evaluation of a run from its checkpoint, on its own clips or on others."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mmattn.config import ExperimentConfig, OtherDataConfig
+from mmattn.console import say
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.errors import UserError
+from mmattn.evaluate.metrics import scores
+from mmattn.evaluate.predictions import Predictions, join
+from mmattn.evaluate.report import say_per_class, say_scores
+from mmattn.files import read_json
+from mmattn.run.experiment import SIDES, to_predictions
+from mmattn.run.folder import read_config
+from mmattn.train.checkpoints import Kind
+from mmattn.train.devices import start_jax
+from mmattn.train.loop import restore
+
+
+def evaluate_run(run: Path, kind: Kind, other: OtherDataConfig) -> None:
+    """Say the scores of a run, or of each of its folds and of all together.
+
+    Args:
+        run: the run's folder.
+        kind: which checkpoint.
+        other: where the clips are now, if `roots` are given.
+
+    Raises:
+        UserError: no run, no checkpoint, or clips that do not fit the network.
+    """
+    config = read_config(run)
+    data = config.data
+    if other.roots:
+        data = replace(data, roots=other.roots, max_bad=other.max_bad)
+    data = replace(data, cache=other.cache)
+    corpus = open_corpus(data)
+    start_jax(config.devices, config.train.batch)
+    parts = [run] if (run / "split.json").exists() else sorted(run.glob("fold*"))
+    tested = [_evaluate_part(part, kind, config, corpus) for part in parts]
+    if len(parts) > 1:
+        say_scores("all folds together", {"test": scores(join(tested))})
+
+
+def _evaluate_part(
+    folder: Path, kind: Kind, config: ExperimentConfig, corpus: Corpus
+) -> Predictions:
+    """Say the scores of one split; returns the predictions of its last side, the test."""
+    document = read_json(folder / "split.json")
+    sides = _clips_to_evaluate(document, corpus)
+    trainer, state = restore(folder, kind, corpus, config.devices)
+    predictions = {
+        side: to_predictions(corpus, clips, trainer.predict(state, clips))
+        for side, clips in sides.items()
+    }
+    *_, last = predictions.values()
+    leak = f"; {document['description']}" if document["leaking"] else ""
+    say_per_class(last, f"{folder}, each class")
+    found = {side: scores(part, config.seed) for side, part in predictions.items()}
+    say_scores(f"{folder}, {kind} checkpoint, {corpus.description}{leak}", found)
+    return last
+
+
+def _clips_to_evaluate(document: dict, corpus: Corpus) -> dict[str, np.ndarray]:
+    """The run's own sides where the corpus has them, else the clips of speakers it never saw."""
+    index = {name: number for number, name in enumerate(corpus.names)}
+    if all(name in index for side in SIDES for name in document[side]["clips"]):
+        return {side: np.array([index[name] for name in document[side]["clips"]]) for side in SIDES}
+    seen = {*document["train"]["speakers"], *document["validation"]["speakers"]}
+    unseen = np.flatnonzero(~np.isin(corpus.speakers, list(seen)))
+    if not len(unseen):
+        raise UserError(
+            f"{corpus.description}: the run's validation and test clips are not all there, and "
+            "every speaker was in its training or validation; expected speakers it never saw"
+        )
+    say(f"{len(unseen)} of {len(corpus)} clips are of speakers that the run never saw")
+    return {"unseen": unseen}

@@ -1,0 +1,98 @@
+"""The files of a run's folder that say what the run is."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from mmattn.config import ExperimentConfig, config_from_json
+from mmattn.errors import UserError
+from mmattn.files import read_json, write_json
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
+
+
+def new_folder(folder: Path) -> None:
+    """Make a run's folder; UserError if a run or anything else is there."""
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a run; go on with --resume, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    others = [path.name for path in folder.iterdir() if path.name != "train.log"]
+    if others:
+        raise UserError(f"--out {folder}: expected a new or empty folder, it has {others[0]}")
+
+
+def read_config(folder: Path) -> ExperimentConfig:
+    """The config of the run in a folder; UserError if there is none."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: expected a run's folder, but it has no config.json")
+    return config_from_json(read_json(folder / "config.json"))
+
+
+def config_to_resume(
+    folder: Path, asked: ExperimentConfig, default: ExperimentConfig
+) -> ExperimentConfig:
+    """The stored config of the run to go on with.
+
+    Args:
+        folder: the run's.
+        asked: as the command line says.
+        default: the experiment's own.
+
+    Raises:
+        UserError: there is no run, or an option was given that says otherwise than the run.
+    """
+    stored = read_config(folder)
+    for name, value, kept, usual in _options(asked, stored, default):
+        if name not in ("out", "resume") and value != usual and value != kept:
+            raise UserError(f"--{name} {value}: the run to resume has {kept}, and keeps it")
+    return replace(stored, out=folder, resume=True)
+
+
+def _options(*configs, prefix: str = "") -> Iterator[tuple]:
+    for field in fields(configs[0]):
+        values = [getattr(config, field.name) for config in configs]
+        name = prefix + field.name.replace("_", "-")
+        if is_dataclass(values[0]):
+            yield from _options(*values, prefix=f"{name}.")
+        else:
+            yield name, *values
+
+
+def write_config(folder: Path, config: ExperimentConfig) -> None:
+    """Write config.json; it is there from before the first step on."""
+    write_json(folder / "config.json", replace(config, out=None, resume=False).to_json())
+
+
+def write_environment(folder: Path, device: str) -> None:
+    """Add this start to environment.json: machine, versions, command."""
+    path = folder / "environment.json"
+    starts = read_json(path)["starts"] if path.exists() else []
+    write_json(path, {"starts": [*starts, {**environment(), "device": device}]})
+
+
+def environment() -> dict:
+    """Versions, machine and command of this process."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "command": sys.argv,
+        "commit": _commit(),
+        "versions": {name: version(name) for name in (*LIBRARIES, "mmattn")},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs, with a + if files differ; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

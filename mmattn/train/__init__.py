@@ -1,0 +1,1 @@
+"""Training: loss, step, devices, checkpoints and the one loop."""

@@ -1,0 +1,91 @@
+"""Checkpoints: best, final and latest, each enough to resume or to predict. The only orbax."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mmattn.errors import UserError
+from mmattn.files import explain_full_disk
+
+Kind = Literal["best", "final", "latest"]
+
+
+class Checkpoint(NamedTuple):
+    """Arrays and JSON of one checkpoint."""
+
+    arrays: Any
+    """A tree of NumPy arrays."""
+    about: dict
+    """Config, class names, widths, history: whatever is no array."""
+
+
+class Checkpoints:
+    """The checkpoints in a run's folder, `checkpoints/<kind>/<optimiser step>/`.
+
+    Each kind keeps one checkpoint. A new one is complete under its name before the old one is
+    deleted, so a crash or a full disk leaves a good one.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "checkpoints"
+
+    def save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
+        """Save under the number of the optimiser step; a step that is there already stays.
+
+        Raises:
+            UserError: the disk is full; the last checkpoint of this kind is untouched.
+        """
+        with explain_full_disk(f"{self.folder / kind}; the last good checkpoint is intact"):
+            with self._manager(kind) as manager:
+                if step not in manager.all_steps():
+                    parts = ocp.args.Composite(
+                        arrays=ocp.args.StandardSave(_named(arrays)), about=ocp.args.JsonSave(about)
+                    )
+                    manager.save(step, args=parts)
+
+    def about(self, kind: Kind) -> dict | None:
+        """The JSON of the checkpoint, or None where there is none."""
+        if not (self.folder / kind).is_dir():
+            return None
+        with self._manager(kind) as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
+                "about"
+            ]
+
+    def load(self, kind: Kind, like: Any) -> Any:
+        """The arrays, in the structure of `like`.
+
+        Raises:
+            UserError: there is no such checkpoint, or its arrays have other names or shapes.
+        """
+        path = self.folder / kind
+        wanted = _named(like)
+        with self._manager(kind) as manager:
+            step = manager.latest_step()
+            if step is None:
+                raise UserError(f"{path}: expected a checkpoint, found none")
+            try:
+                parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
+                found = manager.restore(step, args=parts)["arrays"]
+            except (ValueError, KeyError, OSError) as error:
+                raise UserError(f"{path}/{step} does not fit this network: {error}") from error
+        leaves = [np.asarray(found[name]) for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _manager(self, kind: Kind) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        return ocp.CheckpointManager((self.folder / kind).resolve(), options=options)
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree by their path, as NumPy arrays."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x) for path, x in leaves
+    }

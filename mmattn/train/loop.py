@@ -1,0 +1,329 @@
+"""The one training loop: epochs, validation, checkpoints, early stopping, resuming."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from mmattn.config import ExperimentConfig, TrainConfig, config_from_json
+from mmattn.console import progress, say
+from mmattn.data.batches import Dispatch, make_buckets, plan_epoch
+from mmattn.data.corpus import Corpus
+from mmattn.data.normalise import Normaliser, fit_normaliser
+from mmattn.data.splits import Split
+from mmattn.errors import Diverged, Stopped, UserError
+from mmattn.evaluate.metrics import confusion_counts, uar
+from mmattn.files import write_text
+from mmattn.model.network import Network
+from mmattn.train import devices
+from mmattn.train.checkpoints import Checkpoints, Kind
+from mmattn.train.loss import balanced_class_weights
+from mmattn.train.predict import ClipPredictions, Feed, predict_clips
+from mmattn.train.step import NO_SUMS, Learner, StepCheck, Sums, TrainState
+
+
+class Trainer:
+    """One network with its data and devices; what training, resuming and evaluation share."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        corpus: Corpus,
+        normaliser: Normaliser,
+        class_weights: np.ndarray | None,
+        device_count: int,
+    ):
+        widths = {"audio": corpus.audio.width, "video": corpus.video.width}
+        network = Network(config.model, widths, len(corpus.class_names), config.seed)
+        self.config, self.corpus, self.normaliser = config, corpus, normaliser
+        self.device_count = device_count
+        self.learner = Learner(network, config.train, class_weights, config.seed, device_count)
+        buckets = make_buckets(corpus, np.arange(len(corpus)), config.data.buckets)
+        self.feed = Feed(corpus, normaliser, buckets, config.train.batch, device_count)
+        self.about = {
+            "config": config.to_json(),
+            "class_names": list(corpus.class_names),
+            "widths": widths,
+            "devices": device_count,
+        }
+
+    def start(self) -> tuple[TrainState, Sums]:
+        """The state before the first step and empty sums, on the devices."""
+        return devices.replicate((self.learner.initial, NO_SUMS), self.device_count)
+
+    def save(
+        self, checkpoints: Checkpoints, kind: Kind, state: TrainState, sums: Sums, **about: Any
+    ) -> None:
+        """Save a checkpoint; `about` joins what is true of the whole run."""
+        state = devices.first(state)
+        arrays = self._arrays(state, jax.tree.map(np.asarray, sums), self.normaliser)
+        checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
+
+    def load(self, checkpoints: Checkpoints, kind: Kind) -> tuple[TrainState, Sums]:
+        """A checkpoint's state and sums, on the devices; sets the normaliser to its own."""
+        sums = jax.tree.map(lambda x: np.repeat(x, self.device_count), NO_SUMS)
+        like = self._arrays(self.learner.initial, sums, self.normaliser)
+        arrays = checkpoints.load(kind, like)
+        self.normaliser = arrays["normaliser"]
+        self.feed = self.feed._replace(normaliser=self.normaliser)
+        state = devices.replicate(arrays["state"], self.device_count)
+        return state, devices.place(arrays["sums"], self.device_count)
+
+    def predict(self, state: TrainState, clips: np.ndarray) -> ClipPredictions:
+        """Predict the clips at these positions [n] of the corpus."""
+        return predict_clips(self.learner, state, self.feed, clips)
+
+    @staticmethod
+    def _arrays(state: TrainState, sums: Sums, normaliser: Normaliser) -> dict:
+        return {"state": state, "sums": sums, "normaliser": normaliser}
+
+
+def make_trainer(
+    config: ExperimentConfig, corpus: Corpus, split: Split, device_count: int
+) -> Trainer:
+    """A trainer whose normalisation and class weights come from the training clips alone."""
+    normaliser = fit_normaliser(corpus, split.train)
+    weights = None
+    if config.train.class_weights:
+        labels = corpus.labels[split.train]
+        weights = balanced_class_weights(labels, len(corpus.class_names))
+    return Trainer(config, corpus, normaliser, weights, device_count)
+
+
+def fit(trainer: Trainer, split: Split, folder: Path, resume: bool) -> list[dict]:
+    """Train to the end, from the latest checkpoint with `resume`; returns a row an epoch.
+
+    The best and the final checkpoint are in `folder` afterwards. Every random choice depends on
+    the seed and the step or epoch, so a run that was killed and resumed ends the same.
+
+    Raises:
+        Diverged: a loss or gradient is not finite; checkpoints before it are kept.
+        Stopped: SIGTERM came; the state was saved.
+        UserError: the disk is full.
+    """
+    config, checkpoints = trainer.config.train, Checkpoints(folder)
+    state, sums = trainer.start()
+    history, done = [], 0
+    about = checkpoints.about("latest") if resume else None
+    if about is not None:
+        state, sums = trainer.load(checkpoints, "latest")
+        history, done = about["history"], about["dispatches"]
+        say(f"resumed after epoch {len(history)} and {done} dispatches of the next")
+    write_metrics(folder, history)
+    with sigterm_asks() as asked:
+        while not finished(history, config):
+            begin = time.perf_counter()
+            rate = learning_rate(config, history)
+            state, sums, done = _train_epoch(
+                trainer, split, state, sums, len(history), done, rate, asked.is_set
+            )
+            if asked.is_set():
+                trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=done)
+                raise Stopped(
+                    f"SIGTERM in epoch {len(history) + 1}: saved; `--resume --out {folder}` goes on"
+                )
+            row = _epoch_row(trainer, split, state, sums, len(history) + 1, rate, begin)
+            history = [*history, row]
+            sums, done = trainer.start()[1], 0
+            if best_epoch(history) == len(history):
+                trainer.save(checkpoints, "best", state, sums, history=history, dispatches=0)
+            trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=0)
+            write_metrics(folder, history)
+            _say_epoch(row, history)
+    trainer.save(checkpoints, "final", state, sums, history=history, dispatches=0)
+    return history
+
+
+def _train_epoch(
+    trainer: Trainer,
+    split: Split,
+    state: TrainState,
+    sums: Sums,
+    epoch: int,
+    done: int,
+    rate: float,
+    stop: Callable[[], bool],
+) -> tuple[TrainState, Sums, int]:
+    """Train on the dispatches of an epoch from number `done` on, until its end or a stop.
+
+    Each dispatch is checked while the devices work on the next one.
+    """
+    config, learner = trainer.config.train, trainer.learner
+    plan = epoch_plan(trainer, split.train, epoch)
+    before = epoch * steps_an_epoch(split, config) + sum(len(d.batches) for d in plan[:done])
+    unchecked = None
+    feed = trainer.feed(plan[done:], config.steps_per_dispatch)
+    with progress(f"epoch {epoch + 1}", len(split.train)) as advance:
+        advance(sum(len(clips) for dispatch in plan[:done] for clips in dispatch.batches))
+        for dispatch, (_, placed) in zip(plan[done:], feed, strict=True):
+            count, lr = np.int32(len(dispatch.batches)), np.float32(rate)
+            state, sums, check = learner.train(state, sums, placed, count, lr)
+            if unchecked:
+                check_finite(trainer.corpus, *unchecked)
+            unchecked = check, dispatch, before, epoch
+            before += len(dispatch.batches)
+            done += 1
+            advance(sum(map(len, dispatch.batches)))
+            if stop():
+                break
+        if unchecked:
+            check_finite(trainer.corpus, *unchecked)
+    return state, sums, done
+
+
+def epoch_plan(trainer: Trainer, clips: np.ndarray, epoch: int) -> list[Dispatch]:
+    """The dispatches of an epoch (from 0), in an order drawn from (seed, epoch)."""
+    config, feed = trainer.config, trainer.feed
+    rng = np.random.default_rng([config.seed, epoch])
+    steps = config.train.steps_per_dispatch
+    return plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps, rng)
+
+
+def steps_an_epoch(split: Split, config: TrainConfig) -> int:
+    """Optimiser steps of an epoch: the last batch may be incomplete."""
+    return -(-len(split.train) // config.batch)
+
+
+def check_finite(
+    corpus: Corpus, check: StepCheck, dispatch: Dispatch, before: int, epoch: int
+) -> None:
+    """Raise Diverged at the first step with a loss or gradient that is not finite.
+
+    Args:
+        corpus: names the clips.
+        check: of all devices, [D, S, B/D] and [D, S].
+        dispatch: the clips of each step.
+        before: steps before this dispatch.
+        epoch: from 0.
+    """
+    losses = np.asarray(check.clip_loss)
+    norms = np.asarray(check.gradient_norm)[0]
+    for number, clips in enumerate(dispatch.batches):
+        bad = ~np.isfinite(losses[:, number].ravel()[: len(clips)])
+        if not bad.any() and np.isfinite(norms[number]):
+            continue
+        what = "loss" if bad.any() else "gradient"
+        names = [corpus.names[clip] for clip in (clips[bad] if bad.any() else clips)]
+        raise Diverged(
+            f"training broke at step {before + number + 1} (epoch {epoch + 1}): the {what} is not "
+            f"finite for {', '.join(names)}; expected finite numbers. Checkpoints of earlier "
+            "epochs are kept. A lower --train.learning-rate or an outlier in these clips may be it."
+        )
+
+
+def _epoch_row(
+    trainer: Trainer,
+    split: Split,
+    state: TrainState,
+    sums: Sums,
+    epoch: int,
+    rate: float,
+    begin: float,
+) -> dict:
+    """Evaluate on the validation clips: one line of metrics.jsonl."""
+    trained = time.perf_counter() - begin
+    total = jax.tree.map(lambda x: float(np.asarray(x).sum(dtype=np.float64)), sums)
+    labels = trainer.corpus.labels[split.validation]
+    predictions = trainer.predict(state, split.validation)
+    predicted = predictions.probabilities.argmax(1)
+    counts = confusion_counts(labels, predicted, len(trainer.corpus.class_names))
+    if not np.isfinite(predictions.loss).all():
+        bad = split.validation[~np.isfinite(predictions.loss)]
+        names = ", ".join(trainer.corpus.names[clip] for clip in bad)
+        raise Diverged(f"the validation loss of epoch {epoch} is not finite for {names}")
+    return {
+        "epoch": epoch,
+        "train_loss": total.loss / total.clips,
+        "train_accuracy": total.correct / total.clips,
+        "validation_loss": float(predictions.loss.mean()),
+        "validation_accuracy": float((predicted == labels).mean()),
+        "validation_uar": float(uar(counts)),
+        "learning_rate": rate,
+        "clips_per_s": len(split.train) / trained,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def learning_rate(config: TrainConfig, history: list[dict]) -> float:
+    """The rate of the next epoch: halved on a plateau of the validation loss, at least 1e-6."""
+    plateau = optax.contrib.reduce_on_plateau(
+        factor=0.5, patience=config.plateau, min_scale=min(1.0, 1e-6 / config.learning_rate)
+    )
+    state = plateau.init(())
+    for row in history:
+        _, state = plateau.update((), state, value=row["validation_loss"])
+    return config.learning_rate * float(state.scale)
+
+
+def best_epoch(history: list[dict]) -> int:
+    """The first epoch (from 1) with the highest validation accuracy."""
+    return 1 + int(np.argmax([row["validation_accuracy"] for row in history]))
+
+
+def finished(history: list[dict], config: TrainConfig) -> bool:
+    """Whether the last epoch is done or validation accuracy has long not got better."""
+    if not history:
+        return False
+    return len(history) >= config.epochs or len(history) - best_epoch(history) >= config.patience
+
+
+def write_metrics(folder: Path, history: list[dict]) -> None:
+    """Write metrics.jsonl, a line an epoch."""
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+
+def _say_epoch(row: dict, history: list[dict]) -> None:
+    best = "  best so far" if best_epoch(history) == row["epoch"] else ""
+    say(
+        f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f} / {row['validation_loss']:.4f}  "
+        f"accuracy {row['train_accuracy']:.3f} / {row['validation_accuracy']:.3f}  "
+        f"UAR {row['validation_uar']:.3f}  rate {row['learning_rate']:.1e}  "
+        f"{row['clips_per_s']:.0f} clips/s{best}"
+    )
+
+
+@contextmanager
+def sigterm_asks() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets instead of ending the process."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def restore(
+    folder: Path, kind: Kind, corpus: Corpus, device_count: int
+) -> tuple[Trainer, TrainState]:
+    """The network of a run's checkpoint, with its own normalisation, ready to predict a corpus.
+
+    Raises:
+        UserError: there is no such checkpoint, or the corpus has other widths or classes.
+    """
+    checkpoints = Checkpoints(folder)
+    about = checkpoints.about(kind)
+    if about is None:
+        raise UserError(f"{folder}: expected a {kind} checkpoint, found none")
+    widths = {"audio": corpus.audio.width, "video": corpus.video.width}
+    if widths != about["widths"]:
+        raise UserError(
+            f"{folder} was trained on widths {about['widths']}, the clips have {widths}"
+        )
+    if list(corpus.class_names) != about["class_names"]:
+        raise UserError(
+            f"{folder} was trained on the classes {', '.join(about['class_names'])}, the clips "
+            f"have {', '.join(corpus.class_names)}"
+        )
+    blank = Normaliser(*(np.zeros(widths[m], np.float32) for m in ("audio",) * 2 + ("video",) * 2))
+    config = config_from_json(about["config"])
+    trainer = Trainer(config, corpus, blank, None, device_count)
+    return trainer, trainer.load(checkpoints, kind)[0]

@@ -1,0 +1,171 @@
+"""Pure functions of a training step and of a prediction, and the state they work on."""
+
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from mmattn.config import TrainConfig
+from mmattn.data.batches import Batch
+from mmattn.model.layers import Training
+from mmattn.model.network import Network
+from mmattn.train import devices
+from mmattn.train.loss import focal_loss
+
+
+class TrainState(NamedTuple):
+    """All that a training step changes."""
+
+    step: Array
+    """int32, optimiser steps done."""
+    params: nnx.State
+    batch_stats: nnx.State
+    opt_state: optax.OptState
+
+
+class Sums(NamedTuple):
+    """Sums over the clips seen, divided once at the end; each device has its own."""
+
+    clips: Array
+    loss: Array
+    correct: Array
+
+
+class StepCheck(NamedTuple):
+    """What shows the step and the clips with which a training broke."""
+
+    clip_loss: Array
+    """[S, B] loss of each clip."""
+    gradient_norm: Array
+    """[S]"""
+
+
+class Prediction(NamedTuple):
+    """What the network says of each clip of a batch."""
+
+    loss: Array
+    """[B]"""
+    probabilities: Array
+    """[B, K]"""
+    attention: dict[str, Array]
+    """By modality, [B, T]."""
+
+
+NO_SUMS = Sums(np.float32(0), np.float32(0), np.float32(0))
+
+
+class Learner:
+    """The compiled training steps and prediction of one network on a number of devices.
+
+    `train(state, sums, batches, count, learning_rate)` and `predict(state, batches)` take
+    arrays with a leading axis of devices, as `collate` makes and `devices.place` puts them.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: TrainConfig,
+        class_weights: np.ndarray | None,
+        seed: int,
+        device_count: int,
+    ):
+        self.graph, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+        self.gamma, self.class_weights, self.seed = config.gamma, class_weights, seed
+        self.optimizer = make_optimizer(config)
+        self.initial = TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
+        self.train = devices.parallel(
+            self._train_steps, device_count, in_axes=(0, 0, 0, None, None), donate=(0, 1)
+        )
+        self.predict = devices.parallel(self._predict, device_count, in_axes=(0, 0))
+
+    def _train_steps(
+        self, state: TrainState, sums: Sums, batches: Batch, count: Array, learning_rate: Array
+    ) -> tuple[TrainState, Sums, StepCheck]:
+        """The first `count` of S steps, one after the other, on one device's [S, B, …] clips."""
+        check = StepCheck(
+            jnp.zeros_like(batches.weight), jnp.zeros(len(batches.weight), jnp.float32)
+        )
+
+        def body(number, carry):
+            state, sums, check = carry
+            batch = jax.tree.map(lambda x: x[number], batches)
+            state, step_sums, clip_loss, norm = self.train_step(state, batch, learning_rate)
+            check = StepCheck(
+                check.clip_loss.at[number].set(clip_loss),
+                check.gradient_norm.at[number].set(norm),
+            )
+            return state, jax.tree.map(jnp.add, sums, step_sums), check
+
+        return jax.lax.fori_loop(0, count, body, (state, sums, check))
+
+    def train_step(
+        self, state: TrainState, batch: Batch, learning_rate: Array
+    ) -> tuple[TrainState, Sums, Array, Array]:
+        """One optimiser step over the clips of all devices; runs inside `devices.parallel`.
+
+        Returns:
+            The new state, this device's sums, the loss of its clips [B], the gradient's norm.
+        """
+        clips = devices.sum_over_devices(batch.weight.sum())
+        training = Training(self._clip_keys(state.step, len(batch.label)), devices.sum_over_devices)
+
+        def mean_loss(params):
+            network = nnx.merge(self.graph, params, state.batch_stats, copy=True)
+            logits = network(batch, training).logits
+            loss = self.loss(logits, batch.label)
+            return (batch.weight @ loss) / clips, (logits, loss, nnx.state(network, nnx.BatchStat))
+
+        gradient, (logits, loss, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+        gradient = devices.sum_over_devices(gradient)
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        correct = batch.weight @ (logits.argmax(-1) == batch.label)
+        return (
+            TrainState(state.step + 1, params, batch_stats, opt_state),
+            Sums(batch.weight.sum(), batch.weight @ loss, correct),
+            loss * batch.weight,
+            optax.global_norm(gradient),
+        )
+
+    def loss(self, logits: Array, labels: Array) -> Array:
+        """The training loss of each clip: [B, K], [B] -> [B]."""
+        return focal_loss(logits, labels, self.gamma, self.class_weights)
+
+    def _clip_keys(self, step: Array, clips: int) -> Array:
+        """A key for each clip's dropout, from (seed, purpose, step, place in the whole batch)."""
+        key = jax.random.fold_in(random_key(self.seed, "dropout"), step)
+        places = devices.device_number() * clips + jnp.arange(clips)
+        return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+
+    def _predict(self, state: TrainState, batches: Batch) -> Prediction:
+        """Predictions [S, B, …] for one device's batches [S, B, …]."""
+        network = nnx.merge(self.graph, state.params, state.batch_stats)
+
+        def predict(batch):
+            output = network(batch)
+            probabilities = jax.nn.softmax(output.logits)
+            return Prediction(
+                self.loss(output.logits, batch.label), probabilities, output.attention
+            )
+
+        return jax.lax.map(predict, batches)
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba, 2015) with decoupled decay of the kernels, before the learning rate."""
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(
+            config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+        ),
+    )
+
+
+def random_key(seed: int, purpose: str) -> Array:
+    """A random key that depends on the seed and on what it is for."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))

@@ -1,0 +1,187 @@
+"""The packed cache: found again without reading, never half-written, safe among processes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.errors import UserError
+
+
+def packs(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if len(path.name) == 64]
+
+
+def builds(folder: Path) -> list[Path]:
+    return list(folder.glob(".build-*"))
+
+
+def content(corpus: Corpus) -> list:
+    return [
+        (name, *(part(i).tobytes() for part in parts))
+        for parts in [[s.clip for s in (corpus.audio, corpus.video)]]
+        for i, name in enumerate(corpus.names)
+    ]
+
+
+def overwrite_unseen(path: Path) -> None:
+    """Garbage in the file, with the same size and time of change."""
+    status = path.stat()
+    path.write_bytes(b"\0" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_the_second_start_reads_no_feature_file(corpus_folder, options):
+    first = content(open_corpus(options(corpus_folder)))
+    for path in corpus_folder.rglob("*.npz"):
+        overwrite_unseen(path)
+    assert content(open_corpus(options(corpus_folder))) == first
+
+
+def test_frames_are_mapped_and_cannot_be_written(corpus_folder, options):
+    corpus = open_corpus(options(corpus_folder))
+    assert isinstance(corpus.audio.frames.base, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        corpus.video.clip(0)[:] = 0
+
+
+def test_touched_and_moved_files_find_the_same_pack(corpus_folder, options, tmp_path):
+    first = content(open_corpus(options(corpus_folder)))
+    (pack,) = packs(tmp_path / "cache")
+    born = (pack / "index.json").stat().st_ino
+    for path in corpus_folder.rglob("*.npz"):
+        os.utime(path)
+    assert content(open_corpus(options(corpus_folder))) == first
+    corpus_folder.rename(tmp_path / "elsewhere")
+    assert content(open_corpus(options(tmp_path / "elsewhere"))) == first
+    assert packs(tmp_path / "cache") == [pack]
+    assert (pack / "index.json").stat().st_ino == born
+
+
+def test_altered_content_and_other_rates_make_another_pack(
+    corpus_folder, options, tmp_path, write_clip
+):
+    first = content(open_corpus(options(corpus_folder)))
+    path = next(corpus_folder.rglob("03-01-01-*.npz"))
+    write_clip(path, seed=999)
+    altered = content(open_corpus(options(corpus_folder)))
+    assert altered != first
+    assert len(packs(tmp_path / "cache")) == 2
+    write_clip(path, audio_timestamps=None)
+    for rate in (50, 49):
+        corpus = open_corpus(options(corpus_folder, audio_rate=rate))
+        clip = corpus.names.index(path.stem)
+        assert corpus.audio.clip_times(clip)[1] == 1 / rate
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 4)
+
+
+@pytest.mark.parametrize("damage", [cut_short, os.unlink])
+@pytest.mark.parametrize(
+    "name", ["audio.frames", "audio.times", "video.frames", "video.times", "index.json"]
+)
+def test_a_damaged_pack_is_built_again(corpus_folder, options, tmp_path, name, damage):
+    first = content(open_corpus(options(corpus_folder)))
+    (pack,) = packs(tmp_path / "cache")
+    damage(pack / name)
+    assert content(open_corpus(options(corpus_folder))) == first
+    assert packs(tmp_path / "cache") == [pack]
+    assert content(open_corpus(options(corpus_folder))) == first
+
+
+def test_bad_clips_are_remembered(corpus_folder, options):
+    bad = next(corpus_folder.rglob("*.npz"))
+    bad.write_bytes(b"broken")
+    first = open_corpus(options(corpus_folder, max_bad=1))
+    assert bad.stem not in first.names
+    with pytest.raises(UserError, match="1 of 32 clips are bad"):
+        open_corpus(options(corpus_folder))
+
+
+def test_an_unreadable_file_is_tried_again(corpus_folder, options, write_clip):
+    lost = corpus_folder / "1001_DFA_ANG_XX.npz"
+    lost.symlink_to(corpus_folder / "target")
+    assert len(open_corpus(options(corpus_folder, max_bad=1))) == 32
+    write_clip(corpus_folder / "target.npz").rename(corpus_folder / "target")
+    assert len(open_corpus(options(corpus_folder))) == 33
+
+
+def run_builder(*arguments: object) -> subprocess.Popen:
+    """Run builder.py in another process."""
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(here.parents[1])}
+    command = [sys.executable, here / "builder.py", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def start_slow_builder(root: Path, folder: Path) -> subprocess.Popen:
+    """A builder that has a finished pack and waits for folder/go to put it in its place."""
+    ready = folder / "ready"
+    process = run_builder("slow", root, folder / "cache", ready, folder / "go")
+    while not ready.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    return process
+
+
+def end_of(process: subprocess.Popen) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_of_two_builders_the_slower_drops_its_pack(corpus_folder, options, tmp_path):
+    slow = start_slow_builder(corpus_folder, tmp_path)
+    first = content(open_corpus(options(corpus_folder)))
+    assert len(builds(tmp_path / "cache")) == 1  # what lives is not taken for a leftover
+    (pack,) = packs(tmp_path / "cache")
+    born = pack.stat().st_ino
+    (tmp_path / "go").touch()
+    assert end_of(slow) == (0, "")
+    assert builds(tmp_path / "cache") == []
+    assert pack.stat().st_ino == born
+    assert content(open_corpus(options(corpus_folder))) == first
+
+
+def test_what_a_killed_builder_leaves_is_removed_and_not_used(corpus_folder, options, tmp_path):
+    killed = start_slow_builder(corpus_folder, tmp_path)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert end_of(killed)[0] == -signal.SIGKILL
+    assert len(builds(tmp_path / "cache")) == 1
+    assert packs(tmp_path / "cache") == []
+    assert len(open_corpus(options(corpus_folder))) == 32
+    assert builds(tmp_path / "cache") == []
+    assert len(packs(tmp_path / "cache")) == 1
+
+
+def test_many_builders_at_once(corpus_folder, options, tmp_path):
+    (tmp_path / "go").touch()
+    arguments = (corpus_folder, tmp_path / "cache", tmp_path / "ready", tmp_path / "go")
+    processes = [run_builder("slow", *arguments) for _ in range(3)]
+    assert [end_of(process) for process in processes] == 3 * [(0, "")]
+    assert builds(tmp_path / "cache") == []
+    assert len(packs(tmp_path / "cache")) == 1
+
+
+def test_a_cache_that_cannot_be_made(corpus_folder, options, tmp_path):
+    (tmp_path / "file").touch()
+    reason = r"cannot write the cache .*/file/cache: Not a directory; about 0\.\d MB.*--data.cache"
+    with pytest.raises(UserError, match=reason):
+        open_corpus(options(corpus_folder, cache=tmp_path / "file" / "cache"))
+
+
+def test_a_disk_that_gets_full(corpus_folder, options, tmp_path):
+    code, message = end_of(run_builder("full", corpus_folder, tmp_path / "cache", 9000))
+    assert code == 1
+    assert "File too large; about 0." in message
+    assert builds(tmp_path / "cache") == packs(tmp_path / "cache") == []
+    shutil.rmtree(tmp_path / "cache")
+    assert len(open_corpus(options(corpus_folder))) == 32

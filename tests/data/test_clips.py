@@ -1,0 +1,211 @@
+"""Reading one feature file: good ones whole, bad ones with a reason."""
+
+import io
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+from mmattn.data.clips import BadClip, Stream, pack_streams, read_clip, valid_frames
+
+STEM = "03-01-05-01-02-01-12"
+
+
+def put(place, value):
+    """A change: one value put into a copy of the array."""
+
+    def change(array):
+        array = array.copy()
+        array[place] = value
+        return array
+
+    return change
+
+
+def test_a_good_clip_comes_back_as_it_was_written(tmp_path, clip_arrays, write_clip):
+    arrays = clip_arrays()
+    clip = read_clip(write_clip(tmp_path / f"{STEM}.npz"))
+    assert (clip.name, clip.speaker, clip.emotion) == (STEM, "ravdess-12", "anger")
+    for modality in ("audio", "video"):
+        stream = getattr(clip, modality)
+        np.testing.assert_array_equal(stream.frames, arrays[f"{modality}_features"])
+        np.testing.assert_array_equal(stream.times, arrays[f"{modality}_timestamps"])
+        assert stream.frames.dtype == np.float32
+        assert stream.times.dtype == np.float64
+
+
+def test_other_number_types_and_compression_are_read(tmp_path):
+    path = tmp_path / f"{STEM}.npz"
+    audio = np.arange(40, dtype=np.int16).reshape(10, 4)
+    video = np.asfortranarray(np.eye(8, 3, dtype=np.float16))
+    np.savez_compressed(path, audio_features=audio, video_features=video)
+    clip = read_clip(path, audio_rate=50, video_rate=20)
+    np.testing.assert_array_equal(clip.audio.frames, audio)
+    np.testing.assert_array_equal(clip.video.frames, video)
+    assert clip.audio.times[-1] == 9 / 50
+    assert clip.video.times[-1] == 7 / 20
+
+
+def test_timestamps_in_the_file_win_over_a_rate(tmp_path, write_clip):
+    clip = read_clip(write_clip(tmp_path / f"{STEM}.npz"), audio_rate=7, video_rate=7)
+    assert clip.audio.times[1] == 1 / 50
+
+
+def test_frames_without_a_face_are_kept(tmp_path, write_clip):
+    path = write_clip(tmp_path / f"{STEM}.npz", video_features=put(slice(3, 6), 0.0))
+    clip = read_clip(path)
+    assert len(clip.video.frames) == 15
+    assert np.flatnonzero(~valid_frames(clip.video.frames)).tolist() == [3, 4, 5]
+
+
+class _Creates:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickled_objects_are_never_loaded(tmp_path, write_clip):
+    trap = tmp_path / "unpickled"
+    pickled = np.array(_Creates(trap), dtype=object)
+    clip = read_clip(write_clip(tmp_path / f"{STEM}.npz", params=pickled))
+    assert len(clip.audio.frames) == 50
+    objects = np.full((20, 4), None, dtype=object)
+    objects[0, 0] = _Creates(trap)
+    with pytest.raises(BadClip, match=r"audio_features is unreadable.*Object arrays"):
+        read_clip(write_clip(tmp_path / f"{STEM}.npz", audio_features=objects))
+    assert not trap.exists()
+
+
+TIMES = np.arange(50) / 50
+BAD_ARRAYS = {
+    "no audio": (
+        {"audio_features": None, "audio_timestamps": None},
+        "audio_features is missing; the file has video_features, video_timestamps",
+    ),
+    "no video": ({"video_features": None}, "video_features is missing; the file has audio_fea"),
+    "one dimension": ({"audio_features": np.zeros(50)}, r"not \(frames, features\) but \(50,\)"),
+    "three dimensions": ({"video_features": np.ones((15, 3, 1))}, r"but \(15, 3, 1\)"),
+    "no features": ({"video_features": np.ones((15, 0))}, r"but \(15, 0\)"),
+    "text": ({"audio_features": np.full((50, 4), "x")}, "audio_features holds no numbers but <U1"),
+    "complex": ({"video_features": np.ones((15, 3), complex)}, "no numbers but complex128"),
+    "NaN": ({"audio_features": put((7, 2), np.nan)}, "1 values .* first in frame 7"),
+    "infinity": ({"video_features": put((slice(4, 6), 0), np.inf)}, "2 values .* frame 4"),
+    "too large for float32": (
+        {"audio_features": np.full((50, 4), 1e300)},
+        "200 values that are not finite, first in frame 0",
+    ),
+    "few frames": (
+        {"video_features": np.ones((4, 3)), "video_timestamps": np.arange(4) / 15},
+        "video_features has 4 frames, at least 5",
+    ),
+    "no frames": ({"audio_features": np.ones((0, 4))}, "audio_features has 0 frames"),
+    "times of another length": (
+        {"audio_timestamps": TIMES[:49]},
+        r"audio_timestamps has shape \(49,\), 50 frames need \(50,\)",
+    ),
+    "times with two dimensions": ({"audio_timestamps": TIMES[:, None]}, r"shape \(50, 1\)"),
+    "times that are no numbers": ({"audio_timestamps": np.full(50, "0")}, "timestamps holds no nu"),
+    "times not finite": ({"audio_timestamps": put(9, np.nan)}, "timestamps has 1 .* frame 9"),
+    "times that stand still": (
+        {"audio_timestamps": put(6, 0.1)},
+        "audio_timestamps does not increase: 0.1 s, then 0.1 s in frame 6",
+    ),
+    "times that go back": ({"video_timestamps": put(3, 0.0)}, "0.1333 s, then 0 s in frame 3"),
+    "no times and no rate": (
+        {"audio_timestamps": None},
+        "audio_timestamps is missing and --data.audio-rate is not given",
+    ),
+    "no video times": ({"video_timestamps": None}, "--data.video-rate"),
+    "no overlap": (
+        {"video_timestamps": 5 + np.arange(15) / 15},
+        r"audio \(0.00 to 0.98 s\) and video \(5.00 to 5.93 s\) do not overlap",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays(tmp_path, case, write_clip):
+    changes, reason = BAD_ARRAYS[case]
+    path = write_clip(tmp_path / f"{STEM}.npz", **changes)
+    with pytest.raises(BadClip, match=reason):
+        read_clip(path)
+
+
+def raw_member() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("audio_features", b"no array")
+    return buffer.getvalue()
+
+
+def single_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((9, 4)))
+    return buffer.getvalue()
+
+
+BAD_BYTES = {
+    "empty": (lambda good: b"", "no .npz archive of 0 bytes"),
+    "text": (lambda good: b"not an archive", "no .npz archive of 14 bytes"),
+    "cut short": (lambda good: good[: len(good) // 2], "no .npz archive of"),
+    "an altered byte": (lambda good: good[:300] + b"\xff\x00" + good[302:], "CRC"),
+    "a single array": (lambda good: single_array(), "a single array"),
+    "a member without a header": (lambda good: raw_member(), "audio_features holds no numbers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BYTES)
+def test_bad_bytes(tmp_path, case, write_clip):
+    damage, reason = BAD_BYTES[case]
+    path = write_clip(tmp_path / f"{STEM}.npz")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadClip, match=reason):
+        read_clip(path)
+
+
+def test_random_damage_is_a_bad_clip_and_never_another_error(tmp_path, write_clip):
+    path = write_clip(tmp_path / f"{STEM}.npz")
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(good)
+        for place in rng.integers(len(good), size=rng.integers(1, 6)):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged[: rng.integers(1, len(good))] if rng.random() < 0.3 else damaged)
+        try:
+            read_clip(path)
+        except BadClip:
+            refused += 1
+    assert refused > 200
+
+
+def test_a_folder_or_nothing_in_place_of_the_file(tmp_path):
+    (tmp_path / f"{STEM}.npz").mkdir()
+    with pytest.raises(BadClip, match="unreadable: Is a directory"):
+        read_clip(tmp_path / f"{STEM}.npz")
+    with pytest.raises(BadClip, match="unreadable: No such file"):
+        read_clip(tmp_path / "1001_DFA_ANG_XX.npz")
+
+
+def test_a_name_of_neither_corpus(tmp_path, write_clip):
+    with pytest.raises(BadClip, match="neither RAVDESS"):
+        read_clip(write_clip(tmp_path / "clip-1.npz"))
+
+
+def test_packed_streams_and_their_subsets_share_frames():
+    streams = [
+        Stream(np.full((n, 2), n, np.float32), np.arange(n, dtype=np.float64)) for n in (3, 1, 2)
+    ]
+    ragged = pack_streams(streams)
+    assert ragged.starts.tolist() == [0, 3, 4]
+    some = ragged.select(np.array([2, 0]))
+    assert some.lengths.tolist() == [2, 3]
+    assert some.clip(0).tolist() == [[2, 2], [2, 2]]
+    assert some.clip_times(1).tolist() == [0, 1, 2]
+    assert np.shares_memory(some.clip(0), ragged.frames)

@@ -1,0 +1,157 @@
+"""Feature files to a corpus: found, checked together, labelled, in an order of their own."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmattn.data import corpus as corpus_module
+from mmattn.data.corpus import find_files, open_corpus, select_clips
+from mmattn.errors import UserError
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """The rows of the tables that were shown."""
+    rows = []
+    monkeypatch.setattr(corpus_module, "say_table", lambda title, columns, more: rows.extend(more))
+    return rows
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    said = []
+    monkeypatch.setattr(corpus_module, "say", said.append)
+    return said
+
+
+def test_clips_come_with_speaker_and_label_in_the_order_of_their_names(corpus_folder, options):
+    corpus = open_corpus(options(corpus_folder))
+    assert len(corpus) == 32
+    assert list(corpus.names) == sorted(corpus.names)
+    for index, name in enumerate(corpus.names):
+        assert corpus.speakers[index] == f"ravdess-{name[-2:]}"
+        assert corpus.labels[index] == int(name[6:8]) - 1
+        (path,) = corpus_folder.rglob(f"{name}.npz")
+        with np.load(path) as arrays:
+            np.testing.assert_array_equal(corpus.audio.clip(index), arrays["audio_features"])
+            np.testing.assert_array_equal(corpus.video.clip(index), arrays["video_features"])
+            np.testing.assert_array_equal(
+                corpus.video.clip_times(index), arrays["video_timestamps"]
+            )
+    assert corpus.description == f"32 RAVDESS clips of 4 speakers from {corpus_folder}"
+
+
+def test_nested_flat_and_split_over_roots_is_the_same_corpus(corpus_folder, options, tmp_path):
+    nested = open_corpus(options(corpus_folder))
+    parts = [tmp_path / "z", tmp_path / "a"]
+    for number, path in enumerate(sorted(corpus_folder.rglob("*.npz"), reverse=True)):
+        parts[number % 2].mkdir(exist_ok=True)
+        shutil.copy(path, parts[number % 2])
+    flat = open_corpus(options(*parts))
+    assert flat.names == nested.names
+    assert (flat.labels == nested.labels).all()
+    for index in range(len(nested)):
+        np.testing.assert_array_equal(flat.audio.clip(index), nested.audio.clip(index))
+
+
+def test_the_order_of_the_file_system_does_not_matter(corpus_folder, monkeypatch):
+    walk = corpus_module.os.walk
+
+    def backwards(*arguments, **options):
+        for folder, below, names in walk(*arguments, **options):
+            below.sort(reverse=True)
+            yield folder, below, sorted(names, reverse=True)
+
+    files = find_files([corpus_folder])
+    monkeypatch.setattr(corpus_module.os, "walk", backwards)
+    assert find_files([corpus_folder]) == files
+
+
+def test_a_root_inside_another_and_links_in_circles_count_once(corpus_folder):
+    (corpus_folder / "Actor_01" / "up").symlink_to(corpus_folder)
+    roots = [corpus_folder / "Actor_01", corpus_folder, corpus_folder / "Actor_02" / ".."]
+    assert len(find_files(roots)) == 32
+
+
+def test_six_leaves_surprised_out_and_says_so(corpus_folder, options, messages):
+    corpus = open_corpus(options(corpus_folder, labels="six"))
+    assert len(corpus) == 28
+    assert not any(name[6:8] == "08" for name in corpus.names)
+    assert messages == ["4 clips left out: surprised is not among the labels 'six'"]
+    calm = [index for index, name in enumerate(corpus.names) if name[6:8] == "02"]
+    assert {corpus.class_names[label] for label in corpus.labels[calm]} == {"neutral"}
+
+
+def test_bad_clips_are_listed_and_counted(corpus_folder, options, tables, write_clip):
+    broken = corpus_folder / "Actor_01" / "03-01-01-01-01-01-01.npz"
+    broken.write_bytes(b"broken")
+    odd = write_clip(corpus_folder / "clip.npz")
+    with pytest.raises(UserError, match=r"2 of 33 clips are bad .* 1 are allowed; --data.max-bad"):
+        open_corpus(options(corpus_folder, max_bad=1))
+    assert [path for path, _ in tables] == [str(broken), str(odd)]
+    assert "neither RAVDESS" in tables[1][1]
+    assert len(open_corpus(options(corpus_folder, max_bad=2))) == 31
+
+
+def test_the_commonest_width_is_right(corpus_folder, options, tables, write_clip):
+    first = sorted(corpus_folder.rglob("*.npz"))[0]
+    write_clip(first, audio_features=np.ones((50, 9), np.float32))
+    corpus = open_corpus(options(corpus_folder, max_bad=1))
+    assert tables == [(str(first), "audio_features are 9 wide, 4 in 31 of 32 clips")]
+    assert (len(corpus), corpus.audio.width) == (31, 4)
+    for index, name in enumerate(corpus.names):
+        with np.load(next(corpus_folder.rglob(f"{name}.npz"))) as arrays:
+            np.testing.assert_array_equal(corpus.video.clip(index), arrays["video_features"])
+
+
+def test_the_same_name_in_two_roots_is_bad(corpus_folder, options, tmp_path, tables, write_corpus):
+    other = write_corpus(tmp_path / "other", actors=1, seed=5)
+    with pytest.raises(UserError, match="8 of 40"):
+        open_corpus(options(corpus_folder, other))
+    path, reason = tables[0]
+    assert reason == f"has the same name as {corpus_folder}/Actor_01/{Path(path).name}"
+    assert path.startswith(str(other))
+
+
+def test_missing_and_empty_roots(corpus_folder, options, tmp_path):
+    with pytest.raises(UserError, match=r"there is no folder .*/nowhere"):
+        open_corpus(options(corpus_folder, tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no \.npz files in .*/empty"):
+        open_corpus(options(corpus_folder, tmp_path / "empty"))
+
+
+def test_no_clips_left(options, tmp_path, write_clip):
+    write_clip(tmp_path / "clips" / "03-01-08-01-01-01-01.npz")
+    with pytest.raises(UserError, match="no clips are left of 1 files"):
+        open_corpus(options(tmp_path / "clips", labels="six"))
+    (tmp_path / "clips" / "03-01-08-01-01-01-01.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="no clips are left of 1 files"):
+        open_corpus(options(tmp_path / "clips", max_bad=1))
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, float("nan"), float("inf")])
+def test_rates_must_be_above_zero(corpus_folder, options, rate):
+    with pytest.raises(UserError, match=r"--data.video-rate must be above 0"):
+        open_corpus(options(corpus_folder, video_rate=rate))
+
+
+def test_a_subset_shares_the_frames(corpus_folder, options):
+    corpus = open_corpus(options(corpus_folder))
+    some = select_clips(corpus, np.array([30, 2]))
+    assert some.names == (corpus.names[2], corpus.names[30])
+    assert np.shares_memory(some.audio.frames, corpus.audio.frames)
+    np.testing.assert_array_equal(some.video.clip(1), corpus.video.clip(30))
+
+
+def test_the_real_subset(real_features, options, messages):
+    corpus = open_corpus(options(real_features))
+    assert (len(corpus), len(set(corpus.speakers))) == (720, 12)
+    assert np.bincount(corpus.labels).tolist() == [48] + 7 * [96]
+    assert (corpus.audio.width, corpus.video.width) == (64, 7)
+    assert (corpus.audio.lengths.min(), corpus.video.lengths.min()) > (50, 20)
+    six = open_corpus(options(real_features, labels="six"))
+    assert len(six) == 624
+    assert messages == ["96 clips left out: surprised is not among the labels 'six'"]

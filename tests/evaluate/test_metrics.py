@@ -1,0 +1,195 @@
+from collections import Counter
+from itertools import combinations_with_replacement
+from math import factorial, prod
+
+import numpy as np
+import pytest
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
+
+from mmattn.evaluate.metrics import confusion, per_class, scores
+from mmattn.evaluate.predictions import Predictions
+
+NAMES = ("anger", "disgust", "fear", "happy")
+
+
+def build(speakers, labels, probabilities) -> Predictions:
+    clips = tuple(f"clip{row}" for row in range(len(labels)))
+    return Predictions(clips, speakers, labels, probabilities, NAMES)
+
+
+def certain(speakers, labels, predicted) -> Predictions:
+    return build(speakers, labels, np.eye(len(NAMES))[predicted])
+
+
+def drawn(seed=0, clips=300, speakers=9, true_classes=4) -> Predictions:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, true_classes, clips)
+    logits = random.normal(size=(clips, 4)) + 1.2 * np.eye(4)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return build([f"s{n}" for n in random.integers(0, speakers, clips)], labels, probabilities)
+
+
+def rows(predictions: Predictions, order) -> Predictions:
+    return build(
+        predictions.speakers[order], predictions.labels[order], predictions.probabilities[order]
+    )
+
+
+def values(predictions: Predictions) -> dict[str, float]:
+    return {name: score["value"] for name, score in scores(predictions, resamples=1).items()}
+
+
+def assert_scores_equal(actual, expected, keys=("value", "low", "high")) -> None:
+    for name in expected:
+        for key in keys:
+            assert actual[name][key] == pytest.approx(expected[name][key], abs=1e-12), (name, key)
+
+
+@pytest.mark.parametrize("true_classes", [4, 3])
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_values_equal_scikit_learn(true_classes):
+    predictions = drawn(true_classes=true_classes)
+    labels, predicted = predictions.labels, predictions.predicted
+    actual = values(predictions)
+    assert len(set(predicted)) == 4  # an absent class is predicted none the less
+    assert actual["uar"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
+    assert actual["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
+    macro_f1 = f1_score(
+        labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
+    )
+    assert actual["macro_f1"] == pytest.approx(macro_f1, abs=1e-12)
+
+
+def test_values_by_hand():
+    # anger 2 of 3 right, disgust 0 of 1; predicted: anger 2, disgust 1, fear 1
+    actual = values(certain(["a", "a", "b", "b"], [0, 0, 0, 1], [0, 0, 1, 2]))
+    assert actual["accuracy"] == pytest.approx(2 / 4)
+    assert actual["uar"] == pytest.approx((2 / 3 + 0) / 2)
+    assert actual["macro_f1"] == pytest.approx((2 * 2 / (3 + 2) + 0) / 2)
+
+
+def test_calibration_error_by_hand():
+    # Bins are (k/15, (k+1)/15]: 0.41 and 0.46 share (6/15, 7/15]; 0.4 is in (5/15, 6/15].
+    top = np.array([0.41, 0.46, 0.4, 0.9, 1.0])
+    right = np.array([False, False, True, True, False])
+    probabilities = np.stack([top, *[(1 - top) / 3] * 3], axis=1)
+    labels = np.where(right, 0, 1)
+    expected = (abs(0 - 0.87) + abs(1 - 0.4) + abs(1 - 0.9) + abs(0 - 1.0)) / 5
+    assert values(build(list("aabbb"), labels, probabilities))["ece"] == pytest.approx(expected)
+
+
+def test_calibrated_and_overconfident_predictions():
+    labels = np.repeat([0, 1], [7, 3])
+    calibrated = np.tile([0.7, 0.1, 0.1, 0.1], (10, 1))
+    assert values(build(["a"] * 10, labels, calibrated))["ece"] == pytest.approx(0)
+    certain_of_anger = np.tile([1.0, 0, 0, 0], (10, 1))
+    assert values(build(["a"] * 10, labels, certain_of_anger))["ece"] == pytest.approx(0.3)
+
+
+def test_the_order_of_clips_does_not_matter():
+    predictions = drawn()
+    order = np.random.default_rng(1).permutation(300)
+    assert_scores_equal(scores(rows(predictions, order)), scores(predictions))
+
+
+def test_duplicating_every_speaker_keeps_values_and_narrows_intervals():
+    predictions = drawn()
+    twins = np.char.add(predictions.speakers, " twin")
+    twice = build(
+        [*predictions.speakers, *twins],
+        np.tile(predictions.labels, 2),
+        np.tile(predictions.probabilities, (2, 1)),
+    )
+    before, after = scores(predictions), scores(twice)
+    assert_scores_equal(after, before, keys=["value"])
+    for name in ("uar", "accuracy", "macro_f1"):
+        width = before[name]["high"] - before[name]["low"]
+        assert 0.5 * width < after[name]["high"] - after[name]["low"] < 0.9 * width
+
+
+def test_identical_speakers_have_no_interval_width():
+    one = drawn(clips=40, speakers=1)
+    order = np.tile(np.arange(40), 5)
+    five = rows(one, order)
+    five = build(np.repeat(list("abcde"), 40), five.labels, five.probabilities)
+    for score in scores(five).values():
+        assert score["low"] == pytest.approx(score["value"], abs=1e-12)
+        assert score["high"] == pytest.approx(score["value"], abs=1e-12)
+
+
+def test_the_interval_of_two_speakers_can_be_enumerated():
+    # Speaker a all right, b all wrong: accuracy 0, ½, 1 with probability ¼, ½, ¼.
+    two = certain(["a", "a", "b", "b"], [0, 1, 0, 1], [0, 1, 1, 0])
+    assert scores(two)["accuracy"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+
+
+def test_the_interval_weighs_speakers_by_their_clips():
+    # a: 3 of 3 right, b: 0 of 1; resamples aa, ab, bb give 1, ¾, 0: never ½.
+    two = certain(["a", "a", "a", "b"], [0, 0, 0, 0], [0, 0, 0, 1])
+    assert scores(two)["accuracy"] == {"value": 0.75, "low": 0.0, "high": 1.0}
+
+
+def test_a_class_that_a_resample_lacks_is_left_out_of_its_mean():
+    # a has anger alone, right; b has disgust alone, wrong. UAR: aa 1 (not ½), ab ½, bb 0.
+    two = certain(["a", "b"], [0, 1], [0, 0])
+    assert scores(two)["uar"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert scores(two)["macro_f1"]["high"] == 1.0
+
+
+def test_the_interval_of_five_speakers_equals_the_enumeration_of_all_resamples():
+    predictions = drawn(seed=3, clips=200, speakers=5)
+    clips_of = [np.flatnonzero(predictions.speakers == s) for s in np.unique(predictions.speakers)]
+    every = []
+    for speakers in combinations_with_replacement(range(5), 5):
+        chosen = np.concatenate([clips_of[speaker] for speaker in speakers])
+        value = f1_score(predictions.labels[chosen], predictions.predicted[chosen], average="macro")
+        orders = factorial(5) // prod(factorial(n) for n in Counter(speakers).values())
+        every += [value] * orders
+    assert len(every) == 5**5
+    score = scores(predictions, resamples=50_000)["macro_f1"]
+    width = score["high"] - score["low"]
+    low, high = np.quantile(every, [0.025, 0.975])
+    assert score["low"] == pytest.approx(low, abs=0.03 * width)
+    assert score["high"] == pytest.approx(high, abs=0.03 * width)
+
+
+def test_the_interval_comes_from_the_seed():
+    predictions = drawn()
+    assert scores(predictions, seed=5) == scores(predictions, seed=5)
+    assert scores(predictions, seed=5) != scores(predictions, seed=6)
+
+
+def test_one_speaker_has_values_but_no_interval():
+    for score in scores(drawn(speakers=1)).values():
+        assert isinstance(score["value"], float)
+        assert score["low"] is None and score["high"] is None
+
+
+def test_the_confusion_matrix_equals_scikit_learn():
+    predictions = drawn()
+    expected = confusion_matrix(predictions.labels, predictions.predicted)
+    np.testing.assert_array_equal(confusion(predictions), expected)
+    assert confusion(predictions).dtype.kind == "i"
+
+
+def test_per_class_equals_scikit_learn():
+    predictions = drawn()
+    expected = precision_recall_fscore_support(predictions.labels, predictions.predicted)
+    for row, name, *numbers in zip(per_class(predictions), NAMES, *expected, strict=True):
+        assert row["class"] == name
+        actual = [row["precision"], row["recall"], row["f1"], row["clips"]]
+        np.testing.assert_allclose(actual, numbers, atol=1e-12)
+
+
+def test_per_class_leaves_undefined_ratios_open():
+    anger, disgust, fear, happy = per_class(certain(["a", "b"], [0, 1], [0, 2]))
+    assert anger == {"class": "anger", "precision": 1, "recall": 1, "f1": 1, "clips": 1}
+    assert disgust == {"class": "disgust", "precision": None, "recall": 0, "f1": 0, "clips": 1}
+    assert fear == {"class": "fear", "precision": 0, "recall": None, "f1": 0, "clips": 0}
+    assert happy == {"class": "happy", "precision": None, "recall": None, "f1": None, "clips": 0}

@@ -1,0 +1,203 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from mmattn.evaluate.plots import (
+    AttentionExample,
+    best_epoch,
+    learning_rate_drops,
+    plot_attention,
+    plot_confusion,
+    plot_curves,
+    ratio_to_uniform,
+    spans_without_face,
+)
+from mmattn.evaluate.predictions import Predictions
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
+def history(accuracies, rates=None) -> list[dict]:
+    rates = rates or [1e-3] * len(accuracies)
+    return [
+        {
+            "epoch": number,
+            "train_loss": 1.5 / number,
+            "validation_loss": 1.6 / number,
+            "train_accuracy": 0.9,
+            "validation_accuracy": accuracy,
+            "validation_uar": accuracy - 0.1,
+            "learning_rate": rate,
+        }
+        for number, (accuracy, rate) in enumerate(zip(accuracies, rates, strict=True), start=1)
+    ]
+
+
+def predictions(labels, predicted, classes=8) -> Predictions:
+    return Predictions(
+        tuple(f"clip{row}" for row in range(len(labels))),
+        ["a"] * len(labels),
+        labels,
+        np.eye(classes)[predicted],
+        tuple(f"class {number}" for number in range(classes)),
+    )
+
+
+def example(peak: float = 1.0, **changes) -> AttentionExample:
+    audio_times, video_times = np.arange(0, 3, 0.01), np.arange(0, 3, 1 / 15)
+    fields = {
+        "clip": "clip_$1_$2",  # no mathematics
+        "label": "happy",
+        "predicted": "sad",
+        "audio_times": audio_times,
+        "audio_attention": np.exp(-(((audio_times - peak) / 0.2) ** 2)),
+        "video_times": video_times,
+        "video_attention": np.exp(-(((video_times - peak) / 0.2) ** 2)),
+        "video_valid": np.ones(len(video_times), bool),
+    }
+    return AttentionExample(**(fields | changes))
+
+
+WITHOUT_AUDIO = {"audio_times": None, "audio_attention": None}
+WITHOUT_VIDEO = {"video_times": None, "video_attention": None, "video_valid": None}
+
+
+def image(path: Path) -> np.ndarray:
+    """Pixels [height, width, 3] of a PNG."""
+    return imread(path)[..., :3]
+
+
+def coloured(pixels: np.ndarray, colour: str, tolerance: float = 0.02) -> np.ndarray:
+    """Which pixels [height, width] have about this colour."""
+    return np.abs(pixels - to_rgb(colour)).max(axis=-1) < tolerance
+
+
+def share(pixels: np.ndarray, colour: str) -> float:
+    """How much of the image has about this colour."""
+    return float(coloured(pixels, colour).mean())
+
+
+def places(pixels: np.ndarray, colour: str) -> np.ndarray:
+    """Where in the width, 0 to 1, each pixel of roughly this colour is."""
+    return np.nonzero(coloured(pixels, colour, tolerance=0.15))[1] / pixels.shape[1]
+
+
+def attention_image(tmp_path: Path, *clips: AttentionExample, note=None) -> np.ndarray:
+    plot_attention(clips, tmp_path / "attention.png", note)
+    return image(tmp_path / "attention.png")
+
+
+def test_the_best_epoch_is_the_first_of_highest_validation_accuracy():
+    assert best_epoch(history([0.3, 0.7, 0.5, 0.7]))["epoch"] == 2
+    assert best_epoch(history([0.3]))["epoch"] == 1
+
+
+def test_learning_rate_drops():
+    assert learning_rate_drops(history([0.1] * 5, [4, 4, 2, 2, 1])) == [3, 5]
+    assert learning_rate_drops(history([0.1])) == []
+
+
+def test_curves_mark_the_best_epoch(tmp_path):
+    early, late = history([0.3, 0.7, 0.5, 0.6, 0.6]), history([0.3, 0.6, 0.5, 0.6, 0.7])
+    plot_curves(early, tmp_path / "early.png")
+    plot_curves(late, tmp_path / "late.png")
+    left = [places(image(tmp_path / f"{name}.png"), GREEN).min() for name in ("early", "late")]
+    assert left[0] + 0.1 < left[1]
+
+
+def test_curves_of_one_epoch_and_with_a_falling_learning_rate(tmp_path):
+    plot_curves(history([0.3]), tmp_path / "one.png", note="the split leaks speakers")
+    assert share(image(tmp_path / "one.png"), ORANGE) > 0
+    steady, falling = history([0.3, 0.4]), history([0.3, 0.4], [1e-3, 5e-4])
+    plot_curves(steady, tmp_path / "steady.png")
+    plot_curves(falling, tmp_path / "falling.png")
+    assert (tmp_path / "steady.png").read_bytes() != (tmp_path / "falling.png").read_bytes()
+
+
+@pytest.mark.parametrize("classes", [2, 6, 8])
+def test_confusion_is_dark_where_the_clips_are(tmp_path, classes):
+    labels = np.arange(classes)
+    for name, predicted in (("right", labels), ("wrong", labels[::-1])):
+        plot_confusion(predictions(labels, predicted, classes), tmp_path / f"{name}.png", name)
+    dark = "#08306b"  # the end of the scale
+    right, wrong = (image(tmp_path / f"{name}.png") for name in ("right", "wrong"))
+    assert right.shape == wrong.shape
+    assert share(right, dark) > 0.02 and share(wrong, dark) > 0.02
+    assert np.abs(right - wrong).mean() > 0.02
+
+
+def test_confusion_colour_is_the_share_of_the_row_and_a_note_is_drawn(tmp_path):
+    few, many = [0] * 10 + [1] * 10, [0] * 10 + [1] * 90
+    plot_confusion(predictions(few, few, 2), tmp_path / "few.png", "test")
+    plot_confusion(predictions(many, many, 2), tmp_path / "many.png", "test")
+    dark = [share(image(tmp_path / f"{name}.png"), "#08306b") for name in ("few", "many")]
+    assert dark[0] == pytest.approx(dark[1], rel=0.15)
+    plot_confusion(predictions(few, few, 2), tmp_path / "noted.png", "test", note="leaks")
+    notes = [share(image(tmp_path / f"{name}.png"), ORANGE) for name in ("few", "noted")]
+    assert notes[0] == 0 < notes[1]
+
+
+def test_attention_is_drawn_where_it_is(tmp_path):
+    early = attention_image(tmp_path, example(peak=0.7))
+    late = attention_image(tmp_path, example(peak=2.3))
+    assert early.shape == late.shape
+    upper = slice(len(early) // 4, len(early) // 2)  # only the peak reaches it
+    for colour in (BLUE, ORANGE):
+        before, after = (np.median(places(pixels[upper], colour)) for pixels in (early, late))
+        assert 0.4 < after - before < 0.6  # 1.6 of 3 s
+
+
+def test_a_missing_modality_is_not_drawn(tmp_path):
+    assert share(attention_image(tmp_path, example(**WITHOUT_AUDIO)), BLUE) == 0
+    assert share(attention_image(tmp_path, example(**WITHOUT_VIDEO)), ORANGE) == 0
+    assert share(attention_image(tmp_path, example()), BLUE) > 0
+
+
+def test_frames_without_a_face_are_shaded(tmp_path):
+    valid = example().video_valid.copy()
+    valid[20:30] = False
+    shade = "#e0e0e0"
+    assert share(attention_image(tmp_path, example(video_valid=valid)), shade) > 0.1
+    assert share(attention_image(tmp_path, example()), shade) < 0.01
+
+
+def test_cues_and_several_clips(tmp_path):
+    cues = [("audio", 0.5), ("video", 2.5)]
+    plain, cued = example(), example(cues=cues)
+    assert np.abs(attention_image(tmp_path, plain) - attention_image(tmp_path, cued)).max() > 0.3
+    mixed = [plain, cued, replace(cued, **WITHOUT_AUDIO), replace(plain, predicted="happy")]
+    assert len(attention_image(tmp_path, *mixed)) > 2 * len(attention_image(tmp_path, plain))
+
+
+def test_a_note_is_drawn(tmp_path):
+    plain = attention_image(tmp_path, example(**WITHOUT_VIDEO))
+    noted = attention_image(tmp_path, example(**WITHOUT_VIDEO), note="leaks $ speakers $")
+    assert share(plain, ORANGE) == 0
+    assert share(noted, ORANGE) > 0
+
+
+def test_a_clip_without_any_face_or_frame(tmp_path):
+    none = np.zeros(45, bool)
+    attention_image(tmp_path, example(video_valid=none, video_attention=np.zeros(45)))
+    empty = dict.fromkeys(("video_times", "video_attention"), np.zeros(0))
+    attention_image(tmp_path, example(**empty, video_valid=np.zeros(0, bool)))
+
+
+def test_ratio_to_uniform_by_hand():
+    attention, valid = np.array([0.5, 0.0, 0.25, 0.25]), np.array([True, False, True, True])
+    np.testing.assert_allclose(ratio_to_uniform(attention, valid), [1.5, np.nan, 0.75, 0.75])
+    np.testing.assert_allclose(ratio_to_uniform(np.full(5, 0.2), np.ones(5, bool)), 1)
+    assert np.isnan(ratio_to_uniform(np.zeros(3), np.zeros(3, bool))).all()
+    assert np.isnan(ratio_to_uniform(np.zeros(3), np.ones(3, bool))).all()
+
+
+def test_spans_without_a_face_by_hand():
+    times, valid = np.arange(6) * 0.2, np.array([False, True, False, False, True, False])
+    expected = [(-0.1, 0.1), (0.3, 0.7), (0.9, 1.1)]
+    np.testing.assert_allclose(spans_without_face(times, valid), expected)
+    assert spans_without_face(times, np.ones(6, bool)) == []
+    assert spans_without_face(np.array([0.4]), np.array([False])) == [(0.4, 0.4)]

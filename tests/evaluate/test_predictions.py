@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+
+from mmattn.errors import UserError
+from mmattn.evaluate.predictions import Predictions, join, read_predictions, write_predictions
+
+
+def predictions(**changes) -> Predictions:
+    fields = {
+        "clips": ("a1", "a2", "b1"),
+        "speakers": ["a", "a", "b"],
+        "labels": [0, 1, 1],
+        "probabilities": [[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]],
+        "class_names": ("happy", "sad"),
+    }
+    return Predictions(**(fields | changes))
+
+
+def assert_same(actual: Predictions, expected: Predictions) -> None:
+    assert actual.clips == expected.clips
+    assert actual.class_names == expected.class_names
+    np.testing.assert_array_equal(actual.speakers, expected.speakers)
+    np.testing.assert_array_equal(actual.labels, expected.labels)
+    np.testing.assert_array_equal(actual.probabilities, expected.probabilities)
+
+
+def test_predicted_is_the_most_probable_class_and_the_first_of_a_tie():
+    tied = predictions(probabilities=[[0.5, 0.5], [0.2, 0.8], [0.6, 0.4]])
+    assert tied.predicted.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clips": (), "speakers": [], "labels": [], "probabilities": []}, "no clips"),
+        ({"labels": [0, 1]}, r"labels: expected shape \(3,\), got \(2,\)"),
+        ({"speakers": ["a"]}, "speakers: expected shape"),
+        ({"class_names": ("happy", "sad", "calm")}, r"expected shape \(3, 3\), got \(3, 2\)"),
+        ({"clips": ("a1", "a1", "b1")}, "clips given twice: a1"),
+        ({"class_names": ("sad", "sad")}, "class_names given twice: sad"),
+        ({"labels": [0, 2, 1]}, "labels outside 0…1: a2"),
+        ({"labels": [-1, 0, 1]}, "labels outside 0…1: a1"),
+        ({"probabilities": [[0.7, 0.3], [np.nan, 1], [0.6, 0.4]]}, "not finite: a2"),
+        ({"probabilities": [[0.7, 0.3], [-0.1, 1.1], [0.6, 0.4]]}, "negative or not finite: a2"),
+        ({"probabilities": [[0.7, 0.3], [0.2, 0.8], [0.6, 0.402]]}, "sum to 1 within 0.001: b1"),
+    ],
+)
+def test_predictions_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        predictions(**changes)
+
+
+def test_float32_softmax_is_near_enough_to_one():
+    logits = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert predictions(probabilities=softmax).probabilities.dtype == np.float64
+
+
+def test_join_keeps_every_clip_in_order():
+    fold = predictions(clips=("c1", "c2", "d1"), speakers=["c", "c", "d"], labels=[1, 0, 0])
+    pooled = join([predictions(), fold])
+    assert pooled.clips == ("a1", "a2", "b1", "c1", "c2", "d1")
+    assert pooled.speakers.tolist() == ["a", "a", "b", "c", "c", "d"]
+    assert pooled.labels.tolist() == [0, 1, 1, 1, 0, 0]
+    assert_same(join([predictions()]), predictions())
+
+
+def test_joining_a_clip_twice_or_different_classes_is_an_error():
+    with pytest.raises(UserError, match="more than one of the joined predictions: a1"):
+        join([predictions(), predictions(clips=("a1", "x", "y"))])
+    with pytest.raises(UserError, match=r"happy, sad and sad, happy"):
+        join([predictions(), predictions(class_names=("sad", "happy"))])
+
+
+def test_a_round_trip_through_the_file_is_exact(tmp_path):
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.full(6, 0.01), size=200)  # many near 1e-300
+    original = Predictions(
+        tuple(f'folder, "{row}"/ü' for row in range(200)),
+        random.integers(0, 9, 200),
+        random.integers(0, 6, 200),
+        probabilities,
+        ("anger", "disgust", "fear", "happy, very", "clip", "sad"),
+    )
+    write_predictions(tmp_path / "predictions.csv", original)
+    assert_same(read_predictions(tmp_path / "predictions.csv"), original)
+
+
+def test_the_file_names_classes_and_replaces_an_older_one(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("old")
+    write_predictions(path, predictions())
+    assert path.read_text().splitlines() == [
+        "clip,speaker,label,predicted,happy,sad",
+        "a1,a,happy,happy,0.7,0.3",
+        "a2,a,sad,sad,0.2,0.8",
+        "b1,b,sad,happy,0.6,0.4",
+    ]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("old")
+    unwritable = predictions(clips=("a1", "a2", "\udcff"))
+    with pytest.raises(UnicodeEncodeError):
+        write_predictions(path, unwritable)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+HEADER = "clip,speaker,label,predicted,happy,sad\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected the header .* got nothing"),
+        ("clip,label,happy\n", "expected the header .* got clip,label,happy"),
+        ("clip,speaker,label,predicted\n", "expected the header"),
+        (HEADER, "a header but no clips"),
+        (
+            HEADER + "a1,a,happy,happy,0.7,0.3\na2,a,happy,happy,0.7\n",
+            ":3: expected 6 fields, got 5",
+        ),
+        (HEADER + "a1,a,glad,happy,0.7,0.3\n", ":2: class 'glad' is none of happy, sad"),
+        (HEADER + "a1,a,happy,happy,0.7,x\n", ":2: a probability is no number"),
+        (HEADER + "a1,a,happy,happy,0.7,0.7\n", "do not sum to 1"),
+        (HEADER + "a1,a,happy,happy,nan,0.7\n", "not finite: a1"),
+        (HEADER + "a1,a,happy,sad,0.7,0.3\n", "predicted is not the most probable class: a1"),
+        (HEADER + "a1,a,happy,happy,0.7,0.3\n" * 2, "clips given twice: a1"),
+        (HEADER + '"a1,a,happy', "cannot be read"),
+        (HEADER.replace("happy", "sad") + "a1,a,sad,sad,0.7,0.3\n", "class_names given twice"),
+    ],
+)
+def test_a_malformed_file_is_a_user_error_that_says_where(tmp_path, content, message):
+    path = tmp_path / "predictions.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_predictions(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_predictions(tmp_path / "missing.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_predictions(tmp_path / "binary.csv")
