@@ -33,7 +33,7 @@ def experiment(default: ExperimentConfig, description: str) -> None:
 class Evaluate:
     """Repeat the evaluation of a run from a checkpoint."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder, e.g. runs/no_aug/20260101-120000."""
     checkpoint: Literal["best", "final"] = "best"
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
@@ -48,7 +48,7 @@ class Evaluate:
 class Baseline:
     """Train and test the linear baseline on the clips and splits of a run."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
 
     def __call__(self) -> None:
@@ -61,7 +61,7 @@ class Baseline:
 class Corpus:
     """Write a synthetic corpus of feature files as large as RAVDESS and CREMA-D together."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A new or empty folder."""
     clips: int = 8882
     seed: int = 0

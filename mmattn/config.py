@@ -3,9 +3,10 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import dacite
+import tyro
 
 from mmattn.errors import UserError
 
@@ -122,13 +123,13 @@ class TrainConfig:
 class ExperimentConfig:
     """A whole run: `python -m experiments.NAME --help` lists what can be changed."""
 
-    name: str
-    """The experiment's name: the run goes to runs/NAME/<time>/ unless --out says otherwise."""
+    name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
+    """The experiment's name, the same as its module's."""
     seed: int = 0
     devices: int | Literal["auto"] = "auto"
     """CPU devices to divide each batch over (on a GPU machine: GPUs)."""
     out: Path | None = None
-    """The run's folder; it must not exist yet, except with --resume."""
+    """The run's folder, new or to resume (default: runs/<experiment>/<time>)."""
     resume: bool = False
     """Continue the run in --out from its latest checkpoint."""
     data: DataConfig = field(default_factory=DataConfig)

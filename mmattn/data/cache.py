@@ -170,23 +170,19 @@ class _StreamWriter:
         self.widths: list[int] = []  # 0: a clip without frames
         self.rows: Counter[int] = Counter()
 
-    def append(self, stream: Stream) -> int:
-        """Write a clip; the number of bytes."""
-        length, width = stream.frames.shape
-        for what, array in (("frames", stream.frames), ("times", stream.times)):
-            with open(self.folder / f"{self.modality}-{width}.{what}", "ab") as file:
-                file.write(array)  # array.tofile would say nothing of a full disk
+    def append(self, stream: Stream | None) -> int:
+        """Write a clip, or keep count of one that cannot be used; the number of bytes."""
+        length, width = stream.frames.shape if stream else (0, 0)
         self.starts.append(self.rows[width])
         self.lengths.append(length)
         self.widths.append(width)
         self.rows[width] += length
+        if not stream:
+            return 0
+        for what, array in (("frames", stream.frames), ("times", stream.times)):
+            with open(self.folder / f"{self.modality}-{width}.{what}", "ab") as file:
+                file.write(array)  # array.tofile would say nothing of a full disk
         return stream.frames.nbytes + stream.times.nbytes
-
-    def append_nothing(self) -> None:
-        """Keep count of a clip that cannot be used."""
-        self.starts.append(0)
-        self.lengths.append(0)
-        self.widths.append(0)
 
     def finish(self, reasons: list[str | None]) -> dict:
         """Keep the commonest width, add the reason to clips of another; this part of the index."""
@@ -214,38 +210,42 @@ class _StreamWriter:
 
 def _build(files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str) -> Path:
     """Read all files into a new pack and put it into the cache; the folder of the pack."""
-    total = sum(file.size for file in files)
-    taken = written = 0
+    sizes: Counter[str] = Counter()
     try:
         with _building(folder) as build:
-            writers = [_StreamWriter(build, modality) for modality in MODALITIES]
-            reasons: list[str | None] = []
-            digests = []
-            read = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
-            for file, (digest, clip) in zip(files, read, strict=True):
-                digests.append(digest)
-                taken += file.size
-                if isinstance(clip, Clip):
-                    reasons.append(None)
-                    for writer, stream in zip(writers, (clip.audio, clip.video), strict=True):
-                        written += writer.append(stream)
-                else:
-                    reasons.append(clip)
-                    for writer in writers:
-                        writer.append_nothing()
-            index = {writer.modality: writer.finish(reasons) for writer in writers}
-            (build / "index.json").write_text(json.dumps(index | {"reasons": reasons}))
+            digests = _pack(files, build, rates, sizes)
             key = _content_key(files, digests, rates)
             _publish(build, folder / key)
             if all(digests):
                 _remember(folder, signature, key)
     except OSError as error:
-        needed = total * written / taken if written else total
+        needed = sum(file.size for file in files)
+        if sizes["packed"]:
+            needed *= sizes["packed"] / sizes["read"]
         raise UserError(
             f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
             "are needed there; --data.cache names another folder"
         ) from error
     return folder / key
+
+
+def _pack(files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[str]) -> list[str]:
+    """Write all clips and the index; the digest of every file. `sizes` counts bytes meanwhile."""
+    writers = {modality: _StreamWriter(build, modality) for modality in MODALITIES}
+    digests: list[str] = []
+    reasons: list[str | None] = []
+    clips = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
+    with contextlib.closing(clips):  # or the bar would stay on the screen after an error
+        for file, (digest, clip) in zip(files, clips, strict=True):
+            digests.append(digest)
+            reasons.append(None if isinstance(clip, Clip) else clip)
+            for modality, writer in writers.items():
+                stream = getattr(clip, modality) if isinstance(clip, Clip) else None
+                sizes["packed"] += writer.append(stream)
+            sizes["read"] += file.size
+    index = {modality: writer.finish(reasons) for modality, writer in writers.items()}
+    (build / "index.json").write_text(json.dumps(index | {"reasons": reasons}))
+    return digests
 
 
 def _read(file: ClipFile, rates: Rates) -> tuple[str, Clip | str]:
@@ -265,57 +265,51 @@ def _read(file: ClipFile, rates: Rates) -> tuple[str, Clip | str]:
 def _building(folder: Path) -> Iterator[Path]:
     """A new folder to build in, locked while the block runs and removed if it is still there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _remove_leftovers(folder)
-        build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
-        handle = os.open(build, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
+    with contextlib.ExitStack() as stack:
+        with _locked(folder / "lock"):
+            _remove_leftovers(folder)
+            build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
+            stack.enter_context(_locked(build / "lock"))
+            stack.callback(shutil.rmtree, build, ignore_errors=True)
         yield build
-    finally:
-        shutil.rmtree(build, ignore_errors=True)
-        os.close(handle)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o666)
+def _locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file; without `wait`, BlockingIOError if another process has it."""
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were building: the lock goes with the process."""
+    """Remove what killed processes were building: a lock goes with its process."""
     for leftover in folder.glob(".build-*"):
-        handle = os.open(leftover, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(leftover)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(handle)
+        in_use_or_gone = contextlib.suppress(BlockingIOError, FileNotFoundError)
+        with in_use_or_gone, _locked(leftover / "lock", wait=False):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _publish(build: Path, target: Path) -> None:
     """Put a finished pack in its place, unless another process has put the same there."""
     for path in (*build.iterdir(), build):
         _sync(path)
-    with _locked(target.parent):
+    with _locked(target.parent / "lock"):
         if _load(target):
             return
         if target.exists():  # damaged; as a leftover it is removed later
             os.rename(target, tempfile.mkdtemp(prefix=".build-", dir=target.parent))
+        (build / "lock").unlink()
         os.rename(build, target)
         _sync(target.parent)
 
 
 def _remember(folder: Path, signature: str, key: str) -> None:
     """Note which pack belongs to files as they are now, for a quick second start."""
-    with _locked(folder):
+    with _locked(folder / "lock"):
         (folder / "index").mkdir(exist_ok=True)
         partial = folder / "index.partial"
         partial.write_text(key)

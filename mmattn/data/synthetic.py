@@ -5,7 +5,7 @@ top come noise and, for each speaker and modality, an offset and a gain.
 
 `unimodal`: a cue is three bumps, one in each of three directions, and the class is their order.
 Every cue has the same bumps whatever the class, so that means, deviations and extremes over time
-say next to nothing. Decoys are single bumps, and all three at once.
+say little. Decoys are single bumps (kinds 0 to 2), and all three at once (kind 3).
 
 `coincidence`: a cue is one bump. Every clip has each of three audio kinds and of two video kinds
 equally often; the class is which audio kind meets which video kind, once, within TAU. Any other

@@ -30,6 +30,8 @@ class Output(NamedTuple):
 
     logits: Array
     """[B, K]"""
+    features: Array
+    """[B, P] what the head sees: the pooled branches side by side."""
     attention: dict[str, Array]
     """By modality, [B, T]."""
     embeddings: dict[str, Array]
@@ -97,11 +99,12 @@ class Network(nnx.Module):
         outputs = {
             name: branch(getattr(batch, name), training) for name, branch in self.branches.items()
         }
-        x = jnp.concatenate([output.pooled for output in outputs.values()], axis=-1)
+        x = features = jnp.concatenate([output.pooled for output in outputs.values()], axis=-1)
         for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):
             x = dropout(norm(jax.nn.relu(dense(x)), training, batch.weight), training)
         return Output(
             self.classifier(x),
+            features,
             {name: output.attention for name, output in outputs.items()},
             {name: output.embeddings for name, output in outputs.items()},
         )

@@ -199,19 +199,21 @@ def check_finite(
 
     Args:
         corpus: names the clips.
-        check: of all devices, [D, S, B/D] and [D, S].
+        check: of all devices, with a leading axis D.
         dispatch: the clips of each step.
         before: steps before this dispatch.
         epoch: from 0.
     """
-    losses = np.asarray(check.clip_loss)
-    norms = np.asarray(check.gradient_norm)[0]
+    features, losses, norms = (np.asarray(found) for found in check)
     for number, clips in enumerate(dispatch.batches):
-        bad = ~np.isfinite(losses[:, number].ravel()[: len(clips)])
-        if not bad.any() and np.isfinite(norms[number]):
+        bad_features, bad_loss = (
+            ~found[:, number].ravel()[: len(clips)] for found in (features, losses)
+        )
+        if not bad_loss.any() and np.isfinite(norms[0, number]):
             continue
-        what = "loss" if bad.any() else "gradient"
-        names = [corpus.names[clip] for clip in (clips[bad] if bad.any() else clips)]
+        what = "loss" if bad_loss.any() else "gradient"
+        culprits = next((bad for bad in (bad_features, bad_loss) if bad.any()), slice(None))
+        names = [corpus.names[clip] for clip in clips[culprits]]
         raise Diverged(
             f"training broke at step {before + number + 1} (epoch {epoch + 1}): the {what} is not "
             f"finite for {', '.join(names)}; expected finite numbers. Checkpoints of earlier "

@@ -39,8 +39,10 @@ class Sums(NamedTuple):
 class StepCheck(NamedTuple):
     """What shows the step and the clips with which a training broke."""
 
-    clip_loss: Array
-    """[S, B] loss of each clip."""
+    finite_features: Array
+    """[S, B] bool, of each clip before the head: later the batch norm mixes the clips."""
+    finite_loss: Array
+    """[S, B] bool."""
     gradient_norm: Array
     """[S]"""
 
@@ -87,49 +89,48 @@ class Learner:
         self, state: TrainState, sums: Sums, batches: Batch, count: Array, learning_rate: Array
     ) -> tuple[TrainState, Sums, StepCheck]:
         """The first `count` of S steps, one after the other, on one device's [S, B, …] clips."""
-        check = StepCheck(
-            jnp.zeros_like(batches.weight), jnp.zeros(len(batches.weight), jnp.float32)
-        )
+        fine = jnp.ones(batches.weight.shape, bool)
+        check = StepCheck(fine, fine, jnp.zeros(len(fine), jnp.float32))
 
         def body(number, carry):
             state, sums, check = carry
             batch = jax.tree.map(lambda x: x[number], batches)
-            state, step_sums, clip_loss, norm = self.train_step(state, batch, learning_rate)
-            check = StepCheck(
-                check.clip_loss.at[number].set(clip_loss),
-                check.gradient_norm.at[number].set(norm),
-            )
+            state, step_sums, step_check = self.train_step(state, batch, learning_rate)
+            check = jax.tree.map(lambda all, one: all.at[number].set(one), check, step_check)
             return state, jax.tree.map(jnp.add, sums, step_sums), check
 
         return jax.lax.fori_loop(0, count, body, (state, sums, check))
 
     def train_step(
         self, state: TrainState, batch: Batch, learning_rate: Array
-    ) -> tuple[TrainState, Sums, Array, Array]:
+    ) -> tuple[TrainState, Sums, StepCheck]:
         """One optimiser step over the clips of all devices; runs inside `devices.parallel`.
 
         Returns:
-            The new state, this device's sums, the loss of its clips [B], the gradient's norm.
+            The new state, this device's sums and its check, without the axis of steps.
         """
         clips = devices.sum_over_devices(batch.weight.sum())
         training = Training(self._clip_keys(state.step, len(batch.label)), devices.sum_over_devices)
 
         def mean_loss(params):
             network = nnx.merge(self.graph, params, state.batch_stats, copy=True)
-            logits = network(batch, training).logits
-            loss = self.loss(logits, batch.label)
-            return (batch.weight @ loss) / clips, (logits, loss, nnx.state(network, nnx.BatchStat))
+            output = network(batch, training)
+            loss = self.loss(output.logits, batch.label)
+            return (batch.weight @ loss) / clips, (output, loss, nnx.state(network, nnx.BatchStat))
 
-        gradient, (logits, loss, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+        gradient, (output, loss, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
         gradient = devices.sum_over_devices(gradient)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-        correct = batch.weight @ (logits.argmax(-1) == batch.label)
+        correct = batch.weight @ (output.logits.argmax(-1) == batch.label)
         return (
             TrainState(state.step + 1, params, batch_stats, opt_state),
             Sums(batch.weight.sum(), batch.weight @ loss, correct),
-            loss * batch.weight,
-            optax.global_norm(gradient),
+            StepCheck(
+                jnp.isfinite(output.features).all(-1),
+                jnp.isfinite(loss),
+                optax.tree.norm(gradient),
+            ),
         )
 
     def loss(self, logits: Array, labels: Array) -> Array:

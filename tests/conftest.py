@@ -1,0 +1,70 @@
+"""Four CPU devices, and runs of the real commands that share their compilations."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+# A run of a few seconds on the built-in corpus.
+TINY = (
+    *("--data.synthetic.clips", "144", "--data.synthetic.speakers", "12"),
+    *("--data.synthetic.audio-rate", "20", "--data.synthetic.audio-width", "8"),
+    *("--data.synthetic.video-width", "6", "--data.buckets", "2"),
+    *("--model.audio-units", "8", "--model.video-units", "8"),
+    *("--model.head-units", "16", "--model.head-dropout", "0.3"),
+    *("--train.epochs", "4", "--train.batch", "8", "--train.steps-per-dispatch", "2"),
+)
+
+
+class Commands:
+    """Starts the project's commands as a user does, in processes of their own."""
+
+    tiny = TINY
+
+    def __init__(self, compilations: Path):
+        self.environment = {
+            **os.environ,
+            "COLUMNS": "100",
+            "JAX_COMPILATION_CACHE_DIR": str(compilations),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+            "PYTHONWARNINGS": "error",
+        }
+
+    def start(self, module: str, *options: object) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, options)],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, module: str, *options: object, code: int = 0) -> str:
+        """Run to the end, check the exit code, return what was printed."""
+        process = self.start(module, *options)
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == code, text
+        assert "Traceback" not in text
+        return text
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory) -> Commands:
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # the workers' common folder
+    return Commands(base / "compilations")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(commands, tmp_path_factory) -> Path:
+    """The folder of a complete small run on two devices."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    commands.run("experiments.no_aug", *TINY, "--devices", "2", "--out", folder)
+    return folder

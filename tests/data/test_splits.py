@@ -1,0 +1,228 @@
+"""Splits: no speaker on two sides, alike class shares, the published folds."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mmattn.config import DataConfig
+from mmattn.data.clips import Stream, pack_streams
+from mmattn.data.corpus import Corpus, select_clips
+from mmattn.data.splits import (
+    check_split,
+    chosen_folds,
+    fold_speakers,
+    folds_at_hand,
+    make_split,
+    split_from_json,
+    split_to_json,
+)
+from mmattn.errors import UserError
+
+SIDES = ("train", "validation", "test")
+
+
+def corpus_of(counts: dict[str, tuple[int, ...]]) -> Corpus:
+    """Clips of a frame; `counts` has each speaker's clips of every class."""
+    clips = sorted(
+        (f"{speaker}-{label}-{number}", speaker, label)
+        for speaker, of_class in counts.items()
+        for label, count in enumerate(of_class)
+        for number in range(count)
+    )
+    streams = pack_streams([Stream(np.ones((1, 1), np.float32), np.zeros(1))] * len(clips))
+    return Corpus(
+        description="test",
+        names=tuple(name for name, _, _ in clips),
+        speakers=np.array([speaker for _, speaker, _ in clips]),
+        labels=np.array([label for _, _, label in clips], np.int32),
+        class_names=tuple("abcdefgh"[: len(next(iter(counts.values())))]),
+        audio=streams,
+        video=streams,
+        cues=None,
+    )
+
+
+@pytest.fixture
+def twelve() -> Corpus:
+    """12 RAVDESS speakers with four clips of three classes."""
+    return corpus_of({f"ravdess-{actor:02d}": (4, 4, 4) for actor in range(1, 13)})
+
+
+def speakers(corpus: Corpus, split, side: str) -> set:
+    return set(corpus.speakers[getattr(split, side)].tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_speaker_is_on_two_sides_and_no_clip_is_lost(twelve, seed):
+    split = make_split(twelve, DataConfig(validation=0.2, test=0.25), seed)
+    sides = [speakers(twelve, split, side) for side in SIDES]
+    assert [len(side) for side in sides] == [7, 2, 3]
+    assert len(set.union(*sides)) == 12
+    together = np.sort(np.concatenate([getattr(split, side) for side in SIDES]))
+    assert together.tolist() == list(range(len(twelve)))
+
+
+def test_the_seed_decides_and_nothing_else(twelve):
+    first, again = (split_to_json(make_split(twelve, DataConfig(), 3), twelve) for _ in range(2))
+    others = [split_to_json(make_split(twelve, DataConfig(), seed), twelve) for seed in range(3)]
+    assert first == again
+    assert any(other["test"] != first["test"] for other in others)
+
+
+def test_class_shares_are_alike_on_every_side():
+    """Half of the speakers have mostly the one class, half mostly the other."""
+    corpus = corpus_of({f"s{n:02d}": (9, 1) if n % 2 else (1, 9) for n in range(24)})
+    for seed in range(5):
+        split = make_split(corpus, DataConfig(validation=0.25, test=0.25), seed)
+        for side in SIDES:
+            assert corpus.labels[getattr(split, side)].mean() == pytest.approx(0.5)
+
+
+def test_too_few_speakers():
+    corpus = corpus_of({"s1": (2, 2), "s2": (2, 2)})
+    with pytest.raises(UserError, match="2 speakers are too few for 1 to test, 1 to validate"):
+        make_split(corpus, DataConfig(), 0)
+
+
+@pytest.mark.parametrize(("option", "share"), [("test", 0.0), ("validation", 1.0)])
+def test_shares_outside_0_to_1(twelve, option, share):
+    with pytest.raises(UserError, match=rf"--data.{option} must be between 0 and 1, not {share}"):
+        make_split(twelve, DataConfig(**{option: share}), 0)
+
+
+def test_published_folds():
+    ravdess, crema_d = fold_speakers("ravdess"), fold_speakers("crema-d")
+    assert ravdess[2] == ["ravdess-09", "ravdess-10", "ravdess-11", "ravdess-12"]
+    assert [len(fold) for fold in ravdess] == [4] * 6
+    assert [len(fold) for fold in crema_d] == [18, 18, 18, 18, 19]
+    assert [(fold[0][8:], fold[-1][8:]) for fold in crema_d] == [
+        *(("1001", "1018"), ("1019", "1036"), ("1037", "1054")),
+        *(("1055", "1072"), ("1073", "1091")),
+    ]
+
+
+def test_every_fold_tests_its_speakers(twelve):
+    data = DataConfig(folds="ravdess", validation=0.25)
+    assert folds_at_hand(twelve, data) == chosen_folds(twelve, data) == [0, 1, 2]
+    tested = set()
+    for fold in chosen_folds(twelve, data):
+        split = make_split(twelve, data, 0, fold)
+        assert speakers(twelve, split, "test") == set(fold_speakers("ravdess")[fold])
+        assert len(speakers(twelve, split, "validation")) == 2
+        assert split.fold == fold
+        tested |= set(split.test.tolist())
+    assert len(tested) == len(twelve)
+
+
+def test_folds_of_a_file(twelve, tmp_path):
+    path = tmp_path / "folds.json"
+    path.write_text(json.dumps({"test_speakers": [["ravdess-02", "ravdess-07"], ["ravdess-30"]]}))
+    data = DataConfig(folds=str(path))
+    assert chosen_folds(twelve, data) == [0]
+    split = make_split(twelve, data, 0, 0)
+    assert speakers(twelve, split, "test") == {"ravdess-02", "ravdess-07"}
+    with pytest.raises(
+        UserError, match=r"fold 1 .* tests ravdess-30, and the corpus has ravdess-0"
+    ):
+        make_split(twelve, data, 0, 1)
+    with pytest.raises(UserError, match="has folds 0 to 1"):
+        make_split(twelve, data, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "cannot be read so"),
+        ("[]", "cannot be read so"),
+        ("{}", "cannot be read so: KeyError"),
+        ('{"test_speakers": ["ravdess-01"]}', "no list of lists"),
+        ('{"test_speakers": [[1, 2]]}', "has the speaker 1, which is no text"),
+        ('{"test_speakers": [["a"], ["b", "a"]]}', "names speakers twice: a"),
+    ],
+)
+def test_folds_that_cannot_be_read(tmp_path, text, reason):
+    path = tmp_path / "folds.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=reason):
+        fold_speakers(str(path))
+    with pytest.raises(UserError, match=r"--data.folds is ravdess, crema-d or"):
+        fold_speakers(str(tmp_path / "missing.json"))
+
+
+def test_which_folds_are_chosen(twelve):
+    assert chosen_folds(twelve, DataConfig()) == [None]
+    assert chosen_folds(twelve, DataConfig(folds="ravdess", fold=1)) == [1]
+    with pytest.raises(UserError, match="no fold of 'crema-d' has a speaker among ravdess-01, "):
+        chosen_folds(twelve, DataConfig(folds="crema-d"))
+    with pytest.raises(UserError, match=r"--data.fold 1 needs --data.folds"):
+        chosen_folds(twelve, DataConfig(fold=1))
+
+
+def test_too_few_speakers_outside_a_fold(twelve):
+    few = select_clips(twelve, np.flatnonzero(twelve.speakers <= "ravdess-05"))
+    with pytest.raises(UserError, match="1 speakers outside fold 0 are too few"):
+        make_split(few, DataConfig(folds="ravdess"), 0, 0)
+
+
+def test_the_leaking_split_says_so(twelve):
+    data = DataConfig(split="leaky-clips", validation=0.25, test=0.25)
+    split = make_split(twelve, data, 0)
+    assert split.leaking
+    assert "LEAKS SPEAKERS" in split.description
+    assert speakers(twelve, split, "train") & speakers(twelve, split, "test")
+    for side, share in zip(SIDES, (24, 12, 12), strict=True):
+        assert np.bincount(twelve.labels[getattr(split, side)]).tolist() == [share] * 3
+    with pytest.raises(UserError, match=r"cannot have --data.folds"):
+        make_split(twelve, replace(data, folds="ravdess"), 0)
+
+
+def test_a_speaker_on_two_sides_is_named(twelve):
+    split = make_split(twelve, DataConfig(), 0)
+    moved = split.test[:1]
+    leaked = replace(split, train=np.append(split.train, moved), test=split.test[1:])
+    with pytest.raises(UserError, match="speakers in both train and test: ") as error:
+        check_split(leaked, twelve)
+    assert str(twelve.speakers[moved[0]]) in str(error.value)
+
+
+def test_a_clip_on_two_sides_is_an_error_even_when_speakers_leak(twelve):
+    split = make_split(twelve, DataConfig(split="leaky-clips"), 0)
+    with pytest.raises(UserError, match="clips in both validation and test"):
+        check_split(replace(split, test=split.validation), twelve)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_an_empty_side(twelve, side):
+    split = make_split(twelve, DataConfig(), 0)
+    with pytest.raises(UserError, match=f"no {side} clips"):
+        check_split(replace(split, **{side: np.array([], np.int64)}), twelve)
+
+
+def test_a_class_without_training_clips():
+    corpus = corpus_of({f"s{n}": (2, 2, 0) for n in range(6)})
+    with pytest.raises(UserError, match="no training clip of the class c among 16"):
+        make_split(corpus, DataConfig(), 0)
+
+
+@pytest.mark.parametrize("data", [DataConfig(), DataConfig(split="leaky-clips")])
+def test_a_written_split_reads_back(twelve, data):
+    split = make_split(twelve, data, 0)
+    document = json.loads(json.dumps(split_to_json(split, twelve)))
+    again = split_from_json(document, twelve)
+    for side in SIDES:
+        np.testing.assert_array_equal(getattr(again, side), getattr(split, side))
+        assert document[side]["speakers"] == sorted(speakers(twelve, split, side))
+    rest = (split.description, split.fold, split.leaking)
+    assert (again.description, again.fold, again.leaking) == rest
+
+
+def test_a_written_split_is_checked_when_read(twelve):
+    document = split_to_json(make_split(twelve, DataConfig(), 0), twelve)
+    document["train"]["clips"].append(document["test"]["clips"].pop())
+    with pytest.raises(UserError, match="speakers in both train and test"):
+        split_from_json(document, twelve)
+    document["test"]["clips"].append("gone")
+    with pytest.raises(UserError, match=r"1 of 24 test clips .* not in the corpus: gone"):
+        split_from_json(document, twelve)

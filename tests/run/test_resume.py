@@ -1,0 +1,150 @@
+"""A run that was killed, stopped or out of disk ends like one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from mmattn.train.checkpoints import Checkpoints
+
+TIMED = ("clips_per_s", "seconds")
+
+
+def arrays(folder: Path, kind: str) -> dict[str, np.ndarray]:
+    (step,) = (folder / "checkpoints" / kind).iterdir()
+    return ocp.PyTreeCheckpointer().restore(step / "arrays")
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
+
+
+def assert_same_end(folder: Path, reference: Path) -> None:
+    assert metrics(folder) == metrics(reference)
+    for name in ("predictions.csv", "predictions_validation.csv", "split.json"):
+        assert (folder / name).read_bytes() == (reference / name).read_bytes()
+    for kind in ("best", "final"):
+        found, expected = arrays(folder, kind), arrays(reference, kind)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{kind} {name}")
+
+
+def go_on(commands, folder: Path):
+    """Start the run of a folder, or resume it if it has begun."""
+    begun = ["--resume"] if (folder / "config.json").exists() else [*commands.tiny, "--devices", 2]
+    return commands.start("experiments.no_aug", *begun, "--out", folder)
+
+
+def wait_until(true, process: subprocess.Popen, interval: float = 0.01) -> None:
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(interval)
+
+
+def in_training(folder: Path) -> bool:
+    """Epochs after the first are being trained."""
+    path = folder / "metrics.jsonl"
+    return path.exists() and path.read_text() != ""
+
+
+def saving(folder: Path) -> bool:
+    """A checkpoint is half written."""
+    latest = folder / "checkpoints" / "latest"
+    return latest.is_dir() and any("tmp" in entry.name for entry in os.scandir(latest))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_moments(commands, tiny_run, tmp_path, seed):
+    folder, wait = tmp_path / "killed", random.Random(seed)
+    for _ in range(3):
+        process = go_on(commands, folder)
+        time.sleep(wait.uniform(1, 6))
+        process.kill()
+        process.communicate()
+    process = go_on(commands, folder)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    assert_same_end(folder, tiny_run)
+
+
+def test_killed_inside_a_save(commands, tiny_run, tmp_path):
+    folder = tmp_path / "killed"
+    for _ in range(2):
+        process = go_on(commands, folder)
+        wait_until(lambda: saving(folder), process, interval=0)
+        process.kill()
+        process.communicate()
+    assert saving(folder), "killed too late to leave a half-written checkpoint"
+    process = go_on(commands, folder)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    assert_same_end(folder, tiny_run)
+
+
+def test_sigterm_saves_inside_an_epoch(commands, tiny_run, tmp_path):
+    folder = tmp_path / "stopped"
+    process = go_on(commands, folder)
+    wait_until(lambda: in_training(folder), process)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "SIGTERM" in text and "--resume" in text and "Traceback" not in text
+    about = Checkpoints(folder).about("latest")
+    assert about["dispatches"] > 0
+    text = commands.run("experiments.no_aug", "--resume", "--out", folder)
+    assert f"resumed after epoch {len(about['history'])}" in text
+    assert_same_end(folder, tiny_run)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "mmattn-test", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_full_disk_keeps_the_last_checkpoint(commands, tiny_run, small_disk):
+    folder = small_disk / "run"
+    process = go_on(commands, folder)
+    wait_until(lambda: in_training(folder), process)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, text
+    assert "no space left on the disk while writing" in text and "Traceback" not in text
+    about = Checkpoints(folder).about("latest")
+    assert len(about["history"]) >= 1
+    filler.unlink()
+    commands.run("experiments.no_aug", "--resume", "--out", folder)
+    assert_same_end(folder, tiny_run)
+
+
+def test_a_complete_run_stays_as_it_is(commands, tiny_run):
+    before = (tiny_run / "summary.json").read_bytes()
+    assert "complete" in commands.run("experiments.no_aug", "--resume", "--out", tiny_run)
+    text = commands.run("experiments.no_aug", "--out", tiny_run, code=2)
+    assert "holds a run" in text and "--resume" in text
+    assert (tiny_run / "summary.json").read_bytes() == before
+
+
+def test_a_resumed_run_keeps_its_options(commands, tiny_run):
+    text = commands.run(
+        "experiments.no_aug", "--resume", "--out", tiny_run, "--train.batch", 48, code=2
+    )
+    assert "--train.batch 48" in text and "has 8" in text

@@ -1,0 +1,99 @@
+"""The whole run: what its folder holds, and that evaluating it again gives the same numbers."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mmattn.config import config_from_json
+from mmattn.data.corpus import open_corpus
+from mmattn.data.normalise import fit_normaliser
+from mmattn.data.splits import split_from_json
+from mmattn.evaluate.predictions import read_predictions
+from mmattn.evaluate.report import interval_text
+from mmattn.train.checkpoints import Checkpoints
+from mmattn.train.loop import best_epoch, restore
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_the_folder_holds_everything(tiny_run):
+    assert {path.name for path in tiny_run.iterdir()} == {
+        *("config.json", "split.json", "environment.json", "metrics.jsonl", "train.log"),
+        *("checkpoints", "predictions.csv", "predictions_validation.csv", "summary.json"),
+        *("curves.png", "confusion.png", "attention.png"),
+    }
+    config = config_from_json(read(tiny_run / "config.json"))
+    assert config.devices == 2 and config.train.batch == 8
+    assert {p.name for p in (tiny_run / "checkpoints").iterdir()} == {"best", "final", "latest"}
+    assert read(tiny_run / "environment.json")["starts"][0]["versions"]["jax"]
+    assert "epoch   4" in (tiny_run / "train.log").read_text()
+
+
+def test_metrics_and_the_best_epoch(tiny_run):
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    accuracies = [row["validation_accuracy"] for row in rows]
+    assert best_epoch(rows) == 1 + accuracies.index(max(accuracies))
+    about = Checkpoints(tiny_run).about("best")
+    assert about["history"] == rows[: best_epoch(rows)]
+    assert about["class_names"] == ["anger", "disgust", "fear", "happy", "neutral", "sad"]
+    assert about["widths"] == {"audio": 8, "video": 6}
+
+
+def test_summary_agrees_with_the_predictions(tiny_run):
+    summary = read(tiny_run / "summary.json")
+    for side, name in (("test", "predictions.csv"), ("validation", "predictions_validation.csv")):
+        with open(tiny_run / name) as file:
+            rows = list(csv.DictReader(file))
+        right = np.mean([row["label"] == row["predicted"] for row in rows])
+        assert summary[side]["accuracy"]["value"] == pytest.approx(right)
+        assert summary["clips"][side] == len(rows)
+        assert summary[side]["uar"]["low"] <= summary[side]["uar"]["value"]
+    best = summary["best_epoch"]
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert summary["validation"]["accuracy"]["value"] == rows[best - 1]["validation_accuracy"]
+
+
+def test_the_checkpoint_predicts_the_same_to_the_last_bit(tiny_run):
+    config = config_from_json(read(tiny_run / "config.json"))
+    corpus = open_corpus(config.data)
+    split = split_from_json(read(tiny_run / "split.json"), corpus)
+    trainer, state = restore(tiny_run, "best", corpus, 2)
+    found = trainer.predict(state, split.test)
+    stored = read_predictions(tiny_run / "predictions.csv")
+    np.testing.assert_array_equal(found.probabilities, stored.probabilities)
+    expected = fit_normaliser(corpus, split.train)
+    for stored_array, array in zip(trainer.normaliser, expected, strict=True):
+        np.testing.assert_array_equal(stored_array, array)
+
+
+def test_evaluate_gives_the_same_numbers(commands, tiny_run):
+    text = commands.run("mmattn", "evaluate", tiny_run)
+    summary = read(tiny_run / "summary.json")
+    for side in ("validation", "test"):
+        for score in summary[side].values():
+            assert interval_text(score) in text
+    commands.run("mmattn", "evaluate", tiny_run, "--checkpoint", "final")
+
+
+def test_baseline_of_a_run(commands, tiny_run):
+    text = commands.run("mmattn", "baseline", tiny_run)
+    found = read(tiny_run / "baseline.json")
+    (tiny_run / "baseline.json").unlink()
+    (score,) = (one["uar"] for one in found.values())
+    assert interval_text(score) in text
+
+
+def test_a_broken_training_names_step_and_clips(commands, tmp_path):
+    text = commands.run(
+        "experiments.no_aug",
+        *commands.tiny,
+        *("--devices", 2, "--train.learning-rate", "1e30", "--out", tmp_path / "run"),
+        code=3,
+    )
+    assert "training broke at step 2 (epoch 1)" in text
+    assert "synthetic-0" in text and "--train.learning-rate" in text

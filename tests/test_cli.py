@@ -1,0 +1,70 @@
+"""What a user meets on the command line: help, typos, wrong input."""
+
+import subprocess
+import sys
+
+import pytest
+
+HELP = """
+import runpy, sys
+sys.argv = [{module!r}, {command} "--help"]
+try:
+    runpy.run_module({module!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = [name for name in ("jax", "sklearn", "matplotlib", "flax") if name in sys.modules]
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "word"),
+    [
+        ("experiments.no_aug", "", "--data.roots"),
+        ("mmattn", "", "evaluate"),
+        ("mmattn", '"evaluate",', "--checkpoint"),
+        ("mmattn", '"baseline",', "RUN"),
+        ("mmattn", '"corpus",', "--clips"),
+    ],
+)
+def test_help_is_light(module, command, word):
+    code = HELP.format(module=module, command=command)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert word in done.stdout
+
+
+def test_a_typo_gets_a_suggestion(commands):
+    text = commands.run("experiments.no_aug", "--train.bach", 3, code=2)
+    assert "--train.bach" in text and "--train.batch" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--train.batch", "0"], ["--train.batch 0", "2 or more"]),
+        (["--train.batch", "many"], ["--train.batch", "many"]),
+        (["--model.head-dropout", "0.5"], ["--model.head-dropout", "--model.head-units"]),
+        (["--model.modalities"], ["--model.modalities", "audio, video or both"]),
+        (["--data.roots", "/nowhere/at/all"], ["/nowhere/at/all", "--data.roots"]),
+        (["--data.synthetic.speakers", "2"], ["2 speakers are too few"]),
+        (["--data.fold", "1"], ["--data.folds"]),
+        (["--devices", "99"], ["--devices 99", "24"]),
+        (["--resume"], ["config.json"]),
+    ],
+)
+def test_wrong_options_are_one_clear_message(commands, tmp_path, options, words):
+    text = commands.run("experiments.no_aug", *options, "--out", tmp_path / "run", code=2)
+    assert all(word in text for word in words), text
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_folder_with_other_things_is_left_alone(commands, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    text = commands.run("experiments.no_aug", "--out", tmp_path, code=2)
+    assert "thesis.tex" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_evaluating_what_is_no_run(commands, tmp_path):
+    assert "config.json" in commands.run("mmattn", "evaluate", tmp_path, code=2)
