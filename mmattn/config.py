@@ -48,6 +48,8 @@ class DataConfig:
     """Video frames a second, for files without timestamps."""
     cache: Path = Path("~/.cache/mmattn")
     """Where packed copies of feature files are kept."""
+    overlap: bool = False
+    """Keep only the time that both streams of a clip cover."""
     split: Literal["speakers", "leaky-clips"] = "speakers"
     """By speaker, or the earlier system's random split of clips, which leaks speakers."""
     validation: float = 0.15
@@ -86,6 +88,8 @@ class ModelConfig:
     """Units a direction of each audio LSTM layer."""
     video_units: tuple[int, ...] = (256, 128)
     """Units a direction of each video LSTM layer."""
+    statistics: bool = False
+    """Pool time statistics of the features beside the attention."""
     head_units: tuple[int, ...] = (256, 128)
     """Units of each dense layer after the branches are joined."""
     input_dropout: float = 0.2
@@ -111,6 +115,8 @@ class TrainConfig:
     """Focusing exponent of the focal loss; 0 is cross-entropy."""
     class_weights: bool = True
     """Weigh the classes by n / (k n_c) of the training split."""
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """Halve the learning rate on a plateau, or let it fall to 0 over the epochs."""
     plateau: int = 5
     """Epochs without a better validation loss before the learning rate is halved."""
     patience: int = 10
@@ -126,6 +132,9 @@ class ExperimentConfig:
     name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
     """The experiment's name, the same as its module's."""
     seed: int = 0
+    members: int = 1
+    """Networks to train, each with validation speakers of its own; their probabilities are
+    averaged."""
     devices: int | Literal["auto"] = "auto"
     """CPU devices to divide each batch over (on a GPU machine: GPUs)."""
     out: Path | None = None
@@ -141,6 +150,7 @@ class ExperimentConfig:
         train, model, data = self.train, self.model, self.data
         for option, value, right, expected in (
             ("seed", self.seed, self.seed >= 0, "0 or more"),
+            ("members", self.members, self.members > 0, "1 or more"),
             ("train.epochs", train.epochs, train.epochs > 0, "1 or more"),
             ("train.batch", train.batch, train.batch > 1, "2 or more"),
             ("train.learning-rate", train.learning_rate, train.learning_rate > 0, "above 0"),

@@ -1,4 +1,4 @@
-"""From clips to padded batches: length buckets, shuffled by (seed, epoch), ready for the devices."""
+"""From clips to padded batches: length buckets, shuffled by (seed, epoch)."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -93,6 +93,11 @@ class Ragged:
         """The clips `indices`, in that order; the frames are shared."""
         return Ragged(self.frames, self.times, self.starts[indices], self.lengths[indices])
 
+    def crop(self, bounds: np.ndarray) -> "Ragged":
+        """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""
+        starts = self.starts + bounds[:, 0]
+        return Ragged(self.frames, self.times, starts, bounds[:, 1] - bounds[:, 0])
+
 
 def pack_streams(streams: Sequence[Stream]) -> Ragged:
     """Streams one after the other in memory; they must have the same width."""

@@ -11,7 +11,7 @@ import numpy as np
 from mmattn.config import DataConfig, SyntheticConfig
 from mmattn.console import say, say_table
 from mmattn.data.cache import ClipFile, Rates, open_pack
-from mmattn.data.clips import Cue, Ragged, pack_streams
+from mmattn.data.clips import MIN_FRAMES, Cue, Ragged, pack_streams
 from mmattn.data.names import CORPUS_TITLES, SIX, ClipName, class_names, label_of, parse_name
 from mmattn.data.synthetic import draw_clips
 from mmattn.errors import UserError
@@ -56,7 +56,7 @@ def open_corpus(data: DataConfig) -> Corpus:
         raise UserError(f"no clips are left of {len(files)} files for the labels {data.labels!r}")
     rows = np.array([row for row, _ in kept])
     names = [name for _, name in kept]
-    return Corpus(
+    corpus = Corpus(
         description=_describe(names, data.roots),
         names=tuple(name.stem for name in names),
         speakers=np.array([name.speaker for name in names]),
@@ -66,6 +66,7 @@ def open_corpus(data: DataConfig) -> Corpus:
         video=pack.video.select(rows),
         cues=None,
     )
+    return crop_to_overlap(corpus) if data.overlap else corpus
 
 
 def select_clips(corpus: Corpus, indices: np.ndarray) -> Corpus:
@@ -79,6 +80,32 @@ def select_clips(corpus: Corpus, indices: np.ndarray) -> Corpus:
         audio=corpus.audio.select(indices),
         video=corpus.video.select(indices),
         cues=corpus.cues and tuple(corpus.cues[index] for index in indices),
+    )
+
+
+def crop_to_overlap(corpus: Corpus) -> Corpus:
+    """Every clip without the frames before the later start or after the earlier end of its streams.
+
+    Raises UserError naming a clip that keeps fewer than 5 frames of a modality.
+    """
+    kept = {"audio": [], "video": []}
+    for clip in range(len(corpus)):
+        times = {"audio": corpus.audio.clip_times(clip), "video": corpus.video.clip_times(clip)}
+        start = max(stream[0] for stream in times.values())
+        end = min(stream[-1] for stream in times.values())
+        for modality, stream in times.items():
+            first = np.searchsorted(stream, start, "left")
+            kept[modality].append((first, np.searchsorted(stream, end, "right")))
+            if kept[modality][-1][1] - first < MIN_FRAMES:
+                raise UserError(
+                    f"{corpus.names[clip]}: the streams overlap from {start:.2f} to {end:.2f} s; "
+                    f"expected {MIN_FRAMES} or more {modality} frames there (--data.overlap)"
+                )
+    return replace(
+        corpus,
+        description=f"{corpus.description}, cropped to the time of both streams",
+        audio=corpus.audio.crop(np.array(kept["audio"])),
+        video=corpus.video.crop(np.array(kept["video"])),
     )
 
 

@@ -82,8 +82,18 @@ def chosen_folds(corpus: Corpus, data: DataConfig) -> list[int | None]:
     return list(folds)
 
 
-def make_split(corpus: Corpus, data: DataConfig, seed: int, fold: int | None = None) -> Split:
+def make_split(
+    corpus: Corpus,
+    data: DataConfig,
+    seed: int,
+    fold: int | None = None,
+    member: int = 0,
+    members: int = 1,
+) -> Split:
     """Divide the clips; the same for the same names, labels and seed.
+
+    The members of a committee share the test speakers; of the others each is for validation with
+    exactly one member.
 
     Raises UserError if there are too few speakers or a side would be of no use.
     """
@@ -93,7 +103,11 @@ def make_split(corpus: Corpus, data: DataConfig, seed: int, fold: int | None = N
     if data.split == "leaky-clips":
         if data.folds is not None:
             raise UserError("--data.split leaky-clips divides clips and cannot have --data.folds")
+        if members > 1:
+            raise UserError("--data.split leaky-clips cannot have --members")
         split = _split_clips(corpus, data, seed)
+    elif members > 1:
+        split = _split_committee(corpus, data, seed, fold, member, members)
     elif fold is None:
         split = _split_speakers(corpus, data, seed)
     else:
@@ -129,6 +143,22 @@ def _split_speakers(corpus: Corpus, data: DataConfig, seed: int) -> Split:
 
 
 def _split_fold(corpus: Corpus, data: DataConfig, seed: int, fold: int) -> Split:
+    test, rest = _fold_speakers_at_hand(corpus, data, fold)
+    validation = max(1, round(data.validation * len(rest)))
+    if validation >= len(rest):
+        raise UserError(
+            f"{len(rest)} speakers outside fold {fold} are too few for {validation} to validate "
+            "and at least 1 to train"
+        )
+    (chosen,) = _balanced(corpus, rest, (validation,), seed)
+    text = f"fold {fold} of {data.folds}, validation speakers by seed {seed}"
+    return _by_speakers(corpus, chosen, test, text, fold)
+
+
+def _fold_speakers_at_hand(
+    corpus: Corpus, data: DataConfig, fold: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The fold's test speakers and the others, of those in the corpus."""
     folds = fold_speakers(data.folds)
     if not 0 <= fold < len(folds):
         raise UserError(f"--data.fold {fold}: {data.folds!r} has folds 0 to {len(folds) - 1}")
@@ -139,16 +169,30 @@ def _split_fold(corpus: Corpus, data: DataConfig, seed: int, fold: int) -> Split
             f"fold {fold} of {data.folds!r} tests {_some(folds[fold])}, and the corpus has "
             f"{_some(speakers)}"
         )
-    rest = np.setdiff1d(speakers, test)
-    validation = max(1, round(data.validation * len(rest)))
-    if validation >= len(rest):
+    return test, np.setdiff1d(speakers, test)
+
+
+def _split_committee(
+    corpus: Corpus, data: DataConfig, seed: int, fold: int | None, member: int, members: int
+) -> Split:
+    """The test speakers of the fold or of the seed; the others are divided among the members."""
+    if fold is None:
+        speakers = np.unique(corpus.speakers)
+        (test,) = _balanced(corpus, speakers, (max(1, round(data.test * len(speakers))),), seed)
+        rest = np.setdiff1d(speakers, test)
+    else:
+        test, rest = _fold_speakers_at_hand(corpus, data, fold)
+    if len(rest) < members:
         raise UserError(
-            f"{len(rest)} speakers outside fold {fold} are too few for {validation} to validate "
-            "and at least 1 to train"
+            f"{len(rest)} speakers besides the test are too few for --members {members}: each "
+            "needs its own to validate"
         )
-    (chosen,) = _balanced(corpus, rest, (validation,), seed)
-    text = f"fold {fold} of {data.folds}, validation speakers by seed {seed}"
-    return _by_speakers(corpus, chosen, test, text, fold)
+    sizes = [len(part) for part in np.array_split(rest, members)]
+    groups = _balanced(corpus, rest, tuple(sizes[:-1]), seed)
+    groups.append(np.setdiff1d(rest, np.concatenate(groups)))
+    place = f"seed {seed}" if fold is None else f"fold {fold} of {data.folds}"
+    text = f"speakers, {place}, member {member} of {members}"
+    return _by_speakers(corpus, groups[member], test, text, fold)
 
 
 def _balanced(

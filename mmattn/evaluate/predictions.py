@@ -4,7 +4,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,19 @@ def join(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate([part.probabilities for part in parts]),
         parts[0].class_names,
     )
+
+
+def average(parts: Sequence[Predictions]) -> Predictions:
+    """Mean of the probabilities that several networks give to the same clips."""
+    if any(part.clips != parts[0].clips for part in parts):
+        raise UserError("expected predictions of the same clips to average, got different ones")
+    mean = np.mean([part.probabilities for part in parts], axis=0)
+    return replace(parts[0], probabilities=mean)
+
+
+def combine(parts: Sequence[Predictions]) -> Predictions:
+    """What the parts of a run say together: a mean over members, all clips of folds."""
+    return average(parts) if parts[0].clips == parts[-1].clips else join(parts)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

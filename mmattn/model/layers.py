@@ -40,6 +40,29 @@ class TemporalAttention(nnx.Module):
         return jnp.einsum("tb,tbh->bh", weights, x), weights
 
 
+def time_statistics(x: Array, valid: Array) -> Array:
+    """Mean, deviation, minimum, maximum and mean absolute change of each feature over time.
+
+    Args:
+        x: [T, B, F] frames.
+        valid: [T, B] bool; a change counts between neighbours that are both valid.
+
+    Returns:
+        [B, 5 F]; zeros for a clip without any valid frame.
+    """
+    inside = valid[..., None]
+    count = jnp.maximum(inside.sum(0), 1)
+    mean = jnp.where(inside, x, 0).sum(0) / count
+    variance = jnp.where(inside, (x - mean) ** 2, 0).sum(0) / count
+    # The square root has no finite gradient at 0.
+    deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
+    least, most = jnp.where(inside, x, jnp.inf).min(0), jnp.where(inside, x, -jnp.inf).max(0)
+    both = inside[1:] & inside[:-1]
+    change = jnp.where(both, jnp.abs(x[1:] - x[:-1]), 0).sum(0) / jnp.maximum(both.sum(0), 1)
+    statistics = jnp.concatenate([mean, deviation, least, most, change], axis=-1)
+    return jnp.where(valid.any(0)[:, None], statistics, 0)
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy, 2015) of [B, F] over the clips of all devices.
 

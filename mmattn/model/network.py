@@ -10,7 +10,7 @@ from jax import Array
 
 from mmattn.config import ModelConfig
 from mmattn.data.batches import Batch, Sequence
-from mmattn.model.layers import BatchNorm, Dropout, TemporalAttention, Training
+from mmattn.model.layers import BatchNorm, Dropout, TemporalAttention, Training, time_statistics
 from mmattn.model.lstm import LSTM
 
 
@@ -42,7 +42,7 @@ class Branch(nnx.Module):
     """A bidirectional LSTM stack and temporal attention over one modality."""
 
     def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
-        layers, dropouts = [], []
+        layers, dropouts, inputs = [], [], features
         for number, width in enumerate(units):
             rate = config.layer_dropout if number else config.input_dropout
             dropouts.append(Dropout(rate, next(streams)))
@@ -54,17 +54,25 @@ class Branch(nnx.Module):
         self.layers = nnx.List(nnx.List(pair) for pair in layers)
         self.attention = TemporalAttention(features, rngs=rngs)
         self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
-        self.features = features
+        self.statistics_norm = BatchNorm(5 * inputs) if config.statistics else None
+        self.features = features + 5 * inputs * config.statistics
 
-    def __call__(self, sequence: Sequence, training: Training | None) -> BranchOutput:
+    def __call__(
+        self, sequence: Sequence, training: Training | None, weight: Array
+    ) -> BranchOutput:
         """Run over normalised frames; a sequence of length 0 gives zeros."""
-        x = sequence.frames.swapaxes(0, 1)
+        x = frames = sequence.frames.swapaxes(0, 1)
         inside = jnp.arange(len(x))[:, None] < sequence.length
         for dropout, (ahead, back) in zip(self.dropouts, self.layers, strict=True):
             x = dropout(x, training)
             x = jnp.concatenate([ahead(x, inside), back(x, inside)], axis=-1)
         pooled, attention = self.attention(x, sequence.valid.T)
-        return BranchOutput(self.pooled_dropout(pooled, training), attention.T, x.swapaxes(0, 1))
+        if self.statistics_norm is not None:
+            statistics = time_statistics(frames, sequence.valid.T)
+            statistics = self.statistics_norm(statistics, training, weight)
+            pooled = jnp.concatenate([pooled, statistics], axis=-1)
+        pooled = self.pooled_dropout(pooled, training)
+        return BranchOutput(pooled, attention.T, x.swapaxes(0, 1))
 
 
 class Network(nnx.Module):
@@ -97,7 +105,8 @@ class Network(nnx.Module):
     def __call__(self, batch: Batch, training: Training | None = None) -> Output:
         """Classify a batch; with `training` given, dropout and batch statistics are on."""
         outputs = {
-            name: branch(getattr(batch, name), training) for name, branch in self.branches.items()
+            name: branch(getattr(batch, name), training, batch.weight)
+            for name, branch in self.branches.items()
         }
         x = features = jnp.concatenate([output.pooled for output in outputs.values()], axis=-1)
         for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):

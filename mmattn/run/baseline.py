@@ -4,15 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
+from mmattn.console import say_table
 from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, split_from_json
 from mmattn.evaluate.baseline import linear_baseline, time_statistics
 from mmattn.evaluate.metrics import scores
-from mmattn.evaluate.predictions import Predictions, join
-from mmattn.evaluate.report import say_scores
+from mmattn.evaluate.predictions import Predictions, combine
+from mmattn.evaluate.report import MEASURES, interval_text
 from mmattn.files import read_json, write_json
-from mmattn.run.folder import read_config
+from mmattn.run.folder import parts_of, read_config
 
 
 def baseline_of_run(run: Path) -> None:
@@ -34,15 +35,29 @@ def baseline_of_run(run: Path) -> None:
             for clip in range(len(corpus))
         ]
     )
-    parts = [run] if (run / "split.json").exists() else sorted(run.glob("fold*"))
-    splits = [split_from_json(read_json(part / "split.json"), corpus) for part in parts]
-    tested = [_test(corpus, statistics, split) for split in splits]
-    found = {part.name: scores(one, config.seed) for part, one in zip(parts, tested, strict=True)}
-    if len(parts) > 1:
-        found["pooled"] = scores(join(tested))
-    title = f"Linear baseline on time statistics, test; {corpus.description}"
-    say_scores(title, found)
+    found: dict[str, dict] = {}
+    _test_folder(run, corpus, statistics, config.seed, found)
+    say_table(
+        f"Linear baseline on time statistics, test; {corpus.description}",
+        ("", *MEASURES.values()),
+        [(name, *map(interval_text, score.values())) for name, score in found.items()],
+    )
     write_json(run / "baseline.json", found)
+
+
+def _test_folder(
+    folder: Path, corpus: Corpus, statistics: np.ndarray, seed: int, found: dict[str, dict]
+) -> Predictions:
+    """Test a split, or the parts of a folder and all together; scores are added to `found`."""
+    parts = parts_of(folder)
+    if parts:
+        tested = [_test_folder(part, corpus, statistics, seed, found) for part in parts]
+        together = combine(tested)
+    else:
+        split = split_from_json(read_json(folder / "split.json"), corpus)
+        together = _test(corpus, statistics, split)
+    found[str(folder)] = scores(together, seed)
+    return together
 
 
 def _test(corpus: Corpus, statistics: np.ndarray, split: Split) -> Predictions:

@@ -10,11 +10,11 @@ from mmattn.console import say
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.errors import UserError
 from mmattn.evaluate.metrics import scores
-from mmattn.evaluate.predictions import Predictions, join
+from mmattn.evaluate.predictions import Predictions, combine
 from mmattn.evaluate.report import say_per_class, say_scores
 from mmattn.files import read_json
 from mmattn.run.experiment import SIDES, to_predictions
-from mmattn.run.folder import read_config
+from mmattn.run.folder import parts_of, read_config
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_jax
 from mmattn.train.loop import restore
@@ -38,28 +38,30 @@ def evaluate_run(run: Path, kind: Kind, other: OtherDataConfig) -> None:
     data = replace(data, cache=other.cache)
     corpus = open_corpus(data)
     start_jax(config.devices, config.train.batch)
-    parts = [run] if (run / "split.json").exists() else sorted(run.glob("fold*"))
-    tested = [_evaluate_part(part, kind, config, corpus) for part in parts]
-    if len(parts) > 1:
-        say_scores("all folds together", {"test": scores(join(tested))})
+    _evaluate_folder(run, kind, config, corpus)
 
 
-def _evaluate_part(
+def _evaluate_folder(
     folder: Path, kind: Kind, config: ExperimentConfig, corpus: Corpus
 ) -> Predictions:
-    """Say the scores of one split; returns the predictions of its last side, the test."""
+    """Say the scores of a training, or of its parts and of all together; returns the test's."""
+    parts = parts_of(folder)
+    if parts:
+        tested = [_evaluate_folder(part, kind, config, corpus) for part in parts]
+        together = combine(tested)
+        say_scores(f"{folder}, all parts together", {"test": scores(together, config.seed)})
+        return together
     document = read_json(folder / "split.json")
-    sides = _clips_to_evaluate(document, corpus)
     trainer, state = restore(folder, kind, corpus, config.devices)
     predictions = {
         side: to_predictions(corpus, clips, trainer.predict(state, clips))
-        for side, clips in sides.items()
+        for side, clips in _clips_to_evaluate(document, corpus).items()
     }
     *_, last = predictions.values()
-    leak = f"; {document['description']}" if document["leaking"] else ""
     say_per_class(last, f"{folder}, each class")
     found = {side: scores(part, config.seed) for side, part in predictions.items()}
-    say_scores(f"{folder}, {kind} checkpoint, {corpus.description}{leak}", found)
+    title = f"{folder}, {kind} checkpoint; {corpus.description}; {document['description']}"
+    say_scores(title, found)
     return last
 
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,8 +15,14 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, chosen_folds, make_split, split_from_json, split_to_json
 from mmattn.evaluate.metrics import confusion, per_class, scores
 from mmattn.evaluate.plots import AttentionExample, plot_attention, plot_confusion, plot_curves
-from mmattn.evaluate.predictions import Predictions, join, read_predictions, write_predictions
-from mmattn.evaluate.report import interval_text, say_per_class, say_scores
+from mmattn.evaluate.predictions import (
+    Predictions,
+    average,
+    join,
+    read_predictions,
+    write_predictions,
+)
+from mmattn.evaluate.report import MEASURES, interval_text, say_per_class, say_scores
 from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.run.folder import (
     config_to_resume,
@@ -51,25 +58,52 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
     with explain_full_disk(f"the run {folder}"), log_to(folder / "train.log"):
         say(f"run {folder}")
         corpus = open_corpus(config.data)
-        folds = chosen_folds(corpus, config.data)
-        splits = [make_split(corpus, config.data, config.seed, fold) for fold in folds]
+        groups = plan_parts(config, corpus, folder)
         config = replace(config, devices=start_jax(config.devices, config.train.batch))
         write_config(folder, config)
         write_environment(folder, jax.devices()[0].device_kind)
-        if config.data.folds is None or config.data.fold != "all":
-            train_and_evaluate(config, corpus, splits[0], folder)
-            return
-        parts = [folder / f"fold{fold}" for fold in folds]
-        for fold, split, part in zip(folds, splits, parts, strict=True):
-            part.mkdir(exist_ok=True)
-            of_fold = replace(config, data=replace(config.data, fold=fold))
-            write_config(part, of_fold)
-            train_and_evaluate(of_fold, corpus, split, part)
-        pool_folds(folder, parts)
+        for fold_folder, parts in groups.items():
+            for part in parts:
+                part.folder.mkdir(parents=True, exist_ok=True)
+                if part.folder != folder:
+                    write_config(part.folder, part.config)
+                train_and_evaluate(part.config, config.devices, corpus, part.split, part.folder)
+            if config.members > 1:
+                pool_members(fold_folder, [part.folder for part in parts], corpus, config.seed)
+        if list(groups) != [folder]:
+            pool_folds(folder, list(groups), corpus, config.seed)
+
+
+class Part(NamedTuple):
+    """One training: of a fold, or of a member of its committee."""
+
+    folder: Path
+    split: Split
+    config: ExperimentConfig
+
+
+def plan_parts(config: ExperimentConfig, corpus: Corpus, folder: Path) -> dict[Path, list[Part]]:
+    """All trainings of a run, by the folder of their fold; the splits are checked.
+
+    The members of a committee differ in their validation speakers and in their seed.
+    """
+    groups = {}
+    for fold in chosen_folds(corpus, config.data):
+        data = config.data if fold is None else replace(config.data, fold=fold)
+        fold_folder = folder if data == config.data else folder / f"fold{fold}"
+        groups[fold_folder] = [
+            Part(
+                fold_folder / f"member{member}" if config.members > 1 else fold_folder,
+                make_split(corpus, data, config.seed, fold, member, config.members),
+                replace(config, data=data, seed=config.seed + member, members=1),
+            )
+            for member in range(config.members)
+        ]
+    return groups
 
 
 def train_and_evaluate(
-    config: ExperimentConfig, corpus: Corpus, split: Split, folder: Path
+    config: ExperimentConfig, device_count: int, corpus: Corpus, split: Split, folder: Path
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
 
@@ -82,36 +116,65 @@ def train_and_evaluate(
         split = split_from_json(read_json(folder / "split.json"), corpus)
     write_json(folder / "split.json", split_to_json(split, corpus))
     _say_data(corpus, split)
-    trainer = make_trainer(config, corpus, split, config.devices)
+    trainer = make_trainer(config, corpus, split, device_count)
     history = fit(trainer, split, folder, config.resume)
     state, _ = trainer.load(Checkpoints(folder), "best")
     found = {side: trainer.predict(state, getattr(split, side)) for side in SIDES}
     predictions = {
         side: to_predictions(corpus, getattr(split, side), found[side]) for side in SIDES
     }
-    for side, name in SIDES.items():
-        write_predictions(folder / name, predictions[side])
     note = split.description if split.leaking else None
     plot_curves(history, folder / "curves.png", note)
-    plot_confusion(predictions["test"], folder / "confusion.png", "Test clips", note)
     examples = _attention_examples(corpus, split.test, found["test"])
     plot_attention(examples, folder / "attention.png", note)
-    summary = {
-        **{side: scores(predictions[side], config.seed) for side in reversed(SIDES)},
-        "per_class": per_class(predictions["test"]),
-        "confusion": confusion(predictions["test"]).tolist(),
-        "best_epoch": best_epoch(history),
-        "epochs": len(history),
-        "seconds": sum(row["seconds"] for row in history),
-        "devices": config.devices,
-        "data": corpus.description,
-        "split": split.description,
-        "leaking": split.leaking,
-        "clips": {side: len(getattr(split, side)) for side in ("train", *SIDES)},
-        **environment(),
-    }
+    say_per_class(predictions["test"], "Test, each class")
+    best = best_epoch(history)
+    write_results(
+        folder,
+        predictions,
+        corpus,
+        config.seed,
+        f"{split.description}; epoch {best}, the best of {len(history)}",
+        note=note,
+        best_epoch=best,
+        epochs=len(history),
+        seconds=sum(row["seconds"] for row in history),
+        devices=device_count,
+        leaking=split.leaking,
+        clips={side: len(getattr(split, side)) for side in ("train", *SIDES)},
+        per_class=per_class(predictions["test"]),
+        confusion=confusion(predictions["test"]).tolist(),
+    )
+
+
+def write_results(
+    folder: Path,
+    predictions: dict[str, Predictions],
+    corpus: Corpus,
+    seed: int,
+    what: str,
+    note: str | None = None,
+    **about: Any,
+) -> None:
+    """Write and say what came out, summary.json last: with it, a run is complete.
+
+    Args:
+        folder: of the run, fold or member.
+        predictions: by side.
+        corpus: where they come from.
+        seed: of the bootstrap.
+        what: split and model in one line.
+        note: drawn in the plot: that the split leaks.
+        about: more for the summary.
+    """
+    for side, one in predictions.items():
+        write_predictions(folder / SIDES[side], one)
+    plot_confusion(predictions["test"], folder / "confusion.png", "Test clips", note)
+    found = {side: scores(one, seed) for side, one in predictions.items()}
+    say_scores(f"{corpus.description}; {what}", found)
+    summary = {**found, "data": corpus.description, "what": what, **about, **environment()}
     write_json(folder / "summary.json", summary)
-    _say_results(folder, corpus, split, summary, predictions["test"])
+    say(f"results in {folder}")
 
 
 def to_predictions(corpus: Corpus, clips: np.ndarray, found: ClipPredictions) -> Predictions:
@@ -125,35 +188,45 @@ def to_predictions(corpus: Corpus, clips: np.ndarray, found: ClipPredictions) ->
     )
 
 
-def pool_folds(folder: Path, parts: list[Path]) -> None:
-    """Join the folds' results: each clip is tested once, by the model that never heard its speaker.
+def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> None:
+    """A committee's results: the members' mean for the test clips, which all of them predict.
 
-    The mean over folds stands beside scores, and their intervals over speakers, of all test
-    predictions together.
+    Each validation clip is predicted by the one member that was not trained on its speaker.
     """
-    summaries = [read_json(part / "summary.json") for part in parts]
-    summary = {"folds": {part.name: one for part, one in zip(parts, summaries, strict=True)}}
-    for side, name in SIDES.items():
-        # A speaker validates several folds; only tests can be pooled.
-        if side == "test":
-            pooled = join([read_predictions(part / name) for part in parts])
-            write_predictions(folder / name, pooled)
-            plot_confusion(pooled, folder / "confusion.png", "Test clips of all folds")
-            summary["test"] = scores(pooled)
-        summary[f"{side}_mean_over_folds"] = {
-            measure: float(np.mean([one[side][measure]["value"] for one in summaries]))
-            for measure in summaries[0][side]
-        }
-    write_json(folder / "summary.json", summary)
+    validation, test = (
+        [read_predictions(part / name) for part in parts] for name in SIDES.values()
+    )
+    predictions = {"validation": join(validation), "test": average(test)}
+    mean = _mean_scores(parts)
+    what = f"{folder.name}, committee of {len(parts)}"
+    write_results(folder, predictions, corpus, seed, what, mean_over_members=mean)
+
+
+def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> None:
+    """Join the folds' tests: each clip is predicted by networks that never saw its speaker."""
+    pooled = join([read_predictions(part / SIDES["test"]) for part in parts])
+    tests = {part.name: read_json(part / "summary.json")["test"] for part in parts}
     rows = [
-        (part.name, *(interval_text(one["test"][measure]) for measure in ("uar", "accuracy")))
-        for part, one in zip(parts, summaries, strict=True)
+        (name, *(interval_text(found[measure]) for measure in MEASURES))
+        for name, found in tests.items()
     ]
-    mean = summary["test_mean_over_folds"]
-    rows.append(("mean", f"{mean['uar']:.3f}", f"{mean['accuracy']:.3f}"))
-    rows.append(("pooled", *(interval_text(summary["test"][m]) for m in ("uar", "accuracy"))))
-    say_table("Test, by fold", ("", "UAR", "accuracy"), rows)
-    say(f"results in {folder}")
+    mean = _mean_scores(parts)
+    rows.append(("mean", *(f"{mean['test'][measure]:.3f}" for measure in MEASURES)))
+    say_table("Test, by fold", ("", *MEASURES.values()), rows)
+    what = f"test clips of {len(parts)} folds together"
+    write_results(folder, {"test": pooled}, corpus, seed, what, mean_over_folds=mean)
+
+
+def _mean_scores(parts: list[Path]) -> dict:
+    """The mean of each score over the parts' summaries, by side."""
+    summaries = [read_json(part / "summary.json") for part in parts]
+    return {
+        side: {
+            measure: float(np.mean([one[side][measure]["value"] for one in summaries]))
+            for measure in MEASURES
+        }
+        for side in SIDES
+    }
 
 
 def _say_data(corpus: Corpus, split: Split) -> None:
@@ -163,19 +236,6 @@ def _say_data(corpus: Corpus, split: Split) -> None:
         for side, clips in ((side, getattr(split, side)) for side in ("train", *SIDES))
     ]
     say_table("Data", ("", "clips", "speakers"), rows)
-
-
-def _say_results(
-    folder: Path, corpus: Corpus, split: Split, summary: dict, test: Predictions
-) -> None:
-    title = f"{corpus.description}; best of {summary['epochs']} epochs: {summary['best_epoch']}"
-    if split.leaking:
-        title += f"; {split.description}"
-    say_per_class(test, "Test, each class")
-    say_scores(title, {side: summary[side] for side in SIDES})
-    say(
-        f"trained {summary['seconds']:.0f} s on {summary['devices']} device(s); results in {folder}"
-    )
 
 
 def _attention_examples(

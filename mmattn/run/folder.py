@@ -33,6 +33,11 @@ def read_config(folder: Path) -> ExperimentConfig:
     return config_from_json(read_json(folder / "config.json"))
 
 
+def parts_of(folder: Path) -> list[Path]:
+    """The folders of a run's folds or of a committee's members; none for a single training."""
+    return sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
+
+
 def config_to_resume(
     folder: Path, asked: ExperimentConfig, default: ExperimentConfig
 ) -> ExperimentConfig:

@@ -38,13 +38,13 @@ class Checkpoints:
         Raises:
             UserError: the disk is full; the last checkpoint of this kind is untouched.
         """
-        with explain_full_disk(f"{self.folder / kind}; the last good checkpoint is intact"):
-            with self._manager(kind) as manager:
-                if step not in manager.all_steps():
-                    parts = ocp.args.Composite(
-                        arrays=ocp.args.StandardSave(_named(arrays)), about=ocp.args.JsonSave(about)
-                    )
-                    manager.save(step, args=parts)
+        parts = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(_named(arrays)), about=ocp.args.JsonSave(about)
+        )
+        what = f"{self.folder / kind}; the last good checkpoint is intact"
+        with explain_full_disk(what), self._manager(kind) as manager:
+            if step not in manager.all_steps():
+                manager.save(step, args=parts)
 
     def about(self, kind: Kind) -> dict | None:
         """The JSON of the checkpoint, or None where there is none."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from mmattn.config import ExperimentConfig, TrainConfig, config_from_json
+from mmattn.config import ExperimentConfig, ModelConfig, TrainConfig, config_from_json
 from mmattn.console import progress, say
 from mmattn.data.batches import Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
@@ -22,12 +23,19 @@ from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
 from mmattn.evaluate.metrics import confusion_counts, uar
 from mmattn.files import write_text
-from mmattn.model.network import Network
 from mmattn.train import devices
 from mmattn.train.checkpoints import Checkpoints, Kind
 from mmattn.train.loss import balanced_class_weights
 from mmattn.train.predict import ClipPredictions, Feed, predict_clips
-from mmattn.train.step import NO_SUMS, Learner, StepCheck, Sums, TrainState
+from mmattn.train.step import (
+    NO_SUMS,
+    Learner,
+    Settings,
+    StepCheck,
+    Sums,
+    TrainState,
+    random_key,
+)
 
 
 class Trainer:
@@ -42,10 +50,17 @@ class Trainer:
         device_count: int,
     ):
         widths = {"audio": corpus.audio.width, "video": corpus.video.width}
-        network = Network(config.model, widths, len(corpus.class_names), config.seed)
+        classes = len(corpus.class_names)
         self.config, self.corpus, self.normaliser = config, corpus, normaliser
         self.device_count = device_count
-        self.learner = Learner(network, config.train, class_weights, config.seed, device_count)
+        self.learner = compiled_learner(
+            config.model, config.train, tuple(widths.items()), classes, device_count
+        )
+        self.initial = self.learner.initial(config.seed)
+        if class_weights is None:
+            class_weights = np.ones(classes, np.float32)
+        key, rate = random_key(config.seed, "dropout"), np.float32(config.train.learning_rate)
+        self.settings = Settings(key, class_weights, rate)
         buckets = make_buckets(corpus, np.arange(len(corpus)), config.data.buckets)
         self.feed = Feed(corpus, normaliser, buckets, config.train.batch, device_count)
         self.about = {
@@ -57,7 +72,7 @@ class Trainer:
 
     def start(self) -> tuple[TrainState, Sums]:
         """The state before the first step and empty sums, on the devices."""
-        return devices.replicate((self.learner.initial, NO_SUMS), self.device_count)
+        return devices.replicate((self.initial, NO_SUMS), self.device_count)
 
     def save(
         self, checkpoints: Checkpoints, kind: Kind, state: TrainState, sums: Sums, **about: Any
@@ -70,7 +85,7 @@ class Trainer:
     def load(self, checkpoints: Checkpoints, kind: Kind) -> tuple[TrainState, Sums]:
         """A checkpoint's state and sums, on the devices; sets the normaliser to its own."""
         sums = jax.tree.map(lambda x: np.repeat(x, self.device_count), NO_SUMS)
-        like = self._arrays(self.learner.initial, sums, self.normaliser)
+        like = self._arrays(self.initial, sums, self.normaliser)
         arrays = checkpoints.load(kind, like)
         self.normaliser = arrays["normaliser"]
         self.feed = self.feed._replace(normaliser=self.normaliser)
@@ -79,11 +94,23 @@ class Trainer:
 
     def predict(self, state: TrainState, clips: np.ndarray) -> ClipPredictions:
         """Predict the clips at these positions [n] of the corpus."""
-        return predict_clips(self.learner, state, self.feed, clips)
+        return predict_clips(self.learner, state, self.settings, self.feed, clips)
 
     @staticmethod
     def _arrays(state: TrainState, sums: Sums, normaliser: Normaliser) -> dict:
         return {"state": state, "sums": sums, "normaliser": normaliser}
+
+
+@lru_cache(1)
+def compiled_learner(
+    model: ModelConfig,
+    train: TrainConfig,
+    widths: tuple[tuple[str, int], ...],
+    classes: int,
+    device_count: int,
+) -> Learner:
+    """A learner that the folds and members of a run share, so that each shape compiles once."""
+    return Learner(model, train, dict(widths), classes, device_count)
 
 
 def make_trainer(
@@ -157,6 +184,7 @@ def _train_epoch(
     Each dispatch is checked while the devices work on the next one.
     """
     config, learner = trainer.config.train, trainer.learner
+    settings = trainer.settings._replace(learning_rate=np.float32(rate))
     plan = epoch_plan(trainer, split.train, epoch)
     before = epoch * steps_an_epoch(split, config) + sum(len(d.batches) for d in plan[:done])
     unchecked = None
@@ -164,8 +192,8 @@ def _train_epoch(
     with progress(f"epoch {epoch + 1}", len(split.train)) as advance:
         advance(sum(len(clips) for dispatch in plan[:done] for clips in dispatch.batches))
         for dispatch, (_, placed) in zip(plan[done:], feed, strict=True):
-            count, lr = np.int32(len(dispatch.batches)), np.float32(rate)
-            state, sums, check = learner.train(state, sums, placed, count, lr)
+            count = np.int32(len(dispatch.batches))
+            state, sums, check = learner.train(state, sums, placed, count, settings)
             if unchecked:
                 check_finite(trainer.corpus, *unchecked)
             unchecked = check, dispatch, before, epoch
@@ -255,7 +283,13 @@ def _epoch_row(
 
 
 def learning_rate(config: TrainConfig, history: list[dict]) -> float:
-    """The rate of the next epoch: halved on a plateau of the validation loss, at least 1e-6."""
+    """The rate of the next epoch.
+
+    Halved on a plateau of the validation loss, at least 1e-6; or a half cosine over the epochs.
+    """
+    if config.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs)
+        return float(schedule(len(history)))
     plateau = optax.contrib.reduce_on_plateau(
         factor=0.5, patience=config.plateau, min_scale=min(1.0, 1e-6 / config.learning_rate)
     )
@@ -271,10 +305,12 @@ def best_epoch(history: list[dict]) -> int:
 
 
 def finished(history: list[dict], config: TrainConfig) -> bool:
-    """Whether the last epoch is done or validation accuracy has long not got better."""
+    """Whether the last epoch is done or validation accuracy cannot, or long did not, get better."""
     if not history:
         return False
-    return len(history) >= config.epochs or len(history) - best_epoch(history) >= config.patience
+    best = best_epoch(history)
+    perfect = history[best - 1]["validation_accuracy"] == 1
+    return perfect or len(history) >= config.epochs or len(history) - best >= config.patience
 
 
 def write_metrics(folder: Path, history: list[dict]) -> None:

@@ -11,7 +11,7 @@ from mmattn.data.batches import Batch, Bucket, Dispatch, collate, plan_epoch
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
 from mmattn.train import devices
-from mmattn.train.step import Learner, TrainState
+from mmattn.train.step import Learner, Settings, TrainState
 
 AHEAD = 2  # dispatches made ready while the devices work on another
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Feed(NamedTuple):
     devices: int
 
     def __call__(self, dispatches: Iterable[Dispatch], steps: int) -> Iterator[tuple[Batch, Batch]]:
-        """Yield each dispatch's arrays twice, on the host and on the devices: [D, steps, B/D, …]."""
+        """Yield each dispatch's arrays on the host and on the devices: [D, steps, B/D, …]."""
 
         def make(dispatch: Dispatch) -> tuple[Batch, Batch]:
             arrays = collate(
@@ -50,13 +50,14 @@ class ClipPredictions(NamedTuple):
 
 
 def predict_clips(
-    learner: Learner, state: TrainState, feed: Feed, clips: np.ndarray
+    learner: Learner, state: TrainState, settings: Settings, feed: Feed, clips: np.ndarray
 ) -> ClipPredictions:
     """Predict the clips at the positions `clips` [n] of the feed's corpus.
 
     Args:
         learner: the compiled network.
         state: on the devices.
+        settings: its class weights enter the loss.
         feed: its corpus, normalisation and buckets; a bucket must fit the longest clip.
         clips: positions in the corpus.
     """
@@ -66,7 +67,7 @@ def predict_clips(
     attention: list = [None] * len(clips)
     plan = plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps=1, rng=None)
     for host, placed in feed(plan, steps=1):
-        prediction = learner.predict(state, placed)
+        prediction = learner.predict(state, placed, settings)
         found = {name: np.asarray(weights) for name, weights in prediction.attention.items()}
         losses, shares = np.asarray(prediction.loss), np.asarray(prediction.probabilities)
         for place in zip(*np.nonzero(host.clip >= 0), strict=True):

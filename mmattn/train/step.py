@@ -1,6 +1,8 @@
 """Pure functions of a training step and of a prediction, and the state they work on."""
 
 import zlib
+from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from mmattn.config import TrainConfig
+from mmattn.config import ModelConfig, TrainConfig
 from mmattn.data.batches import Batch
 from mmattn.model.layers import Training
 from mmattn.model.network import Network
@@ -58,35 +60,51 @@ class Prediction(NamedTuple):
     """By modality, [B, T]."""
 
 
+class Settings(NamedTuple):
+    """What a run, not a compilation, decides: the same compiled step serves every fold and seed."""
+
+    key: Array
+    """Random key of dropout."""
+    class_weights: Array
+    """[K]"""
+    learning_rate: Array
+
+
 NO_SUMS = Sums(np.float32(0), np.float32(0), np.float32(0))
 
 
 class Learner:
-    """The compiled training steps and prediction of one network on a number of devices.
+    """The compiled training steps and prediction of one architecture on a number of devices.
 
-    `train(state, sums, batches, count, learning_rate)` and `predict(state, batches)` take
-    arrays with a leading axis of devices, as `collate` makes and `devices.place` puts them.
+    `train(state, sums, batches, count, settings)` and `predict(state, batches, settings)` take
+    arrays with a leading axis of devices, as `collate` makes and `devices.place` puts them, but
+    for the count of steps and the settings, which all devices share.
     """
 
     def __init__(
         self,
-        network: Network,
-        config: TrainConfig,
-        class_weights: np.ndarray | None,
-        seed: int,
+        model: ModelConfig,
+        train: TrainConfig,
+        widths: Mapping[str, int],
+        classes: int,
         device_count: int,
     ):
-        self.graph, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-        self.gamma, self.class_weights, self.seed = config.gamma, class_weights, seed
-        self.optimizer = make_optimizer(config)
-        self.initial = TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
+        self._make_network = partial(Network, model, widths, classes)
+        self.graph = nnx.graphdef(self._make_network(seed=0))
+        self.gamma = train.gamma
+        self.optimizer = make_optimizer(train)
         self.train = devices.parallel(
             self._train_steps, device_count, in_axes=(0, 0, 0, None, None), donate=(0, 1)
         )
-        self.predict = devices.parallel(self._predict, device_count, in_axes=(0, 0))
+        self.predict = devices.parallel(self._predict, device_count, in_axes=(0, 0, None))
+
+    def initial(self, seed: int) -> TrainState:
+        """The state before the first step."""
+        _, params, batch_stats = nnx.split(self._make_network(seed), nnx.Param, nnx.BatchStat)
+        return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
 
     def _train_steps(
-        self, state: TrainState, sums: Sums, batches: Batch, count: Array, learning_rate: Array
+        self, state: TrainState, sums: Sums, batches: Batch, count: Array, settings: Settings
     ) -> tuple[TrainState, Sums, StepCheck]:
         """The first `count` of S steps, one after the other, on one device's [S, B, …] clips."""
         fine = jnp.ones(batches.weight.shape, bool)
@@ -95,14 +113,14 @@ class Learner:
         def body(number, carry):
             state, sums, check = carry
             batch = jax.tree.map(lambda x: x[number], batches)
-            state, step_sums, step_check = self.train_step(state, batch, learning_rate)
+            state, step_sums, step_check = self.train_step(state, batch, settings)
             check = jax.tree.map(lambda all, one: all.at[number].set(one), check, step_check)
             return state, jax.tree.map(jnp.add, sums, step_sums), check
 
         return jax.lax.fori_loop(0, count, body, (state, sums, check))
 
     def train_step(
-        self, state: TrainState, batch: Batch, learning_rate: Array
+        self, state: TrainState, batch: Batch, settings: Settings
     ) -> tuple[TrainState, Sums, StepCheck]:
         """One optimiser step over the clips of all devices; runs inside `devices.parallel`.
 
@@ -110,18 +128,20 @@ class Learner:
             The new state, this device's sums and its check, without the axis of steps.
         """
         clips = devices.sum_over_devices(batch.weight.sum())
-        training = Training(self._clip_keys(state.step, len(batch.label)), devices.sum_over_devices)
+        training = Training(
+            _clip_keys(settings.key, state.step, len(batch.label)), devices.sum_over_devices
+        )
 
         def mean_loss(params):
             network = nnx.merge(self.graph, params, state.batch_stats, copy=True)
             output = network(batch, training)
-            loss = self.loss(output.logits, batch.label)
+            loss = focal_loss(output.logits, batch.label, self.gamma, settings.class_weights)
             return (batch.weight @ loss) / clips, (output, loss, nnx.state(network, nnx.BatchStat))
 
         gradient, (output, loss, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
         gradient = devices.sum_over_devices(gradient)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        params = jax.tree.map(lambda p, u: p - settings.learning_rate * u, state.params, updates)
         correct = batch.weight @ (output.logits.argmax(-1) == batch.label)
         return (
             TrainState(state.step + 1, params, batch_stats, opt_state),
@@ -133,17 +153,7 @@ class Learner:
             ),
         )
 
-    def loss(self, logits: Array, labels: Array) -> Array:
-        """The training loss of each clip: [B, K], [B] -> [B]."""
-        return focal_loss(logits, labels, self.gamma, self.class_weights)
-
-    def _clip_keys(self, step: Array, clips: int) -> Array:
-        """A key for each clip's dropout, from (seed, purpose, step, place in the whole batch)."""
-        key = jax.random.fold_in(random_key(self.seed, "dropout"), step)
-        places = devices.device_number() * clips + jnp.arange(clips)
-        return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-
-    def _predict(self, state: TrainState, batches: Batch) -> Prediction:
+    def _predict(self, state: TrainState, batches: Batch, settings: Settings) -> Prediction:
         """Predictions [S, B, …] for one device's batches [S, B, …]."""
         network = nnx.merge(self.graph, state.params, state.batch_stats)
 
@@ -151,10 +161,19 @@ class Learner:
             output = network(batch)
             probabilities = jax.nn.softmax(output.logits)
             return Prediction(
-                self.loss(output.logits, batch.label), probabilities, output.attention
+                focal_loss(output.logits, batch.label, self.gamma, settings.class_weights),
+                probabilities,
+                output.attention,
             )
 
         return jax.lax.map(predict, batches)
+
+
+def _clip_keys(key: Array, step: Array, clips: int) -> Array:
+    """A key for each clip's dropout, from the step and the clip's place in the whole batch."""
+    key = jax.random.fold_in(key, step)
+    places = devices.device_number() * clips + jnp.arange(clips)
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:

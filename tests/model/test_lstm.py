@@ -148,6 +148,14 @@ def test_garbage_in_the_padding_changes_nothing(reverse, size):
             np.testing.assert_array_equal(gradient, expected)
 
 
+@DIRECTIONS
+def test_no_recurrent_weight_opens_the_gates_in_the_padding(reverse):
+    input_kernel, recurrent_kernel, bias = WEIGHTS
+    out, gradients = run(X, (input_kernel, 500 * recurrent_kernel, bias), D_OUT, reverse)
+    assert (np.asarray(out)[~INSIDE] == 0).all()
+    assert (np.asarray(gradients[0])[~INSIDE] == 0).all()
+
+
 def test_the_module_passes_its_weights_on_and_starts_with_open_forget_gates():
     layers = [LSTM(FEATURES, UNITS, reverse=back, rngs=nnx.Rngs(7)) for back in (False, True)]
     assert layers[0].bias[...].tolist() == [0] * 3 + [1] * 3 + [0] * 6

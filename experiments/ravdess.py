@@ -1,0 +1,15 @@
+"""The model of `no_aug` as it is, on RAVDESS: eight classes, four unseen speakers a fold.
+
+python -m experiments.ravdess --data.roots FOLDER   (the published folds whose speakers are there)
+"""
+
+from mmattn.cli import experiment
+from mmattn.config import DataConfig, ExperimentConfig
+
+CONFIG = ExperimentConfig(
+    name="ravdess",
+    data=DataConfig(labels="ravdess8", folds="ravdess", validation=0.25),
+)
+
+if __name__ == "__main__":
+    experiment(CONFIG, __doc__)

@@ -1,0 +1,31 @@
+"""A small, regularised committee for RAVDESS: eight classes, four unseen speakers a fold.
+
+python -m experiments.ravdess_tuned --data.roots FOLDER
+"""
+
+from mmattn.cli import experiment
+from mmattn.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
+
+CONFIG = ExperimentConfig(
+    name="ravdess_tuned",
+    members=4,
+    data=DataConfig(labels="ravdess8", folds="ravdess", overlap=True),
+    model=ModelConfig(
+        audio_units=(32,),
+        video_units=(32,),
+        statistics=True,
+        head_units=(64,),
+        head_dropout=(0.5,),
+    ),
+    train=TrainConfig(
+        epochs=15,
+        batch=32,
+        learning_rate=2e-3,
+        weight_decay=3.0,
+        schedule="cosine",
+        patience=15,
+    ),
+)
+
+if __name__ == "__main__":
+    experiment(CONFIG, __doc__)

@@ -1,0 +1,238 @@
+"""Batches: every clip once, in its bucket, in an order of (seed, epoch), padded and normalised."""
+
+from collections import Counter
+from itertools import pairwise
+
+import jax
+import numpy as np
+import pytest
+
+from mmattn.config import DataConfig, ModelConfig, SyntheticConfig, TrainConfig
+from mmattn.data.batches import Bucket, Dispatch, collate, make_buckets, plan_epoch
+from mmattn.data.clips import Ragged, Stream, pack_streams
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.normalise import Normaliser, fit_normaliser
+from mmattn.train import devices
+from mmattn.train.predict import Feed, predict_clips
+from mmattn.train.step import NO_SUMS, Learner, Settings
+
+BATCH, STEPS = 8, 3
+
+
+def ragged(*clips) -> Ragged:
+    return pack_streams(
+        [Stream(np.array(clip, np.float32), np.arange(len(clip), dtype=float)) for clip in clips]
+    )
+
+
+def corpus_of(audio: Ragged, video: Ragged, labels) -> Corpus:
+    names = tuple(f"{number}" for number in range(len(audio)))
+    kinds = tuple("abc")
+    return Corpus("test", names, np.array(names), np.array(labels), kinds, audio, video, None)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    sizes = {"audio_width": 3, "video_width": 3, "audio_rate": 12, "video_rate": 10}
+    return open_corpus(DataConfig(synthetic=SyntheticConfig(clips=150, speakers=5, **sizes)))
+
+
+CLIPS = np.random.default_rng(3).permutation(150)[:107]  # 13 whole batches and three clips
+
+
+@pytest.fixture(scope="module")
+def buckets(corpus) -> list[Bucket]:
+    return make_buckets(corpus, np.arange(len(corpus)), 4)
+
+
+def plan(corpus, buckets, clips=CLIPS, seed=0, epoch=0, steps=STEPS) -> list[Dispatch]:
+    rng = np.random.default_rng([seed, epoch])
+    return plan_epoch(corpus, clips, buckets, BATCH, steps, rng)
+
+
+def as_lists(dispatches: list[Dispatch]) -> list:
+    return [(bucket, [batch.tolist() for batch in batches]) for bucket, batches in dispatches]
+
+
+def batches_of(dispatches: list[Dispatch]) -> list[np.ndarray]:
+    return [batch for dispatch in dispatches for batch in dispatch.batches]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 40, 107])
+def test_every_clip_once_in_as_few_steps_as_there_can_be(corpus, count):
+    clips = CLIPS[:count]
+    dispatches = plan(corpus, make_buckets(corpus, CLIPS, 4), clips)
+    batches = batches_of(dispatches)
+    assert sorted(np.concatenate(batches)) == sorted(clips)
+    assert len(batches) == -(-count // BATCH)
+    incomplete = [len(batch) for batch in batches if len(batch) != BATCH]
+    assert incomplete == ([count % BATCH] if count % BATCH else [])
+    assert all(1 <= len(dispatch.batches) <= STEPS for dispatch in dispatches)
+
+
+def test_clips_fit_their_bucket_and_most_of_them_no_shorter_one(corpus, buckets):
+    shorter = 0
+    for dispatch in plan(corpus, buckets):
+        for clip in np.concatenate(dispatch.batches):
+            fits = [
+                corpus.audio.lengths[clip] <= bucket.audio_frames
+                and corpus.video.lengths[clip] <= bucket.video_frames
+                for bucket in buckets
+            ]
+            assert fits[buckets.index(dispatch.bucket)]
+            shorter += fits.index(True) != buckets.index(dispatch.bucket)
+    assert shorter <= (BATCH - 1) * (len(buckets) - 1)  # what was left over
+
+
+def test_buckets_are_few_and_nested_and_the_last_holds_every_clip(corpus, buckets):
+    assert len(buckets) == 4
+    for short, long in pairwise(buckets):
+        assert short.audio_frames <= long.audio_frames
+        assert short.video_frames <= long.video_frames
+    assert buckets[-1] == (corpus.audio.lengths.max(), corpus.video.lengths.max())
+    held = [np.mean(corpus.audio.lengths <= bucket.audio_frames) for bucket in buckets]
+    np.testing.assert_allclose(held, [0.25, 0.5, 0.75, 1], atol=0.05)
+
+
+def test_equal_lengths_share_a_bucket_and_a_long_video_widens_those_after_it():
+    audio = ragged(*(np.ones((length, 1)) for length in (4, 4, 4, 6, 6, 9)))
+    video = ragged(*(np.ones((length, 1)) for length in (2, 2, 2, 8, 3, 3)))
+    corpus = corpus_of(audio, video, [0] * 6)
+    assert make_buckets(corpus, np.arange(6), 6) == [(4, 2), (6, 3), (6, 8), (9, 8)]
+    assert make_buckets(corpus, np.arange(6), 2) == [(4, 2), (9, 8)]
+    assert make_buckets(corpus, np.array([0, 1, 2]), 3) == [(4, 2)]
+
+
+def test_the_plan_depends_on_seed_and_epoch_and_not_on_the_order_of_the_clips(corpus, buckets):
+    first = as_lists(plan(corpus, buckets))
+    assert as_lists(plan(corpus, buckets, np.sort(CLIPS))) == first
+    assert as_lists(plan(corpus, buckets, CLIPS[::-1])) == first
+    assert as_lists(plan(corpus, buckets, epoch=1)) != first
+    assert as_lists(plan(corpus, buckets, seed=1)) != first
+
+
+def test_clips_are_shuffled_within_buckets_and_dispatches_between_them(corpus, buckets):
+    orders, mates = set(), Counter()
+    for epoch in range(30):
+        dispatches = plan(corpus, buckets, epoch=epoch)
+        orders.add(tuple(buckets.index(dispatch.bucket) for dispatch in dispatches))
+        (with_first,) = (batch for batch in batches_of(dispatches) if CLIPS[0] in batch)
+        mates.update(with_first.tolist())
+    assert len(orders) > 20
+    del mates[CLIPS[0]]
+    # Some 27 clips share its bucket, and meet it in 7 / 26 of the epochs.
+    assert len(mates) >= 20
+    assert max(mates.values()) < 20
+
+
+def test_without_shuffling_the_order_is_the_corpus_s(corpus, buckets):
+    dispatches = plan_epoch(corpus, CLIPS, buckets[-1:], BATCH, STEPS, None)
+    assert np.concatenate(batches_of(dispatches)).tolist() == sorted(CLIPS)
+
+
+def test_dispatches_of_one_step_have_the_same_batches(corpus, buckets):
+    several, one = (
+        {tuple(batch.tolist()) for batch in batches_of(plan(corpus, buckets, steps=steps))}
+        for steps in (4, 1)
+    )
+    assert several == one
+
+
+@pytest.fixture
+def three_clips() -> Corpus:
+    audio = ragged([[3, 1], [5, 1]], [[1, 1], [3, 3], [7, 1]], [[9, 9]])
+    video = ragged([[8], [0], [4]], [[6]], [[0], [2]])
+    return corpus_of(audio, video, [2, 0, 1])
+
+
+NORMALISER = Normaliser(*(np.array(x, np.float32) for x in ([3, 1], [2, 1], [4], [2])))
+
+
+def test_collate_by_hand(three_clips):
+    dispatch = Dispatch(Bucket(4, 3), [np.array([2, 0, 1]), np.array([1])])
+    batch = collate(three_clips, dispatch, NORMALISER, devices=1, batch=3, steps=3)
+    assert batch.clip.tolist() == [[[2, 0, 1], [1, -1, -1], [-1, -1, -1]]]
+    assert batch.weight.tolist() == [[[1, 1, 1], [1, 0, 0], [0, 0, 0]]]
+    assert batch.label.tolist() == [[[1, 2, 0], [0, 0, 0], [0, 0, 0]]]
+    audio, video = batch.audio, batch.video
+    first_step = [
+        [[3, 8], [0, 0], [0, 0], [0, 0]],
+        [[0, 0], [1, 0], [0, 0], [0, 0]],
+        [[-1, 0], [0, 2], [2, 0], [0, 0]],
+    ]
+    assert audio.frames[0, 0].tolist() == first_step
+    assert audio.frames[0, 1, 0].tolist() == first_step[2]
+    assert audio.length.tolist() == [[[1, 2, 3], [3, 0, 0], [0, 0, 0]]]
+    assert video.frames[0, 0, :, :, 0].tolist() == [[0, -1, 0], [2, 0, 0], [1, 0, 0]]
+    assert video.valid[0, 0].tolist() == [
+        [False, True, False],
+        [True, False, True],
+        [True, False, False],
+    ]
+    assert video.length.tolist() == [[[2, 3, 1], [1, 0, 0], [0, 0, 0]]]
+    inside = np.arange(4) < audio.length[..., None]
+    np.testing.assert_array_equal(audio.valid, inside)
+    for part in (audio, video):
+        assert not part.frames[0, 1, 1:].any() and not part.frames[0, 2].any()
+        assert not part.valid[0, 1, 1:].any() and not part.valid[0, 2].any()
+        assert part.frames.dtype == np.float32 and part.length.dtype == np.int32
+
+
+def test_places_on_devices_that_do_not_divide_the_batch(three_clips):
+    dispatch = Dispatch(Bucket(3, 3), [np.array([0, 1, 2, 0, 1]), np.array([2, 1])])
+    batch = collate(three_clips, dispatch, NORMALISER, devices=3, batch=5, steps=2)
+    assert batch.clip.tolist() == [[[0, 1], [2, 1]], [[2, 0], [-1, -1]], [[1, -1], [-1, -1]]]
+    np.testing.assert_array_equal(batch.weight, batch.clip >= 0)
+    whole = collate(three_clips, dispatch, NORMALISER, devices=1, batch=5, steps=2)
+    for found, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(whole), strict=True):
+        in_order = np.concatenate([found[device, 0] for device in range(3)])
+        np.testing.assert_array_equal(in_order[:5], expected[0, 0])
+
+
+class Compilations:
+    """Counts what XLA compiles while it is entered."""
+
+    def __enter__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def _listen(self, event: str, duration: float, **_):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+def test_training_and_prediction_are_compiled_once_a_bucket(corpus, monkeypatch):
+    traces = Counter()
+    for name in ("_train_steps", "_predict"):
+        original = getattr(Learner, name)
+
+        def traced(*args, name=name, original=original):
+            traces[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(Learner, name, traced)
+    clips = CLIPS[:50]
+    buckets = make_buckets(corpus, np.arange(len(corpus)), 3)
+    config = ModelConfig(("audio",), audio_units=(2,), head_units=(3,), head_dropout=(0.1,))
+    learner = Learner(config, TrainConfig(), {"audio": 3}, classes=6, device_count=2)
+    feed = Feed(corpus, fit_normaliser(corpus, clips), buckets, BATCH, 2)
+    state = devices.replicate(learner.initial(seed=0), 2)
+    compiled = []
+    for epoch in range(2):  # with other settings the second time
+        key, weights = jax.random.key(epoch), np.full(6, 1 + epoch, np.float32)
+        settings = Settings(key, weights, np.float32(1e-3 / (1 + epoch)))
+        with Compilations() as compilations:
+            sums = devices.replicate(NO_SUMS, 2)
+            dispatches = plan(corpus, buckets, clips, epoch=epoch)
+            for dispatch, (_, placed) in zip(dispatches, feed(dispatches, STEPS), strict=True):
+                count = np.int32(len(dispatch.batches))
+                state, sums, _ = learner.train(state, sums, placed, count, settings)
+            predict_clips(learner, state, settings, feed, clips)
+        assert {dispatch.bucket for dispatch in dispatches} == set(buckets)
+        assert np.asarray(sums.clips).sum() == len(clips)
+        compiled.append(compilations.count)
+    assert traces == {"_train_steps": 3, "_predict": 3}
+    assert compiled[0] >= 6 and compiled[1] == 0

@@ -1,0 +1,240 @@
+"""The whole network: what may change a clip's prediction, and what may not."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmattn.config import ModelConfig
+from mmattn.data.batches import Batch, Sequence
+from mmattn.model.layers import Training
+from mmattn.model.network import Network, Output
+
+WIDTHS = {"audio": 3, "video": 4}
+FRAMES = {"audio": 9, "video": 6}
+SMALL = ModelConfig(
+    audio_units=(4, 3), video_units=(3,), head_units=(16, 12), head_dropout=(0.2, 0.1)
+)
+AUDIO_LENGTHS, VIDEO_LENGTHS = (9, 4, 7, 0), (6, 6, 3, 2)
+NO_FACE = (1, 2)  # clip, frame
+
+
+def sequence(name: str, lengths, frames: int | None = None, seed: int = 0) -> Sequence:
+    rng = np.random.default_rng(seed)
+    length = np.array(lengths, np.int32)
+    valid = np.arange(frames or FRAMES[name]) < length[:, None]
+    x = np.zeros((*valid.shape, WIDTHS[name]), np.float32)
+    for clip, own in enumerate(length):
+        x[clip, :own] = rng.standard_normal((own, WIDTHS[name]))
+    return Sequence(x, valid, length)
+
+
+def batch_of(audio: Sequence, video: Sequence) -> Batch:
+    clips = len(audio.length)
+    return Batch(
+        audio,
+        video,
+        np.arange(clips, dtype=np.int32),
+        np.ones(clips, np.float32),
+        np.arange(clips, dtype=np.int32),
+    )
+
+
+def without_face(video: Sequence, clip: int, frame: int) -> Sequence:
+    frames, valid = video.frames.copy(), video.valid.copy()
+    frames[clip, frame], valid[clip, frame] = 0, False
+    return Sequence(frames, valid, video.length)
+
+
+def replace_clip(sequence: Sequence, clip: int, frames: np.ndarray, valid: np.ndarray) -> Sequence:
+    """Another clip in the place of one."""
+    new = Sequence(*(array.copy() for array in sequence))
+    new.frames[clip], new.valid[clip], new.length[clip] = 0, False, len(frames)
+    new.frames[clip, : len(frames)], new.valid[clip, : len(frames)] = frames, valid
+    return new
+
+
+def with_garbage(sequence: Sequence, size: float) -> Sequence:
+    inside = np.arange(sequence.valid.shape[1]) < sequence.length[:, None]
+    noise = size * np.random.default_rng(9).standard_normal(sequence.frames.shape)
+    return sequence._replace(
+        frames=np.where(inside[..., None], sequence.frames, noise).astype(np.float32)
+    )
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    audio = sequence("audio", AUDIO_LENGTHS)
+    return batch_of(audio, without_face(sequence("video", VIDEO_LENGTHS, seed=1), *NO_FACE))
+
+
+class Model:
+    """A network that is compiled once for each shape of batch."""
+
+    def __init__(self, config: ModelConfig = SMALL):
+        network = Network(config, WIDTHS, classes=4, seed=0)
+        self.graph, params, self.rest = nnx.split(network, nnx.Param, ...)
+        self.params = jax.tree.map(lambda param: 2 * param, params)  # clear differences in logits
+
+    @partial(jax.jit, static_argnums=0)
+    def predict(self, batch: Batch) -> Output:
+        return nnx.merge(self.graph, self.params, self.rest)(batch)
+
+    @partial(jax.jit, static_argnums=0)
+    def train(self, batch: Batch):
+        """Logits in training, and the gradients of their sum of squares."""
+        keys = jax.random.split(jax.random.key(0), len(batch.label))
+
+        def loss(params):
+            network = nnx.merge(self.graph, params, self.rest, copy=True)
+            logits = network(batch, Training(keys, lambda tree: tree)).logits
+            return (logits**2).sum(), logits
+
+        gradients, logits = jax.grad(loss, has_aux=True)(self.params)
+        return logits, gradients
+
+
+@pytest.fixture(scope="module")
+def model(batch) -> Model:
+    model = Model()
+    assert np.abs(model.predict(batch).logits).max(1).min() > 0.1  # no clip's logits are all 0
+    return model
+
+
+def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_attention_sums_to_one_over_the_valid_frames(model, batch):
+    attention = model.predict(batch).attention
+    for name in WIDTHS:
+        valid, weights = getattr(batch, name).valid, np.asarray(attention[name])
+        np.testing.assert_allclose(weights.sum(1), valid.any(1), rtol=1e-6)
+        assert (weights[~valid] == 0).all() and (weights[valid] > 0).all()
+    assert attention["video"][NO_FACE] == 0
+
+
+def test_embeddings_are_zero_in_the_padding_alone(model, batch):
+    embeddings = model.predict(batch).embeddings
+    for name, width in (("audio", 6), ("video", 6)):
+        part, found = getattr(batch, name), np.asarray(embeddings[name])
+        assert found.shape == (*part.valid.shape, width)
+        inside = np.arange(part.valid.shape[1]) < part.length[:, None]
+        assert (found[~inside] == 0).all()
+        assert (np.abs(found[inside]).max(-1) > 0).all()  # frames without a face included
+
+
+def test_a_frame_without_a_face_keeps_its_place_in_time(model, batch):
+    clip, frame = NO_FACE
+    video = batch.video
+    frames, valid = video.frames[clip], video.valid[clip]
+    later = [0, 1, 3, 4, 2, 5]  # the frame without a face two places on, the others in order
+    changed = [
+        replace_clip(video, clip, np.delete(frames, frame, 0), np.delete(valid, frame)),
+        replace_clip(video, clip, frames[later], valid[later]),
+    ]
+    logits = model.predict(batch).logits[clip]
+    for other in changed:
+        moved = model.predict(batch._replace(video=other)).logits[clip]
+        assert np.abs(moved - logits).max() > 1e-3
+
+
+def test_longer_padding_does_not_change_logits(model, batch):
+    def longer(part: Sequence, more: int) -> Sequence:
+        frames = np.pad(part.frames, ((0, 0), (0, more), (0, 0)))
+        return part._replace(frames=frames, valid=np.pad(part.valid, ((0, 0), (0, more))))
+
+    padded = batch._replace(audio=longer(batch.audio, 5), video=longer(batch.video, 3))
+    found, expected = model.predict(padded), model.predict(batch)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-5)
+    for name, frames in FRAMES.items():
+        np.testing.assert_allclose(
+            found.attention[name][:, :frames], expected.attention[name], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6])
+def test_garbage_in_the_padding_changes_nothing(model, batch, size):
+    garbage = batch._replace(
+        audio=with_garbage(batch.audio, size), video=with_garbage(batch.video, size)
+    )
+    assert_same(model.predict(garbage), model.predict(batch))
+    assert_same(model.train(garbage), model.train(batch))
+
+
+def test_other_clips_do_not_change_a_prediction(model, batch):
+    others = batch_of(
+        sequence("audio", (1, 9, 2, 8), seed=2), sequence("video", (1, 0, 5, 6), seed=3)
+    )
+    kept = 2
+    mixed = [
+        replace_clip(
+            getattr(others, name),
+            kept,
+            getattr(batch, name).frames[kept][: getattr(batch, name).length[kept]],
+            getattr(batch, name).valid[kept][: getattr(batch, name).length[kept]],
+        )
+        for name in WIDTHS
+    ]
+    found = model.predict(others._replace(audio=mixed[0], video=mixed[1])).logits
+    expected = model.predict(batch).logits
+    np.testing.assert_allclose(found[kept], expected[kept], rtol=1e-6)
+    assert np.abs(found - expected)[[0, 1, 3]].max(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("missing", [("audio",), ("video",), ("audio", "video")])
+def test_a_missing_modality_is_harmless(model, batch, missing):
+    for clips in ([0], [0, 1, 2, 3]):
+        lacking = batch
+        for name in missing:
+            part = getattr(lacking, name)
+            for clip in clips:
+                part = replace_clip(part, clip, np.empty((0, WIDTHS[name])), np.empty(0, bool))
+            lacking = lacking._replace(**{name: part})
+        output = model.predict(lacking)
+        for values in jax.tree.leaves((output, model.train(lacking))):
+            assert np.isfinite(values).all()
+        for name in missing:
+            assert (np.asarray(output.attention[name])[clips] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "other"), [("audio", "video"), ("video", "audio")])
+def test_a_network_of_one_modality_has_that_branch_alone(batch, name, other):
+    config = ModelConfig(
+        modalities=(name,), audio_units=(3,), video_units=(3,), head_units=(), head_dropout=()
+    )
+    model = Model(config)
+    output = model.predict(batch)
+    assert list(output.attention) == list(output.embeddings) == [name]
+    for path, _ in nnx.to_flat_state(model.params):
+        assert other not in path
+    changed = batch._replace(**{other: sequence(other, (1, 2, 3, 4), seed=5)})
+    assert_same(model.predict(changed), output)
+    changed = batch._replace(**{name: sequence(name, (1, 2, 3, 4), seed=5)})
+    assert np.abs(model.predict(changed).logits - output.logits).max() > 1e-4
+
+
+def test_training_differs_from_prediction_and_reaches_every_parameter(model, batch):
+    logits, gradients = model.train(batch)
+    assert np.abs(logits - model.predict(batch).logits).max() > 1e-3
+    for gradient in jax.tree.leaves(gradients):
+        assert np.abs(gradient).max() > 0
+
+
+def test_the_default_has_the_earlier_systems_size():
+    def lstm(features, units):
+        return 2 * 4 * units * (features + units + 1)  # directions, gates, kernels and bias
+
+    def dense(features, units):
+        return (features + 1) * units
+
+    audio = lstm(89, 128) + lstm(2 * 128, 64) + 2 * 64  # the attention has no bias
+    video = lstm(512, 256) + lstm(2 * 256, 128) + 2 * 128
+    head = dense(128 + 256, 256) + 2 * 256 + dense(256, 128) + 2 * 128 + dense(128, 6)
+    network = nnx.eval_shape(
+        lambda: Network(ModelConfig(), {"audio": 89, "video": 512}, classes=6, seed=0)
+    )
+    sizes = [np.prod(param.shape) for param in jax.tree.leaves(nnx.state(network, nnx.Param))]
+    assert sum(sizes) == audio + video + head == 2_752_262

@@ -1,0 +1,213 @@
+"""The number of devices and of steps a dispatch is a matter of speed: the training is the same."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from mmattn.config import DataConfig, ModelConfig, SyntheticConfig, TrainConfig
+from mmattn.data.batches import Dispatch, make_buckets, plan_epoch
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.normalise import fit_normaliser
+from mmattn.errors import UserError
+from mmattn.train import devices
+from mmattn.train.loss import balanced_class_weights
+from mmattn.train.predict import ClipPredictions, Feed, predict_clips
+from mmattn.train.step import NO_SUMS, Learner, Settings, Sums, TrainState
+
+BATCH, STEPS, EPOCHS = 10, 4, 2  # on 4 devices 3, 3, 3 and 1 clips
+MODEL = ModelConfig(
+    audio_units=(4,),
+    video_units=(3,),
+    head_units=(8,),
+    input_dropout=0.1,
+    pooled_dropout=0.1,
+    head_dropout=(0.2,),
+)
+
+
+WIDTHS = {"audio": 4, "video": 3}
+
+
+@cache
+def corpus() -> Corpus:
+    sizes = {"audio_width": WIDTHS["audio"], "video_width": WIDTHS["video"]}
+    rates = {"audio_rate": 12, "video_rate": 10}
+    return open_corpus(
+        DataConfig(synthetic=SyntheticConfig(clips=72, speakers=4, **sizes, **rates))
+    )
+
+
+@cache
+def learner(count: int) -> Learner:
+    return Learner(MODEL, TrainConfig(weight_decay=0.01, gamma=2.0), WIDTHS, 6, count)
+
+
+CLIPS = np.random.default_rng(0).permutation(72)[:52]  # the last batch has two clips
+
+
+class Run(NamedTuple):
+    """What a training ends with."""
+
+    state: TrainState
+    sums: Sums
+    gradient_norms: np.ndarray
+    """Of each step."""
+    predictions: ClipPredictions
+
+
+def train(count: int, steps: int = STEPS) -> Run:
+    """Two epochs on `count` devices, `steps` at most in a dispatch."""
+    buckets = make_buckets(corpus(), np.arange(len(corpus())), 1)
+    feed = Feed(corpus(), fit_normaliser(corpus(), CLIPS), buckets, BATCH, count)
+    weights = balanced_class_weights(corpus().labels[CLIPS], 6)
+    settings = Settings(jax.random.key(5), weights, np.float32(1e-3))
+    state, sums = devices.replicate((learner(count).initial(seed=0), NO_SUMS), count)
+    norms = []
+    for epoch in range(EPOCHS):
+        rng = np.random.default_rng([0, epoch])
+        plan = [
+            Dispatch(dispatch.bucket, dispatch.batches[at : at + steps])
+            for dispatch in plan_epoch(corpus(), CLIPS, buckets, BATCH, STEPS, rng)
+            for at in range(0, len(dispatch.batches), steps)
+        ]
+        for dispatch, (_, placed) in zip(plan, feed(plan, steps), strict=True):
+            number = np.int32(len(dispatch.batches))
+            state, sums, check = learner(count).train(state, sums, placed, number, settings)
+            norms.extend(np.asarray(check.gradient_norm)[0, :number])
+    predictions = predict_clips(learner(count), state, settings, feed, np.arange(len(corpus())))
+    copies = jax.tree.map(np.asarray, state)
+    jax.tree.map(
+        lambda x: np.testing.assert_array_equal(x, np.broadcast_to(x[:1], x.shape)), copies
+    )
+    total = jax.tree.map(lambda x: np.asarray(x).sum(), sums)
+    return Run(devices.first(state), total, np.array(norms), predictions)
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Run:
+    return train(1)
+
+
+def assert_same_run(found: Run, expected: Run):
+    """Equal but for the order in which float32 numbers are added up."""
+
+    def close(found, expected, size: float):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=size)
+
+    assert found.state.step == expected.state.step
+    jax.tree.map(lambda a, b: close(a, b, 5e-6), found.state.params, expected.state.params)
+    jax.tree.map(
+        lambda a, b: close(a, b, 5e-6), found.state.batch_stats, expected.state.batch_stats
+    )
+    assert found.sums.clips == expected.sums.clips
+    assert found.sums.correct == expected.sums.correct
+    np.testing.assert_allclose(found.sums.loss, expected.sums.loss, rtol=1e-5)
+    np.testing.assert_allclose(found.gradient_norms, expected.gradient_norms, rtol=1e-5)
+    close(found.predictions.probabilities, expected.predictions.probabilities, 1e-5)
+    close(found.predictions.loss, expected.predictions.loss, 1e-5)
+    for weights, theirs in zip(
+        found.predictions.attention, expected.predictions.attention, strict=True
+    ):
+        jax.tree.map(lambda a, b: close(a, b, 1e-5), weights, theirs)
+
+
+def test_the_training_is_one(one_device):
+    """What the others are compared with: all of its parts change, and all clips are counted."""
+    initial = learner(1).initial(seed=0)
+    assert one_device.state.step == EPOCHS * -(-len(CLIPS) // BATCH)
+    assert one_device.sums.clips == EPOCHS * len(CLIPS)
+    assert len(one_device.gradient_norms) == one_device.state.step
+    for part in ("params", "batch_stats"):
+        before, after = getattr(initial, part), getattr(one_device.state, part)
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
+        assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_devices_gives_the_same_training(one_device, count):
+    assert_same_run(train(count), one_device)
+
+
+def test_one_step_a_dispatch_gives_the_same_training(one_device):
+    assert_same_run(train(1, steps=1), one_device)
+
+
+def test_arrays_are_placed_replicated_and_read_back():
+    tree = {"a": np.arange(12.0).reshape(4, 3), "b": np.arange(4)}
+    placed = devices.place(tree, 4)
+    assert [shard.device for shard in placed["a"].addressable_shards] == jax.local_devices()
+    np.testing.assert_array_equal(devices.first(placed)["a"], tree["a"][0])
+    copies = devices.replicate(tree, 2)
+    assert copies["a"].shape == (2, 4, 3)
+    jax.tree.map(np.testing.assert_array_equal, devices.first(copies), tree)
+
+
+def test_sums_and_numbers_of_devices():
+    def run(x):
+        return devices.sum_over_devices({"sum": x}), devices.device_number()
+
+    sums, numbers = devices.parallel(run, 4, (0,))(np.arange(4.0))
+    assert sums["sum"].tolist() == [6] * 4
+    assert numbers.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [0, 25, -1, "30"])
+def test_more_devices_than_clips_or_none_are_refused(count):
+    with pytest.raises(UserError, match=rf"--devices {count}: expected 1 to 24"):
+        devices.start_jax(count, batch=24)
+
+
+class ToldJax:
+    """Stands in for JAX where it has not started: a CPU has what it is told, a GPU machine two."""
+
+    def __init__(self, backend: str, gpus: int = 2):
+        self.config, self.count = self, 1
+        self.backend, self.gpus = backend, gpus
+
+    def update(self, option: str, count: int) -> None:
+        assert option == "jax_num_cpu_devices"
+        self.count = count
+
+    def default_backend(self) -> str:
+        return self.backend
+
+    def local_device_count(self) -> int:
+        return self.count if self.backend == "cpu" else self.gpus
+
+
+@pytest.mark.parametrize(
+    ("cores", "batch", "count"), [(4, 24, 4), (5, 24, 4), (7, 10, 5), (16, 7, 7), (6, 7, 1)]
+)
+def test_auto_is_the_largest_divisor_of_the_batch_within_the_cores(
+    monkeypatch, cores, batch, count
+):
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(devices, "jax", ToldJax("cpu"))
+    assert devices.start_jax("auto", batch) == count
+    assert devices.jax.count == count
+
+
+def test_gpus_are_counted_and_not_made(monkeypatch):
+    monkeypatch.setattr(devices, "jax", ToldJax("gpu"))
+    assert devices.start_jax("auto", 24) == 2
+    assert devices.start_jax(1, 24) == 1
+    with pytest.raises(UserError, match=r"--devices 3: JAX has 2 gpu device\(s\)"):
+        devices.start_jax(3, 24)
+
+
+def test_the_cpu_is_divided_before_jax_starts():
+    program = (
+        "import jax; from mmattn.train.devices import start_jax; "
+        "print(start_jax('3', 24), jax.local_device_count())"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == ["3", "3"]
