@@ -89,7 +89,7 @@ class ModelConfig:
     video_units: tuple[int, ...] = (256, 128)
     """Units a direction of each video LSTM layer."""
     statistics: bool = False
-    """Pool time statistics of the features beside the attention."""
+    """Average with a linear classifier on time statistics of the features, trained jointly."""
     head_units: tuple[int, ...] = (256, 128)
     """Units of each dense layer after the branches are joined."""
     input_dropout: float = 0.2

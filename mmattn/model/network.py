@@ -30,6 +30,8 @@ class Output(NamedTuple):
 
     logits: Array
     """[B, K]"""
+    heads: tuple[Array, ...]
+    """Logits [B, K] of each classifier, trained with a loss of its own; often just `logits`."""
     features: Array
     """[B, P] what the head sees: the pooled branches side by side."""
     attention: dict[str, Array]
@@ -42,7 +44,7 @@ class Branch(nnx.Module):
     """A bidirectional LSTM stack and temporal attention over one modality."""
 
     def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
-        layers, dropouts, inputs = [], [], features
+        layers, dropouts = [], []
         for number, width in enumerate(units):
             rate = config.layer_dropout if number else config.input_dropout
             dropouts.append(Dropout(rate, next(streams)))
@@ -54,25 +56,43 @@ class Branch(nnx.Module):
         self.layers = nnx.List(nnx.List(pair) for pair in layers)
         self.attention = TemporalAttention(features, rngs=rngs)
         self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
-        self.statistics_norm = BatchNorm(5 * inputs) if config.statistics else None
-        self.features = features + 5 * inputs * config.statistics
+        self.features = features
 
-    def __call__(
-        self, sequence: Sequence, training: Training | None, weight: Array
-    ) -> BranchOutput:
+    def __call__(self, sequence: Sequence, training: Training | None) -> BranchOutput:
         """Run over normalised frames; a sequence of length 0 gives zeros."""
-        x = frames = sequence.frames.swapaxes(0, 1)
+        x = sequence.frames.swapaxes(0, 1)
         inside = jnp.arange(len(x))[:, None] < sequence.length
         for dropout, (ahead, back) in zip(self.dropouts, self.layers, strict=True):
             x = dropout(x, training)
             x = jnp.concatenate([ahead(x, inside), back(x, inside)], axis=-1)
         pooled, attention = self.attention(x, sequence.valid.T)
-        if self.statistics_norm is not None:
-            statistics = time_statistics(frames, sequence.valid.T)
-            statistics = self.statistics_norm(statistics, training, weight)
-            pooled = jnp.concatenate([pooled, statistics], axis=-1)
         pooled = self.pooled_dropout(pooled, training)
         return BranchOutput(pooled, attention.T, x.swapaxes(0, 1))
+
+
+class StatisticsClassifier(nnx.Module):
+    """A linear classifier on time statistics of the frames, blind to their order.
+
+    It says what a linear baseline can say, so that the other branches need not learn it.
+    """
+
+    gain = 5.0  # Adam's steps have a fixed size: larger inputs are a larger learning rate
+
+    def __init__(self, features: int, classes: int, rngs: nnx.Rngs):
+        self.norm = BatchNorm(5 * features)
+        zeros = nnx.initializers.zeros
+        self.linear = nnx.Linear(5 * features, classes, kernel_init=zeros, rngs=rngs)
+
+    def __call__(
+        self, sequences: list[Sequence], training: Training | None, weight: Array
+    ) -> Array:
+        """Logits [B, K] from normalised frames."""
+        statistics = [
+            time_statistics(sequence.frames.swapaxes(0, 1), sequence.valid.T)
+            for sequence in sequences
+        ]
+        x = self.norm(jnp.concatenate(statistics, axis=-1), training, weight)
+        return self.linear(self.gain * x)
 
 
 class Network(nnx.Module):
@@ -101,19 +121,33 @@ class Network(nnx.Module):
             features = width
         self.dense, self.norms, self.dropouts = nnx.List(dense), nnx.List(norms), nnx.List(dropouts)
         self.classifier = nnx.Linear(features, classes, rngs=rngs)
+        frames = sum(widths[modality] for modality in config.modalities)
+        self.statistics = (
+            StatisticsClassifier(frames, classes, rngs) if config.statistics else None
+        )
 
     def __call__(self, batch: Batch, training: Training | None = None) -> Output:
         """Classify a batch; with `training` given, dropout and batch statistics are on."""
         outputs = {
-            name: branch(getattr(batch, name), training, batch.weight)
-            for name, branch in self.branches.items()
+            name: branch(getattr(batch, name), training) for name, branch in self.branches.items()
         }
         x = features = jnp.concatenate([output.pooled for output in outputs.values()], axis=-1)
         for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):
             x = dropout(norm(jax.nn.relu(dense(x)), training, batch.weight), training)
+        heads = [self.classifier(x)]
+        if self.statistics is not None:
+            sequences = [getattr(batch, name) for name in self.branches]
+            heads.append(self.statistics(sequences, training, batch.weight))
         return Output(
-            self.classifier(x),
+            heads[0] if len(heads) == 1 else log_mean_probability(heads),
+            tuple(heads),
             features,
             {name: output.attention for name, output in outputs.items()},
             {name: output.embeddings for name, output in outputs.items()},
         )
+
+
+def log_mean_probability(heads: list[Array]) -> Array:
+    """Logits [B, K] whose softmax is the mean of the softmax of each head."""
+    logs = jnp.stack([jax.nn.log_softmax(logits) for logits in heads])
+    return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(heads))

@@ -15,7 +15,7 @@ from jax import Array
 from mmattn.config import ModelConfig, TrainConfig
 from mmattn.data.batches import Batch
 from mmattn.model.layers import Training
-from mmattn.model.network import Network
+from mmattn.model.network import Network, Output
 from mmattn.train import devices
 from mmattn.train.loss import focal_loss
 
@@ -135,7 +135,7 @@ class Learner:
         def mean_loss(params):
             network = nnx.merge(self.graph, params, state.batch_stats, copy=True)
             output = network(batch, training)
-            loss = focal_loss(output.logits, batch.label, self.gamma, settings.class_weights)
+            loss = self.loss(output, batch.label, settings)
             return (batch.weight @ loss) / clips, (output, loss, nnx.state(network, nnx.BatchStat))
 
         gradient, (output, loss, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
@@ -153,6 +153,13 @@ class Learner:
             ),
         )
 
+    def loss(self, output: Output, labels: Array, settings: Settings) -> Array:
+        """The training loss [B] of each clip, summed over the network's heads."""
+        return sum(
+            focal_loss(logits, labels, self.gamma, settings.class_weights)
+            for logits in output.heads
+        )
+
     def _predict(self, state: TrainState, batches: Batch, settings: Settings) -> Prediction:
         """Predictions [S, B, …] for one device's batches [S, B, …]."""
         network = nnx.merge(self.graph, state.params, state.batch_stats)
@@ -160,11 +167,8 @@ class Learner:
         def predict(batch):
             output = network(batch)
             probabilities = jax.nn.softmax(output.logits)
-            return Prediction(
-                focal_loss(output.logits, batch.label, self.gamma, settings.class_weights),
-                probabilities,
-                output.attention,
-            )
+            loss = self.loss(output, batch.label, settings)
+            return Prediction(loss, probabilities, output.attention)
 
         return jax.lax.map(predict, batches)
 
