@@ -122,7 +122,7 @@ class TrainConfig:
     patience: int = 10
     """Epochs without a better validation accuracy before training stops."""
     steps_per_dispatch: int = 8
-    """Optimiser steps that one call to the devices makes."""
+    """Optimiser steps that one call to the devices makes; batches are shuffled in such groups."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the user sees: messages, tables and progress bars, on the screen and in the run's log."""
 
+import io
 import logging
 import sys
 import time
@@ -7,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 LOG = logging.getLogger("mmattn")
 WIDTH = 100
@@ -51,21 +54,15 @@ def say(message: str) -> None:
 
 
 def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table; the first column to the left, the others to the right; at most 100 wide."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """A title and a table, at most 100 wide; the first column to the left, others to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    width = min(WIDTH, screen.width)
-    console = Console(width=width, record=True, file=_Nowhere())
-    console.print(table)
-    say(console.export_text().rstrip())
-
-
-class _Nowhere:
-    def write(self, text: str) -> None: ...
-    def flush(self) -> None: ...
+        table.add_row(*(Text(str(cell)) for cell in row))
+    paper = Console(width=min(WIDTH, screen.width), file=io.StringIO())
+    paper.print(Text(title), table)
+    say("\n".join(line.rstrip() for line in paper.file.getvalue().splitlines()))
 
 
 @contextmanager

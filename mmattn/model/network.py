@@ -122,9 +122,7 @@ class Network(nnx.Module):
         self.dense, self.norms, self.dropouts = nnx.List(dense), nnx.List(norms), nnx.List(dropouts)
         self.classifier = nnx.Linear(features, classes, rngs=rngs)
         frames = sum(widths[modality] for modality in config.modalities)
-        self.statistics = (
-            StatisticsClassifier(frames, classes, rngs) if config.statistics else None
-        )
+        self.statistics = StatisticsClassifier(frames, classes, rngs) if config.statistics else None
 
     def __call__(self, batch: Batch, training: Training | None = None) -> Output:
         """Classify a batch; with `training` given, dropout and batch statistics are on."""

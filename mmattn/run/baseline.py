@@ -36,27 +36,33 @@ def baseline_of_run(run: Path) -> None:
         ]
     )
     found: dict[str, dict] = {}
-    _test_folder(run, corpus, statistics, config.seed, found)
+    _test_folder(run, run, corpus, statistics, config.seed, found)
     say_table(
         f"Linear baseline on time statistics, test; {corpus.description}",
         ("", *MEASURES.values()),
-        [(name, *map(interval_text, score.values())) for name, score in found.items()],
+        [(name, *(interval_text(score[m]) for m in MEASURES)) for name, score in found.items()],
     )
     write_json(run / "baseline.json", found)
 
 
 def _test_folder(
-    folder: Path, corpus: Corpus, statistics: np.ndarray, seed: int, found: dict[str, dict]
+    run: Path,
+    folder: Path,
+    corpus: Corpus,
+    statistics: np.ndarray,
+    seed: int,
+    found: dict[str, dict],
 ) -> Predictions:
     """Test a split, or the parts of a folder and all together; scores are added to `found`."""
     parts = parts_of(folder)
     if parts:
-        tested = [_test_folder(part, corpus, statistics, seed, found) for part in parts]
+        tested = [_test_folder(run, part, corpus, statistics, seed, found) for part in parts]
         together = combine(tested)
     else:
         split = split_from_json(read_json(folder / "split.json"), corpus)
         together = _test(corpus, statistics, split)
-    found[str(folder)] = scores(together, seed)
+    name = str(folder.relative_to(run)) if folder != run else "together"
+    found[name] = scores(together, seed)
     return together
 
 

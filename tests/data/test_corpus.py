@@ -155,3 +155,25 @@ def test_the_real_subset(real_features, options, messages):
     six = open_corpus(options(real_features, labels="six"))
     assert len(six) == 624
     assert messages == ["96 clips left out: surprised is not among the labels 'six'"]
+
+
+def test_overlap_keeps_what_both_streams_cover(write_clip, options, tmp_path):
+    root = tmp_path / "clips"
+    path = root / "03-01-01-01-01-01-01.npz"
+    write_clip(path, seconds=2, video_timestamps=lambda times: times + 0.51)
+    whole = open_corpus(options(root))
+    cropped = open_corpus(options(root, overlap=True))
+    times = whole.audio.clip_times(0)
+    kept = (times >= 0.51) & (times <= whole.video.clip_times(0)[-1])
+    np.testing.assert_array_equal(cropped.audio.clip_times(0), times[kept])
+    np.testing.assert_array_equal(cropped.audio.clip(0), whole.audio.clip(0)[kept])
+    last = np.searchsorted(whole.video.clip_times(0), times[-1], "right")
+    np.testing.assert_array_equal(cropped.video.clip(0), whole.video.clip(0)[:last])
+
+
+def test_too_little_overlap_names_the_clip(write_clip, options, tmp_path):
+    root = tmp_path / "clips"
+    path = root / "03-01-01-01-01-01-01.npz"
+    write_clip(path, seconds=2, video_timestamps=lambda times: times + 1.9)
+    with pytest.raises(UserError, match=r"03-01-01-01-01-01-01.*expected 5 or more video frames"):
+        open_corpus(options(root, overlap=True))

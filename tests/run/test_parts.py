@@ -1,0 +1,86 @@
+"""Folds and committees: what their parts are and how they are put together."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from mmattn.evaluate.metrics import scores
+from mmattn.evaluate.predictions import read_predictions
+from mmattn.evaluate.report import interval_text
+
+
+@pytest.fixture(scope="module")
+def run(commands, tmp_path_factory):
+    """Two folds of two speakers each, a committee of two for each."""
+    folder = tmp_path_factory.mktemp("parts")
+    folds = {"test_speakers": [[f"synthetic-{n:03d}" for n in pair] for pair in ((0, 1), (2, 3))]}
+    (folder / "folds.json").write_text(json.dumps(folds))
+    commands.run(
+        "experiments.no_aug",
+        *commands.tiny,
+        *("--devices", 2, "--train.epochs", 1, "--members", 2),
+        *("--data.folds", folder / "folds.json", "--out", folder / "run"),
+    )
+    return folder / "run"
+
+
+def split(folder):
+    return json.loads((folder / "split.json").read_text())
+
+
+def test_the_members_validate_every_other_speaker_once(run):
+    tests = {"synthetic-000", "synthetic-001"}, {"synthetic-002", "synthetic-003"}
+    for fold, test in enumerate(tests):
+        members = [split(run / f"fold{fold}" / f"member{member}") for member in range(2)]
+        validation = [set(member["validation"]["speakers"]) for member in members]
+        assert not validation[0] & validation[1]
+        assert validation[0] | validation[1] | test == {f"synthetic-{n:03d}" for n in range(12)}
+        for member in members:
+            sides = [set(member[side]["speakers"]) for side in ("train", "validation", "test")]
+            assert sides[2] == test
+            assert not any(a & b for a, b in combinations(sides, 2))
+
+
+def test_a_committee_is_the_mean_of_its_members(run):
+    fold = run / "fold1"
+    members = [read_predictions(fold / f"member{m}" / "predictions.csv") for m in range(2)]
+    together = read_predictions(fold / "predictions.csv")
+    mean = (members[0].probabilities + members[1].probabilities) / 2
+    np.testing.assert_allclose(together.probabilities, mean, rtol=1e-12)
+    assert not np.array_equal(members[0].probabilities, members[1].probabilities)
+    validation = read_predictions(fold / "predictions_validation.csv")
+    assert len(set(validation.speakers)) == 10
+
+
+def test_folds_are_pooled_and_averaged(run):
+    summary = json.loads((run / "summary.json").read_text())
+    folds = [read_predictions(run / f"fold{fold}" / "predictions.csv") for fold in range(2)]
+    mean = np.mean([scores(fold)["uar"]["value"] for fold in folds])
+    assert summary["mean_over_folds"]["test"]["uar"] == pytest.approx(mean)
+    pooled = read_predictions(run / "predictions.csv")
+    assert pooled.clips == folds[0].clips + folds[1].clips
+    assert summary["test"] == scores(pooled)
+
+
+def test_evaluate_and_baseline_walk_the_parts(commands, run):
+    summary = json.loads((run / "summary.json").read_text())
+    text = commands.run("mmattn", "evaluate", run)
+    assert interval_text(summary["test"]["uar"]) in text
+    commands.run("mmattn", "baseline", run)
+    found = json.loads((run / "baseline.json").read_text())
+    assert list(found) == [
+        *("fold0/member0", "fold0/member1", "fold0"),
+        *("fold1/member0", "fold1/member1", "fold1", "together"),
+    ]
+
+
+def test_a_run_in_parts_resumes(commands, run):
+    before = (run / "predictions.csv").read_bytes()
+    (run / "fold1" / "member1" / "summary.json").unlink()
+    (run / "predictions.csv").unlink()
+    text = commands.run("experiments.no_aug", "--resume", "--out", run)
+    assert "fold0/member0 is complete" in text
+    assert "fold1/member1 is complete" not in text
+    assert (run / "predictions.csv").read_bytes() == before

@@ -1,0 +1,39 @@
+"""Every experiment's real config runs, shrunk, to its summary."""
+
+import importlib
+import json
+import pkgutil
+
+import pytest
+
+import experiments
+
+NAMES = [module.name for module in pkgutil.iter_modules(experiments.__path__)]
+SMALL = (
+    *("--members", 1, "--devices", 2, "--data.buckets", 1, "--train.epochs", 1),
+    *("--model.audio-units", 4, "--model.video-units", 4),
+    *("--model.head-units", 8, "--model.head-dropout", "0.1"),
+)
+
+
+@pytest.fixture(scope="session")
+def feature_files(commands, tmp_path_factory):
+    """About 70 RAVDESS-named feature files, as wide as the real ones."""
+    folder = tmp_path_factory.mktemp("corpus") / "files"
+    commands.run("mmattn", "corpus", folder, "--clips", 420)
+    return folder / "RAVDESS"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiment_runs(commands, feature_files, tmp_path, name):
+    config = importlib.import_module(f"experiments.{name}").CONFIG
+    assert config.name == name
+    config.check()
+    options = [*SMALL, "--data.cache", tmp_path / "cache", "--out", tmp_path / "run"]
+    if config.data.folds:
+        options += ["--data.fold", 1, "--data.roots", feature_files]
+    else:
+        options += ["--data.synthetic.clips", 72, "--data.synthetic.audio-rate", 20]
+    commands.run(f"experiments.{name}", *options)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 <= summary["test"]["uar"]["value"] <= 1
