@@ -90,7 +90,7 @@ def _end_process_after(work: Callable[[], Any]) -> None:
     try:
         work()
     except UserError as error:
-        say(f"error: {error}")
+        say(f"{error.label}: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         say("interrupted; what is saved can be resumed with --resume")

@@ -5,6 +5,7 @@ class UserError(Exception):
     """Bad input or a bad option; the message says what was expected and what came."""
 
     exit_code = 2
+    label = "error"
 
 
 class Diverged(UserError):
@@ -17,3 +18,4 @@ class Stopped(UserError):
     """SIGTERM came and the run was saved; `--resume` continues it (75 is EX_TEMPFAIL)."""
 
     exit_code = 75
+    label = "stopped"

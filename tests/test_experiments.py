@@ -33,7 +33,7 @@ def test_experiment_runs(commands, feature_files, tmp_path, name):
     if config.data.folds:
         options += ["--data.fold", 1, "--data.roots", feature_files]
     else:
-        options += ["--data.synthetic.clips", 72, "--data.synthetic.audio-rate", 20]
+        options += ["--data.synthetic.clips", 144, "--data.synthetic.audio-rate", 20]
     commands.run(f"experiments.{name}", *options)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 0 <= summary["test"]["uar"]["value"] <= 1

@@ -1,7 +1,7 @@
 """What a model said of each clip, and the CSV file that keeps it."""
 
 import csv
-import os
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.errors import UserError
+from mmattn.files import write_text
 
 FIXED_COLUMNS = ("clip", "speaker", "label", "predicted")
 SUM_TOLERANCE = 1e-3  # float32 softmax is far within it, logits or counts are far outside
@@ -131,15 +132,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         predictions.probabilities.tolist(),
         strict=True,
     )
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*FIXED_COLUMNS, *names])
-            writer.writerows([*fixed, *map(repr, probabilities)] for *fixed, probabilities in rows)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*FIXED_COLUMNS, *names])
+    writer.writerows([*fixed, *map(repr, probabilities)] for *fixed, probabilities in rows)
+    write_text(path, text.getvalue())
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -50,6 +50,8 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
         UserError: bad input or options, an existing folder, a full disk.
     """
     config.check()
+    roots = tuple(root.expanduser().resolve() for root in config.data.roots)
+    config = replace(config, data=replace(config.data, roots=roots))
     folder = config.out or Path("runs") / config.name / time.strftime("%Y%m%d-%H%M%S")
     if config.resume:
         config = config_to_resume(folder, config, default)
@@ -65,9 +67,10 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
         for fold_folder, parts in groups.items():
             for part in parts:
                 part.folder.mkdir(parents=True, exist_ok=True)
+                of_part = replace(part.config, devices=config.devices)
                 if part.folder != folder:
-                    write_config(part.folder, part.config)
-                train_and_evaluate(part.config, config.devices, corpus, part.split, part.folder)
+                    write_config(part.folder, of_part)
+                train_and_evaluate(of_part, corpus, part.split, part.folder)
             if config.members > 1:
                 pool_members(fold_folder, [part.folder for part in parts], corpus, config.seed)
         if list(groups) != [folder]:
@@ -103,7 +106,7 @@ def plan_parts(config: ExperimentConfig, corpus: Corpus, folder: Path) -> dict[P
 
 
 def train_and_evaluate(
-    config: ExperimentConfig, device_count: int, corpus: Corpus, split: Split, folder: Path
+    config: ExperimentConfig, corpus: Corpus, split: Split, folder: Path
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
 
@@ -116,7 +119,7 @@ def train_and_evaluate(
         split = split_from_json(read_json(folder / "split.json"), corpus)
     write_json(folder / "split.json", split_to_json(split, corpus))
     _say_data(corpus, split)
-    trainer = make_trainer(config, corpus, split, device_count)
+    trainer = make_trainer(config, corpus, split, config.devices)
     history = fit(trainer, split, folder, config.resume)
     state, _ = trainer.load(Checkpoints(folder), "best")
     found = {side: trainer.predict(state, getattr(split, side)) for side in SIDES}
@@ -139,7 +142,7 @@ def train_and_evaluate(
         best_epoch=best,
         epochs=len(history),
         seconds=sum(row["seconds"] for row in history),
-        devices=device_count,
+        devices=config.devices,
         leaking=split.leaking,
         clips={side: len(getattr(split, side)) for side in ("train", *SIDES)},
         per_class=per_class(predictions["test"]),

@@ -52,6 +52,8 @@ def config_to_resume(
         UserError: there is no run, or an option was given that says otherwise than the run.
     """
     stored = read_config(folder)
+    if stored.name != default.name:
+        raise UserError(f"{folder} is a run of {stored.name}: resume it with that experiment")
     for name, value, kept, usual in _options(asked, stored, default):
         if name not in ("out", "resume") and value != usual and value != kept:
             raise UserError(f"--{name} {value}: the run to resume has {kept}, and keeps it")
