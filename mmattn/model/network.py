@@ -30,8 +30,10 @@ class Output(NamedTuple):
 
     logits: Array
     """[B, K]"""
-    heads: tuple[Array, ...]
-    """Logits [B, K] of each classifier, trained with a loss of its own; often just `logits`."""
+    head_logits: Array
+    """[B, K] of the dense head: the same, unless a linear classifier has a say beside it."""
+    statistics_logits: Array | None
+    """[B, K] of the linear classifier on time statistics, if there is one."""
     features: Array
     """[B, P] what the head sees: the pooled branches side by side."""
     attention: dict[str, Array]
@@ -132,20 +134,22 @@ class Network(nnx.Module):
         x = features = jnp.concatenate([output.pooled for output in outputs.values()], axis=-1)
         for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):
             x = dropout(norm(jax.nn.relu(dense(x)), training, batch.weight), training)
-        heads = [self.classifier(x)]
+        logits = head_logits = self.classifier(x)
+        statistics_logits = None
         if self.statistics is not None:
             sequences = [getattr(batch, name) for name in self.branches]
-            heads.append(self.statistics(sequences, training, batch.weight))
+            statistics_logits = self.statistics(sequences, training, batch.weight)
+            logits = log_mean_probability(head_logits, statistics_logits)
         return Output(
-            heads[0] if len(heads) == 1 else log_mean_probability(heads),
-            tuple(heads),
+            logits,
+            head_logits,
+            statistics_logits,
             features,
             {name: output.attention for name, output in outputs.items()},
             {name: output.embeddings for name, output in outputs.items()},
         )
 
 
-def log_mean_probability(heads: list[Array]) -> Array:
-    """Logits [B, K] whose softmax is the mean of the softmax of each head."""
-    logs = jnp.stack([jax.nn.log_softmax(logits) for logits in heads])
-    return jax.nn.logsumexp(logs, axis=0) - jnp.log(len(heads))
+def log_mean_probability(a: Array, b: Array) -> Array:
+    """Logits [B, K] whose softmax is the mean of the softmax of both."""
+    return jnp.logaddexp(jax.nn.log_softmax(a), jax.nn.log_softmax(b)) - jnp.log(2.0)

@@ -154,11 +154,15 @@ class Learner:
         )
 
     def loss(self, output: Output, labels: Array, settings: Settings) -> Array:
-        """The training loss [B] of each clip, summed over the network's heads."""
-        return sum(
-            focal_loss(logits, labels, self.gamma, settings.class_weights)
-            for logits in output.heads
-        )
+        """The training loss [B] of each clip: focal, plus cross-entropy of the linear classifier.
+
+        Each classifier has a loss of its own, so neither leaves its work to the other.
+        """
+        weights = settings.class_weights
+        loss = focal_loss(output.head_logits, labels, self.gamma, weights)
+        if output.statistics_logits is None:
+            return loss
+        return loss + focal_loss(output.statistics_logits, labels, 0.0, weights)
 
     def _predict(self, state: TrainState, batches: Batch, settings: Settings) -> Prediction:
         """Predictions [S, B, …] for one device's batches [S, B, …]."""
