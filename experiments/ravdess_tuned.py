@@ -8,7 +8,7 @@ from mmattn.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
 
 CONFIG = ExperimentConfig(
     name="ravdess_tuned",
-    members=4,
+    members=8,
     data=DataConfig(labels="ravdess8", folds="ravdess", overlap=True),
     model=ModelConfig(
         audio_units=(32,),
