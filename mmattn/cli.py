@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from mmattn.config import ExperimentConfig, OtherDataConfig
-from mmattn.console import say, start_logging
+from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 
 
@@ -36,12 +36,14 @@ class Evaluate:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder, e.g. runs/no_aug/20260101-120000."""
     checkpoint: Literal["best", "final"] = "best"
+    devices: int | Literal["auto"] | None = None
+    """Devices to divide the clips over (default: as many as the run had)."""
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
         from mmattn.run.evaluate import evaluate_run
 
-        evaluate_run(self.run, self.checkpoint, self.data)
+        evaluate_run(self.run, self.checkpoint, self.devices, self.data)
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ class Baseline:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
+    data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
         from mmattn.run.baseline import baseline_of_run
 
-        baseline_of_run(self.run)
+        baseline_of_run(self.run, self.data)
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,11 @@ def _end_process_after(work: Callable[[], Any]) -> None:
     try:
         work()
     except UserError as error:
-        say(f"{error.label}: {error}")
+        complain(f"{error.label}: {error}")
         sys.exit(error.exit_code)
+    except OSError as error:
+        complain(f"error: {error.filename or 'a file'}: {error.strerror or error}")
+        sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
-        say("interrupted; what is saved can be resumed with --resume")
+        complain("interrupted")
         sys.exit(130)

@@ -1,7 +1,7 @@
 """Every option of an experiment. Nothing heavy is imported here, so `--help` is quick."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,7 +53,7 @@ class DataConfig:
     split: Literal["speakers", "leaky-clips"] = "speakers"
     """By speaker, or the earlier system's random split of clips, which leaks speakers."""
     validation: float = 0.15
-    """Share of the speakers (with folds: of those outside the test fold) for validation."""
+    """Share of the speakers for validation (with folds: of those outside the test fold)."""
     test: float = 0.15
     """Share of the speakers for the test set (without folds)."""
     folds: str | None = None
@@ -70,12 +70,17 @@ class OtherDataConfig:
     """Where the clips are now, if not where the run found them."""
 
     roots: tuple[Path, ...] = ()
-    """Folders of feature files; other clips than the run's are evaluated if none of its training
-    or validation speakers is among them."""
-    max_bad: int = 0
-    """Bad clips to put up with."""
-    cache: Path = Path("~/.cache/mmattn")
-    """Where packed copies of feature files are kept."""
+    """Folders of feature files (default: the run's). If the run's own validation and test clips
+    are not all there, the clips of speakers that it never saw are taken."""
+    max_bad: int | None = None
+    """Bad clips to put up with (default: the run's)."""
+    cache: Path | None = None
+    """Where packed copies of feature files are kept (default: the run's)."""
+
+    def apply(self, data: DataConfig) -> DataConfig:
+        """The run's data config with what is given here."""
+        given = {"roots": self.roots or None, "max_bad": self.max_bad, "cache": self.cache}
+        return replace(data, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -134,13 +139,14 @@ class ExperimentConfig:
     seed: int = 0
     members: int = 1
     """Networks to train, each with validation speakers of its own; their probabilities are
-    averaged."""
+    averaged. Each speaker outside the test set validates one of them; --data.validation is not
+    used."""
     devices: int | Literal["auto"] = "auto"
     """CPU devices to divide each batch over (on a GPU machine: GPUs)."""
     out: Path | None = None
     """The run's folder, new or to resume (default: runs/<experiment>/<time>)."""
     resume: bool = False
-    """Continue the run in --out from its latest checkpoint."""
+    """Continue the run in --out from its latest checkpoint, with the options that it began with."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -165,6 +171,14 @@ class ExperimentConfig:
                 "1 or more",
             ),
             ("data.buckets", data.buckets, data.buckets > 0, "1 or more"),
+            (
+                "data.labels / audio-rate / video-rate",
+                "without --data.roots",
+                bool(data.roots)
+                or (data.labels, data.audio_rate, data.video_rate) == ("six", None, None),
+                "feature files: the built-in corpus has six classes and its own rates",
+            ),
+            ("resume", "without --out", bool(self.out) or not self.resume, "the run's folder"),
             ("data.max-bad", data.max_bad, data.max_bad >= 0, "0 or more"),
             (
                 "model.modalities",
@@ -182,6 +196,7 @@ class ExperimentConfig:
                 (f"model.{name}", units, bool(units) and min(units) > 0, "layers of 1 unit or more")
                 for name, units in (
                     ("audio-units", model.audio_units),
+                    ("head-units", model.head_units),
                     ("video-units", model.video_units),
                 )
             ),

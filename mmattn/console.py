@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich import box
@@ -27,6 +27,13 @@ class _ScreenHandler(logging.Handler):
         screen.print(self.format(record), markup=False, highlight=False)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is an error like any other."""
+
+    def handleError(self, record):
+        raise
+
+
 def start_logging() -> None:
     """Send messages to the screen; once a process."""
     if not LOG.handlers:
@@ -37,12 +44,16 @@ def start_logging() -> None:
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Append messages to `path` with the time as well, for as long as the block runs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Append messages to `path` with the time as well, and what ended the block if not itself."""
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     LOG.addHandler(handler)
     try:
         yield
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be why
+            handler.emit(LOG.makeRecord(LOG.name, logging.INFO, "", 0, repr(error), (), None))
+        raise
     finally:
         LOG.removeHandler(handler)
         handler.close()
@@ -51,6 +62,11 @@ def log_to(path: Path) -> Iterator[None]:
 def say(message: str) -> None:
     """One message, on the screen and in the log."""
     LOG.info(message)
+
+
+def complain(message: str) -> None:
+    """One message on the standard error."""
+    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
 
 
 def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -17,7 +17,16 @@ TINY = (
     *("--data.synthetic.video-width", "6", "--data.buckets", "2"),
     *("--model.audio-units", "8", "--model.video-units", "8"),
     *("--model.head-units", "16", "--model.head-dropout", "0.3"),
-    *("--train.epochs", "4", "--train.batch", "8", "--train.steps-per-dispatch", "2"),
+    *(
+        "--train.epochs",
+        "12",
+        "--train.patience",
+        "12",
+        "--train.batch",
+        "8",
+        "--train.steps-per-dispatch",
+        "2",
+    ),
 )
 
 

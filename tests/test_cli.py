@@ -51,6 +51,8 @@ def test_a_typo_gets_a_suggestion(commands):
         (["--data.fold", "1"], ["--data.folds"]),
         (["--devices", "99"], ["--devices 99", "24"]),
         (["--resume"], ["config.json"]),
+        (["--model.head-units", "0", "0"], ["--model.head-units", "1 unit or more"]),
+        (["--data.labels", "ravdess8"], ["--data.labels", "without --data.roots"]),
     ],
 )
 def test_wrong_options_are_one_clear_message(commands, tmp_path, options, words):

@@ -40,7 +40,8 @@ def open_corpus(data: DataConfig) -> Corpus:
     Raises UserError if files are missing or too many of them are bad.
     """
     if not data.roots:
-        return _synthetic_corpus(data.synthetic)
+        corpus = _synthetic_corpus(data.synthetic)
+        return crop_to_overlap(corpus) if data.overlap else corpus
     for option, rate in (("audio-rate", data.audio_rate), ("video-rate", data.video_rate)):
         if rate is not None and not 0 < rate < np.inf:
             raise UserError(f"--data.{option} must be above 0, not {rate}")
@@ -67,20 +68,6 @@ def open_corpus(data: DataConfig) -> Corpus:
         cues=None,
     )
     return crop_to_overlap(corpus) if data.overlap else corpus
-
-
-def select_clips(corpus: Corpus, indices: np.ndarray) -> Corpus:
-    """The clips `indices` alone; frames are shared, not copied."""
-    indices = np.sort(indices)
-    return replace(
-        corpus,
-        names=tuple(corpus.names[index] for index in indices),
-        speakers=corpus.speakers[indices],
-        labels=corpus.labels[indices],
-        audio=corpus.audio.select(indices),
-        video=corpus.video.select(indices),
-        cues=corpus.cues and tuple(corpus.cues[index] for index in indices),
-    )
 
 
 def crop_to_overlap(corpus: Corpus) -> Corpus:

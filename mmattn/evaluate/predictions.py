@@ -4,7 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -105,17 +105,20 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def average(parts: Sequence[Predictions]) -> Predictions:
-    """Mean of the probabilities that several networks give to the same clips."""
-    if any(part.clips != parts[0].clips for part in parts):
-        raise UserError("expected predictions of the same clips to average, got different ones")
-    mean = np.mean([part.probabilities for part in parts], axis=0)
-    return replace(parts[0], probabilities=mean)
-
-
 def combine(parts: Sequence[Predictions]) -> Predictions:
-    """What the parts of a run say together: a mean over members, all clips of folds."""
-    return average(parts) if parts[0].clips == parts[-1].clips else join(parts)
+    """What the parts of a run say together: for each clip the mean over those that predict it."""
+    predicted: dict[str, list[tuple[str, int, np.ndarray]]] = {}
+    for part in parts:
+        rows = zip(part.clips, part.speakers, part.labels, part.probabilities, strict=True)
+        for clip, *rest in rows:
+            predicted.setdefault(clip, []).append(tuple(rest))
+    return Predictions(
+        tuple(predicted),
+        np.array([rows[0][0] for rows in predicted.values()]),
+        np.array([rows[0][1] for rows in predicted.values()]),
+        np.stack([np.mean([row[2] for row in rows], axis=0) for rows in predicted.values()]),
+        parts[0].class_names,
+    )
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

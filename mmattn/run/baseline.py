@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmattn.config import OtherDataConfig
 from mmattn.console import say_table
 from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus, open_corpus
@@ -16,14 +17,14 @@ from mmattn.files import read_json, write_json
 from mmattn.run.folder import parts_of, read_config
 
 
-def baseline_of_run(run: Path) -> None:
+def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
     """Train and test on time statistics; say the scores and write them to baseline.json.
 
     The modalities are those of the run. With folds, each is trained by itself and the test
     predictions are pooled.
     """
     config = read_config(run)
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(other.apply(config.data))
     statistics = np.stack(
         [
             time_statistics(
@@ -42,9 +43,11 @@ def baseline_of_run(run: Path) -> None:
         for name, score in found.items()
         if "member" not in name
     ]
+    split = read_json(next(run.rglob("split.json")))
     title = f"Linear baseline on time statistics, test; {corpus.description}"
+    title += f"; {split['description']}" if split["leaking"] else ""
     say_table(title, ("", *MEASURES.values()), rows)
-    write_json(run / "baseline.json", found)
+    write_json(run / "baseline.json", {"leaking": split["leaking"], "test": found})
 
 
 def _test_folder(

@@ -1,11 +1,10 @@
 """Repeat the evaluation of a run from its checkpoint, on its own clips or on others."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mmattn.config import ExperimentConfig, OtherDataConfig
+from mmattn.config import OtherDataConfig
 from mmattn.console import say
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.errors import UserError
@@ -20,48 +19,53 @@ from mmattn.train.devices import start_jax
 from mmattn.train.loop import restore
 
 
-def evaluate_run(run: Path, kind: Kind, other: OtherDataConfig) -> None:
-    """Say the scores of a run, or of each of its folds and of all together.
+def evaluate_run(
+    run: Path, kind: Kind, device_count: int | str | None, other: OtherDataConfig
+) -> None:
+    """Say the scores of a run, or of each of its parts and of all together.
 
     Args:
         run: the run's folder.
         kind: which checkpoint.
-        other: where the clips are now, if `roots` are given.
+        device_count: a number or "auto"; None for the run's own.
+        other: where the clips are now.
 
     Raises:
         UserError: no run, no checkpoint, or clips that do not fit the network.
     """
     config = read_config(run)
-    data = config.data
-    if other.roots:
-        data = replace(data, roots=other.roots, max_bad=other.max_bad)
-    data = replace(data, cache=other.cache)
-    corpus = open_corpus(data)
-    start_jax(config.devices, config.train.batch)
-    _evaluate_folder(run, kind, config, corpus)
+    corpus = open_corpus(other.apply(config.data))
+    count = start_jax(device_count or config.devices, config.train.batch)
+    _evaluate_folder(run, kind, config.seed, corpus, count)
 
 
 def _evaluate_folder(
-    folder: Path, kind: Kind, config: ExperimentConfig, corpus: Corpus
+    folder: Path, kind: Kind, seed: int, corpus: Corpus, device_count: int
 ) -> Predictions:
     """Say the scores of a training, or of its parts and of all together; returns the test's."""
     parts = parts_of(folder)
     if parts:
-        tested = [_evaluate_folder(part, kind, config, corpus) for part in parts]
+        tested = [_evaluate_folder(part, kind, seed, corpus, device_count) for part in parts]
         together = combine(tested)
-        say_scores(f"{folder}, all parts together", {"test": scores(together, config.seed)})
+        say_scores(f"{folder}, all parts together", {"test": scores(together, seed)})
         return together
     document = read_json(folder / "split.json")
-    trainer, state = restore(folder, kind, corpus, config.devices)
+    sides = _clips_to_evaluate(document, corpus)
+    # The padded lengths of the training, where its clips are there: the same numbers to the bit.
+    own = set(document["train"]["clips"]) & set(corpus.names)
+    training = [number for number, name in enumerate(corpus.names) if name in own]
+    clips = np.concatenate([np.array(training, int), *sides.values()])
+    trainer, state = restore(folder, kind, corpus, clips, device_count)
     predictions = {
         side: to_predictions(corpus, clips, trainer.predict(state, clips))
-        for side, clips in _clips_to_evaluate(document, corpus).items()
+        for side, clips in sides.items()
     }
     *_, last = predictions.values()
+    counts = ", ".join(f"{len(clips)} {side}" for side, clips in sides.items())
     say_per_class(last, f"{folder}, each class")
-    found = {side: scores(part, config.seed) for side, part in predictions.items()}
-    title = f"{folder}, {kind} checkpoint; {corpus.description}; {document['description']}"
-    say_scores(title, found)
+    found = {side: scores(part, seed) for side, part in predictions.items()}
+    title = f"{folder}, {kind} checkpoint; {counts} clips of {corpus.description}"
+    say_scores(f"{title}; {document['description']}", found)
     return last
 
 

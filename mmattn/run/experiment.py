@@ -1,5 +1,6 @@
 """Train and evaluate: from a config to a run's folder with all its results."""
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from mmattn.console import log_to, say, say_table
 from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, chosen_folds, make_split, split_from_json, split_to_json
+from mmattn.errors import Stopped
 from mmattn.evaluate.metrics import confusion, per_class, scores
 from mmattn.evaluate.plots import AttentionExample, plot_attention, plot_confusion, plot_curves
 from mmattn.evaluate.predictions import (
     Predictions,
-    average,
+    combine,
     join,
     read_predictions,
     write_predictions,
@@ -25,15 +27,16 @@ from mmattn.evaluate.predictions import (
 from mmattn.evaluate.report import MEASURES, interval_text, say_per_class, say_scores
 from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.run.folder import (
+    check_new,
     config_to_resume,
     environment,
-    new_folder,
+    locked,
     write_config,
     write_environment,
 )
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.devices import start_jax
-from mmattn.train.loop import best_epoch, fit, make_trainer
+from mmattn.train.loop import best_epoch, fit, make_trainer, sigterm_asks
 from mmattn.train.predict import ClipPredictions
 
 SIDES = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
@@ -56,25 +59,39 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
     if config.resume:
         config = config_to_resume(folder, config, default)
     else:
-        new_folder(folder)
-    with explain_full_disk(f"the run {folder}"), log_to(folder / "train.log"):
-        say(f"run {folder}")
-        corpus = open_corpus(config.data)
-        groups = plan_parts(config, corpus, folder)
-        config = replace(config, devices=start_jax(config.devices, config.train.batch))
-        write_config(folder, config)
-        write_environment(folder, jax.devices()[0].device_kind)
-        for fold_folder, parts in groups.items():
-            for part in parts:
-                part.folder.mkdir(parents=True, exist_ok=True)
-                of_part = replace(part.config, devices=config.devices)
-                if part.folder != folder:
-                    write_config(part.folder, of_part)
-                train_and_evaluate(of_part, corpus, part.split, part.folder)
-            if config.members > 1:
-                pool_members(fold_folder, [part.folder for part in parts], corpus, config.seed)
-        if list(groups) != [folder]:
-            pool_folds(folder, list(groups), corpus, config.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if not config.resume:
+            check_new(folder)
+        with explain_full_disk(f"the run {folder}"), log_to(folder / "train.log"):
+            say(f"run {folder}")
+            try:
+                with sigterm_asks() as asked:
+                    _run_parts(config, folder, asked)
+            except Stopped as stop:
+                raise Stopped(f"{stop}; `--resume --out {folder}` goes on") from None
+
+
+def _run_parts(config: ExperimentConfig, folder: Path, asked: threading.Event) -> None:
+    """Train and evaluate each part and put them together, until `asked` to stop."""
+    corpus = open_corpus(config.data)
+    groups = plan_parts(config, corpus, folder)
+    config = replace(config, devices=start_jax(config.devices, config.train.batch))
+    write_config(folder, config)
+    write_environment(folder, jax.devices()[0].device_kind)
+    for fold_folder, parts in groups.items():
+        for part in parts:
+            if asked.is_set():
+                raise Stopped(f"SIGTERM before {part.folder}")
+            part.folder.mkdir(parents=True, exist_ok=True)
+            of_part = replace(part.config, devices=config.devices)
+            if part.folder != folder:
+                write_config(part.folder, of_part)
+            train_and_evaluate(of_part, corpus, part.split, part.folder, asked)
+        if config.members > 1:
+            pool_members(fold_folder, [part.folder for part in parts], corpus, config.seed)
+    if list(groups) != [folder]:
+        pool_folds(folder, list(groups), corpus, config.seed)
 
 
 class Part(NamedTuple):
@@ -98,15 +115,22 @@ def plan_parts(config: ExperimentConfig, corpus: Corpus, folder: Path) -> dict[P
             Part(
                 fold_folder / f"member{member}" if config.members > 1 else fold_folder,
                 make_split(corpus, data, config.seed, fold, member, config.members),
-                replace(config, data=data, seed=config.seed + member, members=1),
+                replace(config, data=data, seed=_member_seed(config, member), members=1),
             )
             for member in range(config.members)
         ]
     return groups
 
 
+def _member_seed(config: ExperimentConfig, member: int) -> int:
+    """The run's seed, or one of the member's own, unlike those of other seeds' members."""
+    if config.members == 1:
+        return config.seed
+    return int(np.random.SeedSequence([config.seed, member]).generate_state(1)[0])
+
+
 def train_and_evaluate(
-    config: ExperimentConfig, corpus: Corpus, split: Split, folder: Path
+    config: ExperimentConfig, corpus: Corpus, split: Split, folder: Path, asked: threading.Event
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
 
@@ -120,7 +144,7 @@ def train_and_evaluate(
     write_json(folder / "split.json", split_to_json(split, corpus))
     _say_data(corpus, split)
     trainer = make_trainer(config, corpus, split, config.devices)
-    history = fit(trainer, split, folder, config.resume)
+    history = fit(trainer, split, folder, config.resume, asked)
     state, _ = trainer.load(Checkpoints(folder), "best")
     found = {side: trainer.predict(state, getattr(split, side)) for side in SIDES}
     predictions = {
@@ -130,7 +154,7 @@ def train_and_evaluate(
     plot_curves(history, folder / "curves.png", note)
     examples = _attention_examples(corpus, split.test, found["test"])
     plot_attention(examples, folder / "attention.png", note)
-    say_per_class(predictions["test"], "Test, each class")
+    say_per_class(predictions["test"], f"Test, each class; {split.description}")
     best = best_epoch(history)
     write_results(
         folder,
@@ -199,7 +223,7 @@ def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> 
     validation, test = (
         [read_predictions(part / name) for part in parts] for name in SIDES.values()
     )
-    predictions = {"validation": join(validation), "test": average(test)}
+    predictions = {"validation": join(validation), "test": combine(test)}
     mean = _mean_scores(parts)
     what = f"{folder.name}, committee of {len(parts)}"
     write_results(folder, predictions, corpus, seed, what, mean_over_members=mean)

@@ -1,10 +1,12 @@
 """The files of a run's folder that say what the run is."""
 
+import fcntl
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +18,26 @@ from mmattn.files import read_json, write_json
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
-def new_folder(folder: Path) -> None:
-    """Make a run's folder; UserError if a run or anything else is there."""
+def check_new(folder: Path) -> None:
+    """UserError if a run or anything else is in the folder."""
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a run; go on with --resume, or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
     others = [path.name for path in folder.iterdir() if path.name != "train.log"]
     if others:
         raise UserError(f"--out {folder}: expected a new or empty folder, it has {others[0]}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; UserError if another process does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another process is at work on this run") from error
+    finally:
+        os.close(descriptor)
 
 
 def read_config(folder: Path) -> ExperimentConfig:
@@ -34,8 +48,15 @@ def read_config(folder: Path) -> ExperimentConfig:
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The folders of a run's folds or of a committee's members; none for a single training."""
-    return sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
+    """The folders of a run's folds or of a committee's members; none for a single training.
+
+    Raises:
+        UserError: the run has parts but is not complete.
+    """
+    parts = sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
+    if parts and not (folder / "summary.json").exists():
+        raise UserError(f"{folder} is not complete: it has no summary.json; go on with --resume")
+    return parts
 
 
 def config_to_resume(
@@ -49,7 +70,8 @@ def config_to_resume(
         default: the experiment's own.
 
     Raises:
-        UserError: there is no run, or an option was given that says otherwise than the run.
+        UserError: there is no run, or an option was given that says otherwise than the run (one
+            given with the experiment's own value cannot be told from one that was not given).
     """
     stored = read_config(folder)
     if stored.name != default.name:

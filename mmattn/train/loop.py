@@ -47,6 +47,7 @@ class Trainer:
         corpus: Corpus,
         normaliser: Normaliser,
         class_weights: np.ndarray | None,
+        clips: np.ndarray,
         device_count: int,
     ):
         widths = {"audio": corpus.audio.width, "video": corpus.video.width}
@@ -61,7 +62,7 @@ class Trainer:
             class_weights = np.ones(classes, np.float32)
         key, rate = random_key(config.seed, "dropout"), np.float32(config.train.learning_rate)
         self.settings = Settings(key, class_weights, rate)
-        buckets = make_buckets(corpus, np.arange(len(corpus)), config.data.buckets)
+        buckets = make_buckets(corpus, clips, config.data.buckets)
         self.feed = Feed(corpus, normaliser, buckets, config.train.batch, device_count)
         self.about = {
             "config": config.to_json(),
@@ -83,18 +84,29 @@ class Trainer:
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
 
     def load(self, checkpoints: Checkpoints, kind: Kind) -> tuple[TrainState, Sums]:
-        """A checkpoint's state and sums, on the devices; sets the normaliser to its own."""
-        sums = jax.tree.map(lambda x: np.repeat(x, self.device_count), NO_SUMS)
+        """A checkpoint's state on the devices, and its sums; sets the normaliser to its own."""
+        about = checkpoints.about(kind)
+        if about is None:
+            raise UserError(f"{checkpoints.folder}: expected a {kind} checkpoint, found none")
+        sums = jax.tree.map(lambda x: np.repeat(x, about["devices"]), NO_SUMS)
         like = self._arrays(self.initial, sums, self.normaliser)
         arrays = checkpoints.load(kind, like)
         self.normaliser = arrays["normaliser"]
         self.feed = self.feed._replace(normaliser=self.normaliser)
-        state = devices.replicate(arrays["state"], self.device_count)
-        return state, devices.place(arrays["sums"], self.device_count)
+        return devices.replicate(arrays["state"], self.device_count), arrays["sums"]
 
     def predict(self, state: TrainState, clips: np.ndarray) -> ClipPredictions:
-        """Predict the clips at these positions [n] of the corpus."""
-        return predict_clips(self.learner, state, self.settings, self.feed, clips)
+        """Predict the clips at these positions [n] of the corpus.
+
+        Raises:
+            Diverged: a prediction is not finite.
+        """
+        found = predict_clips(self.learner, state, self.settings, self.feed, clips)
+        bad = ~np.isfinite(found.probabilities).all(1) | ~np.isfinite(found.loss)
+        if bad.any():
+            names = ", ".join(self.corpus.names[clip] for clip in clips[bad])
+            raise Diverged(f"the prediction is not finite for {names}; expected finite numbers")
+        return found
 
     @staticmethod
     def _arrays(state: TrainState, sums: Sums, normaliser: Normaliser) -> dict:
@@ -122,10 +134,13 @@ def make_trainer(
     if config.train.class_weights:
         labels = corpus.labels[split.train]
         weights = balanced_class_weights(labels, len(corpus.class_names))
-    return Trainer(config, corpus, normaliser, weights, device_count)
+    clips = np.concatenate([split.train, split.validation, split.test])
+    return Trainer(config, corpus, normaliser, weights, clips, device_count)
 
 
-def fit(trainer: Trainer, split: Split, folder: Path, resume: bool) -> list[dict]:
+def fit(
+    trainer: Trainer, split: Split, folder: Path, resume: bool, asked: threading.Event
+) -> list[dict]:
     """Train to the end, from the latest checkpoint with `resume`; returns a row an epoch.
 
     The best and the final checkpoint are in `folder` afterwards. Every random choice depends on
@@ -133,38 +148,39 @@ def fit(trainer: Trainer, split: Split, folder: Path, resume: bool) -> list[dict
 
     Raises:
         Diverged: a loss or gradient is not finite; checkpoints before it are kept.
-        Stopped: SIGTERM came; the state was saved.
-        UserError: the disk is full.
+        Stopped: `asked` was set; the state was saved.
+        UserError: the disk is full, or other training clips than before.
     """
     config, checkpoints = trainer.config.train, Checkpoints(folder)
     state, sums = trainer.start()
     history, done = [], 0
     about = checkpoints.about("latest") if resume else None
     if about is not None:
+        fitted = trainer.normaliser
         state, sums = trainer.load(checkpoints, "latest")
+        if not all(map(np.array_equal, fitted, trainer.normaliser)):
+            raise UserError(f"{folder}: the training clips are not those that it began with")
+        sums = devices.place(sums, trainer.device_count)
         history, done = about["history"], about["dispatches"]
         say(f"resumed after epoch {len(history)} and {done} dispatches of the next")
     write_metrics(folder, history)
-    with sigterm_asks() as asked:
-        while not finished(history, config):
-            begin = time.perf_counter()
-            rate = learning_rate(config, history)
-            state, sums, done = _train_epoch(
-                trainer, split, state, sums, len(history), done, rate, asked.is_set
-            )
-            if asked.is_set():
-                trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=done)
-                raise Stopped(
-                    f"SIGTERM in epoch {len(history) + 1}: saved; `--resume --out {folder}` goes on"
-                )
-            row = _epoch_row(trainer, split, state, sums, len(history) + 1, rate, begin)
-            history = [*history, row]
-            sums, done = trainer.start()[1], 0
-            if best_epoch(history) == len(history):
-                trainer.save(checkpoints, "best", state, sums, history=history, dispatches=0)
-            trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=0)
-            write_metrics(folder, history)
-            _say_epoch(row, history)
+    while not finished(history, config):
+        begin = time.perf_counter()
+        rate = learning_rate(config, history)
+        state, sums, done = _train_epoch(
+            trainer, split, state, sums, len(history), done, rate, asked.is_set
+        )
+        if asked.is_set():
+            trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=done)
+            raise Stopped(f"SIGTERM in epoch {len(history) + 1} of {folder}: saved")
+        row = _epoch_row(trainer, split, state, sums, len(history) + 1, rate, begin)
+        history = [*history, row]
+        sums, done = trainer.start()[1], 0
+        if best_epoch(history) == len(history):
+            trainer.save(checkpoints, "best", state, sums, history=history, dispatches=0)
+        trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=0)
+        write_metrics(folder, history)
+        _say_epoch(row, history)
     trainer.save(checkpoints, "final", state, sums, history=history, dispatches=0)
     return history
 
@@ -265,10 +281,6 @@ def _epoch_row(
     predictions = trainer.predict(state, split.validation)
     predicted = predictions.probabilities.argmax(1)
     counts = confusion_counts(labels, predicted, len(trainer.corpus.class_names))
-    if not np.isfinite(predictions.loss).all():
-        bad = split.validation[~np.isfinite(predictions.loss)]
-        names = ", ".join(trainer.corpus.names[clip] for clip in bad)
-        raise Diverged(f"the validation loss of epoch {epoch} is not finite for {names}")
     return {
         "epoch": epoch,
         "train_loss": total.loss / total.clips,
@@ -340,9 +352,9 @@ def sigterm_asks() -> Iterator[threading.Event]:
 
 
 def restore(
-    folder: Path, kind: Kind, corpus: Corpus, device_count: int
+    folder: Path, kind: Kind, corpus: Corpus, clips: np.ndarray, device_count: int
 ) -> tuple[Trainer, TrainState]:
-    """The network of a run's checkpoint, with its own normalisation, ready to predict a corpus.
+    """The network of a run's checkpoint, with its own normalisation, ready to predict clips [n].
 
     Raises:
         UserError: there is no such checkpoint, or the corpus has other widths or classes.
@@ -363,5 +375,5 @@ def restore(
         )
     blank = Normaliser(*(np.zeros(widths[m], np.float32) for m in ("audio",) * 2 + ("video",) * 2))
     config = config_from_json(about["config"])
-    trainer = Trainer(config, corpus, blank, None, device_count)
+    trainer = Trainer(config, corpus, blank, None, clips, device_count)
     return trainer, trainer.load(checkpoints, kind)[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmattn.data import corpus as corpus_module
-from mmattn.data.corpus import find_files, open_corpus, select_clips
+from mmattn.data.corpus import find_files, open_corpus
 from mmattn.errors import UserError
 
 
@@ -136,14 +136,6 @@ def test_no_clips_left(options, tmp_path, write_clip):
 def test_rates_must_be_above_zero(corpus_folder, options, rate):
     with pytest.raises(UserError, match=r"--data.video-rate must be above 0"):
         open_corpus(options(corpus_folder, video_rate=rate))
-
-
-def test_a_subset_shares_the_frames(corpus_folder, options):
-    corpus = open_corpus(options(corpus_folder))
-    some = select_clips(corpus, np.array([30, 2]))
-    assert some.names == (corpus.names[2], corpus.names[30])
-    assert np.shares_memory(some.audio.frames, corpus.audio.frames)
-    np.testing.assert_array_equal(some.video.clip(1), corpus.video.clip(30))
 
 
 def test_the_real_subset(real_features, options, messages):

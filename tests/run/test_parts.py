@@ -69,7 +69,7 @@ def test_evaluate_and_baseline_walk_the_parts(commands, run):
     text = commands.run("mmattn", "evaluate", run)
     assert interval_text(summary["test"]["uar"]) in text
     commands.run("mmattn", "baseline", run)
-    found = json.loads((run / "baseline.json").read_text())
+    found = json.loads((run / "baseline.json").read_text())["test"]
     assert list(found) == [
         *("fold0/member0", "fold0/member1", "fold0"),
         *("fold1/member0", "fold1/member1", "fold1", "together"),

@@ -1,8 +1,8 @@
 """A run that was killed, stopped or out of disk ends like one that was not."""
 
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -50,50 +50,52 @@ def wait_until(true, process: subprocess.Popen, interval: float = 0.01) -> None:
         time.sleep(interval)
 
 
-def in_training(folder: Path) -> bool:
-    """Epochs after the first are being trained."""
+def epochs_done(folder: Path) -> int:
     path = folder / "metrics.jsonl"
-    return path.exists() and path.read_text() != ""
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def saving(folder: Path) -> bool:
-    """A checkpoint is half written."""
+def half_written(folder: Path) -> set[str]:
+    """Checkpoints that are being saved, or were when the process was killed."""
     latest = folder / "checkpoints" / "latest"
-    return latest.is_dir() and any("tmp" in entry.name for entry in os.scandir(latest))
+    return {path.name for path in latest.glob("*tmp*")} if latest.is_dir() else set()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_killed_at_random_moments(commands, tiny_run, tmp_path, seed):
     folder, wait = tmp_path / "killed", random.Random(seed)
-    for _ in range(3):
+    for number in range(3):
+        done = epochs_done(folder)
         process = go_on(commands, folder)
-        time.sleep(wait.uniform(1, 6))
+        wait_until(lambda done=done: epochs_done(folder) > done, process)
+        time.sleep(wait.uniform(0, 0.25))
         process.kill()
-        process.communicate()
+        text, _ = process.communicate()
+        assert number == 0 or "resumed after epoch" in text
     process = go_on(commands, folder)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
+    assert "resumed after epoch" in text
     assert_same_end(folder, tiny_run)
 
 
 def test_killed_inside_a_save(commands, tiny_run, tmp_path):
     folder = tmp_path / "killed"
-    for _ in range(2):
-        process = go_on(commands, folder)
-        wait_until(lambda: saving(folder), process, interval=0)
-        process.kill()
-        process.communicate()
-    assert saving(folder), "killed too late to leave a half-written checkpoint"
     process = go_on(commands, folder)
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, text
+    wait_until(lambda: epochs_done(folder) >= 1, process, interval=0)
+    wait_until(lambda: half_written(folder), process, interval=0)
+    process.kill()
+    process.communicate()
+    assert half_written(folder), "killed too late to leave a half-written checkpoint"
+    text = commands.run("experiments.no_aug", "--resume", "--out", folder)
+    assert "resumed after epoch" in text
     assert_same_end(folder, tiny_run)
 
 
 def test_sigterm_saves_inside_an_epoch(commands, tiny_run, tmp_path):
     folder = tmp_path / "stopped"
     process = go_on(commands, folder)
-    wait_until(lambda: in_training(folder), process)
+    wait_until(lambda: epochs_done(folder) >= 1, process)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 75
@@ -120,7 +122,7 @@ def small_disk(tmp_path):
 def test_full_disk_keeps_the_last_checkpoint(commands, tiny_run, small_disk):
     folder = small_disk / "run"
     process = go_on(commands, folder)
-    wait_until(lambda: in_training(folder), process)
+    wait_until(lambda: epochs_done(folder) >= 1, process)
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space left"), open(filler, "wb", buffering=0) as file:
         while True:
@@ -148,3 +150,24 @@ def test_a_resumed_run_keeps_its_options(commands, tiny_run):
         "experiments.no_aug", "--resume", "--out", tiny_run, "--train.batch", 48, code=2
     )
     assert "--train.batch 48" in text and "has 8" in text
+
+
+def test_two_processes_cannot_share_a_folder(commands, tmp_path):
+    process = go_on(commands, tmp_path / "run")
+    wait_until((tmp_path / "run" / "train.log").exists, process)
+    text = commands.run("experiments.no_aug", "--out", tmp_path / "run", code=2)
+    assert "another process is at work on this run" in text
+    process.kill()
+    process.communicate()
+
+
+def test_other_training_clips_stop_a_resume(commands, tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    (folder / "summary.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["synthetic"]["seed"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    text = commands.run("experiments.no_aug", "--resume", "--out", folder, code=2)
+    assert "the training clips are not those that it began with" in text
+    assert "not those that it began with" in (folder / "train.log").read_text()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from mmattn.config import config_from_json
 from mmattn.data.corpus import open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import split_from_json
+from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.report import interval_text
+from mmattn.run.evaluate import _clips_to_evaluate
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.loop import best_epoch, restore
 
@@ -30,12 +33,12 @@ def test_the_folder_holds_everything(tiny_run):
     assert config.devices == 2 and config.train.batch == 8
     assert {p.name for p in (tiny_run / "checkpoints").iterdir()} == {"best", "final", "latest"}
     assert read(tiny_run / "environment.json")["starts"][0]["versions"]["jax"]
-    assert "epoch   4" in (tiny_run / "train.log").read_text()
+    assert "epoch  12" in (tiny_run / "train.log").read_text()
 
 
 def test_metrics_and_the_best_epoch(tiny_run):
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in rows] == list(range(1, 13))
     accuracies = [row["validation_accuracy"] for row in rows]
     assert best_epoch(rows) == 1 + accuracies.index(max(accuracies))
     about = Checkpoints(tiny_run).about("best")
@@ -62,7 +65,8 @@ def test_the_checkpoint_predicts_the_same_to_the_last_bit(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
     corpus = open_corpus(config.data)
     split = split_from_json(read(tiny_run / "split.json"), corpus)
-    trainer, state = restore(tiny_run, "best", corpus, 2)
+    clips = np.arange(len(corpus))
+    trainer, state = restore(tiny_run, "best", corpus, clips, 2)
     found = trainer.predict(state, split.test)
     stored = read_predictions(tiny_run / "predictions.csv")
     np.testing.assert_array_equal(found.probabilities, stored.probabilities)
@@ -82,7 +86,7 @@ def test_evaluate_gives_the_same_numbers(commands, tiny_run):
 
 def test_baseline_of_a_run(commands, tiny_run):
     text = commands.run("mmattn", "baseline", tiny_run)
-    found = read(tiny_run / "baseline.json")
+    found = read(tiny_run / "baseline.json")["test"]
     (tiny_run / "baseline.json").unlink()
     (score,) = (one["uar"] for one in found.values())
     assert interval_text(score) in text
@@ -97,3 +101,41 @@ def test_a_broken_training_names_step_and_clips(commands, tmp_path):
     )
     assert "training broke at step 2 (epoch 1)" in text
     assert "synthetic-0" in text and "--train.learning-rate" in text
+
+
+def test_other_clips_are_those_of_speakers_never_seen(tiny_run):
+    config = config_from_json(read(tiny_run / "config.json"))
+    corpus = open_corpus(config.data)
+    document = read(tiny_run / "split.json")
+    sides = _clips_to_evaluate(document, corpus)
+    split = split_from_json(document, corpus)
+    np.testing.assert_array_equal(sides["test"], split.test)
+    renamed = replace(corpus, names=tuple(f"other-{name}" for name in corpus.names))
+    np.testing.assert_array_equal(_clips_to_evaluate(document, renamed)["unseen"], split.test)
+    seen = np.isin(corpus.speakers, document["train"]["speakers"])
+    all_seen = np.where(seen, corpus.speakers, document["train"]["speakers"][0])
+    with pytest.raises(UserError, match="never saw"):
+        _clips_to_evaluate(document, replace(renamed, speakers=all_seen))
+
+
+def test_clips_that_do_not_fit_the_network(tiny_run):
+    config = config_from_json(read(tiny_run / "config.json"))
+    corpus = open_corpus(config.data)
+    clips = np.arange(len(corpus))
+    classes = replace(corpus, class_names=corpus.class_names[:-1])
+    with pytest.raises(UserError, match=r"classes anger, disgust.*sad, the clips have anger"):
+        restore(tiny_run, "best", classes, clips, 2)
+    synthetic = replace(config.data.synthetic, audio_width=9)
+    wide = open_corpus(replace(config.data, synthetic=synthetic))
+    with pytest.raises(UserError, match=r"'audio': 8.*'audio': 9"):
+        restore(tiny_run, "best", wide, clips, 2)
+
+
+def test_a_prediction_that_is_not_finite_names_its_clip(tiny_run):
+    config = config_from_json(read(tiny_run / "config.json"))
+    corpus = open_corpus(config.data)
+    clips = np.arange(4)
+    trainer, state = restore(tiny_run, "best", corpus, clips, 2)
+    corpus.video.clip(2)[3] = np.nan
+    with pytest.raises(Diverged, match=f"not finite for {corpus.names[2]};"):
+        trainer.predict(state, clips)
