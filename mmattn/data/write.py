@@ -29,6 +29,8 @@ def write_full_size(folder: Path, clips: int = sum(CLIPS.values()), seed: int = 
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; a new folder is needed")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: expected 0 or more")
     names = _choose_names(clips, seed)
     offsets = {
         modality: np.random.default_rng([seed, width]).standard_normal((len(RAVDESS8), width))

@@ -90,7 +90,10 @@ def learning_rate_drops(history: Sequence[Epoch]) -> list[float]:
 
 def _mark_epochs(axes: Axes, history: Sequence[Epoch]) -> None:
     """The epoch axis, with lines at the best epoch and where the learning rate fell."""
-    for number, epoch in enumerate(learning_rate_drops(history)):
+    drops = learning_rate_drops(history)
+    if len(drops) > len(history) / 2:  # a rate that falls all the time needs no marks
+        drops = []
+    for number, epoch in enumerate(drops):
         label = None if number else "learning rate fell"
         axes.axvline(epoch, color="black", linewidth=0.8, linestyle=":", zorder=0, label=label)
     axes.axvline(best_epoch(history)["epoch"], color=GREEN, linewidth=1, zorder=0)
