@@ -1,11 +1,12 @@
 """The linear baseline on the very clips and splits of a run."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from mmattn.config import OtherDataConfig
-from mmattn.console import say_table
+from mmattn.console import progress, say_table
 from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, split_from_json
@@ -37,13 +38,15 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
         ]
     )
     found: dict[str, dict] = {}
-    _test_folder(run, run, corpus, statistics, config.seed, found)
+    splits = list(run.rglob("split.json"))
+    with progress("linear baseline", len(splits), "splits") as advance:
+        _test_folder(run, run, corpus, statistics, config.seed, found, advance)
     rows = [
         (name, *(interval_text(score[measure]) for measure in MEASURES))
         for name, score in found.items()
         if "member" not in name
     ]
-    split = read_json(next(run.rglob("split.json")))
+    split = read_json(splits[0])
     title = f"Linear baseline on time statistics, test; {corpus.description}"
     title += f"; {split['description']}" if split["leaking"] else ""
     say_table(title, ("", *MEASURES.values()), rows)
@@ -57,15 +60,19 @@ def _test_folder(
     statistics: np.ndarray,
     seed: int,
     found: dict[str, dict],
+    advance: Callable[[int], None],
 ) -> Predictions:
     """Test a split, or the parts of a folder and all together; scores are added to `found`."""
     parts = parts_of(folder)
     if parts:
-        tested = [_test_folder(run, part, corpus, statistics, seed, found) for part in parts]
+        tested = [
+            _test_folder(run, part, corpus, statistics, seed, found, advance) for part in parts
+        ]
         together = combine(tested)
     else:
         split = split_from_json(read_json(folder / "split.json"), corpus)
         together = _test(corpus, statistics, split)
+        advance(1)
     name = str(folder.relative_to(run)) if folder != run else "together"
     found[name] = scores(together, seed)
     return together
