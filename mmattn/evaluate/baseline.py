@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from mmattn.config import Modality
 from mmattn.evaluate.metrics import confusion_counts, uar
@@ -92,6 +93,7 @@ def best_strength(
     return max(STRENGTHS, key=validation_uar)
 
 
+@threadpool_limits.wrap(limits=1)  # the problem is small: threads would wait for each other
 def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> Pipeline:
     regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
     return make_pipeline(StandardScaler(), regression).fit(x, y)
