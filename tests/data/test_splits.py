@@ -8,7 +8,7 @@ import pytest
 
 from mmattn.config import DataConfig
 from mmattn.data.clips import Stream, pack_streams
-from mmattn.data.corpus import Corpus, select_clips
+from mmattn.data.corpus import Corpus
 from mmattn.data.splits import (
     check_split,
     chosen_folds,
@@ -161,7 +161,15 @@ def test_which_folds_are_chosen(twelve):
 
 
 def test_too_few_speakers_outside_a_fold(twelve):
-    few = select_clips(twelve, np.flatnonzero(twelve.speakers <= "ravdess-05"))
+    kept = np.flatnonzero(twelve.speakers <= "ravdess-05")
+    few = replace(
+        twelve,
+        names=tuple(twelve.names[clip] for clip in kept),
+        speakers=twelve.speakers[kept],
+        labels=twelve.labels[kept],
+        audio=twelve.audio.select(kept),
+        video=twelve.video.select(kept),
+    )
     with pytest.raises(UserError, match="1 speakers outside fold 0 are too few"):
         make_split(few, DataConfig(folds="ravdess"), 0, 0)
 
