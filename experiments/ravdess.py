@@ -1,6 +1,8 @@
 """The model of `no_aug` as it is, on RAVDESS: eight classes, four unseen speakers a fold.
 
 python -m experiments.ravdess --data.roots FOLDER   (the published folds whose speakers are there)
+
+Three folds of 12 actors: UAR 0.59, below a linear model's 0.64: it overfits.
 """
 
 from mmattn.cli import experiment
