@@ -10,6 +10,8 @@ from typing import Any
 
 from mmattn.errors import UserError
 
+CACHE = Path("~/.cache/mmattn")
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, also after a crash, sees the old one or the whole new one."""

@@ -63,10 +63,9 @@ class Branch(nnx.Module):
     def __call__(self, sequence: Sequence, training: Training | None) -> BranchOutput:
         """Run over normalised frames; a sequence of length 0 gives zeros."""
         x = sequence.frames.swapaxes(0, 1)
-        inside = jnp.arange(len(x))[:, None] < sequence.length
         for dropout, (ahead, back) in zip(self.dropouts, self.layers, strict=True):
             x = dropout(x, training)
-            x = jnp.concatenate([ahead(x, inside), back(x, inside)], axis=-1)
+            x = jnp.concatenate([ahead(x, sequence.length), back(x, sequence.length)], axis=-1)
         pooled, attention = self.attention(x, sequence.valid.T)
         pooled = self.pooled_dropout(pooled, training)
         return BranchOutput(pooled, attention.T, x.swapaxes(0, 1))
@@ -109,7 +108,7 @@ class Network(nnx.Module):
             classes: number of classes, K.
             seed: of the parameters.
         """
-        rngs, streams = nnx.Rngs(params=seed), count()
+        rngs, streams = nnx.Rngs(params=jax.random.key(seed)), count()
         units = {"audio": config.audio_units, "video": config.video_units}
         self.branches = nnx.Dict(
             {m: Branch(widths[m], units[m], config, streams, rngs) for m in config.modalities}

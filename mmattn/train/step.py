@@ -90,7 +90,7 @@ class Learner:
         device_count: int,
     ):
         self._make_network = partial(Network, model, widths, classes)
-        self.graph = nnx.graphdef(self._make_network(seed=0))
+        self.graph = nnx.graphdef(nnx.eval_shape(self._make_network, seed=0))
         self.gamma = train.gamma
         self.optimizer = make_optimizer(train)
         self.train = devices.parallel(
@@ -100,8 +100,13 @@ class Learner:
 
     def initial(self, seed: int) -> TrainState:
         """The state before the first step."""
-        _, params, batch_stats = nnx.split(self._make_network(seed), nnx.Param, nnx.BatchStat)
-        return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
+
+        @jax.jit
+        def make(seed):
+            _, params, batch_stats = nnx.split(self._make_network(seed), nnx.Param, nnx.BatchStat)
+            return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
+
+        return make(seed)
 
     def _train_steps(
         self, state: TrainState, sums: Sums, batches: Batch, count: Array, settings: Settings

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmattn.model import native
 from mmattn.model.lstm import LSTM, lstm
 
 FRAMES, FEATURES, UNITS = 9, 4, 3
@@ -27,10 +28,21 @@ WEIGHTS = (
 D_OUT = draw(FRAMES, len(LENGTHS), UNITS, seed=4)
 
 
+@pytest.fixture(params=["jax", "native"], scope="module", autouse=True)
+def implementation(request):
+    """Every test of this file holds for both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMATTN_KERNEL", request.param)
+        if native.usable() != (request.param == "native"):
+            pytest.skip("no C++ compiler")
+        jax.clear_caches()
+        yield
+
+
 @jax.jit(static_argnames="reverse")
 def run(x, weights, d_out, reverse):
     """The layer's output, and the gradients of sum(output * d_out): of x and each weight."""
-    out, pull_back = jax.vjp(lambda x, *weights: lstm(x, INSIDE, *weights, reverse), x, *weights)
+    out, pull_back = jax.vjp(lambda x, *weights: lstm(x, LENGTHS, *weights, reverse), x, *weights)
     return out, pull_back(d_out)
 
 
@@ -161,6 +173,6 @@ def test_the_module_passes_its_weights_on_and_starts_with_open_forget_gates():
     assert layers[0].bias[...].tolist() == [0] * 3 + [1] * 3 + [0] * 6
     for layer, back in zip(layers, (False, True), strict=True):
         weights = layer.input_kernel, layer.recurrent_kernel, layer.bias
-        out = jax.jit(lambda x, layer=layer: layer(x, INSIDE))(X)
+        out = jax.jit(lambda x, layer=layer: layer(x, LENGTHS))(X)
         exact = [np.asarray(weight[...], np.float64) for weight in weights]
         assert_close(out, reference(X.astype(np.float64), exact, back))

@@ -1,0 +1,118 @@
+"""The LSTM in C++ (lstm.cc) for the CPU: `scan`, but quicker, built when first needed."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import Array, ShapeDtypeStruct
+
+from mmattn.console import complain
+from mmattn.files import CACHE
+
+SOURCE = Path(__file__).with_name("lstm.cc")
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
+
+
+def usable() -> bool:
+    """Whether the kernel is to be used: on the CPU, if it can be built.
+
+    MMATTN_KERNEL=jax in the environment keeps to JAX's scans.
+    """
+    allowed = os.environ.get("MMATTN_KERNEL", "native") == "native"
+    return allowed and jax.default_backend() == "cpu" and load()
+
+
+@cache
+def load() -> bool:
+    """Build the kernel, unless an earlier run did, and make it known to JAX.
+
+    Returns:
+        False where there is no C++ compiler, or where it fails, which is said.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        return False
+    try:
+        handlers = ctypes.CDLL(str(library(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        why = (getattr(error, "stderr", None) or str(error)).strip()[-300:]
+        complain(f"{compiler} could not build the LSTM kernel, JAX's scans serve instead: {why}")
+        return False
+    for name in ("LstmForward", "LstmBackward"):
+        handler = jax.ffi.pycapsule(getattr(handlers, name))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    return True
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: $CXX or c++."""
+    return shutil.which(os.environ.get("CXX", "c++"))
+
+
+def library(compiler: str) -> Path:
+    """The shared library for this source, compiler, JAX and processor; built if it is new."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else [platform.platform()]
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    parts = (SOURCE.read_text(), *FLAGS, version("jaxlib"), os.path.realpath(compiler), features)
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    path = CACHE.expanduser() / "native" / f"lstm-{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)  # what lies there is run
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", SOURCE, "-o", made]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            made.replace(path)  # whole or not at all, also when two runs build at once
+    return path
+
+
+def forward(
+    x: Array,
+    length: Array,
+    input_kernel: Array,
+    recurrent_kernel: Array,
+    bias: Array,
+    reverse: bool,
+) -> tuple[Array, Array, Array]:
+    """See `scan.forward`; the padding of t is not set."""
+    time, batch, _ = x.shape
+    units = len(recurrent_kernel)
+    shapes = (time, batch, units), (time, batch, units), (time, batch, 4 * units)
+    call = jax.ffi.ffi_call("LstmForward", [ShapeDtypeStruct(shape, x.dtype) for shape in shapes])
+    return tuple(call(x, length, input_kernel, recurrent_kernel, bias, reverse=reverse))
+
+
+def backward(
+    dh: Array,
+    x: Array,
+    h: Array,
+    c: Array,
+    t: Array,
+    length: Array,
+    input_kernel: Array | None,
+    recurrent_kernel: Array,
+    reverse: bool,
+) -> tuple[Array | None, Array, Array, Array]:
+    """See `scan.backward`."""
+    gates = t.shape[-1]
+    kernel = jnp.zeros((0, gates), x.dtype) if input_kernel is None else input_kernel
+    dx_shape = (0,) if input_kernel is None else x.shape
+    shapes = dx_shape, (x.shape[-1], gates), recurrent_kernel.shape, (gates,)
+    call = jax.ffi.ffi_call("LstmBackward", [ShapeDtypeStruct(shape, x.dtype) for shape in shapes])
+    results = call(dh, x, h, c, t, length, kernel, recurrent_kernel, reverse=reverse)
+    dx, d_input, d_recurrent, d_bias = results
+    return (None if input_kernel is None else dx), d_input, d_recurrent, d_bias

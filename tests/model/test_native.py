@@ -1,0 +1,84 @@
+"""The C++ kernel: equal to the scans for every size of tile, and never in the way."""
+
+import jax
+import numpy as np
+import pytest
+
+from mmattn.model import native, scan
+
+needs_kernel = pytest.mark.skipif(not native.usable(), reason="no C++ compiler")
+
+
+@needs_kernel
+@pytest.mark.parametrize("reverse", [False, True], ids=["ahead", "back"])
+@pytest.mark.parametrize("with_dx", [False, True])
+@pytest.mark.parametrize(
+    ("frames", "clips", "features", "units"),
+    [(5, 1, 1, 1), (37, 7, 20, 16), (37, 13, 90, 32), (23, 130, 50, 70), (4, 12, 64, 64)],
+)
+def test_it_computes_what_the_scans_compute(frames, clips, features, units, with_dx, reverse):
+    rng = np.random.default_rng(frames)
+
+    def draw(*shape):
+        return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+
+    x, dh = draw(frames, clips, features), draw(frames, clips, units)
+    length = rng.integers(0, frames + 1, clips).astype(np.int32)
+    kernels = draw(features, 4 * units), draw(units, 4 * units)
+    bias = draw(4 * units)
+
+    @jax.jit(static_argnums=0)
+    def run(implementation):
+        h, c, t = implementation.forward(x, length, *kernels, bias, reverse)
+        kept = kernels[0] if with_dx else None
+        gradients = implementation.backward(dh, x, h, c, t, length, kept, kernels[1], reverse)
+        return h, c, *gradients
+
+    for found, expected in zip(run(native), run(scan), strict=True):
+        if expected is None:
+            assert found is None
+            continue
+        scale = np.abs(expected).max(initial=1e-6)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * scale)
+
+
+@needs_kernel
+def test_a_nan_stays_in_its_clip():
+    x = np.zeros((3, 8, 2), np.float32)
+    x[1, 4] = np.nan
+    kernels = np.ones((2, 12), np.float32), np.ones((3, 12), np.float32)
+    length, bias = np.full(8, 3, np.int32), np.zeros(12, np.float32)
+    h, _, _ = native.forward(x, length, *kernels, bias, False)
+    broken = ~np.isfinite(h).all(-1)
+    assert broken.tolist() == [[False] * 8, *[[row == 4 for row in range(8)]] * 2]
+
+
+def test_a_library_is_built_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "CACHE", tmp_path)
+    compiler = native.find_compiler()
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = native.library(compiler)
+    made = library.stat()
+    assert library.parent.stat().st_mode & 0o777 == 0o700
+    assert native.library(compiler) == library
+    assert library.stat().st_mtime_ns == made.st_mtime_ns
+    assert list(library.parent.iterdir()) == [library]
+
+
+def test_without_a_compiler_the_scans_serve(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not native.load.__wrapped__()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_compiler_that_fails_is_named_and_the_scans_serve(tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho no space for the moon >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setattr(native, "CACHE", tmp_path / "cache")
+    assert not native.load.__wrapped__()
+    message = capsys.readouterr().err
+    assert str(broken) in message
+    assert "no space for the moon" in message
