@@ -26,7 +26,7 @@ def experiment(default: ExperimentConfig, description: str) -> None:
 
         run_experiment(config, default)
 
-    _end_process_after(work)
+    end_process_after(work)
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def main() -> None:
         prog="mmattn",
         description="Evaluate runs and make data. Training: python -m experiments.no_aug",
     )
-    _end_process_after(command)
+    end_process_after(command)
 
 
-def _end_process_after(work: Callable[[], Any]) -> None:
+def end_process_after(work: Callable[[], Any]) -> None:
     """Do the work; user errors are shown as one message and give an exit code."""
     start_logging()
     try:

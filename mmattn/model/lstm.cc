@@ -250,6 +250,18 @@ void step_backward(const Layer& layer, int64_t step, const float* packed, const 
       const int rows = std::min<int64_t>(ROWS, layer.batch - row);
       bool any = false;
       for (int r = 0; r < rows; ++r) any |= layer.inside(now, row + r);
+      if (any && step) {
+        // The next step's gates come from memory: ask for them before the product.
+        for (int r = 0; r < rows; ++r) {
+          const int64_t place = before * layer.batch + row + r;
+          for (int64_t unit = first; unit < std::min(first + PANEL, units); unit += LANES) {
+            for (int n = 0; n < 4; ++n)
+              __builtin_prefetch(t + place * layer.gates() + n * units + unit);
+            __builtin_prefetch(dh + place * units + unit);
+            __builtin_prefetch(c + place * units + unit);
+          }
+        }
+      }
       Tile sum = {};
       if (any && dz_after) {
         const float* a = dz_after + row * layer.gates();

@@ -99,16 +99,16 @@ class StatisticsClassifier(nnx.Module):
 class Network(nnx.Module):
     """One branch a modality, joined by concatenation, then a dense head."""
 
-    def __init__(self, config: ModelConfig, widths: dict[str, int], classes: int, seed: int):
+    def __init__(self, config: ModelConfig, widths: dict[str, int], classes: int, rngs: nnx.Rngs):
         """Build with random parameters.
 
         Args:
             config: sizes and dropout.
             widths: features of a frame, by modality.
             classes: number of classes, K.
-            seed: of the parameters.
+            rngs: of the parameters.
         """
-        rngs, streams = nnx.Rngs(params=jax.random.key(seed)), count()
+        streams = count()
         units = {"audio": config.audio_units, "video": config.video_units}
         self.branches = nnx.Dict(
             {m: Branch(widths[m], units[m], config, streams, rngs) for m in config.modalities}

@@ -4,7 +4,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,6 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, chosen_folds, make_split, split_from_json, split_to_json
 from mmattn.errors import Stopped
 from mmattn.evaluate.metrics import confusion, per_class, scores
-from mmattn.evaluate.plots import AttentionExample, plot_attention, plot_confusion, plot_curves
 from mmattn.evaluate.predictions import (
     Predictions,
     combine,
@@ -38,6 +37,9 @@ from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.devices import start_jax
 from mmattn.train.loop import best_epoch, fit, make_trainer, sigterm_asks
 from mmattn.train.predict import ClipPredictions
+
+if TYPE_CHECKING:
+    from mmattn.evaluate.plots import AttentionExample
 
 SIDES = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
 
@@ -151,6 +153,9 @@ def train_and_evaluate(
         side: to_predictions(corpus, getattr(split, side), found[side]) for side in SIDES
     }
     note = split.description if split.leaking else None
+    # Not with the others: the start would wait half a second for matplotlib.
+    from mmattn.evaluate.plots import plot_attention, plot_curves
+
     plot_curves(history, folder / "curves.png", note)
     examples = _attention_examples(corpus, split.test, found["test"])
     plot_attention(examples, folder / "attention.png", note)
@@ -194,6 +199,8 @@ def write_results(
         note: drawn in the plot: that the split leaks.
         about: more for the summary.
     """
+    from mmattn.evaluate.plots import plot_confusion
+
     for side, one in predictions.items():
         write_predictions(folder / SIDES[side], one)
     plot_confusion(predictions["test"], folder / "confusion.png", "Test clips", note)
@@ -267,8 +274,10 @@ def _say_data(corpus: Corpus, split: Split) -> None:
 
 def _attention_examples(
     corpus: Corpus, clips: np.ndarray, found: ClipPredictions
-) -> list[AttentionExample]:
+) -> list["AttentionExample"]:
     """The first clip of each class, with its attention."""
+    from mmattn.evaluate.plots import AttentionExample
+
     examples = []
     for label in np.unique(corpus.labels[clips]):
         row = int(np.flatnonzero(corpus.labels[clips] == label)[0])

@@ -1,5 +1,6 @@
 """Data parallelism: how many devices, and the only uses of `jax.pmap`."""
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmattn.errors import UserError
+from mmattn.files import CACHE
 
 AXIS = "devices"
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def start_jax(devices: int | str, batch: int) -> int:
@@ -33,12 +36,32 @@ def start_jax(devices: int | str, batch: int) -> int:
     if not 1 <= count <= batch:
         raise UserError(f"--devices {count}: expected 1 to {batch} (--train.batch), or auto")
     jax.config.update("jax_num_cpu_devices", count)
+    _keep_compilations()
+    _keep_memory()
     found = jax.local_device_count()
     if devices == "auto" and jax.default_backend() != "cpu":
         return min(found, batch)
     if found < count:
         raise UserError(f"--devices {count}: JAX has {found} {jax.default_backend()} device(s)")
     return count
+
+
+def _keep_compilations() -> None:
+    """Let a later start find what this one compiled, unless the user chose a place for it."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _keep_memory() -> None:
+    """Make glibc keep freed memory: XLA frees its buffers after a call, and fresh pages are slow.
+
+    Everything comes from one heap that never shrinks, because only such memory is used again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
+            mallopt(option, value)
 
 
 def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = ()) -> Callable:
@@ -62,8 +85,24 @@ def device_number() -> jax.Array:
     return jax.lax.axis_index(AXIS)
 
 
-def place(tree: Any, devices: int) -> Any:
-    """Put arrays with a leading axis of `devices` onto them, one slice each."""
+def sum_and_scatter(vector: jax.Array) -> jax.Array:
+    """This device's share of the sum over devices of [n]; inside `parallel` alone."""
+    return jax.lax.psum_scatter(vector, AXIS, tiled=True)
+
+
+def gather(share: jax.Array) -> jax.Array:
+    """The vector of which each device has a share; inside `parallel` alone."""
+    return jax.lax.all_gather(share, AXIS, tiled=True)
+
+
+def own_share(vector: jax.Array) -> jax.Array:
+    """This device's share of a vector that it has whole; inside `parallel` alone."""
+    return vector.reshape(jax.lax.axis_size(AXIS), -1)[device_number()]
+
+
+def place(tree: Any) -> Any:
+    """Put arrays with a leading axis of devices onto them, one slice each."""
+    devices = len(jax.tree.leaves(tree)[0])
     mesh = Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
 
@@ -71,7 +110,7 @@ def place(tree: Any, devices: int) -> Any:
 def replicate(tree: Any, devices: int) -> Any:
     """A copy of a tree on each device: leading axis of `devices`."""
     copies = jax.tree.map(lambda x: np.broadcast_to(x, (devices, *np.shape(x))), tree)
-    return place(copies, devices)
+    return place(copies)
 
 
 def first(tree: Any) -> Any:

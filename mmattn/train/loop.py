@@ -73,13 +73,17 @@ class Trainer:
 
     def start(self) -> tuple[TrainState, Sums]:
         """The state before the first step and empty sums, on the devices."""
-        return devices.replicate((self.initial, NO_SUMS), self.device_count)
+        return self.learner.hold(self.initial), self.no_sums()
+
+    def no_sums(self) -> Sums:
+        """Empty sums on the devices."""
+        return devices.replicate(NO_SUMS, self.device_count)
 
     def save(
         self, checkpoints: Checkpoints, kind: Kind, state: TrainState, sums: Sums, **about: Any
     ) -> None:
         """Save a checkpoint; `about` joins what is true of the whole run."""
-        state = devices.first(state)
+        state = self.learner.whole(state)
         arrays = self._arrays(state, jax.tree.map(np.asarray, sums), self.normaliser)
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
 
@@ -93,7 +97,7 @@ class Trainer:
         arrays = checkpoints.load(kind, like)
         self.normaliser = arrays["normaliser"]
         self.feed = self.feed._replace(normaliser=self.normaliser)
-        return devices.replicate(arrays["state"], self.device_count), arrays["sums"]
+        return self.learner.hold(arrays["state"]), arrays["sums"]
 
     def predict(self, state: TrainState, clips: np.ndarray) -> ClipPredictions:
         """Predict the clips at these positions [n] of the corpus.
@@ -160,7 +164,7 @@ def fit(
         state, sums = trainer.load(checkpoints, "latest")
         if not all(map(np.array_equal, fitted, trainer.normaliser)):
             raise UserError(f"{folder}: the training clips are not those that it began with")
-        sums = devices.place(sums, trainer.device_count)
+        sums = devices.place(sums)
         history, done = about["history"], about["dispatches"]
         say(f"resumed after epoch {len(history)} and {done} dispatches of the next")
     write_metrics(folder, history)
@@ -175,7 +179,7 @@ def fit(
             raise Stopped(f"SIGTERM in epoch {len(history) + 1} of {folder}: saved")
         row = _epoch_row(trainer, split, state, sums, len(history) + 1, rate, begin)
         history = [*history, row]
-        sums, done = trainer.start()[1], 0
+        sums, done = trainer.no_sums(), 0
         if best_epoch(history) == len(history):
             trainer.save(checkpoints, "best", state, sums, history=history, dispatches=0)
         trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=0)
@@ -248,12 +252,12 @@ def check_finite(
         before: steps before this dispatch.
         epoch: from 0.
     """
-    features, losses, norms = (np.asarray(found) for found in check)
+    features, losses, squares = (np.asarray(found) for found in check)
     for number, clips in enumerate(dispatch.batches):
         bad_features, bad_loss = (
             ~found[:, number].ravel()[: len(clips)] for found in (features, losses)
         )
-        if not bad_loss.any() and np.isfinite(norms[0, number]):
+        if not bad_loss.any() and np.isfinite(squares[:, number]).all():
             continue
         what = "loss" if bad_loss.any() else "gradient"
         culprits = next((bad for bad in (bad_features, bad_loss) if bad.any()), slice(None))

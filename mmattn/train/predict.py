@@ -33,7 +33,7 @@ class Feed(NamedTuple):
             arrays = collate(
                 self.corpus, dispatch, self.normaliser, self.devices, self.batch, steps
             )
-            return arrays, devices.place(arrays, self.devices)
+            return arrays, devices.place(arrays)
 
         return ahead(make, dispatches)
 
@@ -66,16 +66,17 @@ def predict_clips(
     probabilities: list = [None] * len(clips)
     attention: list = [None] * len(clips)
     plan = plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps=1, rng=None)
+    weights = learner.weights(state)
     for host, placed in feed(plan, steps=1):
-        prediction = learner.predict(state, placed, settings)
+        prediction = learner.predict(weights, placed, settings)
         found = {name: np.asarray(weights) for name, weights in prediction.attention.items()}
         losses, shares = np.asarray(prediction.loss), np.asarray(prediction.probabilities)
         for place in zip(*np.nonzero(host.clip >= 0), strict=True):
             row = rows[host.clip[place]]
             loss[row], probabilities[row] = losses[place], shares[place].astype(np.float64)
             attention[row] = {
-                name: weights[place][: getattr(host, name).length[place]]
-                for name, weights in found.items()
+                name: values[place][: getattr(host, name).length[place]]
+                for name, values in found.items()
             }
     return ClipPredictions(loss, np.stack(probabilities), attention)
 

@@ -17,17 +17,27 @@ from mmattn.data.batches import Batch
 from mmattn.model.layers import Training
 from mmattn.model.network import Network, Output
 from mmattn.train import devices
+from mmattn.train.flat import FlatTree
 from mmattn.train.loss import focal_loss
 
 
 class TrainState(NamedTuple):
-    """All that a training step changes."""
+    """All that a training step changes: as trees, or as `Learner.hold` puts it on the devices."""
 
     step: Array
     """int32, optimiser steps done."""
     params: nnx.State
+    """On the devices: of all parameters in one flat vector, each device's share."""
     batch_stats: nnx.State
     opt_state: optax.OptState
+    """On the devices: moments in the form of params."""
+
+
+class Weights(NamedTuple):
+    """What a prediction needs of the state."""
+
+    params: nnx.State
+    batch_stats: nnx.State
 
 
 class Sums(NamedTuple):
@@ -45,8 +55,8 @@ class StepCheck(NamedTuple):
     """[S, B] bool, of each clip before the head: later the batch norm mixes the clips."""
     finite_loss: Array
     """[S, B] bool."""
-    gradient_norm: Array
-    """[S]"""
+    gradient_square: Array
+    """[S] sum of the squares of this device's share of the gradient."""
 
 
 class Prediction(NamedTuple):
@@ -76,9 +86,14 @@ NO_SUMS = Sums(np.float32(0), np.float32(0), np.float32(0))
 class Learner:
     """The compiled training steps and prediction of one architecture on a number of devices.
 
-    `train(state, sums, batches, count, settings)` and `predict(state, batches, settings)` take
+    `train(state, sums, batches, count, settings)` and `predict(weights, batches, settings)` take
     arrays with a leading axis of devices, as `collate` makes and `devices.place` puts them, but
-    for the count of steps and the settings, which all devices share.
+    for the count of steps and the settings, which all devices share; `weights(state)` are those of
+    a state.
+
+    Between steps each device keeps an equal share of the parameters and of the optimiser's
+    moments, both as flat vectors (Rajbhandari et al., ZeRO, 2020): a step gathers the parameters,
+    sums and scatters the gradient in one collective each, and no update is made twice.
     """
 
     def __init__(
@@ -90,23 +105,59 @@ class Learner:
         device_count: int,
     ):
         self._make_network = partial(Network, model, widths, classes)
-        self.graph = nnx.graphdef(nnx.eval_shape(self._make_network, seed=0))
+        network = nnx.eval_shape(lambda: self._make_network(nnx.Rngs(0)))
+        self.graph, params, _ = nnx.split(network, nnx.Param, nnx.BatchStat)
         self.gamma = train.gamma
-        self.optimizer = make_optimizer(train)
+        self.weight_decay = train.weight_decay
+        self.optimizer = optax.scale_by_adam()  # Kingma & Ba, 2015
+        self.device_count = device_count
+        self.flat = FlatTree(params, device_count)
         self.train = devices.parallel(
             self._train_steps, device_count, in_axes=(0, 0, 0, None, None), donate=(0, 1)
         )
+        self.weights = devices.parallel(self._weights, device_count, in_axes=(0,))
         self.predict = devices.parallel(self._predict, device_count, in_axes=(0, 0, None))
 
     def initial(self, seed: int) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step, as trees of NumPy arrays."""
 
-        @jax.jit
-        def make(seed):
-            _, params, batch_stats = nnx.split(self._make_network(seed), nnx.Param, nnx.BatchStat)
+        # It runs once: time spent on optimising it would be lost.
+        @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+        def make(key):
+            network = self._make_network(nnx.Rngs(params=key))
+            _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
             return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
 
-        return make(seed)
+        return jax.tree.map(np.asarray, make(jax.random.key(seed)))
+
+    def hold(self, state: TrainState) -> TrainState:
+        """Put a state of trees on the devices."""
+
+        def divide(tree):
+            return devices.place(self.flat.ravel(tree).reshape(self.device_count, -1))
+
+        moments = jax.tree.map(
+            lambda x: divide(x) if _is_state(x) else devices.replicate(x, self.device_count),
+            state.opt_state,
+            is_leaf=_is_state,
+        )
+        step, batch_stats = devices.replicate((state.step, state.batch_stats), self.device_count)
+        return TrainState(step, divide(state.params), batch_stats, moments)
+
+    def whole(self, state: TrainState) -> TrainState:
+        """The state on the devices as trees of NumPy arrays."""
+
+        def join(x):
+            return self.flat.unravel(np.asarray(x).ravel()) if x.ndim > 1 else devices.first(x)
+
+        step, batch_stats = devices.first((state.step, state.batch_stats))
+        return TrainState(
+            step, join(state.params), batch_stats, jax.tree.map(join, state.opt_state)
+        )
+
+    def _weights(self, state: TrainState) -> Weights:
+        """The parameters, whole on each device; runs inside `devices.parallel`."""
+        return Weights(self.flat.unravel(devices.gather(state.params)), state.batch_stats)
 
     def _train_steps(
         self, state: TrainState, sums: Sums, batches: Batch, count: Array, settings: Settings
@@ -143,18 +194,24 @@ class Learner:
             loss = self.loss(output, batch.label, settings)
             return (batch.weight @ loss) / clips, (output, loss, nnx.state(network, nnx.BatchStat))
 
-        gradient, (output, loss, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
-        gradient = devices.sum_over_devices(gradient)
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - settings.learning_rate * u, state.params, updates)
+        params = self._weights(state).params
+        gradient, (output, loss, batch_stats) = jax.grad(mean_loss, has_aux=True)(params)
+        gradient = devices.sum_and_scatter(self.flat.ravel(gradient))
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state)
+        if self.weight_decay:  # decoupled, of the kernels (Loshchilov & Hutter, 2019)
+            kernels = devices.own_share(self.flat.mark(lambda shape: len(shape) > 1))
+            updates += self.weight_decay * kernels * state.params
         correct = batch.weight @ (output.logits.argmax(-1) == batch.label)
         return (
-            TrainState(state.step + 1, params, batch_stats, opt_state),
+            TrainState(
+                state.step + 1,
+                state.params - settings.learning_rate * updates,
+                batch_stats,
+                opt_state,
+            ),
             Sums(batch.weight.sum(), batch.weight @ loss, correct),
             StepCheck(
-                jnp.isfinite(output.features).all(-1),
-                jnp.isfinite(loss),
-                optax.tree.norm(gradient),
+                jnp.isfinite(output.features).all(-1), jnp.isfinite(loss), gradient @ gradient
             ),
         )
 
@@ -169,9 +226,9 @@ class Learner:
             return loss
         return loss + focal_loss(output.statistics_logits, labels, 0.0, weights)
 
-    def _predict(self, state: TrainState, batches: Batch, settings: Settings) -> Prediction:
+    def _predict(self, weights: Weights, batches: Batch, settings: Settings) -> Prediction:
         """Predictions [S, B, …] for one device's batches [S, B, …]."""
-        network = nnx.merge(self.graph, state.params, state.batch_stats)
+        network = nnx.merge(self.graph, *weights)
 
         def predict(batch):
             output = network(batch)
@@ -189,14 +246,8 @@ def _clip_keys(key: Array, step: Array, clips: int) -> Array:
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, 2015) with decoupled decay of the kernels, before the learning rate."""
-    return optax.chain(
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(
-            config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-        ),
-    )
+def _is_state(x) -> bool:
+    return isinstance(x, nnx.State)
 
 
 def random_key(seed: int, purpose: str) -> Array:

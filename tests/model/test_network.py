@@ -74,7 +74,7 @@ class Model:
     """A network that is compiled once for each shape of batch."""
 
     def __init__(self, config: ModelConfig = SMALL):
-        network = Network(config, WIDTHS, classes=4, seed=0)
+        network = Network(config, WIDTHS, classes=4, rngs=nnx.Rngs(0))
         self.graph, params, self.rest = nnx.split(network, nnx.Param, ...)
         self.params = jax.tree.map(lambda param: 2 * param, params)  # clear differences in logits
 
@@ -234,7 +234,7 @@ def test_the_default_has_the_earlier_systems_size():
     video = lstm(512, 256) + lstm(2 * 256, 128) + 2 * 128
     head = dense(128 + 256, 256) + 2 * 256 + dense(256, 128) + 2 * 128 + dense(128, 6)
     network = nnx.eval_shape(
-        lambda: Network(ModelConfig(), {"audio": 89, "video": 512}, classes=6, seed=0)
+        lambda: Network(ModelConfig(), {"audio": 89, "video": 512}, classes=6, rngs=nnx.Rngs(0))
     )
     sizes = [np.prod(param.shape) for param in jax.tree.leaves(nnx.state(network, nnx.Param))]
     assert sum(sizes) == audio + video + head == 2_752_262

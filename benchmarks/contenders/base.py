@@ -1,0 +1,105 @@
+"""What every contender can do, and what is the same for all of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.work import Work
+from mmattn.data.batches import Batch
+
+ADAM_B1 = 0.9
+BATCH_NORM_EPSILON = 1e-3
+BATCH_NORM_MOMENTUM = 0.9
+
+
+class Contender(ABC):
+    """The network of `Work.config`, its training step and its prediction, in one framework.
+
+    Parameters and gradients go in and out as a dict of arrays in the layout of mmattn, named by
+    their path in `mmattn.model.network.Network`, e.g. branches.audio.layers.0.1.input_kernel;
+    see `parameter_shapes`.
+    """
+
+    @abstractmethod
+    def __init__(self, work: Work):
+        """Build the network with its initial parameters."""
+
+    @abstractmethod
+    def place(self, work: Work) -> Any:
+        """The batches as arrays of the framework, where the steps need them."""
+
+    @abstractmethod
+    def train(self, placed: Any) -> float:
+        """One optimiser step for each batch; waits for the end. Returns the mean loss."""
+
+    @abstractmethod
+    def predict(self, batches: list[Batch]) -> np.ndarray:
+        """Probabilities [n, K] of all clips, in order, from padded arrays [B, …]."""
+
+    @abstractmethod
+    def load(self, parameters: dict[str, np.ndarray]) -> None:
+        """Replace the parameters."""
+
+    @abstractmethod
+    def first_moments(self) -> dict[str, np.ndarray]:
+        """Adam's first moments: after a single step 1 - ADAM_B1 times the gradient."""
+
+
+class Layer(NamedTuple):
+    """One direction of an LSTM layer."""
+
+    name: str
+    features: int
+    units: int
+    reverse: bool
+
+
+def lstm_layers(work: Work) -> Iterator[tuple[str, list[tuple[Layer, Layer]]]]:
+    """Of each modality: its name and, for each layer, both directions."""
+    model = work.config.model
+    for modality, every in (("audio", model.audio_units), ("video", model.video_units)):
+        features, pairs = work.widths[modality], []
+        for number, units in enumerate(every):
+            prefix = f"branches.{modality}.layers.{number}"
+            pairs.append(
+                tuple(Layer(f"{prefix}.{back:d}", features, units, back) for back in (False, True))
+            )
+            features = 2 * units
+        yield modality, pairs
+
+
+def parameter_shapes(work: Work) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter, by name."""
+    shapes, joined = {}, 0
+    for modality, pairs in lstm_layers(work):
+        for layer in (layer for pair in pairs for layer in pair):
+            shapes[f"{layer.name}.input_kernel"] = (layer.features, 4 * layer.units)
+            shapes[f"{layer.name}.recurrent_kernel"] = (layer.units, 4 * layer.units)
+            shapes[f"{layer.name}.bias"] = (4 * layer.units,)
+        pooled = 2 * pairs[-1][0].units
+        shapes[f"branches.{modality}.attention.kernel"] = (pooled, 1)
+        joined += pooled
+    for number, width in enumerate(work.config.model.head_units):
+        shapes[f"dense.{number}.kernel"] = (joined, width)
+        shapes[f"dense.{number}.bias"] = shapes[f"norms.{number}.scale"] = (width,)
+        shapes[f"norms.{number}.bias"] = (width,)
+        joined = width
+    shapes["classifier.kernel"], shapes["classifier.bias"] = (joined, work.classes), (work.classes,)
+    return shapes
+
+
+def draw_parameters(work: Work) -> dict[str, np.ndarray]:
+    """Random parameters, the same for everyone, none of them 0 or 1."""
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.uniform(-1, 1, shape).astype(np.float32) + ("scale" in name)
+        for name, shape in parameter_shapes(work).items()
+    }
+
+
+def reorder_gates(array: np.ndarray, order: str, into: str, axis: int = -1) -> np.ndarray:
+    """The four gates of an LSTM kernel or bias in another order, e.g. from "ifog" into "ifgo"."""
+    gates = dict(zip(order, np.split(array, 4, axis), strict=True))
+    return np.concatenate([gates[gate] for gate in into], axis)

@@ -1,0 +1,87 @@
+"""This project, as `python -m experiments.no_aug` trains: the same learner on the same devices."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+# What a user's run imports before its first step counts as start-up.
+import mmattn.run.experiment  # noqa: F401
+from benchmarks.contenders.base import Contender
+from benchmarks.work import Work, blank_normaliser
+from mmattn.data.batches import Batch, collate
+from mmattn.train import devices
+from mmattn.train.step import NO_SUMS, Learner, Settings, random_key
+
+
+class Contestant(Contender):
+    """`Learner` with the config's own dispatches and its devices "auto"."""
+
+    def __init__(self, work: Work):
+        config = work.config
+        self.devices = devices.start_jax(config.devices, config.train.batch)
+        self.learner = Learner(config.model, config.train, work.widths, work.classes, self.devices)
+        key, rate = random_key(config.seed, "dropout"), np.float32(config.train.learning_rate)
+        self.settings = Settings(key, work.class_weights, rate)
+        self.state = self.learner.hold(self.learner.initial(config.seed))
+        self.no_sums = devices.replicate(NO_SUMS, self.devices)
+        self.weights = self.learner.weights(self.state)
+
+    def place(self, work: Work) -> list[tuple[Batch, np.int32]]:
+        train = work.config.train
+        return [
+            (
+                devices.place(
+                    collate(
+                        work.corpus,
+                        dispatch,
+                        blank_normaliser(work),
+                        self.devices,
+                        train.batch,
+                        train.steps_per_dispatch,
+                    )
+                ),
+                np.int32(len(dispatch.batches)),
+            )
+            for dispatch in work.dispatches
+        ]
+
+    def train(self, placed: list[tuple[Batch, np.int32]]) -> float:
+        sums = jax.tree.map(lambda x: x.copy(), self.no_sums)  # the step takes its argument over
+        for batches, count in placed:
+            self.state, sums, _ = self.learner.train(
+                self.state, sums, batches, count, self.settings
+            )
+        return float(sum(np.asarray(sums.loss)) / sum(np.asarray(sums.clips)))
+
+    def predict(self, batches: list[Batch]) -> np.ndarray:
+        def divide(x):
+            return x.reshape(self.devices, 1, -1, *x.shape[1:])
+
+        found = []
+        for batch in batches:
+            placed = devices.place(jax.tree.map(divide, batch))
+            found.append(self.learner.predict(self.weights, placed, self.settings).probabilities)
+        return np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in found])
+
+    def load(self, parameters: dict[str, np.ndarray]) -> None:
+        state = self.learner.whole(self.state)
+        paths = nnx.to_flat_state(state.params)
+        for path, variable in paths:
+            variable.set_value(parameters[_name(path)])
+        params = nnx.from_flat_state(paths)
+        self.state = self.learner.hold(state._replace(params=params))
+        self.weights = self.learner.weights(self.state)
+
+    def first_moments(self) -> dict[str, np.ndarray]:
+        moments = optax.tree.get(self.learner.whole(self.state).opt_state, "mu")
+        return {
+            _name(path): np.asarray(variable.get_value())
+            for path, variable in nnx.to_flat_state(moments)
+        }
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))

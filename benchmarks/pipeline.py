@@ -1,0 +1,316 @@
+"""From feature files to the training step: how fast clips come, and how long the step waits.
+
+python -m benchmarks.pipeline [--clips 8882] [--corpus FOLDER] [--json FILE]
+
+Reading: all feature files are read, checked and packed into a new cache, first with the system's
+copies of them in memory dropped, then with them; then the corpus is opened from the cache, and
+the normalisation is fitted, which reads the cache once.
+Feeding: the batches of an epoch are made and placed with nothing training.
+Training: epochs of the real loop, in turn with the feed as it is, with each dispatch made only
+when the loop asks for it, and with all of them made beforehand. The wait is the time that the
+loop spends in asking for the next dispatch. The devices work on the one before meanwhile, so they
+idle for less than that.
+"""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from benchmarks.machine import check_json, command, describe, say_machine, write_json
+from experiments.no_aug import CONFIG
+from mmattn.config import ExperimentConfig
+from mmattn.console import progress, say, say_table
+from mmattn.data.batches import Dispatch, collate
+from mmattn.data.corpus import find_files, open_corpus
+from mmattn.data.normalise import fit_normaliser
+from mmattn.data.splits import Split, make_split
+from mmattn.data.write import write_full_size
+from mmattn.errors import UserError
+from mmattn.train.devices import start_jax
+from mmattn.train.loop import Trainer, epoch_plan, fit, make_trainer
+from mmattn.train.predict import Feed
+
+GOAL = 0.02  # share of the training that the loop may wait
+T = TypeVar("T")
+Deliver = Callable[[list[Dispatch], int], Iterable]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Measure reading, feeding and what the training loop waits for."""
+
+    clips: int = 8882
+    """Feature files to write."""
+    corpus: Path | None = None
+    """A folder of feature files to read instead of writing some."""
+    devices: int | Literal["auto"] = CONFIG.devices
+    dispatches: int = 12
+    """Dispatches of a measured epoch, about."""
+    rounds: int = 3
+    """Epochs with each feed, of which the median counts."""
+    json: Path | None = None
+    """Write the results to this file as well."""
+
+    def __call__(self, config: ExperimentConfig = CONFIG) -> None:
+        """Measure and report; the config is smaller in tests."""
+        check_json(self.json)
+        for option, value in (("dispatches", self.dispatches), ("rounds", self.rounds)):
+            if value < 1:
+                raise UserError(f"--{option} {value}: expected 1 or more")
+        about = describe()
+        say_machine(about)
+        with TemporaryDirectory(prefix="mmattn-pipeline-") as temporary:
+            folder = self.corpus or Path(temporary, "corpus")
+            if self.corpus is None:
+                write_full_size(folder, self.clips, config.seed)
+            data = replace(config.data, roots=(folder,), cache=Path(temporary, "cache"))
+            results = self._measure(replace(config, data=data), Path(temporary, "runs"))
+        write_json(self.json, about, results)
+
+    def _measure(self, config: ExperimentConfig, folder: Path) -> dict[str, Any]:
+        """All tables; `folder` is for the runs' checkpoints."""
+        reading = measure_reading(config)
+        say_reading(reading)
+        device_count = start_jax(self.devices, config.train.batch)
+        corpus = open_corpus(config.data)
+        split = make_split(corpus, config.data, config.seed)
+        trainer = make_trainer(
+            replace(config, train=replace(config.train, epochs=1)), corpus, split, device_count
+        )
+        feeding = measure_feeding(trainer, split)
+        say_feeding(feeding)
+        training = measure_training(trainer, self._part(split, config), folder, self.rounds)
+        share = say_training(training, feeding)
+        return {
+            "reading": reading,
+            "feeding": feeding,
+            "training": training,
+            "wait_share": share,
+            "devices": device_count,
+        }
+
+    def _part(self, split: Split, config: ExperimentConfig) -> Split:
+        """As many of the training clips as make the dispatches of a measured epoch."""
+        wanted = self.dispatches * config.train.steps_per_dispatch * config.train.batch
+        train = np.random.default_rng(config.seed).permutation(split.train)[:wanted]
+        return replace(split, train=np.sort(train), validation=split.validation[: len(train)])
+
+
+# Reading
+
+
+def measure_reading(config: ExperimentConfig) -> dict[str, Any]:
+    """{"files", "megabytes", "rows"}: a row for each way to the corpus, with its seconds."""
+    data = config.data
+    files = find_files(data.roots)
+    forget(file.path for file in files)
+    rows = [_reading("read, check and pack: files on disk", lambda: open_corpus(data))]
+    shutil.rmtree(data.cache)
+    rows.append(_reading("read, check and pack: files in memory", lambda: open_corpus(data)))
+    rows.append(_reading("open from the cache", lambda: open_corpus(data)))
+    forget(path for path in data.cache.rglob("*") if path.is_file())
+    corpus = open_corpus(data)
+    train = make_split(corpus, data, config.seed).train
+    fitting = "fit the normalisation to the training clips: cache on disk"
+    rows.append(_reading(fitting, lambda: fit_normaliser(corpus, train)))
+    return {
+        "files": len(files),
+        "megabytes": sum(file.size for file in files) / 1e6,
+        "rows": rows,
+    }
+
+
+def _reading(what: str, work: Callable[[], Any]) -> dict[str, Any]:
+    before, begin = _bytes_from_disk(), time.perf_counter()
+    work()
+    seconds = time.perf_counter() - begin
+    return {
+        "what": what,
+        "seconds": seconds,
+        "megabytes_from_disk": (_bytes_from_disk() - before) / 1e6,
+    }
+
+
+def _bytes_from_disk() -> int:
+    """What this process has made the system read from a disk; what was in memory is left out."""
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counters["read_bytes"])
+
+
+def forget(paths: Iterable[str | Path]) -> None:
+    """Drop the system's copies in memory of files, so that the next to read them needs the disk.
+
+    What some process has mapped stays, and so do files that live in memory (tmpfs).
+    """
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # what is not on the disk yet cannot be dropped
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def say_reading(found: dict[str, Any]) -> None:
+    """Print the table."""
+    say_table(
+        f"Reading {found['files']} feature files, {found['megabytes']:.0f} MB",
+        ("", "s", "clips/s", "MB from disk"),
+        [
+            (
+                row["what"],
+                f"{row['seconds']:.2f}",
+                f"{found['files'] / row['seconds']:.0f}",
+                f"{row['megabytes_from_disk']:.0f}",
+            )
+            for row in found["rows"]
+        ],
+    )
+
+
+# Feeding
+
+
+def measure_feeding(trainer: Trainer, split: Split) -> dict[str, Any]:
+    """{"clips", "batches", "rows"}: a row for each part of the work, with its seconds."""
+    feed, steps = trainer.feed, trainer.config.train.steps_per_dispatch
+    plan = epoch_plan(trainer, split.train, 0)
+
+    def collated() -> Iterator:
+        for dispatch in plan:
+            yield collate(feed.corpus, dispatch, feed.normaliser, feed.devices, feed.batch, steps)
+
+    rows = []
+    for what, deliver in (
+        ("normalise and pad", collated),
+        ("normalise, pad and place on the devices", lambda: feed(plan, steps)),
+    ):
+        begin = time.perf_counter()
+        with progress("Feeding", len(split.train)) as advance:
+            for dispatch, _ in zip(plan, deliver(), strict=True):
+                advance(sum(map(len, dispatch.batches)))
+        rows.append({"what": what, "seconds": time.perf_counter() - begin})
+    batches = sum(len(dispatch.batches) for dispatch in plan)
+    return {"clips": len(split.train), "batches": batches, "rows": rows}
+
+
+def say_feeding(found: dict[str, Any]) -> None:
+    """Print the table."""
+    say_table(
+        f"Feeding an epoch of {found['clips']} clips, nothing training",
+        ("", "s", "batches/s", "clips/s"),
+        [
+            (
+                row["what"],
+                f"{row['seconds']:.2f}",
+                *(f"{found[unit] / row['seconds']:.0f}" for unit in ("batches", "clips")),
+            )
+            for row in found["rows"]
+        ],
+    )
+
+
+# Training
+
+
+def measure_training(
+    trainer: Trainer, split: Split, folder: Path, rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each feed: clips/s and the share of the time that the loop waits.
+
+    Args:
+        trainer: of one epoch.
+        split: whose training clips a measured epoch has.
+        folder: for the checkpoints of each epoch.
+        rounds: epochs with each feed, after one that compiles.
+    """
+    feed, steps = trainer.feed, trainer.config.train.steps_per_dispatch
+    made = list(feed(epoch_plan(trainer, split.train, 0), steps))
+    delivers: dict[str, Deliver] = {
+        "as it is": feed,
+        "nothing ahead": lambda plan, steps: (one for d in plan for one in feed([d], steps)),
+        "made beforehand": lambda plan, steps: made,
+    }
+    found: dict[str, list] = {name: [] for name in delivers}
+    train_watched(trainer, split, folder / "compiling", feed)
+    for number in range(rounds):
+        for name, deliver in delivers.items():
+            found[name].append(train_watched(trainer, split, folder / f"{name}-{number}", deliver))
+    return [
+        {
+            "feed": name,
+            "clips_per_s": median(rate for rate, _ in epochs),
+            "wait_share": median(share for _, share in epochs),
+        }
+        for name, epochs in found.items()
+    ]
+
+
+def train_watched(
+    trainer: Trainer, split: Split, folder: Path, deliver: Deliver
+) -> tuple[float, float]:
+    """Clips/s of an epoch, and the share of its time that the loop waited for `deliver`."""
+    waits: list[float] = []
+    own, trainer.feed = trainer.feed, watched(trainer.feed, deliver, waits)
+    folder.mkdir(parents=True)
+    try:
+        (row,) = fit(trainer, split, folder, resume=False, asked=threading.Event())
+    finally:
+        trainer.feed = own
+    return row["clips_per_s"], sum(waits) * row["clips_per_s"] / len(split.train)
+
+
+def watched(feed: Feed, deliver: Deliver, waits: list[float]) -> Feed:
+    """A feed whose first use, the training, is served by `deliver`, its consumer's waits noted."""
+
+    class Watched(Feed):
+        def __call__(self, dispatches, steps):
+            return feed(dispatches, steps) if waits else timed(deliver(dispatches, steps), waits)
+
+    return Watched(*feed)
+
+
+def timed(items: Iterable[T], waits: list[float]) -> Iterator[T]:
+    """The same items; the seconds that each was waited for are appended to `waits`."""
+    items = iter(items)
+    while True:
+        begin = time.perf_counter()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            waits.append(time.perf_counter() - begin)
+        yield item
+
+
+def say_training(rows: list[dict[str, Any]], feeding: dict[str, Any]) -> float:
+    """Print the table and what it means; returns the share that the loop waits as it is."""
+    say_table(
+        "Training, by how dispatches are made",
+        ("", "clips/s", "waiting"),
+        [(row["feed"], f"{row['clips_per_s']:.1f}", f"{row['wait_share']:.2%}") for row in rows],
+    )
+    usual, _, instant = rows
+    rate, alone = usual["clips_per_s"], feeding["clips"] / feeding["rows"][-1]["seconds"]
+    met = "met" if usual["wait_share"] < GOAL else "missed"
+    say(
+        f"The loop waits for {usual['wait_share']:.2%} of the time; goal: below {GOAL:.0%}, {met}. "
+        f"The feed alone is {alone / rate:.1f} times as fast as the training.\n"
+        f"What it takes from the cores: {1 - rate / instant['clips_per_s']:.1%} fewer clips/s than "
+        "with dispatches made beforehand."
+    )
+    return usual["wait_share"]
+
+
+if __name__ == "__main__":
+    command(Pipeline, "pipeline", __doc__)

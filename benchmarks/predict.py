@@ -1,0 +1,71 @@
+"""Predictions of this project and of its peers, side by side: one clip, and many.
+
+Timed from padded arrays in memory to probabilities in memory, each batch by itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.side_by_side import Comparison, Record, check_positive
+from benchmarks.work import make_work
+from benchmarks.worker import Job
+from mmattn.console import say_table
+
+COMMON = ("ours is ×", "1st s", "peak MB")
+
+
+@dataclass(frozen=True)
+class Predict(Comparison):
+    """Options of the command."""
+
+    batch: int = 64
+    """Clips at once for the throughput."""
+    singles: int = 8
+    """Clips of each length bucket that are predicted alone in a round, up to 8."""
+
+    def compare(self, names: Sequence[str]) -> dict[str, Any]:
+        """A table of latencies and one of throughput."""
+        check_positive("batch", self.batch)
+        check_positive("singles", self.singles)
+        one = self.measure("one clip", [Job(name, "predict", 1, self.singles) for name in names])
+        rows = [
+            (name, *(f"{1e3 * s:.1f}" for s in latency(record).values()), *_common(record))
+            for name, record in one.items()
+        ]
+        clips = make_work(1, self.singles).clips
+        title = f"Predicting one clip: {clips} in each of {self.rounds} rounds"
+        say_table(title, ("contender", "median ms", "95 % ms", *COMMON), rows)
+
+        many = self.measure(
+            f"batches of {self.batch}", [Job(name, "predict", self.batch, 1) for name in names]
+        )
+        clips = make_work(self.batch, 1).clips
+        rows = [(name, *r.rates(clips), *_common(r)) for name, r in many.items()]
+        title = f"Predicting batches of {self.batch}: {clips} clips a round, {self.rounds} rounds"
+        say_table(title, ("contender", "clips/s", "slowest", "fastest", *COMMON), rows)
+        return {
+            "one": {name: {**r.to_json(), **latency(r)} for name, r in one.items()},
+            "many": {
+                "batch": self.batch,
+                "clips": clips,
+                "contenders": {name: record.to_json() for name, record in many.items()},
+            },
+        }
+
+
+def latency(record: Record) -> dict[str, float]:
+    """Seconds of a batch in all rounds: the median and what 95 % stay below."""
+    seconds = np.concatenate(record.rounds)
+    return {"median_s": float(np.median(seconds)), "p95_s": float(np.quantile(seconds, 0.95))}
+
+
+def _common(record: Record) -> tuple[str, str, str]:
+    return record.comparison(), f"{record.start_s:.1f}", f"{record.peak_mb:.0f}"
+
+
+if __name__ == "__main__":
+    machine.command(Predict, "predict", __doc__)

@@ -1,0 +1,190 @@
+"""The work that all contenders share: ragged batches of the full-size corpus, and its FLOP.
+
+The lengths are those that `mmattn corpus` draws for RAVDESS and CREMA-D together; clips are
+grouped by the project's own buckets, so a batch has the padded shape that it has in training.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.no_aug import CONFIG
+from mmattn.config import ExperimentConfig, ModelConfig
+from mmattn.data.batches import Batch, Bucket, Dispatch, collate, make_buckets, plan_epoch
+from mmattn.data.clips import Ragged
+from mmattn.data.corpus import Corpus
+from mmattn.data.names import SIX
+from mmattn.data.normalise import Normaliser
+from mmattn.data.write import CLIPS, RATES, SECONDS, SPREAD, WIDTHS
+from mmattn.errors import UserError
+
+TRAINING_SHARE = 0.8  # 7,104 of the 8,882 clips are for training
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the clips are; the default is full size."""
+
+    clips: int = round(TRAINING_SHARE * sum(CLIPS.values()))
+    """In the corpus; the buckets depend on all their lengths."""
+    widths: dict[str, int] = field(default_factory=lambda: dict(WIDTHS))
+    """Features of a frame, by modality."""
+    rates: dict[str, float] = field(default_factory=lambda: dict(RATES))
+    """Frames a second, by modality."""
+
+
+class Work(NamedTuple):
+    """What a contender builds, and on what it is measured."""
+
+    config: ExperimentConfig
+    """The experiment; its `train.batch` is the batch size."""
+    corpus: Corpus
+    dispatches: list[Dispatch]
+    """Whole batches of one bucket each."""
+    class_weights: np.ndarray
+    """[K]"""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Features of a frame, by modality."""
+        return {"audio": self.corpus.audio.width, "video": self.corpus.video.width}
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, K."""
+        return len(self.corpus.class_names)
+
+    @property
+    def clips(self) -> int:
+        """Clips in all batches."""
+        return sum(map(len, self._batches()))
+
+    @property
+    def flop(self) -> int:
+        """FLOP of a training step on all batches."""
+        lengths = {"audio": self.corpus.audio.lengths, "video": self.corpus.video.lengths}
+        return sum(
+            clip_flop(self.config.model, self.widths, {m: int(n[clip]) for m, n in lengths.items()})
+            for batch in self._batches()
+            for clip in batch
+        )
+
+    def batches(self) -> list[Batch]:
+        """Padded arrays [B, …] of each batch, for contenders that take one at a time."""
+        found = []
+        for dispatch in self.dispatches:
+            steps, size = len(dispatch.batches), self.config.train.batch
+            arrays = collate(self.corpus, dispatch, blank_normaliser(self), 1, size, steps)
+            found += [_map(arrays, lambda x, n=n: x[0, n]) for n in range(steps)]
+        return found
+
+    def singles(self) -> list["Work"]:
+        """Each batch as work of its own."""
+        return [
+            self._replace(dispatches=[Dispatch(dispatch.bucket, [batch])])
+            for dispatch in self.dispatches
+            for batch in dispatch.batches
+        ]
+
+    def _batches(self) -> list[np.ndarray]:
+        return [batch for dispatch in self.dispatches for batch in dispatch.batches]
+
+
+def _map(batch: Batch, change) -> Batch:
+    audio, video = (type(s)(*map(change, s)) for s in (batch.audio, batch.video))
+    return Batch(audio, video, *map(change, batch[2:]))
+
+
+def blank_normaliser(work: Work) -> Normaliser:
+    """Leaves the frames, which are normal noise, as they are."""
+    audio, video = work.widths["audio"], work.widths["video"]
+    zeros, ones = (partial(make, dtype=np.float32) for make in (np.zeros, np.ones))
+    return Normaliser(zeros(audio), ones(audio), zeros(video), ones(video))
+
+
+def make_work(
+    batch: int, per_bucket: int, config: ExperimentConfig = CONFIG, scale: Scale | None = None
+) -> Work:
+    """The same work for all who ask with the same arguments.
+
+    Args:
+        batch: clips a batch.
+        per_bucket: clips of each bucket, rounded up to whole batches, at most one dispatch.
+        config: the experiment.
+        scale: of the clips, full size by default.
+    """
+    config = replace(config, train=replace(config.train, batch=batch))
+    corpus = draw_corpus(scale or Scale(), config.seed)
+    clips = np.arange(len(corpus))
+    buckets = make_buckets(corpus, clips, config.data.buckets)
+    steps = min(-(-per_bucket // batch), config.train.steps_per_dispatch)
+    rng = np.random.default_rng(config.seed)
+    plan = plan_epoch(corpus, clips, buckets, batch, steps, rng)
+    dispatches = [_first_full(plan, bucket, batch, steps) for bucket in buckets]
+    # Unequal, so that a contender that left them out would be found out.
+    class_weights = np.linspace(0.5, 1.5, len(corpus.class_names), dtype=np.float32)
+    return Work(config, corpus, dispatches, class_weights)
+
+
+def _first_full(plan: list[Dispatch], bucket: Bucket, batch: int, steps: int) -> Dispatch:
+    for dispatch in plan:
+        if dispatch.bucket == bucket and sum(map(len, dispatch.batches)) == batch * steps:
+            return dispatch
+    raise UserError(f"batches of {batch} clips: a bucket has fewer than {steps} of them")
+
+
+def draw_corpus(scale: Scale, seed: int) -> Corpus:
+    """Clips with the lengths of both corpora; they share a block of noise, to take no memory."""
+    rng = np.random.default_rng(seed)
+    shares = np.array(list(CLIPS.values())) / sum(CLIPS.values())
+    means = np.array(list(SECONDS.values()))[rng.choice(len(CLIPS), scale.clips, p=shares)]
+    seconds = np.maximum(1.0, means * (1 + SPREAD * rng.standard_normal(scale.clips)))
+    labels = rng.integers(len(SIX), size=scale.clips, dtype=np.int32)
+    streams = {
+        modality: _draw_stream(np.rint(seconds * scale.rates[modality]), width, rng)
+        for modality, width in scale.widths.items()
+    }
+    return Corpus(
+        description=f"noise with the lengths of {scale.clips} clips",
+        names=tuple(f"clip {number}" for number in range(scale.clips)),
+        speakers=np.zeros(scale.clips, str),
+        labels=labels,
+        class_names=SIX,
+        audio=streams["audio"],
+        video=streams["video"],
+        cues=None,
+    )
+
+
+def _draw_stream(lengths: np.ndarray, width: int, rng: np.random.Generator) -> Ragged:
+    lengths = lengths.astype(np.int64)
+    rows = 2 * int(lengths.max())
+    frames = rng.standard_normal((rows, width), np.float32)
+    starts = rng.integers(rows - lengths)
+    return Ragged(frames, np.zeros(rows), starts, lengths)
+
+
+def clip_flop(model: ModelConfig, widths: dict[str, int], frames: dict[str, int]) -> int:
+    """FLOP of the matrix products of the LSTM layers for one clip, forward and backward.
+
+    A direction of a layer multiplies [T, F] by [F, 4H] and, over the steps, [T, H] by [H, 4H].
+    Backward takes twice as much, but for the gradient of the network's input, which nobody needs.
+
+    Args:
+        model: the layers.
+        widths: features of a frame, by modality.
+        frames: without padding, by modality.
+
+    >>> clip_flop(ModelConfig(), {"audio": 89, "video": 512}, {"audio": 380, "video": 57})
+    1453441024
+    """
+    total = 0
+    for modality, layers in (("audio", model.audio_units), ("video", model.video_units)):
+        features = widths[modality]
+        for number, units in enumerate(layers):
+            a_column = 2 * 2 * frames[modality] * 4 * units  # both directions; multiply and add
+            total += a_column * (3 * (features + units) - (0 if number else features))
+            features = 2 * units
+    return total
