@@ -268,8 +268,9 @@ def measure_overhead(options: Scaling, config: ExperimentConfig, scale: Scale) -
     for count in sorted(set(options.simulated)):
         job = Job("overhead", count, (count,), steps, config, scale)
         (rounds,) = measure([job], options.rounds, f"Measuring {count} devices")
-        compute, psum, dispatch = (
-            1000 * median(one[name] for one in rounds) for name in ("compute", "psum", "dispatch")
+        compute, exchange, dispatch = (
+            1000 * median(one[name] for one in rounds)
+            for name in ("compute", "exchange", "dispatch")
         )
         step = (1000 * np.median([one["step"] for one in rounds], axis=0)).tolist()
         rows.append(
@@ -279,7 +280,7 @@ def measure_overhead(options: Scaling, config: ExperimentConfig, scale: Scale) -
                 "step_ms": dict(zip(map(str, steps), step, strict=True)),
                 "compute_ms": compute,
                 "overhead_ms": {str(n): t - compute for n, t in zip(steps, step, strict=True)},
-                "psum_ms": psum,
+                "exchange_ms": exchange,
                 "dispatch_ms": dispatch,
                 "memory_mb": rounds[0]["memory_mb"],
                 "state_mb": rounds[0]["state_mb"],
@@ -294,7 +295,7 @@ def say_overhead(rows: list[dict]) -> dict[str, float]:
     columns = {
         **{f"overhead, {n} steps/dispatch": [row["overhead_ms"][n] for row in rows] for n in steps},
         "fwd + bwd": [row["compute_ms"] for row in rows],
-        "psum": [row["psum_ms"] for row in rows],
+        "exchange": [row["exchange_ms"] for row in rows],
         "dispatch": [row["dispatch_ms"] for row in rows],
         "memory MB": [row["memory_mb"] for row in rows],
     }
@@ -315,10 +316,10 @@ def say_overhead(rows: list[dict]) -> dict[str, float]:
         cells,
     )
     say(
-        f"Overhead: a step of one frame a device, less forward and backward alone. Psum: of one "
-        f"vector of the {rows[0]['parameters']:,} parameters. Growth: exponent of the number of "
-        "devices, by least squares of logarithms; 1 is linear. Memory: the process's peak beyond "
-        "JAX without arrays, compilation included."
+        "Overhead: a step of one frame a device, less forward and backward alone. Exchange: sum, "
+        f"scatter and gather of one vector of the {rows[0]['parameters']:,} parameters. Growth: "
+        "exponent of the number of devices, by least squares of logarithms; 1 is linear. Memory: "
+        "the process's peak beyond JAX without arrays, compilation included."
     )
     slope = np.polyfit(counts, columns["memory MB"], 1)[0]
     say(f"Memory grows by {slope:.0f} MB a device.")

@@ -99,9 +99,9 @@ def overhead(job: Job) -> Callable[[], dict[str, Any]]:
         "state_mb": sum(x.nbytes for x in jax.tree.leaves(contestant.state)) / job.devices / 1e6,
     }
     compute = gradients_alone(network, contestant, work)
-    psum = _repeated(
-        lambda vector: devices.sum_over_devices(vector) / job.devices,
-        np.ones(parameters, np.float32),
+    exchange = _repeated(
+        lambda vector: devices.gather(devices.sum_and_scatter(vector)) / job.devices,
+        np.ones(-(-parameters // job.devices) * job.devices, np.float32),
         job.devices,
         most,
     )
@@ -111,7 +111,7 @@ def overhead(job: Job) -> Callable[[], dict[str, Any]]:
         return about | {
             "step": [_seconds(trainer) / most for trainer in trainers],
             "compute": _seconds(compute) / most,
-            "psum": _seconds(psum) / most,
+            "exchange": _seconds(exchange) / most,
             "dispatch": _seconds(dispatch),
         }
 

@@ -33,7 +33,7 @@ class Record:
     """What is known of a contender, and of the anchor beside it in the same rounds."""
 
     start_s: float
-    """From the start of the process to the end of the first step."""
+    """From the start of the process to the end of the first step and the placing of all data."""
     peak_mb: float
     rounds: list[list[float]] = field(default_factory=list)
     """Seconds of each timed piece of each round."""
@@ -83,7 +83,8 @@ class Worker:
         """
         self.name = job.contender
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        # No start finds what an earlier one compiled, unless the caller says so.
+        # No start finds what XLA compiled for an earlier one, unless the caller says so; the C++
+        # kernel is there, as after a first run.
         self.compilations = tempfile.TemporaryDirectory()
         fresh = {"JAX_COMPILATION_CACHE_DIR": self.compilations.name}
         answers, pipe = os.pipe()

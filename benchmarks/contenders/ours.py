@@ -27,7 +27,7 @@ class Contestant(Contender):
         self.settings = Settings(key, work.class_weights, rate)
         self.state = self.learner.hold(self.learner.initial(config.seed))
         self.no_sums = devices.replicate(NO_SUMS, self.devices)
-        self.weights = self.learner.weights(self.state)
+        self.weights = None
 
     def place(self, work: Work) -> list[tuple[Batch, np.int32]]:
         train = work.config.train
@@ -54,12 +54,15 @@ class Contestant(Contender):
             self.state, sums, _ = self.learner.train(
                 self.state, sums, batches, count, self.settings
             )
+        self.weights = None
         return float(sum(np.asarray(sums.loss)) / sum(np.asarray(sums.clips)))
 
     def predict(self, batches: list[Batch]) -> np.ndarray:
         def divide(x):
             return x.reshape(self.devices, 1, -1, *x.shape[1:])
 
+        if self.weights is None:
+            self.weights = self.learner.weights(self.state)
         found = []
         for batch in batches:
             placed = devices.place(jax.tree.map(divide, batch))
@@ -72,8 +75,7 @@ class Contestant(Contender):
         for path, variable in paths:
             variable.set_value(parameters[_name(path)])
         params = nnx.from_flat_state(paths)
-        self.state = self.learner.hold(state._replace(params=params))
-        self.weights = self.learner.weights(self.state)
+        self.state, self.weights = self.learner.hold(state._replace(params=params)), None
 
     def first_moments(self) -> dict[str, np.ndarray]:
         moments = optax.tree.get(self.learner.whole(self.state).opt_state, "mu")

@@ -22,18 +22,18 @@ using Input = ffi::Buffer<ffi::F32>;
 using Lengths = ffi::Buffer<ffi::S32>;
 using Output = ffi::ResultBuffer<ffi::F32>;
 
-// A tile of the products is ROWS rows by 4 vectors, as many sums as the registers hold.
+// A tile of the products is ROWS rows by 4 vectors: sums that fit into the registers.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, ROWS = 6;
 #elif defined(__AVX__)
 constexpr int LANES = 8, ROWS = 2;
 #else
-constexpr int LANES = 4, ROWS = 4;
+constexpr int LANES = 4, ROWS = 2;
 #endif
 constexpr int64_t PANEL = 4 * LANES;  // columns of a tile
 constexpr int64_t CHUNK = 96;         // rows [t, b] whose gate gradients stay in the cache
 
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 typedef Vector Tile[ROWS][4];
 
 inline Vector load(const float* from, int64_t count = LANES) {
@@ -102,14 +102,13 @@ inline void multiply_rows(A a, const float* panel, int64_t depth, Tile& sum) {
 
 template <typename A>
 inline void multiply(int rows, A a, const float* panel, int64_t depth, Tile& sum) {
-  static_assert(ROWS <= 6);
   switch (rows) {
-    case ROWS: return multiply_rows<ROWS>(a, panel, depth, sum);
     case 1: return multiply_rows<1>(a, panel, depth, sum);
     case 2: return multiply_rows<std::min(2, ROWS)>(a, panel, depth, sum);
     case 3: return multiply_rows<std::min(3, ROWS)>(a, panel, depth, sum);
     case 4: return multiply_rows<std::min(4, ROWS)>(a, panel, depth, sum);
     case 5: return multiply_rows<std::min(5, ROWS)>(a, panel, depth, sum);
+    case 6: return multiply_rows<std::min(6, ROWS)>(a, panel, depth, sum);
   }
 }
 
@@ -122,7 +121,7 @@ struct Layer {
   // The place in time of a step in the direction of the walk; -1 before the first.
   int64_t place(int64_t step) const { return step < 0 ? -1 : reverse ? time - 1 - step : step; }
   bool inside(int64_t now, int64_t row) const { return now < length[row]; }
-  int64_t steps_a_chunk() const { return std::max<int64_t>(1, CHUNK / batch); }
+  int64_t steps_a_chunk() const { return std::max<int64_t>(1, CHUNK / std::max<int64_t>(1, batch)); }
 };
 
 int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
@@ -250,18 +249,6 @@ void step_backward(const Layer& layer, int64_t step, const float* packed, const 
       const int rows = std::min<int64_t>(ROWS, layer.batch - row);
       bool any = false;
       for (int r = 0; r < rows; ++r) any |= layer.inside(now, row + r);
-      if (any && step) {
-        // The next step's gates come from memory: ask for them before the product.
-        for (int r = 0; r < rows; ++r) {
-          const int64_t place = before * layer.batch + row + r;
-          for (int64_t unit = first; unit < std::min(first + PANEL, units); unit += LANES) {
-            for (int n = 0; n < 4; ++n)
-              __builtin_prefetch(t + place * layer.gates() + n * units + unit);
-            __builtin_prefetch(dh + place * units + unit);
-            __builtin_prefetch(c + place * units + unit);
-          }
-        }
-      }
       Tile sum = {};
       if (any && dz_after) {
         const float* a = dz_after + row * layer.gates();
@@ -305,7 +292,6 @@ void step_backward(const Layer& layer, int64_t step, const float* packed, const 
     }
   }
 }
-
 
 // kernel [columns, width] += Σ_k a_kᵀ b_k for rows a_k [columns] and a packed panel of b.
 void add_outer(const std::vector<const float*>& a, int64_t columns, const float* panel,

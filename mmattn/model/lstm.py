@@ -56,26 +56,27 @@ class LSTM(nnx.Module):
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def lstm(x, length, input_kernel, recurrent_kernel, bias, reverse=False):
     """The layer as a function: [T, B, F] -> [T, B, H]. See `LSTM`."""
-    return _implementation().forward(x, length, input_kernel, recurrent_kernel, bias, reverse)[0]
+    run = _implementation(x.dtype).forward
+    return run(x, length, input_kernel, recurrent_kernel, bias, reverse)[0]
 
 
 def _forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
     # The input kernel is kept for the gradient of x alone, which data does not need.
     kept = input_kernel.value if x.perturbed else None
     x, length, recurrent_kernel = x.value, length.value, recurrent_kernel.value
-    h, c, t = _implementation().forward(
-        x, length, input_kernel.value, recurrent_kernel, bias.value, reverse
-    )
+    run = _implementation(x.dtype).forward
+    h, c, t = run(x, length, input_kernel.value, recurrent_kernel, bias.value, reverse)
     return h, (x, h, c, t, length, kept, recurrent_kernel)
 
 
 def _backward(reverse, saved, dh):
-    dx, d_input, d_recurrent, d_bias = _implementation().backward(dh, *saved, reverse)
+    dx, d_input, d_recurrent, d_bias = _implementation(dh.dtype).backward(dh, *saved, reverse)
     return dx, None, d_input, d_recurrent, d_bias
 
 
 lstm.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _implementation():
-    return native if native.usable() else scan
+def _implementation(dtype):
+    # The kernel knows float32 alone.
+    return native if native.usable() and dtype == jnp.float32 else scan

@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import os
-import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct
 
 from mmattn.console import complain
-from mmattn.files import CACHE
+from mmattn.files import CACHE, processor
 
 SOURCE = Path(__file__).with_name("lstm.cc")
 FLAGS = (
@@ -25,10 +25,11 @@ FLAGS = (
 )
 
 
+@cache
 def usable() -> bool:
     """Whether the kernel is to be used: on the CPU, if it can be built.
 
-    MMATTN_KERNEL=jax in the environment keeps to JAX's scans.
+    MMATTN_KERNEL=jax in the environment keeps to JAX's scans; it is read once.
     """
     allowed = os.environ.get("MMATTN_KERNEL", "native") == "native"
     return allowed and jax.default_backend() == "cpu" and load()
@@ -46,8 +47,8 @@ def load() -> bool:
         return False
     try:
         handlers = ctypes.CDLL(str(library(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        why = (getattr(error, "stderr", None) or str(error)).strip()[-300:]
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        why = str(getattr(error, "stderr", None) or error).strip()[-300:]
         complain(f"{compiler} could not build the LSTM kernel, JAX's scans serve instead: {why}")
         return False
     for name in ("LstmForward", "LstmBackward"):
@@ -62,11 +63,12 @@ def find_compiler() -> str | None:
 
 
 def library(compiler: str) -> Path:
-    """The shared library for this source, compiler, JAX and processor; built if it is new."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else [platform.platform()]
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-    parts = (SOURCE.read_text(), *FLAGS, version("jaxlib"), os.path.realpath(compiler), features)
+    """The shared library for this source, compiler with $CXXFLAGS, JAX and processor.
+
+    It is built if it is new.
+    """
+    flags = (*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")))
+    parts = (SOURCE.read_text(), *flags, version("jaxlib"), os.path.realpath(compiler), processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     path = CACHE.expanduser() / "native" / f"lstm-{key}.so"
     if not path.exists():
@@ -74,7 +76,7 @@ def library(compiler: str) -> Path:
         path.parent.chmod(0o700)  # what lies there is run
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", SOURCE, "-o", made]
+            command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", SOURCE, "-o", made]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             made.replace(path)  # whole or not at all, also when two runs build at once
     return path
@@ -92,8 +94,8 @@ def forward(
     time, batch, _ = x.shape
     units = len(recurrent_kernel)
     shapes = (time, batch, units), (time, batch, units), (time, batch, 4 * units)
-    call = jax.ffi.ffi_call("LstmForward", [ShapeDtypeStruct(shape, x.dtype) for shape in shapes])
-    return tuple(call(x, length, input_kernel, recurrent_kernel, bias, reverse=reverse))
+    call = jax.ffi.ffi_call("LstmForward", _results(shapes), vmap_method="sequential")
+    return tuple(call(x, jnp.int32(length), input_kernel, recurrent_kernel, bias, reverse=reverse))
 
 
 def backward(
@@ -112,7 +114,11 @@ def backward(
     kernel = jnp.zeros((0, gates), x.dtype) if input_kernel is None else input_kernel
     dx_shape = (0,) if input_kernel is None else x.shape
     shapes = dx_shape, (x.shape[-1], gates), recurrent_kernel.shape, (gates,)
-    call = jax.ffi.ffi_call("LstmBackward", [ShapeDtypeStruct(shape, x.dtype) for shape in shapes])
-    results = call(dh, x, h, c, t, length, kernel, recurrent_kernel, reverse=reverse)
+    call = jax.ffi.ffi_call("LstmBackward", _results(shapes), vmap_method="sequential")
+    results = call(dh, x, h, c, t, jnp.int32(length), kernel, recurrent_kernel, reverse=reverse)
     dx, d_input, d_recurrent, d_bias = results
     return (None if input_kernel is None else dx), d_input, d_recurrent, d_bias
+
+
+def _results(shapes):
+    return [ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

@@ -14,6 +14,7 @@ from pathlib import Path
 from mmattn.config import ExperimentConfig, config_from_json
 from mmattn.errors import UserError
 from mmattn.files import read_json, write_json
+from mmattn.model import native
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
@@ -111,6 +112,7 @@ def environment() -> dict:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
+        "lstm": "native" if native.usable() else "scan",
         "command": sys.argv,
         "commit": _commit(),
         "versions": {name: version(name) for name in (*LIBRARIES, "mmattn")},

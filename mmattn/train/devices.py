@@ -1,6 +1,7 @@
 """Data parallelism: how many devices, and the only uses of `jax.pmap`."""
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmattn.errors import UserError
-from mmattn.files import CACHE
+from mmattn.files import CACHE, processor
 
 AXIS = "devices"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
@@ -47,10 +48,17 @@ def start_jax(devices: int | str, batch: int) -> int:
 
 
 def _keep_compilations() -> None:
-    """Let a later start find what this one compiled, unless the user chose a place for it."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(CACHE.expanduser() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    """Let a later start on such a processor find what this one compiled.
+
+    JAX's own variables in the environment come first.
+    """
+    kind = hashlib.sha256(processor().encode()).hexdigest()[:16]
+    for option, value in (
+        ("jax_compilation_cache_dir", os.path.expanduser(CACHE / "compiled" / kind)),
+        ("jax_persistent_cache_min_compile_time_secs", 0.1),
+    ):
+        if option.upper() not in os.environ:
+            jax.config.update(option, value)
 
 
 def _keep_memory() -> None:
@@ -60,7 +68,7 @@ def _keep_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
             mallopt(option, value)
 
 

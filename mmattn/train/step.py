@@ -109,9 +109,12 @@ class Learner:
         self.graph, params, _ = nnx.split(network, nnx.Param, nnx.BatchStat)
         self.gamma = train.gamma
         self.weight_decay = train.weight_decay
-        self.optimizer = optax.scale_by_adam()  # Kingma & Ba, 2015
+        self.optimizer = optax.chain(optax.scale_by_adam())  # Kingma & Ba, 2015
         self.device_count = device_count
         self.flat = FlatTree(params, device_count)
+        # It runs in no time: what LLVM spends on making it quicker would be lost.
+        quick = {"xla_backend_optimization_level": 0}
+        self._initial = jax.jit(self._make_initial, compiler_options=quick)
         self.train = devices.parallel(
             self._train_steps, device_count, in_axes=(0, 0, 0, None, None), donate=(0, 1)
         )
@@ -120,15 +123,7 @@ class Learner:
 
     def initial(self, seed: int) -> TrainState:
         """The state before the first step, as trees of NumPy arrays."""
-
-        # It runs once: time spent on optimising it would be lost.
-        @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-        def make(key):
-            network = self._make_network(nnx.Rngs(params=key))
-            _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-            return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
-
-        return jax.tree.map(np.asarray, make(jax.random.key(seed)))
+        return jax.tree.map(np.asarray, self._initial(jax.random.key(seed)))
 
     def hold(self, state: TrainState) -> TrainState:
         """Put a state of trees on the devices."""
@@ -154,6 +149,11 @@ class Learner:
         return TrainState(
             step, join(state.params), batch_stats, jax.tree.map(join, state.opt_state)
         )
+
+    def _make_initial(self, key: Array) -> TrainState:
+        network = self._make_network(nnx.Rngs(params=key))
+        _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+        return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
 
     def _weights(self, state: TrainState) -> Weights:
         """The parameters, whole on each device; runs inside `devices.parallel`."""

@@ -159,7 +159,7 @@ def test_the_command_measures_what_it_says(tmp_path):
 def test_a_process_on_several_devices():
     job = Job("overhead", 3, (3,), (2,), TINY, SMALL)
     ((found,),) = measure([job], 1, "Measuring")
-    assert min(*found["step"], found["compute"], found["psum"], found["dispatch"]) > 0
+    assert min(*found["step"], found["compute"], found["exchange"], found["dispatch"]) > 0
     # A third of the parameters and of Adam's two moments of each, float32.
     assert found["state_mb"] == pytest.approx(4e-6 * found["parameters"], rel=0.2)
     assert found["memory_mb"] > 3 * found["state_mb"]
@@ -170,7 +170,12 @@ def test_overhead_is_what_a_step_takes_beside_forward_and_backward(tmp_path, mon
         """Steps of n + n² ms, of which n ms are forward and backward; the odd round is slow."""
         (job,) = jobs
         n = job.devices
-        usual = {"compute": n, "psum": 3 * n, "dispatch": n**0.5, "step": [n + n**2, n + n**1.5]}
+        usual = {
+            "compute": n,
+            "exchange": 3 * n,
+            "dispatch": n**0.5,
+            "step": [n + n**2, n + n**1.5],
+        }
         about = {"parameters": 7, "memory_mb": 100.0 * n, "state_mb": 12.0}
         return [
             [

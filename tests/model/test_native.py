@@ -1,12 +1,17 @@
 """The C++ kernel: equal to the scans for every size of tile, and never in the way."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
 from mmattn.model import native, scan
 
-needs_kernel = pytest.mark.skipif(not native.usable(), reason="no C++ compiler")
+needs_kernel = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
 
 
 @needs_kernel
@@ -17,6 +22,20 @@ needs_kernel = pytest.mark.skipif(not native.usable(), reason="no C++ compiler")
     [(5, 1, 1, 1), (37, 7, 20, 16), (37, 13, 90, 32), (23, 130, 50, 70), (4, 12, 64, 64)],
 )
 def test_it_computes_what_the_scans_compute(frames, clips, features, units, with_dx, reverse):
+    assert native.load()
+    compare(frames, clips, features, units, with_dx, reverse)
+
+
+@needs_kernel
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
+def test_other_processors_have_other_tiles_and_the_same_results(without, tmp_path):
+    environment = {**os.environ, "CXXFLAGS": without, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, __file__], env=environment, check=True)
+
+
+def compare(frames, clips, features, units, with_dx, reverse):
+    """Kernel and scans on random ragged clips."""
     rng = np.random.default_rng(frames)
 
     def draw(*shape):
@@ -44,6 +63,7 @@ def test_it_computes_what_the_scans_compute(frames, clips, features, units, with
 
 @needs_kernel
 def test_a_nan_stays_in_its_clip():
+    assert native.load()
     x = np.zeros((3, 8, 2), np.float32)
     x[1, 4] = np.nan
     kernels = np.ones((2, 12), np.float32), np.ones((3, 12), np.float32)
@@ -82,3 +102,25 @@ def test_a_compiler_that_fails_is_named_and_the_scans_serve(tmp_path, monkeypatc
     message = capsys.readouterr().err
     assert str(broken) in message
     assert "no space for the moon" in message
+
+
+@needs_kernel
+def test_it_can_be_mapped():
+    assert native.load()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 3, 4)).astype(np.float32)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((4, 8), (2, 8), (8,))]
+    length = np.array([5, 2, 0], np.int32)
+
+    def states(run):
+        return jax.vmap(lambda x: run.forward(x, length, *weights, False)[0])(x)
+
+    found, expected = states(native), states(scan)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+if __name__ == "__main__":  # with the processor's features that CXXFLAGS leaves
+    assert native.load()
+    for reverse in (False, True):
+        compare(37, 13, 90, 32, True, reverse)
+        compare(23, 5, 21, 19, True, reverse)
