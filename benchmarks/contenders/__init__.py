@@ -22,11 +22,14 @@ class Needs(NamedTuple):
     packages: tuple[str, ...] = ()
     """Beside those of the project."""
     environment: tuple[tuple[str, str], ...] = ()
+    module: str | None = None
+    """Where its class is, if not in the module of its name."""
 
 
 _QUIET_TENSORFLOW = ("TF_CPP_MIN_LOG_LEVEL", "2")
 CONTENDERS = {
     "ours": Needs(),
+    "ours-scan": Needs(environment=(("MMATTN_KERNEL", "jax"),), module="ours"),  # JAX alone
     "keras-tensorflow": Needs(
         ("keras", "tensorflow"), (("KERAS_BACKEND", "tensorflow"), _QUIET_TENSORFLOW)
     ),
@@ -50,7 +53,8 @@ DEFAULT = (
 
 def load(name: str) -> type[Contender]:
     """The class of a contender, of any allocator; imports its framework."""
-    module = name.removesuffix(JEMALLOC).replace("-", "_")
+    name = name.removesuffix(JEMALLOC)
+    module = CONTENDERS[name].module or name.replace("-", "_")
     return import_module(f"benchmarks.contenders.{module}").Contestant
 
 
