@@ -121,6 +121,9 @@ struct Layer {
   // The place in time of a step in the direction of the walk; -1 before the first.
   int64_t place(int64_t step) const { return step < 0 ? -1 : reverse ? time - 1 - step : step; }
   bool inside(int64_t now, int64_t row) const { return now < length[row]; }
+  bool any_inside(int64_t now, int64_t row, int rows) const {
+    return std::any_of(length + row, length + row + rows, [now](int32_t n) { return now < n; });
+  }
   int64_t steps_a_chunk() const { return std::max<int64_t>(1, CHUNK / std::max<int64_t>(1, batch)); }
 };
 
@@ -159,9 +162,7 @@ void project(const Layer& layer, int64_t first_step, int64_t steps, const float*
       const int64_t now = layer.place(step);
       for (int64_t row = 0; row < layer.batch; row += ROWS) {
         const int rows = std::min<int64_t>(ROWS, layer.batch - row);
-        if (!std::any_of(layer.length + row, layer.length + row + rows,
-                         [now](int32_t length) { return now < length; }))
-          continue;
+        if (!layer.any_inside(now, row, rows)) continue;
         const float* a = x + (now * layer.batch + row) * layer.features;
         Tile sum;
         for (int r = 0; r < rows; ++r)
@@ -186,10 +187,8 @@ void step_forward(const Layer& layer, int64_t step, const float* packed, float* 
     const int64_t count = std::min<int64_t>(LANES, units - unit);
     for (int64_t row = 0; row < layer.batch; row += ROWS) {
       const int rows = std::min<int64_t>(ROWS, layer.batch - row);
-      bool any = false;
-      for (int r = 0; r < rows; ++r) any |= layer.inside(now, row + r);
       Tile sum = {};
-      if (any && step) {
+      if (step && layer.any_inside(now, row, rows)) {
         const float* a = h + (before * layer.batch + row) * units;
         multiply(rows, [&](int r, int64_t k) { return a[r * units + k]; }, panel, units, sum);
       }
@@ -247,10 +246,8 @@ void step_backward(const Layer& layer, int64_t step, const float* packed, const 
     const float* panel = packed + first * layer.gates();
     for (int64_t row = 0; row < layer.batch; row += ROWS) {
       const int rows = std::min<int64_t>(ROWS, layer.batch - row);
-      bool any = false;
-      for (int r = 0; r < rows; ++r) any |= layer.inside(now, row + r);
       Tile sum = {};
-      if (any && dz_after) {
+      if (dz_after && layer.any_inside(now, row, rows)) {
         const float* a = dz_after + row * layer.gates();
         multiply(rows, [&](int r, int64_t k) { return a[r * layer.gates() + k]; }, panel,
                  layer.gates(), sum);
@@ -369,8 +366,7 @@ ffi::Error Backward(Input dh, Input x, Input h, Input c, Input t, Lengths length
             const int count = std::min<int64_t>(ROWS, batch - row);
             Tile sum = {};
             const float* a = dz + ((n + 1) * batch + row) * gates;
-            if (std::any_of(layer.length + row, layer.length + row + count,
-                            [now](int32_t length) { return now < length; }))
+            if (layer.any_inside(now, row, count))
               multiply(count, [&](int r, int64_t k) { return a[r * gates + k]; },
                        packed_input + first * gates, gates, sum);
             for (int r = 0; r < count; ++r)
