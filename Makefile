@@ -3,15 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test clean
+.PHONY: run test test-machine clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m experiments.no_aug
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-test test-machine
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2
+
+# What the tests of remote training boot as "the instance"; they are skipped where it cannot be.
+MACHINE = openssh-server rsync iproute2 mmdebstrap systemd-container
+test-machine:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(MACHINE) >/dev/null 2>&1; then \
+	    apt-get update && apt-get install -y --no-install-recommends $(MACHINE); \
+	fi
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "needs the venv module: apt-get install python3-venv"; exit 1; }

@@ -4,7 +4,7 @@ Nothing heavy is imported before the options are read, so that `--help` is quick
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +18,7 @@ from mmattn.errors import UserError
 
 def experiment(default: ExperimentConfig, description: str) -> None:
     """The command of an experiment: read options, train, evaluate, end the process."""
-    prog = f"python -m experiments.{default.name}"
-    config = tyro.cli(ExperimentConfig, description=description, default=default, prog=prog)
+    config = parse_experiment(default, description)
 
     def work():
         from mmattn.run.experiment import run_experiment
@@ -27,6 +26,22 @@ def experiment(default: ExperimentConfig, description: str) -> None:
         run_experiment(config, default)
 
     end_process_after(work)
+
+
+def parse_experiment(
+    default: ExperimentConfig, description: str, words: Sequence[str] | None = None
+) -> ExperimentConfig:
+    """An experiment's config from its options; ends the process if they are wrong.
+
+    Args:
+        default: the experiment's own config.
+        description: for --help.
+        words: the options; by default those of this process.
+    """
+    prog = f"python -m experiments.{default.name}"
+    return tyro.cli(
+        ExperimentConfig, description=description, default=default, prog=prog, args=words
+    )
 
 
 @dataclass(frozen=True)

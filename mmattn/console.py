@@ -69,11 +69,18 @@ def complain(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
 
 
-def say_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A title and a table, at most 100 wide; the first column to the left, others to the right."""
+def say_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: bool = False
+) -> None:
+    """A title and a table, at most 100 wide.
+
+    The first column stands to the left, others to the right, unless `left`: of words, not numbers.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.show_header = any(columns)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        justify = "right" if number and not left else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     paper = Console(width=min(WIDTH, screen.width), file=io.StringIO())
@@ -101,6 +108,17 @@ def progress(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[
             yield lambda count: bar.advance(task, count)
         return
     yield _PlainProgress(title, total, unit).advance
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what is waited for, with a sign of life on a terminal."""
+    say(what)
+    if screen.is_terminal:
+        with screen.status(what):
+            yield
+    else:
+        yield
 
 
 class _Rate(TextColumn):

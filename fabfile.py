@@ -1,0 +1,1 @@
+from tasks import *  # noqa: F403 -- `fab` looks for this name alone

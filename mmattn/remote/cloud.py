@@ -1,0 +1,453 @@
+"""EC2 through boto3: what a run needs, found again by its tags, and errors in plain words."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import boto3
+import botocore.config
+import botocore.exceptions as failures
+
+from mmattn.errors import UserError
+from mmattn.remote.ssh import RemoteError
+
+IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{}"
+RUN, OWNER, DEADLINE, PRICE = "mmattn:run", "mmattn:owner", "mmattn:deadline", "mmattn:price"
+GONE = ("shutting-down", "terminated")
+PATIENCE_S = 600  # for a machine to start or to end
+
+_REASONS = {
+    "InsufficientInstanceCapacity": "AWS has no such machine free now: try later, another "
+    "--region, or another --instance-type",
+    "VcpuLimitExceeded": "the account's limit of vCPUs is below what this machine needs (a "
+    "c5.24xlarge needs 96): ask for more under Service Quotas, EC2, 'Running On-Demand Standard "
+    "instances', or choose a smaller --instance-type",
+    "MaxSpotInstanceCountExceeded": "the account's limit of spot vCPUs is reached: ask for more "
+    "under Service Quotas, EC2, 'All Standard Spot Instance Requests', or deploy without --spot",
+    "InstanceLimitExceeded": "the account's limit of instances is reached",
+    "SpotMaxPriceTooLow": "the spot price is above what was offered: try later or without --spot",
+    "RequestLimitExceeded": "AWS throttles this account's requests: try again in some minutes",
+    "Throttling": "AWS throttles this account's requests: try again in some minutes",
+    "ThrottlingException": "AWS throttles this account's requests: try again in some minutes",
+    "ExpiredToken": "the AWS credentials have expired: log in again (`aws sso login`)",
+    "ExpiredTokenException": "the AWS credentials have expired: log in again (`aws sso login`)",
+    "RequestExpired": "the AWS credentials have expired or this computer's clock is wrong",
+    "AuthFailure": "AWS does not accept these credentials",
+    "InvalidClientTokenId": "AWS does not know these credentials",
+    "UnrecognizedClientException": "AWS does not know these credentials",
+    "SignatureDoesNotMatch": "AWS does not accept these credentials: the secret key is wrong",
+    "UnauthorizedOperation": "these credentials lack a permission: see docs/remote-policy.json",
+    "AccessDenied": "these credentials lack a permission: see docs/remote-policy.json",
+    "AccessDeniedException": "these credentials lack a permission: see docs/remote-policy.json",
+    "InvalidInstanceType": "there is no such --instance-type in this region",
+    "Unsupported": "this --instance-type is not offered in this region or zone",
+    "VPCIdNotSpecified": "the region has no default VPC: `aws ec2 create-default-vpc` makes one",
+    "OptInRequired": "the account is not signed up for EC2 in this region",
+}
+
+
+class CloudError(RemoteError):
+    """EC2 refused; `code` is its own word for why."""
+
+    def __init__(self, message: str, code: str = ""):
+        super().__init__(message)
+        self.code = code
+
+
+class MachineType(NamedTuple):
+    """What an instance type has."""
+
+    name: str
+    vcpus: int
+    memory: int
+    """Bytes."""
+    architecture: str
+
+
+class Image(NamedTuple):
+    """A machine image."""
+
+    id: str
+    root_device: str
+    size: int
+    """GiB."""
+
+
+class Instance(NamedTuple):
+    """What EC2 says of an instance."""
+
+    id: str
+    run: str
+    state: str
+    reason: str
+    type: str
+    address: str | None
+    launched: float
+    deadline: float | None
+    price: float | None
+    spot: bool
+
+
+class Cloud:
+    """The API of one region.
+
+    Raises (here and in every method):
+        CloudError: EC2 refuses, in plain words.
+        UserError: no credentials or no region.
+    """
+
+    def __init__(self, region: str | None):
+        config = botocore.config.Config(
+            region_name=region or os.environ.get("AWS_REGION"),  # which boto3 does not read
+            retries={"mode": "standard", "max_attempts": 6},
+            connect_timeout=10,
+            read_timeout=30,
+        )
+        with explained("AWS"):
+            session = boto3.Session()
+            self._client = {
+                name: session.client(name, config=config)
+                for name in ("ec2", "ssm", "sts", "cloudwatch")
+            }
+        self.region = self._client["ec2"].meta.region_name
+        self.ec2 = self._client["ec2"]
+
+    def caller(self) -> str:
+        """Who calls: the ARN that the tags of a run name as its owner."""
+        with explained("sts:GetCallerIdentity"):
+            return self._client["sts"].get_caller_identity()["Arn"]
+
+    def machine_type(self, name: str) -> MachineType:
+        """What an instance type has."""
+        with explained(f"--instance-type {name}"):
+            (found,) = self.ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
+        return MachineType(
+            name,
+            found["VCpuInfo"]["DefaultVCpus"],
+            found["MemoryInfo"]["SizeInMiB"] * 2**20,
+            found["ProcessorInfo"]["SupportedArchitectures"][0],
+        )
+
+    def image(self, architecture: str) -> Image:
+        """The current Amazon Linux."""
+        with explained("ssm:GetParameter"):
+            name = IMAGE.format(architecture)
+            image_id = self._client["ssm"].get_parameter(Name=name)["Parameter"]["Value"]
+        with explained(f"image {image_id}"):
+            (found,) = self.ec2.describe_images(ImageIds=[image_id])["Images"]
+        root = found["RootDeviceName"]
+        sizes = [
+            disk["Ebs"]["VolumeSize"]
+            for disk in found["BlockDeviceMappings"]
+            if disk["DeviceName"] == root and "VolumeSize" in disk.get("Ebs", {})
+        ]
+        return Image(image_id, root, max(sizes, default=8))
+
+    def spot_price(self, instance_type: str) -> float | None:
+        """Dollars an hour of a spot machine now, in the cheapest zone; None if EC2 names none."""
+        with explained("ec2:DescribeSpotPriceHistory"):
+            found = self.ec2.describe_spot_price_history(
+                InstanceTypes=[instance_type],
+                ProductDescriptions=["Linux/UNIX"],
+                StartTime=datetime.now(UTC),
+            )["SpotPriceHistory"]
+        return min((float(row["SpotPrice"]) for row in found), default=None)
+
+    def ensure_key_pair(self, name: str, public_key: str, tags: dict[str, str]) -> None:
+        """Import the public key, unless it is there."""
+        with explained(f"key pair {name}"):
+            found = self.ec2.describe_key_pairs(Filters=_filters("key-name", name))["KeyPairs"]
+            if not found:
+                self.ec2.import_key_pair(
+                    KeyName=name,
+                    PublicKeyMaterial=public_key.encode(),
+                    TagSpecifications=_tagged(tags, "key-pair"),
+                )
+
+    def ensure_group(self, name: str, tags: dict[str, str]) -> str:
+        """The security group of this name, made if it is not there; lets nobody in yet."""
+        with explained(f"security group {name}"):
+            found = self.ec2.describe_security_groups(Filters=_filters("group-name", name))
+            if found["SecurityGroups"]:
+                return found["SecurityGroups"][0]["GroupId"]
+            return self.ec2.create_security_group(
+                GroupName=name,
+                Description="ssh to one mmattn training machine from one address",
+                TagSpecifications=_tagged(tags, "security-group"),
+            )["GroupId"]
+
+    def admit(self, group_id: str, network: str) -> bool:
+        """Let this network, and no other, reach port 22; returns whether it was not let in."""
+        with explained(f"security group {group_id}"):
+            (group,) = self.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
+            known = {one for rule in group["IpPermissions"] for one in _networks(rule)}
+            if network not in known:
+                with suppressed("InvalidPermission.Duplicate"):
+                    self.ec2.authorize_security_group_ingress(
+                        GroupId=group_id, IpPermissions=[_ssh_from(network)]
+                    )
+            for other in sorted(known - {network}):
+                with suppressed("InvalidPermission.NotFound"):
+                    self.ec2.revoke_security_group_ingress(
+                        GroupId=group_id, IpPermissions=[_ssh_from(other)]
+                    )
+        return network not in known
+
+    def launch(
+        self,
+        *,
+        label: str,
+        token: str,
+        machine_type: str,
+        image_id: str,
+        root_device: str,
+        disk_gib: int,
+        group_id: str,
+        user_data: str,
+        spot: bool,
+        tags: dict[str, str],
+    ) -> str:
+        """Start an instance and return its id; the same token and parameters give the same one.
+
+        Args:
+            label: name of its key pair.
+            token: of the run's attempt; a hash of the parameters is added.
+            machine_type: e.g. c5.24xlarge.
+            image_id: what it boots.
+            root_device: of the image.
+            disk_gib: of its encrypted volume, deleted with it.
+            group_id: its only security group.
+            user_data: for cloud-init, at most 16 KB.
+            spot: interruptible, at the market's price.
+            tags: of instance and volume.
+        """
+        disk = {"VolumeSize": disk_gib, "VolumeType": "gp3"}
+        disk |= {"Encrypted": True, "DeleteOnTermination": True}
+        request = {
+            "ImageId": image_id,
+            "InstanceType": machine_type,
+            "KeyName": label,
+            "SecurityGroupIds": [group_id],
+            "BlockDeviceMappings": [{"DeviceName": root_device, "Ebs": disk}],
+            "InstanceInitiatedShutdownBehavior": "terminate",
+            "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1},
+            "UserData": user_data,
+            "TagSpecifications": _tagged(tags, "instance", "volume"),
+        }
+        if spot:
+            options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+            request["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        with explained(f"starting a {machine_type}"):
+            done = self.ec2.run_instances(
+                **request, MinCount=1, MaxCount=1, ClientToken=f"{token}-{digest}"[:64]
+            )
+        return done["Instances"][0]["InstanceId"]
+
+    def ensure_alarm(self, name: str, instance_id: str, tags: dict[str, str]) -> None:
+        """An alarm outside of the machine: terminate it when it fails EC2's checks for 20 min.
+
+        It covers what the machine's own guard cannot: a kernel that hangs.
+        """
+        partition = self.caller().split(":")[1]
+        with explained(f"alarm {name}"):
+            self._client["cloudwatch"].put_metric_alarm(
+                AlarmName=name,
+                Namespace="AWS/EC2",
+                MetricName="StatusCheckFailed",
+                Dimensions=[{"Name": "InstanceId", "Value": instance_id}],
+                Statistic="Maximum",
+                Period=300,
+                EvaluationPeriods=4,
+                Threshold=1.0,
+                ComparisonOperator="GreaterThanOrEqualToThreshold",
+                AlarmActions=[f"arn:{partition}:automate:{self.region}:ec2:terminate"],
+                Tags=_as_list(tags),
+            )
+
+    def instances(self, **tags: str) -> list[Instance]:
+        """Instances by their `run` or `owner`, the oldest first; terminated ones while listed."""
+        filters = [
+            one for key, value in tags.items() for one in _filters(f"tag:mmattn:{key}", value)
+        ]
+        with explained("ec2:DescribeInstances"):
+            pages = self.ec2.get_paginator("describe_instances").paginate(Filters=filters)
+            found = [
+                _instance(one)
+                for page in pages
+                for reservation in page["Reservations"]
+                for one in reservation["Instances"]
+            ]
+        return sorted(found, key=lambda instance: instance.launched)
+
+    def instance(self, instance_id: str) -> Instance | None:
+        """An instance; None if EC2 does not know the id (any more, or yet)."""
+        with explained(f"instance {instance_id}"):
+            try:
+                answer = self.ec2.describe_instances(InstanceIds=[instance_id])
+            except failures.ClientError as error:
+                if _code(error) == "InvalidInstanceID.NotFound":
+                    return None
+                raise
+        found = [one for group in answer["Reservations"] for one in group["Instances"]]
+        return _instance(found[0]) if found else None
+
+    def state(self, instance_id: str) -> str | None:
+        """EC2's word for the state of an instance; None for an unknown id."""
+        found = self.instance(instance_id)
+        return found and found.state
+
+    def address(self, instance_id: str) -> str | None:
+        """The public address of a running instance."""
+        found = self.instance(instance_id)
+        return found.address if found and found.state == "running" else None
+
+    def terminate(self, instance_ids: list[str]) -> None:
+        """Terminate instances and wait until they are.
+
+        Raises:
+            CloudError: they still run after ten minutes.
+        """
+        waiting = list(instance_ids)
+        for instance_id in waiting:
+            with (
+                explained(f"ending {instance_id}"),
+                suppressed("InvalidInstanceID.NotFound"),
+            ):
+                self.ec2.terminate_instances(InstanceIds=[instance_id])
+        deadline = time.monotonic() + PATIENCE_S
+        while waiting := [one for one in waiting if self.state(one) not in (None, "terminated")]:
+            if time.monotonic() > deadline:
+                raise CloudError(f"{', '.join(waiting)} did not end within {PATIENCE_S} s")
+            time.sleep(2)
+
+    def delete_group(self, group_id: str) -> None:
+        """Delete a security group, trying again while an ended instance still holds it."""
+        deadline = time.monotonic() + PATIENCE_S / 2
+        while True:
+            try:
+                with explained(f"security group {group_id}"), suppressed("InvalidGroup.NotFound"):
+                    self.ec2.delete_security_group(GroupId=group_id)
+                return
+            except CloudError as error:
+                if error.code != "DependencyViolation" or time.monotonic() > deadline:
+                    raise
+                time.sleep(3)
+
+    def delete_key_pair(self, name: str) -> None:
+        """Delete a key pair; one that is gone is no error."""
+        with explained(f"key pair {name}"):
+            self.ec2.delete_key_pair(KeyName=name)
+
+    def delete_alarm(self, name: str) -> None:
+        """Delete an alarm; one that is gone is no error."""
+        with explained(f"alarm {name}"):
+            self._client["cloudwatch"].delete_alarms(AlarmNames=[name])
+
+    def remains(self, run: str, label: str) -> dict[str, list[str]]:
+        """What exists of a run by the API's own account, by kind; kinds with nothing are absent.
+
+        Groups are named by id, for deleting; all but the alarm are found by tag.
+        """
+        filters = _filters(f"tag:{RUN}", run)
+        with explained("listing what is left"):
+            groups = self.ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
+            keys = self.ec2.describe_key_pairs(Filters=filters)["KeyPairs"]
+            volumes = self.ec2.describe_volumes(Filters=filters)["Volumes"]
+            alarms = self._client["cloudwatch"].describe_alarms(AlarmNames=[label])["MetricAlarms"]
+        found = {
+            "instance": [one.id for one in self.instances(run=run) if one.state != "terminated"],
+            "security group": [group["GroupId"] for group in groups],
+            "key pair": [key["KeyName"] for key in keys],
+            "volume": [volume["VolumeId"] for volume in volumes],
+            "alarm": [alarm["AlarmName"] for alarm in alarms],
+        }
+        return {kind: names for kind, names in found.items() if names}
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn boto3's errors into one plain message each."""
+    try:
+        yield
+    except failures.ClientError as error:
+        code = _code(error)
+        # Families of codes, as InvalidAMIID.NotFound, are explained by AWS's own message.
+        message = error.response["Error"].get("Message", "")
+        reason = _REASONS.get(code)
+        text = f"{reason} ({code})" if reason else f"AWS says {code}: {message}"
+        raise CloudError(f"{what}: {text}", code) from error
+    except (failures.NoCredentialsError, failures.PartialCredentialsError) as error:
+        raise UserError(
+            "AWS: expected credentials in ~/.aws, the environment or AWS_PROFILE, found none: "
+            "`aws configure` or `aws sso login` makes them"
+        ) from error
+    except failures.NoRegionError as error:
+        raise UserError("AWS: expected a --region, an AWS_REGION or one in ~/.aws") from error
+    except failures.BotoCoreError as error:
+        raise CloudError(f"{what}: {error}") from error
+
+
+@contextmanager
+def suppressed(*codes: str) -> Iterator[None]:
+    """Pass over these of EC2's refusals: what was wanted is so already."""
+    try:
+        yield
+    except failures.ClientError as error:
+        if _code(error) not in codes:
+            raise
+
+
+def _code(error: failures.ClientError) -> str:
+    return error.response["Error"]["Code"]
+
+
+def _filters(name: str, value: str) -> list[dict]:
+    return [{"Name": name, "Values": [value]}]
+
+
+def _as_list(tags: dict[str, str]) -> list[dict]:
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def _tagged(tags: dict[str, str], *kinds: str) -> list[dict]:
+    return [{"ResourceType": kind, "Tags": _as_list(tags)} for kind in kinds]
+
+
+def _ssh_from(network: str) -> dict[str, Any]:
+    rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
+    if ":" in network:
+        return {**rule, "Ipv6Ranges": [{"CidrIpv6": network}]}
+    return {**rule, "IpRanges": [{"CidrIp": network}]}
+
+
+def _networks(rule: dict) -> list[str]:
+    four = [one["CidrIp"] for one in rule.get("IpRanges", [])]
+    return four + [one["CidrIpv6"] for one in rule.get("Ipv6Ranges", [])]
+
+
+def _instance(found: dict) -> Instance:
+    tags = {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
+
+    def number(key: str) -> float | None:
+        with suppress(KeyError, ValueError):
+            return float(tags[key])
+        return None
+
+    return Instance(
+        found["InstanceId"],
+        tags.get(RUN, ""),
+        found["State"]["Name"],
+        found.get("StateReason", {}).get("Message", ""),
+        found["InstanceType"],
+        found.get("PublicIpAddress"),
+        found["LaunchTime"].timestamp(),
+        number(DEADLINE),
+        number(PRICE),
+        found.get("InstanceLifecycle") == "spot",
+    )

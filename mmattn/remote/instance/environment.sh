@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Make the run's virtual environment: environment.sh yes|no (may programs be installed by sudo?)
+# Runs in the run's folder code/ under the supervisor; may be run again after any interruption.
+set -euo pipefail
+may_install=$1
+
+usable_python() {
+    for name in python3.13 python3.12 python3.11 python3; do
+        if "$name" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    return 1
+}
+
+if [ "$may_install" = yes ]; then
+    # A C++ compiler makes training faster; without one it works all the same.
+    if command -v dnf >/dev/null; then
+        usable_python >/dev/null || sudo dnf install -y python3.11
+        command -v c++ >/dev/null || sudo dnf install -y gcc-c++ || echo "no C++ compiler"
+    elif command -v apt-get >/dev/null; then
+        usable_python >/dev/null || { sudo apt-get update && sudo apt-get install -y python3-venv; }
+        command -v c++ >/dev/null || sudo apt-get install -y g++ || echo "no C++ compiler"
+    fi
+fi
+if ! python=$(usable_python); then
+    echo "expected Python 3.11 to 3.13 with its venv module, found $(python3 --version 2>&1)"
+    exit 2
+fi
+echo "$python: $("$python" --version)"
+"$python" -m venv ../venv
+../venv/bin/python -m pip install --editable .

@@ -1,0 +1,36 @@
+"""Compare files on the machine with a manifest: `verify JOB` prints the paths that differ.
+
+`manifest.json` in the run's folder maps each path below it to the sha256 of its content.
+"""
+
+import hashlib
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+
+def main() -> None:
+    """Print `mmattn:{"wrong": [...]}`."""
+    base = Path(sys.argv[1]).resolve().parent
+    manifest = json.loads((base / "manifest.json").read_text(encoding="utf-8"))
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(sha256, (base / path for path in manifest))
+        wrong = [path for path, digest in zip(manifest, found) if manifest[path] != digest]  # noqa: B905
+    print("mmattn:" + json.dumps({"wrong": wrong}))
+
+
+def sha256(path: Path) -> "str | None":
+    """The digest of a file's content in hexadecimal; None if there is no such file."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Remote runs as this computer knows them: `.fab/<run>/` with state, keys and known hosts.
+
+The state is a cache, written before and after each step; the tags of the instances are the truth.
+"""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import dacite
+
+from mmattn.console import say
+from mmattn.errors import UserError
+from mmattn.files import read_json, write_json, write_text
+from mmattn.remote.access import own_network
+from mmattn.remote.cloud import Cloud
+from mmattn.remote.ssh import Access, Machine, make_key
+
+FOLDER = Path(".fab")
+LOGIN = "ec2-user"  # of Amazon Linux
+
+
+class Busy(UserError):
+    """Another command is at work (75 is EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+@dataclass
+class Run:
+    """One training on one machine after another; what was asked for and how far it came."""
+
+    name: str
+    experiment: str
+    args: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    hours: float = 6.0
+    grace_minutes: float = 60.0
+    host: str | None = None
+    """user@address[:port] of a machine that exists; None for EC2, to which what follows belongs."""
+    region: str | None = None
+    instance_type: str | None = None
+    spot: bool = False
+    price: float | None = None
+    owner: str | None = None
+    attempt: int = 1
+    """Counts the machines."""
+    deadline: float | None = None
+    """When this attempt's machine ends itself (Unix time); set before its start is asked for."""
+    image_id: str | None = None
+    root_device: str | None = None
+    disk_gib: int | None = None
+    group_id: str | None = None
+    instance_id: str | None = None
+    address: str | None = None
+    launched: float | None = None
+    uploaded: str | None = None
+    """Digest of what lies on the machine."""
+    built: bool = False
+    started: bool = False
+    fetched: str | None = None
+    """What was fetched last."""
+
+    @classmethod
+    def find(cls, name: str | None = None) -> "Run":
+        """The run of this name, or the latest; UserError if there is none."""
+        found = runs()
+        if name is None and found:
+            return found[-1]
+        for run in found:
+            if run.name == name:
+                return run
+        known = ", ".join(run.name for run in found) or "none"
+        raise UserError(f"--run {name or ''}: expected one of the runs in {FOLDER}: {known}")
+
+    @property
+    def folder(self) -> Path:
+        """Where this computer keeps the run's state and keys."""
+        return FOLDER / self.name
+
+    @property
+    def label(self) -> str:
+        """Name of its key pair, security group and alarm."""
+        return f"mmattn-{self.name}"
+
+    @property
+    def results(self) -> Path:
+        """Where its fetched results go: runs/<experiment>/<time>."""
+        return Path("runs") / self.experiment / self.name.removeprefix(f"{self.experiment}-")
+
+    @property
+    def base(self) -> str:
+        """Its folder on the machine, in the login user's home."""
+        return f"mmattn/{self.name}"
+
+    @property
+    def key(self) -> Path:
+        """The private key that logs in."""
+        return self.folder / "key"
+
+    @property
+    def host_key(self) -> Path:
+        """The private key that the instance proves itself with."""
+        return self.folder / "host_key"
+
+    def save(self) -> None:
+        """Write state.json, atomically."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(self.folder / "state.json", asdict(self))
+
+    def cloud(self) -> Cloud:
+        """The API of its region."""
+        return Cloud(self.region)
+
+    def machine(self) -> Machine:
+        """Its machine.
+
+        Raises:
+            UserError: it has none (yet, or any more), or the keys are gone.
+        """
+        if self.host is not None:
+            user, address, port = parse_host(self.host)
+            known = Path("~/.ssh/known_hosts").expanduser()
+            if not known.exists():
+                raise UserError(f"{known}: expected the host key of {address}: log in once by ssh")
+            return Machine(Access(user, address, port, known, None), self.folder, self.base)
+        if self.address is None:
+            raise UserError(f"{self.name} has no machine: `fab deploy` goes on, or `fab resume`")
+        if not self.key.exists() or not self.host_key.exists():
+            raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")
+        if self.key.stat().st_mode & 0o077:
+            self.key.chmod(0o600)
+            say(f"{self.key} could be read by others: now by you alone")
+        known = self.folder / "known_hosts"
+        write_text(known, f"{self.address} {' '.join(make_key(self.host_key).split()[:2])}\n")
+        access = Access(LOGIN, self.address, 22, known, self.key)
+        return Machine(access, self.folder, self.base, self._admit_this_computer)
+
+    def _admit_this_computer(self) -> bool:
+        """Let this computer's address in, if it has changed; returns whether it had."""
+        cloud = self.cloud()
+        current = cloud.address(self.instance_id)
+        if current is None or self.group_id is None:
+            return False
+        return cloud.admit(self.group_id, own_network())
+
+
+def runs() -> list[Run]:
+    """The runs that this computer knows, the oldest first."""
+    found = [read_run(path) for path in FOLDER.glob("*/state.json")]
+    return sorted(found, key=lambda run: run.name[-20:])
+
+
+def read_run(path: Path) -> Run:
+    """A run's state; UserError if the file is broken."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected the state of a run, found {type(found).__name__}")
+    try:
+        return dacite.from_dict(Run, found, dacite.Config(strict=True, cast=[float]))
+    except (dacite.DaciteError, ValueError) as error:
+        raise UserError(f"{path}: expected the state of a run: {error}") from error
+
+
+def parse_host(host: str) -> tuple[str, str, int]:
+    """User, address and port of `user@address[:port]`; UserError otherwise."""
+    found = re.fullmatch(r"([a-z_][a-z0-9_-]*)@(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::(\d+))?", host)
+    if not found:
+        raise UserError(f"--host {host}: expected user@address or user@address:port")
+    return found[1], found[2].strip("[]"), int(found[3] or 22)
+
+
+@contextmanager
+def locked(what: str) -> Iterator[None]:
+    """Hold the right to change remote things from this folder.
+
+    Raises:
+        Busy: another command has it; the message says which.
+    """
+    FOLDER.mkdir(exist_ok=True, mode=0o700)
+    with open(FOLDER / "lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = json.loads(file.read() or "{}")
+            raise Busy(
+                f"`fab {holder.get('what', '?')}` (process {holder.get('pid', '?')}) is at work "
+                f"here: it holds {FOLDER / 'lock'}; wait for it or stop it"
+            ) from error
+        file.truncate(0)
+        json.dump({"what": what, "pid": os.getpid()}, file)
+        file.flush()
+        yield

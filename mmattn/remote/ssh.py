@@ -1,0 +1,328 @@
+"""A machine by SSH: commands through Fabric, transfers through rsync, host keys always verified.
+
+Nothing here holds a stream open: each command is short and under a deadline, because a peer that
+goes silent would never end a stream.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import fabric
+import invoke
+import paramiko
+
+from mmattn.console import progress as progress_bar
+from mmattn.errors import UserError
+from mmattn.files import write_text
+
+MARKER = "mmattn:"  # what a noisy .bashrc prints comes before it
+CONNECT_S = 10
+MB = 1_000_000
+# rsync: protocol stream, socket and file input/output, timeouts; 255 is ssh itself.
+TRANSIENT_RSYNC = {10, 12, 20, 30, 35, 255}
+
+
+class RemoteError(UserError):
+    """Something went wrong at the cloud or on the machine."""
+
+
+class Unreachable(RemoteError):
+    """No connection, or a silent peer: trying again may help."""
+
+
+class CommandFailed(RemoteError):
+    """A command ran on the machine and failed."""
+
+    def __init__(self, command: str, exit_code: int, output: str):
+        super().__init__(f"`{command}` failed with exit code {exit_code}: {output or 'no output'}")
+        self.exit_code, self.output = exit_code, output
+
+
+class Access(NamedTuple):
+    """How to log in: address, and what proves both sides."""
+
+    user: str
+    address: str
+    port: int
+    known_hosts: Path
+    key: Path | None
+    """The private key; None for the user's own keys and agent."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.user}@{self.address}" + (f":{self.port}" if self.port != 22 else "")
+
+
+class _Connection(fabric.Connection):
+    """Fabric's own connection trusts unknown hosts; this one knows its host beforehand."""
+
+    def __init__(self, access: Access):
+        own = access.key is None
+        super().__init__(
+            access.address,
+            user=access.user,
+            port=access.port,
+            connect_timeout=CONNECT_S,
+            config=fabric.Config(overrides={"load_ssh_configs": False}),
+            connect_kwargs={
+                "key_filename": None if own else [str(access.key)],
+                "look_for_keys": own,
+                "allow_agent": own,  # another run's agent may hang or offer too many keys
+                "banner_timeout": CONNECT_S,
+                "auth_timeout": CONNECT_S,
+                "channel_timeout": CONNECT_S,
+            },
+        )
+        self.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        self.client.load_host_keys(str(access.known_hosts))
+
+
+class Machine:
+    """The training machine, as one run sees it.
+
+    Args:
+        access: how to log in.
+        folder: local folder of the run, for the generated ssh_config.
+        base: folder of the run on the machine, relative to the login user's home.
+        on_silence: called once when a connection times out; returns whether trying again may help
+            (the caller's own address had changed and was let in).
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        folder: Path,
+        base: str,
+        on_silence: Callable[[], bool] = lambda: False,
+    ):
+        self.access, self.folder, self.base = access, folder, base
+        self._on_silence = on_silence
+        self._connection: _Connection | None = None
+        write_text(self.ssh_config, ssh_config(access))
+
+    @property
+    def ssh_config(self) -> Path:
+        """OpenSSH's settings for this machine, under the host name `instance`."""
+        return self.folder / "ssh_config"
+
+    def remote(self, path: str = "") -> str:
+        """A path in the run's folder, as rsync names it."""
+        return f"instance:{self.base}/{path}"
+
+    def run(self, command: str, timeout: float = 30) -> str:
+        """Run a shell command in the login user's home and return what it printed.
+
+        Raises:
+            Unreachable: no connection, or no end within `timeout` seconds.
+            CommandFailed: its exit code is not 0.
+            RemoteError: wrong host key, no permission to log in.
+        """
+        try:
+            done = self._connected().run(
+                command, hide=True, warn=True, timeout=timeout, in_stream=False, encoding="utf-8"
+            )
+        except invoke.exceptions.CommandTimedOut as error:
+            self.close()
+            raise Unreachable(f"{self.access.name} is silent for {timeout:g} s") from error
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            self.close()
+            raise Unreachable(f"{self.access.name}: connection lost: {error}") from error
+        except invoke.exceptions.ThreadException as error:
+            self.close()
+            raise Unreachable(f"{self.access.name}: connection lost") from error
+        if done.exited == -1:  # paramiko's word for a channel that closed without a status
+            self.close()
+            raise Unreachable(f"{self.access.name}: connection lost")
+        if done.exited:
+            raise CommandFailed(command, done.exited, _tail(done.stderr or done.stdout))
+        return done.stdout
+
+    def call(self, module: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
+        """Run a module of mmattn.remote.instance on the machine and return the JSON it printed.
+
+        Raises:
+            RemoteError: as `run`, or the answer is no JSON.
+        """
+        words = ["python3", "-m", f"mmattn.remote.instance.{module}", f"../{job}", *options]
+        text = self.run(f"cd {shlex.quote(self.base)}/code && {shlex.join(words)}", timeout)
+        _, marker, answer = text.rpartition(MARKER)
+        try:
+            return json.loads(answer)
+        except ValueError as error:
+            what = answer if marker else text
+            raise RemoteError(
+                f"{self.access.name}: expected JSON from {module}, got {_tail(what)!r}"
+            ) from error
+
+    def rsync(self, *arguments: str, progress: str, total: int = 0) -> None:
+        """Transfer files with rsync, resumable, with a progress bar.
+
+        Args:
+            arguments: options, sources, destination; `remote()` makes the machine's paths.
+            progress: title of the bar.
+            total: bytes, if known.
+
+        Raises:
+            Unreachable: the transfer was cut; what came is kept and gone on with.
+            CommandFailed: rsync refused, e.g. no space left on the machine.
+        """
+        shell = f'ssh -F "{self.ssh_config.resolve()}"'
+        command = ["rsync", "--archive", "--no-owner", "--no-group", "--partial-dir=.rsync-partial"]
+        command += ["--timeout=30", "--info=progress2", "--no-inc-recursive", "-e", shell]
+        with subprocess.Popen(
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LC_ALL": "C"},
+        ) as process:
+            try:
+                with progress_bar(progress, -(-total // MB), "MB") as advance:
+                    _show_rsync(process, advance)
+                errors = process.stderr.read()
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            raise _rsync_error(self.access.name, process.returncode, errors)
+
+    def shell(self) -> None:
+        """Replace this process by an interactive shell on the machine."""
+        os.execvp("ssh", ["ssh", "-F", str(self.ssh_config), "-t", "instance"])
+
+    def close(self) -> None:
+        """End the connection; the next command opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> _Connection:
+        if self._connection is None:
+            try:
+                self._connection = self._connect()
+            except Unreachable:
+                if not self._on_silence():
+                    raise
+                self._connection = self._connect()
+        return self._connection
+
+    def _connect(self) -> _Connection:
+        access = self.access
+        connection = _Connection(access)
+        try:
+            connection.open()
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            connection.close()
+            raise _connect_error(access, error) from error
+        return connection
+
+
+def ssh_config(access: Access) -> str:
+    """OpenSSH's settings: only this host's key, only this key, a dead peer found in 15 s.
+
+    Raises:
+        UserError: a path has a quote or a line break, which the file cannot hold.
+    """
+    for path in filter(None, (access.known_hosts, access.key)):
+        if re.search(r'["\n]', str(path)):
+            raise UserError(f"{path}: expected a path without quotes and line breaks")
+    lines = [
+        "Host instance",
+        f"HostName {access.address}",
+        f"Port {access.port}",
+        f"User {access.user}",
+        f'UserKnownHostsFile "{access.known_hosts.resolve()}"',
+        "StrictHostKeyChecking yes",
+        "BatchMode yes",
+        f"ConnectTimeout {CONNECT_S}",
+        "ServerAliveInterval 5",
+        "ServerAliveCountMax 3",
+        "ForwardAgent no",
+        "LogLevel ERROR",
+    ]
+    if access.key is not None:
+        lines += [f'IdentityFile "{access.key.resolve()}"', "IdentitiesOnly yes"]
+    return "\n    ".join(lines) + "\n"
+
+
+def check_tools() -> None:
+    """UserError if the programs for transfers are missing or too old."""
+    for tool in ("ssh", "ssh-keygen", "rsync"):
+        if shutil.which(tool) is None:
+            raise UserError(f"{tool} is not installed here: apt-get install openssh-client rsync")
+    about = subprocess.run(["rsync", "--version"], capture_output=True, text=True).stdout
+    found = re.match(r"rsync +version v?(\d+)\.(\d+)", about)
+    if not found or (int(found[1]), int(found[2])) < (3, 1):
+        raise UserError(f"rsync: expected version 3.1 or newer, found {about.splitlines()[:1]}")
+
+
+def make_key(path: Path) -> str:
+    """An ed25519 key pair without a passphrase, made once; returns the public half."""
+    if not path.exists():
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(path)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path.with_name(path.name + ".pub").read_text().strip()
+
+
+def _connect_error(access: Access, error: Exception) -> RemoteError:
+    name = access.name
+    if isinstance(error, paramiko.BadHostKeyException):
+        return RemoteError(
+            f"{name} shows another host key ({error.key.get_base64()[-12:]}) than the one in "
+            f"{access.known_hosts}: it is not the machine it was, or someone sits between; "
+            "nothing was sent"
+        )
+    if isinstance(error, paramiko.AuthenticationException):
+        key = access.key or "your own keys and agent"
+        return NotLoggedIn(f"{name} refuses to let {key} log in: {error}")
+    if "not found in known_hosts" in str(error):
+        return RemoteError(
+            f"the host key of {name} is not in {access.known_hosts}: log in once with ssh, compare "
+            "the key with the machine's own, and try again"
+        )
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return Unreachable(f"{name} does not answer within {CONNECT_S} s")
+    return Unreachable(f"{name}: no connection: {error}")
+
+
+class NotLoggedIn(RemoteError):
+    """The machine does not accept the key (yet: while it boots, it may not have it)."""
+
+
+def _show_rsync(process: subprocess.Popen, advance: Callable[[int], None]) -> None:
+    """Advance a bar of megabytes by rsync's own progress lines, which end in carriage returns."""
+    shown = 0
+    for line in process.stdout:  # universal newlines: a carriage return ends a line too
+        sent = re.match(r"\s*([\d,]+)\s+\d+%", line)
+        if sent:
+            done = int(sent[1].replace(",", "")) // MB
+            advance(max(0, done - shown))
+            shown = max(shown, done)
+
+
+def _rsync_error(name: str, code: int, errors: str) -> RemoteError:
+    if "Host key verification failed" in errors or "HOST IDENTIFICATION HAS CHANGED" in errors:
+        return RemoteError(f"{name}: the host key is not the known one; nothing was sent")
+    if "is your shell clean" in errors:
+        return RemoteError(
+            f"{name}: the login shell prints text where rsync speaks: make its .bashrc silent when "
+            "the shell is not interactive"
+        )
+    if "No space left on device" in errors:
+        return CommandFailed("rsync", code, "no space left on the disk of the receiving side")
+    if code in TRANSIENT_RSYNC:
+        return Unreachable(f"{name}: the transfer was cut: {_tail(errors)}")
+    return CommandFailed("rsync", code, _tail(errors))
+
+
+def _tail(text: str, length: int = 400) -> str:
+    return text.strip()[-length:]

@@ -1,0 +1,152 @@
+"""The end of a run's machine, and what there is by the tags."""
+
+import shutil
+import time
+
+from mmattn.console import say, say_table, waiting
+from mmattn.errors import UserError
+from mmattn.remote.cloud import GONE, Cloud, CloudError, Instance
+from mmattn.remote.fetch import fetched_all
+from mmattn.remote.runs import FOLDER, Run, locked, runs
+from mmattn.remote.ssh import RemoteError
+
+SETTLE_S = 15  # until EC2 lists a new instance
+HELP_FORCE = "--force removes it all the same"
+
+
+def teardown(name: str | None, region: str | None, force: bool) -> None:
+    """End a run's machine and delete all that was made for it; say what is left, by the tags.
+
+    It works without the local state too, which is why a name may be given that only EC2 knows.
+
+    Args:
+        name: of the run; None for the latest.
+        region: of a run without local state.
+        force: do not ask whether the results were fetched.
+
+    Raises:
+        UserError: results are not fetched, or something is left.
+    """
+    with locked("teardown"):
+        known = name is None or any(run.name == name for run in runs())
+        run = Run.find(name) if known else Run(name, name.split("-")[0], region=region)
+        if run.host is not None:
+            _clear_host(run, force)
+            return
+        cloud = run.cloud()
+        run.region = cloud.region
+        remains = _remains(run, cloud)
+        if not known and not remains:
+            raise UserError(f"--run {name}: neither {FOLDER} nor {cloud.region} knows such a run")
+        if not force:
+            _check_fetched(run, cloud, known)
+        _remove(run, cloud, remains)
+        if known:
+            run.address = run.deadline = None
+            run.started = True  # nothing is left that `fab deploy` could finish
+            run.save()
+        left = cloud.remains(run.name, run.label)
+        if left:
+            listed = "; ".join(f"{kind} {', '.join(names)}" for kind, names in left.items())
+            raise CloudError(f"still there in {cloud.region}: {listed}. Try again in a minute")
+        say(f"{run.name}: nothing is left in {cloud.region}")
+
+
+def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
+    """What exists of a run, also an instance that EC2 does not list by its tags yet."""
+    remains = cloud.remains(run.name, run.label)
+    if "instance" in remains:
+        return remains
+    if run.instance_id is not None and cloud.state(run.instance_id) not in (None, "terminated"):
+        return {**remains, "instance": [run.instance_id]}
+    if run.instance_id is None and run.deadline is not None:
+        with waiting("a start was asked for whose answer never came: looking for the instance"):
+            time.sleep(SETTLE_S)
+        return cloud.remains(run.name, run.label)
+    return remains
+
+
+def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
+    """UserError if the machine has results that are not here."""
+    living = [one for one in cloud.instances(run=run.name) if one.state not in GONE]
+    if not living:
+        return
+    if not known:
+        raise UserError(
+            f"{run.name} is not in {FOLDER}, so its results cannot be fetched from here; "
+            f"{HELP_FORCE}"
+        )
+    if run.address is None:
+        return  # the deployment never came so far that there could be results
+    try:
+        fetched = not run.started or fetched_all(run, run.machine())
+    except RemoteError as error:
+        raise UserError(
+            f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
+        ) from error
+    if not fetched:
+        raise UserError(
+            f"{run.name} has results that were not fetched: `fab fetch` first; {HELP_FORCE}"
+        )
+
+
+def _remove(run: Run, cloud: Cloud, remains: dict[str, list[str]]) -> None:
+    instances = remains.get("instance", [])
+    if instances:
+        with waiting(f"ending {', '.join(instances)}"):
+            cloud.terminate(instances)
+    for name in remains.get("alarm", []):
+        cloud.delete_alarm(name)
+    for group in remains.get("security group", []):
+        with waiting(f"deleting security group {group}"):
+            cloud.delete_group(group)
+    for key in remains.get("key pair", []):
+        say(f"deleting key pair {key}")
+        cloud.delete_key_pair(key)
+    for secret in (run.key, run.host_key):
+        secret.unlink(missing_ok=True)
+        secret.with_name(f"{secret.name}.pub").unlink(missing_ok=True)
+
+
+def _clear_host(run: Run, force: bool) -> None:
+    """Delete a run's files from a machine that is not ours to end."""
+    machine = run.machine()
+    if machine.run(f"test ! -d {run.base}/code || echo yes").strip():
+        job = machine.call("snapshot")["job"]
+        if job["state"] == "running" and not force:
+            raise UserError(f"{run.name} still runs on {run.host}: `fab stop` first")
+        if run.started and not force and not fetched_all(run, machine):
+            raise UserError(
+                f"{run.name} has results that were not fetched: `fab fetch` first; {HELP_FORCE}"
+            )
+        machine.call("stop", "--wait", "60", timeout=90)
+        machine.run(f"rm -rf {run.base}", timeout=300)
+    shutil.rmtree(run.folder)
+    say(f"{run.name}: nothing is left on {run.host}")
+
+
+def list_runs(region: str | None) -> None:
+    """Say every run of this user: machines by their tags, and what this computer knows."""
+    here = {run.name: run for run in runs()}
+    regions = {run.region for run in here.values() if run.host is None} | {region}
+    rows, seen = [], set()
+    for cloud in {cloud.region: cloud for cloud in map(Cloud, regions)}.values():
+        for one in cloud.instances(owner=cloud.caller()):
+            rows.append(_row(one, cloud.region, here.get(one.run)))
+            seen.add(one.run)
+    for run in here.values():
+        if run.name not in seen:
+            where = run.host or run.region or ""
+            state = "started" if run.started and run.host else "no machine"
+            rows.append((run.name, where, state, "", "", "", run.fetched or "not fetched"))
+    columns = ("run", "where", "state", "type", "ends in", "cost", "results")
+    say_table("Runs", columns, rows, left=True) if rows else say("no runs")
+
+
+def _row(one: Instance, region: str, run: Run | None) -> tuple[str, ...]:
+    living = one.state not in GONE
+    ends = f"{(one.deadline - time.time()) / 3600:.1f} h" if living and one.deadline else ""
+    hours = (time.time() - one.launched) / 3600
+    cost = f"${hours * one.price:.2f}" if living and one.price else ""
+    results = (run.fetched or "not fetched") if run else "deployed elsewhere"
+    return (one.run, region, one.state, one.type + " spot" * one.spot, ends, cost, results)

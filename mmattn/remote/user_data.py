@@ -1,0 +1,80 @@
+"""What the instance is told at its first boot, through cloud-init: its host key and its end."""
+
+import base64
+import gzip
+import json
+import time
+from pathlib import Path
+
+import mmattn.remote.instance
+
+TIMER, GUARD = "mmattn-deadline.timer", "mmattn-guard.service"
+LIMIT = 16 * 1024  # of EC2, before its own encoding
+STOP_S = 100  # for the job to save: a spot machine has 120 s
+_HOME = "/opt/mmattn"
+_MODULES = (
+    "__init__.py",
+    "remote/__init__.py",
+    *(f"remote/instance/{name}.py" for name in ("__init__", "job", "guard")),
+)
+
+
+def user_data(
+    host_key: str, host_key_public: str, job: str, deadline: float, grace_s: float
+) -> str:
+    """The cloud-config of an instance (JSON, which is YAML too).
+
+    The host key is made beforehand, so that nobody need trust a machine at first sight. Two things
+    end the machine, whatever becomes of this computer: a timer at the deadline, and a guard that
+    also ends it when its job is over or it is about to be taken away.
+
+    Args:
+        host_key: the private half; readable from the instance by root alone.
+        host_key_public: its public half.
+        job: the job's folder, absolute.
+        deadline: Unix time.
+        grace_s: how long the machine stays without a job.
+    """
+    guard = {"job": job, "deadline": deadline, "grace_s": grace_s, "stop_s": STOP_S}
+    end = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
+    files = {
+        "/etc/mmattn/guard.json": json.dumps(guard),
+        f"/etc/systemd/system/{TIMER}": (
+            "[Unit]\nDescription=the machine's absolute deadline\n"
+            f"[Timer]\nOnCalendar={end}\nAccuracySec=1s\nPersistent=true\n"
+            "[Install]\nWantedBy=timers.target\n"
+        ),
+        "/etc/systemd/system/mmattn-deadline.service": (
+            "[Unit]\nDescription=power off at the deadline\n"
+            "[Service]\nType=oneshot\nExecStart=/usr/bin/systemctl poweroff\n"
+        ),
+        f"/etc/systemd/system/{GUARD}": (
+            "[Unit]\nDescription=ends the machine when its job is over\n"
+            f"[Service]\nWorkingDirectory={_HOME}\n"
+            "ExecStart=/usr/bin/python3 -m mmattn.remote.instance.guard\n"
+            "Restart=always\nRestartSec=5\nOOMScoreAdjust=-900\n"
+            "[Install]\nWantedBy=multi-user.target\n"
+        ),
+    }
+    source = Path(mmattn.remote.instance.__file__).parents[2]
+    for name in _MODULES:
+        files[f"{_HOME}/mmattn/{name}"] = (source / name).read_text(encoding="utf-8")
+    document = {
+        "ssh_keys": {"ed25519_private": host_key, "ed25519_public": host_key_public},
+        "write_files": [
+            {"path": path, "encoding": "gz+b64", "content": _packed(text)}
+            for path, text in files.items()
+        ],
+        "runcmd": [
+            ["systemctl", "daemon-reload"],
+            ["systemctl", "enable", "--now", TIMER, GUARD],
+        ],
+    }
+    text = "#cloud-config\n" + json.dumps(document)
+    assert len(text) <= LIMIT, f"user data of {len(text)} bytes, EC2 takes {LIMIT}"
+    return text
+
+
+def _packed(text: str) -> str:
+    # Without a time stamp: the same files give the same launch parameters, and so the same token.
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()

@@ -1,0 +1,162 @@
+"""Train on EC2, or on any machine with SSH: `fab --list`, `fab deploy --help`."""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+
+from fabric import task
+
+from mmattn.cli import end_process_after
+
+RUN = "the run (default: the latest)"
+
+
+def order(**options) -> Callable:
+    """A Fabric task whose errors are one message, and whose result is the exit code."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def work(context, *args, **kwargs):
+            code = None
+
+            def call():
+                nonlocal code
+                code = function(context, *args, **kwargs)
+
+            end_process_after(call)
+            if code:
+                sys.exit(code)
+
+        work.__signature__ = inspect.signature(function)
+        return task(auto_shortflags=False, **options)(work)
+
+    return decorate
+
+
+@order(
+    iterable=["data"],
+    help={
+        "experiment": "a file of experiments/ (default: no_aug)",
+        "args": "options of the experiment in one string, e.g. '--train.epochs 40 --seed 1'",
+        "data": "folder of feature files to send; may be repeated (default: the built-in corpus)",
+        "instance-type": "EC2's name for the machine (default: c5.24xlarge, 96 vCPU)",
+        "spot": "a spot machine: a third of the price, but it may be taken away",
+        "max-hours": "the machine ends itself after so long, whatever happens (default: 6)",
+        "grace-minutes": "the machine ends itself so long after its job (default: 60)",
+        "region": "of EC2 (default: of your AWS configuration)",
+        "host": "user@address[:port] of a machine that exists, instead of EC2",
+        "yes": "do not ask",
+        "dry-run": "show the plan and its cost, and stop",
+    },
+)
+def deploy(
+    context,
+    experiment="no_aug",
+    args="",
+    data=None,
+    instance_type="c5.24xlarge",
+    spot=False,
+    max_hours="6",
+    grace_minutes="60",
+    region="",
+    host="",
+    yes=False,
+    dry_run=False,
+):
+    """Make a machine, send code and data, start the training; repeated, goes on where it was."""
+    from mmattn.remote import deploy as remote
+    from mmattn.remote.plan import new_run
+
+    asked = new_run(
+        experiment,
+        args,
+        data or [],
+        hours=max_hours,
+        grace_minutes=grace_minutes,
+        host=host or None,
+        region=region or None,
+        instance_type=instance_type,
+        spot=spot,
+    )
+    remote.deploy(asked, yes, dry_run or context.config.run.dry)
+
+
+@order(
+    help={
+        "run": RUN,
+        "quick": "one report, then stop",
+        "follow": "the job's log, byte for byte, instead of the screen",
+    }
+)
+def monitor(context, run="", quick=False, follow=False):
+    """Show state, curves, machine, cost and log until the job ends; its exit code is ours."""
+    from mmattn.remote.monitor import monitor as watch
+
+    return watch(_find(run), quick, follow)
+
+
+@order(help={"run": RUN, "watch": "fetch whatever comes, until the job has ended"})
+def fetch(context, run="", watch=False):
+    """Bring checkpoints, log, metrics and plots here, verified; at any time."""
+    from mmattn.remote.fetch import fetch as bring
+
+    bring(_find(run), watch)
+
+
+@order(
+    help={
+        "run": RUN,
+        "region": "of a run that this computer does not know",
+        "force": "also while results are not fetched",
+    }
+)
+def teardown(context, run="", region="", force=False):
+    """End the machine and remove all that was made for it; fails if anything is left."""
+    from mmattn.remote.teardown import teardown as remove
+
+    remove(run or None, region or None, force)
+
+
+@order(help={"region": "to look in, besides those of known runs"})
+def ls(context, region=""):
+    """List your runs: machines by their tags, cost so far, what was fetched."""
+    from mmattn.remote.teardown import list_runs
+
+    list_runs(region or None)
+
+
+@order(help={"run": RUN})
+def stop(context, run=""):
+    """Let the job save and end; the machine stays for a while."""
+    from mmattn.remote import control
+
+    control.stop(_find(run))
+
+
+@order(help={"run": RUN, "yes": "do not ask before a new machine is made"})
+def resume(context, run="", yes=False):
+    """Continue a stopped job; on a new machine from what was fetched, if its own is lost."""
+    from mmattn.remote import deploy as remote
+
+    remote.resume(_find(run), yes)
+
+
+@order(help={"run": RUN})
+def hold(context, run=""):
+    """Keep the machine of an ended job until its deadline."""
+    from mmattn.remote import control
+
+    control.hold(_find(run))
+
+
+@order(help={"run": RUN})
+def ssh(context, run=""):
+    """Open a shell on the machine."""
+    _find(run).machine().shell()
+
+
+def _find(name: str):
+    from mmattn.remote.runs import Run
+
+    return Run.find(name or None)
