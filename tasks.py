@@ -19,6 +19,8 @@ def order(**options) -> Callable:
         @functools.wraps(function)
         def work(context, *args, **kwargs):
             code = None
+            if context.config.run.dry and "dry_run" not in kwargs:
+                sys.exit("-R (--dry): only `fab deploy` has a plan to show; nothing was done")
 
             def call():
                 nonlocal code

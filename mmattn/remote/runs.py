@@ -162,9 +162,12 @@ def read_run(path: Path) -> Run:
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected the state of a run, found {type(found).__name__}")
     try:
-        return dacite.from_dict(Run, found, dacite.Config(strict=True, cast=[float]))
+        run = dacite.from_dict(Run, found, dacite.Config(strict=True, cast=[float]))
     except (dacite.DaciteError, ValueError) as error:
         raise UserError(f"{path}: expected the state of a run: {error}") from error
+    if not re.fullmatch(r"\w+-\d{8}-\d{6}-[0-9a-f]{4}", run.name):  # it becomes part of paths
+        raise UserError(f"{path}: expected a run's name, found {run.name!r}")
+    return run
 
 
 def parse_host(host: str) -> tuple[str, str, int]:

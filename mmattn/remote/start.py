@@ -55,7 +55,7 @@ def _run_detached(run: Run, machine: Machine, job: str, words: list[str]) -> Non
     write_json(path, spec)
     before = machine.call("snapshot", job=job)["job"].get("start") or 0
     machine.run(f"mkdir -p {run.base}/{job}")
-    persist(lambda: machine.rsync(str(path), machine.remote(f"{job}/"), progress="spec"))
+    persist(machine, lambda: machine.rsync(str(path), machine.remote(f"{job}/"), progress="spec"))
     supervisor = f"python3 -m mmattn.remote.instance.supervisor ../{job}"
     log = f"../{job}/supervisor.log"
     machine.run(f"cd {run.base}/code && setsid -f {supervisor} </dev/null >>{log} 2>&1")

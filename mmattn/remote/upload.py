@@ -12,6 +12,7 @@ from mmattn.console import progress, say
 from mmattn.errors import UserError
 from mmattn.files import write_json
 from mmattn.remote.instance.verify import sha256
+from mmattn.remote.plan import folder_size
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Machine, RemoteError, Unreachable
 
@@ -32,22 +33,30 @@ def upload(run: Run, machine: Machine) -> None:
         return
     write_json(run.folder / "manifest.json", manifest)
     (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
-    machine.run(f"umask 077 && mkdir -p {run.base}/code {run.base}/data {run.base}/run")
+    machine.run(
+        f"umask 077 && mkdir -p {run.base}/code {run.base}/data {run.base}/run {run.base}/job"
+    )
 
     def send(*arguments: str, title: str, total: int) -> None:
-        persist(lambda: machine.rsync(*arguments, progress=title, total=total))
+        persist(machine, lambda: machine.rsync(*arguments, progress=title, total=total))
 
     size = sum(Path(path).stat().st_size for path in code)
     listed = ("--from0", f"--files-from={run.folder / 'code_files'}")
     send(*listed, "./", machine.remote("code/"), title="code", total=size)
     for number, folder in enumerate(run.data):
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         target = machine.remote(f"data/{number}/")
         links = ("--copy-links", "--delete")
-        send(*links, f"{folder}/", target, title=f"data {folder}", total=size)
+        send(*links, f"{folder}/", target, title=f"data {folder}", total=folder_size(Path(folder)))
     if (run.results / "config.json").exists():
-        without = ("--exclude=/job", "--ignore-existing")
-        send(*without, f"{run.results}/", machine.remote("run/"), title="earlier results", total=0)
+        keep = "--ignore-existing"
+        send(
+            *("--exclude=/job", keep, f"{run.results}/", machine.remote("run/")),
+            title="earlier results",
+            total=folder_size(run.results),
+        )
+        log = run.results / "job" / "job.log"  # goes on growing there
+        if log.exists():
+            send(keep, str(log), machine.remote("job/"), title="earlier log", total=0)
     send(str(run.folder / "manifest.json"), machine.remote(), title="manifest", total=0)
     wrong = machine.call("verify", timeout=3600)["wrong"]
     if wrong:
@@ -80,10 +89,12 @@ def _hash(sources: dict[str, Path]) -> dict[str, str]:
     return found
 
 
-def persist(transfer: Callable[[], None]) -> None:
+def persist(machine: Machine, transfer: Callable[[], None]) -> None:
     """Go on with a transfer that is cut, with growing pauses."""
     for attempt in range(RETRIES):
         try:
+            if attempt:
+                machine.run("true")  # lets this computer in, should its address have changed
             transfer()
             return
         except Unreachable as error:

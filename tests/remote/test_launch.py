@@ -1,0 +1,166 @@
+"""The instance and what belongs to it: made once whatever is cut, refused clearly, removed whole."""
+
+import json
+
+import pytest
+
+from mmattn.errors import UserError
+from mmattn.remote import launch, teardown
+from mmattn.remote.access import own_network
+from mmattn.remote.cloud import Cloud
+from mmattn.remote.plan import make_plan, new_run
+from mmattn.remote.runs import Run
+
+
+class Crash(BaseException):
+    """The computer went away."""
+
+
+@pytest.fixture
+def run(cloud_api, tmp_path, monkeypatch) -> Run:
+    """A run that is planned, in an account with nothing in it."""
+    for name, value in cloud_api.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "own_network", lambda: "192.0.2.7/32")
+    monkeypatch.setattr(teardown, "SETTLE_S", 0)
+    asked = new_run(
+        *("no_aug", "", []),
+        hours="6",
+        grace_minutes="60",
+        host=None,
+        region="us-east-1",
+        instance_type="c5.24xlarge",
+        spot=False,
+    )
+    monkeypatch.chdir(tmp_path)
+    asked.save()
+    return asked
+
+
+def make(run: Run) -> Run:
+    launch.make_instance(run, make_plan(run, run.cloud()))
+    return Run.find(run.name)
+
+
+def crash_at(monkeypatch, number: int, after: bool) -> None:
+    """Make the API call of this number (from 1) the last thing that this computer does."""
+    from botocore.client import BaseClient
+
+    count = 0
+    call = BaseClient._make_api_call
+
+    def counted(self, *args):
+        nonlocal count
+        count += 1
+        if count == number and not after:
+            raise Crash
+        answer = call(self, *args)
+        if count == number:
+            raise Crash
+        return answer
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", counted)
+
+
+def test_the_instance_is_made_as_promised(run, cloud_api):
+    run = make(run)
+    ec2 = Cloud("us-east-1").ec2
+    (group,) = ec2.describe_security_groups(GroupIds=[run.group_id])["SecurityGroups"]
+    (rule,) = group["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"]) == (22, 22)
+    assert [one["CidrIp"] for one in rule["IpRanges"]] == ["192.0.2.7/32"]
+    (found,) = ec2.describe_instances(InstanceIds=[run.instance_id])["Reservations"][0]["Instances"]
+    assert found["MetadataOptions"]["HttpTokens"] == "required"
+    assert found["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
+    tags = {tag["Key"]: tag["Value"] for tag in found["Tags"]}
+    assert tags["mmattn:run"] == run.name
+    assert float(tags["mmattn:deadline"]) == run.deadline
+    shutdown = ec2.describe_instance_attribute(
+        InstanceId=run.instance_id, Attribute="instanceInitiatedShutdownBehavior"
+    )
+    assert shutdown["InstanceInitiatedShutdownBehavior"]["Value"] == "terminate"
+    (volume,) = ec2.describe_volumes(Filters=[{"Name": "tag:mmattn:run", "Values": [run.name]}])[
+        "Volumes"
+    ]
+    assert volume["Encrypted"]
+    assert volume["Size"] == run.disk_gib
+    assert volume["Attachments"][0]["DeleteOnTermination"]
+    assert run.key.stat().st_mode & 0o777 == run.host_key.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_crash_anywhere_is_gone_on_from(run, cloud_api, monkeypatch, after):
+    """A computer that goes away before or after any call: the same command ends with one of each."""
+    number, crashed = 0, True
+    while crashed:
+        number += 1
+        fresh = Run(**{**vars(run), "name": f"{run.name[:-4]}{number:04x}"})
+        fresh.save()
+        crashed = False
+        with monkeypatch.context() as patch:
+            crash_at(patch, number, after)
+            try:
+                make(fresh)
+            except Crash:
+                crashed = True
+        made = make(Run.find(fresh.name))
+        remains = made.cloud().remains(made.name, made.label)
+        assert {kind: len(names) for kind, names in remains.items()} == {
+            kind: 1 for kind in ("instance", "security group", "key pair", "volume", "alarm")
+        }, f"after a crash at call {number}"
+        teardown.teardown(made.name, None, force=True)
+        assert not any(cloud_api.resources().values()), f"after a crash at call {number}"
+    assert number > 10
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_teardown_after_a_crash_anywhere_leaves_nothing(run, cloud_api, monkeypatch, after):
+    number, crashed = 0, True
+    while crashed:
+        number += 1
+        fresh = Run(**{**vars(run), "name": f"{run.name[:-4]}{number:04x}"})
+        fresh.save()
+        crashed = False
+        with monkeypatch.context() as patch:
+            crash_at(patch, number, after)
+            try:
+                make(fresh)
+            except Crash:
+                crashed = True
+        teardown.teardown(fresh.name, None, force=False)
+        assert not any(cloud_api.resources().values()), f"after a crash at call {number}"
+
+
+def test_the_state_is_gone(run, cloud_api, tmp_path):
+    made = make(run)
+    (made.folder / "state.json").unlink()
+    with pytest.raises(UserError, match="--force"):
+        teardown.teardown(made.name, "us-east-1", force=False)
+    teardown.teardown(made.name, "us-east-1", force=True)
+    assert not any(cloud_api.resources().values())
+    with pytest.raises(UserError, match="neither"):
+        teardown.teardown(made.name, "us-east-1", force=True)
+
+
+def test_teardown_twice_and_after_an_end_from_outside(run, cloud_api):
+    made = make(run)
+    Cloud("us-east-1").ec2.terminate_instances(InstanceIds=[made.instance_id])
+    teardown.teardown(made.name, None, force=False)
+    assert not any(cloud_api.resources().values())
+    teardown.teardown(made.name, None, force=False)
+
+
+def test_own_address_changed(run, cloud_api):
+    made = make(run)
+    cloud = made.cloud()
+    assert cloud.admit(made.group_id, "192.0.2.9/32")
+    assert not cloud.admit(made.group_id, "192.0.2.9/32")
+    (group,) = cloud.ec2.describe_security_groups(GroupIds=[made.group_id])["SecurityGroups"]
+    assert [one["CidrIp"] for one in group["IpPermissions"][0]["IpRanges"]] == ["192.0.2.9/32"]
+    assert cloud.admit(made.group_id, "2001:db8::7/128")
+    (group,) = cloud.ec2.describe_security_groups(GroupIds=[made.group_id])["SecurityGroups"]
+    (rule,) = group["IpPermissions"]
+    assert (rule["IpRanges"], [one["CidrIpv6"] for one in rule["Ipv6Ranges"]]) == (
+        [],
+        ["2001:db8::7/128"],
+    )

@@ -1,0 +1,193 @@
+"""Commands and transfers to a real sshd, through what goes wrong with it."""
+
+import json
+import time
+from contextlib import suppress
+
+import pytest
+
+from mmattn.remote import ssh
+from mmattn.remote.ssh import (
+    Access,
+    CommandFailed,
+    Machine,
+    NotLoggedIn,
+    RemoteError,
+    Unreachable,
+    make_key,
+)
+
+
+@pytest.fixture(scope="module")
+def guest(boot_guest):
+    with boot_guest() as guest:
+        yield guest
+
+
+@pytest.fixture
+def access(guest, tmp_path) -> Access:
+    known = tmp_path / "known_hosts"
+    known.write_text(guest.known_hosts_line + "\n")
+    return Access(guest.user, guest.address, 22, known, guest.key_file)
+
+
+@pytest.fixture
+def machine(access, tmp_path):
+    machine = Machine(access, tmp_path, "mmattn/run")
+    yield machine
+    machine.close()
+
+
+def test_a_command_runs_and_its_failure_is_told(machine):
+    assert machine.run("echo one; echo two >&2") == "one\n"
+    with pytest.raises(CommandFailed) as error:
+        machine.run("echo out; echo why >&2; exit 7")
+    assert (error.value.exit_code, error.value.output) == (7, "why")
+
+
+def test_one_connection_serves_many_commands(machine):
+    ports = {machine.run("echo $SSH_CONNECTION") for _ in range(3)}
+    assert len(ports) == 1
+
+
+def test_an_unknown_host_key_is_refused(access, tmp_path):
+    access.known_hosts.write_text("")
+    with pytest.raises(RemoteError, match="is not in") as error:
+        Machine(access, tmp_path, "mmattn/run").run("true")
+    assert not isinstance(error.value, Unreachable)
+    with pytest.raises(RemoteError, match="host key is not the known one; nothing was sent"):
+        Machine(access, tmp_path, "mmattn/run").rsync(__file__, "instance:x", progress="x")
+    assert access.known_hosts.read_text() == ""
+
+
+def test_another_host_key_is_refused(access, tmp_path):
+    other = " ".join(make_key(tmp_path / "other").split()[:2])
+    access.known_hosts.write_text(f"{access.address} {other}\n")
+    machine = Machine(access, tmp_path, "mmattn/run")
+    with pytest.raises(RemoteError, match="shows another host key") as error:
+        machine.run("true")
+    assert not isinstance(error.value, Unreachable)
+    with pytest.raises(RemoteError, match="host key is not the known one; nothing was sent"):
+        machine.rsync(__file__, "instance:x", progress="x")
+
+
+def test_a_key_that_is_not_accepted(access, tmp_path):
+    make_key(tmp_path / "wrong")
+    with pytest.raises(NotLoggedIn, match=r"refuses to let .*wrong log in"):
+        Machine(access._replace(key=tmp_path / "wrong"), tmp_path, "x").run("true")
+
+
+def test_nobody_listens(guest, machine):
+    machine.run("true")
+    guest.stop_sshd()
+    try:
+        with pytest.raises(Unreachable):
+            machine.run("true")
+        with pytest.raises(Unreachable, match="no connection"):
+            machine.run("true")
+        with pytest.raises(Unreachable, match="the transfer was cut"):
+            machine.rsync(__file__, "instance:x", progress="x")
+    finally:
+        guest.start_sshd()
+    assert machine.run("echo back") == "back\n"
+
+
+@pytest.mark.parametrize("fault", ["freeze_sshd", "cut_link"])
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_silent_peer_is_found_out(guest, access, tmp_path, monkeypatch, fault, connected):
+    monkeypatch.setattr(ssh, "CONNECT_S", 3)
+    machine = Machine(access, tmp_path, "mmattn/run")
+    if connected:
+        machine.run("true")
+    getattr(guest, fault)()
+    begin = time.monotonic()
+    try:
+        with pytest.raises(Unreachable):
+            machine.run("true", timeout=5)
+        assert time.monotonic() - begin < 10
+    finally:
+        guest.thaw_sshd()
+        guest.mend_link()
+    assert machine.run("echo back") == "back\n"
+    machine.close()
+
+
+def test_a_killed_connection_is_made_anew(guest, machine):
+    machine.run("true")
+    guest.kill_ssh_connections()
+    with suppress(Unreachable):  # unless its end is noticed before
+        machine.run("true")
+    assert machine.run("echo back") == "back\n"
+
+
+def test_a_command_that_hangs(machine):
+    with pytest.raises(Unreachable, match="silent for 1 s"):
+        machine.run("sleep 60", timeout=1)
+
+
+@pytest.fixture
+def answering(guest):
+    """Make a module that prints a text the one that `call("answer")` runs."""
+    inside = f"{guest.home}/mmattn/run/code/mmattn/remote/instance"
+
+    def make(text: str) -> None:
+        guest.run(f"mkdir -p {inside}")
+        (guest.root / inside.lstrip("/") / "answer.py").write_text(f"print({text!r})")
+
+    yield make
+    guest.run(f"rm -r {guest.home}/mmattn")
+
+
+def test_a_noisy_shell(guest, machine, answering):
+    answering('mmattn:{"a": 1}')
+    guest.run(f"cp {guest.home}/.bashrc /tmp && sed -i '1i echo mmattn:noise' {guest.home}/.bashrc")
+    try:
+        assert machine.call("answer") == {"a": 1}
+        with pytest.raises(RemoteError, match=r"make its \.bashrc silent"):
+            machine.rsync(__file__, "instance:x", progress="x")
+    finally:
+        guest.run(f"cp /tmp/.bashrc {guest.home}")
+
+
+def test_what_is_no_json_is_shown(machine, answering):
+    answering("1 {")
+    with pytest.raises(RemoteError, match=r"expected JSON from answer, got '1 \{'"):
+        machine.call("answer")
+
+
+def test_files_arrive_whole_and_with_their_times(guest, machine, tmp_path):
+    source = tmp_path / "a file"
+    source.write_text(json.dumps(list(range(10_000))))
+    machine.run("mkdir -p mmattn/run")
+    machine.rsync(str(source), machine.remote(), progress="a file", total=source.stat().st_size)
+    arrived = guest.root / f"{guest.home}/mmattn/run/a file".lstrip("/")
+    assert arrived.read_bytes() == source.read_bytes()
+    assert int(arrived.stat().st_mtime) == int(source.stat().st_mtime)
+
+
+def test_no_space_on_the_machine(guest, machine, tmp_path):
+    source = tmp_path / "big"
+    source.write_bytes(b"\0" * 1_000_000)
+    guest.fill_disk()
+    try:
+        with pytest.raises(CommandFailed, match="no space left on the disk"):
+            machine.rsync(str(source), "instance:big", progress="big")
+    finally:
+        guest.free_disk()
+
+
+def test_the_own_address_changed(guest, access, tmp_path, monkeypatch):
+    """Whoever is not admitted meets silence, mends it once, and gets in."""
+    monkeypatch.setattr(ssh, "CONNECT_S", 3)
+    mended = []
+
+    def mend() -> bool:
+        guest.mend_link()
+        mended.append(True)
+        return True
+
+    guest.cut_link()
+    machine = Machine(access, tmp_path, "mmattn/run", mend)
+    assert machine.run("echo in") == "in\n"
+    machine.close()
+    assert mended == [True]
