@@ -74,7 +74,7 @@ class _Connection(fabric.Connection):
             connect_timeout=CONNECT_S,
             config=fabric.Config(overrides={"load_ssh_configs": False}),
             connect_kwargs={
-                "key_filename": None if own else [str(access.key)],
+                "key_filename": [] if own else [str(access.key)],
                 "look_for_keys": own,
                 "allow_agent": own,  # another run's agent may hang or offer too many keys
                 "banner_timeout": CONNECT_S,
@@ -206,11 +206,17 @@ class Machine:
             self._connection = None
 
     def _connected(self) -> _Connection:
+        if self._connection is not None and not self._connection.is_connected:
+            self.close()  # Fabric would open it again by itself, past what is said of failures here
         if self._connection is None:
             try:
                 self._connection = self._connect()
             except Unreachable:
-                if not self._on_silence():
+                try:
+                    again = self._on_silence()
+                except UserError:  # offline, say; that it is unreachable remains the news
+                    again = False
+                if not again:
                     raise
                 self._connection = self._connect()
         return self._connection

@@ -10,7 +10,7 @@ import mmattn.remote.instance
 
 TIMER, GUARD = "mmattn-deadline.timer", "mmattn-guard.service"
 LIMIT = 16 * 1024  # of EC2, before its own encoding
-STOP_S = 100  # for the job to save: a spot machine has 120 s
+STOP_S = 85  # for the job to save: a spot machine has 120 s, noticed within 7 of them
 _HOME = "/opt/mmattn"
 _MODULES = (
     "__init__.py",
@@ -39,6 +39,8 @@ def user_data(
     end = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
     files = {
         "/etc/mmattn/guard.json": json.dumps(guard),
+        # The guard counts connections: those of a computer that has vanished must end.
+        "/etc/ssh/sshd_config.d/10-mmattn.conf": "ClientAliveInterval 30\nClientAliveCountMax 10\n",
         f"/etc/systemd/system/{TIMER}": (
             "[Unit]\nDescription=the machine's absolute deadline\n"
             f"[Timer]\nOnCalendar={end}\nAccuracySec=1s\nPersistent=true\n"

@@ -115,7 +115,7 @@ def test_a_silent_peer_is_found_out(guest, access, tmp_path, monkeypatch, fault,
 def test_a_killed_connection_is_made_anew(guest, machine):
     machine.run("true")
     guest.kill_ssh_connections()
-    with suppress(Unreachable):  # unless its end is noticed before
+    with suppress(Unreachable):  # unless its end was noticed before
         machine.run("true")
     assert machine.run("echo back") == "back\n"
 

@@ -1,0 +1,1 @@
+"""Training on a rented machine: deploy, watch, fetch, tear down."""

@@ -1,0 +1,143 @@
+"""Real jobs under a real supervisor, started as the deployment starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mmattn.remote.instance.job import LOCK, STATUS, is_held, read_json
+
+
+def wait_until(true: Callable[[], object], timeout: float = 20) -> None:
+    end = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)
+
+
+class Job:
+    """A job's folder in a run's, and what the tests do to it."""
+
+    wait_until = staticmethod(wait_until)
+    interpreter = sys.executable
+
+    def __init__(self, folder: Path):
+        self.base, self.folder = folder.parent, folder
+        folder.mkdir()
+        self.pids: set[int] = set()
+
+    def specify(self, argv: object, **environment: str) -> None:
+        spec = {"run": "x", "argv": argv, "cwd": "..", "environment": environment}
+        (self.folder / "spec.json").write_text(json.dumps(spec))
+
+    def supervise(self, *before: str) -> None:
+        """Start the supervisor detached; with a few words before the command."""
+        command = [self.interpreter, "-m", "mmattn.remote.instance.supervisor", str(self.folder)]
+        with open(self.folder / "supervisor.log", "ab") as log:
+            subprocess.run(
+                [*before, "setsid", "-f", *command],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def python(self, code: str, **environment: str) -> None:
+        """Start a job of Python code, and wait until it says "ready" in its log."""
+        self.specify([sys.executable, "-uc", code], **environment)
+        ready = self.log.count(b"ready")
+        self.supervise()
+        wait_until(lambda: self.log.count(b"ready") > ready and self.status["pid"])
+        self.pids |= {self.status["pid"], self.status["supervisor"]}
+
+    def run(self, argv: object, **environment: str) -> dict:
+        """Run a command to its end; returns the status."""
+        self.specify(argv, **environment)
+        start = self.start
+        self.supervise()
+        wait_until(lambda: self.start > start)
+        return self.wait()
+
+    def wait(self) -> dict:
+        """Wait for the end; returns the status."""
+        wait_until(lambda: self.start and self.status["state"] == "ended" and not self.held)
+        return self.status
+
+    @property
+    def start(self) -> int:
+        return self.status["start"] if self.status else 0
+
+    @property
+    def status(self) -> dict | None:
+        return read_json(self.folder / STATUS)
+
+    @property
+    def held(self) -> bool:
+        return is_held(self.folder / LOCK)
+
+    @property
+    def log(self) -> bytes:
+        path = self.folder / "job.log"
+        return path.read_bytes() if path.exists() else b""
+
+    def clean_up(self) -> None:
+        for pid in self.pids if self.held else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def job_in() -> Iterator[Callable[[Path], Job]]:
+    """Makes a job in a run's folder."""
+    jobs = []
+
+    def make(base: Path, name: str = "job") -> Job:
+        jobs.append(Job(base / name))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.clean_up()
+
+
+@pytest.fixture
+def job(job_in, tmp_path) -> Job:
+    """The training's job."""
+    return job_in(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A folder on a disk of 256 KB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(["mount", *options], capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs a disk of its own, which only root may mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill() -> Callable[[Path], Path]:
+    """Fills the disk that a folder is on with one file, which it returns."""
+
+    def fill(folder: Path) -> Path:
+        path = folder / "filler"
+        with open(path, "ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 512)
+        return path
+
+    return fill

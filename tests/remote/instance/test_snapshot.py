@@ -1,0 +1,200 @@
+"""One answer with everything that the monitor shows."""
+
+import base64
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmattn.remote.instance.snapshot import describe, describe_job, read_log, read_rows
+
+BYTES = bytes(range(256)) * 5 + b"\xff\xfe\x80 half a li"
+
+
+def ask(folder: Path, *options: object) -> dict:
+    command = [sys.executable, "-m", "mmattn.remote.instance.snapshot", folder, *options]
+    text = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert text.stdout.count("\n") == 1
+    assert text.stdout.startswith("mmattn:")
+    return json.loads(text.stdout.removeprefix("mmattn:"))
+
+
+def data(log: dict) -> bytes:
+    return base64.b64decode(log["data"])
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A job's folder beside a run's."""
+    for name in ("job", "run"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "job"
+
+
+def write_part(run: Path, part: str, changed: float, rows: int, epochs: int = 12) -> Path:
+    """A part of a run with its config, metrics and checkpoints; returns its folder."""
+    path = run / part
+    for name in ("latest/40", "best/8", "best/32", "best/99.orbax-checkpoint-tmp"):
+        (path / "checkpoints" / name).mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"train": {"epochs": epochs}}))
+    metrics = path / "metrics.jsonl"
+    metrics.write_text("".join(f'{{"epoch": {number + 1}}}\n' for number in range(rows)))
+    os.utime(metrics, (changed, changed))
+    return path
+
+
+def test_nothing_there_yet(tmp_path):
+    found = ask(tmp_path / "job")
+    assert found["job"] == {
+        **{"state": "absent", "supervised": False, "start": None, "exit_code": None},
+        **{"started": None, "ended": None, "out_of_memory": None},
+    }
+    assert (found["part"], found["epochs"], found["metrics"]) == ("", None, [])
+    assert (found["guard"], found["complete"], found["checkpoints"]) == (None, False, [])
+    assert found["log"] == {"inode": None, "offset": 0, "size": 0, "restarted": False, "data": ""}
+
+
+def test_running_and_ended_job(job):
+    job.python("import time; print('ready'); time.sleep(60)")
+    found = ask(job.folder)
+    status = job.status
+    assert found["job"] == {
+        **{"state": "running", "supervised": True, "start": 1, "exit_code": None},
+        **{"started": status["started"], "ended": None, "out_of_memory": False},
+    }
+    assert abs(found["now"] - time.time()) < 10
+    assert data(found["log"]) == b"ready\n"
+    os.kill(status["pid"], 15)
+    job.wait()
+    ended = describe_job(job.folder)
+    assert (ended["state"], ended["exit_code"], ended["supervised"]) == ("ended", 143, False)
+    assert ended["ended"] >= ended["started"]
+
+
+def test_a_job_that_starts_just_now_runs(folder):
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = describe_job(folder)
+    assert (found["state"], found["start"]) == ("running", 0)
+    assert abs(found["started"] - time.time()) < 10
+
+
+def test_the_part_that_changed_last(folder):
+    run = folder.parent / "run"
+    write_part(run, "fold0/member0", changed=1000, rows=12, epochs=12)
+    write_part(run, "fold0/member1", changed=3000, rows=7, epochs=20)
+    write_part(run, "fold1", changed=2000, rows=1)
+    found = describe(folder)
+    assert (found["part"], found["epochs"]) == ("fold0/member1", 20)
+    assert [row["epoch"] for row in found["metrics"]] == [1, 2, 3, 4, 5, 6, 7]
+    parts = {one["part"] for one in found["checkpoints"]}
+    assert parts == {"fold0/member0", "fold0/member1", "fold1"}
+
+
+def test_a_run_without_parts(folder):
+    part = write_part(folder.parent / "run", "", changed=1000, rows=3)
+    found = describe(folder)
+    assert (found["part"], found["epochs"], len(found["metrics"])) == ("", 12, 3)
+    steps = {one["kind"]: (one["part"], one["step"]) for one in found["checkpoints"]}
+    assert steps == {"best": ("", 32), "latest": ("", 40)}
+    then = (part / "checkpoints/best/32").stat().st_mtime
+    assert found["checkpoints"][0] == {"part": "", "kind": "best", "step": 32, "time": then}
+    assert not found["complete"]
+    (part / "summary.json").touch()
+    assert describe(folder)["complete"]
+
+
+def test_broken_rows_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"epoch": 1}\n\xff\n{"epoch": 2, "train_loss": NaN}\n[3]\n{"epoch": 3, "tr')
+    assert [row["epoch"] for row in read_rows(path)] == [1, 2]
+    path.write_text("".join(f'{{"epoch": {number}}}\n' for number in range(500)))
+    rows = read_rows(path)
+    assert (len(rows), rows[0]["epoch"], rows[-1]["epoch"]) == (300, 200, 499)
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{}", '{"train": null}', '{"train": {}}'])
+def test_config_that_does_not_tell_the_epochs(folder, config):
+    part = write_part(folder.parent / "run", "", changed=1000, rows=3)
+    (part / "config.json").write_text(config)
+    assert describe(folder)["epochs"] is None
+
+
+def test_guard_is_passed_on(folder):
+    (folder / "guard.json").write_text('{"beat": 1.5, "reason": null}')
+    assert describe(folder)["guard"] == {"beat": 1.5, "reason": None}
+
+
+def test_machine(folder):
+    found = describe(folder)["machine"]
+    assert found["cores"] == os.cpu_count()
+    assert 0 <= found["cpu"] <= 1
+    assert 0 < found["memory_used"] < found["memory_total"]
+    assert 0 < found["disk_used"] < found["disk_total"]
+    assert found["disk_total"] == os.statvfs(folder).f_blocks * os.statvfs(folder).f_frsize
+
+
+def test_log_byte_for_byte(folder):
+    (folder / "job.log").write_bytes(BYTES)
+    inode = (folder / "job.log").stat().st_ino
+    parts, offset = [], 0
+    while offset < len(BYTES):
+        found = ask(folder, "--offset", offset, "--inode", inode, "--limit", 500)["log"]
+        assert (found["inode"], found["offset"], found["size"]) == (inode, offset, len(BYTES))
+        parts.append(data(found))
+        assert len(parts[-1]) <= 500
+        offset += len(parts[-1])
+    assert b"".join(parts) == BYTES
+    assert data(read_log(folder, offset, inode, 500)) == b""
+
+
+def test_end_of_the_log(folder):
+    (folder / "job.log").write_bytes(BYTES)
+    found = ask(folder, "--offset", -7)["log"]
+    assert (found["offset"], data(found)) == (len(BYTES) - 7, BYTES[-7:])
+    found = read_log(folder, -5000, None, 9999)
+    assert (found["offset"], data(found)) == (0, BYTES)
+    assert data(read_log(folder, 0, None, 0)) == b""
+
+
+def test_log_that_grows(folder):
+    path = folder / "job.log"
+    path.write_bytes(b"one\n")
+    inode = path.stat().st_ino
+    with open(path, "ab") as file:
+        file.write(b"two")
+    found = read_log(folder, 4, inode, 9999)
+    assert (data(found), found["restarted"]) == (b"two", False)
+
+
+def test_truncated_log_begins_anew(folder):
+    path = folder / "job.log"
+    path.write_bytes(b"one\ntwo\n")
+    inode = path.stat().st_ino
+    os.truncate(path, 0)
+    with open(path, "ab") as file:
+        file.write(b"three\n")
+    found = read_log(folder, 8, inode, 9999)
+    assert (found["inode"], found["offset"], found["restarted"]) == (inode, 0, True)
+    assert data(found) == b"three\n"
+
+
+def test_rotated_log_is_read_to_its_end_first(folder):
+    path = folder / "job.log"
+    path.write_bytes(b"one\n")
+    inode = path.stat().st_ino
+    path.rename(folder / "job.log.1")
+    with open(folder / "job.log.1", "ab") as file:  # the job has it open still
+        file.write(b"two\n")
+    found = read_log(folder, 4, inode, 9999)
+    assert (found["inode"], found["restarted"], data(found)) == (inode, False, b"two\n")
+    assert read_log(folder, 8, inode, 9999)["inode"] is None
+    path.write_bytes(b"three\n")
+    found = read_log(folder, 8, inode, 9999)
+    assert (found["inode"], found["offset"], found["restarted"]) == (path.stat().st_ino, 0, True)
+    assert data(found) == b"three\n"

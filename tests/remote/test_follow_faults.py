@@ -1,0 +1,150 @@
+"""`fab monitor` and a real machine whose job writes on while the line is cut in four ways."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmattn.files import write_json
+from mmattn.remote.runs import Run
+
+NAME = "no_aug-20261118-102000-ab12"
+BASE = f"mmattn/{NAME}"
+# Text that is not all UTF-8, lines that are cut, bursts; ended by a file.
+JOB = """
+import os, pathlib, random, sys, time
+rng, end = random.Random(0), pathlib.Path("../end")
+number = 0
+while not end.exists():
+    for _ in range(rng.randrange(20)):
+        number += 1
+        os.write(1, b"line %d %s" % (number, rng.randbytes(rng.randrange(40))))
+        os.write(1, rng.choice([b"", bytes([10])]))
+    time.sleep(0.02)
+os.write(1, b"last words without an end")
+sys.exit(7)
+"""
+MONITOR = """
+import sys
+from mmattn.console import start_logging
+from mmattn.remote import monitor
+from mmattn.remote.runs import Run
+start_logging()
+monitor.CALL_S, monitor.LONGEST_S = 4.0, 2.0
+sys.exit(monitor.monitor(Run.find(), False, "--follow" in sys.argv))
+"""
+
+
+@pytest.fixture
+def job(guest) -> Path:
+    """The folder, seen from here, of a job that its supervisor has started."""
+    base = guest.root / guest.home.lstrip("/") / BASE
+    guest.ssh(f"mkdir -p {BASE}/code/mmattn/remote {BASE}/job {BASE}/run")
+    source = Path(sys.modules[Run.__module__].__file__).parents[1]
+    for name in ("__init__.py", "remote/__init__.py", "remote/instance"):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, base / "code/mmattn" / name)
+        elif (source / name).exists():
+            shutil.copy(source / name, base / "code/mmattn" / name)
+    spec = {"argv": ["python3", "-c", JOB], "cwd": "../code", "environment": {}}
+    write_json(base / "job/spec.json", spec)
+    guest.ssh(
+        f"cd {BASE}/code && setsid -f python3 -m mmattn.remote.instance.supervisor ../job "
+        "</dev/null >>../job/supervisor.log 2>&1"
+    )
+    wait_until(lambda: (base / "job/job.log").exists())
+    return base / "job"
+
+
+@pytest.fixture
+def start(guest, tmp_path):
+    """Start `fab monitor` in a folder and a home of its own; its output goes to out and err."""
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/known_hosts").write_text(guest.known_hosts_line)
+    shutil.copy(guest.key_file, tmp_path / ".ssh/id_ed25519")
+    run = {"name": NAME, "experiment": "no_aug", "host": f"{guest.user}@{guest.address}"}
+    (tmp_path / ".fab" / NAME).mkdir(parents=True)
+    write_json(tmp_path / ".fab" / NAME / "state.json", run)
+    started = []
+
+    def start(*options):
+        paths = os.pathsep.join(filter(None, sys.path))
+        environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": paths}
+        environment.pop("SSH_AUTH_SOCK", None)
+        with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-c", MONITOR, *options],
+                cwd=tmp_path,
+                env=environment,
+                stdout=out,
+                stderr=err,
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    print((tmp_path / "err").read_text())  # for who reads why a test failed
+
+
+def wait_until(true, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_no_byte_is_lost_or_doubled(guest, job, start, tmp_path):
+    process = start("--follow")
+    out, err = tmp_path / "out", tmp_path / "err"
+
+    def told(what: str) -> int:
+        return err.read_text().count(what)
+
+    def wait_for_more() -> None:
+        size = out.stat().st_size
+        wait_until(lambda: out.stat().st_size > size)
+
+    for _ in range(3):  # in the middle of a call or between two: not always worth a word
+        wait_for_more()
+        guest.kill_ssh_connections()
+    faults = (
+        (guest.stop_sshd, guest.start_sshd),
+        (guest.freeze_sshd, guest.thaw_sshd),
+        (guest.cut_link, guest.mend_link),
+    )
+    for cut, mend in faults:
+        wait_for_more()
+        before = told("out of touch")
+        cut()
+        wait_until(lambda before=before: told("out of touch") > before)
+        mend()
+        wait_until(lambda before=before: told("in touch again") > before)
+    (job.parent / "end").touch()
+    assert process.wait(60) == 7
+    assert out.read_bytes() == (job / "job.log").read_bytes()
+    assert out.read_bytes().endswith(b"last words without an end")
+    *notes, last = err.read_text().splitlines()
+    assert all(note.startswith(("out of touch, trying again", "in touch again")) for note in notes)
+    assert last.startswith("the job: ended (exit code 7)")
+
+
+@pytest.mark.parametrize("options", [(), ("--follow",)])
+def test_leaving_while_the_machine_is_silent(guest, job, start, tmp_path, options):
+    process = start(*options)
+    wait_until(lambda: (tmp_path / "out").stat().st_size > 0)
+    guest.freeze_sshd()
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    told = (tmp_path / "err").read_text()
+    assert told == f"left; {NAME} goes on: `fab monitor` shows it again\n"
+    size = (job / "job.log").stat().st_size
+    wait_until(lambda: (job / "job.log").stat().st_size > size)

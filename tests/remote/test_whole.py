@@ -1,0 +1,238 @@
+"""One session from `fab deploy` to `fab teardown`, with everything real but Amazon.
+
+An API that speaks EC2's protocol, machines that boot with cloud-init and systemd, OpenSSH, rsync,
+pip, and the real experiment on the built-in corpus. MMATTN_TRANSCRIPT names a file for what was
+typed and shown.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mmattn.remote.runs import Run
+
+PROJECT = Path(__file__).parents[2]
+EPOCHS = 80
+FAB = (sys.executable, "-c", "from fabric.main import program; program.run()")
+
+
+class Session:
+    """A user's shell in a copy of the project: runs `fab`, keeps what was shown."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.folder, self.shown, self.begin = folder, [], time.monotonic()
+        self.environment = {**os.environ, **environment, "COLUMNS": "100"}
+        self.commands: set[str] = set()
+        threading.Thread(target=self._watch_commands, daemon=True).start()
+
+    def start(self, *words: str, **options) -> subprocess.Popen:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
+        return subprocess.Popen(
+            [*FAB, *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            **options,
+        )
+
+    def fab(self, *words: str, code: int = 0) -> str:
+        """Run a task to its end; its exit code must be as said."""
+        process = self.start(*words)
+        text = process.communicate(timeout=600)[0].decode()
+        self.note(words, text)
+        assert process.returncode == code, text
+        assert "Traceback" not in text
+        return text
+
+    def fab_killed_at(self, sign: str, *words: str) -> None:
+        """Run a task and kill it as soon as it says something."""
+        process = self.start(*words)
+        text = ""
+        for line in map(bytes.decode, process.stdout):
+            text += line
+            if sign in line:
+                process.kill()
+                break
+        process.stdout.close()
+        assert process.wait() == -signal.SIGKILL, text
+        self.note(words, f"{text}(killed here)\n")
+
+    def evaluate(self, folder: Path, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "mmattn", "evaluate", str(folder), *words],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        self.note(("mmattn", "evaluate", str(folder), *words), done.stdout)
+        return done.stdout
+
+    def note(self, words, text: str) -> None:
+        command = " ".join(words if words[0] == "mmattn" else ("fab", *words))
+        self.shown.append(f"$ {command}  # {time.monotonic() - self.begin:.0f} s\n{text}")
+
+    def _watch_commands(self) -> None:
+        """Collect the command lines of all processes: a secret must be in none."""
+        while True:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    self.commands.add(path.read_text(errors="replace"))
+                except OSError:
+                    continue
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def session(tmp_path, cloud):
+    """A shell in a copy of the project, and an account with nothing in it."""
+    project = tmp_path / "project"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (PROJECT / name).is_file():
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, project / name)
+    subprocess.run(["git", "init", "--quiet", project], check=True)
+    (project / "runs").mkdir()
+    (project / "runs" / "ignored").write_text("git ignores this folder")
+    session = Session(project, cloud.environment)
+    yield session
+    if path := os.environ.get("MMATTN_TRANSCRIPT"):
+        Path(path).write_text("\n".join(session.shown))
+
+
+def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypatch):
+    monkeypatch.chdir(session.folder)
+    options = list(commands.tiny)
+    options[options.index("--train.epochs") + 1] = str(EPOCHS)
+    options[options.index("--train.patience") + 1] = str(EPOCHS)
+    options += ["--train.learning-rate", "1e-5", "--devices", "2"]
+    asked = ("deploy", "--args", " ".join(options), "--spot", "--max-hours", "2", "--yes")
+
+    assert "at most $" in session.fab(*asked, "--dry-run")
+    assert not cloud.api.resources()
+    for sign in ("waiting until", "waiting for", "building the environment"):
+        session.fab_killed_at(sign, *asked)
+    assert "trains" in session.fab(*asked)
+    assert cloud.api.resources() == {
+        "instances": 1, "key pairs": 1, "security groups": 1, "volumes": 1, "alarms": 1
+    }  # fmt: skip
+    run = Run.find()
+    guest = cloud.guest(run.instance_id)
+    home = guest.root / guest.home.lstrip("/") / run.base
+    assert not (home / "code/runs").exists()
+
+    follow_through_drops(session, guest, home)
+
+    text = session.fab("monitor", "--quick")
+    assert f"of {EPOCHS}" in text
+    assert "no final checkpoint yet" in session.fab("fetch")
+    rows = read_rows(run.results)
+    best = max(rows, key=lambda row: row["validation_accuracy"])
+    text = session.evaluate(run.results, "--checkpoint", "best")
+    assert f"{best['validation_accuracy']:.3f}" in text
+
+    assert "not fetched" in session.fab("teardown", code=2)
+    cloud.interrupt_spot(run.instance_id)
+    guest.wait_until_off(60)
+    wait_until(lambda: cloud.api.resources().get("instances") is None)
+    session.fab("monitor", code=2)
+
+    text = session.fab("resume", "--yes")
+    assert "from what was fetched" in text
+    again = Run.find()
+    assert (again.name, again.attempt) == (run.name, 2)
+    assert again.instance_id != run.instance_id
+    guest = cloud.guest(again.instance_id)
+    with open(session.folder / "followed", "wb") as file:
+        follower = session.start("monitor", "--follow", stdout=file, stderr=subprocess.DEVNULL)
+        assert follower.wait(600) == 0
+    text = session.fab("monitor")
+    assert "finished" in text or "exit code 0" in text, text
+    session.fab("fetch")
+    followed = (session.folder / "followed").read_bytes()
+    assert followed == (run.results / "job/job.log").read_bytes()
+    assert len(read_rows(run.results)) == EPOCHS
+    summary = json.loads((run.results / "summary.json").read_text())
+    for kind in ("best", "final"):
+        text = session.evaluate(run.results, "--checkpoint", kind)
+        if kind == "best":
+            assert f"{summary['test']['uar']['value']:.3f}" in text
+
+    session.fab("ls")
+    text = session.fab("teardown")
+    assert "nothing is left" in text
+    assert not cloud.api.resources()
+    assert not guest.is_on
+    assert "no machine" in session.fab("ls")
+    assert_no_secret(session, cloud, run)
+
+
+def follow_through_drops(session: Session, guest, home: Path) -> None:
+    """`fab monitor --follow` through four kinds of drop: it writes the log, byte for byte."""
+    path, told = session.folder / "followed", session.folder / "told"
+    log = home / "job/job.log"
+    with open(path, "wb") as file, open(told, "wb") as errors:
+        follower = session.start("monitor", "--follow", stdout=file, stderr=errors)
+        for begin, end in (
+            (guest.kill_ssh_connections, lambda: None),
+            (guest.stop_sshd, guest.start_sshd),
+            (guest.freeze_sshd, guest.thaw_sshd),
+            (guest.cut_link, guest.mend_link),
+        ):
+            wait_to_grow(path, 0)
+            begin()
+            wait_to_grow(log, log.stat().st_size + 500)
+            end()
+            wait_to_grow(path, log.stat().st_size)
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(30) == 130
+    followed = path.read_bytes()
+    assert followed == log.read_bytes()[: len(followed)]
+    assert b"out of touch" in told.read_bytes()
+    session.note(("monitor", "--follow"), f"(the log; besides, as errors:)\n{told.read_text()}")
+
+
+def assert_no_secret(session: Session, cloud, run: Run) -> None:
+    """Nothing secret was shown or on a command line; nobody else was let in."""
+    public = " ".join(session.shown) + " ".join(session.commands)
+    assert "a-secret-that-no-log-may-show" not in public
+    assert "PRIVATE KEY" not in public
+    rules = [
+        value
+        for call in cloud.api.calls
+        if call.action == "AuthorizeSecurityGroupIngress"
+        for name, value in call.parameters.items()
+        if "Cidr" in name
+    ]
+    assert rules
+    assert all(re.fullmatch(r"[\d.]+/32", rule) for rule in rules)
+    for path in (session.folder / ".fab").rglob("*"):
+        assert not path.stat().st_mode & 0o077 or "PRIVATE KEY" not in path.read_text(), path
+    assert (session.folder / ".fab").stat().st_mode & 0o777 == 0o700
+
+
+def read_rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_to_grow(path: Path, size: int) -> None:
+    wait_until(lambda: path.exists() and path.stat().st_size > size)
+
+
+def wait_until(true, timeout: float = 90) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
