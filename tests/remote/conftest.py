@@ -1,0 +1,83 @@
+"""An EC2 that answers over HTTP and boots real Linux machines, and machines without EC2."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.remote.machines import image
+from tests.remote.machines.cloud_api import CloudApi
+from tests.remote.machines.guest import HandMade
+from tests.remote.machines.hypervisor import Hypervisor
+from tests.remote.machines.network import Network
+
+
+@pytest.fixture(scope="session")
+def machine_image() -> Path:
+    """The disk that machines boot from; skips where none can boot."""
+    if obstacle := image.obstacle():
+        pytest.skip(obstacle)
+    return image.image()
+
+
+@pytest.fixture(scope="session")
+def wheelhouse() -> Path:
+    """Wheels of the project's requirements: what machines see at /wheelhouse when a test asks."""
+    return image.wheelhouse()
+
+
+@pytest.fixture(scope="session")
+def network(machine_image) -> Iterator[Network]:
+    """Between this computer, the caller, and machines."""
+    network = Network()
+    yield network
+    network.close()
+
+
+@pytest.fixture(scope="session")
+def boot_guest(machine_image, network, tmp_path_factory):
+    """`with boot_guest(settings, wheelhouse) as guest`: a HandMade machine, also for fixtures."""
+
+    @contextmanager
+    def boot(settings: dict | None = None, wheelhouse: Path | None = None) -> Iterator[HandMade]:
+        folder = tmp_path_factory.mktemp("keys")
+        guest = HandMade(
+            network, network.new_address(), machine_image, folder, settings or {}, wheelhouse
+        )
+        try:
+            yield guest
+        finally:
+            guest.delete()
+
+    return boot
+
+
+@pytest.fixture
+def guest(boot_guest) -> Iterator[HandMade]:
+    """A machine that runs, without EC2: `.address`, `.user`, `.key_file`, `.known_hosts_line`."""
+    with boot_guest() as guest:
+        yield guest
+
+
+@pytest.fixture(scope="session")
+def _api_server() -> Iterator[CloudApi]:
+    api = CloudApi()
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def cloud_api(_api_server) -> CloudApi:
+    """EC2's API, empty; its instances are names only. For programs: `.environment`."""
+    _api_server.reset()
+    return _api_server
+
+
+@pytest.fixture
+def cloud(request, cloud_api, machine_image, network) -> Iterator[Hypervisor]:
+    """EC2's API (`cloud.api`), a machine for each instance; with wheels if the test asks."""
+    wheels = "wheelhouse" in request.fixturenames and request.getfixturevalue("wheelhouse")
+    hypervisor = Hypervisor(cloud_api, network, machine_image, wheels or None)
+    yield hypervisor
+    hypervisor.close()

@@ -1,0 +1,1 @@
+"""Stand-ins for AWS that behave: an EC2 API over HTTP, and Linux machines that boot for it."""

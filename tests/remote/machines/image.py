@@ -1,0 +1,94 @@
+"""The disk that guests boot from and the Python packages they install: each made once."""
+
+import configparser
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+CACHE = Path("~/.cache/mmattn-test").expanduser()
+RELEASE, PYTHON = "bookworm", "3.11"
+PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "cloud-init", "openssh-server", "rsync", "sudo"),
+    *("python3", "python3-venv", "iproute2", "ca-certificates", "procps"),
+)
+USER = "ec2-user"
+FILES = {
+    "etc/cloud/cloud.cfg.d/90_image.cfg": (
+        "datasource_list: [NoCloud]\n"
+        "network: {config: disabled}\n"
+        "locale: C.UTF-8\n"
+        "manage_etc_hosts: true\n"
+        "system_info:\n"
+        f"  default_user: {{name: {USER}, shell: /bin/bash, lock_passwd: true,\n"
+        '    sudo: ["ALL=(ALL) NOPASSWD:ALL"]}\n'
+    ),
+    "etc/pip.conf": "[global]\nno-index = true\nfind-links = /wheelhouse\n",
+}
+TOOLS = {  # of what runs here, by the Debian package that has it
+    "mmdebstrap": "mmdebstrap",
+    "systemd-nspawn": "systemd-container",
+    "ip": "iproute2",
+    "rsync": "rsync",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+}
+
+
+def obstacle() -> str | None:
+    """Why guests cannot boot here; None if they can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "booting a machine takes Linux and root"
+    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+    return f"booting a machine takes {', '.join(missing)}" if missing else None
+
+
+def image() -> Path:
+    """The root file system of a Debian with cloud-init and sshd; guests only read it."""
+
+    def build(folder: Path) -> None:
+        _run("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", RELEASE, folder)
+        for name, text in FILES.items():
+            (folder / name).write_text(text)
+        for path in folder.glob("etc/ssh/ssh_host_*"):
+            path.unlink()
+
+    return _made_once("image", [RELEASE, *PACKAGES, *FILES, *FILES.values()], build)
+
+
+def wheelhouse() -> Path:
+    """Wheels of all that the project needs, for a guest's Python: guests reach no index."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[3] / "setup.cfg")
+    wanted = [*setup["options"]["install_requires"].split(), "setuptools>=77", "wheel"]
+
+    def build(folder: Path) -> None:
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:")
+        _run(*pip, f"--python-version={PYTHON}", f"--dest={folder}", *wanted)
+
+    return _made_once("wheelhouse", [PYTHON, *wanted], build)
+
+
+def _made_once(kind: str, recipe: list[str], build: Callable[[Path], None]) -> Path:
+    """The folder of this recipe in the cache; it is whole or not there, whoever else makes it."""
+    digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()
+    folder = CACHE / f"{kind}-{digest[:12]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{kind}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            _run("rm", "--recursive", "--force", "--one-file-system", partial)
+            partial.mkdir(mode=0o755)
+            build(partial)
+            partial.rename(folder)
+    return folder
+
+
+def _run(*command: object) -> None:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, f"{command[0]}: {(done.stdout + done.stderr)[-4000:]}"
