@@ -11,10 +11,10 @@ run: $(VENV)/installed
 test: $(VENV)/installed-test test-machine
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What the tests of remote training boot as "the instance"; they are skipped where it cannot be.
-MACHINE = openssh-server rsync iproute2 mmdebstrap systemd-container
+MACHINE = openssh-client rsync iproute2 mmdebstrap systemd-container
 test-machine:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(MACHINE) >/dev/null 2>&1; then \
 	    apt-get update && apt-get install -y --no-install-recommends $(MACHINE); \

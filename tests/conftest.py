@@ -30,6 +30,11 @@ TINY = (
 )
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test goes first, so that all workers end at about the same time."""
+    items.sort(key=lambda item: item.path.name != "test_whole.py")
+
+
 class Commands:
     """Starts the project's commands as a user does, in processes of their own."""
 

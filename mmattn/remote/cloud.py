@@ -130,7 +130,7 @@ class Cloud:
             name,
             found["VCpuInfo"]["DefaultVCpus"],
             found["MemoryInfo"]["SizeInMiB"] * 2**20,
-            found["ProcessorInfo"]["SupportedArchitectures"][0],
+            "arm64" if "arm64" in found["ProcessorInfo"]["SupportedArchitectures"] else "x86_64",
         )
 
     def image(self, architecture: str) -> Image:

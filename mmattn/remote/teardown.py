@@ -129,18 +129,20 @@ def list_runs(region: str | None) -> None:
     """Say every run of this user: machines by their tags, and what this computer knows."""
     here = {run.name: run for run in runs()}
     regions = {run.region for run in here.values() if run.host is None} | {region}
-    rows, seen = [], set()
+    rows = {}
     for cloud in {cloud.region: cloud for cloud in map(Cloud, regions)}.values():
-        for one in cloud.instances(owner=cloud.caller()):
-            rows.append(_row(one, cloud.region, here.get(one.run)))
-            seen.add(one.run)
+        for one in cloud.instances(owner=cloud.caller()):  # of a run's machines the last counts
+            rows[one.run] = _row(one, cloud.region, here.get(one.run))
     for run in here.values():
-        if run.name not in seen:
+        if run.name not in rows:
             where = run.host or run.region or ""
-            state = "started" if run.started and run.host else "no machine"
-            rows.append((run.name, where, state, "", "", "", run.fetched or "not fetched"))
+            state = "on a host" if run.host else "no machine"
+            rows[run.name] = (run.name, where, state, "", "", "", _fetched(run))
+    if not rows:
+        say("no runs")
+        return
     columns = ("run", "where", "state", "type", "ends in", "cost", "results")
-    say_table("Runs", columns, rows, left=True) if rows else say("no runs")
+    say_table("Runs", columns, rows.values(), left=True)
 
 
 def _row(one: Instance, region: str, run: Run | None) -> tuple[str, ...]:
@@ -148,5 +150,9 @@ def _row(one: Instance, region: str, run: Run | None) -> tuple[str, ...]:
     ends = f"{(one.deadline - time.time()) / 3600:.1f} h" if living and one.deadline else ""
     hours = (time.time() - one.launched) / 3600
     cost = f"${hours * one.price:.2f}" if living and one.price else ""
-    results = (run.fetched or "not fetched") if run else "deployed elsewhere"
+    results = _fetched(run) if run else "elsewhere"
     return (one.run, region, one.state, one.type + " spot" * one.spot, ends, cost, results)
+
+
+def _fetched(run: Run) -> str:
+    return run.fetched.split()[0] if run.fetched else "not fetched"

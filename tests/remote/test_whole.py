@@ -21,7 +21,7 @@ import pytest
 from mmattn.remote.runs import Run
 
 PROJECT = Path(__file__).parents[2]
-EPOCHS = 80
+EPOCHS = 60
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()")
 
 
@@ -174,7 +174,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     text = session.fab("teardown")
     assert "nothing is left" in text
     assert not cloud.api.resources()
-    assert not guest.is_on
+    guest.wait_until_off()
     assert "no machine" in session.fab("ls")
     assert_no_secret(session, cloud, run)
 
