@@ -1,0 +1,469 @@
+"""Results from the machine: consistent, verified, and never in the place of something better.
+
+The machine makes a consistent copy of hard links (`instance/outbox.py`) and says what is in it.
+What is not here yet goes to a folder beside the run's, is verified there, and only then moved in.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import random
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from mmattn.console import say, say_table
+from mmattn.files import explain_full_disk, read_json, write_text
+from mmattn.remote.cloud import GONE, CloudError
+from mmattn.remote.runs import Busy, Run, read_run
+from mmattn.remote.ssh import CommandFailed, Machine, NotLoggedIn, RemoteError, Unreachable
+
+ATTEMPTS = 5  # at files that differ when they arrive
+PATIENCE_S = 600.0  # out of touch, without a byte more
+LONGEST_WAIT_S = 30.0
+POLL_S = 15.0
+OUTBOX_S = 300.0  # to hash everything
+BUSY = 75  # exit code of an outbox that is held or changes
+
+
+class Entry(NamedTuple):
+    """A file of the results, as the machine has it."""
+
+    path: PurePosixPath
+    """run/... or job/..."""
+    size: int
+    sha256: str
+    growing: bool
+    """A log: the size and hash are of what was there, more may follow."""
+
+    @property
+    def local(self) -> Path:
+        """Its place in the folder of the results: that of the run, with the job's in `job`."""
+        return Path(*self.path.parts[1:] if self.path.parts[0] == "run" else self.path.parts)
+
+    @property
+    def step(self) -> PurePosixPath | None:
+        """The folder of the checkpoint that it belongs to: run/[part/]checkpoints/<kind>/<step>."""
+        parts = self.path.parts
+        if "checkpoints" not in parts[:-3]:
+            return None
+        folder = PurePosixPath(*parts[: parts.index("checkpoints") + 3])
+        return folder if folder.name.isdigit() else None
+
+
+class Results(NamedTuple):
+    """What the machine had when it was asked, and how its job was."""
+
+    entries: list[Entry]
+    root: str
+    """Folder of the entries in the run's folder on the machine."""
+    complete: bool
+    job: dict
+
+
+def fetch(run: Run, watch: bool) -> None:
+    """Fetch what the machine has of a run's results, verified, and say what it is.
+
+    Args:
+        run: the run; `run.results` is where they go.
+        watch: fetch again at each new epoch and checkpoint until the job has ended.
+
+    Raises:
+        Busy: another fetch of this run is at work.
+        RemoteError: out of touch for too long, or files do not arrive as they are there.
+        UserError: no machine, or the disk is full.
+    """
+    machine = run.machine()
+    try:
+        with _alone(run):
+            found = _follow(run, machine) if watch else _through_drops(run, machine)
+        _report(run, found)
+    finally:
+        machine.close()
+
+
+def fetched_all(run: Run, machine: Machine) -> bool:
+    """Whether everything that the machine has now is here, verified and on the disk."""
+    os.sync()  # the machine's may be deleted next
+    return all(_matches(run.results / entry.local, entry) for entry in _ask(machine).entries)
+
+
+def _follow(run: Run, machine: Machine) -> Results:
+    """Fetch whenever there is something new, until the job has ended; drops are waited out."""
+    seen, lost = None, 0
+    while True:
+        try:
+            now = _news(machine)
+            if now != seen:
+                found, seen = fetch_once(run, machine), now
+                epochs = _epochs_done(run.results)
+                say(f"fetched: checkpoints {_checkpoints(found)}; {epochs} epochs")
+                if found.job["state"] in ("ended", "lost"):
+                    return found
+            lost = 0
+            time.sleep(POLL_S)
+        except (Unreachable, NotLoggedIn) as error:
+            machine.close()
+            _check_machine(run, error)
+            if seen is None and isinstance(error, NotLoggedIn):
+                raise  # later, it is a machine that goes down
+            if lost == 0:
+                say(f"{error}; trying again")
+            lost += 1
+            _wait(lost)
+
+
+def _news(machine: Machine) -> list:
+    """What a new epoch, a new checkpoint or an end of the job changes."""
+    about = _snapshot(machine)
+    job = [about["job"][key] for key in ("state", "start")]
+    return [job, about["complete"], about["part"], about["metrics"][-1:], about["checkpoints"]]
+
+
+def _snapshot(machine: Machine) -> dict:
+    return machine.call("snapshot", "--limit", "0")
+
+
+def _through_drops(run: Run, machine: Machine) -> Results:
+    """Fetch once, as often as the connection drops, unless nothing comes any more."""
+    lost, arrived, last = 0, -1, time.monotonic()
+    while True:
+        try:
+            return fetch_once(run, machine)
+        except Unreachable as error:
+            machine.close()
+            _check_machine(run, error)
+            before, arrived = arrived, _bytes_in(_staging(run.results))
+            if arrived > before:
+                lost, last = 0, time.monotonic()
+            if time.monotonic() - last > PATIENCE_S:
+                raise Unreachable(
+                    f"{error}; gave up after {PATIENCE_S / 60:.0f} minutes without a byte more. "
+                    f"{_intact(run)}; `fab fetch` goes on where this one was"
+                ) from error
+            lost += 1
+            say(f"{error}; trying again")
+            _wait(lost)
+
+
+def _wait(lost: int) -> None:
+    time.sleep(min(LONGEST_WAIT_S, 2.0**lost) * random.uniform(0.5, 1))
+
+
+def _check_machine(run: Run, error: RemoteError) -> None:
+    """RemoteError if the machine that does not answer is known to be no more."""
+    if run.instance_id is None:
+        return
+    try:
+        state = run.cloud().state(run.instance_id)
+    except CloudError:  # no network at all, say: nothing is known
+        return
+    if state is None or state in GONE:
+        raise RemoteError(
+            f"the machine {run.instance_id} is {state or 'unknown to EC2'}: nothing more can be "
+            f"fetched. {_intact(run)}; `fab resume` goes on from it on a new machine"
+        ) from error
+
+
+def _intact(run: Run) -> str:
+    if run.fetched is None:
+        return "Nothing was fetched before"
+    return f"What was fetched before is intact in {run.results}"
+
+
+def fetch_once(run: Run, machine: Machine) -> Results:
+    """Fetch the results as they are now, and note it in the run's state.
+
+    Raises:
+        Unreachable: the connection dropped; what came is kept for the next time.
+        RemoteError: a file arrives otherwise than it is there, each time.
+        UserError: the local disk is full.
+    """
+    results, staging = run.results, _staging(run.results)
+    with explain_full_disk(f"{results}; what was fetched before is intact"):
+        try:
+            found = _verified(machine, results, staging)
+            _install(found.entries, staging, results)
+        except OSError:
+            shutil.rmtree(staging, ignore_errors=True)  # leave no full disk behind
+            raise
+        shutil.rmtree(staging)
+        _note(run, found)
+    return found
+
+
+def _verified(machine: Machine, results: Path, staging: Path) -> Results:
+    """Bring what is missing into staging until all of it is as the machine says."""
+    for _ in range(ATTEMPTS):
+        found = _ask(machine)
+        _check_not_older(found.entries, results)
+        staging.mkdir(parents=True, exist_ok=True)
+        missing = [
+            entry
+            for entry in found.entries
+            if not _matches(results / entry.local, entry)
+            and not _matches(staging / entry.path, entry)
+        ]
+        trouble = _transfer(machine, found.root, missing, results, staging) if missing else ""
+        bad = [entry for entry in missing if not _matches(staging / entry.path, entry)]
+        if not bad:
+            return found
+    raise RemoteError(
+        f"{bad[0].path} arrived otherwise than it is on the machine, {ATTEMPTS} times: expected "
+        f"{bad[0].size} bytes with SHA-256 {bad[0].sha256[:12]}…{trouble}. Nothing in {results} "
+        "was replaced; `fab fetch` tries again"
+    )
+
+
+def _ask(machine: Machine) -> Results:
+    """Have the machine make its outbox and say what is in it."""
+    job = _snapshot(machine)["job"]
+    for attempt in range(ATTEMPTS):
+        try:
+            about = machine.call("outbox", timeout=OUTBOX_S)
+            break
+        except CommandFailed as error:
+            if error.exit_code != BUSY or attempt == ATTEMPTS - 1:
+                raise
+    entries = [
+        Entry(_safe(file["path"]), file["size"], file["sha256"], file["growing"])
+        for file in about["files"]
+    ]
+    return Results(entries, about["root"], about["complete"], job)
+
+
+def _safe(text: str) -> PurePosixPath:
+    """A path from the machine; RemoteError if it leads out of the results."""
+    path = PurePosixPath(text)
+    if len(path.parts) < 2 or path.parts[0] not in ("run", "job") or ".." in path.parts:
+        raise RemoteError(f"the machine names {text!r} as a result: expected run/… or job/…")
+    return path
+
+
+def _check_not_older(entries: list[Entry], results: Path) -> None:
+    """RemoteError if a local checkpoint is of a later step than the machine's."""
+    for step in _steps(entries):
+        folder = results / Path(*step.parts[1:-1])
+        if folder.is_dir():
+            newer = [
+                int(path.name) for path in _numbered(folder) if int(path.name) > int(step.name)
+            ]
+            if newer:
+                raise RemoteError(
+                    f"{folder}/{max(newer)} is newer than the machine's {step.name}: the training "
+                    f"went on here. Move {results} elsewhere to fetch"
+                )
+
+
+def _transfer(
+    machine: Machine, root: str, entries: list[Entry], results: Path, staging: Path
+) -> str:
+    """Copy files from the machine into staging; returns what rsync complained of, if anything."""
+    for entry in entries:
+        _seed(results / entry.local, staging / entry.path)
+    names = staging / "files"
+    write_text(names, "".join(f"{entry.path}\0" for entry in entries))
+    try:
+        machine.rsync(
+            # That they differ is known; same size and second need not mean the same content.
+            "--ignore-times",
+            "--from0",
+            f"--files-from={names}",
+            machine.remote(f"{root}/" if root else ""),
+            f"{staging}/",
+            progress="fetch",
+            total=sum(entry.size for entry in entries),
+        )
+    except CommandFailed as error:
+        if "no space left" in error.output:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        return f"; rsync: {error.output}"  # e.g. a file is gone: the next list is without it
+    return ""
+
+
+def _seed(old: Path, staged: Path) -> None:
+    """Let rsync send only what is new in a file of which there is an older one.
+
+    It never writes into a file that is there, so the older one may be the same by a hard link.
+    """
+    if old.is_file() and not staged.exists():
+        with suppress(OSError):
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            os.link(old, staged)
+
+
+def _matches(path: Path, entry: Entry) -> bool:
+    """Whether a file is what the machine has, or begins with it if it grows."""
+    if not path.is_file():
+        return False
+    size = path.stat().st_size
+    if size < entry.size or (size > entry.size and not entry.growing):
+        return False
+    return _sha256(path, entry.size) == entry.sha256
+
+
+def _sha256(path: Path, size: int) -> str:
+    """Of the first `size` bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while size > 0 and (chunk := file.read(min(size, 1 << 20))):
+            digest.update(chunk)
+            size -= len(chunk)
+    return digest.hexdigest()
+
+
+def _install(entries: list[Entry], staging: Path, results: Path) -> None:
+    """Move what is in staging into the results so that a stop at any point leaves them usable.
+
+    New checkpoints come whole and before the old ones go, the best before the latest; summaries
+    come last, for with its summary a run is complete.
+    """
+    steps = sorted(_steps(entries))
+    for step in steps:
+        target = results / Path(*step.parts[1:])
+        if not target.exists():
+            members = {staging / entry.path for entry in entries if entry.step == step}
+            _clear_others(staging / step, members)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / step, target)
+    summary = {entry: entry.path.name == "summary.json" for entry in entries}
+    for entry in sorted(entries, key=lambda entry: (summary[entry], -len(entry.path.parts))):
+        target = results / entry.local
+        if not _matches(target, entry):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if entry.growing:
+                _keep_other_log(target, staging / entry.path)
+                os.truncate(staging / entry.path, entry.size)
+            os.replace(staging / entry.path, target)
+    for step in steps:
+        for old in _numbered(results / Path(*step.parts[1:-1])):
+            if int(old.name) < int(step.name):
+                shutil.rmtree(old)
+
+
+def _steps(entries: list[Entry]) -> set[PurePosixPath]:
+    return {entry.step for entry in entries if entry.step is not None}
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.isdigit()]
+
+
+def _clear_others(folder: Path, members: set[Path]) -> None:
+    """Delete what cut transfers left among a checkpoint's files."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in members:
+            path.unlink()
+    for path in sorted(folder.rglob(".rsync-partial"), reverse=True):
+        path.rmdir()
+
+
+def _keep_other_log(log: Path, staged: Path) -> None:
+    """Put a log aside that is not the beginning of the new one: another machine's."""
+    if not log.exists():
+        return
+    size = log.stat().st_size
+    if staged.stat().st_size < size or _sha256(log, size) != _sha256(staged, size):
+        number = 1
+        while (kept := log.with_name(f"{log.stem}.{number}{log.suffix}")).exists():
+            number += 1
+        os.replace(log, kept)
+
+
+def _staging(results: Path) -> Path:
+    return results.with_name(f".{results.name}.fetching")
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _note(run: Run, found: Results) -> None:
+    """Record in the run's state what is here, without what other commands have changed there."""
+    lines = sorted(f"{entry.sha256} {entry.size} {entry.path}\n" for entry in found.entries)
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    run.fetched = f"{'complete' if found.complete else 'partial'} {digest}"
+    stored = read_run(run.folder / "state.json")
+    stored.fetched = run.fetched
+    stored.save()
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Be the only fetch of a run."""
+    with open(run.folder / "fetch.lock", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(f"another `fab fetch` of {run.name} is at work here") from error
+        yield
+
+
+def _report(run: Run, found: Results) -> None:
+    """Say what is here now, what is not, and how to evaluate it."""
+    results, names = run.results, [entry.local for entry in found.entries]
+    logs = [(name, (results / name).stat().st_size) for name in names if name.suffix == ".log"]
+    rows = [
+        ("checkpoints", _checkpoints(found)),
+        ("epochs in metrics.jsonl", _epochs_done(results)),
+        ("logs", ", ".join(f"{name} {size} bytes" for name, size in logs) or "none"),
+        ("plots", sum(name.suffix == ".png" for name in names)),
+        ("summary", "yes" if found.complete else "no"),
+    ]
+    say_table(f"Fetched to {results}: {len(names)} files, verified", ("", "here now"), rows)
+    if not found.complete:
+        say(progress_text(results, found))
+    best = any(step.parts[1:3] == ("checkpoints", "best") for step in _steps(found.entries))
+    if found.complete or best:  # parts are evaluated together, when all are there
+        say(f"next: {evaluate_command(run)}")
+
+
+def _checkpoints(found: Results) -> str:
+    """`best 96, latest 108`, or with parts how many there are of each kind."""
+    kinds: dict[str, list[str]] = {}
+    for step in sorted(_steps(found.entries)):
+        kinds.setdefault(step.parts[-2], []).append(step.name)
+    texts = [
+        f"{kind} {steps[0] if len(steps) == 1 else f'of {len(steps)} parts'}"
+        for kind, steps in kinds.items()
+    ]
+    return ", ".join(texts) or "none"
+
+
+def _metrics(results: Path) -> Path | None:
+    """The metrics of the run, or of the part that is being trained."""
+    files = results.rglob("metrics.jsonl")
+    return max(files, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _epochs_done(results: Path) -> int:
+    path = _metrics(results)
+    return len(path.read_text(encoding="utf-8").splitlines()) if path else 0
+
+
+def progress_text(results: Path, found: Results) -> str:
+    """Why there is no final checkpoint or no summary: how far the job is, or how it ended."""
+    final = any(step.parts[-2] == "final" for step in _steps(found.entries))
+    missing = "no summary" if final else "no final checkpoint"
+    where, metrics = "before the first epoch", _metrics(results)
+    if metrics is not None:
+        epochs = read_json(metrics.parent / "config.json")["train"]["epochs"]
+        where = f"in epoch {min(_epochs_done(results) + 1, epochs)} of {epochs}"
+        if metrics.parent != results:
+            where += f" of {metrics.parent.relative_to(results)}"
+    if found.job["state"] == "running":
+        return f"{missing} yet: the job is {where}"
+    if found.job["state"] == "ended":
+        return f"{missing}: the job ended with exit code {found.job['exit_code']} {where}"
+    return f"{missing}: the job is {found.job['state']}, {where}"
+
+
+def evaluate_command(run: Run) -> str:
+    """The command that evaluates what was fetched, on this computer's copy of the data."""
+    roots = ["--data.roots", *run.data] if run.data else []
+    return shlex.join(["mmattn", "evaluate", str(run.results), *roots])

@@ -1,0 +1,693 @@
+"""What arrives is what the machine has, and what was here stays good, whatever goes wrong.
+
+The machine is a folder. The real rsync gets there through a stand-in for `ssh`, which counts the
+bytes and cuts the connection where a test wants it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mmattn.console import LOG
+from mmattn.errors import UserError
+from mmattn.remote import fetch as module
+from mmattn.remote.fetch import evaluate_command, fetch, fetched_all
+from mmattn.remote.runs import Busy, Run
+from mmattn.remote.ssh import Access, CommandFailed, Machine, RemoteError, Unreachable
+from mmattn.train.checkpoints import Checkpoints
+
+SSH = """#!{python}
+import os, subprocess, sys
+os.set_blocking(1, True)  # rsync's socket
+words = sys.argv[1:]
+command = " ".join(words[words.index("instance") + 1:])
+plan, sent, left = "{folder}/cut", 0, None
+if os.path.exists(plan):
+    left = int(open(plan).read())
+    os.unlink(plan)
+with subprocess.Popen(command, shell=True, cwd="{folder}", stdout=subprocess.PIPE) as process:
+    while chunk := os.read(process.stdout.fileno(), 1 << 15):
+        if left is not None and sent + len(chunk) > left:
+            process.kill()
+            sys.exit(255)
+        sent += len(chunk)
+        while chunk:
+            chunk = chunk[os.write(1, chunk):]
+with open("{folder}/sent", "a") as file:
+    file.write(f"{{sent}}\\n")
+sys.exit(process.returncode)
+"""
+
+
+class FolderMachine(Machine):
+    """A machine whose commands run here; `after_rsync` is called once, after the next transfer."""
+
+    def __init__(self, run: Run, home: Path):
+        super().__init__(Access("me", "nowhere", 22, home / "known", None), run.folder, run.base)
+        self.home, self.job = home, {"state": "running", "start": 1, "exit_code": None}
+        self.after_rsync = self.before_rsync = lambda: None
+        self.unreachable = 0
+
+    @property
+    def files(self) -> Path:
+        return self.home / self.base
+
+    def call(self, module, *options, job="job", timeout=30):
+        if self.unreachable:
+            self.unreachable -= 1
+            raise Unreachable("me@nowhere: connection lost")
+        if module == "snapshot":
+            metrics = self.files / "run/metrics.jsonl"
+            rows = metrics.read_text().splitlines() if metrics.exists() else []
+            kinds = sorted(self.files.glob("run/checkpoints/*/*"))
+            return {
+                "job": self.job,
+                "complete": (self.files / "run/summary.json").exists(),
+                "part": "",
+                "metrics": rows,
+                "checkpoints": [str(path) for path in kinds],
+            }
+        command = [sys.executable, "-m", f"mmattn.remote.instance.{module}"]
+        done = subprocess.run(
+            [*command, self.files / job, *options], capture_output=True, text=True, timeout=timeout
+        )
+        if done.returncode:
+            raise CommandFailed(module, done.returncode, done.stderr)
+        return json.loads(done.stdout.rpartition("mmattn:")[2])
+
+    def rsync(self, *arguments, progress, total=0):
+        self.before_rsync()
+        super().rsync(*arguments, progress=progress, total=total)
+        after, self.after_rsync = self.after_rsync, lambda: None
+        after()
+
+    def cut_after(self, count: int) -> None:
+        """Cut the next transfer after this many bytes."""
+        (self.home / "cut").write_text(str(count))
+
+    def sent(self) -> int:
+        """Bytes sent by the last transfer that was not cut."""
+        return int((self.home / "sent").read_text().split()[-1])
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Write a file as training does."""
+        path = self.files / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.partial")
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(new, path)
+        return path
+
+    def checkpoint(self, kind: str, step: int) -> None:
+        """A new checkpoint in the place of the old one."""
+        folder = self.files / "run/checkpoints" / kind
+        for number in range(3):
+            self.write(f"run/checkpoints/{kind}/{step}/d/{number}", f"{kind} {step} {number}")
+        for old in folder.iterdir():
+            if old.name != str(step):
+                shutil.rmtree(old)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"POLL_S": 0.05, "LONGEST_WAIT_S": 0.05}.items():
+        monkeypatch.setattr(module, name, value)
+    run = Run("no_aug-20261125-023000-0a1b", "no_aug", host="me@nowhere", data=["my clips"])
+    run.save()
+    return run
+
+
+class Said(logging.Handler):
+    """The messages since they were last read."""
+
+    text = ""
+
+    def emit(self, record):
+        self.text += record.getMessage() + "\n"
+
+    def read(self) -> str:
+        text, self.text = self.text, ""
+        return text
+
+
+@pytest.fixture
+def said(monkeypatch) -> Iterator[Said]:
+    handler = Said()
+    monkeypatch.setattr(LOG, "level", logging.INFO)
+    LOG.addHandler(handler)
+    yield handler
+    LOG.removeHandler(handler)
+
+
+@pytest.fixture
+def machine(run, tmp_path, monkeypatch) -> FolderMachine:
+    """A machine in mid-training: two epochs of four, no final checkpoint."""
+    home = tmp_path / "home"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin/ssh").write_text(SSH.format(python=sys.executable, folder=home))
+    (home / "bin/ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
+    machine = FolderMachine(run, home)
+    monkeypatch.setattr(Run, "machine", lambda _: machine)
+    machine.write("run/config.json", json.dumps({"train": {"epochs": 4}}))
+    machine.write("run/metrics.jsonl", "{}\n{}\n")
+    machine.write("run/train.log", "begin\n")
+    machine.write("job/job.log", b"\xff bytes\n")
+    machine.write("job/spec.json", "{}")
+    machine.checkpoint("best", 6)
+    machine.checkpoint("latest", 12)
+    return machine
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def expected(machine: FolderMachine) -> dict[str, bytes]:
+    run, job = (files_in(machine.files / name) for name in ("run", "job"))
+    return {**run, **{f"job/{name}": content for name, content in job.items()}}
+
+
+def finish(machine: FolderMachine) -> None:
+    machine.checkpoint("final", 24)
+    machine.checkpoint("latest", 24)
+    machine.write("run/metrics.jsonl", "{}\n" * 4)
+    machine.write("run/curves.png", b"png")
+    machine.write("run/summary.json", "{}")
+    machine.job = {"state": "ended", "start": 1, "exit_code": 0}
+
+
+def test_in_mid_training_and_at_the_end(run, machine, said):
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    text = said.read()
+    assert "no final checkpoint yet: the job is in epoch 3 of 4" in text
+    assert "best 6, latest 12" in text
+    assert f"mmattn evaluate {run.results} --data.roots 'my clips'" in text
+    assert run.fetched.startswith("partial ") and Run.find(run.name).fetched == run.fetched
+    finish(machine)
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    text = said.read()
+    assert "no final" not in text and "best 6, final 24, latest 24" in text
+    assert Run.find(run.name).fetched.startswith("complete ")
+    assert [path.name for path in run.results.parent.iterdir()] == [run.results.name]
+
+
+def test_nothing_new_sends_nothing(run, machine):
+    fetch(run, watch=False)
+    machine.before_rsync = lambda: pytest.fail("nothing is missing")
+    fetch(run, watch=False)
+
+
+@pytest.mark.parametrize(
+    ("job", "text"),
+    [
+        ({"state": "ended", "exit_code": 3}, "ended with exit code 3 in epoch 3 of 4"),
+        ({"state": "lost", "exit_code": None}, "the job is lost, in epoch 3 of 4"),
+    ],
+)
+def test_why_there_is_no_final_checkpoint(run, machine, said, job, text):
+    machine.job = job
+    fetch(run, watch=False)
+    assert f"no final checkpoint: the job {text.removeprefix('the job ')}" in said.read()
+
+
+def test_before_the_first_epoch(run, machine, said):
+    shutil.rmtree(machine.files / "run")
+    fetch(run, watch=False)
+    text = said.read()
+    assert "no final checkpoint yet: the job is before the first epoch" in text
+    assert "mmattn evaluate" not in text
+
+
+def test_parts(run, machine, said):
+    shutil.rmtree(machine.files / "run/checkpoints")
+    (machine.files / "run/metrics.jsonl").unlink()
+    for part in ("fold0", "fold1"):
+        machine.write(f"run/{part}/config.json", json.dumps({"train": {"epochs": 4}}))
+        machine.write(f"run/{part}/metrics.jsonl", "{}\n")
+        machine.write(f"run/{part}/checkpoints/best/6/data", part)
+    os.utime(machine.files / "run/fold0/metrics.jsonl", (0, 0))
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    text = said.read()
+    assert "best of 2 parts" in text and "in epoch 2 of 4 of fold1" in text
+    assert "mmattn evaluate" not in text
+
+
+def test_a_cut_transfer_is_resumed(run, machine, said):
+    machine.write("run/large", os.urandom(4_000_000))
+    machine.cut_after(3_000_000)
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    assert "the transfer was cut" in said.read()
+    assert machine.sent() < 1_500_000
+
+
+def test_a_transfer_that_was_given_up_is_resumed_by_the_next_fetch(run, machine, monkeypatch):
+    fetch(run, watch=False)
+    before = files_in(run.results)
+    machine.write("run/large", os.urandom(4_000_000))
+    finish(machine)
+    machine.cut_after(3_000_000)
+    monkeypatch.setattr(module, "PATIENCE_S", -1)
+    with pytest.raises(Unreachable, match="goes on where this one was") as error:
+        fetch(run, watch=False)
+    assert f"What was fetched before is intact in {run.results}" in str(error.value)
+    assert files_in(run.results) == before
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    assert machine.sent() < 1_500_000
+
+
+def test_killed_at_any_point_of_the_moving_in(run, machine, monkeypatch):
+    """Whatever is in the results after a crash is whole, and the next fetch completes it."""
+    fetch(run, watch=False)
+    for number in range(100):
+        shutil.rmtree(machine.files / "run/checkpoints")
+        machine.checkpoint("best", 13 + number)
+        machine.checkpoint("latest", 13 + number)
+        machine.write("run/summary.json", str(number))
+        machine.write("run/metrics.jsonl", "{}\n" * number)
+        if not crash_at(number, run, monkeypatch):
+            break
+        for kind in ("best", "latest"):
+            steps = list((run.results / "checkpoints" / kind).iterdir())
+            newest = max(steps, key=lambda path: int(path.name))
+            assert sorted(files_in(newest)) == ["d/0", "d/1", "d/2"]
+            assert files_in(newest)["d/2"] == f"{kind} {newest.name} 2".encode()
+        if (run.results / "summary.json").exists() and number > 0:
+            summary = (run.results / "summary.json").read_text()
+            assert summary != str(number) or newest.name == str(13 + number)
+        fetch(run, watch=False)
+        assert files_in(run.results) == expected(machine)
+    assert number > 5
+
+
+def crash_at(number: int, run: Run, monkeypatch) -> bool:
+    """Fetch, and end like a killed process before the n-th change of a name; False if it ended."""
+    count, replace, remove = 0, os.replace, shutil.rmtree
+
+    def counted(call):
+        def counting(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count > number:
+                raise KeyboardInterrupt
+            return call(*arguments, **options)
+
+        return counting
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", counted(replace))
+        patch.setattr(shutil, "rmtree", counted(remove))
+        try:
+            fetch(run, watch=False)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def test_a_file_replaced_while_copied_is_copied_again(run, machine):
+    """Without links (the machine's disk is full) training writes into what is sent."""
+
+    def replace():
+        machine.before_rsync = lambda: None
+        shutil.rmtree(machine.files / "outbox/run/checkpoints/best")
+        machine.write("outbox/run/metrics.jsonl", "no\nno\n")
+        machine.checkpoint("best", 18)
+
+    machine.before_rsync = replace
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    assert (run.results / "checkpoints/best/18").is_dir()
+
+
+def test_corrupted_on_the_way(run, machine):
+    fetch(run, watch=False)
+    machine.write("run/predictions.csv", "a" * 100_000)
+    machine.after_rsync = lambda: flip(staged(run) / "run/predictions.csv")
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+
+
+def staged(run: Run) -> Path:
+    return run.results.with_name(f".{run.results.name}.fetching")
+
+
+def flip(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.seek(50_000)
+        file.write(b"b")
+
+
+def test_corrupted_each_time_is_one_error_and_replaces_nothing(run, machine, monkeypatch):
+    fetch(run, watch=False)
+    before, fetched = files_in(run.results), run.fetched
+    machine.write("run/predictions.csv", "a" * 100_000)
+    finish(machine)
+    rsync = machine.rsync
+
+    def bad(*arguments, **options):
+        rsync(*arguments, **options)
+        flip(staged(run) / "run/predictions.csv")
+
+    monkeypatch.setattr(machine, "rsync", bad)
+    with pytest.raises(RemoteError, match=r"run/predictions\.csv arrived otherwise") as error:
+        fetch(run, watch=False)
+    assert "5 times" in str(error.value) and "\n" not in str(error.value)
+    assert files_in(run.results) == before and Run.find(run.name).fetched == fetched
+
+
+def test_logs_grow_while_fetched_and_are_cut_to_what_was_hashed(run, machine):
+    size = len("begin\n")
+
+    def grow():
+        with open(machine.files / "run/train.log", "a") as log:
+            log.write("more\n")
+
+    machine.before_rsync = grow
+    fetch(run, watch=False)
+    assert (run.results / "train.log").read_text() == "begin\n"
+    assert (machine.files / "run/train.log").stat().st_size > size
+    machine.before_rsync = lambda: None
+    fetch(run, watch=False)
+    assert (run.results / "train.log").read_text() == "begin\nmore\n"
+
+
+def test_a_long_log_is_sent_once(run, machine):
+    machine.write("job/job.log", os.urandom(3_000_000))
+    fetch(run, watch=False)
+    with open(machine.files / "job/job.log", "ab") as log:
+        log.write(b"more\n")
+    fetch(run, watch=False)
+    assert machine.sent() < 100_000
+    assert files_in(run.results) == expected(machine)
+
+
+def test_the_log_of_an_earlier_machine_is_kept(run, machine):
+    fetch(run, watch=False)
+    for text in ("another start\n", "a third start\n"):
+        machine.write("job/job.log", text)
+        fetch(run, watch=False)
+    assert (run.results / "job/job.log").read_text() == "a third start\n"
+    assert (run.results / "job/job.1.log").read_bytes() == b"\xff bytes\n"
+    assert (run.results / "job/job.2.log").read_text() == "another start\n"
+
+
+def test_local_files_that_the_machine_has_not_stay(run, machine):
+    fetch(run, watch=False)
+    (run.results / "baseline.json").write_text("mine")
+    finish(machine)
+    fetch(run, watch=False)
+    assert (run.results / "baseline.json").read_text() == "mine"
+    assert not (run.results / "checkpoints/latest/12").exists()
+
+
+def test_a_damaged_local_file_is_mended(run, machine):
+    fetch(run, watch=False)
+    (run.results / "checkpoints/best/6/d/1").write_text("best 6 X")
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+
+
+def test_a_run_that_went_on_here_is_not_put_back(run, machine):
+    fetch(run, watch=False)
+    shutil.copytree(run.results / "checkpoints/latest/12", run.results / "checkpoints/latest/18")
+    before = files_in(run.results)
+    with pytest.raises(RemoteError, match="latest/18 is newer than the machine's 12"):
+        fetch(run, watch=False)
+    assert files_in(run.results) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_local_disk_full(run, machine):
+    run.results.parent.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(run.results.parent)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        fetch(run, watch=False)
+        before = files_in(run.results)
+        machine.write("run/large", os.urandom(2_000_000))
+        finish(machine)
+        with pytest.raises(UserError, match="no space left on the disk while writing") as error:
+            fetch(run, watch=False)
+        assert "what was fetched before is intact" in str(error.value)
+        assert files_in(run.results) == before
+        assert not staged(run).exists()
+        (machine.files / "run/large").unlink()
+        fetch(run, watch=False)
+        assert files_in(run.results) == expected(machine)
+    finally:
+        subprocess.run(["umount", str(run.results.parent)], check=True)
+
+
+def test_the_machine_is_out_of_touch_for_a_while(run, machine, said):
+    machine.unreachable = 3
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    assert said.read().count("trying again") == 3
+
+
+class GoneCloud:
+    def state(self, instance_id):
+        return "terminated"
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_the_machine_is_gone(run, machine, monkeypatch, watch):
+    fetch(run, watch=False)
+    run.instance_id, machine.unreachable = "i-1", 1
+    monkeypatch.setattr(Run, "cloud", lambda _: GoneCloud())
+    with pytest.raises(
+        RemoteError, match="i-1 is terminated: nothing more can be fetched"
+    ) as error:
+        fetch(run, watch)
+    assert "intact in runs/no_aug/20261125-023000-0a1b" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["../../.ssh/rc", "/etc/passwd", "run/../../x", "run"])
+def test_the_machine_cannot_write_elsewhere(run, machine, monkeypatch, path):
+    bad = {"path": path, "size": 0, "sha256": "", "growing": False}
+    about = {"root": "outbox", "complete": False, "files": [bad], "job": {}}
+    monkeypatch.setattr(machine, "call", lambda *_, **__: about)
+    with pytest.raises(RemoteError, match="as a result"):
+        fetch(run, watch=False)
+
+
+def test_one_fetch_at_a_time(run, machine):
+    with module._alone(run), pytest.raises(Busy, match="another `fab fetch`"):
+        fetch(run, watch=False)
+
+
+def test_fetched_all(run, machine):
+    assert not fetched_all(run, machine)
+    fetch(run, watch=False)
+    assert fetched_all(run, machine)
+    with open(machine.files / "job/job.log", "a") as log:
+        log.write("more")
+    assert not fetched_all(run, machine)
+    fetch(run, watch=False)
+    assert fetched_all(run, machine)
+    (run.results / "metrics.jsonl").unlink()
+    assert not fetched_all(run, machine)
+
+
+def test_other_commands_may_change_the_state_meanwhile(run, machine):
+    other = Run.find(run.name)
+    other.started = True
+    other.save()
+    fetch(run, watch=False)
+    assert Run.find(run.name).started
+
+
+def test_watch_follows_to_the_end_through_drops(run, machine, said):
+    """Training and connection drops at once; each epoch is fetched, and at last everything."""
+
+    def train():
+        for step in range(13, 23):
+            time.sleep(0.2)
+            machine.checkpoint("latest", step)
+            with open(machine.files / "job/job.log", "a") as log:
+                log.write(f"epoch {step}\n")
+            machine.write("run/metrics.jsonl", "{}\n" * step)
+            if step % 4 == 0:
+                machine.unreachable = 2
+                machine.cut_after(100)
+        finish(machine)
+
+    training = threading.Thread(target=train)
+    training.start()
+    fetch(run, watch=True)
+    training.join()
+    assert files_in(run.results) == expected(machine)
+    text = said.read()
+    assert text.count("fetched: checkpoints") > 4 and "trying again" in text
+    assert "final 24" in text and Run.find(run.name).fetched.startswith("complete")
+
+
+def test_a_real_run_evaluates_to_the_same_numbers(run, machine, tiny_run, commands):
+    shutil.rmtree(machine.files / "run")
+    shutil.copytree(tiny_run, machine.files / "run")
+    machine.job = {"state": "ended", "start": 1, "exit_code": 0}
+    run.data = []
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    for kind in ("best", "final", "latest"):
+        assert Checkpoints(run.results).about(kind) == Checkpoints(tiny_run).about(kind)
+    assert evaluate_command(run) == f"mmattn evaluate {run.results}"
+    tables = [
+        commands.run("mmattn", "evaluate", folder).replace(str(folder), "").split()
+        for folder in (run.results, tiny_run)
+    ]
+    assert tables[0] == tables[1] and "UAR" in tables[0]
+
+
+def test_fetched_while_a_real_run_trains(run, machine, commands, tiny_run, tmp_path):
+    """Each fetch in mid-training gives a run that loads; one gone on with ends as if not moved."""
+    shutil.rmtree(machine.files / "run")
+    process = commands.start(
+        "experiments.no_aug", *commands.tiny, "--devices", 2, "--out", machine.files / "run"
+    )
+    fetched, moved = 0, tmp_path / "moved"
+    while process.poll() is None:
+        fetch(run, watch=False)
+        about = {kind: Checkpoints(run.results).about(kind) for kind in ("best", "latest")}
+        if all(about.values()):
+            fetched += 1
+            if not moved.exists() and len(about["latest"]["history"]) >= 3:
+                shutil.copytree(run.results, moved)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    assert fetched > 1
+    machine.job = {"state": "ended", "start": 1, "exit_code": 0}
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
+    assert not (moved / "summary.json").exists()
+    text = commands.run("experiments.no_aug", "--resume", "--out", moved)
+    assert "resumed after epoch" in text
+    for name in ("predictions.csv", "predictions_validation.csv", "split.json"):
+        assert (moved / name).read_bytes() == (tiny_run / name).read_bytes()
+
+
+# A job that replaces its checkpoints until there is a file named end.
+JOB = """
+import os, pathlib, shutil, time
+run, step = pathlib.Path("../run"), 0
+run.mkdir(exist_ok=True)
+(run / "config.json").write_text('{"train": {"epochs": 1000}}')
+(run / "large").write_bytes(os.urandom(12_000_000))
+def save(kind):
+    new = run / "checkpoints" / kind / f"{step}.orbax-checkpoint-tmp"
+    new.mkdir(parents=True)
+    for number in range(20):
+        (new / str(number)).write_text(str(step))
+    old = [path for path in new.parent.iterdir() if path.name.isdigit()]
+    new.rename(new.with_name(str(step)))
+    for path in old:
+        shutil.rmtree(path)
+while not pathlib.Path("../end").exists():
+    step += 1
+    for kind in ("best", "latest"):
+        save(kind)
+    (run / ".new").write_text("{}\\n" * step)
+    os.replace(run / ".new", run / "metrics.jsonl")
+    print("epoch", step, flush=True)
+    time.sleep(0.5)
+save("final")
+(run / "summary.json").write_text("{}")
+"""
+
+
+class SlowMachine(Machine):
+    """A real one by a line of 2 MB/s."""
+
+    def rsync(self, *arguments, **options):
+        super().rsync("--bwlimit=2m", *arguments, **options)
+
+
+def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monkeypatch):
+    base = guest.root / guest.home.lstrip("/") / run.base
+    guest.ssh(f"mkdir -p {run.base}/code/mmattn/remote {run.base}/job")
+    source = Path(module.__file__).parent / "instance"
+    shutil.copytree(source, base / "code/mmattn/remote/instance")
+    spec = {"argv": ["python3", "-c", JOB], "cwd": "../code", "environment": {}}
+    (base / "job/spec.json").write_text(json.dumps(spec))
+    guest.ssh(
+        f"cd {run.base}/code && setsid -f python3 -m mmattn.remote.instance.supervisor ../job "
+        "</dev/null >>../job/supervisor.log 2>&1"
+    )
+    known = tmp_path / "known_hosts"
+    known.write_text(guest.known_hosts_line)
+    access = Access(guest.user, guest.address, 22, known, guest.key_file)
+    monkeypatch.setattr(Run, "machine", lambda _: SlowMachine(access, run.folder, run.base))
+
+    drops = []
+    monkeypatch.setattr(module, "_wait", drops.append)
+
+    def half_way(size: int) -> bool:
+        parts = staged(run).rglob("*large*") if staged(run).exists() else ()
+        with suppress(FileNotFoundError):  # renamed meanwhile
+            return any(path.stat().st_size > size for path in parts)
+        return False
+
+    def interfere():
+        for size, cut, mend in (
+            (3_000_000, guest.kill_ssh_connections, lambda: None),
+            (6_000_000, guest.cut_link, guest.mend_link),
+        ):
+            wait_until(lambda size=size: half_way(size))
+            before = len(drops)
+            cut()
+            wait_until(lambda before=before: len(drops) > before)
+            mend()
+        wait_until(lambda: "fetched: checkpoints" in said.text)
+        (base / "end").touch()
+
+    def sent() -> int:
+        return int(guest.run("cat /sys/class/net/eth0/statistics/tx_bytes"))
+
+    before, trouble = sent(), threading.Thread(target=interfere)
+    trouble.start()
+    fetch(run, watch=True)
+    trouble.join()
+    assert "trying again" in said.text
+    assert sent() - before < 16_000_000
+    found = files_in(run.results)
+    assert found.pop("job/job.log").decode().splitlines()[-1].startswith("epoch")
+    assert found["summary.json"] == b"{}"
+    for kind in ("best", "latest", "final"):
+        (step,) = (run.results / "checkpoints" / kind).iterdir()
+        assert set(files_in(step).values()) == {step.name.encode()}
+    assert (
+        hashlib.sha256(found["large"]).digest()
+        == hashlib.sha256((base / "run/large").read_bytes()).digest()
+    )
+    machine = run.machine()
+    assert fetched_all(run, machine)
+    machine.close()
+
+
+def wait_until(true, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
