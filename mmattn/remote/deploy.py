@@ -142,5 +142,5 @@ def _say_started(run: Run) -> None:
     say(f"{run.name} trains. `fab monitor` shows it; this computer may go.")
     if run.host is None:
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.deadline))
-        say(f"The machine ends by {end}, or {run.grace_minutes:g} min after the job, with all on it:")
+        say(f"It ends by {end}, or {run.grace_minutes:g} min after its job, with all that is on it:")
         say("`fab fetch --watch` brings the results as they come.")
