@@ -4,10 +4,12 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from fabric import task
+from fabric import Connection, task
 
 from mmattn.cli import end_process_after
+from mmattn.errors import UserError
 
 RUN = "the run (default: the latest)"
 
@@ -21,6 +23,10 @@ def order(**options) -> Callable:
             code = None
             if context.config.run.dry and "dry_run" not in kwargs:
                 sys.exit("-R (--dry): only `fab deploy` has a plan to show; nothing was done")
+            if Path(__file__).parent in Path.cwd().parents:  # .fab and the code are there
+                sys.exit(f"expected to be called in {Path(__file__).parent}; nothing was done")
+            if isinstance(context, Connection):  # once for each host of -H
+                sys.exit("-H: expected --run, or --host of `fab deploy`; nothing was done")
 
             def call():
                 nonlocal code
@@ -40,7 +46,7 @@ def order(**options) -> Callable:
     iterable=["data"],
     help={
         "experiment": "a file of experiments/ (default: no_aug)",
-        "args": "options of the experiment in one string, e.g. '--train.epochs 40 --seed 1'",
+        "args": "the experiment's options, e.g. '--train.epochs 40'",
         "data": "folder of feature files to send; may be repeated (default: the built-in corpus)",
         "instance-type": "EC2's name for the machine (default: c5.24xlarge, 96 vCPU)",
         "spot": "a spot machine: a third of the price, but it may be taken away",
@@ -70,6 +76,8 @@ def deploy(
     from mmattn.remote import deploy as remote
     from mmattn.remote.plan import new_run
 
+    if "--data" in sys.argv and not data:  # Fabric takes this for no data
+        raise UserError("--data: expected a folder")
     asked = new_run(
         experiment,
         args,

@@ -1,8 +1,8 @@
 """EC2 through boto3: what a run needs, found again by its tags, and errors in plain words."""
 
-import hashlib
-import json
+import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +20,15 @@ IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{}"
 RUN, OWNER, DEADLINE, PRICE = "mmattn:run", "mmattn:owner", "mmattn:deadline", "mmattn:price"
 GONE = ("shutting-down", "terminated")
 PATIENCE_S = 600  # for a machine to start or to end
+NOT_STARTED = {  # a start that is refused with one of these was not carried out by an earlier try
+    "InsufficientInstanceCapacity",
+    "InstanceLimitExceeded",
+    "MaxSpotInstanceCountExceeded",
+    "SpotMaxPriceTooLow",
+    "UnauthorizedOperation",
+    "Unsupported",
+    "VcpuLimitExceeded",
+}
 
 _REASONS = {
     "InsufficientInstanceCapacity": "AWS has no such machine free now: try later, another "
@@ -47,6 +56,8 @@ _REASONS = {
     "InvalidInstanceType": "there is no such --instance-type in this region",
     "Unsupported": "this --instance-type is not offered in this region or zone",
     "VPCIdNotSpecified": "the region has no default VPC: `aws ec2 create-default-vpc` makes one",
+    "IdempotentParameterMismatch": "an earlier start of this machine was asked for with other "
+    "parameters: `fab teardown` first",
     "OptInRequired": "the account is not signed up for EC2 in this region",
 }
 
@@ -118,9 +129,24 @@ class Cloud:
         self.ec2 = self._client["ec2"]
 
     def caller(self) -> str:
-        """Who calls: the ARN that the tags of a run name as its owner."""
+        """Who calls: the ARN that the tags of a run name as its owner.
+
+        Of an assumed role the session's name is left out, for it may change from call to call;
+        but with single sign-on it is the user.
+        """
         with explained("sts:GetCallerIdentity"):
-            return self._client["sts"].get_caller_identity()["Arn"]
+            arn = self._client["sts"].get_caller_identity()["Arn"]
+        role = re.fullmatch(r"(.*:assumed-role/(?!AWSReservedSSO_)[^/]+)/.*", arn)
+        return role[1] if role else arn
+
+    def check_account(self, owner: str) -> None:
+        """UserError if these credentials are of another account than the owner's ARN."""
+        caller = self.caller()
+        if _account(caller) != _account(owner):
+            raise UserError(
+                f"AWS: expected credentials of account {_account(owner)}, where the run is, found "
+                f"those of {caller}: AWS_PROFILE chooses"
+            )
 
     def machine_type(self, name: str) -> MachineType:
         """What an instance type has."""
@@ -168,6 +194,7 @@ class Cloud:
                     PublicKeyMaterial=public_key.encode(),
                     TagSpecifications=_tagged(tags, "key-pair"),
                 )
+                self.ec2.get_waiter("key_pair_exists").wait(KeyNames=[name])
 
     def ensure_group(self, name: str, tags: dict[str, str]) -> str:
         """The security group of this name, made if it is not there; lets nobody in yet."""
@@ -175,11 +202,13 @@ class Cloud:
             found = self.ec2.describe_security_groups(Filters=_filters("group-name", name))
             if found["SecurityGroups"]:
                 return found["SecurityGroups"][0]["GroupId"]
-            return self.ec2.create_security_group(
+            group_id = self.ec2.create_security_group(
                 GroupName=name,
                 Description="ssh to one mmattn training machine from one address",
                 TagSpecifications=_tagged(tags, "security-group"),
             )["GroupId"]
+            self.ec2.get_waiter("security_group_exists").wait(GroupIds=[group_id])
+            return group_id
 
     def admit(self, group_id: str, network: str) -> bool:
         """Let this network, and no other, reach port 22; returns whether it was not let in."""
@@ -212,11 +241,11 @@ class Cloud:
         spot: bool,
         tags: dict[str, str],
     ) -> str:
-        """Start an instance and return its id; the same token and parameters give the same one.
+        """Start an instance and return its id; the same token gives the same one.
 
         Args:
             label: name of its key pair.
-            token: of the run's attempt; a hash of the parameters is added.
+            token: of the run's attempt.
             machine_type: e.g. c5.24xlarge.
             image_id: what it boots.
             root_device: of the image.
@@ -242,32 +271,41 @@ class Cloud:
         if spot:
             options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
             request["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
-        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         with explained(f"starting a {machine_type}"):
-            done = self.ec2.run_instances(
-                **request, MinCount=1, MaxCount=1, ClientToken=f"{token}-{digest}"[:64]
-            )
+            done = self.ec2.run_instances(**request, MinCount=1, MaxCount=1, ClientToken=token)
         return done["Instances"][0]["InstanceId"]
 
-    def ensure_alarm(self, name: str, instance_id: str, tags: dict[str, str]) -> None:
-        """An alarm outside of the machine: terminate it when it fails EC2's checks for 20 min.
+    def ensure_alarms(
+        self, label: str, instance_id: str, hours: float, tags: dict[str, str]
+    ) -> None:
+        """Alarms outside of the machine that end it where its own guard cannot.
 
-        It covers what the machine's own guard cannot: a kernel that hangs.
+        One when it fails EC2's checks for 20 minutes, as when its kernel hangs; one when it has
+        reported for an hour longer than it was to live, as when cloud-init made no guard.
         """
+        common = {"Namespace": "AWS/EC2", "Statistic": "Maximum", "Tags": _as_list(tags)}
+        common["Dimensions"] = [{"Name": "InstanceId", "Value": instance_id}]
+        common["ComparisonOperator"] = "GreaterThanOrEqualToThreshold"
+        common["TreatMissingData"] = "notBreaching"
         partition = self.caller().split(":")[1]
-        with explained(f"alarm {name}"):
-            self._client["cloudwatch"].put_metric_alarm(
-                AlarmName=name,
-                Namespace="AWS/EC2",
+        common["AlarmActions"] = [f"arn:{partition}:automate:{self.region}:ec2:terminate"]
+        put = self._client["cloudwatch"].put_metric_alarm
+        with explained(f"alarm {label}"):
+            put(
+                **common,
+                AlarmName=f"{label}-hangs",
                 MetricName="StatusCheckFailed",
-                Dimensions=[{"Name": "InstanceId", "Value": instance_id}],
-                Statistic="Maximum",
                 Period=300,
                 EvaluationPeriods=4,
                 Threshold=1.0,
-                ComparisonOperator="GreaterThanOrEqualToThreshold",
-                AlarmActions=[f"arn:{partition}:automate:{self.region}:ec2:terminate"],
-                Tags=_as_list(tags),
+            )
+            put(
+                **common,
+                AlarmName=f"{label}-deadline",
+                MetricName="CPUUtilization",
+                Period=3600,
+                EvaluationPeriods=math.ceil(hours) + 1,
+                Threshold=0.0,
             )
 
     def instances(self, **tags: str) -> list[Instance]:
@@ -359,13 +397,13 @@ class Cloud:
             groups = self.ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
             keys = self.ec2.describe_key_pairs(Filters=filters)["KeyPairs"]
             volumes = self.ec2.describe_volumes(Filters=filters)["Volumes"]
-            alarms = self._client["cloudwatch"].describe_alarms(AlarmNames=[label])["MetricAlarms"]
+            alarms = self._client["cloudwatch"].describe_alarms(AlarmNamePrefix=f"{label}-")
         found = {
             "instance": [one.id for one in self.instances(run=run) if one.state != "terminated"],
             "security group": [group["GroupId"] for group in groups],
             "key pair": [key["KeyName"] for key in keys],
             "volume": [volume["VolumeId"] for volume in volumes],
-            "alarm": [alarm["AlarmName"] for alarm in alarms],
+            "alarm": [alarm["AlarmName"] for alarm in alarms["MetricAlarms"]],
         }
         return {kind: names for kind, names in found.items() if names}
 
@@ -380,7 +418,10 @@ def explained(what: str) -> Iterator[None]:
         # Families of codes, as InvalidAMIID.NotFound, are explained by AWS's own message.
         message = error.response["Error"].get("Message", "")
         reason = _REASONS.get(code)
-        text = f"{reason} ({code})" if reason else f"AWS says {code}: {message}"
+        refused = f"{error.operation_name}: {code}"
+        text = (
+            f"{reason} ({refused}: {message[:300]})" if reason else f"AWS says {refused}: {message}"
+        )
         raise CloudError(f"{what}: {text}", code) from error
     except (failures.NoCredentialsError, failures.PartialCredentialsError) as error:
         raise UserError(
@@ -401,6 +442,10 @@ def suppressed(*codes: str) -> Iterator[None]:
     except failures.ClientError as error:
         if _code(error) not in codes:
             raise
+
+
+def _account(arn: str) -> str:
+    return arn.split(":")[4]
 
 
 def _code(error: failures.ClientError) -> str:

@@ -13,13 +13,15 @@ def stop(run: Run) -> None:
     Raises:
         UserError: the job did not end in time.
     """
-    with locked("stop"):
+    with locked("stop", run.folder):
         say(f"asking {run.name} to save and end")
         job = run.machine().call("stop", "--wait", str(SAVE_S), timeout=SAVE_S + 30)
     if job["state"] == "absent":
         raise UserError(f"{run.name} has no job: `fab deploy` goes on")
     if job["state"] == "running":
         raise UserError(f"{run.name} still runs after {SAVE_S} s; `fab monitor --quick` shows it")
+    if job["state"] == "lost":
+        raise UserError(f"{run.name}: the job was killed before; `fab resume` continues it")
     say(f"the job has ended with exit code {job['exit_code']}; `fab resume` continues it")
 
 

@@ -1,13 +1,14 @@
 """From a plan to a training machine at work, in steps that can be cut and repeated anywhere."""
 
 import time
+from contextlib import ExitStack
 
 from mmattn.console import say, waiting
 from mmattn.errors import UserError
 from mmattn.remote.cloud import GONE, Cloud
-from mmattn.remote.launch import check_end, lives, make_instance, next_machine, wait_for_login
+from mmattn.remote.launch import adopt, check_end, make_instance, wait_for_login
 from mmattn.remote.plan import Plan, confirm, make_plan, say_plan
-from mmattn.remote.runs import Run, locked, runs
+from mmattn.remote.runs import Run, is_busy, locked, runs
 from mmattn.remote.ssh import check_tools
 from mmattn.remote.start import build_environment, start_training
 from mmattn.remote.upload import upload
@@ -25,47 +26,59 @@ def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
         UserError: with what exists now, what it costs and how to go on.
     """
     check_tools()
-    with locked("deploy"):
-        run = _unfinished(asked) or asked
-        if run is not asked:
-            say(f"going on with the deployment of {run.name}")
-        _confirm_and_work(run, yes, dry_run)
+    with ExitStack() as held:
+        with locked("deploy"):
+            run = _unfinished(asked) or asked
+            if run is not asked:
+                say(f"going on with the deployment of {run.name}")
+            plan = _confirm(run, yes, dry_run)
+            if dry_run:
+                return
+            held.enter_context(locked("deploy", run.folder))
+            run.save()
+        _work(run, plan)
 
 
 def resume(run: Run, yes: bool) -> None:
     """Continue a run that stopped: on its machine, or on a new one from what was fetched last.
 
     Raises:
-        UserError: the job still runs, or as `deploy`.
+        UserError: the job runs or is complete, or as `deploy`.
     """
     check_tools()
-    with locked("resume"):
-        if run.host is None and not lives(run):
-            next_machine(run)
-            found = "what was fetched" if (run.results / "config.json").exists() else "the start"
-            say(f"{run.name} has no machine any more: a new one goes on from {found}")
-            _confirm_and_work(run, yes)
+    if (run.results / "summary.json").exists():
+        raise UserError(f"{run.name} is complete, in {run.results}: there is nothing to resume")
+    with locked("resume", run.folder):
+        if run.host is None:
+            adopt(run)
+        if not run.started:
+            if run.host is None and run.instance_id is None:
+                begun = (run.results / "config.json").exists()
+                found = "what was fetched" if begun else "the start: nothing was fetched"
+                say(f"{run.name} has no machine: a new one goes on from {found}")
+            _work(run, _confirm(run, yes))
             return
         machine = run.machine()
-        if machine.call("snapshot")["job"]["state"] == "running":
+        about = machine.call("snapshot")
+        if about["job"]["state"] == "running":
             raise UserError(f"{run.name} runs: `fab monitor`; `fab stop` lets it save and end")
-        start_training(run, machine)  # with the code, data and environment that it began with
+        if about["complete"]:
+            raise UserError(f"{run.name} is complete: `fab fetch` brings the results")
+        start_training(run, machine, again=True)  # with the code, data, environment it began with
         _say_started(run)
 
 
-def _confirm_and_work(run: Run, yes: bool, dry_run: bool = False) -> None:
+def _confirm(run: Run, yes: bool, dry_run: bool = False) -> Plan | None:
+    """Show the plan and ask, unless it is only to be shown; None for a host."""
     plan = None
     if run.host is None:
-        cloud = run.cloud()
-        plan = make_plan(run, cloud)
+        plan = make_plan(run, run.cloud())
     say_plan(run, plan)
     if plan is not None:
-        _say_others(run, cloud)
-    if dry_run:
-        return
-    confirm("Deploy?", yes)
-    run.save()
-    _work(run, plan)
+        _say_others(run, run.cloud())
+    if not dry_run:
+        confirm("Deploy?", yes)
+    return plan
 
 
 def _work(run: Run, plan: Plan | None) -> None:
@@ -77,7 +90,7 @@ def _work(run: Run, plan: Plan | None) -> None:
         with waiting(f"waiting for {machine.access.name}"):
             wait_for_login(run, machine)
         if run.host is None:
-            check_end(machine)
+            check_end(run, machine)
         upload(run, machine)
         build_environment(run, machine)
         start_training(run, machine)
@@ -87,6 +100,9 @@ def _work(run: Run, plan: Plan | None) -> None:
     except UserError as error:
         error.args = (f"{error}\n{what_exists(run)}",)
         raise
+    except Exception:
+        say(what_exists(run))
+        raise
     _say_started(run)
 
 
@@ -95,14 +111,15 @@ def what_exists(run: Run) -> str:
     if run.host is not None:
         return f"Files of the run may be on {run.host}. The same command goes on from here."
     parts = []
-    if run.instance_id:
-        price = "unknown" if run.price is None else f"${run.price:.2f}"
+    if run.deadline:
+        which = run.instance_id or "perhaps an instance whose start was asked for"
+        price = "unknown price" if run.price is None else f"${run.price:.2f} an hour"
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.deadline))
-        parts.append(f"{run.instance_id} ({run.instance_type}, {price} an hour, ends by {end})")
-    elif run.deadline:
-        parts.append("perhaps an instance whose start was asked for")
+        parts.append(f"{which} ({run.instance_type}, {price}, ends by {end})")
     if run.group_id:
         parts.append(f"security group {run.group_id} and key pair {run.label} (free)")
+    elif run.key.exists():
+        parts.append(f"perhaps key pair and security group {run.label} (free)")
     return (
         f"Now there is in {run.region}: {', '.join(parts) or 'nothing'}. The same command goes on "
         f"from here; `fab teardown --run {run.name}` removes it all."
@@ -112,29 +129,40 @@ def what_exists(run: Run) -> str:
 def _unfinished(asked: Run) -> Run | None:
     """The run whose deployment was cut, if it is what is asked for.
 
+    One that never had a machine takes up other options.
+
     Raises:
-        UserError: it has other options.
+        UserError: it has other options, and nobody is at work on it.
     """
-    found = [run for run in runs() if not run.started and run.host == asked.host]
-    if not found:
-        return None
-    run = found[-1]
-    names = ("experiment", "args", "data", "hours", "grace_minutes", "region", "instance_type")
-    for name in (*names, "spot"):
-        mine, theirs = getattr(asked, name), getattr(run, name)
-        if mine != theirs:
-            raise UserError(
-                f"the deployment of {run.name} was cut and is not finished; it has {name} "
-                f"{theirs}, not {mine}: finish it with its own options, or "
-                f"`fab teardown --run {run.name}`"
-            )
-    return run
+    names = ("experiment", "region", "args", "data", "hours", "grace_minutes", "instance_type")
+    for run in reversed(runs()):
+        if run.started or run.host != asked.host:
+            continue
+        differing = [
+            name for name in (*names, "spot") if getattr(asked, name) != getattr(run, name)
+        ]
+        bare = run.host is None and run.deadline is None
+        if bare and not {"experiment", "region"} & set(differing):
+            for name in differing:
+                setattr(run, name, getattr(asked, name))
+            return run
+        if not differing:
+            return run
+        if is_busy(run.folder):
+            continue
+        name = differing[0]
+        raise UserError(
+            f"the deployment of {run.name} was cut and is not finished; it has {name} "
+            f"{getattr(run, name)}, not {getattr(asked, name)}: finish it with its own options, or "
+            f"`fab teardown --run {run.name}`"
+        )
+    return None
 
 
 def _say_others(run: Run, cloud: Cloud) -> None:
     """Other machines of the same owner, which cost money too."""
     for other in cloud.instances(owner=run.owner):
-        if other.run != run.name and other.state not in GONE:
+        if other.id != run.instance_id and other.state not in GONE:
             say(f"also {other.state}: {other.id} ({other.type}) of {other.run}; see `fab ls`")
 
 
@@ -142,5 +170,7 @@ def _say_started(run: Run) -> None:
     say(f"{run.name} trains. `fab monitor` shows it; this computer may go.")
     if run.host is None:
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.deadline))
-        say(f"It ends by {end}, or {run.grace_minutes:g} min after its job, with all that is on it:")
+        say(
+            f"It ends by {end}, or {run.grace_minutes:g} min after its job, with all that is on it:"
+        )
         say("`fab fetch --watch` brings the results as they come.")

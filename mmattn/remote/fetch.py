@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from mmattn.console import say, say_table
+from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, read_json, write_text
 from mmattn.remote.cloud import GONE, CloudError
-from mmattn.remote.runs import Busy, Run, read_run
-from mmattn.remote.ssh import CommandFailed, Machine, NotLoggedIn, RemoteError, Unreachable
+from mmattn.remote.runs import Busy, Run
+from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, Unreachable
 
 ATTEMPTS = 5  # at files that differ when they arrive
 PATIENCE_S = 600.0  # out of touch, without a byte more
@@ -107,11 +108,11 @@ def _follow(run: Run, machine: Machine) -> Results:
                     return found
             lost = 0
             time.sleep(POLL_S)
-        except (Unreachable, NotLoggedIn) as error:
+        except RemoteError as error:
             machine.close()
             _check_machine(run, error)
-            if seen is None and isinstance(error, NotLoggedIn):
-                raise  # later, it is a machine that goes down
+            if seen is None and not isinstance(error, Unreachable):
+                raise  # later, it is a machine that goes down or is short of something
             if lost == 0:
                 say(f"{error}; trying again")
             lost += 1
@@ -193,7 +194,7 @@ def fetch_once(run: Run, machine: Machine) -> Results:
             shutil.rmtree(staging, ignore_errors=True)  # leave no full disk behind
             raise
         shutil.rmtree(staging)
-        _note(run, found)
+        run.fetched = "complete" if found.complete else "partial"
     return found
 
 
@@ -240,13 +241,18 @@ def _ask(machine: Machine) -> Results:
 def _safe(text: str) -> PurePosixPath:
     """A path from the machine; RemoteError if it leads out of the results."""
     path = PurePosixPath(text)
-    if len(path.parts) < 2 or path.parts[0] not in ("run", "job") or ".." in path.parts:
+    if (
+        len(path.parts) < 2
+        or path.parts[0] not in ("run", "job")
+        or ".." in path.parts
+        or "\0" in text
+    ):
         raise RemoteError(f"the machine names {text!r} as a result: expected run/… or job/…")
     return path
 
 
 def _check_not_older(entries: list[Entry], results: Path) -> None:
-    """RemoteError if a local checkpoint is of a later step than the machine's."""
+    """UserError if a local checkpoint is of a later step than the machine's."""
     for step in _steps(entries):
         folder = results / Path(*step.parts[1:-1])
         if folder.is_dir():
@@ -254,7 +260,7 @@ def _check_not_older(entries: list[Entry], results: Path) -> None:
                 int(path.name) for path in _numbered(folder) if int(path.name) > int(step.name)
             ]
             if newer:
-                raise RemoteError(
+                raise UserError(
                     f"{folder}/{max(newer)} is newer than the machine's {step.name}: the training "
                     f"went on here. Move {results} elsewhere to fetch"
                 )
@@ -272,6 +278,7 @@ def _transfer(
         machine.rsync(
             # That they differ is known; same size and second need not mean the same content.
             "--ignore-times",
+            "--no-links",
             "--from0",
             f"--files-from={names}",
             machine.remote(f"{root}/" if root else ""),
@@ -381,16 +388,6 @@ def _staging(results: Path) -> Path:
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _note(run: Run, found: Results) -> None:
-    """Record in the run's state what is here, without what other commands have changed there."""
-    lines = sorted(f"{entry.sha256} {entry.size} {entry.path}\n" for entry in found.entries)
-    digest = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
-    run.fetched = f"{'complete' if found.complete else 'partial'} {digest}"
-    stored = read_run(run.folder / "state.json")
-    stored.fetched = run.fetched
-    stored.save()
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from mmattn.remote import prices
 from mmattn.remote.cloud import Cloud, Image, MachineType
 from mmattn.remote.runs import Run, parse_host
 
-MOST_HOURS = 24 * 14
+MOST_HOURS = 24 * 6  # an alarm can count no further than a week
 DISK_PRICE = 0.08 / 730  # dollars a GiB and hour: gp3, us-east-1
+_NAME = re.compile("[A-Za-z0-9_]+")  # it becomes part of the run's name
 _OWN_OPTIONS = ("--out", "--resume", "--data.roots")
 
 
@@ -78,7 +79,9 @@ def check_experiment(name: str, words: Sequence[str]) -> None:
     Raises:
         UserError: there is no such experiment, or its options are wrong.
     """
-    known = sorted(path.stem for path in Path("experiments").glob("[!_]*.py"))
+    known = sorted(
+        path.stem for path in Path("experiments").glob("[!_]*.py") if _NAME.fullmatch(path.stem)
+    )
     if name not in known:
         raise UserError(f"--experiment {name}: expected one of {', '.join(known) or 'none here'}")
     for word in words:
@@ -140,7 +143,8 @@ def cost_text(run: Run, plan: Plan) -> str:
         return f"unknown: {run.instance_type} is not in the price table of {prices.DATE}"
     source = "now" if run.spot else f"us-east-1, {prices.DATE}"
     most = run.hours * plan.price + disk
-    return f"${plan.price:.2f} an hour ({source}); at most ${most:.2f} with its disk"
+    bound = "about" if run.spot else "at most"
+    return f"${plan.price:.2f} an hour ({source}); {bound} ${most:.2f} with its disk"
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -183,7 +187,7 @@ def _number(option: str, text: str, most: float) -> float:
 
 def _data_folder(text: str) -> Path:
     folder = Path(text).expanduser().resolve()
-    if not folder.is_dir():
+    if not text or not folder.is_dir():
         raise UserError(f"--data {text}: expected a folder")
     if not any(path.suffix == ".npz" for path in folder.rglob("*")):
         raise UserError(f"--data {text}: expected feature files (.npz), found none")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dacite
 
-from mmattn.console import say
+from mmattn.console import complain, say
 from mmattn.errors import UserError
 from mmattn.files import read_json, write_json, write_text
 from mmattn.remote.access import own_network
@@ -22,6 +22,7 @@ from mmattn.remote.cloud import Cloud
 from mmattn.remote.ssh import Access, Machine, make_key
 
 FOLDER = Path(".fab")
+NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
 
 
@@ -35,6 +36,7 @@ class Busy(UserError):
 class Run:
     """One training on one machine after another; what was asked for and how far it came."""
 
+    _cloud = None  # its API, once it was asked for: no part of the state
     name: str
     experiment: str
     args: list[str] = field(default_factory=list)
@@ -63,8 +65,8 @@ class Run:
     """Digest of what lies on the machine."""
     built: bool = False
     started: bool = False
-    fetched: str | None = None
-    """What was fetched last."""
+    began_with: str | None = None
+    """Digest of what the first of its machines was given."""
 
     @classmethod
     def find(cls, name: str | None = None) -> "Run":
@@ -108,14 +110,32 @@ class Run:
         """The private key that the instance proves itself with."""
         return self.folder / "host_key"
 
+    @property
+    def fetched(self) -> str | None:
+        """Whether the results were fetched "complete" or "partial"; None if not at all.
+
+        It has a file of its own, because `fab fetch` writes it while other commands have the state.
+        """
+        path = self.folder / "fetched"
+        return path.read_text(encoding="utf-8").strip() if path.exists() else None
+
+    @fetched.setter
+    def fetched(self, what: str) -> None:
+        write_text(self.folder / "fetched", what + "\n")
+
     def save(self) -> None:
         """Write state.json, atomically."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(self.folder / "state.json", asdict(self))
 
     def cloud(self) -> Cloud:
-        """The API of its region."""
-        return Cloud(self.region)
+        """The API of its region; UserError if the credentials are of another account."""
+        if self._cloud is None:
+            cloud = Cloud(self.region)
+            if self.owner is not None:
+                cloud.check_account(self.owner)
+            self._cloud = cloud
+        return self._cloud
 
     def machine(self) -> Machine:
         """Its machine.
@@ -129,6 +149,10 @@ class Run:
             if not known.exists():
                 raise UserError(f"{known}: expected the host key of {address}: log in once by ssh")
             return Machine(Access(user, address, port, known, None), self.folder, self.base)
+        return Machine(self._access(), self.folder, self.base, self._way_in)
+
+    def _access(self) -> Access:
+        """How to log in to its instance."""
         if self.address is None:
             raise UserError(f"{self.name} has no machine: `fab deploy` goes on, or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
@@ -138,21 +162,33 @@ class Run:
             say(f"{self.key} could be read by others: now by you alone")
         known = self.folder / "known_hosts"
         write_text(known, f"{self.address} {' '.join(make_key(self.host_key).split()[:2])}\n")
-        access = Access(LOGIN, self.address, 22, known, self.key)
-        return Machine(access, self.folder, self.base, self._admit_this_computer)
+        return Access(LOGIN, self.address, 22, known, self.key)
 
-    def _admit_this_computer(self) -> bool:
-        """Let this computer's address in, if it has changed; returns whether it had."""
+    def _way_in(self) -> Access | None:
+        """Let this computer in, if its address has changed, and find the machine, if its has.
+
+        Returns:
+            How to log in now; None if nothing has changed.
+        """
         cloud = self.cloud()
         current = cloud.address(self.instance_id)
         if current is None or self.group_id is None:
-            return False
-        return cloud.admit(self.group_id, own_network())
+            return None
+        admitted = cloud.admit(self.group_id, own_network())
+        if not admitted and current == self.address:
+            return None
+        self.address = current
+        return self._access()
 
 
 def runs() -> list[Run]:
     """The runs that this computer knows, the oldest first."""
-    found = [read_run(path) for path in FOLDER.glob("*/state.json")]
+    found = []
+    for path in FOLDER.glob("*/state.json"):
+        try:
+            found.append(read_run(path))
+        except UserError as error:  # what it was is still to be ended, by its tags
+            complain(f"passed over: {error}")
     return sorted(found, key=lambda run: run.name[-20:])
 
 
@@ -165,7 +201,7 @@ def read_run(path: Path) -> Run:
         run = dacite.from_dict(Run, found, dacite.Config(strict=True, cast=[float]))
     except (dacite.DaciteError, ValueError) as error:
         raise UserError(f"{path}: expected the state of a run: {error}") from error
-    if not re.fullmatch(r"\w+-\d{8}-\d{6}-[0-9a-f]{4}", run.name):  # it becomes part of paths
+    if not NAME.fullmatch(run.name):
         raise UserError(f"{path}: expected a run's name, found {run.name!r}")
     return run
 
@@ -178,23 +214,40 @@ def parse_host(host: str) -> tuple[str, str, int]:
     return found[1], found[2].strip("[]"), int(found[3] or 22)
 
 
+def is_busy(folder: Path) -> bool:
+    """Whether a command holds the lock on a folder."""
+    path = folder / "lock"
+    if not path.exists():
+        return False
+    with open(path, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
-def locked(what: str) -> Iterator[None]:
-    """Hold the right to change remote things from this folder.
+def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
+    """Hold the right to change what a folder stands for: a run, or which runs there are.
 
     Raises:
         Busy: another command has it; the message says which.
     """
     FOLDER.mkdir(exist_ok=True, mode=0o700)
-    with open(FOLDER / "lock", "a+", encoding="utf-8") as file:
+    folder.mkdir(exist_ok=True, mode=0o700)
+    with open(folder / "lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = json.loads(file.read() or "{}")
+            try:
+                holder = json.loads(file.read())
+            except ValueError:  # it is just writing it
+                holder = {}
             raise Busy(
                 f"`fab {holder.get('what', '?')}` (process {holder.get('pid', '?')}) is at work "
-                f"here: it holds {FOLDER / 'lock'}; wait for it or stop it"
+                f"here: it holds {folder / 'lock'}; wait for it or stop it"
             ) from error
         file.truncate(0)
         json.dump({"what": what, "pid": os.getpid()}, file)

@@ -11,7 +11,9 @@ import shlex
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ from mmattn.files import write_text
 
 MARKER = "mmattn:"  # what a noisy .bashrc prints comes before it
 CONNECT_S = 10
+NO_CODE = 66  # exit code (EX_NOINPUT)
 MB = 1_000_000
 # rsync: protocol stream, socket and file input/output, timeouts; 255 is ssh itself.
 TRANSIENT_RSYNC = {10, 12, 20, 30, 35, 255}
@@ -93,8 +96,8 @@ class Machine:
         access: how to log in.
         folder: local folder of the run, for the generated ssh_config.
         base: folder of the run on the machine, relative to the login user's home.
-        on_silence: called once when a connection times out; returns whether trying again may help
-            (the caller's own address had changed and was let in).
+        on_silence: called when no connection can be made; returns how to log in now if something
+            had changed (the caller's own address, which was let in; the machine's), else None.
     """
 
     def __init__(
@@ -102,11 +105,15 @@ class Machine:
         access: Access,
         folder: Path,
         base: str,
-        on_silence: Callable[[], bool] = lambda: False,
+        on_silence: Callable[[], Access | None] = lambda: None,
     ):
-        self.access, self.folder, self.base = access, folder, base
+        self.folder, self.base = folder, base
         self._on_silence = on_silence
         self._connection: _Connection | None = None
+        self._use(access)
+
+    def _use(self, access: Access) -> None:
+        self.access = access
         write_text(self.ssh_config, ssh_config(access))
 
     @property
@@ -153,7 +160,15 @@ class Machine:
             RemoteError: as `run`, or the answer is no JSON.
         """
         words = ["python3", "-m", f"mmattn.remote.instance.{module}", f"../{job}", *options]
-        text = self.run(f"cd {shlex.quote(self.base)}/code && {shlex.join(words)}", timeout)
+        code = f"{shlex.quote(self.base)}/code"
+        try:
+            text = self.run(f"cd {code} 2>&- || exit {NO_CODE}; {shlex.join(words)}", timeout)
+        except CommandFailed as error:
+            if error.exit_code != NO_CODE:
+                raise
+            raise RemoteError(
+                f"{self.access.name} has no code of this run yet: `fab deploy` goes on"
+            ) from error
         _, marker, answer = text.rpartition(MARKER)
         try:
             return json.loads(answer)
@@ -178,25 +193,30 @@ class Machine:
         shell = f'ssh -F "{self.ssh_config.resolve()}"'
         command = ["rsync", "--archive", "--no-owner", "--no-group", "--partial-dir=.rsync-partial"]
         command += ["--timeout=30", "--info=progress2", "--no-inc-recursive", "-e", shell]
-        with subprocess.Popen(
-            [*command, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "LC_ALL": "C"},
-        ) as process:
+        with (
+            tempfile.TemporaryFile("w+") as complaints,  # a pipe would fill up while stdout is read
+            subprocess.Popen(
+                [*command, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+                env={**os.environ, "LC_ALL": "C"},
+            ) as process,
+        ):
             try:
                 with progress_bar(progress, -(-total // MB), "MB") as advance:
                     _show_rsync(process, advance)
-                errors = process.stderr.read()
             except BaseException:
                 process.terminate()
                 raise
-        if process.returncode:
-            raise _rsync_error(self.access.name, process.returncode, errors)
+            if process.wait():
+                complaints.seek(0)
+                raise _rsync_error(self.access.name, process.returncode, complaints.read())
 
     def shell(self) -> None:
         """Replace this process by an interactive shell on the machine."""
+        self._connected()  # lets this computer in, should its address have changed
+        self.close()
         os.execvp("ssh", ["ssh", "-F", str(self.ssh_config), "-t", "instance"])
 
     def close(self) -> None:
@@ -212,18 +232,21 @@ class Machine:
             try:
                 self._connection = self._connect()
             except Unreachable:
-                try:
-                    again = self._on_silence()
-                except UserError:  # offline, say; that it is unreachable remains the news
-                    again = False
-                if not again:
+                access = None
+                with suppress(UserError):  # offline, say; that it is unreachable remains the news
+                    access = self._on_silence()
+                if access is None:
                     raise
+                self._use(access)
                 self._connection = self._connect()
         return self._connection
 
     def _connect(self) -> _Connection:
         access = self.access
-        connection = _Connection(access)
+        try:
+            connection = _Connection(access)
+        except paramiko.hostkeys.InvalidHostKey as error:
+            raise RemoteError(f"{access.known_hosts}: a line is broken: {error}") from error
         try:
             connection.open()
         except (OSError, EOFError, paramiko.SSHException) as error:
@@ -273,10 +296,15 @@ def check_tools() -> None:
 
 def make_key(path: Path) -> str:
     """An ed25519 key pair without a passphrase, made once; returns the public half."""
+    public = path.with_name(f"{path.name}.pub")
     if not path.exists():
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(path)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return path.with_name(path.name + ".pub").read_text().strip()
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder, path.name)
+            options = ["-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(made)]
+            subprocess.run(["ssh-keygen", *options], check=True, stdout=subprocess.DEVNULL)
+            made.with_name(public.name).replace(public)
+            made.replace(path)  # last: with it, the pair is whole
+    return public.read_text().strip()
 
 
 def _connect_error(access: Access, error: Exception) -> RemoteError:

@@ -9,6 +9,7 @@ from mmattn.remote.ssh import Machine, RemoteError, Unreachable
 from mmattn.remote.upload import persist
 
 MISSED_POLLS = 20  # in a row
+FIRST_LOOK_S = 3  # time to fail at once
 
 
 def build_environment(run: Run, machine: Machine) -> None:
@@ -28,9 +29,20 @@ def build_environment(run: Run, machine: Machine) -> None:
     run.save()
 
 
-def start_training(run: Run, machine: Machine) -> None:
-    """The training, under the supervisor, with --resume where a run is already."""
-    if machine.call("snapshot")["job"]["state"] != "running":
+def start_training(run: Run, machine: Machine, again: bool = False) -> None:
+    """The training, under the supervisor, with --resume where a run is already.
+
+    Args:
+        run: the run.
+        machine: its machine.
+        again: start it also if it has ended.
+
+    Raises:
+        RemoteError: it ended at once with an error.
+    """
+    state = machine.call("snapshot")["job"]["state"]
+    if state in ("absent", "lost") or (again and state == "ended"):
+        machine.run(f"rm -f {run.base}/job/hold")
         begun = machine.run(f"test ! -e {run.base}/run/config.json || echo yes").strip()
         words = ["../venv/bin/python", "-m", f"experiments.{run.experiment}", "--out", "../run"]
         if begun:
@@ -41,6 +53,13 @@ def start_training(run: Run, machine: Machine) -> None:
         _run_detached(run, machine, "job", words)
     run.started = True
     run.save()
+    time.sleep(FIRST_LOOK_S)
+    job = machine.call("snapshot")["job"]
+    if job["state"] == "ended" and job["exit_code"]:
+        log = machine.run(f"tail -n 15 {run.base}/job/job.log")
+        raise RemoteError(
+            f"the job ended at once with exit code {job['exit_code']}:\n{log.strip()}"
+        )
 
 
 def _run_detached(run: Run, machine: Machine, job: str, words: list[str]) -> None:

@@ -7,10 +7,11 @@ from mmattn.console import say, say_table, waiting
 from mmattn.errors import UserError
 from mmattn.remote.cloud import GONE, Cloud, CloudError, Instance
 from mmattn.remote.fetch import fetched_all
-from mmattn.remote.runs import FOLDER, Run, locked, runs
+from mmattn.remote.runs import FOLDER, NAME, Run, locked, runs
 from mmattn.remote.ssh import RemoteError
 
 SETTLE_S = 15  # until EC2 lists a new instance
+VOLUME_S = 60
 HELP_FORCE = "--force removes it all the same"
 
 
@@ -27,29 +28,59 @@ def teardown(name: str | None, region: str | None, force: bool) -> None:
     Raises:
         UserError: results are not fetched, or something is left.
     """
-    with locked("teardown"):
-        known = name is None or any(run.name == name for run in runs())
-        run = Run.find(name) if known else Run(name, name.split("-")[0], region=region)
-        if run.host is not None:
+    if name is not None and not NAME.fullmatch(name):  # EC2 would take * for any
+        raise UserError(f"--run {name}: expected a run's whole name, e.g. from `fab ls`")
+    known = name is None or any(run.name == name for run in runs())
+    if not known:
+        with locked("teardown"):
+            _end(Run(name, name.split("-")[0], region=region), force, known=False)
+        return
+    run = Run.find(name)
+    with locked("teardown", run.folder):
+        if run.host is None:
+            _end(run, force, known=True)
+        else:
             _clear_host(run, force)
-            return
-        cloud = run.cloud()
-        run.region = cloud.region
-        remains = _remains(run, cloud)
-        if not known and not remains:
-            raise UserError(f"--run {name}: neither {FOLDER} nor {cloud.region} knows such a run")
-        if not force:
-            _check_fetched(run, cloud, known)
+
+
+def _end(run: Run, force: bool, known: bool) -> None:
+    """End a run's machines on EC2 and delete what was made for them."""
+    cloud = run.cloud()
+    run.region = cloud.region
+    remains = _remains(run, cloud)
+    if not known and not remains:
+        raise UserError(f"--run {run.name}: neither {FOLDER} nor {cloud.region} knows such a run")
+    if not force:
+        _check_fetched(run, cloud, known)
+    try:
         _remove(run, cloud, remains)
-        if known:
-            run.address = run.deadline = None
-            run.started = True  # nothing is left that `fab deploy` could finish
-            run.save()
-        left = cloud.remains(run.name, run.label)
-        if left:
-            listed = "; ".join(f"{kind} {', '.join(names)}" for kind, names in left.items())
-            raise CloudError(f"still there in {cloud.region}: {listed}. Try again in a minute")
-        say(f"{run.name}: nothing is left in {cloud.region}")
+    except CloudError as error:
+        error.args = (
+            f"{error}\nPerhaps still there in {cloud.region}: {_listed(remains)}. An instance "
+            "costs until it has ended: the same command goes on from here",
+        )
+        raise
+    if known:
+        run.address = run.deadline = None
+        run.started = True  # nothing is left that `fab deploy` could finish
+        run.save()
+    _check_gone(run, cloud)
+    say(f"{run.name}: nothing is left in {cloud.region}")
+
+
+def _check_gone(run: Run, cloud: Cloud) -> None:
+    """CloudError if anything is left; a volume may be listed a while longer than its instance."""
+    end = time.monotonic() + VOLUME_S
+    while left := cloud.remains(run.name, run.label):
+        if set(left) != {"volume"} or time.monotonic() > end:
+            raise CloudError(
+                f"still there in {cloud.region}: {_listed(left)}. Try again in a minute"
+            )
+        time.sleep(2)
+
+
+def _listed(remains: dict[str, list[str]]) -> str:
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in remains.items())
 
 
 def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
@@ -79,7 +110,10 @@ def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
     if run.address is None:
         return  # the deployment never came so far that there could be results
     try:
-        fetched = not run.started or fetched_all(run, run.machine())
+        machine = run.machine()
+        if run.started and machine.call("snapshot")["job"]["state"] == "running":
+            raise UserError(f"{run.name} still trains: `fab stop` first; {HELP_FORCE}")
+        fetched = not run.started or fetched_all(run, machine)
     except RemoteError as error:
         raise UserError(
             f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
@@ -119,7 +153,8 @@ def _clear_host(run: Run, force: bool) -> None:
             raise UserError(
                 f"{run.name} has results that were not fetched: `fab fetch` first; {HELP_FORCE}"
             )
-        machine.call("stop", "--wait", "60", timeout=90)
+        for job in ("build", "job"):  # either would write on into what is being deleted
+            machine.call("stop", "--wait", "60", "--kill", job=job, timeout=90)
         machine.run(f"rm -rf {run.base}", timeout=300)
     shutil.rmtree(run.folder)
     say(f"{run.name}: nothing is left on {run.host}")
@@ -128,31 +163,34 @@ def _clear_host(run: Run, force: bool) -> None:
 def list_runs(region: str | None) -> None:
     """Say every run of this user: machines by their tags, and what this computer knows."""
     here = {run.name: run for run in runs()}
-    regions = {run.region for run in here.values() if run.host is None} | {region}
-    rows = {}
-    for cloud in {cloud.region: cloud for cloud in map(Cloud, regions)}.values():
-        for one in cloud.instances(owner=cloud.caller()):  # of a run's machines the last counts
-            rows[one.run] = _row(one, cloud.region, here.get(one.run))
+    regions = {run.region for run in here.values() if run.host is None}
+    if region or not here:
+        regions.add(region)
+    rows, listed = [], set()
+    for cloud in map(Cloud, sorted(regions, key=str)):
+        found = cloud.instances(owner=cloud.caller())
+        living = [one for one in found if one.state not in GONE]
+        rows += [_row(one, cloud.region, here.get(one.run)) for one in living]
+        listed |= {one.run for one in living}
     for run in here.values():
-        if run.name not in rows:
+        if run.name not in listed:
             where = run.host or run.region or ""
             state = "on a host" if run.host else "no machine"
-            rows[run.name] = (run.name, where, state, "", "", "", _fetched(run))
+            rows.append((run.name, where, state, "", "", "", _fetched(run)))
     if not rows:
         say("no runs")
         return
     columns = ("run", "where", "state", "type", "ends in", "cost", "results")
-    say_table("Runs", columns, rows.values(), left=True)
+    say_table("Runs", columns, rows, left=True)
 
 
 def _row(one: Instance, region: str, run: Run | None) -> tuple[str, ...]:
-    living = one.state not in GONE
-    ends = f"{(one.deadline - time.time()) / 3600:.1f} h" if living and one.deadline else ""
+    ends = f"{(one.deadline - time.time()) / 3600:.1f} h" if one.deadline else ""
     hours = (time.time() - one.launched) / 3600
-    cost = f"${hours * one.price:.2f}" if living and one.price else ""
+    cost = f"${hours * one.price:.2f}" if one.price else ""
     results = _fetched(run) if run else "elsewhere"
     return (one.run, region, one.state, one.type + " spot" * one.spot, ends, cost, results)
 
 
 def _fetched(run: Run) -> str:
-    return run.fetched.split()[0] if run.fetched else "not fetched"
+    return run.fetched or "not fetched"

@@ -64,7 +64,9 @@ def upload(run: Run, machine: Machine) -> None:
             f"{len(wrong)} files differ on the machine from those here, e.g. {wrong[0]}: did they "
             "change while they were sent?"
         )
-    run.uploaded = digest
+    if run.began_with not in (None, digest):
+        say("code or data are not those that the run began with: the results mix both")
+    run.uploaded, run.began_with = digest, run.began_with or digest
     run.save()
 
 

@@ -29,7 +29,7 @@ def user_data(
     also ends it when its job is over or it is about to be taken away.
 
     Args:
-        host_key: the private half; readable from the instance by root alone.
+        host_key: the private half; whoever is on the instance can read it.
         host_key_public: its public half.
         job: the job's folder, absolute.
         deadline: Unix time.

@@ -4,13 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import botocore.loaders
 import pytest
 
+from mmattn.remote import launch, teardown
+from mmattn.remote.cloud import Cloud
+from mmattn.remote.runs import Run
 from tests.remote.machines import image
-from tests.remote.machines.cloud_api import CloudApi
+from tests.remote.machines.cloud_api import REGION, CloudApi
 from tests.remote.machines.guest import HandMade
 from tests.remote.machines.hypervisor import Hypervisor
 from tests.remote.machines.network import Network
+
+_LOADER = botocore.loaders.Loader()  # one for all tests: it reads the descriptions of services once
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +78,25 @@ def cloud_api(_api_server) -> CloudApi:
     """EC2's API, empty; its instances are names only. For programs: `.environment`."""
     _api_server.reset()
     return _api_server
+
+
+@pytest.fixture
+def run(cloud_api, tmp_path, monkeypatch) -> Run:
+    """A run that is asked for, by this process, in an account with nothing in it."""
+    for name, value in cloud_api.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "own_network", lambda: "192.0.2.7/32")
+    monkeypatch.setattr(teardown, "SETTLE_S", 0)
+    monkeypatch.setattr("botocore.session.create_loader", lambda _: _LOADER)
+    monkeypatch.chdir(tmp_path)
+    owner = Cloud(REGION).caller()
+    cloud_api.calls.clear()
+    return Run(
+        *("no_aug-20260101-000000-aaaa", "no_aug"),
+        region=REGION,
+        instance_type="c5.24xlarge",
+        owner=owner,
+    )
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from botocore.client import BaseClient
@@ -56,7 +57,7 @@ def crashes(run: Run, plan: Plan, monkeypatch, after: bool) -> Iterator[Run]:
     """
     call = BaseClient._make_api_call
     for number in itertools.count(1):
-        fresh = Run(**{**vars(run), "name": f"{run.name[:-4]}{number:04x}"})
+        fresh = replace(run, name=f"{run.name[:-4]}{number:04x}")
         fresh.save()
         changes = itertools.count(1)
 
@@ -78,7 +79,7 @@ def crashes(run: Run, plan: Plan, monkeypatch, after: bool) -> Iterator[Run]:
                 crashed = True
         yield Run.find(fresh.name)
         if not crashed:
-            assert number > 5  # key pair, group, its rule, instance, alarm
+            assert number > 6  # key pair, group, its rule, instance, two alarms
             return
 
 
@@ -114,7 +115,8 @@ def test_a_crash_anywhere_is_gone_on_from(run, plan, cloud_api, monkeypatch, aft
         made = make(cut, plan)
         remains = made.cloud().remains(made.name, made.label)
         assert {kind: len(names) for kind, names in remains.items()} == {
-            kind: 1 for kind in ("instance", "security group", "key pair", "volume", "alarm")
+            **dict.fromkeys(("instance", "security group", "key pair", "volume"), 1),
+            "alarm": 2,
         }
         teardown.teardown(made.name, None, force=True)
         assert not cloud_api.resources()

@@ -278,12 +278,15 @@ def test_machine_that_is_gone(found, expected):
     assert not isinstance(caught.value, Unreachable)
 
 
-def test_gone_text_tells_what_is_left():
+def test_gone_text_tells_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     last = make_snapshot() | {"guard": {"reason": "deadline"}}
     text = gone_text(ec2_run(found=None), instance("terminated", "Client.x"), last)
     assert "(Client.x; its guard had said: its deadline has come)" in text
     assert "Nothing was fetched" in text and "costs nothing any more" in text
-    run = ec2_run(found=None, fetched="partial 12")
+    run = ec2_run(found=None)
+    run.folder.mkdir(parents=True)
+    run.fetched = "partial"
     assert "from what was fetched, in runs/no_aug/20261118-102000-ab12" in gone_text(
         run, None, None
     )

@@ -54,7 +54,7 @@ def test_options_become_a_run(tmp_path):
         ({"hours": "abc"}, "--max-hours abc: expected a number above 0"),
         ({"hours": "nan"}, "--max-hours nan"),
         ({"hours": "0"}, "--max-hours 0"),
-        ({"hours": "1000"}, "at most 336"),
+        ({"hours": "1000"}, "at most 144"),
         ({"grace_minutes": "-1"}, "--grace-minutes -1"),
         ({"data": ["/does/not/exist"]}, "--data /does/not/exist: expected a folder"),
         ({"host": "example.org"}, "--host example.org: expected user@address"),

@@ -181,10 +181,10 @@ def test_the_own_address_changed(guest, access, tmp_path, monkeypatch):
     monkeypatch.setattr(ssh, "CONNECT_S", 3)
     mended = []
 
-    def mend() -> bool:
+    def mend() -> Access:
         guest.mend_link()
         mended.append(True)
-        return True
+        return access
 
     guest.cut_link()
     machine = Machine(access, tmp_path, "mmattn/run", mend)

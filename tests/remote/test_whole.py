@@ -126,7 +126,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
         session.fab_killed_at(sign, *asked)
     assert "trains" in session.fab(*asked)
     assert cloud.api.resources() == {
-        "instances": 1, "key pairs": 1, "security groups": 1, "volumes": 1, "alarms": 1
+        "instances": 1, "key pairs": 1, "security groups": 1, "volumes": 1, "alarms": 2
     }  # fmt: skip
     run = Run.find()
     guest = cloud.guest(run.instance_id)
@@ -143,7 +143,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     text = session.evaluate(run.results, "--checkpoint", "best")
     assert f"{best['validation_accuracy']:.3f}" in text
 
-    assert "not fetched" in session.fab("teardown", code=2)
+    assert "still trains" in session.fab("teardown", code=2)
     cloud.interrupt_spot(run.instance_id)
     guest.wait_until_off(60)
     wait_until(lambda: cloud.api.resources().get("instances") is None)
@@ -160,6 +160,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
         assert follower.wait(600) == 0
     text = session.fab("monitor")
     assert "finished" in text or "exit code 0" in text, text
+    assert "not fetched" in session.fab("teardown", code=2)
     session.fab("fetch")
     followed = (session.folder / "followed").read_bytes()
     assert followed == (run.results / "job/job.log").read_bytes()

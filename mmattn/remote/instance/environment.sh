@@ -29,5 +29,6 @@ if ! python=$(usable_python); then
     exit 2
 fi
 echo "$python: $("$python" --version)"
-"$python" -m venv ../venv
+"$python" -m venv --without-pip ../venv
+../venv/bin/python -I -m ensurepip --upgrade --default-pip  # venv itself would hide why it fails
 ../venv/bin/python -m pip install --editable .

@@ -191,7 +191,10 @@ def beat(config: Config, before: Memory) -> Memory:
     reason, memory = decide(config, seen, before)
     _try(publish, job, report(config, seen, memory, reason))
     if reason:
+        end = time.monotonic() + config.stop_s
         _try(stop_jobs, job.parent, config.stop_s)
+        if reason in ("spot", "deadline") and seen.cpu_s is not None:
+            time.sleep(max(0.0, end - time.monotonic()))  # for whoever fetches what was just saved
         power_off()
     return memory
 

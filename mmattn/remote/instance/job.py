@@ -51,8 +51,9 @@ def write_json(path: Path, value: dict, lasting: bool = False) -> None:
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock on a file or folder."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+        # The guard asks as root in a user's folder: a pipe there must not stop it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: askers do not see askers
@@ -98,10 +99,11 @@ def group_of(folder: Path) -> int | None:
     None if the job does not live, or if another process has got the number.
     """
     status = read_json(folder / STATUS)
-    if not status or not status.get("pid") or not is_held(folder / LOCK):
+    pid = (status or {}).get("pid")
+    if not isinstance(pid, int) or pid <= 1 or not is_held(folder / LOCK):
         return None
-    leader = process(status["pid"])
-    return None if leader and leader.born != status.get("born") else status["pid"]
+    leader = process(pid)
+    return None if leader and leader.born != status.get("born") else pid
 
 
 def signal_job(folder: Path, number: int, group: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""Lets the job save and end: `stop JOB [--wait S]`. Prints how the job is then."""
+"""Lets the job save and end: `stop JOB [--wait S] [--kill]`. Prints how the job is then."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import signal
 import time
 from pathlib import Path
 
-from mmattn.remote.instance.job import signal_job
+from mmattn.remote.instance.job import LOCK, is_held, signal_job
 from mmattn.remote.instance.snapshot import MARKER, describe_job
 
 POLL_S = 0.2
+KILL_S = 10.0
 
 
 def main() -> None:
@@ -19,8 +20,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=Path)
     parser.add_argument("--wait", type=float, default=0.0, help="seconds at most")
+    parser.add_argument("--kill", action="store_true", help="then kill whatever of it is left")
     options = parser.parse_args()
-    print(MARKER + json.dumps(stop(options.job.resolve(), options.wait)))
+    folder = options.job.resolve()
+    job = stop(folder, options.wait)
+    if options.kill and kill(folder):
+        job = describe_job(folder)
+    print(MARKER + json.dumps(job))
 
 
 def stop(folder: Path, patience_s: float) -> dict:
@@ -33,6 +39,19 @@ def stop(folder: Path, patience_s: float) -> dict:
             return job
         sent = sent or signal_job(folder, signal.SIGTERM)  # not yet, if it was just starting
         time.sleep(POLL_S)
+
+
+def kill(folder: Path) -> bool:
+    """Kill all processes of the job and wait until they are gone; whether there were any.
+
+    They may outlive the first of them, by whose end the job has ended.
+    """
+    end = time.monotonic() + KILL_S
+    found = is_held(folder / LOCK)
+    while is_held(folder / LOCK) and time.monotonic() < end:
+        signal_job(folder, signal.SIGKILL, group=True)
+        time.sleep(POLL_S)
+    return found
 
 
 if __name__ == "__main__":

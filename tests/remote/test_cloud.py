@@ -1,0 +1,390 @@
+"""What goes wrong at EC2: one message each, with what exists now and how to go on."""
+
+import math
+import time
+from dataclasses import replace
+
+import pytest
+
+from mmattn.errors import UserError
+from mmattn.remote import cloud, deploy, launch, teardown
+from mmattn.remote.cloud import Cloud
+from mmattn.remote.launch import make_instance
+from mmattn.remote.plan import make_plan
+from mmattn.remote.runs import Run
+from mmattn.remote.ssh import CommandFailed
+from mmattn.remote.user_data import LIMIT, user_data
+from tests.remote.machines.cloud_api import Fault, lost_answers
+
+ALL = {"instances": 1, "key pairs": 1, "security groups": 1, "volumes": 1, "alarms": 2}
+FREE = {"key pairs": 1, "security groups": 1}
+REFUSES = "127.88.0.99"  # nothing listens there: connections are refused at once
+
+
+class Clock:
+    """Time in which waiting takes no time."""
+
+    def __init__(self):
+        self.slept = 0.0
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def time(self) -> float:
+        return time.time() + self.slept
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.slept
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    for module in ("botocore.endpoint", cloud.__name__, launch.__name__, teardown.__name__):
+        monkeypatch.setattr(f"{module}.time", clock)
+    return clock
+
+
+def fail(run: Run, *signs: str) -> str:
+    """Deploy; the error, one message that holds these signs."""
+    with pytest.raises(UserError) as error:
+        deploy.deploy(run, yes=True, dry_run=False)
+    text = str(error.value)
+    for sign in signs:
+        assert sign in text
+    return text
+
+
+def make(run: Run) -> Run:
+    """The run with its instance, as far as EC2 goes."""
+    run.save()
+    make_instance(run, make_plan(run, run.cloud()))
+    return run
+
+
+def actions(api) -> list[str]:
+    return [call.action for call in api.calls]
+
+
+# Starting an instance
+
+
+def test_a_lost_answer_is_asked_for_again(run, cloud_api):
+    cloud_api.faults.append(lost_answers("RunInstances", 2))
+    make(run)
+    assert actions(cloud_api).count("RunInstances") == 3
+    assert cloud_api.resources() == ALL
+
+
+def test_a_start_whose_answer_never_comes_is_adopted(run, cloud_api):
+    cloud_api.faults.append(lost_answers("RunInstances"))
+    text = fail(run, "starting a c5.24xlarge: ", "perhaps an instance whose start was asked for")
+    assert "(c5.24xlarge, $4.08 an hour, ends by 20" in text
+    assert "The same command goes on" in text
+    assert f"`fab teardown --run {run.name}` removes it all" in text
+    cloud_api.faults.clear()
+    make(Run.find())
+    assert cloud_api.resources() == ALL
+    assert Run.find().attempt == 1
+
+
+def test_an_instance_that_ec2_does_not_list_yet_is_not_made_twice(run, cloud_api, monkeypatch):
+    """Its tags are not found; the same token gives the same instance."""
+    cloud_api.faults.append(lost_answers("RunInstances"))
+    fail(run)
+    cloud_api.faults.clear()
+    monkeypatch.setattr(Cloud, "instances", lambda *_, **__: [])
+    make(Run.find())
+    assert cloud_api.resources() == ALL
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("InsufficientInstanceCapacity", "try later, another --region, or another --instance-type"),
+        ("VcpuLimitExceeded", "c5.24xlarge needs 96): ask for more under Service Quotas"),
+        ("MaxSpotInstanceCountExceeded", "or deploy without --spot"),
+        ("UnauthorizedOperation", "see docs/remote-policy.json (RunInstances: "),
+        ("Unsupported", "is not offered in this region"),
+    ],
+)
+def test_a_refused_start_leaves_nothing_that_costs(run, cloud_api, code, advice):
+    cloud_api.faults.append(Fault("RunInstances", code, math.inf))
+    text = fail(run, "starting a c5.24xlarge: ", advice, f"Now there is in {run.region}: ")
+    assert code in text
+    assert "perhaps" not in text
+    assert "an hour" not in text
+    assert cloud_api.resources() == FREE
+    cloud_api.faults.clear()
+    make(Run.find())
+    assert cloud_api.resources() == ALL
+
+
+def test_capacity_that_comes_back_while_the_client_tries_again(run, cloud_api):
+    cloud_api.faults.append(Fault("RunInstances", "InsufficientInstanceCapacity", 3))
+    make(run)
+    assert cloud_api.resources() == ALL
+
+
+def test_an_unknown_word_of_aws_is_passed_on(run, cloud_api):
+    cloud_api.faults.append(Fault("RunInstances", "InvalidAMIID.NotFound"))
+    fail(run, "AWS says RunInstances: InvalidAMIID.NotFound: as the test wants it")
+
+
+# Credentials, throttling, the network
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("ExpiredToken", "the AWS credentials have expired: log in again (`aws sso login`)"),
+        ("RequestExpired", "the AWS credentials have expired or this computer's clock is wrong"),
+        ("AuthFailure", "AWS does not accept these credentials"),
+        ("InvalidClientTokenId", "AWS does not know these credentials"),
+        ("SignatureDoesNotMatch", "the secret key is wrong"),
+        ("UnauthorizedOperation", "lack a permission: see docs/remote-policy.json"),
+        ("OptInRequired", "not signed up for EC2 in this region"),
+    ],
+)
+def test_credentials_that_aws_refuses(run, cloud_api, code, advice):
+    cloud_api.faults.append(Fault("*", code, math.inf))
+    fail(run, advice)
+    with pytest.raises(UserError, match="sts:GetCallerIdentity: "):
+        Cloud("us-east-1").caller()
+    assert not cloud_api.resources()
+
+
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [
+        ("DescribeInstanceTypes", "RequestLimitExceeded"),
+        ("GetParameter", "ThrottlingException"),
+        ("RunInstances", "RequestLimitExceeded"),
+        ("PutMetricAlarm", "Throttling"),
+    ],
+)
+def test_throttling_passes_or_is_told(run, cloud_api, action, code):
+    cloud_api.faults.append(Fault(action, code, math.inf))
+    fail(run, "AWS throttles this account's requests: try again in some minutes", code)
+    cloud_api.faults[:] = [Fault(action, code, 3)]
+    make(run)
+    assert cloud_api.resources() == ALL
+
+
+def test_throttling_during_a_start_leaves_it_open_whether_there_is_an_instance(run, cloud_api):
+    cloud_api.faults.append(Fault("RunInstances", "RequestLimitExceeded", math.inf, done=True))
+    fail(run, "perhaps an instance whose start was asked for")
+    cloud_api.faults.clear()
+    make(Run.find())
+    assert cloud_api.resources() == ALL
+
+
+def test_no_credentials(run, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    fail(run, "AWS: expected credentials in ~/.aws", "`aws configure` or `aws sso login`")
+
+
+def test_half_of_the_credentials(run, monkeypatch):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    fail(run, "AWS: expected credentials in ~/.aws")
+
+
+def test_no_region(run, monkeypatch):
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(UserError, match="AWS: expected a --region, an AWS_REGION or one in"):
+        Cloud(None)
+    with pytest.raises(UserError, match="region_name 'no where' doesn't match"):
+        Cloud("no where")
+
+
+def test_an_unknown_profile(run, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    fail(run, "AWS: The config profile (nobody) could not be found")
+
+
+def test_an_endpoint_out_of_reach(run, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    fail(run, 'Could not connect to the endpoint URL: "http://127.0.0.1:9/"')
+
+
+def test_an_unknown_instance_type(run, cloud_api):
+    run.instance_type = "c5.gigantic"
+    fail(run, "--instance-type c5.gigantic: there is no such --instance-type in this region")
+
+
+# What exists after a failure at each stage
+
+
+@pytest.mark.parametrize(
+    ("action", "exists"),
+    [
+        ("DescribeKeyPairs", "perhaps key pair and security group mmattn-"),
+        ("ImportKeyPair", "perhaps key pair and security group mmattn-"),
+        ("CreateSecurityGroup", "perhaps key pair and security group mmattn-"),
+        ("AuthorizeSecurityGroupIngress", "security group sg-"),
+        ("PutMetricAlarm", "i-"),
+    ],
+)
+def test_what_exists_after_a_call_is_refused(run, cloud_api, action, exists):
+    cloud_api.faults.append(Fault(action, "ExpiredToken"))
+    text = fail(run, f"({action}: ExpiredToken: ", f")\nNow there is in us-east-1: {exists}")
+    assert ("an hour" in text) == ("instances" in cloud_api.resources())
+    assert text.endswith(
+        "(free). The same command goes on from here; "
+        f"`fab teardown --run {run.name}` removes it all."
+    )
+
+
+@pytest.mark.parametrize("stage", ["wait_for_login", "upload", "build_environment"])
+def test_what_exists_after_the_machine_fails(run, cloud_api, monkeypatch, stage):
+    cloud_api.new_address = lambda: REFUSES
+
+    def broken(*_):
+        raise CommandFailed("it", 1, "no space left")
+
+    for name in ("wait_for_login", "check_end", "upload", "build_environment"):
+        monkeypatch.setattr(deploy, name, broken if name == stage else lambda *_: None)
+    text = fail(run, "`it` failed with exit code 1: no space left\nNow there is in us-east-1: i-")
+    found = Run.find()
+    assert f"{found.instance_id} (c5.24xlarge, $4.08 an hour, ends by 20" in text
+    assert f"security group {found.group_id} and key pair mmattn-{run.name} (free)" in text
+
+
+def test_after_a_failure_other_options_are_taken_up_until_there_is_a_machine(run, cloud_api):
+    cloud_api.faults.append(Fault("ImportKeyPair", "ExpiredToken"))
+    fail(run)
+    other = replace(run, name="no_aug-20260102-000000-bbbb", instance_type="c5.large")
+    cloud_api.faults.append(Fault("PutMetricAlarm", "ExpiredToken"))
+    fail(other, f"{run.label} (free)", "(c5.large, $0.09 an hour")
+    fail(run, f"the deployment of {run.name} was cut and is not finished; it has instance_type")
+    assert cloud_api.resources()["instances"] == 1
+
+
+def test_a_region_without_a_vpc(run, cloud_api):
+    cloud_api.faults.append(Fault("CreateSecurityGroup", "VPCIdNotSpecified"))
+    fail(run, "no default VPC: `aws ec2 create-default-vpc` makes one")
+    make(Run.find())
+    assert cloud_api.resources() == ALL
+
+
+# An instance that is slow, or that others end
+
+
+def test_an_id_that_ec2_does_not_know_yet_is_waited_for(run, cloud_api):
+    unknown = Fault("DescribeInstances", "InvalidInstanceID.NotFound", 3, naming="InstanceId")
+    cloud_api.faults.append(unknown)
+    make(run)
+    assert unknown.times == 0
+    assert run.address
+
+
+def test_an_id_that_ec2_never_knows(run, cloud_api):
+    cloud_api.faults.append(
+        Fault("DescribeInstances", "InvalidInstanceID.NotFound", math.inf, naming="InstanceId")
+    )
+    fail(run, "is unknown to EC2 after 600 s", "$4.08 an hour")
+
+
+def test_an_id_that_ec2_knows_no_more_is_replaced(run, cloud_api, clock):
+    """A day after its end EC2 has forgotten an instance."""
+    first = make(run).instance_id
+    cloud_api.end(first, "Client.InstanceInitiatedShutdown")
+    clock.sleep(24 * 3600)
+    cloud_api.faults.append(
+        Fault("DescribeInstances", "InvalidInstanceID.NotFound", naming="InstanceId")
+    )
+    make(run)
+    assert (run.instance_id != first, run.attempt) == (True, 2)
+    assert cloud_api.resources() == ALL
+
+
+def test_an_instance_that_ends_before_it_runs(run, cloud_api, monkeypatch):
+    monkeypatch.setattr(
+        Cloud,
+        "ensure_alarms",
+        lambda _, __, instance_id, *___: cloud_api.end(instance_id, "Server.InternalError"),
+    )
+    text = fail(run, "ended before it ran: Server.InternalError", "Now there is in us-east-1: ")
+    assert "an hour" not in text
+
+
+@pytest.mark.parametrize("spot", [False, True])
+def test_an_instance_that_is_ended_from_outside_while_it_boots(run, cloud_api, clock, spot):
+    cloud_api.new_address = lambda: REFUSES
+    run.spot = spot
+
+    def end_at_once(seconds):
+        cloud_api.end(Run.find().instance_id, "Server.SpotInstanceTermination")
+
+    clock.sleep = end_at_once
+    text = fail(run, "ended while it started\nNow there is in us-east-1: security group")
+    assert "an hour" not in text
+    del clock.sleep
+    again = make(Run.find())
+    assert again.attempt == 2
+    assert cloud_api.resources() == ALL
+
+
+# Removal
+
+
+def test_a_group_in_use_is_deleted_as_soon_as_it_is_free(run, cloud_api, clock):
+    make(run)
+    used = Fault("DeleteSecurityGroup", "DependencyViolation", 4)
+    cloud_api.faults.append(used)
+    teardown.teardown(run.name, None, force=True)
+    assert (used.times, clock.slept >= 12) == (0, True)
+    assert not cloud_api.resources()
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "left"),
+    [
+        ("DeleteSecurityGroup", "DependencyViolation", FREE),
+        ("TerminateInstances", "ExpiredToken", ALL),
+        ("DeleteKeyPair", "RequestLimitExceeded", {"key pairs": 1}),
+    ],
+)
+def test_a_removal_that_fails_says_what_may_be_left_and_goes_on(run, cloud_api, action, code, left):
+    make(run)
+    cloud_api.faults.append(Fault(action, code, math.inf))
+    with pytest.raises(UserError) as error:
+        teardown.teardown(run.name, None, force=True)
+    text = str(error.value)
+    assert f"{action}: {code}" in text
+    assert f"Perhaps still there in us-east-1: instance {run.instance_id}; " in text
+    assert "costs until it has ended: the same command goes on from here" in text
+    assert cloud_api.resources() == left
+    cloud_api.faults.clear()
+    teardown.teardown(run.name, None, force=True)
+    assert not cloud_api.resources()
+
+
+def test_an_instance_that_does_not_end(run, cloud_api, monkeypatch):
+    make(run)
+    monkeypatch.setattr(Cloud, "state", lambda *_: "shutting-down")
+    with pytest.raises(UserError, match="did not end within 600 s"):
+        teardown.teardown(run.name, None, force=True)
+
+
+def test_what_is_left_after_removal_is_an_error(run, cloud_api, monkeypatch):
+    make(run)
+    monkeypatch.setattr(Cloud, "delete_key_pair", lambda *_: None)
+    with pytest.raises(UserError, match=f"still there in us-east-1: key pair mmattn-{run.name}"):
+        teardown.teardown(run.name, None, force=True)
+
+
+# What the instance is told
+
+
+def test_the_user_data_of_the_longest_name_is_within_ec2s_limit(tmp_path):
+    """A run's name is a folder's, at most 255 bytes; random ones do not compress."""
+    name = "".join(chr(ord("a") + (7919 * i * i) % 26) for i in range(255))
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "k" * 400  # of ed25519: 399 bytes
+    text = user_data(key, "ssh-ed25519 " + "A" * 68, f"/home/ec2-user/mmattn/{name}/job", 2e9, 1e6)
+    assert len(text.encode()) < LIMIT - 1024

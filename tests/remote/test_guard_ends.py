@@ -1,0 +1,234 @@
+"""No machine outlives its purpose: whatever happens on it, the API says at last `terminated`.
+
+The machines are launched as `fab deploy` launches them, with little time to live. In each test
+some of them come to their ends side by side, because most of that is waiting.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmattn.remote import start, user_data
+from mmattn.remote.cloud import Cloud
+from mmattn.remote.instance.guard import BEAT_S
+from mmattn.remote.launch import check_end, make_instance, wait_for_login
+from mmattn.remote.plan import make_plan
+from mmattn.remote.runs import Run
+
+PROJECT = Path(__file__).parents[2]
+FAB = (sys.executable, "-c", "from fabric.main import program; program.run()", "-r", str(PROJECT))
+GRACE_S = 6
+SAVE = """
+import signal, sys, time
+def save(*_):
+    print("asked", flush=True); time.sleep(1); print("saved"); sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+print("ready")
+"""
+SLEEP = "time.sleep(600)"
+WORK = """
+while True:
+    sum(range(200_000)); time.sleep(0.02)
+"""
+IGNORE = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.fork()
+print("ready", flush=True)
+"""
+
+
+class Launched:
+    """A run with its machine and, once a job was started, its files, also after its end."""
+
+    def __init__(self, run: Run, cloud):
+        self.run, self.guest = run, cloud.guest(run.instance_id)
+        self._files: int | None = None
+
+    def start(self, code: str) -> None:
+        """Start a job of Python code as `fab deploy` does, wait for its word, and leave."""
+        run, machine = self.run, self.run.machine()
+        wait_for_login(run, machine)
+        check_end(machine)
+        machine.run(f"mkdir -p {run.base}/code {run.base}/job")
+        package = str(PROJECT / "mmattn")
+        machine.rsync("--exclude=__pycache__", package, machine.remote("code/"), progress="code")
+        start._run_detached(run, machine, "job", ["python3", "-uc", code])
+        # Whoever holds a folder open can read it when the machine is off.
+        self._files = os.open(self.guest.root / f"{self.guest.home[1:]}/{run.base}/job", os.O_PATH)
+        wait_until(lambda: "ready" in self.log)
+        machine.close()
+
+    @property
+    def log(self) -> str:
+        return self._read("job.log")
+
+    @property
+    def status(self) -> dict:
+        return json.loads(self._read("status.json"))
+
+    @property
+    def guard(self) -> dict:
+        """What the guard said last."""
+        return json.loads(self._read("guard.json"))
+
+    @property
+    def state(self) -> str:
+        """By the API's account."""
+        return self.run.cloud().state(self.run.instance_id)
+
+    def wait_for_end(self, timeout: float = 60) -> None:
+        """Until the API says that it is terminated, by its own will."""
+        wait_until(lambda: self.state == "terminated", timeout)
+        found = self.run.cloud().instance(self.run.instance_id)
+        assert found.reason == "Client.InstanceInitiatedShutdown"
+
+    def assert_saved(self, reason: str) -> None:
+        """The guard had this reason, and let the job save before the power went."""
+        assert self.guard["reason"] == reason
+        assert self.log.endswith("asked\nsaved\n")
+        assert self.status["exit_code"] == 75
+        assert self.status["ended"] > self.guard["since"]
+
+    def close(self) -> None:
+        if self._files is not None:
+            os.close(self._files)
+
+    def _read(self, name: str) -> str:
+        return Path(f"/proc/self/fd/{self._files}/{name}").read_text()
+
+
+def wait_until(true: Callable[[], object], timeout: float = 30) -> None:
+    end = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def launch(cloud, tmp_path, monkeypatch):
+    """`launch(job, life_s, grace_s, stop_s)`: a machine that runs, and a job where one is given."""
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    owner, made = Cloud("us-east-1").caller(), []
+
+    def launch(
+        job: str | None = None, life_s: float = 600, grace_s: float = 600, stop_s: float = 20
+    ) -> Launched:
+        monkeypatch.setattr(user_data, "STOP_S", stop_s)
+        run = Run(
+            name=f"no_aug-20261125-000000-{len(made):04x}",
+            experiment="no_aug",
+            hours=life_s / 3600,
+            grace_minutes=grace_s / 60,
+            region="us-east-1",
+            instance_type="c5.24xlarge",
+            owner=owner,
+        )
+        run.save()
+        make_instance(run, make_plan(run, run.cloud()))
+        made.append(Launched(run, cloud))
+        if job is not None:
+            made[-1].start(job)
+        return made[-1]
+
+    yield launch
+    for one in made:
+        one.close()
+
+
+def test_a_machine_that_nothing_wants_ends_unless_held(launch, cloud):
+    """No job ever, one that ended, that sleeps, that was stopped; and one ended, but held."""
+    held = launch("print('ready')", grace_s=GRACE_S, life_s=55, stop_s=5)
+    subprocess.run([*FAB, "hold", "--run", held.run.name], check=True, capture_output=True)
+    abandoned = launch(grace_s=GRACE_S)
+    ended = launch("print('ready')", grace_s=GRACE_S)
+    asleep = launch(SAVE + SLEEP, grace_s=GRACE_S)
+    frozen = launch(SAVE + SLEEP, grace_s=GRACE_S, stop_s=2)
+    frozen.guest.run(f"kill -STOP {frozen.status['pid']}")
+
+    abandoned.wait_for_end()
+    ended.wait_for_end()
+    assert ended.guard["reason"] == "ended"
+    assert ended.guard["since"] >= ended.status["ended"] + GRACE_S
+    asleep.wait_for_end()
+    asleep.assert_saved("idle")
+    frozen.wait_for_end()
+    assert frozen.guard["reason"] == "idle"
+    assert frozen.log == "ready\n"
+
+    assert held.state == "running"
+    assert (held.guard["held"], held.guard["off_at"]) == (True, None)
+    held.wait_for_end()
+    assert held.guard["reason"] == "deadline"
+    assert held.guard["since"] > held.status["ended"] + GRACE_S + 2 * BEAT_S
+    assert time.time() < held.run.deadline + 5
+    assert "instances" not in cloud.api.resources()
+
+
+def test_each_of_guard_and_timer_ends_the_machine_at_its_deadline(launch, cloud):
+    guarded = launch(SAVE + WORK, life_s=40)
+    guarded.guest.run("systemctl disable --now mmattn-deadline.timer")
+    timed = launch(life_s=20, stop_s=0)
+    timed.guest.wait_until_ready()
+    timed.guest.run("systemctl disable --now mmattn-guard")
+    late = launch(life_s=1)
+
+    late.wait_for_end(20)
+    timed.wait_for_end()
+    assert 0 <= time.time() - timed.run.deadline < 15
+    guarded.wait_for_end()
+    guarded.assert_saved("deadline")
+    assert guarded.status["ended"] < guarded.run.deadline
+    assert time.time() - guarded.run.deadline < 15
+    assert "instances" not in cloud.api.resources()
+
+
+def test_a_machine_that_is_taken_away_lets_its_job_save(launch, cloud):
+    working = launch(SAVE + WORK, stop_s=8)
+    deaf = launch(IGNORE + WORK, stop_s=3)
+    begin = time.time()
+    for one in (working, deaf):
+        cloud.interrupt_spot(one.run.instance_id)
+    working.wait_for_end()
+    working.assert_saved("spot")
+    assert time.time() > working.guard["since"] + 8  # which is for fetching what it saved
+    deaf.wait_for_end()
+    assert deaf.guard["reason"] == "spot"
+    assert deaf.status["exit_code"] == 128 + signal.SIGKILL
+    assert time.time() - begin < 30
+    assert "instances" not in cloud.api.resources()
+
+
+def test_a_killed_guard_comes_back(launch, cloud):
+    one = launch("print('ready')", grace_s=GRACE_S)
+
+    def guard() -> int:
+        show = "systemctl show --property=MainPID --value mmattn-guard"
+        return int(one.guest.run(show))
+
+    killed = guard()
+    one.guest.run(f"kill -KILL {killed}")
+    wait_until(lambda: guard() not in (0, killed))
+    one.wait_for_end()
+    assert one.guard["reason"] == "ended"
+    assert "instances" not in cloud.api.resources()
+
+
+def test_sshd_ends_connections_of_computers_that_have_vanished(launch):
+    """They would keep the machine: sshd started after it was told so."""
+    guest = launch().guest
+    guest.wait_until_ready()
+    settings = guest.run("sshd -T").splitlines()
+    assert {"clientaliveinterval 30", "clientalivecountmax 10"} <= set(settings)
+    told = guest.run("stat --format=%Y /etc/ssh/sshd_config.d/10-mmattn.conf")
+    started = guest.run('date +%s -d "$(systemctl show -P ActiveEnterTimestamp ssh)"')
+    assert int(told) <= int(started)

@@ -1,0 +1,262 @@
+"""How jobs end on a real machine, and what `fab monitor` then says of them here."""
+
+import base64
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from mmattn.files import write_json
+from mmattn.remote import start
+from mmattn.remote.instance.job import read_json
+from mmattn.remote.runs import Run
+from mmattn.remote.ssh import Access, Machine
+
+PROJECT = Path(__file__).parents[2]
+FAB = (sys.executable, "-c", "from fabric.main import program; program.run()", "-r", str(PROJECT))
+NAME = "no_aug-20261125-000000-ab12"
+LOST = 70
+KILLED = 128 + signal.SIGKILL
+READY = "import os, signal, sys, time; print('ready', flush=True)\n"
+SLEEP = READY + "time.sleep(600)"
+# Logs on, whether there is room or not, until it is told to end.
+LOGGER = (
+    READY
+    + """
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(5))
+number = 0
+while True:
+    number += 1
+    try:
+        os.write(1, b"line %d \\xff\\n" % number)
+    except OSError:
+        pass
+    time.sleep(0.05 if number > 1000 else 0)
+"""
+)
+
+
+class Job:
+    """The job of a run on a machine, and a home from which `fab` logs in there."""
+
+    def __init__(self, guest, home: Path):
+        self.guest, self.home = guest, home
+        host = f"{guest.user}@{guest.address}"
+        self.run = Run(NAME, "no_aug", host=host, started=True)
+        (home / ".fab" / NAME).mkdir(parents=True)
+        write_json(home / ".fab" / NAME / "state.json", asdict(self.run))
+        (home / ".ssh").mkdir()
+        known = home / ".ssh/known_hosts"
+        known.write_text(guest.known_hosts_line)
+        shutil.copy(guest.key_file, home / ".ssh/id_ed25519")
+        access = Access(guest.user, guest.address, 22, known, guest.key_file)
+        self.machine = Machine(access, home / ".fab" / NAME, self.run.base)
+        self.folder = guest.root / f"{guest.home[1:]}/{self.run.base}/job"
+
+    def start(self, code: str) -> None:
+        """Start Python code as `fab deploy` starts a training, and wait until it is ready."""
+        self.machine.run(f"mkdir -p {self.run.base}/code {self.run.base}/run")
+        package, target = str(PROJECT / "mmattn"), self.machine.remote("code/")
+        self.machine.rsync("--exclude=__pycache__", package, target, progress="code")
+        start._run_detached(self.run, self.machine, "job", ["python3", "-uc", code])
+        wait_until(lambda: self.log.startswith(b"ready") and self.status["pid"])
+
+    @property
+    def log(self) -> bytes:
+        path = self.folder / "job.log"
+        return path.read_bytes() if path.exists() else b""
+
+    @property
+    def status(self) -> dict:
+        return read_json(self.folder / "status.json")
+
+    def signal(self, number: int, *processes: str) -> None:
+        """Send a signal to the "pid" or the "supervisor" of the status, or at once to both."""
+        status = self.status
+        self.guest.run(f"kill -{number:d} {' '.join(str(status[name]) for name in processes)}")
+
+    def snapshot(self, *options: str) -> dict:
+        return self.machine.call("snapshot", *options)
+
+    def wait_for_end(self) -> dict:
+        """The job, as the snapshot has it, once it runs no more."""
+        wait_until(lambda: self.snapshot()["job"]["state"] != "running")
+        return self.snapshot()["job"]
+
+    def monitor(self, *options: str, **streams) -> subprocess.Popen:
+        """Start `fab monitor`."""
+        environment = {**os.environ, "HOME": str(self.home), "COLUMNS": "100"}
+        environment.pop("SSH_AUTH_SOCK", None)
+        return subprocess.Popen(
+            [*FAB, "monitor", *options], cwd=self.home, env=environment, **streams
+        )
+
+    def report(self, code: int) -> str:
+        """What `fab monitor --quick` says; its exit code must be as said."""
+        process = self.monitor("--quick", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        text = process.communicate(timeout=60)[0].decode()
+        assert process.returncode == code, text
+        assert "Traceback" not in text
+        return text
+
+
+def wait_until(true: Callable[[], object], timeout: float = 30) -> None:
+    end = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def machine(boot_guest):
+    with boot_guest() as guest:
+        yield guest
+
+
+@pytest.fixture
+def job(machine, tmp_path, monkeypatch) -> Iterator[Job]:
+    """A job on a machine with nothing of an earlier one."""
+    monkeypatch.chdir(tmp_path)
+    job = Job(machine, tmp_path)
+    yield job
+    if job.folder.exists() and job.status["state"] == "running":
+        job.guest.run(f"kill -KILL {job.status['pid']}", check=False)
+    job.machine.close()
+    machine.run(f"rm -rf {machine.home}/mmattn")
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "words"),
+    [
+        ("sys.exit(3)", 3, "(exit code 3)"),
+        ("sys.exit(75)", 75, "(exit code 75)"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "killed by SIGSEGV (exit code 139)"),
+        ("sys.exit('what went wrong')", 1, "what went wrong"),
+    ],
+)
+def test_the_exit_code_is_told(job, ending, code, words):
+    job.start(READY + ending)
+    ended = job.wait_for_end()
+    assert (ended["state"], ended["exit_code"], ended["out_of_memory"]) == ("ended", code, False)
+    assert words in job.report(code)
+
+
+def test_a_killed_job(job):
+    job.start(SLEEP)
+    job.signal(signal.SIGKILL, "pid")
+    ended = job.wait_for_end()
+    assert (ended["exit_code"], ended["out_of_memory"]) == (KILLED, False)
+    assert "killed by SIGKILL" in job.report(KILLED)
+
+
+@pytest.mark.parametrize(
+    ("complete", "state", "code", "words"),
+    [(True, "ended", 0, "(exit code 0)"), (False, "lost", LOST, "`fab resume` goes on")],
+)
+def test_a_job_whose_supervisor_was_killed_goes_on_and_ends(job, complete, state, code, words):
+    """Its exit code is lost, but complete results speak for it."""
+    finish = "pathlib.Path('../run/summary.json').write_text('{}'); " if complete else ""
+    job.start(
+        READY + "import pathlib\n"
+        f"def end(*_):\n    {finish}print('last words', flush=True); os._exit(0)\n"
+        "signal.signal(signal.SIGUSR1, end)\n"
+        "while True: time.sleep(1)"
+    )
+    job.signal(signal.SIGKILL, "supervisor")
+    wait_until(lambda: not job.snapshot()["job"]["supervised"])
+    assert "its supervisor is dead" in job.report(0)
+    job.signal(signal.SIGUSR1, "pid")
+    assert job.wait_for_end()["state"] == state
+    text = job.report(code)
+    assert words in text and "last words" in text
+
+
+def test_a_job_that_was_killed_with_its_supervisor_is_lost(job):
+    job.start(SLEEP)
+    job.signal(signal.SIGKILL, "supervisor", "pid")
+    assert job.wait_for_end()["state"] == "lost"
+    assert "killed together with its supervisor; `fab resume` goes on" in job.report(LOST)
+
+
+def test_stop_can_kill_what_will_not_end(job):
+    job.start(
+        READY + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "os.fork(); os.write(1, b'two\\n'); time.sleep(600)"
+    )
+    wait_until(lambda: job.log.count(b"two") == 2)
+    pid = job.status["pid"]
+    assert job.machine.call("stop", "--wait", "1")["state"] == "running"
+    ended = job.machine.call("stop", "--wait", "1", "--kill")
+    assert (ended["state"], ended["exit_code"]) == ("ended", KILLED)
+    assert job.guest.run(f"ps -o pid= -g {pid}", check=False) == ""
+
+
+def test_out_of_memory(guest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = Job(guest, tmp_path)
+    job.start(READY + "time.sleep(2); bytearray(600 << 20); time.sleep(600)")
+    guest.leave_memory(200 << 20)
+    ended = job.wait_for_end()
+    assert (ended["exit_code"], ended["out_of_memory"]) == (KILLED, True)
+    assert "killed: the machine ran out of memory" in job.report(KILLED)
+    job.machine.close()
+
+
+def test_a_full_disk_hides_nothing(job):
+    job.start(LOGGER)
+    job.guest.fill_disk()
+    try:
+        snapshot = job.snapshot()
+        assert snapshot["job"]["state"] == "running"
+        assert snapshot["machine"]["disk_used"] == snapshot["machine"]["disk_total"]
+        assert "running" in job.report(0)
+        job.signal(signal.SIGUSR1, "pid")
+        assert job.wait_for_end()["exit_code"] == 5
+        assert "(exit code 5)" in job.report(5)
+    finally:
+        job.guest.free_disk()
+    assert job.snapshot()["job"]["exit_code"] == 5
+    assert job.log.startswith(b"ready\nline 1 ")
+
+
+def test_what_is_no_text_and_a_last_line_that_is_cut(job):
+    job.start(
+        READY + "os.write(1, b'half a \\xe2\\x82 sign\\n\\x1b[2J\\xff\\n')\n"
+        "os.write(1, b'the end of no li'); sys.exit(3)"
+    )
+    job.wait_for_end()
+    log = job.snapshot("--offset", "0")["log"]
+    assert base64.b64decode(log["data"]) == job.log
+    text = job.report(3)
+    assert "half a � sign" in text and "the end of no li" in text
+    assert "\x1b" not in text
+    with open(job.home / "out", "wb") as out:
+        assert job.monitor("--follow", stdout=out, stderr=subprocess.DEVNULL).wait(60) == 3
+    assert (job.home / "out").read_bytes() == job.log
+
+
+def test_a_log_that_is_truncated_then_renamed_is_followed_to_its_end(job):
+    job.start(LOGGER)
+    log, followed, told = job.folder / "job.log", job.home / "out", job.home / "told"
+    with open(followed, "wb") as out, open(told, "wb") as errors:
+        follower = job.monitor("--follow", stdout=out, stderr=errors)
+        wait_until(lambda: b"line 1000 " in followed.read_bytes())
+        os.truncate(log, 0)
+        wait_until(lambda: b"the log was cut" in told.read_bytes())
+        log.rename(log.with_name("job.log.1"))
+        size = followed.stat().st_size
+        wait_until(lambda: followed.stat().st_size > size)
+        job.signal(signal.SIGUSR1, "pid")
+        assert follower.wait(60) == 5
+    assert followed.read_bytes().endswith(b"\n" + log.with_name("job.log.1").read_bytes())
+    numbers = [int(number) for number in re.findall(rb"line (\d+) \xff\n", followed.read_bytes())]
+    assert numbers[:1000] == list(range(1, 1001))
+    assert numbers == sorted(set(numbers))

@@ -1,0 +1,294 @@
+"""The real `fab`: what it lists, explains, refuses, and what it leaves when it is cut."""
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from mmattn.remote.runs import Run
+from tests.remote.machines.cloud_api import Fault
+
+PROJECT = Path(__file__).parents[2]
+FAB = (sys.executable, "-c", "from fabric.main import program; program.run()")
+TASKS = ("deploy", "fetch", "hold", "ls", "monitor", "resume", "ssh", "stop", "teardown")
+OF_A_RUN = [task for task in TASKS if task not in ("deploy", "ls")]
+REFUSES = "127.88.0.98"  # nothing listens there: connections are refused at once
+
+
+class Shell:
+    """A shell in a folder with the project's tasks and experiments."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.folder = folder
+        self.environment = {**os.environ, **environment, "COLUMNS": "100"}
+
+    def start(self, *words: str) -> subprocess.Popen:
+        pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+        return subprocess.Popen(
+            [*FAB, *words],
+            cwd=self.folder,
+            env=self.environment,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **pipes,
+        )
+
+    def fab(self, *words: str, code: int = 0, answer: str = "") -> str:
+        """Run to the end, check the exit code, return what was shown."""
+        process = self.start(*words)
+        text = process.communicate(answer, timeout=120)[0]
+        assert process.returncode == code, text
+        assert "Traceback" not in text
+        return text
+
+
+@pytest.fixture(scope="module")
+def address_service() -> Iterator[str]:
+    """A URL that tells this computer's address."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"192.0.2.7\n")
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def shell(cloud_api, address_service, tmp_path, monkeypatch) -> Shell:
+    """An empty account, whose machines refuse every connection, and a project without runs."""
+    for name in ("tasks.py", "fabfile.py"):
+        shutil.copy(PROJECT / name, tmp_path)
+    shutil.copytree(PROJECT / "experiments", tmp_path / "experiments")
+    monkeypatch.chdir(tmp_path)
+    cloud_api.new_address = lambda: REFUSES
+    return Shell(tmp_path, {**cloud_api.environment, "MMATTN_IP_SERVICE": address_service})
+
+
+@pytest.fixture
+def deploying(shell) -> Iterator[subprocess.Popen]:
+    """`fab deploy` while it waits for the machine to let it in."""
+    process = shell.start("deploy", "--yes")
+    assert read_until(process, "waiting for ec2-user@")
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def read_until(process: subprocess.Popen, sign: str) -> str:
+    """What was shown up to and with this sign."""
+    text = ""
+    while not text.endswith(sign):
+        letter = process.stdout.read(1)
+        assert letter, text
+        text += letter
+    return text
+
+
+# What is shown without doing anything
+
+
+def test_the_tasks_are_listed_with_a_whole_sentence_each(shell):
+    listed = re.findall(r"^  (\w+) +(\S[^\n]*(?:\n {5,}[^\n]+)*)", shell.fab("--list"), re.M)
+    assert tuple(name for name, _ in listed) == TASKS
+    for name, about in listed:
+        assert re.fullmatch(r"[A-Z].*[a-z]\.", about, re.S), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_help_of_a_task_explains_each_option(shell, cloud_api, task):
+    text = shell.fab(task, "--help")
+    assert max(map(len, text.splitlines())) <= 100
+    options = re.findall(r"^  (--[\w=-]+)( {2,}\S.*)?$", text, re.M)
+    assert options
+    for option, about in options:
+        assert about, option
+    assert not cloud_api.calls
+
+
+def test_the_example_in_the_help_is_on_one_line(shell):
+    assert "'--train.epochs 40'" in shell.fab("deploy", "--help")
+
+
+def test_dry_deploy_shows_the_plan_and_makes_nothing(shell, cloud_api):
+    for words in (("-R", "deploy"), ("deploy", "--dry-run"), ("deploy", "--spot", "--dry-run")):
+        text = shell.fab(*words)
+        assert "c5.24xlarge, 96 vCPU, 192 GiB" in text
+        assert re.search(r"\$\d\.\d\d an hour .*; (at most|about) \$\d+\.\d\d with its disk", text)
+    assert not cloud_api.resources()
+    assert all(re.match("Describe|Get", call.action) for call in cloud_api.calls)
+    assert {path.name for path in (shell.folder / ".fab").iterdir()} == {"lock"}
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "deploy"])
+def test_other_tasks_do_nothing_when_dry(shell, cloud_api, task):
+    assert shell.fab("-R", task, code=1) == (
+        "-R (--dry): only `fab deploy` has a plan to show; nothing was done\n"
+    )
+    assert not cloud_api.calls
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--max-hours", "abc"), "--max-hours abc: expected a number above 0, at most "),
+        (("--grace-minutes=soon",), "--grace-minutes soon: expected a number above 0"),
+        (("--experiment", "nothing"), "--experiment nothing: expected one of no_aug, ravdess"),
+        (("--data", "/nowhere"), "--data /nowhere: expected a folder"),
+        (("--data=",), "--data : expected a folder"),
+        (("--yes", "--data"), "--data: expected a folder"),
+        (("--host", "nobody"), "--host nobody: expected user@address"),
+        (("--args", "--seed '1"), "--args --seed '1: No closing quotation"),
+        (("--region", "no where"), "region_name 'no where' doesn't match"),
+        (("--instance-type", "huge"), "there is no such --instance-type in this region"),
+    ],
+)
+def test_a_bad_value_is_one_message(shell, cloud_api, words, message):
+    text = shell.fab("deploy", *words, code=2)
+    assert text.startswith("error: ")
+    assert message in text
+    assert text.count("\n") == 1
+    assert not cloud_api.resources()
+
+
+def test_options_of_the_experiment_are_checked_here(shell, cloud_api):
+    text = shell.fab("deploy", "--args", "--train.epoch 3", code=2)
+    assert text.endswith("error: --args: not what experiments.no_aug takes, see above\n")
+    assert not cloud_api.calls
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_unknown_option_is_named(shell, cloud_api, task):
+    assert shell.fab(task, "--wrong", code=1) == "No idea what '--wrong' is!\n"
+    assert not cloud_api.calls
+
+
+def test_an_option_without_its_value_is_named(shell):
+    assert "needed value and was not given one" in shell.fab("deploy", "--max-hours", code=1)
+
+
+def test_fabrics_own_hosts_are_not_taken_for_the_machine(shell, cloud_api):
+    text = shell.fab("-H", "me@192.0.2.1", "deploy", "--yes", code=1)
+    assert text == "-H: expected --run, or --host of `fab deploy`; nothing was done\n"
+    assert not cloud_api.calls
+
+
+@pytest.mark.parametrize("task", OF_A_RUN)
+def test_an_unknown_run_is_named(shell, task):
+    text = shell.fab(task, "--run", "no_aug-20260101-000000-aaaa", code=2)
+    assert text.startswith("error: --run no_aug-20260101-000000-aaaa: ")
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("task", OF_A_RUN)
+def test_there_is_no_run_yet(shell, task):
+    assert shell.fab(task, code=2) == "error: --run : expected one of the runs in .fab: none\n"
+
+
+@pytest.mark.parametrize("task", ["fetch", "hold", "monitor", "ssh", "stop"])
+def test_a_run_without_a_machine_says_how_it_gets_one(shell, task):
+    Run("no_aug-20260101-000000-aaaa", "no_aug", region="us-east-1").save()
+    assert "`fab deploy` goes on" in shell.fab(task, code=2)
+
+
+def test_a_host_whose_key_is_not_known_is_not_connected_to(shell, cloud_api):
+    shell.environment["HOME"] = str(shell.folder)
+    text = shell.fab("deploy", "--host", "me@192.0.2.1", "--yes", code=2)
+    error = text[text.index("error: ") :]
+    assert f"{shell.folder}/.ssh/known_hosts: expected the host key of 192.0.2.1: log in" in error
+    assert "on me@192.0.2.1. The same command goes on from here." in error
+    assert not cloud_api.calls
+
+
+# What goes wrong at AWS
+
+
+def test_a_refused_start_is_one_message_with_what_exists(shell, cloud_api):
+    cloud_api.faults.append(Fault("RunInstances", "VcpuLimitExceeded", math.inf))
+    text = shell.fab("deploy", "--yes", code=2)
+    run = Run.find()
+    error = text[text.index("error: ") :]
+    assert error.startswith("error: starting a c5.24xlarge: the account's limit of vCPUs is below")
+    assert f"Now there is in us-east-1: security group {run.group_id} and key pair" in error
+    assert error.endswith(f"`fab teardown --run {run.name}` removes it all.\n")
+    cloud_api.faults.clear()
+    assert "nothing is left in us-east-1" in shell.fab("teardown")
+    assert not cloud_api.resources()
+
+
+@pytest.mark.parametrize("task", ["deploy", "ls", "teardown", "resume"])
+def test_expired_credentials_are_one_message(shell, cloud_api, task):
+    Run("no_aug-20260101-000000-aaaa", "no_aug", region="us-east-1", instance_id="i-1").save()
+    cloud_api.faults.append(Fault("*", "ExpiredToken", math.inf))
+    text = shell.fab(task, code=2)
+    assert "the AWS credentials have expired: log in again (`aws sso login`)" in text
+    assert text.count("\n") == 1
+
+
+# What is cut
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", ""])
+def test_without_a_yes_nothing_is_made(shell, cloud_api, answer):
+    text = shell.fab("deploy", answer=answer, code=2)
+    assert "Deploy? [y/N]" in text
+    assert "nothing was done" in text or "--yes says it" in text
+    assert not cloud_api.resources()
+    assert {path.name for path in (shell.folder / ".fab").iterdir()} == {"lock"}
+
+
+def test_an_interrupted_question_makes_nothing(shell, cloud_api):
+    process = shell.start("deploy")
+    read_until(process, "Deploy? [y/N]")
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in text
+    assert not cloud_api.resources()
+
+
+def test_a_second_deploy_says_who_is_at_work(shell, deploying, cloud_api):
+    text = shell.fab("deploy", "--yes", code=75)
+    assert text.endswith(
+        f"error: `fab deploy` (process {deploying.pid}) is at work here: it holds "
+        f".fab/{Run.find().name}/lock; wait for it or stop it\n"
+    )
+    assert f"process {deploying.pid}" in shell.fab("teardown", code=75)
+    assert cloud_api.resources()["instances"] == 1
+
+
+def test_an_interrupted_deploy_says_what_exists_and_how_to_remove_it(shell, deploying, cloud_api):
+    deploying.send_signal(signal.SIGINT)
+    text, _ = deploying.communicate(timeout=60)
+    assert deploying.returncode == 130
+    assert "Traceback" not in text
+    run = Run.find()
+    assert f"interrupted. Now there is in us-east-1: {run.instance_id} (c5.24xlarge, $4.08" in text
+    assert f"security group {run.group_id} and key pair {run.label} (free)" in text
+    assert f"`fab teardown --run {run.name}` removes it all." in text
+    refused = shell.fab("deploy", "--spot", "--yes", code=2)
+    assert f"the deployment of {run.name} was cut and is not finished; it has spot" in refused
+    assert run.name in shell.fab("ls")
+    shell.fab("teardown", "--run", run.name)
+    assert not cloud_api.resources()
+    assert "no machine" in shell.fab("ls")
