@@ -24,7 +24,9 @@ class _ScreenHandler(logging.Handler):
     """Prints through rich, so that a message does not tear a progress bar."""
 
     def emit(self, record):
-        screen.print(self.format(record), markup=False, highlight=False)
+        # On a terminal, lines break between words; elsewhere they stay whole.
+        soft = not screen.is_terminal
+        screen.print(self.format(record), markup=False, highlight=False, soft_wrap=soft)
 
 
 class _LogFile(logging.FileHandler):
@@ -66,7 +68,9 @@ def say(message: str) -> None:
 
 def complain(message: str) -> None:
     """One message on the standard error."""
-    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
+    console = Console(stderr=True)
+    soft = not console.is_terminal
+    console.print(message, markup=False, highlight=False, soft_wrap=soft)
 
 
 def say_table(

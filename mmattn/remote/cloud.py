@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import boto3
 import botocore.config
 import botocore.exceptions as failures
+from botocore.parsers import ResponseParserError as ParserError
 
 from mmattn.errors import UserError
 from mmattn.remote.ssh import RemoteError
@@ -430,8 +431,8 @@ def explained(what: str) -> Iterator[None]:
         ) from error
     except failures.NoRegionError as error:
         raise UserError("AWS: expected a --region, an AWS_REGION or one in ~/.aws") from error
-    except failures.BotoCoreError as error:
-        raise CloudError(f"{what}: {error}") from error
+    except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
+        raise CloudError(f"{what}: {str(error)[:300]}") from error
 
 
 @contextmanager

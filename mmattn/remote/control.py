@@ -33,5 +33,7 @@ def hold(run: Run) -> None:
     """
     if run.host is not None:
         raise UserError(f"{run.host} is not ended by anything: there is nothing to hold")
+    if not run.started:
+        raise UserError(f"{run.name} has no job yet: `fab deploy` goes on")
     run.machine().run(f"mkdir -p {run.base}/job && touch {run.base}/job/hold")
     say(f"{run.name}: the machine stays until its deadline; `fab teardown` ends it")

@@ -1,5 +1,7 @@
 """From a plan to a training machine at work, in steps that can be cut and repeated anywhere."""
 
+import shlex
+import shutil
 import time
 from contextlib import ExitStack
 
@@ -11,7 +13,7 @@ from mmattn.remote.plan import Plan, confirm, make_plan, say_plan
 from mmattn.remote.runs import Run, is_busy, locked, runs
 from mmattn.remote.ssh import check_tools
 from mmattn.remote.start import build_environment, start_training
-from mmattn.remote.upload import upload
+from mmattn.remote.upload import MANIFEST, upload
 
 
 def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
@@ -30,11 +32,13 @@ def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
         with locked("deploy"):
             run = _unfinished(asked) or asked
             if run is not asked:
+                held.enter_context(locked("deploy", run.folder))
                 say(f"going on with the deployment of {run.name}")
             plan = _confirm(run, yes, dry_run)
             if dry_run:
                 return
-            held.enter_context(locked("deploy", run.folder))
+            if run is asked:
+                held.enter_context(locked("deploy", run.folder))
             run.save()
         _work(run, plan)
 
@@ -51,7 +55,8 @@ def resume(run: Run, yes: bool) -> None:
     with locked("resume", run.folder):
         if run.host is None:
             adopt(run)
-        if not run.started:
+        if run.ended or not run.started:
+            run.ended = False
             if run.host is None and run.instance_id is None:
                 begun = (run.results / "config.json").exists()
                 found = "what was fetched" if begun else "the start: nothing was fetched"
@@ -69,10 +74,15 @@ def resume(run: Run, yes: bool) -> None:
 
 
 def _confirm(run: Run, yes: bool, dry_run: bool = False) -> Plan | None:
-    """Show the plan and ask, unless it is only to be shown; None for a host."""
+    """Show the plan and ask, unless a machine was made already; None for a host."""
     plan = None
     if run.host is None:
+        if run.folder.exists() and not dry_run:
+            adopt(run)
         plan = make_plan(run, run.cloud())
+        if run.deadline is not None:
+            say(what_exists(run))
+            return plan
     say_plan(run, plan)
     if plan is not None:
         _say_others(run, run.cloud())
@@ -94,13 +104,13 @@ def _work(run: Run, plan: Plan | None) -> None:
         upload(run, machine)
         build_environment(run, machine)
         start_training(run, machine)
-    except KeyboardInterrupt:
-        say(f"interrupted. {what_exists(run)}")
-        raise
     except UserError as error:
-        error.args = (f"{error}\n{what_exists(run)}",)
+        if run.host is not None and not (run.folder / MANIFEST).exists():
+            shutil.rmtree(run.folder)  # nothing was sent: there is no such run
+        else:
+            error.args = (f"{error}\n{what_exists(run)}",)
         raise
-    except Exception:
+    except BaseException:  # Ctrl-C above all
         say(what_exists(run))
         raise
     _say_started(run)
@@ -136,7 +146,7 @@ def _unfinished(asked: Run) -> Run | None:
     """
     names = ("experiment", "region", "args", "data", "hours", "grace_minutes", "instance_type")
     for run in reversed(runs()):
-        if run.started or run.host != asked.host:
+        if run.started or run.ended or run.host != asked.host:
             continue
         differing = [
             name for name in (*names, "spot") if getattr(asked, name) != getattr(run, name)
@@ -150,13 +160,28 @@ def _unfinished(asked: Run) -> Run | None:
             return run
         if is_busy(run.folder):
             continue
-        name = differing[0]
         raise UserError(
-            f"the deployment of {run.name} was cut and is not finished; it has {name} "
-            f"{getattr(run, name)}, not {getattr(asked, name)}: finish it with its own options, or "
-            f"`fab teardown --run {run.name}`"
+            f"the deployment of {run.name} was cut and is not finished, and its "
+            f"{', '.join(differing)} differ: `{command(run)}` finishes it, "
+            f"`fab teardown --run {run.name}` removes it"
         )
     return None
+
+
+def command(run: Run) -> str:
+    """The command that deploys a run."""
+    options = {
+        "--experiment": run.experiment,
+        "--args": shlex.join(run.args),
+        "--instance-type": run.instance_type,
+        "--region": run.region,
+        "--host": run.host,
+        "--max-hours": f"{run.hours:g}",
+        "--grace-minutes": f"{run.grace_minutes:g}",
+    }
+    words = ["fab", "deploy", *(word for one in run.data for word in ("--data", one))]
+    words += [f"{name}={value}" for name, value in options.items() if value]
+    return shlex.join(words + ["--spot"] * run.spot)
 
 
 def _say_others(run: Run, cloud: Cloud) -> None:

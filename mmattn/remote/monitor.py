@@ -70,7 +70,7 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
         _print_report(link)
         return code
     except KeyboardInterrupt:
-        complain(f"left; {run.name} goes on: `fab monitor` shows it again")
+        complain(f"left; {run.name} goes on: `fab monitor --run {run.name}` shows it again")
         return INTERRUPTED
     except BrokenPipeError:
         # Python would complain once more when it flushes at its end.
@@ -420,4 +420,5 @@ def _report_once(link: Link) -> int:
 
 def _print_report(link: Link) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(report(link.run, link.last, link.touch, time.time()))
+    height = console.height - 2 if console.is_terminal else None  # and the prompt after it
+    console.print(report(link.run, link.last, link.touch, time.time(), height))

@@ -50,14 +50,14 @@ def new_run(
     Raises:
         UserError: an option is wrong; nothing was made.
     """
-    words = _split(args)
-    check_experiment(experiment, words)
+    words, folders = _split(args), [_data_folder(one) for one in data]
+    check_experiment(experiment, words, folders)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     run = Run(
         name=f"{experiment}-{stamp}-{os.urandom(2).hex()}",
         experiment=experiment,
         args=words,
-        data=[str(_data_folder(one)) for one in data],
+        data=[str(one) for one in folders],
         hours=_number("--max-hours", hours, MOST_HOURS),
         grace_minutes=_number("--grace-minutes", grace_minutes, MOST_HOURS * 60),
     )
@@ -73,8 +73,8 @@ def new_run(
     return run
 
 
-def check_experiment(name: str, words: Sequence[str]) -> None:
-    """Read an experiment's options as it will on the machine.
+def check_experiment(name: str, words: Sequence[str], data: Sequence[Path]) -> None:
+    """Read an experiment's options, on these data, as it will on the machine.
 
     Raises:
         UserError: there is no such experiment, or its options are wrong.
@@ -89,7 +89,8 @@ def check_experiment(name: str, words: Sequence[str]) -> None:
             raise UserError(f"--args {word}: the deployment sets it; data come by --data")
     config = importlib.import_module(f"experiments.{name}").CONFIG
     try:
-        parse_experiment(config, "", words).check()
+        roots = ["--data.roots", *map(str, data)] if data else []
+        parse_experiment(config, "", [*words, *roots]).check()
     except SystemExit as error:  # the parser has said what is wrong
         raise UserError(f"--args: not what experiments.{name} takes, see above") from error
 
@@ -112,7 +113,7 @@ def say_plan(run: Run, plan: Plan | None) -> None:
     rows = [
         ("run", run.name),
         ("experiment", shlex.join([f"experiments.{run.experiment}", *run.args])),
-        ("data", ", ".join(run.data) or "the built-in corpus"),
+        ("data", ", ".join(map(_described, run.data)) or "the built-in corpus"),
     ]
     if plan is None:
         rows.append(("machine", f"{run.host}, which exists and is not ended afterwards"))
@@ -136,12 +137,19 @@ def say_plan(run: Run, plan: Plan | None) -> None:
     say_table("Plan", ("", ""), rows, left=True)
 
 
+def _described(folder: str) -> str:
+    return f"{folder} ({folder_size(Path(folder)) / 1e6:.0f} MB)"
+
+
 def cost_text(run: Run, plan: Plan) -> str:
     """The highest cost of a plan and where the price is from."""
     disk = plan.disk_gib * DISK_PRICE * run.hours
     if plan.price is None:
         return f"unknown: {run.instance_type} is not in the price table of {prices.DATE}"
-    source = "now" if run.spot else f"us-east-1, {prices.DATE}"
+    source = f"us-east-1, {prices.DATE}"
+    if run.spot:
+        usual = prices.on_demand(plan.machine_type.name, plan.machine_type.vcpus)
+        source = "spot now" + (f"; on demand ${usual:.2f}" if usual else "")
     most = run.hours * plan.price + disk
     bound = "about" if run.spot else "at most"
     return f"${plan.price:.2f} an hour ({source}); {bound} ${most:.2f} with its disk"
@@ -158,6 +166,7 @@ def confirm(question: str, yes: bool) -> None:
     try:
         answer = input(f"{question} [y/N] ")
     except EOFError as error:
+        print()  # ends the line of the question
         raise UserError("nobody is there to say yes: --yes says it") from error
     if answer.strip().lower() not in ("y", "yes"):
         raise UserError("not confirmed: nothing was done")

@@ -65,20 +65,25 @@ class Run:
     """Digest of what lies on the machine."""
     built: bool = False
     started: bool = False
+    ended: bool = False
+    """Torn down: nothing of it is left but what was fetched."""
     began_with: str | None = None
     """Digest of what the first of its machines was given."""
 
     @classmethod
     def find(cls, name: str | None = None) -> "Run":
-        """The run of this name, or the latest; UserError if there is none."""
+        """The run of this name, or the latest not torn down; UserError if there is none."""
         found = runs()
-        if name is None and found:
-            return found[-1]
+        if not found:
+            asked = f"--run {name}: " if name else ""
+            raise UserError(f"{asked}there is no run in {FOLDER} yet: `fab deploy` makes one")
+        if name is None:
+            return ([run for run in found if not run.ended] or found)[-1]
         for run in found:
             if run.name == name:
                 return run
-        known = ", ".join(run.name for run in found) or "none"
-        raise UserError(f"--run {name or ''}: expected one of the runs in {FOLDER}: {known}")
+        known = ", ".join(run.name for run in found)
+        raise UserError(f"--run {name}: expected one of the runs in {FOLDER}: {known}")
 
     @property
     def folder(self) -> Path:
@@ -154,6 +159,8 @@ class Run:
     def _access(self) -> Access:
         """How to log in to its instance."""
         if self.address is None:
+            if self.ended:
+                raise UserError(f"{self.name} was torn down: `fab resume` makes a new machine")
             raise UserError(f"{self.name} has no machine: `fab deploy` goes on, or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
             raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")

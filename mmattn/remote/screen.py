@@ -203,6 +203,8 @@ def guard_text(snapshot: dict, then: float, now: float) -> tuple[str, str]:
         why = "the job uses no CPU time" if works else "no job, nobody logged in"
         off = clock(now + guard["off_at"] - then, now)
         return f"powers off at {off} unless that changes: {why}", "yellow"
+    if not works:
+        return "will power the machine off when its grace is over: `fab hold` keeps it", "yellow"
     return "watches", ""
 
 

@@ -62,7 +62,7 @@ def _end(run: Run, force: bool, known: bool) -> None:
         raise
     if known:
         run.address = run.deadline = None
-        run.started = True  # nothing is left that `fab deploy` could finish
+        run.ended = True
         run.save()
     _check_gone(run, cloud)
     say(f"{run.name}: nothing is left in {cloud.region}")
@@ -143,7 +143,19 @@ def _remove(run: Run, cloud: Cloud, remains: dict[str, list[str]]) -> None:
 
 
 def _clear_host(run: Run, force: bool) -> None:
-    """Delete a run's files from a machine that is not ours to end."""
+    """Delete a run's files from a machine that is not ours to end; with `force`, forget the run."""
+    try:
+        _delete_there(run, force)
+    except RemoteError as error:
+        if not force:
+            raise
+        say(f"{error}\nfiles of the run may be left on {run.host}")
+    shutil.rmtree(run.folder)
+    say(f"{run.name} is forgotten here")
+
+
+def _delete_there(run: Run, force: bool) -> None:
+    """Stop a run's jobs on its host and delete its folder."""
     machine = run.machine()
     if machine.run(f"test ! -d {run.base}/code || echo yes").strip():
         job = machine.call("snapshot")["job"]
@@ -156,7 +168,6 @@ def _clear_host(run: Run, force: bool) -> None:
         for job in ("build", "job"):  # either would write on into what is being deleted
             machine.call("stop", "--wait", "60", "--kill", job=job, timeout=90)
         machine.run(f"rm -rf {run.base}", timeout=300)
-    shutil.rmtree(run.folder)
     say(f"{run.name}: nothing is left on {run.host}")
 
 
@@ -164,10 +175,18 @@ def list_runs(region: str | None) -> None:
     """Say every run of this user: machines by their tags, and what this computer knows."""
     here = {run.name: run for run in runs()}
     regions = {run.region for run in here.values() if run.host is None}
-    if region or not here:
-        regions.add(region)
+    clouds = [Cloud(one) for one in sorted(regions | ({region} if region else set()))]
+    if not clouds:
+        try:
+            clouds = [Cloud(None)]
+            clouds[0].caller()
+        except UserError as error:
+            if not here:
+                raise
+            clouds = []
+            say(f"EC2 was not asked: {error}")
     rows, listed = [], set()
-    for cloud in map(Cloud, sorted(regions, key=str)):
+    for cloud in clouds:
         found = cloud.instances(owner=cloud.caller())
         living = [one for one in found if one.state not in GONE]
         rows += [_row(one, cloud.region, here.get(one.run)) for one in living]
@@ -180,7 +199,7 @@ def list_runs(region: str | None) -> None:
     if not rows:
         say("no runs")
         return
-    columns = ("run", "where", "state", "type", "ends in", "cost", "results")
+    columns = ("run", "where", "state", "type", "ends within", "cost", "results")
     say_table("Runs", columns, rows, left=True)
 
 

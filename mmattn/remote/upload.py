@@ -16,6 +16,7 @@ from mmattn.remote.plan import folder_size
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Machine, RemoteError, Unreachable
 
+MANIFEST = "manifest.json"
 RETRIES = 20  # of a transfer that is cut
 
 
@@ -31,7 +32,7 @@ def upload(run: Run, machine: Machine) -> None:
     digest = hashlib.sha256(text.encode()).hexdigest()
     if run.uploaded == digest:
         return
-    write_json(run.folder / "manifest.json", manifest)
+    write_json(run.folder / MANIFEST, manifest)
     (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
     machine.run(
         f"umask 077 && mkdir -p {run.base}/code {run.base}/data {run.base}/run {run.base}/job"
@@ -57,7 +58,7 @@ def upload(run: Run, machine: Machine) -> None:
         log = run.results / "job" / "job.log"  # goes on growing there
         if log.exists():
             send(keep, str(log), machine.remote("job/"), title="earlier log", total=0)
-    send(str(run.folder / "manifest.json"), machine.remote(), title="manifest", total=0)
+    send(str(run.folder / MANIFEST), machine.remote(), title="manifest", total=0)
     wrong = machine.call("verify", timeout=3600)["wrong"]
     if wrong:
         raise RemoteError(

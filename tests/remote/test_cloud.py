@@ -261,7 +261,7 @@ def test_after_a_failure_other_options_are_taken_up_until_there_is_a_machine(run
     other = replace(run, name="no_aug-20260102-000000-bbbb", instance_type="c5.large")
     cloud_api.faults.append(Fault("PutMetricAlarm", "ExpiredToken"))
     fail(other, f"{run.label} (free)", "(c5.large, $0.09 an hour")
-    fail(run, f"the deployment of {run.name} was cut and is not finished; it has instance_type")
+    fail(run, f"the deployment of {run.name} was cut and is not finished, and its instance_type")
     assert cloud_api.resources()["instances"] == 1
 
 

@@ -432,7 +432,7 @@ def test_a_run_that_went_on_here_is_not_put_back(run, machine):
     fetch(run, watch=False)
     shutil.copytree(run.results / "checkpoints/latest/12", run.results / "checkpoints/latest/18")
     before = files_in(run.results)
-    with pytest.raises(RemoteError, match="latest/18 is newer than the machine's 12"):
+    with pytest.raises(UserError, match="latest/18 is newer than the machine's 12"):
         fetch(run, watch=False)
     assert files_in(run.results) == before
 

@@ -56,11 +56,13 @@ class Launched:
         """Start a job of Python code as `fab deploy` does, wait for its word, and leave."""
         run, machine = self.run, self.run.machine()
         wait_for_login(run, machine)
-        check_end(machine)
+        check_end(run, machine)
         machine.run(f"mkdir -p {run.base}/code {run.base}/job")
         package = str(PROJECT / "mmattn")
         machine.rsync("--exclude=__pycache__", package, machine.remote("code/"), progress="code")
         start._run_detached(run, machine, "job", ["python3", "-uc", code])
+        run.started = True
+        run.save()
         # Whoever holds a folder open can read it when the machine is off.
         self._files = os.open(self.guest.root / f"{self.guest.home[1:]}/{run.base}/job", os.O_PATH)
         wait_until(lambda: "ready" in self.log)

@@ -362,7 +362,7 @@ def test_interrupt_in_the_middle_of_a_call(quick, follow, capsys):
     assert module.monitor(make_run(machine), quick, follow) == 130
     assert time.monotonic() - start < 2
     assert machine.closed
-    assert "goes on: `fab monitor`" in capsys.readouterr().err
+    assert "goes on: `fab monitor --run " in capsys.readouterr().err
 
 
 def test_quick(capsys):

@@ -33,7 +33,7 @@ def test_what_is_saved_comes_back_and_the_latest_is_found(folder):
 
 
 def test_an_unknown_run_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r"expected one of the runs in \.fab: none"):
+    with pytest.raises(UserError, match=r"^there is no run in \.fab yet"):
         Run.find()
     Run("no_aug-20260102-000000-aaaa", "no_aug").save()
     with pytest.raises(UserError, match=r"--run x: .* no_aug-20260102-000000-aaaa"):

@@ -202,7 +202,7 @@ def test_an_unknown_run_is_named(shell, task):
 
 @pytest.mark.parametrize("task", OF_A_RUN)
 def test_there_is_no_run_yet(shell, task):
-    assert shell.fab(task, code=2) == "error: --run : expected one of the runs in .fab: none\n"
+    assert shell.fab(task, code=2) == "error: there is no run in .fab yet: `fab deploy` makes one\n"
 
 
 @pytest.mark.parametrize("task", ["fetch", "hold", "monitor", "ssh", "stop"])
@@ -216,7 +216,7 @@ def test_a_host_whose_key_is_not_known_is_not_connected_to(shell, cloud_api):
     text = shell.fab("deploy", "--host", "me@192.0.2.1", "--yes", code=2)
     error = text[text.index("error: ") :]
     assert f"{shell.folder}/.ssh/known_hosts: expected the host key of 192.0.2.1: log in" in error
-    assert "on me@192.0.2.1. The same command goes on from here." in error
+    assert "no run" in shell.fab("monitor", code=2)
     assert not cloud_api.calls
 
 
@@ -283,11 +283,12 @@ def test_an_interrupted_deploy_says_what_exists_and_how_to_remove_it(shell, depl
     assert deploying.returncode == 130
     assert "Traceback" not in text
     run = Run.find()
-    assert f"interrupted. Now there is in us-east-1: {run.instance_id} (c5.24xlarge, $4.08" in text
+    assert f"Now there is in us-east-1: {run.instance_id} (c5.24xlarge, $4.08" in text
     assert f"security group {run.group_id} and key pair {run.label} (free)" in text
     assert f"`fab teardown --run {run.name}` removes it all." in text
     refused = shell.fab("deploy", "--spot", "--yes", code=2)
-    assert f"the deployment of {run.name} was cut and is not finished; it has spot" in refused
+    assert f"the deployment of {run.name} was cut and is not finished, and its spot" in refused
+    assert "`fab deploy --experiment=no_aug --instance-type=c5.24xlarge" in refused
     assert run.name in shell.fab("ls")
     shell.fab("teardown", "--run", run.name)
     assert not cloud_api.resources()
