@@ -33,7 +33,21 @@ def upload(run: Run, machine: Machine) -> None:
     if run.uploaded == digest:
         return
     write_json(run.folder / MANIFEST, manifest)
-    (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
+    _send(run, machine, code)
+    wrong = machine.call("verify", timeout=3600)["wrong"]
+    if wrong:
+        raise RemoteError(
+            f"{len(wrong)} files differ on the machine from those here, e.g. {wrong[0]}: did they "
+            "change while they were sent?"
+        )
+    if run.began_with not in (None, digest):
+        say("code or data are not those that the run began with: the results mix both")
+    run.uploaded, run.began_with = digest, run.began_with or digest
+    run.save()
+
+
+def _send(run: Run, machine: Machine, code: list[str]) -> None:
+    """Send everything that the machine does not have yet, the manifest last."""
     machine.run(
         f"umask 077 && mkdir -p {run.base}/code {run.base}/data {run.base}/run {run.base}/job"
     )
@@ -42,6 +56,7 @@ def upload(run: Run, machine: Machine) -> None:
         persist(machine, lambda: machine.rsync(*arguments, progress=title, total=total))
 
     size = sum(Path(path).stat().st_size for path in code)
+    (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
     listed = ("--from0", f"--files-from={run.folder / 'code_files'}")
     send(*listed, "./", machine.remote("code/"), title="code", total=size)
     for number, folder in enumerate(run.data):
@@ -59,16 +74,6 @@ def upload(run: Run, machine: Machine) -> None:
         if log.exists():
             send(keep, str(log), machine.remote("job/"), title="earlier log", total=0)
     send(str(run.folder / MANIFEST), machine.remote(), title="manifest", total=0)
-    wrong = machine.call("verify", timeout=3600)["wrong"]
-    if wrong:
-        raise RemoteError(
-            f"{len(wrong)} files differ on the machine from those here, e.g. {wrong[0]}: did they "
-            "change while they were sent?"
-        )
-    if run.began_with not in (None, digest):
-        say("code or data are not those that the run began with: the results mix both")
-    run.uploaded, run.began_with = digest, run.began_with or digest
-    run.save()
 
 
 def _code_files() -> list[str]:
