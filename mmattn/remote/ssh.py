@@ -30,6 +30,7 @@ CONNECT_S = 10
 NO_CODE = 66  # exit code (EX_NOINPUT)
 MB = 1_000_000
 # rsync: protocol stream, socket and file input/output, timeouts; 255 is ssh itself.
+DISK_RSYNC = 11  # error in file input or output; which, is not always said
 TRANSIENT_RSYNC = {10, 12, 20, 30, 35, 255}
 
 
@@ -351,8 +352,10 @@ def _rsync_error(name: str, code: int, errors: str) -> RemoteError:
             f"{name}: the login shell prints text where rsync speaks: make its .bashrc silent when "
             "the shell is not interactive"
         )
-    if "No space left on device" in errors:
-        return CommandFailed("rsync", code, "no space left on the disk of the receiving side")
+    if "No space left on device" in errors or code == DISK_RSYNC:
+        return CommandFailed(
+            "rsync", code, "no space left on the disk of the receiving side, or it fails"
+        )
     if code in TRANSIENT_RSYNC:
         return Unreachable(f"{name}: the transfer was cut: {_tail(errors)}")
     return CommandFailed("rsync", code, _tail(errors))

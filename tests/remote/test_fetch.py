@@ -143,12 +143,14 @@ class Said(logging.Handler):
 
 
 @pytest.fixture
-def said(monkeypatch) -> Iterator[Said]:
+def said() -> Iterator[Said]:
     handler = Said()
-    monkeypatch.setattr(LOG, "level", logging.INFO)
+    before = LOG.level
+    LOG.setLevel(logging.INFO)
     LOG.addHandler(handler)
     yield handler
     LOG.removeHandler(handler)
+    LOG.setLevel(before)
 
 
 @pytest.fixture
@@ -650,17 +652,19 @@ def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monke
         return False
 
     def interfere():
-        for size, cut, mend in (
-            (3_000_000, guest.kill_ssh_connections, lambda: None),
-            (6_000_000, guest.cut_link, guest.mend_link),
-        ):
-            wait_until(lambda size=size: half_way(size))
-            before = len(drops)
-            cut()
-            wait_until(lambda before=before: len(drops) > before)
-            mend()
-        wait_until(lambda: "fetched: checkpoints" in said.text)
-        (base / "end").touch()
+        try:
+            for size, cut, mend in (
+                (3_000_000, guest.kill_ssh_connections, lambda: None),
+                (6_000_000, guest.cut_link, guest.mend_link),
+            ):
+                wait_until(lambda size=size: half_way(size))
+                before = len(drops)
+                cut()
+                wait_until(lambda before=before: len(drops) > before)
+                mend()
+            wait_until(lambda: "fetched: checkpoints" in said.text)
+        finally:
+            (base / "end").touch()
 
     def sent() -> int:
         return int(guest.run("cat /sys/class/net/eth0/statistics/tx_bytes"))

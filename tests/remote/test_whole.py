@@ -120,7 +120,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     options += ["--train.learning-rate", "1e-5", "--devices", "2"]
     asked = ("deploy", "--args", " ".join(options), "--spot", "--max-hours", "2", "--yes")
 
-    assert "at most $" in session.fab(*asked, "--dry-run")
+    assert "; about $" in session.fab(*asked, "--dry-run")
     assert not cloud.api.resources()
     for sign in ("waiting until", "waiting for", "building the environment"):
         session.fab_killed_at(sign, *asked)

@@ -257,7 +257,7 @@ class Machine:
         self.processes.append(process)
         return process
 
-    def guard(self, deadline: float | None = None, grace_s: float = 600, stop_s: float = 20):
+    def guard(self, deadline: float | None = None, grace_s: float = 600, stop_s: float = 4):
         config = {
             "job": str(self.base / "job"),
             "deadline": deadline or time.time() + 600,
@@ -352,7 +352,7 @@ def test_deadline_while_held(machine, job_in):
     job = job_in(machine.base)
     (job.folder / "hold").touch()
     job.python(SAVE + SLEEP)
-    machine.guard(deadline=time.time() + 21.5, grace_s=0.2, stop_s=20)
+    machine.guard(deadline=time.time() + 6.5, grace_s=0.2, stop_s=5)
     machine.never_off(0.8)
     assert machine.said["held"]
     machine.wait_until_off()
