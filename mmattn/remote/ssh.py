@@ -5,6 +5,7 @@ goes silent would never end a stream.
 """
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -24,6 +25,9 @@ import paramiko
 from mmattn.console import progress as progress_bar
 from mmattn.errors import UserError
 from mmattn.files import write_text
+
+# Paramiko logs with a traceback what it raises as well; without a handler that would be shown.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 MARKER = "mmattn:"  # what a noisy .bashrc prints comes before it
 CONNECT_S = 10

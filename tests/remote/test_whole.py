@@ -194,7 +194,8 @@ def follow_through_drops(session: Session, guest, home: Path) -> None:
         ):
             wait_to_grow(path, 0)
             begin()
-            wait_to_grow(log, log.stat().st_size + 500)
+            time.sleep(6)  # so that it is noticed
+            wait_to_grow(log, log.stat().st_size + 200)
             end()
             wait_to_grow(path, log.stat().st_size)
         follower.send_signal(signal.SIGINT)
