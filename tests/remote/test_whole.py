@@ -144,8 +144,12 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     assert f"{best['validation_accuracy']:.3f}" in text
 
     assert "still trains" in session.fab("teardown", code=2)
-    cloud.interrupt_spot(run.instance_id)
-    guest.wait_until_off(60)
+    watcher = session.start("fetch", "--watch")
+    cloud.interrupt_spot(run.instance_id, notice_s=75)
+    text = watcher.communicate(timeout=120)[0].decode()  # ends with the job, which has saved
+    session.note(("fetch", "--watch"), text)
+    assert "the job ended with exit code 75" in text
+    guest.wait_until_off(90)
     wait_until(lambda: cloud.api.resources().get("instances") is None)
     session.fab("monitor", code=2)
 
