@@ -21,7 +21,7 @@ import pytest
 from mmattn.remote.runs import Run
 
 PROJECT = Path(__file__).parents[2]
-EPOCHS = 60
+EPOCHS = 110
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()")
 
 
