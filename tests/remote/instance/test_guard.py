@@ -332,9 +332,12 @@ def test_ended_job_and_grace(machine, job_in):
 def test_working_job_is_left_alone(machine, job_in):
     job = job_in(machine.base)
     job.python(SAVE + WORK)
-    machine.guard(grace_s=0.7)
-    machine.never_off(2.5)
-    assert (machine.said["reason"], machine.said["quiet_since"]) == (None, None)
+    machine.guard(grace_s=1.5)
+    machine.never_off(3.5)
+    said = machine.said
+    assert said["reason"] is None
+    # In a beat as short as these are here, a job may get no processor.
+    assert said["quiet_since"] is None or said["beat"] - said["quiet_since"] < 1.5
     assert job.held
 
 
