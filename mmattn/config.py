@@ -1,6 +1,7 @@
 """Every option of an experiment. Nothing heavy is imported here, so `--help` is quick."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ import tyro
 from mmattn.errors import UserError
 
 Modality = Literal["audio", "video"]
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class DataConfig:
     """Where packed copies of feature files are kept."""
     overlap: bool = False
     """Keep only the time that both streams of a clip cover."""
+    tile_audio: bool = False
+    """Give every audio frame of a clip their mean: a control without dynamics, as the earlier
+    system's audio features were."""
     split: Literal["speakers", "leaky-clips"] = "speakers"
     """By speaker, or the earlier system's random split of clips, which leaks speakers."""
     validation: float = 0.15
@@ -84,11 +89,58 @@ class OtherDataConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training clips, anew in each epoch; nothing by default.
+
+    It acts on normalised features: every feature has deviation 1. A strength is drawn for each clip
+    between the two numbers of a range.
+    """
+
+    pick: Literal["all", "one-or-all"] = "all"
+    """Do all that is asked for, or, by chance, one of it or all, as the earlier system did."""
+    probability: float = 1.0
+    """Share of the clips that are changed at all."""
+    audio_noise: Range = (0.0, 0.0)
+    """Deviation of noise added to the audio features."""
+    video_noise: Range = (0.0, 0.0)
+    """Deviation of noise added to the video features."""
+    audio_scale: Range = (1.0, 1.0)
+    """Factor on the audio features."""
+    audio_tempo: Range = (1.0, 1.0)
+    """Tempo of the audio alone, which breaks its alignment with the video; above 1 is faster."""
+    video_tempo: Range = (1.0, 1.0)
+    """Tempo of the video alone."""
+    tempo: Range = (1.0, 1.0)
+    """One tempo for both streams on their common time axis."""
+    video_dropout: float = 0.0
+    """Share of the video features that are set to their mean throughout a clip."""
+    video_gap: float = 0.0
+    """Longest gap (s) in which video frames are marked as without a face."""
+    time_mask: float = 0.0
+    """Longest stretch (s) that is set to the mean in both modalities at once."""
+    feature_mask: float = 0.0
+    """Largest share of neighbouring features that is set to the mean, in each modality."""
+    drop_modality: float = 0.0
+    """Share of the clips that lose one modality."""
+    mixup: float = 0.0
+    """Parameter of the Beta distribution that tells how two clips are mixed; 0: they are not."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """One bidirectional LSTM stack with temporal attention a modality, then a dense head."""
+    """One bidirectional LSTM stack a modality, fusion with temporal attention, a dense head."""
 
     modalities: tuple[Modality, ...] = ("audio", "video")
     """The branches to build."""
+    fusion: Literal["concat", "cross"] = "concat"
+    """Pool each branch over time and concatenate; or let frames of one modality attend to frames
+    of the other by content and distance in seconds, and pool both on their common time axis."""
+    cross_window: float = 0.5
+    """Seconds to either side that a frame attends to (fusion cross)."""
+    cross_heads: int = 2
+    """Attention heads, each with a distance in time of its own (fusion cross)."""
+    cross_units: int = 64
+    """Width of the joint frames (fusion cross)."""
     audio_units: tuple[int, ...] = (128, 64)
     """Units a direction of each audio LSTM layer."""
     video_units: tuple[int, ...] = (256, 128)
@@ -125,7 +177,9 @@ class TrainConfig:
     plateau: int = 5
     """Epochs without a better validation loss before the learning rate is halved."""
     patience: int = 10
-    """Epochs without a better validation accuracy before training stops."""
+    """Epochs without a better validation accuracy before training stops; 0: only at its end."""
+    save_every: int = 1
+    """Epochs between two checkpoints to resume from; the best and the last are always saved."""
     steps_per_dispatch: int = 8
     """Optimiser steps that one call to the devices makes; batches are shuffled in such groups."""
 
@@ -148,12 +202,13 @@ class ExperimentConfig:
     resume: bool = False
     """Continue the run in --out from its latest checkpoint, with the options that it began with."""
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def check(self) -> None:
         """Raise UserError at the first option whose value cannot be."""
-        train, model, data = self.train, self.model, self.data
+        train, model, data, augment = self.train, self.model, self.data, self.augment
         for option, value, right, expected in (
             ("seed", self.seed, self.seed >= 0, "0 or more"),
             ("members", self.members, self.members > 0, "1 or more"),
@@ -163,7 +218,8 @@ class ExperimentConfig:
             ("train.weight-decay", train.weight_decay, train.weight_decay >= 0, "0 or more"),
             ("train.gamma", train.gamma, train.gamma >= 0, "0 or more"),
             ("train.plateau", train.plateau, train.plateau > 0, "1 or more"),
-            ("train.patience", train.patience, train.patience > 0, "1 or more"),
+            ("train.patience", train.patience, train.patience >= 0, "0 or more"),
+            ("train.save-every", train.save_every, train.save_every > 0, "1 or more"),
             (
                 "train.steps-per-dispatch",
                 train.steps_per_dispatch,
@@ -177,6 +233,43 @@ class ExperimentConfig:
                 bool(data.roots)
                 or (data.labels, data.audio_rate, data.video_rate) == ("six", None, None),
                 "feature files: the built-in corpus has six classes and its own rates",
+            ),
+            *(
+                (f"augment.{name}", ends, least <= ends[0] <= ends[1] < most, expected)
+                for names, least, most, expected in (
+                    (("audio_noise", "video_noise"), 0, math.inf, "0 ≤ low ≤ high"),
+                    (("audio_scale",), 0, math.inf, "0 ≤ low ≤ high"),
+                    (("tempo", "audio_tempo", "video_tempo"), 0.25, 4, "0.25 ≤ low ≤ high < 4"),
+                )
+                for name in names
+                for ends in (getattr(augment, name),)
+            ),
+            *(
+                (f"augment.{name}", value, 0 <= value <= most, f"0 to {most}")
+                for name, most in (
+                    ("probability", 1),
+                    ("video_dropout", 1),
+                    ("feature_mask", 1),
+                    ("drop_modality", 1),
+                    ("video_gap", 60),
+                    ("time_mask", 60),
+                    ("mixup", 100),
+                )
+                for value in (getattr(augment, name),)
+            ),
+            (
+                "model.fusion cross",
+                f"with --model.modalities {model.modalities}",
+                model.fusion == "concat" or set(model.modalities) == {"audio", "video"},
+                "audio and video",
+            ),
+            ("model.cross-window", model.cross_window, model.cross_window > 0, "above 0 seconds"),
+            ("model.cross-heads", model.cross_heads, model.cross_heads > 0, "1 or more"),
+            (
+                "model.cross-units",
+                model.cross_units,
+                model.cross_units > 0 and model.cross_units % model.cross_heads == 0,
+                f"a multiple of --model.cross-heads {model.cross_heads}",
             ),
             ("resume", "without --out", bool(self.out) or not self.resume, "the run's folder"),
             ("data.max-bad", data.max_bad, data.max_bad >= 0, "0 or more"),
@@ -211,7 +304,7 @@ class ExperimentConfig:
             ),
         ):
             if not right:
-                raise UserError(f"--{option} {value}: expected {expected}")
+                raise UserError(f"--{option.replace('_', '-')} {value}: expected {expected}")
 
     def to_json(self) -> dict:
         """As plain JSON values; `config_from_json` reads it back."""

@@ -44,6 +44,12 @@ def start_logging() -> None:
         LOG.propagate = False
 
 
+def be_quiet() -> None:
+    """Show nothing on the screen, as in a process that works for another; logs are written."""
+    screen.quiet = True
+    start_logging()
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Append messages to `path` with the time as well, and what ended the block if not itself."""
@@ -131,7 +137,7 @@ class _Rate(TextColumn):
         self.unit = unit
 
     def render(self, task):
-        return f"{task.speed:.0f} {self.unit}/s" if task.speed else ""
+        return _rate(task.speed, self.unit) if task.speed else ""
 
 
 class _PlainProgress:
@@ -148,5 +154,9 @@ class _PlainProgress:
             left = (self.total - self.done) / rate if rate else float("nan")
             say(
                 f"{self.title}: {self.done}/{self.total} {self.unit}, "
-                f"{rate:.0f} {self.unit}/s, {left:.0f} s left"
+                f"{_rate(rate, self.unit)}, {left:.0f} s left"
             )
+
+
+def _rate(rate: float, unit: str) -> str:
+    return f"{rate:.0f} {unit}/s" if rate >= 1 else f"{60 * rate:.1f} {unit}/min"

@@ -1,11 +1,14 @@
 """From clips to padded batches: length buckets, shuffled by (seed, epoch)."""
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from mmattn.data.clips import Ragged, valid_frames
+from mmattn.config import AugmentConfig
+from mmattn.data.augment import Frames, Pair, augment, mix, stretched
+from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser, normalise_audio, normalise_video
 
@@ -19,6 +22,8 @@ class Sequence(NamedTuple):
     """[…, B, T] bool, False in the padding and where a frame has no data (no face)."""
     length: np.ndarray
     """[…, B] int32 frames of each clip, invalid ones included."""
+    times: np.ndarray
+    """[…, B, T] float32 seconds, 0 in the padding."""
 
 
 class Batch(NamedTuple):
@@ -28,6 +33,10 @@ class Batch(NamedTuple):
     video: Sequence
     label: np.ndarray
     """[…, B] int32 class number."""
+    other_label: np.ndarray
+    """[…, B] int32 class number of the clip that is mixed in."""
+    share: np.ndarray
+    """[…, B] float32 share of the clip itself, 1 where nothing is mixed in."""
     weight: np.ndarray
     """[…, B] float32, 1 for a clip and 0 for the filler of an incomplete batch."""
     clip: np.ndarray
@@ -114,6 +123,27 @@ def plan_epoch(
     return dispatches
 
 
+class Augmentation(NamedTuple):
+    """What happens to the clips of a training epoch: drawn from (seed, epoch, clip)."""
+
+    config: AugmentConfig
+    seed: int
+    epoch: int
+
+    def change(self, clip: int, pair: Pair) -> Pair:
+        """The clip as this epoch has it."""
+        return augment(pair, self.config, self._rng("augment", clip))
+
+    def partners(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each clip [n] of a batch, whom it is mixed with [n] and its own share [n] ≥ ½."""
+        rng = self._rng("mixup", *clips[:1])
+        share = rng.beta(self.config.mixup, self.config.mixup, len(clips))
+        return rng.permutation(clips), np.maximum(share, 1 - share)
+
+    def _rng(self, purpose: str, clip: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(purpose.encode()), self.epoch, clip])
+
+
 def collate(
     corpus: Corpus,
     dispatch: Dispatch,
@@ -121,6 +151,7 @@ def collate(
     devices: int,
     batch: int,
     steps: int,
+    augmentation: Augmentation | None = None,
 ) -> Batch:
     """Normalised, padded arrays of a dispatch, with leading axes [devices, steps, clips].
 
@@ -128,38 +159,75 @@ def collate(
     and the places that a batch does not fill are filler.
     """
     share = -(-batch // devices)
-    index = np.full((devices, steps, share), -1, np.int32)
+    lead = (devices, steps, share)
+    frames = dispatch.bucket
+    if augmentation:
+        frames = Bucket(*(stretched(length, augmentation.config) for length in frames))
+    result = Batch(
+        _blank(lead, frames.audio_frames, corpus.audio.width),
+        _blank(lead, frames.video_frames, corpus.video.width),
+        label=np.zeros(lead, np.int32),
+        other_label=np.zeros(lead, np.int32),
+        share=np.ones(lead, np.float32),
+        weight=np.zeros(lead, np.float32),
+        clip=np.full(lead, -1, np.int32),
+    )
     for step, clips in enumerate(dispatch.batches):
-        device, place = np.divmod(np.arange(len(clips)), share)
-        index[device, step, place] = clips
-    audio = _pad(
-        corpus.audio,
-        index,
-        dispatch.bucket.audio_frames,
-        lambda frames: (normalise_audio(normaliser, frames), True),
-    )
-    video = _pad(
-        corpus.video,
-        index,
-        dispatch.bucket.video_frames,
-        lambda frames: (normalise_video(normaliser, frames), valid_frames(frames)),
-    )
-    present = index >= 0
-    label = np.where(present, corpus.labels[index], 0).astype(np.int32)
-    return Batch(audio, video, label, present.astype(np.float32), index)
+        for position, (clip, pair, other, own) in enumerate(
+            _prepare(corpus, clips, normaliser, augmentation)
+        ):
+            device, place = divmod(position, share)
+            at = device, step, place
+            _fill(result.audio, at, pair.audio)
+            _fill(result.video, at, pair.video)
+            result.label[at], result.other_label[at] = corpus.labels[clip], corpus.labels[other]
+            result.share[at], result.weight[at], result.clip[at] = own, 1, clip
+    return result
 
 
-def _pad(
-    ragged: Ragged,
-    index: np.ndarray,
-    frames: int,
-    normalise: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | bool]],
-) -> Sequence:
-    padded = np.zeros((*index.shape, frames, ragged.width), np.float32)
-    valid = np.zeros((*index.shape, frames), bool)
-    length = np.zeros(index.shape, np.int32)
-    for place in zip(*np.nonzero(index >= 0), strict=True):
-        clip = ragged.clip(index[place])
-        length[place] = len(clip)
-        padded[place][: len(clip)], valid[place][: len(clip)] = normalise(clip)
-    return Sequence(padded, valid, length)
+def normalised(corpus: Corpus, clip: int, normaliser: Normaliser) -> Pair:
+    """Both streams of a clip, ready for the network or to be augmented."""
+    audio, video = corpus.audio.clip(clip), corpus.video.clip(clip)
+    return Pair(
+        Frames(
+            normalise_audio(normaliser, audio),
+            corpus.audio.clip_times(clip),
+            np.ones(len(audio), bool),
+        ),
+        Frames(
+            normalise_video(normaliser, video), corpus.video.clip_times(clip), valid_frames(video)
+        ),
+    )
+
+
+def _prepare(
+    corpus: Corpus, clips: np.ndarray, normaliser: Normaliser, augmentation: Augmentation | None
+) -> Iterator[tuple[int, Pair, int, float]]:
+    """Each clip of a batch, its streams, the clip mixed into it (or itself) and its own share."""
+    pairs = {clip: normalised(corpus, clip, normaliser) for clip in clips}
+    if augmentation is None:
+        yield from ((clip, pair, clip, 1.0) for clip, pair in pairs.items())
+        return
+    pairs = {clip: augmentation.change(clip, pair) for clip, pair in pairs.items()}
+    if not augmentation.config.mixup:
+        yield from ((clip, pair, clip, 1.0) for clip, pair in pairs.items())
+        return
+    for clip, other, share in zip(clips, *augmentation.partners(clips), strict=True):
+        yield clip, mix(pairs[clip], pairs[other], share), other, share
+
+
+def _blank(lead: tuple[int, ...], frames: int, width: int) -> Sequence:
+    return Sequence(
+        np.zeros((*lead, frames, width), np.float32),
+        np.zeros((*lead, frames), bool),
+        np.zeros(lead, np.int32),
+        np.zeros((*lead, frames), np.float32),
+    )
+
+
+def _fill(sequence: Sequence, at: tuple[int, ...], stream: Frames) -> None:
+    length = len(stream.frames)
+    sequence.frames[at][:length] = stream.frames
+    sequence.valid[at][:length] = stream.valid
+    sequence.times[at][:length] = stream.times
+    sequence.length[at] = length

@@ -93,6 +93,24 @@ class Ragged:
         """The clips `indices`, in that order; the frames are shared."""
         return Ragged(self.frames, self.times, self.starts[indices], self.lengths[indices])
 
+    def longest_span(self, frames: int) -> float:
+        """Seconds that so many neighbouring frames of a clip last at most."""
+        spans = [0.0]
+        for index in range(len(self)):
+            times = self.clip_times(index)
+            last = min(frames, len(times)) - 1
+            spans.append((times[last:] - times[: len(times) - last]).max())
+        return max(spans)
+
+    def most_within(self, seconds: float) -> int:
+        """Frames of a clip that lie within so many seconds at most."""
+        counts = [0]
+        for index in range(len(self)):
+            times = self.clip_times(index)
+            end = np.searchsorted(times, times + seconds, "right")
+            counts.append((end - np.arange(len(times))).max())
+        return int(max(counts))
+
     def crop(self, bounds: np.ndarray) -> "Ragged":
         """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""
         starts = self.starts + bounds[:, 0]

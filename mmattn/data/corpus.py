@@ -11,7 +11,7 @@ import numpy as np
 from mmattn.config import DataConfig, SyntheticConfig
 from mmattn.console import say, say_table
 from mmattn.data.cache import ClipFile, Rates, open_pack
-from mmattn.data.clips import MIN_FRAMES, Cue, Ragged, pack_streams
+from mmattn.data.clips import MIN_FRAMES, Cue, Ragged, Stream, pack_streams
 from mmattn.data.names import CORPUS_TITLES, SIX, ClipName, class_names, label_of, parse_name
 from mmattn.data.synthetic import draw_clips
 from mmattn.errors import UserError
@@ -39,9 +39,27 @@ def open_corpus(data: DataConfig) -> Corpus:
 
     Raises UserError if files are missing or too many of them are bad.
     """
-    if not data.roots:
-        corpus = _synthetic_corpus(data.synthetic)
-        return crop_to_overlap(corpus) if data.overlap else corpus
+    corpus = _corpus_of_files(data) if data.roots else _synthetic_corpus(data.synthetic)
+    if data.overlap:
+        corpus = crop_to_overlap(corpus)
+    return tile_audio(corpus) if data.tile_audio else corpus
+
+
+def tile_audio(corpus: Corpus) -> Corpus:
+    """Every audio frame of a clip is the mean of all its audio frames."""
+    means = [corpus.audio.clip(clip).mean(0) for clip in range(len(corpus))]
+    streams = [
+        Stream(np.broadcast_to(mean, corpus.audio.clip(clip).shape), corpus.audio.clip_times(clip))
+        for clip, mean in enumerate(means)
+    ]
+    return replace(
+        corpus,
+        description=f"{corpus.description}, audio without dynamics",
+        audio=pack_streams(streams),
+    )
+
+
+def _corpus_of_files(data: DataConfig) -> Corpus:
     for option, rate in (("audio-rate", data.audio_rate), ("video-rate", data.video_rate)):
         if rate is not None and not 0 < rate < np.inf:
             raise UserError(f"--data.{option} must be above 0, not {rate}")
@@ -57,7 +75,7 @@ def open_corpus(data: DataConfig) -> Corpus:
         raise UserError(f"no clips are left of {len(files)} files for the labels {data.labels!r}")
     rows = np.array([row for row, _ in kept])
     names = [name for _, name in kept]
-    corpus = Corpus(
+    return Corpus(
         description=_describe(names, data.roots),
         names=tuple(name.stem for name in names),
         speakers=np.array([name.speaker for name in names]),
@@ -67,7 +85,6 @@ def open_corpus(data: DataConfig) -> Corpus:
         video=pack.video.select(rows),
         cues=None,
     )
-    return crop_to_overlap(corpus) if data.overlap else corpus
 
 
 def crop_to_overlap(corpus: Corpus) -> Corpus:

@@ -37,6 +37,11 @@ def scores(
     }
 
 
+def scores_by_speaker(predictions: Predictions) -> dict[str, np.ndarray]:
+    """UAR, accuracy, macro-F1 and ECE over the clips of each speaker [P], speakers in order."""
+    return _measures(*_speaker_sums(predictions))
+
+
 def per_class(predictions: Predictions) -> list[dict[str, str | float | int | None]]:
     """A row a class: class, precision, recall, f1, clips (how many truly are of that class).
 

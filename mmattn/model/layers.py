@@ -19,23 +19,29 @@ class Training(NamedTuple):
 
 
 class TemporalAttention(nnx.Module):
-    """Weighted mean over time: score tanh(x·w), softmax over the valid frames."""
+    """Weighted mean over time: softmax over the valid frames of the score tanh(x·w), or x·w.
 
-    def __init__(self, features: int, *, rngs: nnx.Rngs):
+    A bounded score, the earlier system's, gives no frame more than e² times the weight of another.
+    """
+
+    def __init__(self, features: int, bounded: bool = True, *, rngs: nnx.Rngs):
+        self.bounded = bounded
         self.kernel = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), (features, 1)))
 
-    def __call__(self, x: Array, valid: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Array, valid: Array, bias: Array | float = 0.0) -> tuple[Array, Array]:
         """Pool frames.
 
         Args:
             x: [T, B, H] frames.
             valid: [T, B] bool.
+            bias: [T, B] added to the scores.
 
         Returns:
             [B, H] the mean and [T, B] the weights: they sum to 1 over the valid frames and are
             0 elsewhere; a clip without any valid frame gives zeros (and finite gradients).
         """
-        scores = jnp.tanh((x @ self.kernel[...])[..., 0])
+        scores = (x @ self.kernel[...])[..., 0]
+        scores = (jnp.tanh(scores) if self.bounded else scores) + bias
         weights = jax.nn.softmax(scores, axis=0, where=valid)
         return jnp.einsum("tb,tbh->bh", weights, x), weights
 

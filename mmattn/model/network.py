@@ -10,19 +10,9 @@ from jax import Array
 
 from mmattn.config import ModelConfig
 from mmattn.data.batches import Batch, Sequence
+from mmattn.model.fusion import Attended, CrossFusion, Reach
 from mmattn.model.layers import BatchNorm, Dropout, TemporalAttention, Training, time_statistics
 from mmattn.model.lstm import LSTM
-
-
-class BranchOutput(NamedTuple):
-    """What one modality's branch makes of its frames."""
-
-    pooled: Array
-    """[B, P]"""
-    attention: Array
-    """[B, T] weights over the valid frames, 0 elsewhere."""
-    embeddings: Array
-    """[B, T, H] the frames before pooling, 0 in the padding."""
 
 
 class Output(NamedTuple):
@@ -35,15 +25,17 @@ class Output(NamedTuple):
     statistics_logits: Array | None
     """[B, K] of the linear classifier on time statistics, if there is one."""
     features: Array
-    """[B, P] what the head sees: the pooled branches side by side."""
+    """[B, P] what the head sees: the pooled branches side by side, or the pooled joint frames."""
     attention: dict[str, Array]
-    """By modality, [B, T]."""
+    """By modality, [B, T] temporal attention over the valid frames, 0 elsewhere."""
     embeddings: dict[str, Array]
-    """By modality, [B, T, H]."""
+    """By modality, [B, T, H] the frames after the LSTM layers, 0 in the padding."""
+    attended: dict[str, Attended]
+    """By modality, what its frames attend to in the other one; empty without cross-attention."""
 
 
-class Branch(nnx.Module):
-    """A bidirectional LSTM stack and temporal attention over one modality."""
+class Encoder(nnx.Module):
+    """A bidirectional LSTM stack over the frames of one modality."""
 
     def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
         layers, dropouts = [], []
@@ -56,19 +48,32 @@ class Branch(nnx.Module):
             features = 2 * width
         self.dropouts = nnx.List(dropouts)
         self.layers = nnx.List(nnx.List(pair) for pair in layers)
-        self.attention = TemporalAttention(features, rngs=rngs)
-        self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
         self.features = features
 
-    def __call__(self, sequence: Sequence, training: Training | None) -> BranchOutput:
-        """Run over normalised frames; a sequence of length 0 gives zeros."""
+    def encode(self, sequence: Sequence, training: Training | None) -> Array:
+        """Embed normalised frames: [T, B, H], 0 in the padding."""
         x = sequence.frames.swapaxes(0, 1)
         for dropout, (ahead, back) in zip(self.dropouts, self.layers, strict=True):
             x = dropout(x, training)
             x = jnp.concatenate([ahead(x, sequence.length), back(x, sequence.length)], axis=-1)
-        pooled, attention = self.attention(x, sequence.valid.T)
-        pooled = self.pooled_dropout(pooled, training)
-        return BranchOutput(pooled, attention.T, x.swapaxes(0, 1))
+        return x
+
+
+class Branch(Encoder):
+    """An encoder and temporal attention over its frames."""
+
+    def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
+        super().__init__(features, units, config, streams, rngs)
+        self.attention = TemporalAttention(self.features, rngs=rngs)
+        self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
+
+    def pool(self, x: Array, valid: Array, training: Training | None) -> tuple[Array, Array]:
+        """Frames [T, B, H] and valid [B, T] -> [B, H] and attention [B, T].
+
+        A clip without valid frames gives zeros.
+        """
+        pooled, attention = self.attention(x, valid.T)
+        return self.pooled_dropout(pooled, training), attention.T
 
 
 class StatisticsClassifier(nnx.Module):
@@ -97,9 +102,16 @@ class StatisticsClassifier(nnx.Module):
 
 
 class Network(nnx.Module):
-    """One branch a modality, joined by concatenation, then a dense head."""
+    """An encoder a modality, fusion over time, then a dense head."""
 
-    def __init__(self, config: ModelConfig, widths: dict[str, int], classes: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        widths: dict[str, int],
+        classes: int,
+        rngs: nnx.Rngs,
+        reach: dict[str, Reach] | None = None,
+    ):
         """Build with random parameters.
 
         Args:
@@ -107,13 +119,21 @@ class Network(nnx.Module):
             widths: features of a frame, by modality.
             classes: number of classes, K.
             rngs: of the parameters.
+            reach: for cross-attention: see `fusion.CrossFusion`.
         """
         streams = count()
         units = {"audio": config.audio_units, "video": config.video_units}
+        branch = Branch if config.fusion == "concat" else Encoder
         self.branches = nnx.Dict(
-            {m: Branch(widths[m], units[m], config, streams, rngs) for m in config.modalities}
+            {m: branch(widths[m], units[m], config, streams, rngs) for m in config.modalities}
         )
-        features = sum(branch.features for branch in self.branches.values())
+        embedded = {name: branch.features for name, branch in self.branches.items()}
+        features = sum(embedded.values())
+        fusion = None
+        if config.fusion == "cross":
+            fusion = CrossFusion(embedded, config, reach, next(streams), rngs=rngs)
+            features = fusion.features
+        self.fusion = fusion
         dense, norms, dropouts = [], [], []
         for width, rate in zip(config.head_units, config.head_dropout, strict=True):
             dense.append(nnx.Linear(features, width, rngs=rngs))
@@ -127,25 +147,35 @@ class Network(nnx.Module):
 
     def __call__(self, batch: Batch, training: Training | None = None) -> Output:
         """Classify a batch; with `training` given, dropout and batch statistics are on."""
-        outputs = {
-            name: branch(getattr(batch, name), training) for name, branch in self.branches.items()
+        sequences = {name: getattr(batch, name) for name in self.branches}
+        embeddings = {
+            name: branch.encode(sequences[name], training) for name, branch in self.branches.items()
         }
-        x = features = jnp.concatenate([output.pooled for output in outputs.values()], axis=-1)
+        if self.fusion is not None:
+            features, attention, attended = self.fusion(embeddings, sequences, training)
+        else:
+            pooled = {
+                name: branch.pool(embeddings[name], sequences[name].valid, training)
+                for name, branch in self.branches.items()
+            }
+            features = jnp.concatenate([x for x, _ in pooled.values()], axis=-1)
+            attention, attended = {name: weights for name, (_, weights) in pooled.items()}, {}
+        x = features
         for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):
             x = dropout(norm(jax.nn.relu(dense(x)), training, batch.weight), training)
         logits = head_logits = self.classifier(x)
         statistics_logits = None
         if self.statistics is not None:
-            sequences = [getattr(batch, name) for name in self.branches]
-            statistics_logits = self.statistics(sequences, training, batch.weight)
+            statistics_logits = self.statistics([*sequences.values()], training, batch.weight)
             logits = log_mean_probability(head_logits, statistics_logits)
         return Output(
             logits,
             head_logits,
             statistics_logits,
             features,
-            {name: output.attention for name, output in outputs.items()},
-            {name: output.embeddings for name, output in outputs.items()},
+            attention,
+            {name: x.swapaxes(0, 1) for name, x in embeddings.items()},
+            attended,
         )
 
 

@@ -1,11 +1,11 @@
 """The linear baseline on the very clips and splits of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
-from mmattn.config import OtherDataConfig
+from mmattn.config import Modality, OtherDataConfig
 from mmattn.console import progress, say_table
 from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus, open_corpus
@@ -26,17 +26,7 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
     """
     config = read_config(run)
     corpus = open_corpus(other.apply(config.data))
-    statistics = np.stack(
-        [
-            time_statistics(
-                corpus.audio.clip(clip),
-                corpus.video.clip(clip),
-                valid_frames(corpus.video.clip(clip)),
-                config.model.modalities,
-            )
-            for clip in range(len(corpus))
-        ]
-    )
+    statistics = corpus_statistics(corpus, config.model.modalities)
     found: dict[str, dict] = {}
     splits = list(run.rglob("split.json"))
     with progress("linear baseline", len(splits), "splits") as advance:
@@ -51,6 +41,21 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
     title += f"; {split['description']}" if split["leaking"] else ""
     say_table(title, ("", *MEASURES.values()), rows)
     write_json(run / "baseline.json", {"leaking": split["leaking"], "test": found})
+
+
+def corpus_statistics(corpus: Corpus, modalities: Collection[Modality]) -> np.ndarray:
+    """Time statistics of all clips [N, D]."""
+    return np.stack(
+        [
+            time_statistics(
+                corpus.audio.clip(clip),
+                corpus.video.clip(clip),
+                valid_frames(corpus.video.clip(clip)),
+                modalities,
+            )
+            for clip in range(len(corpus))
+        ]
+    )
 
 
 def _test_folder(
@@ -71,14 +76,15 @@ def _test_folder(
         together = combine(tested)
     else:
         split = split_from_json(read_json(folder / "split.json"), corpus)
-        together = _test(corpus, statistics, split)
+        together = test_baseline(corpus, statistics, split)
         advance(1)
     name = str(folder.relative_to(run)) if folder != run else "together"
     found[name] = scores(together, seed)
     return together
 
 
-def _test(corpus: Corpus, statistics: np.ndarray, split: Split) -> Predictions:
+def test_baseline(corpus: Corpus, statistics: np.ndarray, split: Split) -> Predictions:
+    """Predictions of the split's test clips from statistics [N, D] of all clips."""
     train, validation, test = split.train, split.validation, split.test
     probabilities = linear_baseline(
         statistics[train],

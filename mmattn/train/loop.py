@@ -1,5 +1,6 @@
 """The one training loop: epochs, validation, checkpoints, early stopping, resuming."""
 
+import copy
 import json
 import signal
 import threading
@@ -16,17 +17,24 @@ import optax
 
 from mmattn.config import ExperimentConfig, ModelConfig, TrainConfig, config_from_json
 from mmattn.console import progress, say
-from mmattn.data.batches import Dispatch, make_buckets, plan_epoch
+from mmattn.data.batches import Augmentation, Bucket, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
 from mmattn.evaluate.metrics import confusion_counts, uar
 from mmattn.files import write_text
+from mmattn.model.fusion import Reach, reach_of
 from mmattn.train import devices
 from mmattn.train.checkpoints import Checkpoints, Kind
 from mmattn.train.loss import balanced_class_weights
-from mmattn.train.predict import ClipPredictions, Feed, predict_clips
+from mmattn.train.predict import (
+    ClipInspections,
+    ClipPredictions,
+    Feed,
+    inspect_clips,
+    predict_clips,
+)
 from mmattn.train.step import (
     NO_SUMS,
     Learner,
@@ -55,7 +63,12 @@ class Trainer:
         self.config, self.corpus, self.normaliser = config, corpus, normaliser
         self.device_count = device_count
         self.learner = compiled_learner(
-            config.model, config.train, tuple(widths.items()), classes, device_count
+            config.model,
+            config.train,
+            tuple(widths.items()),
+            classes,
+            device_count,
+            _reach(corpus, config.model),
         )
         self.initial = self.learner.initial(config.seed)
         if class_weights is None:
@@ -112,6 +125,17 @@ class Trainer:
             raise Diverged(f"the prediction is not finite for {names}; expected finite numbers")
         return found
 
+    def inspect(self, state: TrainState, clips: np.ndarray) -> ClipInspections:
+        """Look inside the network for the clips at these positions [n] of the corpus."""
+        return inspect_clips(self.learner, state, self.feed, clips)
+
+    def with_corpus(self, corpus: Corpus, buckets: list[Bucket] | None = None) -> "Trainer":
+        """The same network for other clips, which must fit the buckets: these or its own."""
+        other = copy.copy(self)
+        other.corpus = corpus
+        other.feed = self.feed._replace(corpus=corpus, buckets=buckets or self.feed.buckets)
+        return other
+
     @staticmethod
     def _arrays(state: TrainState, sums: Sums, normaliser: Normaliser) -> dict:
         return {"state": state, "sums": sums, "normaliser": normaliser}
@@ -124,9 +148,20 @@ def compiled_learner(
     widths: tuple[tuple[str, int], ...],
     classes: int,
     device_count: int,
+    reach: tuple[tuple[str, Reach], ...],
 ) -> Learner:
     """A learner that the folds and members of a run share, so that each shape compiles once."""
-    return Learner(model, train, dict(widths), classes, device_count)
+    return Learner(model, train, dict(widths), classes, device_count, dict(reach))
+
+
+def _reach(corpus: Corpus, model: ModelConfig) -> tuple[tuple[str, Reach], ...]:
+    """By modality, what cross-attention must see for these clips."""
+    if model.fusion == "concat":
+        return ()
+    streams = {"audio": (corpus.audio, corpus.video), "video": (corpus.video, corpus.audio)}
+    return tuple(
+        (name, reach_of(own, other, model.cross_window)) for name, (own, other) in streams.items()
+    )
 
 
 def make_trainer(
@@ -182,7 +217,8 @@ def fit(
         sums, done = trainer.no_sums(), 0
         if best_epoch(history) == len(history):
             trainer.save(checkpoints, "best", state, sums, history=history, dispatches=0)
-        trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=0)
+        if len(history) % config.save_every == 0:
+            trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=0)
         write_metrics(folder, history)
         _say_epoch(row, history)
     trainer.save(checkpoints, "final", state, sums, history=history, dispatches=0)
@@ -208,7 +244,8 @@ def _train_epoch(
     plan = epoch_plan(trainer, split.train, epoch)
     before = epoch * steps_an_epoch(split, config) + sum(len(d.batches) for d in plan[:done])
     unchecked = None
-    feed = trainer.feed(plan[done:], config.steps_per_dispatch)
+    augmentation = Augmentation(trainer.config.augment, trainer.config.seed, epoch)
+    feed = trainer.feed(plan[done:], config.steps_per_dispatch, augmentation)
     with progress(f"epoch {epoch + 1}", len(split.train)) as advance:
         advance(sum(len(clips) for dispatch in plan[:done] for clips in dispatch.batches))
         for dispatch, (_, placed) in zip(plan[done:], feed, strict=True):
@@ -326,7 +363,8 @@ def finished(history: list[dict], config: TrainConfig) -> bool:
         return False
     best = best_epoch(history)
     perfect = history[best - 1]["validation_accuracy"] == 1
-    return perfect or len(history) >= config.epochs or len(history) - best >= config.patience
+    early = config.patience > 0 and (perfect or len(history) - best >= config.patience)
+    return early or len(history) >= config.epochs
 
 
 def write_metrics(folder: Path, history: list[dict]) -> None:

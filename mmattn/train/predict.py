@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
-from mmattn.data.batches import Batch, Bucket, Dispatch, collate, plan_epoch
+from mmattn.data.batches import Augmentation, Batch, Bucket, Dispatch, collate, plan_epoch
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
 from mmattn.train import devices
@@ -26,12 +27,23 @@ class Feed(NamedTuple):
     batch: int
     devices: int
 
-    def __call__(self, dispatches: Iterable[Dispatch], steps: int) -> Iterator[tuple[Batch, Batch]]:
+    def __call__(
+        self,
+        dispatches: Iterable[Dispatch],
+        steps: int,
+        augmentation: Augmentation | None = None,
+    ) -> Iterator[tuple[Batch, Batch]]:
         """Yield each dispatch's arrays on the host and on the devices: [D, steps, B/D, …]."""
 
         def make(dispatch: Dispatch) -> tuple[Batch, Batch]:
             arrays = collate(
-                self.corpus, dispatch, self.normaliser, self.devices, self.batch, steps
+                self.corpus,
+                dispatch,
+                self.normaliser,
+                self.devices,
+                self.batch,
+                steps,
+                augmentation,
             )
             return arrays, devices.place(arrays)
 
@@ -49,6 +61,15 @@ class ClipPredictions(NamedTuple):
     """Of each clip, by modality: [T], padding cut off."""
 
 
+class ClipInspections(NamedTuple):
+    """What can be seen inside the network, of each of n clips, by modality; padding cut off."""
+
+    embeddings: list[dict[str, np.ndarray]]
+    """[T, H]"""
+    gradient_input: list[dict[str, np.ndarray]]
+    """[T]"""
+
+
 def predict_clips(
     learner: Learner, state: TrainState, settings: Settings, feed: Feed, clips: np.ndarray
 ) -> ClipPredictions:
@@ -61,24 +82,43 @@ def predict_clips(
         feed: its corpus, normalisation and buckets; a bucket must fit the longest clip.
         clips: positions in the corpus.
     """
-    rows = {clip: row for row, clip in enumerate(clips)}
     loss = np.zeros(len(clips))
     probabilities: list = [None] * len(clips)
     attention: list = [None] * len(clips)
-    plan = plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps=1, rng=None)
     weights = learner.weights(state)
-    for host, placed in feed(plan, steps=1):
-        prediction = learner.predict(weights, placed, settings)
-        found = {name: np.asarray(weights) for name, weights in prediction.attention.items()}
-        losses, shares = np.asarray(prediction.loss), np.asarray(prediction.probabilities)
-        for place in zip(*np.nonzero(host.clip >= 0), strict=True):
-            row = rows[host.clip[place]]
-            loss[row], probabilities[row] = losses[place], shares[place].astype(np.float64)
-            attention[row] = {
-                name: values[place][: getattr(host, name).length[place]]
-                for name, values in found.items()
-            }
+    for row, found, cut in _each_clip(
+        lambda placed: learner.predict(weights, placed, settings), feed, clips
+    ):
+        loss[row], probabilities[row] = found.loss, found.probabilities.astype(np.float64)
+        attention[row] = cut(found.attention)
     return ClipPredictions(loss, np.stack(probabilities), attention)
+
+
+def inspect_clips(
+    learner: Learner, state: TrainState, feed: Feed, clips: np.ndarray
+) -> ClipInspections:
+    """Look inside the network while it sees the clips [n]; see `predict_clips`."""
+    embeddings: list = [None] * len(clips)
+    gradient_input: list = [None] * len(clips)
+    weights = learner.weights(state)
+    for row, found, cut in _each_clip(lambda placed: learner.inspect(weights, placed), feed, clips):
+        embeddings[row], gradient_input[row] = cut(found.embeddings), cut(found.gradient_input)
+    return ClipInspections(embeddings, gradient_input)
+
+
+def _each_clip(call: Callable, feed: Feed, clips: np.ndarray) -> Iterator[tuple]:
+    """The clip's row, its slice of what `call` returns, and what cuts padding off [T, …]."""
+    rows = {clip: row for row, clip in enumerate(clips)}
+    plan = plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps=1, rng=None)
+    for host, placed in feed(plan, steps=1):
+        results = jax.tree.map(np.asarray, call(placed))
+        for place in zip(*np.nonzero(host.clip >= 0), strict=True):
+            lengths = {name: getattr(host, name).length[place] for name in ("audio", "video")}
+
+            def cut(streams, lengths=lengths):
+                return {name: values[: lengths[name]].copy() for name, values in streams.items()}
+
+            yield rows[host.clip[place]], jax.tree.map(lambda x, at=place: x[at], results), cut
 
 
 def ahead(make: Callable[[Dispatch], T], work: Iterable[Dispatch]) -> Iterator[T]:

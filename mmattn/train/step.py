@@ -14,6 +14,7 @@ from jax import Array
 
 from mmattn.config import ModelConfig, TrainConfig
 from mmattn.data.batches import Batch
+from mmattn.model.fusion import Reach
 from mmattn.model.layers import Training
 from mmattn.model.network import Network, Output
 from mmattn.train import devices
@@ -70,6 +71,15 @@ class Prediction(NamedTuple):
     """By modality, [B, T]."""
 
 
+class Inspection(NamedTuple):
+    """What can be seen inside the network, of each clip of a batch."""
+
+    embeddings: dict[str, Array]
+    """By modality, [B, T, H] frames after the LSTM layers, before fusion."""
+    gradient_input: dict[str, Array]
+    """By modality, [B, T] gradient × input of the highest logit, summed over features."""
+
+
 class Settings(NamedTuple):
     """What a run, not a compilation, decides: the same compiled step serves every fold and seed."""
 
@@ -86,10 +96,10 @@ NO_SUMS = Sums(np.float32(0), np.float32(0), np.float32(0))
 class Learner:
     """The compiled training steps and prediction of one architecture on a number of devices.
 
-    `train(state, sums, batches, count, settings)` and `predict(weights, batches, settings)` take
-    arrays with a leading axis of devices, as `collate` makes and `devices.place` puts them, but
-    for the count of steps and the settings, which all devices share; `weights(state)` are those of
-    a state.
+    `train(state, sums, batches, count, settings)`, `predict(weights, batches, settings)` and
+    `inspect(weights, batches)` take arrays with a leading axis of devices, as `collate` makes and
+    `devices.place` puts them, but for the count of steps and the settings, which all devices
+    share; `weights(state)` are those of a state.
 
     Between steps each device keeps an equal share of the parameters and of the optimiser's
     moments, both as flat vectors (Rajbhandari et al., ZeRO, 2020): a step gathers the parameters,
@@ -103,9 +113,10 @@ class Learner:
         widths: Mapping[str, int],
         classes: int,
         device_count: int,
+        reach: Mapping[str, Reach] | None = None,
     ):
-        self._make_network = partial(Network, model, widths, classes)
-        network = nnx.eval_shape(lambda: self._make_network(nnx.Rngs(0)))
+        self._make_network = partial(Network, model, widths, classes, reach=reach)
+        network = nnx.eval_shape(lambda: self._make_network(rngs=nnx.Rngs(0)))
         self.graph, params, _ = nnx.split(network, nnx.Param, nnx.BatchStat)
         self.gamma = train.gamma
         self.weight_decay = train.weight_decay
@@ -120,6 +131,7 @@ class Learner:
         )
         self.weights = devices.parallel(self._weights, device_count, in_axes=(0,))
         self.predict = devices.parallel(self._predict, device_count, in_axes=(0, 0, None))
+        self.inspect = devices.parallel(self._inspect, device_count, in_axes=(0, 0))
 
     def initial(self, seed: int) -> TrainState:
         """The state before the first step, as trees of NumPy arrays."""
@@ -151,7 +163,7 @@ class Learner:
         )
 
     def _make_initial(self, key: Array) -> TrainState:
-        network = self._make_network(nnx.Rngs(params=key))
+        network = self._make_network(rngs=nnx.Rngs(params=key))
         _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
         return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
 
@@ -191,7 +203,7 @@ class Learner:
         def mean_loss(params):
             network = nnx.merge(self.graph, params, state.batch_stats, copy=True)
             output = network(batch, training)
-            loss = self.loss(output, batch.label, settings)
+            loss = self.loss(output, batch, settings)
             return (batch.weight @ loss) / clips, (output, loss, nnx.state(network, nnx.BatchStat))
 
         params = self._weights(state).params
@@ -215,16 +227,24 @@ class Learner:
             ),
         )
 
-    def loss(self, output: Output, labels: Array, settings: Settings) -> Array:
+    def loss(self, output: Output, batch: Batch, settings: Settings) -> Array:
         """The training loss [B] of each clip: focal, plus cross-entropy of the linear classifier.
 
-        Each classifier has a loss of its own, so neither leaves its work to the other.
+        Each classifier has a loss of its own, so neither leaves its work to the other. Of a mixed
+        clip it is the mean over both labels, weighed by their shares (Zhang et al., 2018).
         """
-        weights = settings.class_weights
-        loss = focal_loss(output.head_logits, labels, self.gamma, weights)
+
+        def mixed(logits, gamma):
+            own, other = (
+                focal_loss(logits, labels, gamma, settings.class_weights)
+                for labels in (batch.label, batch.other_label)
+            )
+            return batch.share * own + (1 - batch.share) * other
+
+        loss = mixed(output.head_logits, self.gamma)
         if output.statistics_logits is None:
             return loss
-        return loss + focal_loss(output.statistics_logits, labels, 0.0, weights)
+        return loss + mixed(output.statistics_logits, 0.0)
 
     def _predict(self, weights: Weights, batches: Batch, settings: Settings) -> Prediction:
         """Predictions [S, B, …] for one device's batches [S, B, …]."""
@@ -233,10 +253,29 @@ class Learner:
         def predict(batch):
             output = network(batch)
             probabilities = jax.nn.softmax(output.logits)
-            loss = self.loss(output, batch.label, settings)
+            loss = self.loss(output, batch, settings)
             return Prediction(loss, probabilities, output.attention)
 
         return jax.lax.map(predict, batches)
+
+    def _inspect(self, weights: Weights, batches: Batch) -> Inspection:
+        """Look inside for one device's batches [S, B, …]."""
+        network = nnx.merge(self.graph, *weights)
+
+        def inspect(batch):
+            def highest_logits(frames):
+                replaced = {
+                    name: getattr(batch, name)._replace(frames=x) for name, x in frames.items()
+                }
+                output = network(batch._replace(**replaced))
+                return output.logits.max(-1).sum(), output.embeddings
+
+            frames = {name: getattr(batch, name).frames for name in network.branches}
+            gradient, embeddings = jax.grad(highest_logits, has_aux=True)(frames)
+            product = jax.tree.map(lambda g, x: (g * x).sum(-1), gradient, frames)
+            return Inspection(embeddings, product)
+
+        return jax.lax.map(inspect, batches)
 
 
 def _clip_keys(key: Array, step: Array, clips: int) -> Array:

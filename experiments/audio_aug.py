@@ -1,0 +1,22 @@
+"""`no_aug` with the earlier system's augmentation: audio alone, so that it leaves the picture.
+
+python -m experiments.audio_aug [--data.roots FOLDER …]
+
+Noise, scale ("pitch") and tempo of the audio features: one of the three or all, by chance.
+"""
+
+from mmattn.cli import experiment
+from mmattn.config import AugmentConfig, ExperimentConfig
+
+CONFIG = ExperimentConfig(
+    name="audio_aug",
+    augment=AugmentConfig(
+        pick="one-or-all",
+        audio_noise=(0.005, 0.02),
+        audio_scale=(0.9, 1.1),
+        audio_tempo=(0.9, 1.1),
+    ),
+)
+
+if __name__ == "__main__":
+    experiment(CONFIG, __doc__)

@@ -1,0 +1,21 @@
+"""`no_aug` with synchronised augmentation: one tempo for sound and picture, noise on both.
+
+python -m experiments.sync_aug [--data.roots FOLDER …]
+
+Both streams are resampled through the same map of time, so what was simultaneous stays so.
+"""
+
+from mmattn.cli import experiment
+from mmattn.config import AugmentConfig, ExperimentConfig
+
+CONFIG = ExperimentConfig(
+    name="sync_aug",
+    augment=AugmentConfig(
+        tempo=(0.9, 1.1),
+        audio_noise=(0.005, 0.02),
+        video_noise=(0.005, 0.02),
+    ),
+)
+
+if __name__ == "__main__":
+    experiment(CONFIG, __doc__)

@@ -1,0 +1,116 @@
+"""Clips for the page's viewer, packed small: arrays as base64, equal ones kept once."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmattn.config import Modality
+from mmattn.evaluate.plots import ratio_to_uniform, spans_without_face
+
+STEP = 0.05  # of a normalised feature, whose deviation is 1
+LARGEST = 127 * STEP  # features beyond ±6.35 are kept as ±6.35
+
+
+@dataclass(frozen=True, eq=False)
+class StreamView:
+    """One modality of a clip, of T frames.
+
+    times [T] s, increasing; attention [T] as the model gives it; features [T, F] normalised;
+    valid [T] bool, None if all frames are.
+    """
+
+    times: np.ndarray
+    attention: np.ndarray
+    features: np.ndarray
+    valid: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ClipView:
+    """What the viewer shows of a clip; a modality that the run lacks is None.
+
+    label: the true class's name; probabilities [K]; cues: the (modality, time in s, is a decoy)
+    of each, where they are known.
+    """
+
+    clip: str
+    speaker: str
+    label: str
+    probabilities: np.ndarray
+    audio: StreamView | None
+    video: StreamView | None
+    cues: Sequence[tuple[Modality, float, bool]] | None = None
+
+
+def pack_viewer(
+    arms: Mapping[str, Sequence[ClipView]], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The same clips as seen by each arm, as JSON values that `page.js` reads.
+
+    Times (s) and attention (as a ratio to uniform) are float32 [T]; features int8 [F, T] in units
+    of STEP, within ±LARGEST. Each array is an index into `pool`.
+
+    Raises:
+        ValueError: the arms show different clips.
+    """
+    first = next(iter(arms.values()))
+    for arm, views in arms.items():
+        if [view.clip for view in views] != [view.clip for view in first]:
+            raise ValueError(f"expected the same clips in the same order of every arm, also {arm}")
+    pool: dict[str, int] = {}
+    return {
+        "arms": list(arms),
+        "classes": list(class_names),
+        "step": STEP,
+        "clips": [
+            _pack_clip(views, list(class_names), pool) for views in zip(*arms.values(), strict=True)
+        ],
+        "pool": list(pool),
+    }
+
+
+def _pack_clip(
+    views: Sequence[ClipView], class_names: list[str], pool: dict[str, int]
+) -> dict[str, Any]:
+    """A clip as seen by each arm."""
+    first = views[0]
+    return {
+        "clip": first.clip,
+        "speaker": first.speaker,
+        "label": class_names.index(first.label),
+        "cues": [
+            {"modality": modality, "time": round(float(time), 4), "decoy": bool(decoy)}
+            for modality, time, decoy in first.cues or ()
+        ],
+        "views": [
+            {
+                "probabilities": np.round(view.probabilities, 4).tolist(),
+                "audio": _pack_stream(view.audio, pool),
+                "video": _pack_stream(view.video, pool),
+            }
+            for view in views
+        ],
+    }
+
+
+def _pack_stream(stream: StreamView | None, pool: dict[str, int]) -> dict[str, Any] | None:
+    if stream is None:
+        return None
+    valid = np.ones(len(stream.times), bool) if stream.valid is None else stream.valid
+    steps = np.clip(np.round(stream.features / STEP), -127, 127)
+    return {
+        "count": stream.features.shape[1],
+        "times": _keep(stream.times.astype("<f4"), pool),
+        "attention": _keep(ratio_to_uniform(stream.attention, valid).astype("<f4"), pool),
+        "features": _keep(np.where(valid[:, None], steps, 0).astype(np.int8).T, pool),
+        "valid": _keep(valid.astype(np.uint8), pool),
+        "gaps": np.round(spans_without_face(stream.times, valid), 4).tolist(),
+    }
+
+
+def _keep(array: np.ndarray, pool: dict[str, int]) -> int:
+    """Where the pool holds this array, put there if it is new."""
+    return pool.setdefault(base64.b64encode(array.tobytes()).decode(), len(pool))

@@ -1,0 +1,159 @@
+"""The HTML of a page: text, tables and figures, all escaped, and what goes in its head."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from plotly.offline import get_plotlyjs
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % interval; low and high are None where there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+Cell = str | int | float | Interval | None
+
+
+class Table(NamedTuple):
+    """Rows of cells under the names of the columns; the note says how to read it."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+def cell_text(cell: Cell) -> str:
+    """`0.712 [0.650, 0.761]` of an interval, three decimals of a float, a dash of None."""
+    match cell:
+        case None | Interval(value=None):
+            return "–"
+        case str() | int():
+            return str(cell)
+        case Interval(value=value, low=None) | Interval(value=value, high=None):
+            return f"{value:.3f}"
+        case Interval(value=value, low=low, high=high):
+            return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        case _:
+            return f"{cell:.3f}"
+
+
+def table(content: Table) -> str:
+    """A table that scrolls in its own box; columns without text are set to the right."""
+    numeric = [
+        not any(isinstance(row[place], str) for row in content.rows)
+        for place in range(len(content.columns))
+    ]
+    sides = [' class="number"' if number else "" for number in numeric]
+    head = "".join(
+        f'<th scope="col"{side}>{escape(name)}</th>'
+        for name, side in zip(content.columns, sides, strict=True)
+    )
+    body = "".join(f"<tr>{_row(row, sides)}</tr>" for row in content.rows)
+    title = escape(content.title)
+    return (
+        f'<figure class="table"><figcaption><strong>{title}</strong> {escape(content.note)}'
+        f'</figcaption><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></figure>"
+    )
+
+
+def _row(cells: Sequence[Cell], sides: Sequence[str]) -> str:
+    first, *rest = (escape(cell_text(cell)) for cell in cells)
+    return f'<th scope="row"{sides[0]}>{first}</th>' + "".join(
+        f"<td{side}>{text}</td>" for text, side in zip(rest, sides[1:], strict=True)
+    )
+
+
+def paragraphs(texts: Iterable[str]) -> str:
+    return "".join(f"<p>{escape(text)}</p>" for text in texts)
+
+
+def facts(about: Mapping[str, str]) -> str:
+    """Names and what they are, side by side."""
+    pairs = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in about.items()
+    )
+    return f'<dl class="facts">{pairs}</dl>' if about else ""
+
+
+def section(name: str, title: str, *content: str) -> str:
+    """A section that the contents of the page link to."""
+    return (
+        f'<section id="{name}" aria-labelledby="{name}-title">'
+        f'<h2 id="{name}-title">{escape(title)}</h2>{"".join(content)}</section>'
+    )
+
+
+def document(
+    title: str,
+    introduction: str,
+    sections: Mapping[str, tuple[str, str]],
+    foot: str,
+    payload: Mapping[str, Any],
+) -> str:
+    """The whole page.
+
+    Args:
+        title: of the page, as text.
+        introduction: HTML under the title.
+        sections: by name, the title (text) and content (HTML) of each.
+        foot: HTML.
+        payload: JSON values that `page.js` draws.
+
+    Its Content-Security-Policy allows these very scripts and nothing from anywhere else, so that
+    it stays offline whatever stands in the names of clips.
+    """
+    here = files("mmattn.report")
+    scripts = [get_plotlyjs(), (here / "page.js").read_text(encoding="utf-8")]
+    style = (here / "page.css").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; "
+        "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    links = "".join(
+        f'<li><a href="#{name}">{escape(text)}</a></li>' for name, (text, _) in sections.items()
+    )
+    # A "<" could end the script element.
+    data = json.dumps(payload, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+{introduction}
+<nav aria-label="Contents"><ul>{links}</ul></nav>
+</header>
+<noscript><p class="note">The plots and the clip viewer need JavaScript.</p></noscript>
+<main>
+{"".join(section(name, text, content) for name, (text, content) in sections.items())}
+</main>
+<footer>{foot}</footer>
+<script type="application/json" id="data">{data}</script>
+{"".join(f"<script>{script}</script>" for script in scripts)}
+</body>
+</html>
+"""
+
+
+def _source(script: str) -> str:
+    """How a Content-Security-Policy names an inline script."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

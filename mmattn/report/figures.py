@@ -1,0 +1,389 @@
+"""The page's plots as Plotly figures in plain JSON values; `page.js` draws and colours them."""
+
+import html
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmattn.evaluate.metrics import CALIBRATION_BINS, confusion, ece
+from mmattn.evaluate.plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Epoch,
+    best_epoch,
+    learning_rate_drops,
+)
+from mmattn.evaluate.predictions import Predictions
+from mmattn.report.document import Interval, Table
+
+CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)  # Okabe & Ito
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
+BLUES = [[0.0, "#f7fbff"], [0.5, "#6baed6"], [1.0, "#08306b"]]
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+class Curve(NamedTuple):
+    """Values y [n] of an arm over x [n] with their 95 % band; low and high NaN if there is none."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class CurvePlot(NamedTuple):
+    """A plot of some arms' curves; the note says how to read it."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Sequence[Curve]
+    note: str = ""
+
+
+class Forest(NamedTuple):
+    """Differences to a baseline with their 95 % intervals: (arm, difference) from top to bottom."""
+
+    title: str
+    x_label: str
+    differences: Sequence[tuple[str, Interval]]
+    note: str = ""
+
+
+class Figure(NamedTuple):
+    """A Plotly figure with what stands around it."""
+
+    title: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    caption: str
+    numbers: Table | None = None
+
+
+def loss_figure(history: Sequence[Epoch]) -> Figure:
+    """Training and validation loss over the epochs."""
+    data = [
+        _epoch_line(history, "train_loss", "training", GREY, "dot"),
+        _epoch_line(history, "validation_loss", "validation", BLUE, "solid"),
+    ]
+    caption = "Lower is better. The vertical line marks the best epoch, whose network is tested."
+    if _marked_drops(history):
+        caption += " Dotted lines: the learning rate fell."
+    return Figure("Loss", data, _epoch_layout(history, "loss"), caption)
+
+
+def score_figure(history: Sequence[Epoch]) -> Figure:
+    """Accuracy and UAR over the epochs, the best one marked."""
+    best = best_epoch(history)
+    data = [
+        _epoch_line(history, "train_accuracy", "training accuracy", GREY, "dot"),
+        _epoch_line(history, "validation_accuracy", "validation accuracy", BLUE, "solid"),
+        _epoch_line(history, "validation_uar", "validation UAR", ORANGE, "dash"),
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [best["epoch"]],
+            "y": [_number(best["validation_accuracy"])],
+            "marker": {"symbol": "star", "size": 13, "color": GREEN},
+            "name": "best epoch",
+            "hoverinfo": "skip",
+        },
+    ]
+    layout = _epoch_layout(history, "accuracy, UAR")
+    layout["yaxis"]["range"] = [0, 1.02]
+    caption = (
+        "Training accuracy is measured with dropout, so it can lie below validation. "
+        f"Best: epoch {best['epoch']}, validation accuracy {best['validation_accuracy']:.3f}."
+    )
+    return Figure("Accuracy and UAR", data, layout, caption)
+
+
+def _epoch_line(
+    history: Sequence[Epoch], key: str, name: str, colour: str, dash: str
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if len(history) < 15 else "lines",  # one epoch is no line
+        "x": [epoch["epoch"] for epoch in history],
+        "y": [_number(epoch[key]) for epoch in history],
+        "name": name,
+        "line": {"color": colour, "dash": dash, "width": 2},
+        "hovertemplate": f"{name} %{{y:.3f}}<extra></extra>",
+    }
+
+
+def _epoch_layout(history: Sequence[Epoch], label: str) -> dict[str, Any]:
+    lines = [(epoch, "dot", GREY) for epoch in _marked_drops(history)]
+    lines.append((best_epoch(history)["epoch"], "solid", GREEN))
+    return {
+        "height": 330,
+        "hovermode": "x unified",
+        "xaxis": {
+            "title": {"text": "epoch"},
+            "range": [history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5],
+            "tickformat": "d",
+            **({"dtick": 1} if len(history) < 10 else {"nticks": 8}),
+        },
+        "yaxis": {"title": {"text": label}, "rangemode": "tozero"},
+        "shapes": [
+            {
+                "type": "line",
+                "xref": "x",
+                "yref": "paper",
+                "x0": epoch,
+                "x1": epoch,
+                "y0": 0,
+                "y1": 1,
+                "layer": "below",
+                "line": {"color": colour, "dash": dash, "width": 1.2},
+            }
+            for epoch, dash, colour in lines
+        ],
+    }
+
+
+def _marked_drops(history: Sequence[Epoch]) -> list[float]:
+    """Epochs where the learning rate fell; none if it falls all the time."""
+    drops = learning_rate_drops(history)
+    return drops if len(drops) <= len(history) / 2 else []
+
+
+def confusion_figure(predictions: Predictions) -> Figure:
+    """Counts written in, colour the share of the true class."""
+    counts = confusion(predictions)
+    clips = counts.sum(axis=1)
+    shares = counts / np.maximum(clips, 1)[:, None]
+    names = [plain(name) for name in predictions.class_names]
+    ticks = {"tickvals": list(range(len(names))), "showgrid": False, "zeroline": False}
+    data = {
+        "type": "heatmap",
+        "z": shares.tolist(),
+        "text": counts.tolist(),
+        "texttemplate": "%{text}",
+        "customdata": [[[row, column] for column in names] for row in names],
+        "hovertemplate": (
+            "%{customdata[0]} taken for %{customdata[1]}<br>"
+            "%{text} clips, %{z:.1%} of the class<extra></extra>"
+        ),
+        "colorscale": BLUES,
+        "zmin": 0,
+        "zmax": 1,
+        "xgap": 1,
+        "ygap": 1,
+        "colorbar": {"thickness": 10, "tickformat": ".0%", "outlinewidth": 0},
+    }
+    layout = {
+        "height": 150 + 38 * len(names),
+        "xaxis": {**ticks, "ticktext": names, "title": {"text": "predicted"}, "automargin": True},
+        "yaxis": {
+            **ticks,
+            "ticktext": [f"{name} ({count})" for name, count in zip(names, clips, strict=True)],
+            "title": {"text": "true (clips)"},
+            "autorange": "reversed",
+            "automargin": True,
+        },
+    }
+    caption = (
+        "A row is a true class, a column what the network said; the number counts clips, the "
+        "colour is their share of the row. Right answers lie on the diagonal."
+    )
+    return Figure("Confusion matrix", [data], layout, caption)
+
+
+def reliability_figure(predictions: Predictions) -> Figure:
+    """Accuracy against confidence in 15 bins, and the clips in each (Guo et al., ICML 2017)."""
+    bins = calibration_bins(predictions)
+    clips, hits, confidence = bins[bins[:, 0] > 0].T
+    edges = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
+    used = np.flatnonzero(bins[:, 0])
+    about = [
+        [f"{edges[row]:.2f} to {edges[row + 1]:.2f}", int(count), round(mean, 4)]
+        for row, count, mean in zip(used, clips, confidence / clips, strict=True)
+    ]
+    common = {"type": "bar", "x": (edges[used] + edges[used + 1]) / 2, "customdata": about}
+    common |= {"width": 0.9 / CALIBRATION_BINS, "x": common["x"].tolist(), "showlegend": False}
+    hover = "confidence %{customdata[0]}, on average %{customdata[2]:.3f}<br>%{customdata[1]} clips"
+    data = [
+        {
+            **common,
+            "y": (hits / clips).round(4).tolist(),
+            "marker": {"color": BLUE},
+            "hovertemplate": f"accuracy %{{y:.3f}}<br>{hover}<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": (confidence / clips).round(4).tolist(),
+            "y": (hits / clips).round(4).tolist(),
+            "marker": {"color": ORANGE, "size": 7, "symbol": "diamond"},
+            "showlegend": False,
+            "hoverinfo": "skip",
+        },
+        {
+            **common,
+            "y": clips.astype(int).tolist(),
+            "yaxis": "y2",
+            "marker": {"color": GREY},
+            "hovertemplate": f"{hover}<extra></extra>",
+        },
+    ]
+    ideal = {"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1}
+    layout = {
+        "height": 400,
+        "xaxis": {"title": {"text": "confidence"}, "range": [0, 1], "anchor": "y2"},
+        "yaxis": {"title": {"text": "accuracy"}, "range": [0, 1.02], "domain": [0.32, 1]},
+        "yaxis2": {"title": {"text": "clips"}, "domain": [0, 0.24], "nticks": 4},
+        "shapes": [{**ideal, "line": {"color": GREY, "dash": "dash", "width": 1.5}}],
+    }
+    caption = (
+        "How often the network is right (bars) when it is this sure; diamonds stand at the bin's "
+        "mean confidence. On the dashed line confidence is honest, below it is too high. Expected "
+        f"calibration error over {CALIBRATION_BINS} bins: {ece(bins):.3f}."
+    )
+    return Figure(f"Reliability, ECE {ece(bins):.3f}", data, layout, caption)
+
+
+def calibration_bins(predictions: Predictions) -> np.ndarray:
+    """Clips, hits and summed confidence [15, 3] of equal bins (0, 1/15] … (14/15, 1]."""
+    confidence = predictions.probabilities.max(axis=1)
+    inner_edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
+    rows = np.digitize(confidence, inner_edges, right=True)
+    hits = predictions.labels == predictions.predicted
+    weights = (np.ones(len(rows)), hits, confidence)
+    return np.stack([np.bincount(rows, part, CALIBRATION_BINS) for part in weights], axis=1)
+
+
+def curves_figure(plot: CurvePlot) -> Figure:
+    """A line and a band an arm."""
+    data = []
+    for number, curve in enumerate(plot.curves):
+        data += _curve(curve, number)
+    layout = {
+        "height": 420,
+        "hovermode": "closest",
+        "xaxis": {"title": {"text": plain(plot.x_label)}},
+        "yaxis": {"title": {"text": plain(plot.y_label)}},
+    }
+    caption = (
+        f"{plot.note} Bands are 95 % intervals. Click an arm in the legend to hide it, twice to "
+        "see it alone."
+    )
+    return Figure(plot.title, data, layout, caption.strip(), _curve_table(plot))
+
+
+def _curve(curve: Curve, number: int) -> list[dict[str, Any]]:
+    """The band, where there is one, and the line of a curve."""
+    colour = CYCLE[number % len(CYCLE)]
+    x, y, low, high = (np.asarray(part, float) for part in curve[1:])
+    known = np.isfinite(low) & np.isfinite(high)
+    common = {"type": "scatter", "legendgroup": f"{number}", "name": plain(curve.name)}
+    line = {
+        **common,
+        "mode": "lines+markers",
+        "x": x.tolist(),
+        "y": _numbers(y),
+        "customdata": [[_number(a), _number(b)] for a, b in zip(low, high, strict=True)],
+        "line": {"color": colour, "width": 2, "dash": DASHES[number // len(CYCLE) % len(DASHES)]},
+        "marker": {"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7},
+        "hovertemplate": (
+            "%{x}: %{y:.3f}" + (" [%{customdata[0]:.3f}, %{customdata[1]:.3f}]" * bool(known.all()))
+        ),
+    }
+    if not known.any():
+        return [line]
+    band = {
+        **common,
+        "mode": "lines",
+        "x": [*x[known], *x[known][::-1]],
+        "y": [*high[known], *low[known][::-1]],
+        "fill": "toself",
+        "fillcolor": f"{colour}22",
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    return [band, line]
+
+
+def _curve_table(plot: CurvePlot) -> Table:
+    """A row for each x, a column an arm."""
+    cells: dict[float, dict[str, Interval]] = {}
+    for curve in plot.curves:
+        for x, *interval in zip(*map(np.ndarray.tolist, map(np.asarray, curve[1:])), strict=True):
+            cells.setdefault(x, {})[curve.name] = Interval(*map(_number, interval))
+    names = [curve.name for curve in plot.curves]
+    rows = [[f"{x:g}", *(row.get(name) for name in names)] for x, row in sorted(cells.items())]
+    return Table(plot.y_label, [plot.x_label, *names], rows)
+
+
+def forest_figure(forest: Forest) -> Figure:
+    """A row an arm, the first on top; a filled marker where the interval leaves zero out."""
+    arms = [plain(arm) for arm, _ in forest.differences]
+    value, low, high = np.array([tuple(interval) for _, interval in forest.differences], float).T
+    clear = (low > 0) | (high < 0)
+    data = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": _numbers(value),
+        "y": list(range(len(arms))),
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": _numbers(high - value),
+            "arrayminus": _numbers(value - low),
+            "color": BLUE,
+            "thickness": 2,
+            "width": 5,
+        },
+        "marker": {
+            "size": 10,
+            "color": BLUE,
+            "symbol": ["circle" if sure else "circle-open" for sure in clear],
+            "line": {"width": 2, "color": BLUE},
+        },
+        "customdata": [
+            [arm, _number(a), _number(b)] for arm, a, b in zip(arms, low, high, strict=True)
+        ],
+        "hovertemplate": (
+            "%{customdata[0]}<br>%{x:+.3f} [%{customdata[1]:+.3f}, %{customdata[2]:+.3f}]"
+            "<extra></extra>"
+        ),
+    }
+    layout = {
+        "height": 90 + 30 * len(arms),
+        "showlegend": False,
+        "xaxis": {"title": {"text": plain(forest.x_label)}, "zeroline": True, "nticks": 7},
+        "yaxis": {
+            "tickvals": data["y"],
+            "ticktext": arms,
+            "range": [len(arms) - 0.5, -0.5],
+            "automargin": True,
+            "zeroline": False,
+        },
+    }
+    caption = (
+        f"{forest.note} Points are paired differences, bars their 95 % intervals; a filled point's "
+        "interval leaves zero out."
+    )
+    table = Table(
+        forest.title, ["arm", forest.x_label], [[arm, gap] for arm, gap in forest.differences]
+    )
+    return Figure(forest.title, [data], layout, caption.strip(), table)
+
+
+def plain(text: str) -> str:
+    """Text as it is, for Plotly, which else reads tags and entities in it."""
+    return html.escape(text, quote=False)
+
+
+def _number(value: float | None) -> float | None:
+    """A JSON number, or None where it is not finite."""
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [_number(value) for value in values]

@@ -1,0 +1,230 @@
+"""The page of a run and the page of a study, each one HTML file that is read offline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mmattn.evaluate.metrics import per_class
+from mmattn.evaluate.plots import COLOURS, GREEN, Epoch
+from mmattn.evaluate.predictions import Predictions
+from mmattn.files import write_text
+from mmattn.report.clips import LARGEST, ClipView, pack_viewer
+from mmattn.report.document import Cell, Interval, Table, document, facts, paragraphs, table
+from mmattn.report.figures import (
+    CYCLE,
+    CurvePlot,
+    Figure,
+    Forest,
+    confusion_figure,
+    curves_figure,
+    forest_figure,
+    loss_figure,
+    reliability_figure,
+    score_figure,
+)
+
+MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE"}
+VIEWER_COLOURS = {**COLOURS, "right": GREEN, "arms": CYCLE}
+SIGNS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
+
+
+class Verdict(NamedTuple):
+    """What the study says of a claim in a setting (corpus, fusion), in a word and a sentence."""
+
+    claim: str
+    setting: str
+    verdict: Literal["supported", "refuted", "inconclusive"]
+    sentence: str
+
+
+@dataclass
+class _Plots:
+    """The figures of a page, numbered as they come; the page's script draws them."""
+
+    drawn: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, figure: Figure) -> str:
+        """The HTML of a figure, with its numbers as a table to unfold."""
+        name, title = f"plot-{len(self.drawn)}", escape(figure.title)
+        self.drawn.append({"id": name, "data": figure.data, "layout": figure.layout})
+        numbers = ""
+        if figure.numbers:
+            numbers = f"<details><summary>Numbers</summary>{table(figure.numbers)}</details>"
+        return (
+            f'<figure class="plot"><h3>{title}</h3>'
+            f'<div id="{name}" class="drawing" role="img" aria-label="{title}"></div>'
+            f"<figcaption>{escape(figure.caption)}</figcaption>{numbers}</figure>"
+        )
+
+
+def write_run_page(
+    path: Path,
+    title: str,
+    about: Mapping[str, str],
+    scores: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    predictions: Predictions,
+    history: Sequence[Epoch] = (),
+    clips: Sequence[ClipView] = (),
+    curves: Sequence[CurvePlot] = (),
+    note: str | None = None,
+) -> None:
+    """Write the page of a run, atomically.
+
+    Args:
+        path: of the page.
+        title: says what the run is, and that its data is synthetic if it is.
+        about: facts by name: data, split, best epoch, versions, date.
+        scores: what `metrics.scores` gives, by the split's name.
+        predictions: of the test set.
+        history: rows of metrics.jsonl; none for a run of several trainings.
+        clips: for the viewer.
+        curves: over a test-time offset and tempo.
+        note: a warning at the top: that the split leaks speakers, for one.
+    """
+    plots = _Plots()
+    shown = table(_score_table(scores)) + table(_class_table(predictions))
+    sections = {"scores": ("Scores", shown)}
+    if history:
+        shown = _side_by_side(plots, loss_figure(history), score_figure(history))
+        sections["training"] = ("Learning curves", shown)
+    shown = _side_by_side(plots, confusion_figure(predictions), reliability_figure(predictions))
+    sections["answers"] = ("What it says and how sure it is", shown)
+    if curves:
+        shown = _side_by_side(plots, *map(curves_figure, curves))
+        sections["curves"] = ("Offset and tempo at test time", shown)
+    viewer = None
+    if clips:
+        viewer = pack_viewer({"": clips}, predictions.class_names)
+        sections["clips"] = ("Clips", VIEWER)
+    introduction = _note(note) + facts(about)
+    payload = {"plots": plots.drawn, "colours": VIEWER_COLOURS, "viewer": viewer}
+    write_text(path, document(title, introduction, sections, FOOT, payload))
+
+
+def write_study_page(
+    path: Path,
+    title: str,
+    introduction: Sequence[str],
+    verdicts: Sequence[Verdict],
+    tables: Sequence[Table],
+    forests: Sequence[Forest],
+    curves: Sequence[CurvePlot],
+    clips: Mapping[str, Sequence[ClipView]],
+    class_names: Sequence[str],
+    command: str,
+    running_time: str,
+    note: str | None = None,
+) -> None:
+    """Write the page of a study, atomically; what there is none of is left out.
+
+    Args:
+        path: of the page.
+        title: says what the study is, and that its data is synthetic if it is.
+        introduction: paragraphs of text.
+        verdicts: on each claim in each setting.
+        tables: a measure's, or all measures', numbers by arm.
+        forests: paired differences to the baseline arm.
+        curves: over a test-time offset and tempo.
+        clips: for the viewer, the same ones by each arm.
+        class_names: of the clips' probabilities.
+        command: that makes the study again.
+        running_time: that it took, with the machine.
+        note: a warning at the top.
+
+    Raises:
+        ValueError: the arms show different clips.
+    """
+    plots = _Plots()
+    sections = {}
+    if verdicts:
+        sections["verdicts"] = ("Verdicts", _verdict_table(verdicts))
+    if forests:
+        shown = _side_by_side(plots, *map(forest_figure, forests))
+        sections["differences"] = ("Differences to the baseline", shown)
+    if tables:
+        sections["tables"] = ("Tables", "".join(map(table, tables)))
+    if curves:
+        shown = _side_by_side(plots, *map(curves_figure, curves))
+        sections["curves"] = ("Offset and tempo at test time", shown)
+    viewer = None
+    if clips:
+        viewer = pack_viewer(clips, class_names)
+        sections["clips"] = ("Clips", VIEWER)
+    foot = f"<p>Made by <code>{escape(command)}</code> in {escape(running_time)}.</p>{FOOT}"
+    opening = _note(note) + paragraphs(introduction)
+    payload = {"plots": plots.drawn, "colours": VIEWER_COLOURS, "viewer": viewer}
+    write_text(path, document(title, opening, sections, foot, payload))
+
+
+def _score_table(scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Table:
+    rows: list[list[Cell]] = [
+        [name, *(Interval(**split[measure]) for split in scores.values())]
+        for measure, name in MEASURES.items()
+    ]
+    note = (
+        "UAR is the mean of the classes' recalls, macro-F1 of their F1; ECE, the expected "
+        "calibration error, is better when lower. In brackets: 95 % interval of a bootstrap over "
+        "speakers."
+    )
+    return Table("All classes.", ["", *scores], rows, note)
+
+
+def _class_table(predictions: Predictions) -> Table:
+    rows = [list(row.values()) for row in per_class(predictions)]
+    note = "Precision: of the clips that were said to be of it; recall: of those that are."
+    return Table("Each class.", ["class", "precision", "recall", "F1", "clips"], rows, note)
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(one.claim)}</th><td>{escape(one.setting)}</td>'
+        f'<td><span class="verdict {one.verdict}">{SIGNS[one.verdict]} {one.verdict}</span></td>'
+        f"<td>{escape(one.sentence)}</td></tr>"
+        for one in verdicts
+    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "setting", "verdict", ""))
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Verdicts">'
+        f'<table class="text"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _side_by_side(plots: _Plots, *figures: Figure) -> str:
+    return f'<div class="plots">{"".join(map(plots.add, figures))}</div>'
+
+
+def _note(note: str | None) -> str:
+    return f'<p class="note" role="note">{escape(note)}</p>' if note else ""
+
+
+VIEWER = f"""
+<form id="viewer" autocomplete="off">
+<div class="controls">
+<label>Search <input id="search" type="search" placeholder="clip, speaker or class"></label>
+<label>Show <select id="filter"></select></label>
+<label class="wide">Clip <select id="clip"></select></label>
+<span class="buttons"><button type="button" id="previous">← previous</button>
+<button type="button" id="next">next →</button></span>
+</div>
+<fieldset id="arms" hidden><legend>Arms</legend></fieldset>
+<h3 id="clip-title" aria-live="polite"></h3>
+<p id="clip-about"></p>
+<div id="key" class="key"></div>
+<div class="clip">
+<figure><div id="clip-time" class="drawing" role="img" aria-label="Attention and features over time"
+></div><figcaption>All on one time axis. Attention is a ratio to uniform attention over the clip's
+valid frames: 1 (dotted) is indifferent. Features are normalised, so 0 is their mean over the
+training frames and 1 a deviation; colours end at ±3, values at ±{LARGEST:g}. Point at a frame to
+read its values.</figcaption></figure>
+<figure><div id="clip-classes" class="drawing" role="img" aria-label="Class probabilities"></div>
+<figcaption>Probability of each class; the true one is in bold.</figcaption></figure>
+</div>
+<p class="hint">The keys ← and → go from clip to clip.</p>
+</form>
+"""
+FOOT = (
+    "<p>In every plot: point to read values, drag to zoom, double-click to see all again. This "
+    "page is one file and asks nothing of the network.</p>"
+)

@@ -1,0 +1,1 @@
+"""Studies: the same training under many arms, measured alike, compared with intervals."""

@@ -1,0 +1,326 @@
+"""Everything that is measured on a trained network: arrays with a row a test clip.
+
+The clips are the test clips as they are, without augmentation. What is costly is measured on
+`FEW` clips of each speaker; the others have NaN there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mmattn.config import AugmentConfig
+from mmattn.data.augment import Frames, change_tempo, stretched
+from mmattn.data.batches import Bucket
+from mmattn.data.clips import Ragged, Stream, pack_streams, valid_frames
+from mmattn.data.corpus import Corpus
+from mmattn.data.splits import Split
+from mmattn.data.synthetic import TAU
+from mmattn.evaluate import attention, correlation
+from mmattn.evaluate.cca import fit_cca
+from mmattn.evaluate.faithfulness import deletion_and_insertion, emap
+from mmattn.train.loop import Trainer
+from mmattn.train.predict import ClipInspections, ClipPredictions
+from mmattn.train.step import TrainState
+
+FEW = 6  # clips of each speaker for the costly measures
+FITTED = 120  # training clips that the canonical correlation is fitted on
+COMPONENTS = 4
+LAGS = np.linspace(-0.4, 0.4, 21)  # seconds
+OFFSETS = np.linspace(-0.4, 0.4, 9)  # seconds that the audio comes late
+TEMPOS = np.linspace(0.8, 1.2, 5)  # of the audio alone
+SHARES = np.linspace(0, 1, 6)  # of the frames deleted
+PAIRED = 36  # clips whose streams are exchanged with each other's
+
+Measures = dict[str, np.ndarray]
+
+
+def measure(trainer: Trainer, state: TrainState, split: Split, seed: int) -> Measures:
+    """All measures of one training on its test clips [n]; see the functions below for the keys."""
+    corpus, test = trainer.corpus, split.test
+    few = few_of_each(corpus.speakers[test], FEW)
+    found = trainer.predict(state, test)
+    fitted = split.train[np.linspace(0, len(split.train) - 1, FITTED).astype(int)]
+    inside = trainer.inspect(state, test)
+    fit_on = trainer.inspect(state, fitted)
+    rng = np.random.default_rng(seed)
+    of_few = {
+        **measure_faithfulness(trainer, state, test, few, found, inside, rng),
+        **compare_with_random_weights(trainer, state, test, few, found, seed),
+        **keep_attention(found, few),
+    }
+    return {
+        "clip": np.array([corpus.names[clip] for clip in test]),
+        "speaker": corpus.speakers[test],
+        "label": corpus.labels[test],
+        "probabilities": found.probabilities,
+        "meeting": meeting_times(corpus, test),
+        **measure_correlation(corpus, fitted, fit_on, test, inside, rng),
+        **measure_attention(corpus, test, found),
+        **measure_shifts(trainer, state, test),
+        **_spread(len(test), few, of_few),
+        **_spread(len(test), *measure_interaction(trainer, state, test, rng)),
+    }
+
+
+def few_of_each(speakers: np.ndarray, count: int) -> np.ndarray:
+    """Rows of up to `count` clips of each speaker [n], evenly spaced over the speaker's clips."""
+    rows = []
+    for speaker in np.unique(speakers):
+        own = np.flatnonzero(speakers == speaker)
+        rows += list(own[np.unique(np.linspace(0, len(own) - 1, count).astype(int))])
+    return np.sort(rows)
+
+
+def meeting_times(corpus: Corpus, clips: np.ndarray) -> np.ndarray:
+    """When the cues that tell the class meet (s) [n]; NaN where there is no one such moment."""
+    times = np.full(len(clips), np.nan)
+    for row, clip in enumerate(clips):
+        true = true_cues(corpus, clip, "audio") + true_cues(corpus, clip, "video")
+        if len(true) == 2:
+            times[row] = np.mean(true)
+    return times
+
+
+def measure_correlation(
+    corpus: Corpus,
+    fitted: np.ndarray,
+    fit_on: ClipInspections,
+    test: np.ndarray,
+    inside: ClipInspections,
+    rng: np.random.Generator,
+) -> Measures:
+    """correlation, correlation_gain (over shuffled pairs), shift_auc [n], lag_curve [n, L]."""
+    train = _frames(corpus, fitted, fit_on)
+    clips = _frames(corpus, test, inside)
+    pairs = [correlation.pairs_at_lag(*clip, 0.0) for clip in train]
+    x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    cca = fit_cca(x, y, COMPONENTS)
+    gain = correlation.correlation_gain(cca, clips, rng)
+    return {
+        "correlation": gain.aligned,
+        "correlation_gain": gain.aligned - gain.shuffled,
+        "shift_auc": correlation.true_against_shifted_auc(cca, clips),
+        "lag_curve": correlation.lag_curve(cca, clips, LAGS),
+    }
+
+
+def measure_attention(corpus: Corpus, test: np.ndarray, found: ClipPredictions) -> Measures:
+    """Attention of both modalities against each other and against the cues that tell the class.
+
+    agreement, and with known cues the mean over modalities of pointing, cue_mass, cue_auroc,
+    cue_error (ms): [n] each.
+    """
+    of_cues = {
+        "pointing": attention.pointing_game,
+        "cue_mass": attention.mass_ratio,
+        "cue_auroc": attention.frame_auroc,
+    }
+    rows: dict[str, list[float]] = {name: [] for name in (*of_cues, "cue_error", "agreement")}
+    for clip, weights in zip(test, found.attention, strict=True):
+        audio, video = corpus.audio.clip_times(clip), corpus.video.clip_times(clip)
+        places = {"audio": (audio, np.ones(len(audio), bool))}
+        places["video"] = video, valid_frames(corpus.video.clip(clip))
+        cues = {name: np.array(true_cues(corpus, clip, name)) for name in places}
+        for name, of in of_cues.items():
+            rows[name].append(np.mean([of(weights[m], *places[m], cues[m], TAU) for m in places]))
+        errors = [attention.centroid_error(weights[m], *places[m], cues[m]) for m in places]
+        rows["cue_error"].append(np.mean(errors))
+        both = weights["audio"], audio, weights["video"], video
+        rows["agreement"].append(attention.agreement(*both))
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+def true_cues(corpus: Corpus, clip: int, modality: str) -> list[float]:
+    """Times (s) of a clip's cues that tell the class; none where the cues are not known."""
+    cues = corpus.cues[clip] if corpus.cues else ()
+    return [cue.time for cue in cues if cue.modality == modality and not cue.decoy]
+
+
+def measure_faithfulness(
+    trainer: Trainer,
+    state: TrainState,
+    test: np.ndarray,
+    few: np.ndarray,
+    found: ClipPredictions,
+    inside: ClipInspections,
+    rng: np.random.Generator,
+) -> Measures:
+    """Deletion and insertion areas of the predicted class, for three scores of frames [few].
+
+    deletion_X and insertion_X of X attention, gradient (× input), random; faithfulness: how much
+    better attention is than random, mean over both curves; faithfulness_gradient likewise.
+    """
+    corpus, clips = trainer.corpus, test[few]
+    valid = [
+        {
+            "audio": np.ones(corpus.audio.lengths[clip], bool),
+            "video": valid_frames(corpus.video.clip(clip)),
+        }
+        for clip in clips
+    ]
+    predicted = found.probabilities[few].argmax(1)
+    means = {"audio": trainer.normaliser.audio_mean, "video": trainer.normaliser.video_mean}
+
+    def probability_of(masks) -> np.ndarray:
+        streams = {
+            name: _with_mean(getattr(corpus, name), clips, [mask[name] for mask in masks], mean)
+            for name, mean in means.items()
+        }
+        other = trainer.with_corpus(_clips_of(corpus, clips, **streams))
+        probabilities = other.predict(state, np.arange(len(clips))).probabilities
+        return probabilities[np.arange(len(clips)), predicted]
+
+    scores = {
+        "attention": [found.attention[row] for row in few],
+        "gradient": [inside.gradient_input[row] for row in few],
+        "random": [{name: rng.random(len(x)) for name, x in one.items()} for one in valid],
+    }
+    result = {}
+    for name, of in scores.items():
+        result[f"deletion_{name}"], result[f"insertion_{name}"] = deletion_and_insertion(
+            of, valid, probability_of, SHARES
+        )
+    for measured, name in (("faithfulness", "attention"), ("faithfulness_gradient", "gradient")):
+        deletion = result["deletion_random"] - result[f"deletion_{name}"]
+        insertion = result[f"insertion_{name}"] - result["insertion_random"]
+        result[measured] = (deletion + insertion) / 2
+    return result
+
+
+def compare_with_random_weights(
+    trainer: Trainer,
+    state: TrainState,
+    test: np.ndarray,
+    few: np.ndarray,
+    found: ClipPredictions,
+    seed: int,
+) -> Measures:
+    """random_weights [few]: rank correlation of attention with that of an untrained network."""
+    learner = trainer.learner
+    untrained = learner.hold(learner.initial(seed + 2**31))
+    other = trainer.predict(untrained, test[few])
+    rows = zip((found.attention[row] for row in few), other.attention, strict=True)
+    return {"random_weights": np.array([rank_agreement(a, b) for a, b in rows])}
+
+
+def rank_agreement(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    """Mean over modalities of the rank correlation of two attentions, where either is not 0."""
+    return float(
+        np.mean([attention.rank_correlation(a[m], b[m], (a[m] > 0) | (b[m] > 0)) for m in a])
+    )
+
+
+def keep_attention(found: ClipPredictions, few: np.ndarray) -> Measures:
+    """attention_audio and attention_video [few, T], NaN after the end: to compare seeds."""
+    return {
+        f"attention_{name}": _padded([found.attention[row][name] for row in few])
+        for name in ("audio", "video")
+    }
+
+
+def measure_shifts(trainer: Trainer, state: TrainState, test: np.ndarray) -> Measures:
+    """Whether each clip is right when its audio comes late, or runs at another tempo.
+
+    right_at_offset [n, 9], right_at_tempo [n, 5].
+    """
+    corpus = trainer.corpus
+
+    def right(other: Corpus, rows: np.ndarray, buckets=None) -> np.ndarray:
+        found = trainer.with_corpus(other, buckets).predict(state, rows)
+        return (found.probabilities.argmax(1) == corpus.labels[test]).astype(float)
+
+    at_offset = []
+    for offset in OFFSETS:
+        audio = replace(corpus.audio, times=corpus.audio.times + offset)
+        at_offset.append(right(replace(corpus, audio=audio), test))
+    at_tempo = []
+    slowest = AugmentConfig(tempo=(TEMPOS[0], 1.0))
+    longest = corpus.audio.lengths[test].max(), corpus.video.lengths[test].max()
+    bucket = Bucket(int(stretched(longest[0], slowest)), int(longest[1]))
+    for tempo in TEMPOS:
+        audio = pack_streams([_at_tempo(corpus.audio, clip, tempo) for clip in test])
+        other = _clips_of(corpus, test, audio=audio, video=corpus.video.select(test))
+        at_tempo.append(right(other, np.arange(len(test)), [bucket]))
+    return {"right_at_offset": np.stack(at_offset, 1), "right_at_tempo": np.stack(at_tempo, 1)}
+
+
+def measure_interaction(
+    trainer: Trainer, state: TrainState, test: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, Measures]:
+    """The rows measured and emap_gap: right as it is, less right by the nearest additive model.
+
+    Audio of each clip is paired with the video of each other one, so n clips make n² pairs.
+    """
+    corpus = trainer.corpus
+    rows = np.sort(rng.permutation(len(test))[:PAIRED])
+    clips = test[rows]
+    audio, video = (index.ravel() for index in np.meshgrid(clips, clips, indexing="ij"))
+    streams = {"audio": corpus.audio.select(audio), "video": corpus.video.select(video)}
+    pairs = _clips_of(corpus, audio, **streams)
+    probabilities = trainer.with_corpus(pairs).predict(state, np.arange(len(audio))).probabilities
+    logits = np.log(np.maximum(probabilities, 1e-30)).reshape(len(clips), len(clips), -1)
+    labels = corpus.labels[clips]
+    own = logits[np.arange(len(clips)), np.arange(len(clips))].argmax(1) == labels
+    additive = emap(logits).argmax(1) == labels
+    return rows, {"emap_gap": own.astype(float) - additive}
+
+
+def _frames(corpus: Corpus, clips: np.ndarray, inside: ClipInspections) -> list[correlation.Frames]:
+    return [
+        correlation.Frames(
+            embeddings["audio"],
+            corpus.audio.clip_times(clip),
+            embeddings["video"],
+            corpus.video.clip_times(clip),
+            valid_frames(corpus.video.clip(clip)),
+        )
+        for clip, embeddings in zip(clips, inside.embeddings, strict=True)
+    ]
+
+
+def _clips_of(corpus: Corpus, clips: np.ndarray, audio: Ragged, video: Ragged) -> Corpus:
+    """A corpus of these clips [n] with other streams."""
+    return replace(
+        corpus,
+        names=tuple(corpus.names[clip] for clip in clips),
+        speakers=corpus.speakers[clips],
+        labels=corpus.labels[clips],
+        audio=audio,
+        video=video,
+        cues=None,
+    )
+
+
+def _with_mean(
+    stream: Ragged, clips: np.ndarray, masks: Sequence[np.ndarray], mean: np.ndarray
+) -> Ragged:
+    """The clips alone, with the mean in the place of the masked frames."""
+    return pack_streams(
+        [
+            Stream(np.where(mask[:, None], mean, stream.clip(clip)), stream.clip_times(clip))
+            for clip, mask in zip(clips, masks, strict=True)
+        ]
+    )
+
+
+def _at_tempo(audio: Ragged, clip: int, tempo: float) -> Stream:
+    frames, times = audio.clip(clip), audio.clip_times(clip)
+    changed = change_tempo(Frames(frames, times, np.ones(len(frames), bool)), tempo, times[0])
+    return Stream(changed.frames, changed.times)
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    result = np.full((len(rows), max(map(len, rows))), np.nan, np.float32)
+    for row, values in enumerate(rows):
+        result[row, : len(values)] = values
+    return result
+
+
+def _spread(count: int, rows: np.ndarray, measures: Measures) -> Measures:
+    """Arrays of all `count` clips from those of some rows; NaN elsewhere."""
+    result = {}
+    for name, values in measures.items():
+        result[name] = np.full((count, *values.shape[1:]), np.nan, np.float32)
+        result[name][rows] = values
+    return result

@@ -1,0 +1,91 @@
+"""What a study compares: blocks of one corpus, each with arms, fusions, folds and seeds."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, NamedTuple
+
+from mmattn.config import AugmentConfig, ExperimentConfig
+
+REFERENCE = "no_aug"
+SPLIT_SEED = 0  # the same speakers are tested under every seed, so that seeds can be compared
+
+
+@dataclass(frozen=True)
+class Block:
+    """One corpus and how it is trained on; arms differ in augmentation alone."""
+
+    name: str
+    about: str
+    """One sentence for tables and page: what the data are, and whether they are synthetic."""
+    config: ExperimentConfig
+    fusions: tuple[Literal["concat", "cross"], ...]
+    arms: Mapping[str, AugmentConfig]
+    """By name; `REFERENCE` is among them."""
+    folds: tuple[int | None, ...] = (None,)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Blocks and seeds; each block's arms are compared among themselves."""
+
+    blocks: tuple[Block, ...]
+    seeds: int
+
+    def cells(self) -> Iterator["Cell"]:
+        """Every training; those that share compilations follow each other, seed by seed."""
+        for block in self.blocks:
+            for fusion in block.fusions:
+                for seed in range(self.seeds):
+                    for fold in block.folds:
+                        for arm in block.arms:
+                            yield Cell(block.name, fusion, arm, seed, fold)
+
+    def block(self, name: str) -> Block:
+        """The block of that name."""
+        return next(block for block in self.blocks if block.name == name)
+
+    def config(self, cell: "Cell") -> ExperimentConfig:
+        """What a cell trains."""
+        block = self.block(cell.block)
+        config = block.config
+        data = config.data if cell.fold is None else replace(config.data, fold=cell.fold)
+        model = replace(config.model, fusion=cell.fusion)
+        return replace(config, seed=cell.seed, data=data, model=model, augment=block.arms[cell.arm])
+
+    def to_json(self) -> dict:
+        """All that decides the results, as plain values."""
+        return {
+            "seeds": self.seeds,
+            "blocks": [
+                {
+                    "name": block.name,
+                    "config": block.config.to_json(),
+                    "fusions": list(block.fusions),
+                    "folds": list(block.folds),
+                    "arms": {
+                        arm: {
+                            name: list(value) if isinstance(value, tuple) else value
+                            for name, value in asdict(augment).items()
+                        }
+                        for arm, augment in block.arms.items()
+                    },
+                }
+                for block in self.blocks
+            ],
+        }
+
+
+class Cell(NamedTuple):
+    """One training of a study."""
+
+    block: str
+    fusion: str
+    arm: str
+    seed: int
+    fold: int | None
+
+    @property
+    def folder(self) -> str:
+        """Its place below the study's folder."""
+        fold = "" if self.fold is None else f"-fold{self.fold}"
+        return f"{self.block}/{self.fusion}/{self.arm}/seed{self.seed}{fold}"

@@ -1,0 +1,333 @@
+"""From the measures of all trainings to paired differences and verdicts.
+
+Everything becomes a value a seed and speaker [S, P]: the mean over the speaker's test clips (UAR
+and macro-F1: over the speaker's own confusion matrix, ECE likewise over its own clips). Where all
+speakers have the same clips of each class, as here, the mean of their UARs is the UAR of all clips.
+"""
+
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmattn.evaluate.comparison import (
+    Difference,
+    Interval,
+    Verdict,
+    holm,
+    mcnemar,
+    mean_with_interval,
+    paired_difference,
+    verdict,
+)
+from mmattn.evaluate.correlation import peak_lag
+from mmattn.evaluate.metrics import scores_by_speaker
+from mmattn.evaluate.predictions import Predictions
+from mmattn.study.measure import LAGS, TEMPOS, Measures, rank_agreement
+from mmattn.study.plan import REFERENCE, Block, Study
+from mmattn.study.runner import baseline_folder, load_measures
+
+CUE_TIMES = np.array([0.0, 1.0, 2.0, 3.0, 5.0])  # seconds, edges of the strata
+
+
+class Measure(NamedTuple):
+    """One row of the tables."""
+
+    key: str
+    title: str
+    smallest: float | None = None
+    """The smallest effect that would be worth a claim; None: no claim is about this measure."""
+    nothing: float = -np.inf
+    """Its value where there is nothing to measure: of chance, or of no correlation."""
+
+
+# Fixed before any run. Which of them a claim is about: see `claims`.
+MEASURES = (
+    Measure("uar", "UAR", 0.02),
+    Measure("accuracy", "accuracy (WAR)"),
+    Measure("macro_f1", "macro-F1 (of a speaker)"),
+    Measure("ece", "ECE (of a speaker)"),
+    Measure("correlation_gain", "canonical correlation above shuffled", 0.02, 0.0),
+    Measure("correlation", "canonical correlation, lag 0"),
+    Measure("shift_auc", "AUC of true against shifted pairs"),
+    Measure("peak_lag", "lag of the peak (ms)"),
+    Measure("cue_auroc", "AUROC of attention for cues", 0.02, 0.5),
+    Measure("pointing", "pointing game"),
+    Measure("cue_mass", "attention on cues, uniform = 1"),
+    Measure("cue_error", "attention to cue (ms)"),
+    Measure("agreement", "agreement of the modalities' attention", 0.02),
+    Measure("faithfulness", "deletion and insertion, above random", 0.02, 0.0),
+    Measure("faithfulness_gradient", "the same of gradient × input"),
+    Measure("seed_agreement", "rank correlation between seeds"),
+    Measure("random_weights", "rank correlation with random weights"),
+    Measure("emap_gap", "accuracy above the additive model (EMAP)"),
+)
+BENEFITS = {
+    "feature correlation": ("correlation_gain",),
+    "accuracy of attention": ("cue_auroc", "agreement"),  # the first that the data have
+    "interpretability": ("faithfulness",),
+    "accuracy": ("uar",),
+}
+HARMFUL = ("audio_aug", "audio_tempo")  # what the claim says that harms
+HELPFUL = ("sync_aug", "aligned_aug", "feature_aug")  # what it proposed next
+
+
+class Row(NamedTuple):
+    """One measure of one arm."""
+
+    measure: Measure
+    arm: str
+    mean: Interval
+    difference: Difference | None
+    """Paired, to `REFERENCE`; None for itself."""
+    adjusted_p: float
+    """Holm over the arms and the measures that claims are about, or over those that are not."""
+
+
+class Claim(NamedTuple):
+    """One claim and what became of it."""
+
+    text: str
+    row: Row
+    verdict: Verdict
+
+
+class CurveOf(NamedTuple):
+    """A measure over something, of one arm."""
+
+    arm: str
+    points: list[Interval]
+
+
+class Comparison(NamedTuple):
+    """All that a study says of one block with one fusion."""
+
+    block: Block
+    fusion: str
+    speakers: int
+    clips: int
+    rows: list[Row]
+    claims: list[Claim]
+    at_offset: list[CurveOf]
+    at_tempo: list[CurveOf]
+    at_lag: list[CurveOf]
+    by_cue_time: list[CurveOf]
+    """Accuracy of each arm on the clean test clips, by when their cues meet."""
+    by_cue_time_at_tempo: list[CurveOf]
+    """Accuracy of `REFERENCE`, by when the cues meet, with the audio at each tempo."""
+    mcnemar: dict[str, float]
+    """p of each arm against `REFERENCE`, by the seeds' mean prediction of each clip."""
+    validation_uar: dict[str, float]
+    """Of each arm, mean over seeds and folds: by it the best arm is chosen."""
+    baseline: Interval
+    """UAR of the linear baseline."""
+    above_baseline: dict[str, Difference]
+    """Paired difference of each arm's UAR to it."""
+
+
+def compare(study: Study, folder: Path) -> list[Comparison]:
+    """Read the measures of a complete study and compare the arms of each block and fusion."""
+    return [
+        _compare(study, folder, block, fusion) for block in study.blocks for fusion in block.fusions
+    ]
+
+
+def _compare(study: Study, folder: Path, block: Block, fusion: str) -> Comparison:
+    cells = {cell: folder / cell.folder for cell in study.cells()}
+    runs = {
+        arm: [
+            join_folds(
+                [
+                    load_measures(path)
+                    for cell, path in cells.items()
+                    if (*cell[:3], cell.seed) == (block.name, fusion, arm, seed)
+                ]
+            )
+            for seed in range(study.seeds)
+        ]
+        for arm in block.arms
+    }
+    values = {arm: values_of(seeds) for arm, seeds in runs.items()}
+    rows = compare_arms(values)
+    reference = runs[REFERENCE]
+    baseline = join_folds(
+        [load_measures(folder / baseline_folder(block.name, fold)) for fold in block.folds]
+    )
+    baseline_uar = speaker_scores(baseline)["uar"][None]
+    meeting = {
+        arm: [_by_cue_time(run, run["right"]) for run in seeds] for arm, seeds in runs.items()
+    }
+    return Comparison(
+        block=block,
+        fusion=fusion,
+        speakers=len(np.unique(reference[0]["speaker"])),
+        clips=len(reference[0]["clip"]),
+        rows=rows,
+        claims=claims(rows),
+        at_offset=[_curve(arm, [r["right_at_offset"] for r in s], s) for arm, s in runs.items()],
+        at_tempo=[_curve(arm, [r["right_at_tempo"] for r in s], s) for arm, s in runs.items()],
+        at_lag=[_curve(arm, [r["lag_curve"] for r in s], s) for arm, s in runs.items()],
+        by_cue_time=[_curve(arm, meeting[arm], s) for arm, s in runs.items()],
+        by_cue_time_at_tempo=[
+            _curve(
+                f"tempo {tempo:.1f}",
+                [_by_cue_time(run, run["right_at_tempo"][:, column]) for run in reference],
+                reference,
+            )
+            for column, tempo in enumerate(TEMPOS)
+        ],
+        mcnemar={
+            arm: mcnemar(_right_together(seeds), _right_together(reference))
+            for arm, seeds in runs.items()
+            if arm != REFERENCE
+        },
+        validation_uar={
+            arm: float(np.mean([run["validation_uar"] for run in seeds]))
+            for arm, seeds in runs.items()
+        },
+        baseline=mean_with_interval(baseline_uar),
+        above_baseline={
+            arm: paired_difference(found["uar"], np.broadcast_to(baseline_uar, found["uar"].shape))
+            for arm, found in values.items()
+        },
+    )
+
+
+def join_folds(folds: list[Measures]) -> Measures:
+    """Measures of all folds' test clips, one after the other; `right` [n] is added."""
+    joined = {}
+    for name, first in folds[0].items():
+        parts = [fold[name] for fold in folds]
+        if first.ndim > 1 and name.startswith("attention_"):
+            width = max(part.shape[1] for part in parts)
+            parts = [
+                np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan)
+                for part in parts
+            ]
+        joined[name] = np.concatenate(parts) if first.ndim else np.stack(parts)
+    joined["right"] = (joined["probabilities"].argmax(1) == joined["label"]).astype(float)
+    return joined
+
+
+def values_of(seeds: list[Measures]) -> dict[str, np.ndarray]:
+    """Every measure that the runs of an arm have, [S, P]."""
+    values = {
+        measure.key: np.stack([by_speaker(run, run[measure.key]) for run in seeds])
+        for measure in MEASURES
+        if measure.key in seeds[0]
+    }
+    found = [speaker_scores(run) for run in seeds]
+    values |= {name: np.stack([one[name] for one in found]) for name in found[0]}
+    values["peak_lag"] = np.stack(
+        [peak_lag(by_speaker(run, run["lag_curve"]), LAGS) for run in seeds]
+    )
+    values["seed_agreement"] = seed_agreement(seeds)
+    return {name: array for name, array in values.items() if not np.isnan(array).all()}
+
+
+def by_speaker(run: Measures, values: np.ndarray) -> np.ndarray:
+    """Mean over each speaker's clips of [n, …], without NaN: [P, …], speakers in order."""
+    speakers = np.unique(run["speaker"])
+    own = (np.moveaxis(values[run["speaker"] == speaker], 0, -1) for speaker in speakers)
+    return np.stack([_mean_of_known(part.astype(float)) for part in own])
+
+
+def speaker_scores(run: Measures) -> dict[str, np.ndarray]:
+    """UAR, accuracy, macro-F1 and ECE of each speaker [P]."""
+    classes = tuple(map(str, range(run["probabilities"].shape[1])))
+    return scores_by_speaker(
+        Predictions(tuple(run["clip"]), run["speaker"], run["label"], run["probabilities"], classes)
+    )
+
+
+def seed_agreement(seeds: list[Measures]) -> np.ndarray:
+    """[S, P] mean rank correlation of each seed's attention with the others'; NaN of one seed."""
+    few = np.flatnonzero(~np.isnan(seeds[0]["attention_audio"][:, 0]))
+    weights = [
+        [{m: run[f"attention_{m}"][row] for m in ("audio", "video")} for row in few]
+        for run in seeds
+    ]
+    values = np.full((len(seeds), len(seeds[0]["clip"]), len(seeds)), np.nan)
+    for a, b in combinations(range(len(seeds)), 2):
+        pairs = zip(weights[a], weights[b], strict=True)
+        values[a, few, b] = values[b, few, a] = [rank_agreement(*pair) for pair in pairs]
+    means = [by_speaker(run, values[seed]) for seed, run in enumerate(seeds)]
+    return np.stack([_mean_of_known(mean) for mean in means])
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without NaN; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    count = known.sum(-1)
+    return np.where(count > 0, np.where(known, values, 0).sum(-1) / np.maximum(count, 1), np.nan)
+
+
+def compare_arms(values: dict[str, dict[str, np.ndarray]]) -> list[Row]:
+    """Means and paired differences of all arms, with Holm's correction in two families."""
+    rows = []
+    for measure in MEASURES:
+        for arm, found in values.items():
+            if measure.key not in found or measure.key not in values[REFERENCE]:
+                continue
+            difference = None
+            if arm != REFERENCE:
+                difference = paired_difference(found[measure.key], values[REFERENCE][measure.key])
+            rows.append(
+                Row(measure, arm, mean_with_interval(found[measure.key]), difference, np.nan)
+            )
+    for about_claims in (True, False):
+        family = [
+            number
+            for number, row in enumerate(rows)
+            if row.difference and (row.measure.smallest is not None) == about_claims
+        ]
+        if family:
+            adjusted = holm(np.array([rows[number].difference.p for number in family]))
+            for number, p in zip(family, adjusted, strict=True):
+                rows[number] = rows[number]._replace(adjusted_p=float(p))
+    return rows
+
+
+def claims(rows: list[Row]) -> list[Claim]:
+    """The claims that the arms at hand can answer, each with its verdict.
+
+    A claim is inconclusive where neither arm shows anything to compare: where no interval of the
+    mean lies above what the measure is by chance.
+    """
+    found = {(row.measure.key, row.arm): row for row in rows}
+    result = []
+    for arms, sign, what in ((HARMFUL, -1, "lowers"), (HELPFUL, 1, "raises")):
+        for benefit, keys in BENEFITS.items():
+            for arm in arms:
+                row = next((found[key, arm] for key in keys if (key, arm) in found), None)
+                if row is not None:
+                    decided = verdict(row.difference, row.adjusted_p, sign, row.measure.smallest)
+                    both = (row.mean, found[row.measure.key, REFERENCE].mean)
+                    if not any(mean.low > row.measure.nothing for mean in both):
+                        decided = "inconclusive"
+                    text = f"{arm} {what} {benefit} ({row.measure.title})"
+                    result.append(Claim(text, row, decided))
+    return result
+
+
+def _curve(arm: str, values: list[np.ndarray], seeds: list[Measures]) -> CurveOf:
+    """Means with intervals at each place of [n, X] values of each seed."""
+    stacked = np.stack([by_speaker(run, one) for run, one in zip(seeds, values, strict=True)])
+    return CurveOf(arm, [mean_with_interval(stacked[..., x]) for x in range(stacked.shape[-1])])
+
+
+def _by_cue_time(run: Measures, right: np.ndarray) -> np.ndarray:
+    """[n, strata]: right [n] in the column of the stratum of the clip's cues, NaN in others."""
+    stratum = np.digitize(run["meeting"], CUE_TIMES) - 1
+    columns = np.full((len(right), len(CUE_TIMES) - 1), np.nan)
+    for column in range(columns.shape[1]):
+        inside = (stratum == column) & ~np.isnan(run["meeting"])
+        columns[inside, column] = right[inside]
+    return columns
+
+
+def _right_together(seeds: list[Measures]) -> np.ndarray:
+    """Whether the mean of the seeds' probabilities is right [n]."""
+    mean = np.mean([run["probabilities"] for run in seeds], axis=0)
+    return mean.argmax(1) == seeds[0]["label"]

@@ -1,0 +1,173 @@
+"""Runs the trainings of a study over all cores; what is done stays done."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from mmattn.config import DataConfig, ExperimentConfig
+from mmattn.console import be_quiet, log_to, progress, say
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.splits import make_split
+from mmattn.errors import UserError
+from mmattn.files import explain_full_disk, read_json, write_bytes, write_json
+from mmattn.run.baseline import corpus_statistics, test_baseline
+from mmattn.run.folder import locked
+from mmattn.study.measure import Measures, measure
+from mmattn.study.plan import SPLIT_SEED, Study
+from mmattn.train.checkpoints import Checkpoints
+from mmattn.train.devices import start_jax
+from mmattn.train.loop import best_epoch, fit, make_trainer
+
+MEASURES = "measures.npz"
+
+
+def run_cells(study: Study, folder: Path, workers: int) -> None:
+    """Train and measure every cell, and the linear baseline of every fold, that is not done.
+
+    Args:
+        study: what to do; a folder that holds another study is refused.
+        folder: of the study.
+        workers: processes, each with a core of its own.
+
+    Raises:
+        UserError: another study, a process that was killed, a training that diverged, a full disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), explain_full_disk(f"the study {folder}"):
+        _check_same(study, folder)
+        tasks = [task for task in _tasks(study, folder) if not (task[1] / MEASURES).exists()]
+        if tasks:
+            _run(tasks, workers)
+
+
+def load_measures(path: Path) -> Measures:
+    """What a cell or a baseline measured."""
+    with np.load(path / MEASURES, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def baseline_folder(block: str, fold: int | None) -> str:
+    """Where a block's baseline lies below the study's folder."""
+    return f"{block}/baseline" + ("" if fold is None else f"/fold{fold}")
+
+
+def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
+    """Train one cell, measure the best checkpoint on the test clips, keep the measures alone."""
+    begin = time.perf_counter()
+    with log_to(folder / "train.log"):
+        corpus = _corpus(config.data)
+        split = make_split(corpus, config.data, SPLIT_SEED, fold)
+        trainer = make_trainer(config, corpus, split, device_count=1)
+        history = fit(trainer, split, folder, resume=False, asked=threading.Event())
+        state, _ = trainer.load(Checkpoints(folder), "best")
+        measures = measure(trainer, state, split, config.seed)
+        best = history[best_epoch(history) - 1]
+        measures["seconds"] = np.array(time.perf_counter() - begin)
+        measures["validation_uar"] = np.array(best["validation_uar"])
+        _write(folder, measures)
+        shutil.rmtree(folder / "checkpoints")
+
+
+def test_linear_baseline(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
+    """The linear baseline on the same test clips."""
+    corpus = _corpus(config.data)
+    split = make_split(corpus, config.data, SPLIT_SEED, fold)
+    statistics = corpus_statistics(corpus, config.model.modalities)
+    found = test_baseline(corpus, statistics, split)
+    _write(
+        folder,
+        {
+            "clip": np.array(found.clips),
+            "speaker": found.speakers,
+            "label": found.labels,
+            "probabilities": found.probabilities,
+        },
+    )
+
+
+Task = tuple[Callable, Path, ExperimentConfig, int | None]
+
+
+def _tasks(study: Study, folder: Path) -> list[Task]:
+    baselines = [
+        (test_linear_baseline, folder / baseline_folder(block.name, fold), block.config, fold)
+        for block in study.blocks
+        for fold in block.folds
+    ]
+    cells = [
+        (train_and_measure, folder / cell.folder, study.config(cell), cell.fold)
+        for cell in study.cells()
+    ]
+    return baselines + cells
+
+
+def _check_same(study: Study, folder: Path) -> None:
+    path, about = folder / "study.json", study.to_json()
+    if not path.exists():
+        if others := [other.name for other in folder.iterdir()]:
+            raise UserError(f"{folder}: expected a new or empty folder, it has {others[0]}")
+        write_json(path, about)
+    elif read_json(path) != about:
+        raise UserError(f"{folder} holds another study; choose another --out, or its options")
+    else:
+        say(f"goes on with the study in {folder}")
+
+
+def _run(tasks: list[Task], workers: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (cores,))
+    try:
+        futures = {pool.submit(_do, *task): task[1] for task in tasks}
+        with progress("study", len(futures), "trainings") as advance:
+            for future in as_completed(futures):
+                try:
+                    future.result()
+                except UserError as error:
+                    raise type(error)(f"{futures[future]}: {error}") from error
+                advance(1)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process of the study was killed (out of memory?); the same command goes on, "
+            "--workers 1 needs the least memory"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(cores: multiprocessing.Queue) -> None:
+    """Take a core for this process: threads of several trainings would only be in the way."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, {cores.get(timeout=1)})
+    be_quiet()
+    start_jax(1, batch=1)
+
+
+def _do(work: Callable, folder: Path, config: ExperimentConfig, fold: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed one left
+    folder.mkdir(parents=True)
+    work(folder, config, fold)
+
+
+@lru_cache(2)
+def _corpus(data: DataConfig) -> Corpus:
+    return open_corpus(data)
+
+
+def _write(folder: Path, measures: Measures) -> None:
+    file = io.BytesIO()
+    np.savez_compressed(file, **measures)
+    write_bytes(folder / MEASURES, file.getvalue())

@@ -1,0 +1,70 @@
+"""A study as a whole: from its options to its results."""
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from mmattn.config import OtherDataConfig
+from mmattn.console import say
+from mmattn.data.corpus import open_corpus
+from mmattn.data.splits import folds_at_hand
+from mmattn.errors import UserError
+from mmattn.study.plan import Block, Study
+from mmattn.study.report import write_results
+from mmattn.study.runner import run_cells
+
+
+def run_study(
+    study: Study,
+    out: Path | None,
+    seeds: int | None,
+    workers: int | str,
+    data: OtherDataConfig,
+) -> None:
+    """Run what is not done yet, then compare.
+
+    Args:
+        study: as its module has it.
+        out: its folder; None for a new one.
+        seeds: instead of the study's.
+        workers: trainings at once, or "auto": one a core.
+        data: where the clips are.
+
+    Raises:
+        UserError: bad options or input; see also `run_cells`.
+    """
+    cores = len(os.sched_getaffinity(0))
+    count = cores if workers == "auto" else int(workers)
+    for option, value in (("workers", count), ("seeds", study.seeds if seeds is None else seeds)):
+        if value < 1:
+            raise UserError(f"--{option} {value}: expected 1 or more")
+    study = replace(
+        study,
+        seeds=study.seeds if seeds is None else seeds,
+        blocks=tuple(_at_hand(block, data) for block in study.blocks),
+    )
+    folder = out or Path("runs") / "compare" / time.strftime("%Y%m%d-%H%M%S")
+    trainings = sum(1 for _ in study.cells())
+    say(f"study {folder}: {trainings} trainings, {count} at once")
+    run_cells(study, folder, count)
+    write_results(study, folder, shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]]))
+
+
+def _at_hand(block: Block, data: OtherDataConfig) -> Block:
+    """The block with the clips and folds that are there; every config is checked."""
+    config = replace(block.config, data=data.apply(block.config.data))
+    roots = tuple(root.expanduser().resolve() for root in config.data.roots)
+    config = replace(config, data=replace(config.data, roots=roots))
+    for augment in block.arms.values():
+        replace(config, augment=augment).check()
+    if config.data.folds is None:
+        return replace(block, config=config)
+    folds = tuple(folds_at_hand(open_corpus(config.data), config.data))
+    if not folds:
+        raise UserError(
+            f"no fold of {config.data.folds} has a speaker in {', '.join(map(str, roots))}"
+        )
+    return replace(block, config=config, folds=folds)
