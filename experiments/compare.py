@@ -39,7 +39,7 @@ ARMS = {
 CONTROLS = {name: ARMS[name] for name in (REFERENCE, "audio_tempo", "audio_aug", "sync_tempo")}
 MODEL = ModelConfig(audio_units=(32,), video_units=(32,), head_units=(64,), head_dropout=(0.3,))
 TRAIN = TrainConfig(
-    epochs=20, batch=32, learning_rate=3e-3, schedule="cosine", patience=0, save_every=1000
+    epochs=16, batch=32, learning_rate=3e-3, schedule="cosine", patience=0, save_every=1000
 )
 SYNTHETIC = ExperimentConfig(
     name="compare",
@@ -49,7 +49,7 @@ SYNTHETIC = ExperimentConfig(
         buckets=2,
         synthetic=SyntheticConfig(rule="coincidence", clips=1440, speakers=48, audio_rate=50),
     ),
-    model=replace(MODEL, input_dropout=0.0),
+    model=replace(MODEL, input_dropout=0.0, pooled_dropout=0.1, head_dropout=(0.1,)),
     train=TRAIN,
 )
 UNIMODAL = replace(
