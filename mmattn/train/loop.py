@@ -343,13 +343,19 @@ def learning_rate(config: TrainConfig, history: list[dict]) -> float:
     if config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs)
         return float(schedule(len(history)))
+    state, update = _plateau(config)
+    for row in history:
+        state = update(state, row["validation_loss"])
+    return config.learning_rate * float(state.scale)
+
+
+@lru_cache(1)
+def _plateau(config: TrainConfig) -> tuple[optax.contrib.ReduceLROnPlateauState, Callable]:
+    """The first state and a compiled update: as it is, optax compiles anew at each call."""
     plateau = optax.contrib.reduce_on_plateau(
         factor=0.5, patience=config.plateau, min_scale=min(1.0, 1e-6 / config.learning_rate)
     )
-    state = plateau.init(())
-    for row in history:
-        _, state = plateau.update((), state, value=row["validation_loss"])
-    return config.learning_rate * float(state.scale)
+    return plateau.init(()), jax.jit(lambda state, loss: plateau.update((), state, value=loss)[1])
 
 
 def best_epoch(history: list[dict]) -> int:

@@ -1,5 +1,6 @@
 """Learning rate, best epoch and end of training as functions of the history."""
 
+import jax
 import pytest
 
 from mmattn.config import TrainConfig
@@ -46,3 +47,23 @@ def test_best_is_the_first_maximum_and_patience_counts_from_it():
 def test_training_ends_with_the_epochs_or_when_nothing_can_get_better():
     assert finished(history(accuracies=[0.1, 0.2]), TrainConfig(epochs=2))
     assert finished(history(accuracies=[0.1, 1.0]), TrainConfig())
+
+
+def test_without_patience_only_the_epochs_end_the_training():
+    config = TrainConfig(patience=0, epochs=6)
+    for accuracies in ([1.0], [0.9, *[0.1] * 4], [1.0] * 5):
+        assert not finished(history(accuracies=accuracies), config)
+    assert finished(history(accuracies=[0.5] * 6), config)
+
+
+def test_a_longer_history_compiles_nothing_new():
+    config = TrainConfig(plateau=3)
+    learning_rate(config, history([1.0, 0.9, 0.8]))
+    compiled = []
+    listen = lambda name, *_, **__: compiled.append(name)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        learning_rate(config, history([1.0] * 12))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not [name for name in compiled if "compile" in name]
