@@ -20,7 +20,7 @@ from typing import NamedTuple
 from mmattn.console import say, say_table
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, read_json, write_text
-from mmattn.remote.cloud import GONE, CloudError
+from mmattn.remote.cloud import GONE
 from mmattn.remote.runs import Busy, Run
 from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, Unreachable
 
@@ -162,7 +162,7 @@ def _check_machine(run: Run, error: RemoteError) -> None:
         return
     try:
         state = run.cloud().state(run.instance_id)
-    except CloudError:  # no network at all, say: nothing is known
+    except UserError:  # no network, or no credentials here: nothing is known
         return
     if state is None or state in GONE:
         raise RemoteError(

@@ -21,6 +21,7 @@ from mmattn.remote.instance.guard import BEAT_S
 from mmattn.remote.launch import check_end, make_instance, wait_for_login
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
+from mmattn.remote.ssh import RemoteError
 
 PROJECT = Path(__file__).parents[2]
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()", "-r", str(PROJECT))
@@ -49,7 +50,8 @@ class Launched:
     """A run with its machine and, once a job was started, its files, also after its end."""
 
     def __init__(self, run: Run, cloud):
-        self.run, self.guest = run, cloud.guest(run.instance_id)
+        self.run, self.instance_id = run, run.instance_id
+        self.guest = cloud.guest(run.instance_id)
         self._files: int | None = None
 
     def start(self, code: str) -> None:
@@ -84,12 +86,12 @@ class Launched:
     @property
     def state(self) -> str:
         """By the API's account."""
-        return self.run.cloud().state(self.run.instance_id)
+        return self.run.cloud().state(self.instance_id)
 
     def wait_for_end(self, timeout: float = 60) -> None:
         """Until the API says that it is terminated, by its own will."""
         wait_until(lambda: self.state == "terminated", timeout)
-        found = self.run.cloud().instance(self.run.instance_id)
+        found = self.run.cloud().instance(self.instance_id)
         assert found.reason == "Client.InstanceInitiatedShutdown"
 
     def assert_saved(self, reason: str) -> None:
@@ -191,6 +193,20 @@ def test_each_of_guard_and_timer_ends_the_machine_at_its_deadline(launch, cloud)
     guarded.assert_saved("deadline")
     assert guarded.status["ended"] < guarded.run.deadline
     assert time.time() - guarded.run.deadline < 15
+    assert "instances" not in cloud.api.resources()
+
+
+def test_a_machine_that_might_not_end_itself_is_ended_by_the_deployment(launch, cloud):
+    units = ("mmattn-deadline.timer", "mmattn-guard.service")
+    for unit, one in {unit: launch() for unit in units}.items():
+        run, machine = one.run, one.run.machine()
+        wait_for_login(run, machine)
+        one.guest.run(f"systemctl disable --now {unit}")
+        with pytest.raises(RemoteError, match=f"its {unit} is inactive"):
+            check_end(run, machine)
+        assert one.state == "terminated"
+        assert run.instance_id is None
+        machine.close()
     assert "instances" not in cloud.api.resources()
 
 
