@@ -234,8 +234,9 @@ def test_what_exists_after_a_call_is_refused(run, cloud_api, action, exists):
     cloud_api.faults.append(Fault(action, "ExpiredToken"))
     text = fail(run, f"({action}: ExpiredToken: ", f")\nNow there is in us-east-1: {exists}")
     assert ("an hour" in text) == ("instances" in cloud_api.resources())
+    assert f"{run.label} (free)" in text
     assert text.endswith(
-        "(free). The same command goes on from here; "
+        "). The same command goes on from here; "
         f"`fab teardown --run {run.name}` removes it all."
     )
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote import start, user_data
+from mmattn.errors import UserError
+from mmattn.remote import control, start, teardown, user_data
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.instance.guard import BEAT_S
 from mmattn.remote.launch import check_end, make_instance, wait_for_login
@@ -216,6 +217,9 @@ def test_a_machine_that_is_taken_away_lets_its_job_save(launch, cloud):
     begin = time.time()
     for one in (working, deaf):
         cloud.interrupt_spot(one.run.instance_id)
+    wait_until(lambda: working.guard["reason"])
+    with pytest.raises(UserError, match=r"too late, .* AWS takes the spot machine back"):
+        control.hold(working.run)
     working.wait_for_end()
     working.assert_saved("spot")
     assert time.time() > working.guard["since"] + 8  # which is for fetching what it saved
@@ -224,6 +228,23 @@ def test_a_machine_that_is_taken_away_lets_its_job_save(launch, cloud):
     assert deaf.status["exit_code"] == 128 + signal.SIGKILL
     assert time.time() - begin < 30
     assert "instances" not in cloud.api.resources()
+
+
+def test_a_machine_that_trains_is_not_torn_down_whatever_its_state_says(launch, cloud):
+    """The deployment was cut just after it had started the job."""
+    one = launch(SAVE + SLEEP)
+    one.run.started, one.run.uploaded = False, "digest"
+    one.run.save()
+    with pytest.raises(UserError, match="still trains"):
+        teardown.teardown(None, None, force=False)
+    assert one.state == "running"
+    one.guest.run("systemctl stop mmattn-guard")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "HEED_S", 2)
+        with pytest.raises(UserError, match="the guard does not answer"):
+            control.hold(one.run)
+    teardown.teardown(None, None, force=True)
+    assert not cloud.api.resources()
 
 
 def test_a_killed_guard_comes_back(launch, cloud):

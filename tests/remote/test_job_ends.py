@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from mmattn.files import write_json
 from mmattn.remote import start
 from mmattn.remote.instance.job import read_json
 from mmattn.remote.runs import Run
-from mmattn.remote.ssh import Access, Machine
+from mmattn.remote.ssh import Access, Machine, RemoteError
 
 PROJECT = Path(__file__).parents[2]
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()", "-r", str(PROJECT))
@@ -147,6 +147,27 @@ def test_the_exit_code_is_told(job, ending, code, words):
     ended = job.wait_for_end()
     assert (ended["state"], ended["exit_code"], ended["out_of_memory"]) == ("ended", code, False)
     assert words in job.report(code)
+
+
+def test_a_training_that_fails_at_once_is_started_again_by_the_next_deployment(job):
+    """On the same machine, with the code that was mended meanwhile."""
+    run, home = replace(job.run, started=False), f"~/{job.run.base}"
+    job.machine.run(f"mkdir -p {home}/code/experiments {home}/run {home}/venv/bin")
+    job.machine.run(f"ln -s /usr/bin/python3 {home}/venv/bin/python")
+    package, target = str(PROJECT / "mmattn"), job.machine.remote("code/")
+    job.machine.rsync("--exclude=__pycache__", package, target, progress="code")
+    write = f"cat > {home}/code/experiments/no_aug.py <<'END'\n{{}}\nEND"
+
+    job.machine.run(write.format("import sys; sys.exit('a wrong option')"))
+    with pytest.raises(RemoteError, match="ended at once with exit code 1:\na wrong option"):
+        start.start_training(run, job.machine)
+    assert not Run.find().started
+    job.machine.run(write.format(SLEEP))
+    start.start_training(run, job.machine)
+    assert Run.find().started
+    assert job.snapshot()["job"]["state"] == "running"
+    start.start_training(run, job.machine)  # what runs is left alone
+    assert job.snapshot()["job"]["start"] == 2
 
 
 def test_a_killed_job(job):

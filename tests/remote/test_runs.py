@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.remote.access import own_network
-from mmattn.remote.runs import Busy, Run, locked, read_run, runs
+from mmattn.remote.runs import Busy, Run, changing, locked, read_run, runs
 from mmattn.remote.ssh import Access, RemoteError, ssh_config
 
 
@@ -64,6 +65,19 @@ def test_a_second_command_says_who_holds_the_lock():
     assert f"`fab deploy` (process {holder.pid}) is at work" in str(error.value)
     with locked("teardown"):
         assert json.loads(Path(".fab/lock").read_text())["what"] == "teardown"
+
+
+def test_a_run_that_another_command_has_just_changed_is_not_changed_back(folder):
+    Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1").save()
+    run = Run.find("no_aug-20260102-000000-aaaa")
+    with changing("deploy", run):
+        run.instance_id = "i-1"
+        run.save()
+    old = replace(run, instance_id=None)
+    changed = pytest.raises(Busy, match="just changed no_aug-20260102-000000-aaaa: try again")
+    with changed, changing("resume", old):
+        pass
+    assert Run.find(run.name).instance_id == "i-1"
 
 
 def test_a_key_that_others_can_read_is_closed(folder):
