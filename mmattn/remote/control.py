@@ -26,11 +26,12 @@ def stop(run: Run) -> None:
         raise UserError(f"{run.name} still runs after {SAVE_S} s; `fab monitor --quick` shows it")
     if job["state"] == "lost":
         raise UserError(f"{run.name}: the job was killed before; `fab resume` continues it")
-    say(f"the job has ended with exit code {job['exit_code']}; `fab resume` continues it")
+    code = job["exit_code"]
+    say(f"the job has ended with exit code {code}{'; `fab resume` continues it' if code else ''}")
     if run.host is None:
         say(
-            f"The machine ends itself {run.grace_minutes:g} min after that, with all that is on "
-            "it: `fab fetch` brings the results"
+            f"The machine ends itself {run.grace_minutes:g} min after that, unless it is held, "
+            "with all that is on it: `fab fetch` brings the results"
         )
 
 

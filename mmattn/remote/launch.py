@@ -34,12 +34,13 @@ def make_instance(run: Run, plan: Plan) -> None:
     """Key pair, security group, instance and alarms, each made once."""
     cloud = run.cloud()
     adopt(run)
+    network = own_network()  # before anything is made
     tags = {RUN: run.name, OWNER: run.owner, "Name": run.label}
     say(f"key pair and security group {run.label}")
     cloud.ensure_key_pair(run.label, make_key(run.key), tags)
     run.group_id = cloud.ensure_group(run.label, tags)
     run.save()
-    cloud.admit(run.group_id, own_network())
+    cloud.admit(run.group_id, network)
     if run.instance_id is None:
         _launch(run, cloud, plan, tags)
     cloud.ensure_alarms(run.label, run.instance_id, run.hours, tags)

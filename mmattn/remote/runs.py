@@ -161,7 +161,10 @@ class Run:
         """How to log in to its instance."""
         if self.address is None:
             if self.ended:
-                raise UserError(f"{self.name} was torn down: `fab resume` makes a new machine")
+                again = "`fab resume` makes a new machine"
+                if self.fetched == "complete":
+                    again = f"its results are in {self.results}"
+                raise UserError(f"{self.name} was torn down: {again}")
             raise UserError(f"{self.name} has no machine: `fab deploy` goes on, or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
             raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")

@@ -205,7 +205,7 @@ def list_runs(region: str | None) -> None:
     for run in here.values():
         if run.name not in listed:
             where = run.host or run.region or ""
-            state = "on a host" if run.host else "no machine"
+            state = "on a host" if run.host else "torn down" if run.ended else "no machine"
             rows.append((run.name, where, state, "", "", "", _fetched(run)))
     if not rows:
         say("no runs")

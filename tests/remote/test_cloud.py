@@ -209,7 +209,7 @@ def test_an_unknown_profile(run, monkeypatch):
 
 def test_an_endpoint_out_of_reach(run, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    fail(run, 'Could not connect to the endpoint URL: "http://127.0.0.1:9/"')
+    fail(run, "no connection to http://127.0.0.1:9/: is this computer online, and is that a region?")
 
 
 def test_an_unknown_instance_type(run, cloud_api):

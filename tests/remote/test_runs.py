@@ -122,7 +122,7 @@ def test_no_answer_opens_more_than_one_address(answer, own_ip_service):
 
 def test_a_silent_service_is_named(monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", "http://127.0.0.1:9")
-    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell"):
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell this computer.s address: Connection refused;"):
         own_network()
     monkeypatch.setenv("MMATTN_IP_SERVICE", "file:///etc/passwd")
     with pytest.raises(RemoteError, match="expected an http or https address"):
