@@ -197,7 +197,7 @@ def test_each_of_guard_and_timer_ends_the_machine_at_its_deadline(launch, cloud)
     assert "instances" not in cloud.api.resources()
 
 
-def test_a_machine_that_might_not_end_itself_is_ended_by_the_deployment(launch, cloud):
+def test_a_machine_that_might_not_end_is_ended(launch, cloud):
     units = ("mmattn-deadline.timer", "mmattn-guard.service")
     for unit, one in {unit: launch() for unit in units}.items():
         run, machine = one.run, one.run.machine()

@@ -67,7 +67,7 @@ def test_a_second_command_says_who_holds_the_lock():
         assert json.loads(Path(".fab/lock").read_text())["what"] == "teardown"
 
 
-def test_a_run_that_another_command_has_just_changed_is_not_changed_back(folder):
+def test_a_run_that_was_just_changed_is_not_changed_back(folder):
     Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1").save()
     run = Run.find("no_aug-20260102-000000-aaaa")
     with changing("deploy", run):
@@ -122,7 +122,7 @@ def test_no_answer_opens_more_than_one_address(answer, own_ip_service):
 
 def test_a_silent_service_is_named(monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", "http://127.0.0.1:9")
-    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell this computer.s address: Connection refused;"):
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell .* Connection refused;"):
         own_network()
     monkeypatch.setenv("MMATTN_IP_SERVICE", "file:///etc/passwd")
     with pytest.raises(RemoteError, match="expected an http or https address"):
