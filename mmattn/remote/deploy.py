@@ -213,7 +213,7 @@ def _say_others(run: Run, cloud: Cloud) -> None:
 
 
 def _say_started(run: Run) -> None:
-    say(f"{run.name} trains. `fab monitor` shows it; this computer may go.")
+    say(f"{run.name} trains. `fab monitor` shows it; this computer may be shut.")
     if run.host is None:
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.deadline))
         say(

@@ -408,7 +408,7 @@ def _report(run: Run, found: Results) -> None:
     rows = [
         ("checkpoints", _checkpoints(found)),
         ("epochs in metrics.jsonl", _epochs_done(results)),
-        ("logs", ", ".join(f"{name} {size} bytes" for name, size in logs) or "none"),
+        ("logs", ", ".join(f"{name} {size} bytes" for name, size in logs if size) or "none"),
         ("plots", sum(name.suffix == ".png" for name in names)),
         ("summary", "yes" if found.complete else "no"),
     ]
