@@ -11,7 +11,7 @@ from fabric import Connection, task
 from mmattn.cli import end_process_after
 from mmattn.errors import UserError
 
-RUN = "the run (default: the latest)"
+RUN = "name of the run (default: the latest that was not torn down)"
 
 
 def order(**options) -> Callable:
@@ -50,9 +50,9 @@ def order(**options) -> Callable:
         "data": "folder of feature files to send; may be repeated (default: the built-in corpus)",
         "instance-type": "EC2's name for the machine (default: c5.24xlarge, 96 vCPU)",
         "spot": "a spot machine: a third of the price, but it may be taken away",
-        "max-hours": "the machine ends itself after so long, whatever happens (default: 6)",
-        "grace-minutes": "the machine ends itself so long after its job (default: 60)",
-        "region": "of EC2 (default: of your AWS configuration)",
+        "max-hours": "the machine ends itself after this long, whatever happens (default: 6)",
+        "grace-minutes": "the machine ends itself this long after its job has ended (default: 60)",
+        "region": "of EC2 (default: that of your AWS configuration)",
         "host": "user@address[:port] of a machine that exists, instead of EC2",
         "yes": "do not ask",
         "dry-run": "show the plan and its cost, and stop",
@@ -72,7 +72,7 @@ def deploy(
     yes=False,
     dry_run=False,
 ):
-    """Make a machine, send code and data, start the training; repeated, goes on where it was."""
+    """Make a machine, send code and data, start the training; called again, it goes on."""
     from mmattn.remote import deploy as remote
     from mmattn.remote.plan import new_run
 
@@ -100,7 +100,7 @@ def deploy(
     }
 )
 def monitor(context, run="", quick=False, follow=False):
-    """Show state, curves, machine, cost and log until the job ends; its exit code is ours."""
+    """Show state, curves, machine, cost and log until the job ends; exit with its code."""
     from mmattn.remote.monitor import monitor as watch
 
     return watch(_find(run), quick, follow)
@@ -117,8 +117,8 @@ def fetch(context, run="", watch=False):
 @order(
     help={
         "run": RUN,
-        "region": "of a run that this computer does not know",
-        "force": "also while results are not fetched",
+        "region": "where a run is that this computer does not know",
+        "force": "even if the job runs or its results are not fetched",
     }
 )
 def teardown(context, run="", region="", force=False):
@@ -128,7 +128,7 @@ def teardown(context, run="", region="", force=False):
     remove(run or None, region or None, force)
 
 
-@order(help={"region": "to look in, besides those of known runs"})
+@order(help={"region": "another to look in, besides those of the runs in .fab"})
 def ls(context, region=""):
     """List your runs: machines by their tags, cost so far, what was fetched."""
     from mmattn.remote.teardown import list_runs

@@ -26,10 +26,16 @@ def own_network() -> str:
             text = answer.read(100).decode("ascii", "replace").strip()
     except (OSError, urllib.error.URLError) as error:
         raise RemoteError(
-            f"{url} does not tell this computer's address: {error}; "
+            f"{url} does not tell this computer's address: {_reason(error)}; "
             "MMATTN_IP_SERVICE names another such service"
         ) from error
     try:
         return str(ipaddress.ip_network(ipaddress.ip_address(text)))
     except ValueError as error:
         raise RemoteError(f"{url}: expected an IP address, got {text!r}") from error
+
+
+def _reason(error: OSError) -> object:
+    """Why, without the words in which Python wraps it."""
+    inner = getattr(error, "reason", error)
+    return getattr(inner, "strerror", None) or inner

@@ -431,6 +431,11 @@ def explained(what: str) -> Iterator[None]:
         ) from error
     except failures.NoRegionError as error:
         raise UserError("AWS: expected a --region, an AWS_REGION or one in ~/.aws") from error
+    except (failures.EndpointConnectionError, failures.ConnectTimeoutError) as error:
+        where = error.kwargs["endpoint_url"]
+        raise CloudError(
+            f"{what}: no connection to {where}: is this computer online, and is that a region?"
+        ) from error
     except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
         raise CloudError(f"{what}: {str(error)[:300]}") from error
 

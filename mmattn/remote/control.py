@@ -1,10 +1,14 @@
 """Small orders to a run's machine: stop, hold."""
 
-from mmattn.console import say
+import time
+
+from mmattn.console import say, waiting
 from mmattn.errors import UserError
-from mmattn.remote.runs import Run, locked
+from mmattn.remote.runs import Run, changing
+from mmattn.remote.screen import GUARD_REASONS, clock
 
 SAVE_S = 120
+HEED_S = 30  # for the guard, which looks every few seconds
 
 
 def stop(run: Run) -> None:
@@ -13,7 +17,7 @@ def stop(run: Run) -> None:
     Raises:
         UserError: the job did not end in time.
     """
-    with locked("stop", run.folder):
+    with changing("stop", run):
         say(f"asking {run.name} to save and end")
         job = run.machine().call("stop", "--wait", str(SAVE_S), timeout=SAVE_S + 30)
     if job["state"] == "absent":
@@ -22,18 +26,34 @@ def stop(run: Run) -> None:
         raise UserError(f"{run.name} still runs after {SAVE_S} s; `fab monitor --quick` shows it")
     if job["state"] == "lost":
         raise UserError(f"{run.name}: the job was killed before; `fab resume` continues it")
-    say(f"the job has ended with exit code {job['exit_code']}; `fab resume` continues it")
+    code = job["exit_code"]
+    say(f"the job has ended with exit code {code}{'; `fab resume` continues it' if code else ''}")
+    if run.host is None:
+        say(
+            f"The machine ends itself {run.grace_minutes:g} min after that, unless it is held, "
+            "with all that is on it: `fab fetch` brings the results"
+        )
 
 
 def hold(run: Run) -> None:
     """Keep the machine past its grace, until its deadline.
 
     Raises:
-        UserError: the run is on a machine that exists of itself.
+        UserError: the run is on a machine that exists of itself, or it is too late.
     """
     if run.host is not None:
         raise UserError(f"{run.host} is not ended by anything: there is nothing to hold")
-    if not run.started:
-        raise UserError(f"{run.name} has no job yet: `fab deploy` goes on")
-    run.machine().run(f"mkdir -p {run.base}/job && touch {run.base}/job/hold")
-    say(f"{run.name}: the machine stays until its deadline; `fab teardown` ends it")
+    machine = run.machine()
+    machine.run(f"mkdir -p {run.base}/job && touch {run.base}/job/hold")
+    end = time.monotonic() + HEED_S
+    with waiting("waiting for the machine's guard to heed it"):
+        while not (guard := machine.call("snapshot")["guard"] or {}).get("held"):
+            if guard.get("reason"):
+                why = GUARD_REASONS[guard["reason"]]
+                raise UserError(f"too late, the machine is just being ended: {why}")
+            if time.monotonic() > end:
+                raise UserError("the guard does not answer; the machine may end all the same")
+            time.sleep(1)
+    price = "" if run.price is None else f" at ${run.price:.2f} an hour"
+    until = clock(run.deadline, time.time())
+    say(f"{run.name}: the machine stays until its deadline, {until}{price}; `fab teardown` ends it")

@@ -3,14 +3,15 @@
 import shlex
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from mmattn.console import say, waiting
 from mmattn.errors import UserError
 from mmattn.remote.cloud import GONE, Cloud
 from mmattn.remote.launch import adopt, check_end, make_instance, wait_for_login
 from mmattn.remote.plan import Plan, confirm, make_plan, say_plan
-from mmattn.remote.runs import Run, is_busy, locked, runs
+from mmattn.remote.runs import Run, changing, is_busy, locked, runs
 from mmattn.remote.ssh import check_tools
 from mmattn.remote.start import build_environment, start_training
 from mmattn.remote.upload import MANIFEST, upload
@@ -32,15 +33,17 @@ def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
         with locked("deploy"):
             run = _unfinished(asked) or asked
             if run is not asked:
-                held.enter_context(locked("deploy", run.folder))
+                held.enter_context(changing("deploy", run))
                 say(f"going on with the deployment of {run.name}")
-            plan = _confirm(run, yes, dry_run)
+            with telling(run):
+                plan = _confirm(run, yes, dry_run)
             if dry_run:
                 return
             if run is asked:
                 held.enter_context(locked("deploy", run.folder))
             run.save()
-        _work(run, plan)
+        with telling(run):
+            _work(run, plan)
 
 
 def resume(run: Run, yes: bool) -> None:
@@ -52,16 +55,18 @@ def resume(run: Run, yes: bool) -> None:
     check_tools()
     if (run.results / "summary.json").exists():
         raise UserError(f"{run.name} is complete, in {run.results}: there is nothing to resume")
-    with locked("resume", run.folder):
+    with changing("resume", run):
         if run.host is None:
-            adopt(run)
+            with telling(run):
+                adopt(run)
         if run.ended or not run.started:
             run.ended = False
             if run.host is None and run.instance_id is None:
                 begun = (run.results / "config.json").exists()
                 found = "what was fetched" if begun else "the start: nothing was fetched"
                 say(f"{run.name} has no machine: a new one goes on from {found}")
-            _work(run, _confirm(run, yes))
+            with telling(run):
+                _work(run, _confirm(run, yes))
             return
         machine = run.machine()
         about = machine.call("snapshot")
@@ -69,7 +74,8 @@ def resume(run: Run, yes: bool) -> None:
             raise UserError(f"{run.name} runs: `fab monitor`; `fab stop` lets it save and end")
         if about["complete"]:
             raise UserError(f"{run.name} is complete: `fab fetch` brings the results")
-        start_training(run, machine, again=True)  # with the code, data, environment it began with
+        with telling(run):  # with the code, data and environment that it began with
+            start_training(run, machine, again=True)
         _say_started(run)
 
 
@@ -92,28 +98,41 @@ def _confirm(run: Run, yes: bool, dry_run: bool = False) -> Plan | None:
 
 
 def _work(run: Run, plan: Plan | None) -> None:
-    """All steps that are not done yet; a failure says what exists."""
+    """All steps that are not done yet."""
+    if run.host is None:
+        make_instance(run, plan)
+    machine = run.machine()
+    with waiting(f"waiting for {machine.access.name}"):
+        wait_for_login(run, machine)
+    if run.host is None:
+        check_end(run, machine)
+    upload(run, machine)
+    build_environment(run, machine)
+    start_training(run, machine)
+    _say_started(run)
+
+
+@contextmanager
+def telling(run: Run) -> Iterator[None]:
+    """Let a failure say what exists, if anything may."""
     try:
-        if run.host is None:
-            make_instance(run, plan)
-        machine = run.machine()
-        with waiting(f"waiting for {machine.access.name}"):
-            wait_for_login(run, machine)
-        if run.host is None:
-            check_end(run, machine)
-        upload(run, machine)
-        build_environment(run, machine)
-        start_training(run, machine)
+        yield
     except UserError as error:
-        if run.host is not None and not (run.folder / MANIFEST).exists():
+        if run.host is not None and run.folder.exists() and not (run.folder / MANIFEST).exists():
             shutil.rmtree(run.folder)  # nothing was sent: there is no such run
-        else:
+        elif _is_begun(run):
             error.args = (f"{error}\n{what_exists(run)}",)
         raise
     except BaseException:  # Ctrl-C above all
-        say(what_exists(run))
+        if _is_begun(run):
+            say(what_exists(run))
         raise
-    _say_started(run)
+
+
+def _is_begun(run: Run) -> bool:
+    """Whether anything may have been made for a run that was not removed since."""
+    begun = run.key if run.host is None else run.folder / MANIFEST
+    return begun.exists() or run.deadline is not None
 
 
 def what_exists(run: Run) -> str:
@@ -130,6 +149,8 @@ def what_exists(run: Run) -> str:
         parts.append(f"security group {run.group_id} and key pair {run.label} (free)")
     elif run.key.exists():
         parts.append(f"perhaps key pair and security group {run.label} (free)")
+    if run.instance_id:
+        parts.append(f"perhaps alarms {run.label}-* (cents a month)")
     return (
         f"Now there is in {run.region}: {', '.join(parts) or 'nothing'}. The same command goes on "
         f"from here; `fab teardown --run {run.name}` removes it all."
@@ -192,7 +213,7 @@ def _say_others(run: Run, cloud: Cloud) -> None:
 
 
 def _say_started(run: Run) -> None:
-    say(f"{run.name} trains. `fab monitor` shows it; this computer may go.")
+    say(f"{run.name} trains. `fab monitor` shows it; this computer may be shut.")
     if run.host is None:
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.deadline))
         say(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from mmattn.console import say, say_table
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, read_json, write_text
-from mmattn.remote.cloud import GONE, CloudError
+from mmattn.remote.cloud import GONE
 from mmattn.remote.runs import Busy, Run
 from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, Unreachable
 
@@ -162,7 +162,7 @@ def _check_machine(run: Run, error: RemoteError) -> None:
         return
     try:
         state = run.cloud().state(run.instance_id)
-    except CloudError:  # no network at all, say: nothing is known
+    except UserError:  # no network, or no credentials here: nothing is known
         return
     if state is None or state in GONE:
         raise RemoteError(
@@ -408,7 +408,7 @@ def _report(run: Run, found: Results) -> None:
     rows = [
         ("checkpoints", _checkpoints(found)),
         ("epochs in metrics.jsonl", _epochs_done(results)),
-        ("logs", ", ".join(f"{name} {size} bytes" for name, size in logs) or "none"),
+        ("logs", ", ".join(f"{name} {size} bytes" for name, size in logs if size) or "none"),
         ("plots", sum(name.suffix == ".png" for name in names)),
         ("summary", "yes" if found.complete else "no"),
     ]

@@ -168,7 +168,7 @@ class Link:
         except RemoteError as error:
             self._look_at_cloud(wait=True)
             if self.touch.cloud:
-                error.args = (f"{error}; EC2 says: {self.touch.cloud}",)
+                error.args = (f"{error}; {self.touch.cloud}",)
             raise
 
     def snapshot(self, view: "View") -> dict:
@@ -245,11 +245,11 @@ class Link:
         try:
             found = question.result()
         except UserError as error:  # this computer may be offline altogether
-            self.touch = self.touch._replace(cloud=f"no answer ({error})")
+            self.touch = self.touch._replace(cloud=f"EC2 cannot be asked: {error}")
             return
         if found is None or found.state in (*GONE, *HALTED):
             raise RemoteError(gone_text(run, found, self.last))
-        self.touch = self.touch._replace(cloud=found.state)
+        self.touch = self.touch._replace(cloud=f"EC2 says that it is {found.state}")
         if found.address not in (None, run.address):
             self.machine.close()
             run.address = found.address

@@ -24,6 +24,7 @@ from mmattn.remote.ssh import Access, Machine, make_key
 FOLDER = Path(".fab")
 NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
+PROGRESS = ("attempt", "deadline", "instance_id", "uploaded", "built", "started", "ended")
 
 
 class Busy(UserError):
@@ -160,7 +161,10 @@ class Run:
         """How to log in to its instance."""
         if self.address is None:
             if self.ended:
-                raise UserError(f"{self.name} was torn down: `fab resume` makes a new machine")
+                again = "`fab resume` makes a new machine"
+                if self.fetched == "complete":
+                    again = f"its results are in {self.results}"
+                raise UserError(f"{self.name} was torn down: {again}")
             raise UserError(f"{self.name} has no machine: `fab deploy` goes on, or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
             raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")
@@ -259,4 +263,18 @@ def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
         file.truncate(0)
         json.dump({"what": what, "pid": os.getpid()}, file)
         file.flush()
+        yield
+
+
+@contextmanager
+def changing(what: str, run: Run) -> Iterator[None]:
+    """Hold the right to change a run, which is still as it was read.
+
+    Raises:
+        Busy: another command has the right, or has just used it.
+    """
+    with locked(what, run.folder):
+        now = read_run(run.folder / "state.json")
+        if any(getattr(now, name) != getattr(run, name) for name in PROGRESS):
+            raise Busy(f"another command has just changed {run.name}: try again")
         yield

@@ -55,7 +55,7 @@ class Touch(NamedTuple):
     reason: str = ""
     """What failed last."""
     cloud: str = ""
-    """What EC2 says of the machine meanwhile."""
+    """What EC2 says of the machine meanwhile, or why it says nothing."""
 
 
 def report(
@@ -394,10 +394,10 @@ def _title(run: Run) -> RenderableType:
 def _touch_lines(touch: Touch, now: float) -> list[Text]:
     if touch.since is None:
         return [] if touch.heard else [Text("connecting", "dim")]
-    cloud = f"; EC2 says: {touch.cloud}" if touch.cloud else ""
     old = f"; the rest is of {clock(touch.heard, now)}" if touch.heard else ""
-    head = f"out of touch for {duration(now - touch.since)}, trying again{cloud}{old}"
-    return [Text(head, "bold yellow"), Text(f"  {touch.reason}", "yellow")]
+    head = f"out of touch for {duration(now - touch.since)}, trying again{old}"
+    reasons = [Text(f"  {reason}", "yellow") for reason in (touch.reason, touch.cloud) if reason]
+    return [Text(head, "bold yellow"), *reasons]
 
 
 def _rows(run: Run, snapshot: dict, then: float, now: float) -> list[tuple[str, RenderableType]]:

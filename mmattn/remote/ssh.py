@@ -147,7 +147,7 @@ class Machine:
             raise Unreachable(f"{self.access.name} is silent for {timeout:g} s") from error
         except (OSError, EOFError, paramiko.SSHException) as error:
             self.close()
-            raise Unreachable(f"{self.access.name}: connection lost: {error}") from error
+            raise Unreachable(f"{self.access.name}: connection lost{_why(error)}") from error
         except invoke.exceptions.ThreadException as error:
             self.close()
             raise Unreachable(f"{self.access.name}: connection lost") from error
@@ -330,7 +330,15 @@ def _connect_error(access: Access, error: Exception) -> RemoteError:
         )
     if isinstance(error, (TimeoutError, socket.timeout)):
         return Unreachable(f"{name} does not answer within {CONNECT_S} s")
-    return Unreachable(f"{name}: no connection: {error}")
+    return Unreachable(f"{name}: no connection{_why(error)}")
+
+
+def _why(error: Exception) -> str:
+    """`: Connection refused`, or nothing; without numbers and addresses."""
+    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
+        error = next(iter(error.errors.values()))
+    text = getattr(error, "strerror", None) or str(error)
+    return f": {text}" if text else ""
 
 
 class NotLoggedIn(RemoteError):

@@ -35,13 +35,14 @@ def start_training(run: Run, machine: Machine, again: bool = False) -> None:
     Args:
         run: the run.
         machine: its machine.
-        again: start it also if it has ended.
+        again: start it also if it has ended after it was started well.
 
     Raises:
         RemoteError: it ended at once with an error.
     """
-    state = machine.call("snapshot")["job"]["state"]
-    if state in ("absent", "lost") or (again and state == "ended"):
+    job = machine.call("snapshot")["job"]
+    failed = job["state"] == "ended" and job["exit_code"] != 0 and not run.started
+    if job["state"] in ("absent", "lost") or failed or (again and job["state"] == "ended"):
         machine.run(f"rm -f {run.base}/job/hold")
         begun = machine.run(f"test ! -e {run.base}/run/config.json || echo yes").strip()
         words = ["../venv/bin/python", "-m", f"experiments.{run.experiment}", "--out", "../run"]
@@ -56,6 +57,10 @@ def start_training(run: Run, machine: Machine, again: bool = False) -> None:
     time.sleep(FIRST_LOOK_S)
     job = machine.call("snapshot")["job"]
     if job["state"] == "ended" and job["exit_code"]:
+        run.started = again  # otherwise the next deployment starts it, on the same machine
+        if run.attempt == 1 and not again:
+            run.began_with = None  # there are no results that new code could be mixed with
+        run.save()
         log = machine.run(f"tail -n 15 {run.base}/job/job.log")
         raise RemoteError(
             f"the job ended at once with exit code {job['exit_code']}:\n{log.strip()}"

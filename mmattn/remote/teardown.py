@@ -6,8 +6,9 @@ import time
 from mmattn.console import say, say_table, waiting
 from mmattn.errors import UserError
 from mmattn.remote.cloud import GONE, Cloud, CloudError, Instance
+from mmattn.remote.deploy import telling
 from mmattn.remote.fetch import fetched_all
-from mmattn.remote.runs import FOLDER, NAME, Run, locked, runs
+from mmattn.remote.runs import FOLDER, NAME, Run, changing, locked, runs
 from mmattn.remote.ssh import RemoteError
 
 SETTLE_S = 15  # until EC2 lists a new instance
@@ -36,7 +37,7 @@ def teardown(name: str | None, region: str | None, force: bool) -> None:
             _end(Run(name, name.split("-")[0], region=region), force, known=False)
         return
     run = Run.find(name)
-    with locked("teardown", run.folder):
+    with changing("teardown", run):
         if run.host is None:
             _end(run, force, known=True)
         else:
@@ -45,9 +46,10 @@ def teardown(name: str | None, region: str | None, force: bool) -> None:
 
 def _end(run: Run, force: bool, known: bool) -> None:
     """End a run's machines on EC2 and delete what was made for them."""
-    cloud = run.cloud()
-    run.region = cloud.region
-    remains = _remains(run, cloud)
+    with telling(run):
+        cloud = run.cloud()
+        run.region = cloud.region
+        remains = _remains(run, cloud)
     if not known and not remains:
         raise UserError(f"--run {run.name}: neither {FOLDER} nor {cloud.region} knows such a run")
     if not force:
@@ -55,13 +57,13 @@ def _end(run: Run, force: bool, known: bool) -> None:
     try:
         _remove(run, cloud, remains)
     except CloudError as error:
-        error.args = (
-            f"{error}\nPerhaps still there in {cloud.region}: {_listed(remains)}. An instance "
-            "costs until it has ended: the same command goes on from here",
-        )
+        error.args = (f"{error}\n{_perhaps_left(cloud, remains)}",)
+        raise
+    except KeyboardInterrupt:
+        say(_perhaps_left(cloud, remains))
         raise
     if known:
-        run.address = run.deadline = None
+        run.address = run.deadline = run.group_id = None
         run.ended = True
         run.save()
     _check_gone(run, cloud)
@@ -74,9 +76,17 @@ def _check_gone(run: Run, cloud: Cloud) -> None:
     while left := cloud.remains(run.name, run.label):
         if set(left) != {"volume"} or time.monotonic() > end:
             raise CloudError(
-                f"still there in {cloud.region}: {_listed(left)}. Try again in a minute"
+                f"still there in {cloud.region}: {_listed(left)}. Call "
+                f"`fab teardown --run {run.name}` again in a minute"
             )
         time.sleep(2)
+
+
+def _perhaps_left(cloud: Cloud, remains: dict[str, list[str]]) -> str:
+    return (
+        f"Perhaps still there in {cloud.region}: {_listed(remains)}. An instance costs until it "
+        "has ended: the same command goes on from here"
+    )
 
 
 def _listed(remains: dict[str, list[str]]) -> str:
@@ -111,9 +121,10 @@ def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
         return  # the deployment never came so far that there could be results
     try:
         machine = run.machine()
-        if run.started and machine.call("snapshot")["job"]["state"] == "running":
+        state = machine.call("snapshot")["job"]["state"] if run.uploaded else "absent"
+        if state == "running":
             raise UserError(f"{run.name} still trains: `fab stop` first; {HELP_FORCE}")
-        fetched = not run.started or fetched_all(run, machine)
+        fetched = state == "absent" or fetched_all(run, machine)
     except RemoteError as error:
         raise UserError(
             f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
@@ -161,7 +172,7 @@ def _delete_there(run: Run, force: bool) -> None:
         job = machine.call("snapshot")["job"]
         if job["state"] == "running" and not force:
             raise UserError(f"{run.name} still runs on {run.host}: `fab stop` first")
-        if run.started and not force and not fetched_all(run, machine):
+        if job["state"] != "absent" and not force and not fetched_all(run, machine):
             raise UserError(
                 f"{run.name} has results that were not fetched: `fab fetch` first; {HELP_FORCE}"
             )
@@ -194,7 +205,7 @@ def list_runs(region: str | None) -> None:
     for run in here.values():
         if run.name not in listed:
             where = run.host or run.region or ""
-            state = "on a host" if run.host else "no machine"
+            state = "on a host" if run.host else "torn down" if run.ended else "no machine"
             rows.append((run.name, where, state, "", "", "", _fetched(run)))
     if not rows:
         say("no runs")

@@ -209,7 +209,7 @@ def test_an_unknown_profile(run, monkeypatch):
 
 def test_an_endpoint_out_of_reach(run, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    fail(run, 'Could not connect to the endpoint URL: "http://127.0.0.1:9/"')
+    fail(run, "no connection to http://127.0.0.1:9/: is this computer online, and is that")
 
 
 def test_an_unknown_instance_type(run, cloud_api):
@@ -234,9 +234,9 @@ def test_what_exists_after_a_call_is_refused(run, cloud_api, action, exists):
     cloud_api.faults.append(Fault(action, "ExpiredToken"))
     text = fail(run, f"({action}: ExpiredToken: ", f")\nNow there is in us-east-1: {exists}")
     assert ("an hour" in text) == ("instances" in cloud_api.resources())
+    assert f"{run.label} (free)" in text
     assert text.endswith(
-        "(free). The same command goes on from here; "
-        f"`fab teardown --run {run.name}` removes it all."
+        f"). The same command goes on from here; `fab teardown --run {run.name}` removes it all."
     )
 
 

@@ -16,12 +16,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from mmattn.console import LOG
 from mmattn.errors import UserError
 from mmattn.remote import fetch as module
+from mmattn.remote.cloud import CloudError
 from mmattn.remote.fetch import evaluate_command, fetch, fetched_all
 from mmattn.remote.runs import Busy, Run
 from mmattn.remote.ssh import Access, CommandFailed, Machine, RemoteError, Unreachable
@@ -467,6 +469,14 @@ def test_the_machine_is_out_of_touch_for_a_while(run, machine, said):
     fetch(run, watch=False)
     assert files_in(run.results) == expected(machine)
     assert said.read().count("trying again") == 3
+
+
+@pytest.mark.parametrize("error", [CloudError("no network"), UserError("no credentials")])
+def test_what_ec2_does_not_tell_ends_nothing(run, machine, monkeypatch, error):
+    run.instance_id, machine.unreachable = "i-1", 1
+    monkeypatch.setattr(Run, "cloud", Mock(side_effect=error))
+    fetch(run, watch=False)
+    assert files_in(run.results) == expected(machine)
 
 
 class GoneCloud:

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote import start, user_data
+from mmattn.errors import UserError
+from mmattn.remote import control, start, teardown, user_data
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.instance.guard import BEAT_S
 from mmattn.remote.launch import check_end, make_instance, wait_for_login
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
+from mmattn.remote.ssh import RemoteError
 
 PROJECT = Path(__file__).parents[2]
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()", "-r", str(PROJECT))
@@ -49,7 +51,8 @@ class Launched:
     """A run with its machine and, once a job was started, its files, also after its end."""
 
     def __init__(self, run: Run, cloud):
-        self.run, self.guest = run, cloud.guest(run.instance_id)
+        self.run, self.instance_id = run, run.instance_id
+        self.guest = cloud.guest(run.instance_id)
         self._files: int | None = None
 
     def start(self, code: str) -> None:
@@ -84,12 +87,12 @@ class Launched:
     @property
     def state(self) -> str:
         """By the API's account."""
-        return self.run.cloud().state(self.run.instance_id)
+        return self.run.cloud().state(self.instance_id)
 
     def wait_for_end(self, timeout: float = 60) -> None:
         """Until the API says that it is terminated, by its own will."""
         wait_until(lambda: self.state == "terminated", timeout)
-        found = self.run.cloud().instance(self.run.instance_id)
+        found = self.run.cloud().instance(self.instance_id)
         assert found.reason == "Client.InstanceInitiatedShutdown"
 
     def assert_saved(self, reason: str) -> None:
@@ -194,12 +197,29 @@ def test_each_of_guard_and_timer_ends_the_machine_at_its_deadline(launch, cloud)
     assert "instances" not in cloud.api.resources()
 
 
+def test_a_machine_that_might_not_end_is_ended(launch, cloud):
+    units = ("mmattn-deadline.timer", "mmattn-guard.service")
+    for unit, one in {unit: launch() for unit in units}.items():
+        run, machine = one.run, one.run.machine()
+        wait_for_login(run, machine)
+        one.guest.run(f"systemctl disable --now {unit}")
+        with pytest.raises(RemoteError, match=f"its {unit} is inactive"):
+            check_end(run, machine)
+        assert one.state == "terminated"
+        assert run.instance_id is None
+        machine.close()
+    assert "instances" not in cloud.api.resources()
+
+
 def test_a_machine_that_is_taken_away_lets_its_job_save(launch, cloud):
     working = launch(SAVE + WORK, stop_s=8)
     deaf = launch(IGNORE + WORK, stop_s=3)
     begin = time.time()
     for one in (working, deaf):
         cloud.interrupt_spot(one.run.instance_id)
+    wait_until(lambda: working.guard["reason"])
+    with pytest.raises(UserError, match=r"too late, .* AWS takes the spot machine back"):
+        control.hold(working.run)
     working.wait_for_end()
     working.assert_saved("spot")
     assert time.time() > working.guard["since"] + 8  # which is for fetching what it saved
@@ -208,6 +228,23 @@ def test_a_machine_that_is_taken_away_lets_its_job_save(launch, cloud):
     assert deaf.status["exit_code"] == 128 + signal.SIGKILL
     assert time.time() - begin < 30
     assert "instances" not in cloud.api.resources()
+
+
+def test_a_machine_that_trains_is_not_torn_down_whatever_its_state_says(launch, cloud):
+    """The deployment was cut just after it had started the job."""
+    one = launch(SAVE + SLEEP)
+    one.run.started, one.run.uploaded = False, "digest"
+    one.run.save()
+    with pytest.raises(UserError, match="still trains"):
+        teardown.teardown(None, None, force=False)
+    assert one.state == "running"
+    one.guest.run("systemctl stop mmattn-guard")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "HEED_S", 2)
+        with pytest.raises(UserError, match="the guard does not answer"):
+            control.hold(one.run)
+    teardown.teardown(None, None, force=True)
+    assert not cloud.api.resources()
 
 
 def test_a_killed_guard_comes_back(launch, cloud):

@@ -176,6 +176,22 @@ def test_an_unknown_host_key_is_refused_before_anything_is_sent(session):
     assert "Accepted" not in session.guest.run("journalctl --unit=ssh")
 
 
+def test_a_shell_on_the_machine(session):
+    session.trust()
+    Run("no_aug-20261125-000000-ab12", "no_aug", host=session.address).save()
+    done = subprocess.run(
+        [*FAB, "ssh"],
+        cwd=session.project,
+        env=session.environment,
+        input="echo $((6 * 7)) on $(hostname); exit 3\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 3, done.stderr
+    assert f"42 on {session.guest.run('hostname').strip()}\n" in done.stdout
+
+
 def test_a_deployment_that_is_given_up_leaves_nothing(session, corpus):
     """Its data were there, whole, and its environment was just being built."""
     session.trust()

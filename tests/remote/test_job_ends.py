@@ -1,15 +1,17 @@
 """How jobs end on a real machine, and what `fab monitor` then says of them here."""
 
 import base64
+import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from mmattn.files import write_json
 from mmattn.remote import start
 from mmattn.remote.instance.job import read_json
 from mmattn.remote.runs import Run
-from mmattn.remote.ssh import Access, Machine
+from mmattn.remote.ssh import Access, Machine, RemoteError
 
 PROJECT = Path(__file__).parents[2]
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()", "-r", str(PROJECT))
@@ -63,11 +65,19 @@ class Job:
 
     def start(self, code: str) -> None:
         """Start Python code as `fab deploy` starts a training, and wait until it is ready."""
-        self.machine.run(f"mkdir -p {self.run.base}/code {self.run.base}/run")
-        package, target = str(PROJECT / "mmattn"), self.machine.remote("code/")
-        self.machine.rsync("--exclude=__pycache__", package, target, progress="code")
+        self.deploy("")
         start._run_detached(self.run, self.machine, "job", ["python3", "-uc", code])
         wait_until(lambda: self.log.startswith(b"ready") and self.status["pid"])
+
+    def deploy(self, code: str) -> None:
+        """Send code, of which this Python code is the experiment; the system's Python runs it."""
+        base = self.run.base
+        self.machine.run(f"mkdir -p {base}/code/experiments {base}/run {base}/venv/bin")
+        self.machine.run(f"ln -sf /usr/bin/python3 {base}/venv/bin/python")
+        package, target = str(PROJECT / "mmattn"), self.machine.remote("code/")
+        self.machine.rsync("--exclude=__pycache__", package, target, progress="code")
+        path = f"{base}/code/experiments/no_aug.py"
+        self.machine.run(f"echo {shlex.quote(code)} >{path}")
 
     @property
     def log(self) -> bytes:
@@ -147,6 +157,48 @@ def test_the_exit_code_is_told(job, ending, code, words):
     ended = job.wait_for_end()
     assert (ended["state"], ended["exit_code"], ended["out_of_memory"]) == ("ended", code, False)
     assert words in job.report(code)
+
+
+def test_a_training_that_fails_at_once_is_started_again(job):
+    """On the same machine, with the code that was mended meanwhile."""
+    run = replace(job.run, started=False)
+    job.deploy("import sys; sys.exit('a wrong option')")
+    with pytest.raises(RemoteError, match="ended at once with exit code 1:\na wrong option"):
+        start.start_training(run, job.machine)
+    assert not Run.find().started
+    job.deploy(SLEEP)
+    start.start_training(run, job.machine)
+    assert Run.find().started
+    assert job.snapshot()["job"]["state"] == "running"
+    start.start_training(run, job.machine)  # what runs is left alone
+    assert job.snapshot()["job"]["start"] == 2
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_a_start_that_is_cut_anywhere_is_gone_on_from(job, monkeypatch, number):
+    """This computer goes away after each step."""
+    run, steps = replace(job.run, started=False), itertools.count(1)
+    job.deploy(SLEEP)
+
+    def cut(step):
+        def work(*arguments, **options):
+            done = step(*arguments, **options)
+            asks = "instance.snapshot" in str(arguments)
+            if not asks and next(steps) == number:
+                raise KeyboardInterrupt
+            return done
+
+        return work
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Machine, "run", cut(Machine.run))
+        patch.setattr(Machine, "rsync", cut(Machine.rsync))
+        with pytest.raises(KeyboardInterrupt):
+            start.start_training(run, job.machine)
+    start.start_training(run, job.machine)
+    about = job.snapshot()["job"]
+    assert (about["state"], about["start"]) == ("running", 1)
+    assert run.started
 
 
 def test_a_killed_job(job):

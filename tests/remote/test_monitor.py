@@ -375,7 +375,7 @@ def test_quick(capsys):
 
 def test_quick_out_of_reach():
     machine = FakeMachine(Unreachable("silence"))
-    with pytest.raises(Unreachable, match="silence; EC2 says: running"):
+    with pytest.raises(Unreachable, match="silence; EC2 says that it is running"):
         module.monitor(ec2_run(machine, found=instance("running")), True, False)
     assert machine.calls == 1 and machine.closed
     with pytest.raises(RemoteError, match="terminated"):

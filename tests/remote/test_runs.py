@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.remote.access import own_network
-from mmattn.remote.runs import Busy, Run, locked, read_run, runs
+from mmattn.remote.runs import Busy, Run, changing, locked, read_run, runs
 from mmattn.remote.ssh import Access, RemoteError, ssh_config
 
 
@@ -66,6 +67,19 @@ def test_a_second_command_says_who_holds_the_lock():
         assert json.loads(Path(".fab/lock").read_text())["what"] == "teardown"
 
 
+def test_a_run_that_was_just_changed_is_not_changed_back(folder):
+    Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1").save()
+    run = Run.find("no_aug-20260102-000000-aaaa")
+    with changing("deploy", run):
+        run.instance_id = "i-1"
+        run.save()
+    old = replace(run, instance_id=None)
+    changed = pytest.raises(Busy, match="just changed no_aug-20260102-000000-aaaa: try again")
+    with changed, changing("resume", old):
+        pass
+    assert Run.find(run.name).instance_id == "i-1"
+
+
 def test_a_key_that_others_can_read_is_closed(folder):
     run = Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1", address="192.0.2.1")
     run.save()
@@ -108,7 +122,7 @@ def test_no_answer_opens_more_than_one_address(answer, own_ip_service):
 
 def test_a_silent_service_is_named(monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", "http://127.0.0.1:9")
-    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell"):
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell .* Connection refused;"):
         own_network()
     monkeypatch.setenv("MMATTN_IP_SERVICE", "file:///etc/passwd")
     with pytest.raises(RemoteError, match="expected an http or https address"):

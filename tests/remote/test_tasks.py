@@ -292,4 +292,4 @@ def test_an_interrupted_deploy_says_what_exists_and_how_to_remove_it(shell, depl
     assert run.name in shell.fab("ls")
     shell.fab("teardown", "--run", run.name)
     assert not cloud_api.resources()
-    assert "no machine" in shell.fab("ls")
+    assert "torn down" in shell.fab("ls")
