@@ -87,7 +87,9 @@ def check_experiment(name: str, words: Sequence[str], data: Sequence[Path]) -> N
     for word in words:
         if word.split("=")[0] in _OWN_OPTIONS:
             raise UserError(f"--args {word}: the deployment sets it; data come by --data")
-    config = importlib.import_module(f"experiments.{name}").CONFIG
+    config = getattr(importlib.import_module(f"experiments.{name}"), "CONFIG", None)
+    if config is None:
+        raise UserError(f"--experiment {name}: expected one training; this is a study of many")
     try:
         roots = ["--data.roots", *map(str, data)] if data else []
         parse_experiment(config, "", [*words, *roots]).check()
