@@ -13,11 +13,15 @@ test: $(VENV)/installed-test test-machine
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# What the tests of remote training boot as "the instance"; they are skipped where it cannot be.
+# What the tests of remote training boot as "the instance", and what opens the pages; tests are
+# skipped where it cannot be had. Only Debian has a Chromium that is no snap.
 MACHINE = openssh-client rsync iproute2 mmdebstrap systemd-container
+BROWSER = chromium chromium-driver
 test-machine:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(MACHINE) >/dev/null 2>&1; then \
-	    apt-get update && apt-get install -y --no-install-recommends $(MACHINE); \
+	@packages="$(MACHINE)"; \
+	if grep -qsx ID=debian /etc/os-release; then packages="$$packages $(BROWSER)"; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $$packages >/dev/null 2>&1; then \
+	    apt-get update && apt-get install -y --no-install-recommends $$packages; \
 	fi
 
 $(VENV)/bin/python:

@@ -29,7 +29,7 @@ from benchmarks.machine import check_json, command, describe, say_machine, write
 from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig
 from mmattn.console import progress, say, say_table
-from mmattn.data.batches import Dispatch, collate
+from mmattn.data.batches import Augmentation, Dispatch, collate
 from mmattn.data.corpus import find_files, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import Split, make_split
@@ -41,7 +41,7 @@ from mmattn.train.predict import Feed
 
 GOAL = 0.02  # share of the training that the loop may wait
 T = TypeVar("T")
-Deliver = Callable[[list[Dispatch], int], Iterable]
+Deliver = Callable[[list[Dispatch], int, Augmentation | None], Iterable]
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ def measure_training(
     made = list(feed(epoch_plan(trainer, split.train, 0), steps))
     delivers: dict[str, Deliver] = {
         "as it is": feed,
-        "nothing ahead": lambda plan, steps: (one for d in plan for one in feed([d], steps)),
-        "made beforehand": lambda plan, steps: made,
+        "nothing ahead": lambda plan, *more: (one for d in plan for one in feed([d], *more)),
+        "made beforehand": lambda *_: made,
     }
     found: dict[str, list] = {name: [] for name in delivers}
     train_watched(trainer, split, folder / "compiling", feed)
@@ -273,8 +273,9 @@ def watched(feed: Feed, deliver: Deliver, waits: list[float]) -> Feed:
     """A feed whose first use, the training, is served by `deliver`, its consumer's waits noted."""
 
     class Watched(Feed):
-        def __call__(self, dispatches, steps):
-            return feed(dispatches, steps) if waits else timed(deliver(dispatches, steps), waits)
+        def __call__(self, dispatches, steps, augmentation=None):
+            work = dispatches, steps, augmentation
+            return feed(*work) if waits else timed(deliver(*work), waits)
 
     return Watched(*feed)
 

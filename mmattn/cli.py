@@ -117,6 +117,22 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write the page of a run, report.html, again."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    devices: int | Literal["auto"] | None = None
+    """Devices to divide the clips over (default: as many as the run had)."""
+    data: OtherDataConfig = field(default_factory=OtherDataConfig)
+
+    def __call__(self) -> None:
+        from mmattn.run.page import report_run
+
+        report_run(self.run, self.devices, self.data)
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Write a synthetic corpus of feature files as large as RAVDESS and CREMA-D together."""
 
@@ -135,6 +151,7 @@ def main() -> None:
     """The `mmattn` command: what is no experiment."""
     command = tyro.cli(
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
         | Annotated[Corpus, tyro.conf.subcommand("corpus")],
         prog="mmattn",

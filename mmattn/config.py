@@ -263,12 +263,18 @@ class ExperimentConfig:
                 model.fusion == "concat" or set(model.modalities) == {"audio", "video"},
                 "audio and video",
             ),
-            ("model.cross-window", model.cross_window, model.cross_window > 0, "above 0 seconds"),
+            (
+                "model.cross-window",
+                model.cross_window,
+                0 < model.cross_window <= 60,
+                "above 0 and at most 60 seconds",
+            ),
             ("model.cross-heads", model.cross_heads, model.cross_heads > 0, "1 or more"),
             (
                 "model.cross-units",
                 model.cross_units,
-                model.cross_units > 0 and model.cross_units % model.cross_heads == 0,
+                0 < model.cross_heads <= model.cross_units
+                and model.cross_units % model.cross_heads == 0,
                 f"a multiple of --model.cross-heads {model.cross_heads}",
             ),
             ("resume", "without --out", bool(self.out) or not self.resume, "the run's folder"),

@@ -12,7 +12,8 @@ try:
     runpy.run_module({module!r}, run_name="__main__")
 except SystemExit as end:
     assert not end.code, end.code
-heavy = [name for name in ("jax", "sklearn", "matplotlib", "flax") if name in sys.modules]
+names = ("jax", "sklearn", "matplotlib", "flax", "plotly")
+heavy = [name for name in names if name in sys.modules]
 assert not heavy, heavy
 """
 
@@ -23,6 +24,7 @@ assert not heavy, heavy
         ("experiments.no_aug", "", "--data.roots"),
         ("mmattn", "", "evaluate"),
         ("mmattn", '"evaluate",', "--checkpoint"),
+        ("mmattn", '"report",', "--data.roots"),
         ("mmattn", '"baseline",', "RUN"),
         ("mmattn", '"corpus",', "--clips"),
     ],
@@ -53,6 +55,7 @@ def test_a_typo_gets_a_suggestion(commands):
         (["--resume"], ["config.json"]),
         (["--model.head-units", "0", "0"], ["--model.head-units", "1 unit or more"]),
         (["--data.labels", "ravdess8"], ["--data.labels", "without --data.roots"]),
+        (["--augment.audio-tempo", "1.1", "0.9"], ["--augment.audio-tempo (1.1, 0.9)", "≤ high"]),
     ],
 )
 def test_wrong_options_are_one_clear_message(commands, tmp_path, options, words):
@@ -68,5 +71,6 @@ def test_a_folder_with_other_things_is_left_alone(commands, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_evaluating_what_is_no_run(commands, tmp_path):
-    assert "config.json" in commands.run("mmattn", "evaluate", tmp_path, code=2)
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_what_is_no_run(commands, tmp_path, command):
+    assert "config.json" in commands.run("mmattn", command, tmp_path, code=2)

@@ -206,11 +206,11 @@ def _prepare(
     """Each clip of a batch, its streams, the clip mixed into it (or itself) and its own share."""
     pairs = {clip: normalised(corpus, clip, normaliser) for clip in clips}
     if augmentation is None:
-        yield from ((clip, pair, clip, 1.0) for clip, pair in pairs.items())
+        yield from ((clip, pairs[clip], clip, 1.0) for clip in clips)
         return
     pairs = {clip: augmentation.change(clip, pair) for clip, pair in pairs.items()}
     if not augmentation.config.mixup:
-        yield from ((clip, pair, clip, 1.0) for clip, pair in pairs.items())
+        yield from ((clip, pairs[clip], clip, 1.0) for clip in clips)
         return
     for clip, other, share in zip(clips, *augmentation.partners(clips), strict=True):
         yield clip, mix(pairs[clip], pairs[other], share), other, share

@@ -111,6 +111,11 @@ class Ragged:
             counts.append((end - np.arange(len(times))).max())
         return int(max(counts))
 
+    def spacings(self) -> np.ndarray:
+        """Mean seconds from frame to frame of each clip [N]; each must have two or more."""
+        last = self.starts + self.lengths - 1
+        return (self.times[last] - self.times[self.starts]) / (self.lengths - 1)
+
     def crop(self, bounds: np.ndarray) -> "Ragged":
         """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""
         starts = self.starts + bounds[:, 0]

@@ -25,16 +25,32 @@ def scores(
     """
     confusions, bins = _speaker_sums(predictions)
     values = _measures(confusions.sum(axis=0), bins.sum(axis=0))
-    speakers = len(confusions)
-    if speakers < 2:
+    if len(confusions) < 2:
         return {name: _score(value, None, None) for name, value in values.items()}
-    uniform = np.full(speakers, 1 / speakers)
-    drawn = np.random.default_rng(seed).multinomial(speakers, uniform, size=resamples)
+    drawn = _draws(len(confusions), seed, resamples)
     resampled = _measures(np.tensordot(drawn, confusions, 1), np.tensordot(drawn, bins, 1))
     return {
         name: _score(value, *np.quantile(resampled[name], INTERVAL))
         for name, value in values.items()
     }
+
+
+def mean_over_clips(
+    values: np.ndarray, speakers: np.ndarray, seed: int = 0, resamples: int = 2000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean [...] of values [n, ...] over the clips of speakers [n]; the ends of its interval [...].
+
+    Low and high as in `scores`, from the same resamples of speakers; NaN with fewer than two.
+    """
+    names, speaker = np.unique(speakers, return_inverse=True)
+    sums = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(sums, speaker, values)
+    mean = values.mean(axis=0)
+    if len(names) < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    drawn = _draws(len(names), seed, resamples)
+    clips = (drawn @ np.bincount(speaker)).reshape(-1, *[1] * mean.ndim)
+    return mean, *np.quantile(np.tensordot(drawn, sums, 1) / clips, INTERVAL, axis=0)
 
 
 def scores_by_speaker(predictions: Predictions) -> dict[str, np.ndarray]:
@@ -105,6 +121,17 @@ def ece(bins: np.ndarray) -> np.ndarray:
     """
     clips, hits, confidence = np.moveaxis(bins, -1, 0)
     return np.abs(hits - confidence).sum(axis=-1) / clips.sum(axis=-1)
+
+
+def calibration_bins(predictions: Predictions) -> np.ndarray:
+    """Clips, hits and summed confidence [15, 3] of equal bins (0, 1/15] … (14/15, 1]."""
+    return _speaker_sums(predictions)[1].sum(axis=0)
+
+
+def _draws(speakers: int, seed: int, resamples: int) -> np.ndarray:
+    """How often each resample draws each speaker [R, S]."""
+    uniform = np.full(speakers, 1 / speakers)
+    return np.random.default_rng(seed).multinomial(speakers, uniform, size=resamples)
 
 
 def _measures(confusion: np.ndarray, bins: np.ndarray) -> dict[str, np.ndarray]:

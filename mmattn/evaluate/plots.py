@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,34 +14,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from mmattn.config import Modality
 from mmattn.evaluate.metrics import confusion
 from mmattn.evaluate.predictions import Predictions
+from mmattn.evaluate.views import ClipView
 
 DPI = 120
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito, colour-blind
 COLOURS = {"audio": BLUE, "video": ORANGE}
 
 Epoch = Mapping[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionExample:
-    """Attention over the frames of one clip; a modality that it lacks is None throughout.
-
-    Times in seconds, increasing; attention as the model gives it, summing to one over the valid
-    frames; cues: the true (modality, time) of each, where they are known.
-    """
-
-    clip: str
-    label: str
-    predicted: str
-    audio_times: np.ndarray | None
-    audio_attention: np.ndarray | None
-    video_times: np.ndarray | None
-    video_attention: np.ndarray | None
-    video_valid: np.ndarray | None
-    cues: Sequence[tuple[Modality, float]] | None = None
 
 
 def best_epoch(history: Sequence[Epoch]) -> Epoch:
@@ -80,20 +60,21 @@ def plot_curves(history: Sequence[Epoch], path: Path, note: str | None = None) -
 
 
 def learning_rate_drops(history: Sequence[Epoch]) -> list[float]:
-    """Epochs that ran with a lower learning rate than the one before."""
-    return [
+    """Epochs that ran with a lower learning rate than the one before; none if most of them did.
+
+    A rate that falls all the time needs no marks.
+    """
+    drops = [
         epoch["epoch"]
         for before, epoch in pairwise(history)
         if epoch["learning_rate"] < before["learning_rate"]
     ]
+    return drops if len(drops) <= len(history) / 2 else []
 
 
 def _mark_epochs(axes: Axes, history: Sequence[Epoch]) -> None:
     """The epoch axis, with lines at the best epoch and where the learning rate fell."""
-    drops = learning_rate_drops(history)
-    if len(drops) > len(history) / 2:  # a rate that falls all the time needs no marks
-        drops = []
-    for number, epoch in enumerate(drops):
+    for number, epoch in enumerate(learning_rate_drops(history)):
         label = None if number else "learning rate fell"
         axes.axvline(epoch, color="black", linewidth=0.8, linestyle=":", zorder=0, label=label)
     axes.axvline(best_epoch(history)["epoch"], color=GREEN, linewidth=1, zorder=0)
@@ -132,7 +113,9 @@ def plot_confusion(
     figure.savefig(path, dpi=DPI)
 
 
-def plot_attention(clips: Sequence[AttentionExample], path: Path, note: str | None = None) -> None:
+def plot_attention(
+    clips: Sequence[ClipView], class_names: Sequence[str], path: Path, note: str | None = None
+) -> None:
     """Attention over time, a row a clip, as a ratio to uniform attention over the valid frames.
 
     Vertical marks are true cues in the colour of their modality; grey shade is video frames
@@ -141,7 +124,7 @@ def plot_attention(clips: Sequence[AttentionExample], path: Path, note: str | No
     figure = _figure(9, 0.9 + 1.65 * len(clips), note)
     rows = figure.subplots(len(clips), 1, sharex=True, squeeze=False)[:, 0]
     for axes, clip in zip(rows, clips, strict=True):
-        _draw_clip(axes, clip)
+        _draw_clip(axes, clip, class_names[clip.probabilities.argmax()])
     rows[-1].set_xlabel("time (s)")
     figure.supylabel("attention (1 = uniform)", fontsize=10)
     figure.legend(
@@ -150,57 +133,37 @@ def plot_attention(clips: Sequence[AttentionExample], path: Path, note: str | No
     figure.savefig(path, dpi=DPI)
 
 
-def _draw_clip(axes: Axes, clip: AttentionExample) -> None:
+def _draw_clip(axes: Axes, clip: ClipView, predicted: str) -> None:
     axes.axhline(1, color="black", linewidth=0.6, linestyle=":", zorder=1)
-    if clip.audio_times is not None:
-        ratio = ratio_to_uniform(clip.audio_attention, np.ones(len(clip.audio_times), bool))
-        axes.plot(clip.audio_times, ratio, color=BLUE, linewidth=1.3)
-    if clip.video_times is not None:
-        ratio = ratio_to_uniform(clip.video_attention, clip.video_valid)
-        axes.plot(clip.video_times, ratio, color=ORANGE, linewidth=1.3, marker=".", markersize=4)
-        for start, end in spans_without_face(clip.video_times, clip.video_valid):
+    if clip.audio:
+        axes.plot(clip.audio.times, clip.audio.ratio, color=BLUE, linewidth=1.3)
+    if clip.video:
+        style = {"color": ORANGE, "linewidth": 1.3, "marker": ".", "markersize": 4}
+        axes.plot(clip.video.times, clip.video.ratio, **style)
+        for start, end in clip.video.gaps:
             axes.axvspan(start, end, color=GREY, alpha=0.3, linewidth=0)
-    for modality, time in clip.cues or ():
-        axes.axvline(time, color=COLOURS[modality], linewidth=1, alpha=0.6, zorder=0)
-    verdict = "right" if clip.label == clip.predicted else f"predicted {clip.predicted}"
+    for modality, time, decoy in clip.cues or ():
+        if not decoy:
+            axes.axvline(time, color=COLOURS[modality], linewidth=1, alpha=0.6, zorder=0)
+    verdict = "right" if clip.label == predicted else f"predicted {predicted}"
     text = f"{clip.clip}: {clip.label}, {verdict}"
     axes.set_title(text, parse_math=False, fontsize=9, loc="left", pad=3)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
 
 
-def ratio_to_uniform(attention: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Attention [T] over its mean on the valid [T] frames; NaN on the others.
-
-    All NaN where the model attended to nothing: no valid frames.
-    """
-    if not attention[valid].any():
-        return np.full(len(attention), np.nan)
-    return np.where(valid, attention / attention[valid].mean(), np.nan)
-
-
-def spans_without_face(times: np.ndarray, valid: np.ndarray) -> list[tuple[float, float]]:
-    """Start and end (s) of each run of frames that are not valid [T], half a frame wider."""
-    half = np.diff(times).mean() / 2 if len(times) > 1 else 0.0
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], ~valid, [False]]).astype(int)))
-    return [
-        (float(times[first] - half), float(times[after - 1] + half))
-        for first, after in edges.reshape(-1, 2)
-    ]
-
-
-def _attention_legend(clips: Sequence[AttentionExample]) -> list[Line2D | Patch]:
+def _attention_legend(clips: Sequence[ClipView]) -> list[Line2D | Patch]:
     """An entry for each thing that occurs in some clip."""
     handles = []
-    if any(clip.audio_times is not None for clip in clips):
+    if any(clip.audio for clip in clips):
         handles.append(Line2D([], [], color=BLUE, label="audio"))
-    if any(clip.video_times is not None for clip in clips):
+    if any(clip.video for clip in clips):
         handles.append(Line2D([], [], color=ORANGE, marker=".", label="video"))
-    cued = {modality for clip in clips for modality, _ in clip.cues or ()}
+    cued = {modality for clip in clips for modality, _, decoy in clip.cues or () if not decoy}
     for modality in sorted(cued):
         style = {"color": COLOURS[modality], "marker": "|", "markersize": 12, "linestyle": "none"}
         handles.append(Line2D([], [], label=f"{modality} cue", **style))
-    if any(clip.video_valid is not None and not clip.video_valid.all() for clip in clips):
+    if any(clip.video and clip.video.gaps for clip in clips):
         handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="no face"))
     return handles
 

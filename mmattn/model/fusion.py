@@ -18,6 +18,7 @@ from mmattn.model.layers import Dropout, TemporalAttention, Training
 
 CHUNK_S = 1.0  # seconds of frames that attend to the same slice of the other modality
 NARROWEST = 0.05  # seconds, initial width of the narrowest head
+ROUNDING = 1e-4  # seconds; a frame at the window's edge is near, however its time is rounded
 FAR = 1e6  # seconds; the time of padding, beyond every window
 
 
@@ -33,11 +34,14 @@ class Reach(NamedTuple):
 def reach_of(own: Ragged, other: Ragged, window: float) -> Reach:
     """The reach with which frames of `own` see all of `other` within `window` seconds.
 
-    It serves the clips given, and the same clips at other tempos.
+    It serves the clips given, and the same clips at other tempos, which have the same mean spacing,
+    evenly, but other lengths.
     """
     chunk = own.most_within(CHUNK_S)
-    # One more: a change of tempo may put a frame where there was none.
-    return Reach(chunk, other.most_within(own.longest_span(chunk) + 2 * window) + 1)
+    span = max(own.longest_span(chunk), (chunk - 1) * own.spacings().max())
+    seen = span + 2 * (window + ROUNDING)
+    others = max(other.most_within(seen), int(seen / other.spacings().min()) + 1)
+    return Reach(chunk, others + 1)  # one more, as times are rounded
 
 
 class Attended(NamedTuple):
@@ -69,7 +73,7 @@ class CrossAttention(nnx.Module):
         heads, window = config.cross_heads, config.cross_window
         self.centre = nnx.Param(jnp.zeros(heads))
         self.log_width = nnx.Param(jnp.log(jnp.geomspace(min(NARROWEST, window), window, heads)))
-        self.heads, self.window, self.reach = heads, window, reach
+        self.heads, self.window, self.reach = heads, window + ROUNDING, reach
 
     def __call__(
         self, query: Array, times: Array, key: Array, value: Array, others: Array, valid: Array

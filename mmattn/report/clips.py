@@ -2,47 +2,14 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mmattn.config import Modality
-from mmattn.evaluate.plots import ratio_to_uniform, spans_without_face
+from mmattn.evaluate.views import ClipView, StreamView
 
 STEP = 0.05  # of a normalised feature, whose deviation is 1
 LARGEST = 127 * STEP  # features beyond ±6.35 are kept as ±6.35
-
-
-@dataclass(frozen=True, eq=False)
-class StreamView:
-    """One modality of a clip, of T frames.
-
-    times [T] s, increasing; attention [T] as the model gives it; features [T, F] normalised;
-    valid [T] bool, None if all frames are.
-    """
-
-    times: np.ndarray
-    attention: np.ndarray
-    features: np.ndarray
-    valid: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ClipView:
-    """What the viewer shows of a clip; a modality that the run lacks is None.
-
-    label: the true class's name; probabilities [K]; cues: the (modality, time in s, is a decoy)
-    of each, where they are known.
-    """
-
-    clip: str
-    speaker: str
-    label: str
-    probabilities: np.ndarray
-    audio: StreamView | None
-    video: StreamView | None
-    cues: Sequence[tuple[Modality, float, bool]] | None = None
 
 
 def pack_viewer(
@@ -99,15 +66,15 @@ def _pack_clip(
 def _pack_stream(stream: StreamView | None, pool: dict[str, int]) -> dict[str, Any] | None:
     if stream is None:
         return None
-    valid = np.ones(len(stream.times), bool) if stream.valid is None else stream.valid
+    valid = stream.known
     steps = np.clip(np.round(stream.features / STEP), -127, 127)
     return {
         "count": stream.features.shape[1],
         "times": _keep(stream.times.astype("<f4"), pool),
-        "attention": _keep(ratio_to_uniform(stream.attention, valid).astype("<f4"), pool),
+        "attention": _keep(stream.ratio.astype("<f4"), pool),
         "features": _keep(np.where(valid[:, None], steps, 0).astype(np.int8).T, pool),
         "valid": _keep(valid.astype(np.uint8), pool),
-        "gaps": np.round(spans_without_face(stream.times, valid), 4).tolist(),
+        "gaps": np.round(stream.gaps, 4).tolist(),
     }
 
 

@@ -6,44 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-
-class Interval(NamedTuple):
-    """A value and its 95 % interval; low and high are None where there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-Cell = str | int | float | Interval | None
-
-
-class Table(NamedTuple):
-    """Rows of cells under the names of the columns; the note says how to read it."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    note: str = ""
-
-
-def cell_text(cell: Cell) -> str:
-    """`0.712 [0.650, 0.761]` of an interval, three decimals of a float, a dash of None."""
-    match cell:
-        case None | Interval(value=None):
-            return "–"
-        case str() | int():
-            return str(cell)
-        case Interval(value=value, low=None) | Interval(value=value, high=None):
-            return f"{value:.3f}"
-        case Interval(value=value, low=low, high=high):
-            return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-        case _:
-            return f"{cell:.3f}"
+from mmattn.evaluate.tables import Cell, Table, cell_text
 
 
 def table(content: Table) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmattn.evaluate.metrics import CALIBRATION_BINS, confusion, ece
+from mmattn.evaluate.metrics import CALIBRATION_BINS, calibration_bins, confusion, ece
 from mmattn.evaluate.plots import (
     BLUE,
     GREEN,
@@ -17,7 +17,7 @@ from mmattn.evaluate.plots import (
     learning_rate_drops,
 )
 from mmattn.evaluate.predictions import Predictions
-from mmattn.report.document import Interval, Table
+from mmattn.evaluate.tables import Interval, Table
 
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)  # Okabe & Ito
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
 
 
 class CurvePlot(NamedTuple):
-    """A plot of some arms' curves; the note says how to read it."""
+    """A plot of one or more arms' curves; the note says how to read it."""
 
     title: str
     x_label: str
@@ -71,7 +71,7 @@ def loss_figure(history: Sequence[Epoch]) -> Figure:
         _epoch_line(history, "validation_loss", "validation", BLUE, "solid"),
     ]
     caption = "Lower is better. The vertical line marks the best epoch, whose network is tested."
-    if _marked_drops(history):
+    if learning_rate_drops(history):
         caption += " Dotted lines: the learning rate fell."
     return Figure("Loss", data, _epoch_layout(history, "loss"), caption)
 
@@ -117,7 +117,7 @@ def _epoch_line(
 
 
 def _epoch_layout(history: Sequence[Epoch], label: str) -> dict[str, Any]:
-    lines = [(epoch, "dot", GREY) for epoch in _marked_drops(history)]
+    lines = [(epoch, "dot", GREY) for epoch in learning_rate_drops(history)]
     lines.append((best_epoch(history)["epoch"], "solid", GREEN))
     return {
         "height": 330,
@@ -144,12 +144,6 @@ def _epoch_layout(history: Sequence[Epoch], label: str) -> dict[str, Any]:
             for epoch, dash, colour in lines
         ],
     }
-
-
-def _marked_drops(history: Sequence[Epoch]) -> list[float]:
-    """Epochs where the learning rate fell; none if it falls all the time."""
-    drops = learning_rate_drops(history)
-    return drops if len(drops) <= len(history) / 2 else []
 
 
 def confusion_figure(predictions: Predictions) -> Figure:
@@ -247,31 +241,25 @@ def reliability_figure(predictions: Predictions) -> Figure:
     return Figure(f"Reliability, ECE {ece(bins):.3f}", data, layout, caption)
 
 
-def calibration_bins(predictions: Predictions) -> np.ndarray:
-    """Clips, hits and summed confidence [15, 3] of equal bins (0, 1/15] … (14/15, 1]."""
-    confidence = predictions.probabilities.max(axis=1)
-    inner_edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
-    rows = np.digitize(confidence, inner_edges, right=True)
-    hits = predictions.labels == predictions.predicted
-    weights = (np.ones(len(rows)), hits, confidence)
-    return np.stack([np.bincount(rows, part, CALIBRATION_BINS) for part in weights], axis=1)
-
-
 def curves_figure(plot: CurvePlot) -> Figure:
     """A line and a band an arm."""
     data = []
     for number, curve in enumerate(plot.curves):
         data += _curve(curve, number)
+    several = len(plot.curves) > 1
     layout = {
-        "height": 420,
+        "height": 420 if several else 330,
         "hovermode": "closest",
+        "showlegend": several,
         "xaxis": {"title": {"text": plain(plot.x_label)}},
-        "yaxis": {"title": {"text": plain(plot.y_label)}},
+        "yaxis": {
+            "title": {"text": plain(plot.y_label)},
+            "rangemode": "normal" if several else "tozero",
+        },
     }
-    caption = (
-        f"{plot.note} Bands are 95 % intervals. Click an arm in the legend to hide it, twice to "
-        "see it alone."
-    )
+    caption = f"{plot.note} Bands are 95 % intervals."
+    if several:
+        caption += " Click an arm in the legend to hide it, twice to see it alone."
     return Figure(plot.title, data, layout, caption.strip(), _curve_table(plot))
 
 

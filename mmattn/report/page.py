@@ -6,12 +6,13 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mmattn.evaluate.metrics import per_class
 from mmattn.evaluate.plots import COLOURS, GREEN, Epoch
 from mmattn.evaluate.predictions import Predictions
+from mmattn.evaluate.tables import Scores, Table, class_table, score_table
+from mmattn.evaluate.views import ClipView
 from mmattn.files import write_text
-from mmattn.report.clips import LARGEST, ClipView, pack_viewer
-from mmattn.report.document import Cell, Interval, Table, document, facts, paragraphs, table
+from mmattn.report.clips import LARGEST, pack_viewer
+from mmattn.report.document import document, facts, paragraphs, table
 from mmattn.report.figures import (
     CYCLE,
     CurvePlot,
@@ -25,7 +26,6 @@ from mmattn.report.figures import (
     score_figure,
 )
 
-MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE"}
 VIEWER_COLOURS = {**COLOURS, "right": GREEN, "arms": CYCLE}
 SIGNS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
 
@@ -63,10 +63,12 @@ def write_run_page(
     path: Path,
     title: str,
     about: Mapping[str, str],
-    scores: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    scores: Mapping[str, Scores],
     predictions: Predictions,
+    command: str,
     history: Sequence[Epoch] = (),
     clips: Sequence[ClipView] = (),
+    about_clips: Sequence[str] = (),
     curves: Sequence[CurvePlot] = (),
     note: str | None = None,
 ) -> None:
@@ -75,16 +77,18 @@ def write_run_page(
     Args:
         path: of the page.
         title: says what the run is, and that its data is synthetic if it is.
-        about: facts by name: data, split, best epoch, versions, date.
+        about: facts by name: data, split, best epoch, network, date, versions.
         scores: what `metrics.scores` gives, by the split's name.
         predictions: of the test set.
+        command: that makes the run again.
         history: rows of metrics.jsonl; none for a run of several trainings.
         clips: for the viewer.
+        about_clips: paragraphs: which clips they are and what network sees them.
         curves: over a test-time offset and tempo.
         note: a warning at the top: that the split leaks speakers, for one.
     """
     plots = _Plots()
-    shown = table(_score_table(scores)) + table(_class_table(predictions))
+    shown = table(score_table(scores)) + table(class_table(predictions))
     sections = {"scores": ("Scores", shown)}
     if history:
         shown = _side_by_side(plots, loss_figure(history), score_figure(history))
@@ -97,10 +101,11 @@ def write_run_page(
     viewer = None
     if clips:
         viewer = pack_viewer({"": clips}, predictions.class_names)
-        sections["clips"] = ("Clips", VIEWER)
+        sections["clips"] = ("Clips", paragraphs(about_clips) + VIEWER)
+    foot = f"<p>Made by <code>{escape(command)}</code>.</p>{FOOT}"
     introduction = _note(note) + facts(about)
     payload = {"plots": plots.drawn, "colours": VIEWER_COLOURS, "viewer": viewer}
-    write_text(path, document(title, introduction, sections, FOOT, payload))
+    write_text(path, document(title, introduction, sections, foot, payload))
 
 
 def write_study_page(
@@ -142,7 +147,7 @@ def write_study_page(
         sections["verdicts"] = ("Verdicts", _verdict_table(verdicts))
     if forests:
         shown = _side_by_side(plots, *map(forest_figure, forests))
-        sections["differences"] = ("Differences to the baseline", shown)
+        sections["differences"] = ("Differences between arms", shown)
     if tables:
         sections["tables"] = ("Tables", "".join(map(table, tables)))
     if curves:
@@ -156,25 +161,6 @@ def write_study_page(
     opening = _note(note) + paragraphs(introduction)
     payload = {"plots": plots.drawn, "colours": VIEWER_COLOURS, "viewer": viewer}
     write_text(path, document(title, opening, sections, foot, payload))
-
-
-def _score_table(scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Table:
-    rows: list[list[Cell]] = [
-        [name, *(Interval(**split[measure]) for split in scores.values())]
-        for measure, name in MEASURES.items()
-    ]
-    note = (
-        "UAR is the mean of the classes' recalls, macro-F1 of their F1; ECE, the expected "
-        "calibration error, is better when lower. In brackets: 95 % interval of a bootstrap over "
-        "speakers."
-    )
-    return Table("All classes.", ["", *scores], rows, note)
-
-
-def _class_table(predictions: Predictions) -> Table:
-    rows = [list(row.values()) for row in per_class(predictions)]
-    note = "Precision: of the clips that were said to be of it; recall: of those that are."
-    return Table("Each class.", ["class", "precision", "recall", "F1", "clips"], rows, note)
 
 
 def _verdict_table(verdicts: Sequence[Verdict]) -> str:

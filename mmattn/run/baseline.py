@@ -13,9 +13,9 @@ from mmattn.data.splits import Split, split_from_json
 from mmattn.evaluate.baseline import linear_baseline, time_statistics
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
-from mmattn.evaluate.report import MEASURES, interval_text
+from mmattn.evaluate.tables import MEASURES, interval_text
 from mmattn.files import read_json, write_json
-from mmattn.run.folder import parts_of, read_config
+from mmattn.run.folder import check_complete, parts_of, read_config
 
 
 def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
@@ -70,6 +70,7 @@ def _test_folder(
     """Test a split, or the parts of a folder and all together; scores are added to `found`."""
     parts = parts_of(folder)
     if parts:
+        check_complete(folder)
         tested = [
             _test_folder(run, part, corpus, statistics, seed, found, advance) for part in parts
         ]

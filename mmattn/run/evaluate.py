@@ -10,10 +10,10 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.errors import UserError
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
-from mmattn.evaluate.report import say_per_class, say_scores
+from mmattn.evaluate.tables import say_per_class, say_scores
 from mmattn.files import read_json
-from mmattn.run.experiment import SIDES, to_predictions
-from mmattn.run.folder import parts_of, read_config
+from mmattn.run.experiment import to_predictions
+from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_jax
 from mmattn.train.loop import restore
@@ -45,6 +45,7 @@ def _evaluate_folder(
     """Say the scores of a training, or of its parts and of all together; returns the test's."""
     parts = parts_of(folder)
     if parts:
+        check_complete(folder)
         tested = [_evaluate_folder(part, kind, seed, corpus, device_count) for part in parts]
         together = combine(tested)
         say_scores(f"{folder}, all parts together", {"test": scores(together, seed)})

@@ -4,14 +4,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mmattn.config import ExperimentConfig
 from mmattn.console import log_to, say, say_table
-from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, chosen_folds, make_split, split_from_json, split_to_json
 from mmattn.errors import Stopped
@@ -23,25 +22,24 @@ from mmattn.evaluate.predictions import (
     read_predictions,
     write_predictions,
 )
-from mmattn.evaluate.report import MEASURES, interval_text, say_per_class, say_scores
+from mmattn.evaluate.tables import MEASURES, interval_text, say_per_class, say_scores
 from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.run.folder import (
+    SIDES,
     check_new,
     config_to_resume,
     environment,
     locked,
+    read_config,
     write_config,
     write_environment,
 )
+from mmattn.run.views import view_clips
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.devices import start_jax
-from mmattn.train.loop import best_epoch, fit, make_trainer, sigterm_asks
+from mmattn.train.loop import Trainer, best_epoch, fit, make_trainer, sigterm_asks
 from mmattn.train.predict import ClipPredictions
-
-if TYPE_CHECKING:
-    from mmattn.evaluate.plots import AttentionExample
-
-SIDES = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
+from mmattn.train.step import TrainState
 
 
 def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
@@ -89,9 +87,9 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: threading.Event) -
             of_part = replace(part.config, devices=config.devices)
             if part.folder != folder:
                 write_config(part.folder, of_part)
-            train_and_evaluate(of_part, corpus, part.split, part.folder, asked)
+            train_and_evaluate(of_part, corpus, part.split, part.folder, asked, folder)
         if config.members > 1:
-            pool_members(fold_folder, [part.folder for part in parts], corpus, config.seed)
+            pool_members(fold_folder, [part.folder for part in parts], corpus, config.seed, folder)
     if list(groups) != [folder]:
         pool_folds(folder, list(groups), corpus, config.seed)
 
@@ -132,11 +130,24 @@ def _member_seed(config: ExperimentConfig, member: int) -> int:
 
 
 def train_and_evaluate(
-    config: ExperimentConfig, corpus: Corpus, split: Split, folder: Path, asked: threading.Event
+    config: ExperimentConfig,
+    corpus: Corpus,
+    split: Split,
+    folder: Path,
+    asked: threading.Event,
+    run: Path,
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
 
-    A split that the folder has already is gone on with; a run that is complete stays as it is.
+    A split that the folder has already is gone on with; a training that is complete stays as it is.
+
+    Args:
+        config: of the training.
+        corpus: all clips.
+        split: of them.
+        folder: of the training.
+        asked: whether to stop.
+        run: the folder of the run that the training is a part of, or the same.
     """
     if (folder / "summary.json").exists():
         say(f"{folder} is complete")
@@ -148,26 +159,30 @@ def train_and_evaluate(
     trainer = make_trainer(config, corpus, split, config.devices)
     history = fit(trainer, split, folder, config.resume, asked)
     state, _ = trainer.load(Checkpoints(folder), "best")
-    found = {side: trainer.predict(state, getattr(split, side)) for side in SIDES}
+    sides = {side: getattr(split, side) for side in SIDES}
     predictions = {
-        side: to_predictions(corpus, getattr(split, side), found[side]) for side in SIDES
+        side: to_predictions(corpus, clips, trainer.predict(state, clips))
+        for side, clips in sides.items()
     }
     note = split.description if split.leaking else None
     # Not with the others: the start would wait half a second for matplotlib.
     from mmattn.evaluate.plots import plot_attention, plot_curves
 
     plot_curves(history, folder / "curves.png", note)
-    examples = _attention_examples(corpus, split.test, found["test"])
-    plot_attention(examples, folder / "attention.png", note)
+    _, rows = np.unique(corpus.labels[split.test], return_index=True)  # the first of each class
+    views = view_clips(trainer, state, split.test[rows])
+    plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(predictions["test"], f"Test, each class; {split.description}")
     best = best_epoch(history)
     write_results(
         folder,
+        run,
         predictions,
         corpus,
         config.seed,
         f"{split.description}; epoch {best}, the best of {len(history)}",
         note=note,
+        network=(trainer, state),
         best_epoch=best,
         epochs=len(history),
         seconds=sum(row["seconds"] for row in history),
@@ -181,22 +196,28 @@ def train_and_evaluate(
 
 def write_results(
     folder: Path,
+    run: Path,
     predictions: dict[str, Predictions],
     corpus: Corpus,
     seed: int,
     what: str,
     note: str | None = None,
+    network: tuple[Trainer, TrainState] | None = None,
     **about: Any,
 ) -> None:
     """Write and say what came out, summary.json last: with it, a run is complete.
 
+    The run as a whole also gets its page.
+
     Args:
         folder: of the run, fold or member.
+        run: of the whole run.
         predictions: by side.
         corpus: where they come from.
         seed: of the bootstrap.
         what: split and model in one line.
         note: drawn in the plot: that the split leaks.
+        network: at its best epoch, if the folder is of one training.
         about: more for the summary.
     """
     from mmattn.evaluate.plots import plot_confusion
@@ -206,6 +227,10 @@ def write_results(
     plot_confusion(predictions["test"], folder / "confusion.png", "Test clips", note)
     found = {side: scores(one, seed) for side, one in predictions.items()}
     say_scores(f"{corpus.description}; {what}", found)
+    if folder == run:
+        from mmattn.run.page import best_network, write_page
+
+        write_page(folder, *network or best_network(folder, corpus, read_config(folder).devices))
     summary = {**found, "data": corpus.description, "what": what, **about, **environment()}
     write_json(folder / "summary.json", summary)
     say(f"results in {folder}")
@@ -222,7 +247,7 @@ def to_predictions(corpus: Corpus, clips: np.ndarray, found: ClipPredictions) ->
     )
 
 
-def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> None:
+def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int, run: Path) -> None:
     """A committee's results: the members' mean for the test clips, which all of them predict.
 
     Each validation clip is predicted by the one member that was not trained on its speaker.
@@ -233,7 +258,7 @@ def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> 
     predictions = {"validation": join(validation), "test": combine(test)}
     mean = _mean_scores(parts)
     what = f"{folder.name}, committee of {len(parts)}"
-    write_results(folder, predictions, corpus, seed, what, mean_over_members=mean)
+    write_results(folder, run, predictions, corpus, seed, what, mean_over_members=mean)
 
 
 def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> None:
@@ -248,7 +273,7 @@ def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> No
     rows.append(("mean", *(f"{mean['test'][measure]:.3f}" for measure in MEASURES)))
     say_table("Test, by fold", ("", *MEASURES.values()), rows)
     what = f"test clips of {len(parts)} folds together"
-    write_results(folder, {"test": pooled}, corpus, seed, what, mean_over_folds=mean)
+    write_results(folder, folder, {"test": pooled}, corpus, seed, what, mean_over_folds=mean)
 
 
 def _mean_scores(parts: list[Path]) -> dict:
@@ -270,31 +295,3 @@ def _say_data(corpus: Corpus, split: Split) -> None:
         for side, clips in ((side, getattr(split, side)) for side in ("train", *SIDES))
     ]
     say_table("Data", ("", "clips", "speakers"), rows)
-
-
-def _attention_examples(
-    corpus: Corpus, clips: np.ndarray, found: ClipPredictions
-) -> list["AttentionExample"]:
-    """The first clip of each class, with its attention."""
-    from mmattn.evaluate.plots import AttentionExample
-
-    examples = []
-    for label in np.unique(corpus.labels[clips]):
-        row = int(np.flatnonzero(corpus.labels[clips] == label)[0])
-        clip, attention = clips[row], found.attention[row]
-        audio, video = corpus.audio.clip_times(clip), corpus.video.clip_times(clip)
-        examples.append(
-            AttentionExample(
-                clip=corpus.names[clip],
-                label=corpus.class_names[label],
-                predicted=corpus.class_names[found.probabilities[row].argmax()],
-                audio_times=audio if "audio" in attention else None,
-                audio_attention=attention.get("audio"),
-                video_times=video if "video" in attention else None,
-                video_attention=attention.get("video"),
-                video_valid=valid_frames(corpus.video.clip(clip)) if "video" in attention else None,
-                cues=corpus.cues
-                and [(cue.modality, cue.time) for cue in corpus.cues[clip] if not cue.decoy],
-            )
-        )
-    return examples

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -16,6 +17,7 @@ from mmattn.errors import UserError
 from mmattn.files import read_json, write_json
 from mmattn.model import native
 
+SIDES = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -49,15 +51,14 @@ def read_config(folder: Path) -> ExperimentConfig:
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The folders of a run's folds or of a committee's members; none for a single training.
+    """The folders of a run's folds or of a committee's members; none for a single training."""
+    return sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
 
-    Raises:
-        UserError: the run has parts but is not complete.
-    """
-    parts = sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
-    if parts and not (folder / "summary.json").exists():
+
+def check_complete(folder: Path) -> None:
+    """UserError if a run, fold or committee has no summary yet."""
+    if not (folder / "summary.json").exists():
         raise UserError(f"{folder} is not complete: it has no summary.json; go on with --resume")
-    return parts
 
 
 def config_to_resume(
@@ -99,10 +100,11 @@ def write_config(folder: Path, config: ExperimentConfig) -> None:
 
 
 def write_environment(folder: Path, device: str) -> None:
-    """Add this start to environment.json: machine, versions, command."""
+    """Add this start to environment.json: time, machine, versions, command."""
     path = folder / "environment.json"
     starts = read_json(path)["starts"] if path.exists() else []
-    write_json(path, {"starts": [*starts, {**environment(), "device": device}]})
+    start = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment(), "device": device}
+    write_json(path, {"starts": [*starts, start]})
 
 
 def environment() -> dict:

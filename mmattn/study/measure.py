@@ -5,13 +5,9 @@ The clips are the test clips as they are, without augmentation. What is costly i
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from mmattn.config import AugmentConfig
-from mmattn.data.augment import Frames, change_tempo, stretched
-from mmattn.data.batches import Bucket
 from mmattn.data.clips import Ragged, Stream, pack_streams, valid_frames
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split
@@ -21,14 +17,13 @@ from mmattn.evaluate.cca import fit_cca
 from mmattn.evaluate.faithfulness import deletion_and_insertion, emap
 from mmattn.train.loop import Trainer
 from mmattn.train.predict import ClipInspections, ClipPredictions
+from mmattn.train.shifts import clips_of, measure_shifts
 from mmattn.train.step import TrainState
 
 FEW = 6  # clips of each speaker for the costly measures
 FITTED = 120  # training clips that the canonical correlation is fitted on
 COMPONENTS = 4
 LAGS = np.linspace(-0.4, 0.4, 21)  # seconds
-OFFSETS = np.linspace(-0.4, 0.4, 9)  # seconds that the audio comes late
-TEMPOS = np.linspace(0.8, 1.2, 5)  # of the audio alone
 SHARES = np.linspace(0, 1, 6)  # of the frames deleted
 PAIRED = 36  # clips whose streams are exchanged with each other's
 
@@ -40,7 +35,8 @@ def measure(trainer: Trainer, state: TrainState, split: Split, seed: int) -> Mea
     corpus, test = trainer.corpus, split.test
     few = few_of_each(corpus.speakers[test], FEW)
     found = trainer.predict(state, test)
-    fitted = split.train[np.linspace(0, len(split.train) - 1, FITTED).astype(int)]
+    spaced = np.linspace(0, len(split.train) - 1, FITTED).astype(int)
+    fitted = split.train[np.unique(spaced)]
     inside = trainer.inspect(state, test)
     fit_on = trainer.inspect(state, fitted)
     rng = np.random.default_rng(seed)
@@ -167,7 +163,7 @@ def measure_faithfulness(
             name: _with_mean(getattr(corpus, name), clips, [mask[name] for mask in masks], mean)
             for name, mean in means.items()
         }
-        other = trainer.with_corpus(_clips_of(corpus, clips, **streams))
+        other = trainer.with_corpus(clips_of(corpus, clips, **streams))
         probabilities = other.predict(state, np.arange(len(clips))).probabilities
         return probabilities[np.arange(len(clips)), predicted]
 
@@ -219,32 +215,6 @@ def keep_attention(found: ClipPredictions, few: np.ndarray) -> Measures:
     }
 
 
-def measure_shifts(trainer: Trainer, state: TrainState, test: np.ndarray) -> Measures:
-    """Whether each clip is right when its audio comes late, or runs at another tempo.
-
-    right_at_offset [n, 9], right_at_tempo [n, 5].
-    """
-    corpus = trainer.corpus
-
-    def right(other: Corpus, rows: np.ndarray, buckets=None) -> np.ndarray:
-        found = trainer.with_corpus(other, buckets).predict(state, rows)
-        return (found.probabilities.argmax(1) == corpus.labels[test]).astype(float)
-
-    at_offset = []
-    for offset in OFFSETS:
-        audio = replace(corpus.audio, times=corpus.audio.times + offset)
-        at_offset.append(right(replace(corpus, audio=audio), test))
-    at_tempo = []
-    slowest = AugmentConfig(tempo=(TEMPOS[0], 1.0))
-    longest = corpus.audio.lengths[test].max(), corpus.video.lengths[test].max()
-    bucket = Bucket(int(stretched(longest[0], slowest)), int(longest[1]))
-    for tempo in TEMPOS:
-        audio = pack_streams([_at_tempo(corpus.audio, clip, tempo) for clip in test])
-        other = _clips_of(corpus, test, audio=audio, video=corpus.video.select(test))
-        at_tempo.append(right(other, np.arange(len(test)), [bucket]))
-    return {"right_at_offset": np.stack(at_offset, 1), "right_at_tempo": np.stack(at_tempo, 1)}
-
-
 def measure_interaction(
     trainer: Trainer, state: TrainState, test: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, Measures]:
@@ -257,7 +227,7 @@ def measure_interaction(
     clips = test[rows]
     audio, video = (index.ravel() for index in np.meshgrid(clips, clips, indexing="ij"))
     streams = {"audio": corpus.audio.select(audio), "video": corpus.video.select(video)}
-    pairs = _clips_of(corpus, audio, **streams)
+    pairs = clips_of(corpus, audio, **streams)
     probabilities = trainer.with_corpus(pairs).predict(state, np.arange(len(audio))).probabilities
     logits = np.log(np.maximum(probabilities, 1e-30)).reshape(len(clips), len(clips), -1)
     labels = corpus.labels[clips]
@@ -279,19 +249,6 @@ def _frames(corpus: Corpus, clips: np.ndarray, inside: ClipInspections) -> list[
     ]
 
 
-def _clips_of(corpus: Corpus, clips: np.ndarray, audio: Ragged, video: Ragged) -> Corpus:
-    """A corpus of these clips [n] with other streams."""
-    return replace(
-        corpus,
-        names=tuple(corpus.names[clip] for clip in clips),
-        speakers=corpus.speakers[clips],
-        labels=corpus.labels[clips],
-        audio=audio,
-        video=video,
-        cues=None,
-    )
-
-
 def _with_mean(
     stream: Ragged, clips: np.ndarray, masks: Sequence[np.ndarray], mean: np.ndarray
 ) -> Ragged:
@@ -302,12 +259,6 @@ def _with_mean(
             for clip, mask in zip(clips, masks, strict=True)
         ]
     )
-
-
-def _at_tempo(audio: Ragged, clip: int, tempo: float) -> Stream:
-    frames, times = audio.clip(clip), audio.clip_times(clip)
-    changed = change_tempo(Frames(frames, times, np.ones(len(frames), bool)), tempo, times[0])
-    return Stream(changed.frames, changed.times)
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,23 +14,26 @@ from mmattn.data.corpus import open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import make_split
 from mmattn.evaluate.comparison import Difference, Interval
+from mmattn.evaluate.tables import Interval as Shown
+from mmattn.evaluate.tables import Table
+from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.files import write_text
 from mmattn.report import page
-from mmattn.report.clips import ClipView, StreamView
-from mmattn.report.document import Interval as Shown
-from mmattn.report.document import Table
 from mmattn.report.figures import Curve, CurvePlot, Forest
-from mmattn.study.measure import LAGS, OFFSETS, TEMPOS
+from mmattn.study.claims import MEASURES
+from mmattn.study.measure import LAGS
 from mmattn.study.plan import REFERENCE, SPLIT_SEED, Cell, Study
-from mmattn.study.results import CUE_TIMES, MEASURES, Comparison, CurveOf, compare
+from mmattn.study.plots import CLEAR, plot_curves_over, plot_differences
+from mmattn.study.results import CUE_TIMES, Comparison, CurveOf, compare
 from mmattn.study.runner import load_measures
+from mmattn.train.shifts import OFFSETS, TEMPOS
 
 VIEWED = 12  # clips in the viewer
 RULE = (
-    "Rule, fixed in code before any run: a claim is supported if the 95 % interval of the paired "
-    "difference lies on its side of 0 and Holm's adjusted p is below 0.05; refuted if the interval "
-    "excludes an effect of the size that would be worth it (0.02 in each measure); inconclusive "
-    "otherwise."
+    "The rule: a claim is supported if the 95 % interval of the paired difference lies on its side "
+    "of 0 and Holm's adjusted p is below 0.05; refuted if the interval excludes an effect of the "
+    "size that would be worth it (0.02 in each measure); inconclusive otherwise, and where neither "
+    "arm is above chance."
 )
 
 
@@ -41,6 +44,10 @@ def write_results(study: Study, folder: Path, command: str) -> None:
         write_text(folder / "results.csv", to_csv(found))
         write_text(folder / "results.md", "\n".join(to_markdown(found)) + "\n")
         write_page(study, folder, found, command)
+        for one in found:
+            name = f"{one.block.name}-{one.fusion}"
+            plot_differences(one, folder / f"{name}-differences.png")
+            plot_curves_over(one, folder / f"{name}-curves.png")
     for one in found:
         for table in (claim_table(one), main_table(one)):
             rows = [[_text(cell) for cell in row] for row in table.rows]
@@ -234,7 +241,8 @@ def _plots(found: Comparison) -> Iterator[CurvePlot]:
         ),
     ):
         if not all(np.isnan(point.value) for curve in curves for point in curve.points):
-            drawn = [_drawn(curve, x) for curve in curves]
+            shown = [c for c in curves if c.arm in CLEAR or c.arm not in found.block.arms]
+            drawn = [_drawn(curve, x) for curve in shown]
             yield CurvePlot(f"{title}; {_setting(found)}", x_label, y_label, drawn)
 
 
@@ -251,7 +259,7 @@ def _views(study: Study, folder: Path, fusion: str) -> dict[str, list[ClipView]]
     normaliser = fit_normaliser(corpus, split.train)
     number = {name: clip for clip, name in enumerate(corpus.names)}
     views = {}
-    for arm in block.arms:
+    for arm in sorted(block.arms, key=lambda arm: arm not in CLEAR):
         measures = load_measures(folder / Cell(block.name, fusion, arm, 0, fold).folder)
         kept = np.flatnonzero(~np.isnan(measures["attention_audio"][:, 0]))
         views[arm] = [

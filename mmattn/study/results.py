@@ -5,6 +5,7 @@ and macro-F1: over the speaker's own confusion matrix, ECE likewise over its own
 speakers have the same clips of each class, as here, the mean of their UARs is the UAR of all clips.
 """
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -14,83 +15,20 @@ import numpy as np
 from mmattn.evaluate.comparison import (
     Difference,
     Interval,
-    Verdict,
-    holm,
     mcnemar,
     mean_with_interval,
     paired_difference,
-    verdict,
 )
 from mmattn.evaluate.correlation import peak_lag
 from mmattn.evaluate.metrics import scores_by_speaker
 from mmattn.evaluate.predictions import Predictions
-from mmattn.study.measure import LAGS, TEMPOS, Measures, rank_agreement
+from mmattn.study.claims import MEASURES, Claim, Row, claims, compare_arms
+from mmattn.study.measure import LAGS, Measures, rank_agreement
 from mmattn.study.plan import REFERENCE, Block, Study
 from mmattn.study.runner import baseline_folder, load_measures
+from mmattn.train.shifts import TEMPOS
 
 CUE_TIMES = np.array([0.0, 1.0, 2.0, 3.0, 5.0])  # seconds, edges of the strata
-
-
-class Measure(NamedTuple):
-    """One row of the tables."""
-
-    key: str
-    title: str
-    smallest: float | None = None
-    """The smallest effect that would be worth a claim; None: no claim is about this measure."""
-    nothing: float = -np.inf
-    """Its value where there is nothing to measure: of chance, or of no correlation."""
-
-
-# Fixed before any run. Which of them a claim is about: see `claims`.
-MEASURES = (
-    Measure("uar", "UAR", 0.02),
-    Measure("accuracy", "accuracy (WAR)"),
-    Measure("macro_f1", "macro-F1 (of a speaker)"),
-    Measure("ece", "ECE (of a speaker)"),
-    Measure("correlation_gain", "canonical correlation above shuffled", 0.02, 0.0),
-    Measure("correlation", "canonical correlation, lag 0"),
-    Measure("shift_auc", "AUC of true against shifted pairs"),
-    Measure("peak_lag", "lag of the peak (ms)"),
-    Measure("cue_auroc", "AUROC of attention for cues", 0.02, 0.5),
-    Measure("pointing", "pointing game"),
-    Measure("cue_mass", "attention on cues, uniform = 1"),
-    Measure("cue_error", "attention to cue (ms)"),
-    Measure("agreement", "agreement of the modalities' attention", 0.02),
-    Measure("faithfulness", "deletion and insertion, above random", 0.02, 0.0),
-    Measure("faithfulness_gradient", "the same of gradient × input"),
-    Measure("seed_agreement", "rank correlation between seeds"),
-    Measure("random_weights", "rank correlation with random weights"),
-    Measure("emap_gap", "accuracy above the additive model (EMAP)"),
-)
-BENEFITS = {
-    "feature correlation": ("correlation_gain",),
-    "accuracy of attention": ("cue_auroc", "agreement"),  # the first that the data have
-    "interpretability": ("faithfulness",),
-    "accuracy": ("uar",),
-}
-HARMFUL = ("audio_aug", "audio_tempo")  # what the claim says that harms
-HELPFUL = ("sync_aug", "aligned_aug", "feature_aug")  # what it proposed next
-
-
-class Row(NamedTuple):
-    """One measure of one arm."""
-
-    measure: Measure
-    arm: str
-    mean: Interval
-    difference: Difference | None
-    """Paired, to `REFERENCE`; None for itself."""
-    adjusted_p: float
-    """Holm over the arms and the measures that claims are about, or over those that are not."""
-
-
-class Claim(NamedTuple):
-    """One claim and what became of it."""
-
-    text: str
-    row: Row
-    verdict: Verdict
 
 
 class CurveOf(NamedTuple):
@@ -134,47 +72,34 @@ def compare(study: Study, folder: Path) -> list[Comparison]:
 
 
 def _compare(study: Study, folder: Path, block: Block, fusion: str) -> Comparison:
-    cells = {cell: folder / cell.folder for cell in study.cells()}
-    runs = {
-        arm: [
-            join_folds(
-                [
-                    load_measures(path)
-                    for cell, path in cells.items()
-                    if (*cell[:3], cell.seed) == (block.name, fusion, arm, seed)
-                ]
-            )
-            for seed in range(study.seeds)
-        ]
-        for arm in block.arms
-    }
+    runs = {arm: _load_arm(study, folder, block, fusion, arm) for arm in block.arms}
+    reference = runs[REFERENCE]
     values = {arm: values_of(seeds) for arm, seeds in runs.items()}
     rows = compare_arms(values)
-    reference = runs[REFERENCE]
     baseline = join_folds(
         [load_measures(folder / baseline_folder(block.name, fold)) for fold in block.folds]
     )
     baseline_uar = speaker_scores(baseline)["uar"][None]
-    meeting = {
-        arm: [_by_cue_time(run, run["right"]) for run in seeds] for arm, seeds in runs.items()
-    }
+
+    def curves(of: Callable[[Measures], np.ndarray]) -> list[CurveOf]:
+        return [_curve(arm, [of(run) for run in seeds], seeds) for arm, seeds in runs.items()]
+
+    def at_tempo(column: int) -> list[np.ndarray]:
+        return [_by_cue_time(run, run["right_at_tempo"][:, column]) for run in reference]
+
     return Comparison(
         block=block,
         fusion=fusion,
         speakers=len(np.unique(reference[0]["speaker"])),
         clips=len(reference[0]["clip"]),
         rows=rows,
-        claims=claims(rows),
-        at_offset=[_curve(arm, [r["right_at_offset"] for r in s], s) for arm, s in runs.items()],
-        at_tempo=[_curve(arm, [r["right_at_tempo"] for r in s], s) for arm, s in runs.items()],
-        at_lag=[_curve(arm, [r["lag_curve"] for r in s], s) for arm, s in runs.items()],
-        by_cue_time=[_curve(arm, meeting[arm], s) for arm, s in runs.items()],
+        claims=claims(rows, chance=1 / reference[0]["probabilities"].shape[1]),
+        at_offset=curves(lambda run: run["right_at_offset"]),
+        at_tempo=curves(lambda run: run["right_at_tempo"]),
+        at_lag=curves(lambda run: run["lag_curve"]),
+        by_cue_time=curves(lambda run: _by_cue_time(run, run["right"])),
         by_cue_time_at_tempo=[
-            _curve(
-                f"tempo {tempo:.1f}",
-                [_by_cue_time(run, run["right_at_tempo"][:, column]) for run in reference],
-                reference,
-            )
+            _curve(f"tempo {tempo:.1f}", at_tempo(column), reference)
             for column, tempo in enumerate(TEMPOS)
         ],
         mcnemar={
@@ -192,6 +117,15 @@ def _compare(study: Study, folder: Path, block: Block, fusion: str) -> Compariso
             for arm, found in values.items()
         },
     )
+
+
+def _load_arm(study: Study, folder: Path, block: Block, fusion: str, arm: str) -> list[Measures]:
+    """The measures of an arm's trainings, a seed each, their folds joined."""
+    cells = [cell for cell in study.cells() if cell[:3] == (block.name, fusion, arm)]
+    return [
+        join_folds([load_measures(folder / cell.folder) for cell in cells if cell.seed == seed])
+        for seed in range(study.seeds)
+    ]
 
 
 def join_folds(folds: list[Measures]) -> Measures:
@@ -261,54 +195,6 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
     known = ~np.isnan(values)
     count = known.sum(-1)
     return np.where(count > 0, np.where(known, values, 0).sum(-1) / np.maximum(count, 1), np.nan)
-
-
-def compare_arms(values: dict[str, dict[str, np.ndarray]]) -> list[Row]:
-    """Means and paired differences of all arms, with Holm's correction in two families."""
-    rows = []
-    for measure in MEASURES:
-        for arm, found in values.items():
-            if measure.key not in found or measure.key not in values[REFERENCE]:
-                continue
-            difference = None
-            if arm != REFERENCE:
-                difference = paired_difference(found[measure.key], values[REFERENCE][measure.key])
-            rows.append(
-                Row(measure, arm, mean_with_interval(found[measure.key]), difference, np.nan)
-            )
-    for about_claims in (True, False):
-        family = [
-            number
-            for number, row in enumerate(rows)
-            if row.difference and (row.measure.smallest is not None) == about_claims
-        ]
-        if family:
-            adjusted = holm(np.array([rows[number].difference.p for number in family]))
-            for number, p in zip(family, adjusted, strict=True):
-                rows[number] = rows[number]._replace(adjusted_p=float(p))
-    return rows
-
-
-def claims(rows: list[Row]) -> list[Claim]:
-    """The claims that the arms at hand can answer, each with its verdict.
-
-    A claim is inconclusive where neither arm shows anything to compare: where no interval of the
-    mean lies above what the measure is by chance.
-    """
-    found = {(row.measure.key, row.arm): row for row in rows}
-    result = []
-    for arms, sign, what in ((HARMFUL, -1, "lowers"), (HELPFUL, 1, "raises")):
-        for benefit, keys in BENEFITS.items():
-            for arm in arms:
-                row = next((found[key, arm] for key in keys if (key, arm) in found), None)
-                if row is not None:
-                    decided = verdict(row.difference, row.adjusted_p, sign, row.measure.smallest)
-                    both = (row.mean, found[row.measure.key, REFERENCE].mean)
-                    if not any(mean.low > row.measure.nothing for mean in both):
-                        decided = "inconclusive"
-                    text = f"{arm} {what} {benefit} ({row.measure.title})"
-                    result.append(Claim(text, row, decided))
-    return result
 
 
 def _curve(arm: str, values: list[np.ndarray], seeds: list[Measures]) -> CurveOf:

@@ -50,13 +50,13 @@ def test_the_share_of_a_real_training_that_waits(tmp_path):
     plan = epoch_plan(trainer, split.train, 0)
     ready = list(trainer.feed(plan, 2))
 
-    def slowly(plan, steps):
+    def slowly(*_):
         for one in ready:
             time.sleep(0.2)
             yield one
 
     train_watched(trainer, split, tmp_path / "compiling", trainer.feed)
-    _, share = train_watched(trainer, split, tmp_path / "ready", lambda plan, steps: ready)
+    _, share = train_watched(trainer, split, tmp_path / "ready", lambda *_: ready)
     assert 0 <= share < 0.02
     rate, share = train_watched(trainer, split, tmp_path / "slow", slowly)
     assert 0.5 < share < 1

@@ -7,8 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from mmattn.config import DataConfig, ModelConfig, SyntheticConfig, TrainConfig
-from mmattn.data.batches import Bucket, Dispatch, collate, make_buckets, plan_epoch
+from mmattn.config import AugmentConfig, DataConfig, ModelConfig, SyntheticConfig, TrainConfig
+from mmattn.data.augment import stretched
+from mmattn.data.batches import (
+    Augmentation,
+    Batch,
+    Bucket,
+    Dispatch,
+    collate,
+    make_buckets,
+    normalised,
+    plan_epoch,
+)
 from mmattn.data.clips import Ragged, Stream, pack_streams
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import Normaliser, fit_normaliser
@@ -172,6 +182,10 @@ def test_collate_by_hand(three_clips):
     assert video.length.tolist() == [[[2, 3, 1], [1, 0, 0], [0, 0, 0]]]
     inside = np.arange(4) < audio.length[..., None]
     np.testing.assert_array_equal(audio.valid, inside)
+    np.testing.assert_array_equal(audio.times, np.where(inside, np.arange(4), 0))
+    assert video.times[0, 0].tolist() == [[0, 1, 0], [0, 1, 2], [0, 0, 0]]
+    np.testing.assert_array_equal(batch.other_label, batch.label)
+    assert (batch.share == 1).all() and batch.share.dtype == audio.times.dtype == np.float32
     for part in (audio, video):
         assert not part.frames[0, 1, 1:].any() and not part.frames[0, 2].any()
         assert not part.valid[0, 1, 1:].any() and not part.valid[0, 2].any()
@@ -187,6 +201,124 @@ def test_places_on_devices_that_do_not_divide_the_batch(three_clips):
     for found, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(whole), strict=True):
         in_order = np.concatenate([found[device, 0] for device in range(3)])
         np.testing.assert_array_equal(in_order[:5], expected[0, 0])
+
+
+ROUGH = AugmentConfig(
+    tempo=(0.8, 1.2),
+    audio_tempo=(0.9, 1.1),
+    audio_noise=(0.1, 0.2),
+    video_noise=(0.1, 0.2),
+    video_gap=0.5,
+    probability=0.8,
+)
+
+
+def augmented(corpus, dispatch, config, devices=1, seed=0, epoch=0) -> Batch:
+    """A dispatch of one batch."""
+    (clips,) = dispatch.batches
+    normaliser = fit_normaliser(corpus, CLIPS)
+    augmentation = Augmentation(config, seed, epoch)
+    return collate(corpus, dispatch, normaliser, devices, len(clips), 1, augmentation)
+
+
+def by_clip(batch: Batch) -> dict[int, list[np.ndarray]]:
+    """All arrays of each clip, without padding of time."""
+    found = {}
+    for place in zip(*np.nonzero(batch.clip >= 0), strict=True):
+        rest = [np.asarray(array[place]) for array in batch[2:6]]
+        for part in (batch.audio, batch.video):
+            for array in (part.frames, part.valid, part.times):
+                rest.append(array[place][: part.length[place]])
+        found[int(batch.clip[place])] = rest
+    return found
+
+
+def assert_equal(found: list[np.ndarray], expected: list[np.ndarray]):
+    for array, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+def test_augmentation_depends_on_seed_epoch_and_clip_alone(corpus, buckets):
+    clips = CLIPS[:6]
+    reference = by_clip(augmented(corpus, Dispatch(buckets[-1], [clips]), ROUGH))
+    others = [(clips[::-1], 1), (CLIPS[4:13], 1), (clips[2:3], 1), (clips, 4)]
+    for batch, count in others:
+        found = by_clip(augmented(corpus, Dispatch(buckets[-1], [batch]), ROUGH, count))
+        for clip in set(found) & set(reference):
+            assert_equal(found[clip], reference[clip])
+    for seed, epoch in ((1, 0), (0, 1)):
+        dispatch = Dispatch(buckets[-1], [clips])
+        found = by_clip(augmented(corpus, dispatch, ROUGH, seed=seed, epoch=epoch))
+        same = [np.array_equal(found[clip][4], reference[clip][4]) for clip in clips]
+        assert sum(same) < len(clips) / 2
+
+
+def test_the_padding_is_as_long_as_the_longest_can_get(corpus, buckets):
+    slowest = AugmentConfig(tempo=(0.8, 0.8), audio_tempo=(0.9, 0.9))
+    longest = np.argsort(corpus.audio.lengths)[-5:]
+    batch = augmented(corpus, Dispatch(buckets[-1], [longest]), slowest)
+    for part, frames in zip((batch.audio, batch.video), buckets[-1], strict=True):
+        assert part.frames.shape[-2] == stretched(frames, slowest)
+        inside = np.arange(part.valid.shape[-1]) < part.length[..., None]
+        assert not part.times[~inside].any() and not part.valid[~inside].any()
+        assert not part.frames[~inside].any() and not part.frames[~part.valid].any()
+        assert (np.diff(part.times)[inside[..., 1:]] > 0).all()
+    assert batch.audio.length.max() == stretched(corpus.audio.lengths.max(), slowest)
+
+
+def test_without_an_option_nothing_changes(corpus, buckets):
+    dispatch = Dispatch(buckets[1], [CLIPS[corpus.audio.lengths[CLIPS] <= buckets[1][0]][:7]])
+    plain = collate(corpus, dispatch, fit_normaliser(corpus, CLIPS), 2, 7, 2)
+    same = collate(
+        *(corpus, dispatch, fit_normaliser(corpus, CLIPS), 2, 7, 2),
+        Augmentation(AugmentConfig(), 5, 3),
+    )
+    jax.tree.map(np.testing.assert_array_equal, same, plain)
+
+
+def test_mixup_by_hand(corpus, buckets):
+    """Another clip of the batch, at the same seconds, with the smaller share."""
+    clips = np.array([clip for clip in CLIPS if corpus.audio.lengths[clip] > 40][:12])
+    config = AugmentConfig(mixup=0.5)
+    batch = augmented(corpus, Dispatch(buckets[-1], [clips]), config)
+    others, shares = Augmentation(config, 0, 0).partners(clips)
+    assert sorted(others) == sorted(clips) and (others != clips).sum() > 6
+    assert ((shares >= 0.5) & (shares <= 1)).all() and len(set(shares)) == len(clips)
+    np.testing.assert_array_equal(batch.clip[0, 0], clips)
+    np.testing.assert_array_equal(batch.label[0, 0], corpus.labels[clips])
+    np.testing.assert_array_equal(batch.other_label[0, 0], corpus.labels[others])
+    np.testing.assert_allclose(batch.share[0, 0], shares, rtol=1e-6)
+    normaliser = fit_normaliser(corpus, CLIPS)
+    for place, (clip, other, share) in enumerate(zip(clips, others, shares, strict=True)):
+        own, mixed_in = (normalised(corpus, one, normaliser).audio for one in (clip, other))
+        assert batch.audio.length[0, 0, place] == len(own.frames)
+        both = min(len(own.frames), len(mixed_in.frames))  # regular times from 0: the same frames
+        found = batch.audio.frames[0, 0, place]
+        expected = share * own.frames[:both] + (1 - share) * mixed_in.frames[:both]
+        np.testing.assert_allclose(found[:both], expected, atol=1e-5)
+        alone = slice(both, len(own.frames))
+        np.testing.assert_allclose(found[alone], share * own.frames[alone], atol=1e-5)
+
+
+def test_who_is_mixed_with_whom_depends_on_the_batch_seed_and_epoch():
+    config = AugmentConfig(mixup=0.3)
+    first = [part.tolist() for part in Augmentation(config, 0, 0).partners(CLIPS)]
+    again = [part.tolist() for part in Augmentation(config, 0, 0).partners(CLIPS)]
+    assert again == first
+    for seed, epoch, clips in ((1, 0, CLIPS), (0, 1, CLIPS), (0, 0, CLIPS[1:])):
+        others, shares = Augmentation(config, seed, epoch).partners(clips)
+        assert others.tolist() != first[0] and shares.tolist() != first[1]
+
+
+def test_mixup_acts_on_augmented_clips(corpus, buckets):
+    clips = CLIPS[:8]
+    config = AugmentConfig(tempo=(1.2, 1.2), mixup=0.5)
+    batch = augmented(corpus, Dispatch(buckets[-1], [clips]), config)
+    plain = augmented(corpus, Dispatch(buckets[-1], [clips]), AugmentConfig(tempo=(1.2, 1.2)))
+    np.testing.assert_array_equal(batch.audio.length, plain.audio.length)
+    np.testing.assert_array_equal(batch.audio.times, plain.audio.times)
+    assert (batch.audio.length[0, 0] < corpus.audio.lengths[clips]).all()
+    assert not np.array_equal(batch.audio.frames, plain.audio.frames)
 
 
 class Compilations:

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from mmattn.data.clips import BadClip, Stream, pack_streams, read_clip, valid_frames
+from mmattn.data.clips import BadClip, Ragged, Stream, pack_streams, read_clip, valid_frames
 
 STEM = "03-01-05-01-02-01-12"
 
@@ -209,3 +209,34 @@ def test_packed_streams_and_their_subsets_share_frames():
     assert some.clip(0).tolist() == [[2, 2], [2, 2]]
     assert some.clip_times(1).tolist() == [0, 1, 2]
     assert np.shares_memory(some.clip(0), ragged.frames)
+
+
+def at(*clips: list[float]) -> Ragged:
+    """Clips whose frames are at these times."""
+    return pack_streams([Stream(np.zeros((len(times), 1)), np.array(times)) for times in clips])
+
+
+@pytest.mark.parametrize(
+    ("frames", "seconds"),
+    [(1, 0), (2, 2), (3, 2.5), (4, 3), (5, 4), (99, 4)],  # a clip lasts no longer than it does
+)
+def test_how_long_some_frames_last(frames, seconds):
+    clips = at([0, 1, 2, 3, 4], [10, 12, 12.5])
+    assert clips.longest_span(frames) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames"), [(0, 1), (0.2, 1), (0.25, 2), (0.75, 3), (2.25, 3), (2.75, 4), (9, 4)]
+)
+def test_how_many_frames_lie_within_some_seconds(seconds, frames):
+    """Both ends count; a clip's neighbours in memory do not."""
+    clips = at([0, 1, 2], [2.25, 2.75, 3, 5])
+    assert clips.most_within(seconds) == frames
+
+
+def test_mean_spacing_is_of_each_clip_chosen():
+    clips = at([0, 1, 2], [5, 5.5], [1, 1.25, 4])
+    np.testing.assert_allclose(clips.spacings(), [1, 0.5, 1.5])
+    np.testing.assert_allclose(clips.select(np.array([2, 0])).spacings(), [1.5, 1])
+    cropped = clips.crop(np.array([[0, 2], [0, 2], [0, 2]]))
+    np.testing.assert_allclose(cropped.spacings(), [1, 0.5, 0.25])

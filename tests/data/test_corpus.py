@@ -1,6 +1,7 @@
 """Feature files to a corpus: found, checked together, labelled, in an order of their own."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,27 @@ def test_too_little_overlap_names_the_clip(write_clip, options, tmp_path):
     write_clip(path, seconds=2, video_timestamps=lambda times: times + 1.9)
     with pytest.raises(UserError, match=r"03-01-01-01-01-01-01.*expected 5 or more video frames"):
         open_corpus(options(root, overlap=True))
+
+
+def test_tiled_audio_is_each_clip_s_mean_at_the_same_times(corpus_folder, options):
+    plain = open_corpus(options(corpus_folder))
+    tiled = open_corpus(options(corpus_folder, tile_audio=True))
+    for clip in range(len(plain)):
+        audio = plain.audio.clip(clip)
+        expected = np.broadcast_to(np.float64(audio).mean(0), audio.shape)
+        np.testing.assert_allclose(tiled.audio.clip(clip), expected, atol=1e-6)
+        assert not np.ptp(tiled.audio.clip(clip), axis=0).any()
+        np.testing.assert_array_equal(tiled.audio.clip_times(clip), plain.audio.clip_times(clip))
+        np.testing.assert_array_equal(tiled.video.clip(clip), plain.video.clip(clip))
+    assert tiled.audio.frames.dtype == np.float32
+    assert "without dynamics" in tiled.description and tiled.names == plain.names
+
+
+def test_tiled_audio_is_the_mean_of_what_the_crop_has_left(write_clip, options, tmp_path):
+    path = tmp_path / "clips" / "03-01-01-01-01-01-01.npz"
+    late = {"video_timestamps": 0.5 + np.arange(15) / 15}
+    write_clip(path, seconds=1.0, **late)
+    data = options(path.parent, overlap=True)
+    cropped, tiled = open_corpus(data), open_corpus(replace(data, tile_audio=True))
+    assert len(cropped.audio.clip(0)) == 25
+    np.testing.assert_allclose(tiled.audio.clip(0)[7], cropped.audio.clip(0).mean(0), atol=1e-6)

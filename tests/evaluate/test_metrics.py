@@ -12,7 +12,15 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from mmattn.evaluate.metrics import confusion, per_class, scores
+from mmattn.evaluate.metrics import (
+    calibration_bins,
+    confusion,
+    ece,
+    mean_over_clips,
+    per_class,
+    scores,
+    scores_by_speaker,
+)
 from mmattn.evaluate.predictions import Predictions
 
 NAMES = ("anger", "disgust", "fear", "happy")
@@ -193,3 +201,35 @@ def test_per_class_leaves_undefined_ratios_open():
     assert disgust == {"class": "disgust", "precision": None, "recall": 0, "f1": 0, "clips": 1}
     assert fear == {"class": "fear", "precision": 0, "recall": None, "f1": 0, "clips": 0}
     assert happy == {"class": "happy", "precision": None, "recall": None, "f1": None, "clips": 0}
+
+
+def test_scores_by_speaker_are_those_of_the_speaker_s_clips_alone():
+    predictions = drawn()
+    found = scores_by_speaker(predictions)
+    for place, speaker in enumerate(np.unique(predictions.speakers)):
+        alone = values(rows(predictions, predictions.speakers == speaker))
+        assert {name: score[place] for name, score in found.items()} == pytest.approx(alone)
+
+
+def test_calibration_bins_give_the_error_of_the_scores():
+    predictions = drawn()
+    bins = calibration_bins(predictions)
+    assert bins[:, 0].sum() == len(predictions.clips)
+    assert ece(bins) == pytest.approx(values(predictions)["ece"], abs=1e-12)
+
+
+def test_the_mean_over_clips_has_the_interval_of_the_scores():
+    predictions = drawn()
+    right = predictions.predicted == predictions.labels
+    both = np.stack([right, ~right], axis=1).astype(float)
+    mean, low, high = mean_over_clips(both, predictions.speakers, seed=3)
+    accuracy = scores(predictions, seed=3)["accuracy"]
+    for found, key in ((mean, "value"), (low, "low"), (high, "high")):
+        assert found[0] == pytest.approx(accuracy[key], abs=1e-12)
+    assert mean.sum() == pytest.approx(1)
+    assert low[1] == pytest.approx(1 - high[0])
+
+
+def test_the_mean_over_clips_of_one_speaker_has_no_interval():
+    mean, low, high = mean_over_clips(np.array([[1.0], [0.0]]), np.array(["a", "a"]))
+    assert mean == [0.5] and np.isnan(low) and np.isnan(high)

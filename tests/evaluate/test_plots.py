@@ -7,16 +7,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from mmattn.evaluate.plots import (
-    AttentionExample,
     best_epoch,
     learning_rate_drops,
     plot_attention,
     plot_confusion,
     plot_curves,
-    ratio_to_uniform,
-    spans_without_face,
 )
 from mmattn.evaluate.predictions import Predictions
+from mmattn.evaluate.views import ClipView, StreamView
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
@@ -47,23 +45,16 @@ def predictions(labels, predicted, classes=8) -> Predictions:
     )
 
 
-def example(peak: float = 1.0, **changes) -> AttentionExample:
-    audio_times, video_times = np.arange(0, 3, 0.01), np.arange(0, 3, 1 / 15)
-    fields = {
-        "clip": "clip_$1_$2",  # no mathematics
-        "label": "happy",
-        "predicted": "sad",
-        "audio_times": audio_times,
-        "audio_attention": np.exp(-(((audio_times - peak) / 0.2) ** 2)),
-        "video_times": video_times,
-        "video_attention": np.exp(-(((video_times - peak) / 0.2) ** 2)),
-        "video_valid": np.ones(len(video_times), bool),
-    }
-    return AttentionExample(**(fields | changes))
+def stream(rate: int, peak: float) -> StreamView:
+    times = np.arange(3 * rate) / rate
+    attention = np.exp(-(((times - peak) / 0.2) ** 2))
+    return StreamView(times, attention, np.zeros((len(times), 2)), np.ones(len(times), bool))
 
 
-WITHOUT_AUDIO = {"audio_times": None, "audio_attention": None}
-WITHOUT_VIDEO = {"video_times": None, "video_attention": None, "video_valid": None}
+def example(peak: float = 1.0, **changes) -> ClipView:
+    name = "clip_$1_$2"  # no mathematics
+    view = ClipView(name, "s", "happy", np.array([0.1, 0.9]), stream(100, peak), stream(15, peak))
+    return replace(view, **changes)
 
 
 def image(path: Path) -> np.ndarray:
@@ -86,8 +77,8 @@ def places(pixels: np.ndarray, colour: str) -> np.ndarray:
     return np.nonzero(coloured(pixels, colour, tolerance=0.15))[1] / pixels.shape[1]
 
 
-def attention_image(tmp_path: Path, *clips: AttentionExample, note=None) -> np.ndarray:
-    plot_attention(clips, tmp_path / "attention.png", note)
+def attention_image(tmp_path: Path, *clips: ClipView, note=None) -> np.ndarray:
+    plot_attention(clips, ("happy", "sad"), tmp_path / "attention.png", note)
     return image(tmp_path / "attention.png")
 
 
@@ -152,52 +143,44 @@ def test_attention_is_drawn_where_it_is(tmp_path):
 
 
 def test_a_missing_modality_is_not_drawn(tmp_path):
-    assert share(attention_image(tmp_path, example(**WITHOUT_AUDIO)), BLUE) == 0
-    assert share(attention_image(tmp_path, example(**WITHOUT_VIDEO)), ORANGE) == 0
+    assert share(attention_image(tmp_path, example(audio=None)), BLUE) == 0
+    assert share(attention_image(tmp_path, example(video=None)), ORANGE) == 0
     assert share(attention_image(tmp_path, example()), BLUE) > 0
 
 
 def test_frames_without_a_face_are_shaded(tmp_path):
-    valid = example().video_valid.copy()
-    valid[20:30] = False
+    video = example().video
+    valid = (video.times < 1.3) | (video.times > 2)
+    gap = replace(video, valid=valid)
     shade = "#e0e0e0"
-    assert share(attention_image(tmp_path, example(video_valid=valid)), shade) > 0.1
+    assert share(attention_image(tmp_path, example(video=gap)), shade) > 0.1
     assert share(attention_image(tmp_path, example()), shade) < 0.01
 
 
 def test_cues_and_several_clips(tmp_path):
-    cues = [("audio", 0.5), ("video", 2.5)]
-    plain, cued = example(), example(cues=cues)
+    plain, cued = example(), example(cues=[("audio", 0.5, False), ("video", 2.5, False)])
+    decoys = example(cues=[("audio", 0.5, True)])
+    assert np.array_equal(attention_image(tmp_path, plain), attention_image(tmp_path, decoys))
     assert np.abs(attention_image(tmp_path, plain) - attention_image(tmp_path, cued)).max() > 0.3
-    mixed = [plain, cued, replace(cued, **WITHOUT_AUDIO), replace(plain, predicted="happy")]
+    mixed = [
+        plain,
+        cued,
+        replace(cued, audio=None),
+        replace(plain, probabilities=np.array([1.0, 0.0])),
+    ]
     assert len(attention_image(tmp_path, *mixed)) > 2 * len(attention_image(tmp_path, plain))
 
 
 def test_a_note_is_drawn(tmp_path):
-    plain = attention_image(tmp_path, example(**WITHOUT_VIDEO))
-    noted = attention_image(tmp_path, example(**WITHOUT_VIDEO), note="leaks $ speakers $")
+    plain = attention_image(tmp_path, example(video=None))
+    noted = attention_image(tmp_path, example(video=None), note="leaks $ speakers $")
     assert share(plain, ORANGE) == 0
     assert share(noted, ORANGE) > 0
 
 
 def test_a_clip_without_any_face_or_frame(tmp_path):
-    none = np.zeros(45, bool)
-    attention_image(tmp_path, example(video_valid=none, video_attention=np.zeros(45)))
-    empty = dict.fromkeys(("video_times", "video_attention"), np.zeros(0))
-    attention_image(tmp_path, example(**empty, video_valid=np.zeros(0, bool)))
-
-
-def test_ratio_to_uniform_by_hand():
-    attention, valid = np.array([0.5, 0.0, 0.25, 0.25]), np.array([True, False, True, True])
-    np.testing.assert_allclose(ratio_to_uniform(attention, valid), [1.5, np.nan, 0.75, 0.75])
-    np.testing.assert_allclose(ratio_to_uniform(np.full(5, 0.2), np.ones(5, bool)), 1)
-    assert np.isnan(ratio_to_uniform(np.zeros(3), np.zeros(3, bool))).all()
-    assert np.isnan(ratio_to_uniform(np.zeros(3), np.ones(3, bool))).all()
-
-
-def test_spans_without_a_face_by_hand():
-    times, valid = np.arange(6) * 0.2, np.array([False, True, False, False, True, False])
-    expected = [(-0.1, 0.1), (0.3, 0.7), (0.9, 1.1)]
-    np.testing.assert_allclose(spans_without_face(times, valid), expected)
-    assert spans_without_face(times, np.ones(6, bool)) == []
-    assert spans_without_face(np.array([0.4]), np.array([False])) == [(0.4, 0.4)]
+    video = example().video
+    none = replace(video, attention=np.zeros(45), valid=np.zeros(45, bool))
+    attention_image(tmp_path, example(video=none))
+    empty = StreamView(np.zeros(0), np.zeros(0), np.zeros((0, 2)), np.zeros(0, bool))
+    attention_image(tmp_path, example(video=empty))

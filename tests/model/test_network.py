@@ -14,6 +14,7 @@ from mmattn.model.network import Network, Output
 
 WIDTHS = {"audio": 3, "video": 4}
 FRAMES = {"audio": 9, "video": 6}
+RATES = {"audio": 6.0, "video": 4.0}
 SMALL = ModelConfig(
     audio_units=(4, 3), video_units=(3,), head_units=(16, 12), head_dropout=(0.2, 0.1)
 )
@@ -28,7 +29,13 @@ def sequence(name: str, lengths, frames: int | None = None, seed: int = 0) -> Se
     x = np.zeros((*valid.shape, WIDTHS[name]), np.float32)
     for clip, own in enumerate(length):
         x[clip, :own] = rng.standard_normal((own, WIDTHS[name]))
-    return Sequence(x, valid, length)
+    return Sequence(x, valid, length, seconds(name, valid.shape[1], length))
+
+
+def seconds(name: str, frames: int, length: np.ndarray) -> np.ndarray:
+    """[B, frames] times of regular frames, 0 in the padding."""
+    number = np.arange(frames, dtype=np.float32)
+    return np.where(number < length[:, None], number / RATES[name], np.float32(0))
 
 
 def batch_of(audio: Sequence, video: Sequence) -> Batch:
@@ -36,8 +43,8 @@ def batch_of(audio: Sequence, video: Sequence) -> Batch:
     return Batch(
         audio,
         video,
-        np.arange(clips, dtype=np.int32),
-        np.ones(clips, np.float32),
+        *(np.arange(clips, dtype=np.int32) for _ in ("label", "other_label")),
+        *(np.ones(clips, np.float32) for _ in ("share", "weight")),
         np.arange(clips, dtype=np.int32),
     )
 
@@ -45,14 +52,20 @@ def batch_of(audio: Sequence, video: Sequence) -> Batch:
 def without_face(video: Sequence, clip: int, frame: int) -> Sequence:
     frames, valid = video.frames.copy(), video.valid.copy()
     frames[clip, frame], valid[clip, frame] = 0, False
-    return Sequence(frames, valid, video.length)
+    return video._replace(frames=frames, valid=valid)
 
 
 def replace_clip(sequence: Sequence, clip: int, frames: np.ndarray, valid: np.ndarray) -> Sequence:
     """Another clip in the place of one."""
     new = Sequence(*(array.copy() for array in sequence))
-    new.frames[clip], new.valid[clip], new.length[clip] = 0, False, len(frames)
-    new.frames[clip, : len(frames)], new.valid[clip, : len(frames)] = frames, valid
+    for array, values in (
+        (new.frames, frames),
+        (new.valid, valid),
+        (new.times, sequence.times.max(0)),
+    ):
+        array[clip] = 0
+        array[clip, : len(frames)] = values[: len(frames)]
+    new.length[clip] = len(frames)
     return new
 
 
@@ -144,7 +157,8 @@ def test_a_frame_without_a_face_keeps_its_place_in_time(model, batch):
 def test_longer_padding_does_not_change_logits(model, batch):
     def longer(part: Sequence, more: int) -> Sequence:
         frames = np.pad(part.frames, ((0, 0), (0, more), (0, 0)))
-        return part._replace(frames=frames, valid=np.pad(part.valid, ((0, 0), (0, more))))
+        valid, times = (np.pad(x, ((0, 0), (0, more))) for x in (part.valid, part.times))
+        return Sequence(frames, valid, part.length, times)
 
     padded = batch._replace(audio=longer(batch.audio, 5), video=longer(batch.video, 3))
     found, expected = model.predict(padded), model.predict(batch)

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmattn.report.clips import LARGEST, STEP, ClipView, StreamView, pack_viewer
+from mmattn.evaluate.views import ClipView, StreamView
+from mmattn.report.clips import LARGEST, STEP, pack_viewer
 
 NAMES = ("anger", "happy", "sad")
 

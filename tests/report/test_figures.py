@@ -1,16 +1,14 @@
 import json
 
 import numpy as np
-import pytest
 
-from mmattn.evaluate.metrics import confusion, ece, scores
+from mmattn.evaluate.metrics import confusion
 from mmattn.evaluate.predictions import Predictions
-from mmattn.report.document import Interval
+from mmattn.evaluate.tables import Interval
 from mmattn.report.figures import (
     Curve,
     CurvePlot,
     Forest,
-    calibration_bins,
     confusion_figure,
     curves_figure,
     forest_figure,
@@ -85,13 +83,6 @@ def test_the_confusion_matrix_has_counts_and_shares_of_rows():
     np.testing.assert_allclose(np.sum(data["z"], axis=1), 1)
     np.testing.assert_allclose(data["z"], counts / counts.sum(axis=1)[:, None])
     assert data["customdata"][0][1] == ["anger", "&lt;b&gt;happy&lt;/b&gt;"]
-
-
-def test_calibration_bins_give_the_error_of_the_scores():
-    predictions = drawn()
-    bins = calibration_bins(predictions)
-    assert bins[:, 0].sum() == 200
-    assert ece(bins) == pytest.approx(scores(predictions, resamples=1)["ece"]["value"], abs=1e-12)
 
 
 def test_the_reliability_diagram_shows_accuracy_confidence_and_clips():

@@ -1,148 +1,28 @@
 """The pages in a real headless Chromium, offline."""
 
-import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.select import Select
-from selenium.webdriver.support.wait import WebDriverWait
 
 from mmattn.config import SyntheticConfig
 from mmattn.data.names import SIX
 from mmattn.data.synthetic import draw_clips
 from mmattn.evaluate.metrics import scores
-from mmattn.evaluate.plots import ratio_to_uniform
 from mmattn.evaluate.predictions import Predictions
-from mmattn.report.clips import STEP, ClipView, StreamView
-from mmattn.report.document import Interval, Table
+from mmattn.evaluate.tables import Interval, Table
+from mmattn.evaluate.views import ClipView, StreamView
+from mmattn.report.clips import STEP
 from mmattn.report.figures import Curve, CurvePlot, Forest, plain
 from mmattn.report.page import Verdict, write_run_page, write_study_page
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 HOSTILE = '</script><img src=x onerror="window.hacked=1"><b>&amp;'
 SHORT = '<i>&lt;<img src=x onerror="window.hacked=1">'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    if os.getuid() == 0:
-        options.add_argument("--no-sandbox")
-    with tempfile.TemporaryDirectory() as profile:
-        options.add_argument(f"--user-data-dir={profile}")
-        driver = webdriver.Chrome(options, Service(DRIVER))
-        yield Page(driver)
-        driver.quit()
-
-
-class Page:
-    """A page in the browser."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def open(self, path: Path, width: int = 1280, colours: str = "light") -> None:
-        self.command("Emulation.setDeviceMetricsOverride", **_screen(width))
-        self.prefer(colours)
-        for log in ("browser", "performance"):
-            self.driver.get_log(log)  # of the page before
-        self.driver.get(path.as_uri())
-
-    def command(self, name: str, **arguments) -> None:
-        self.driver.execute_cdp_cmd(name, arguments)
-
-    def prefer(self, colours: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": colours}]
-        self.command("Emulation.setEmulatedMedia", features=features)
-
-    def run(self, script: str, *arguments):
-        return self.driver.execute_script(script, *arguments)
-
-    def text(self, selector: str) -> str:
-        return self.run("return document.querySelector(arguments[0]).textContent", selector)
-
-    def click(self, selector: str) -> None:
-        self.run("document.querySelector(arguments[0]).click()", selector)
-
-    def choose(self, selector: str, value: str) -> None:
-        """Choose the option of a select box by its text."""
-        Select(self.driver.find_element("css selector", selector)).select_by_visible_text(value)
-
-    def press(self, selector: str, *keys: str) -> None:
-        self.driver.find_element("css selector", selector).send_keys(*keys)
-
-    def data(self, name: str) -> list[dict]:
-        """The traces of a plot: type, name, x, y, z."""
-        return self.run(
-            """const rows = (a) => a && Array.from(a, (v) => v?.length >= 0 && typeof v != "string"
-                ? Array.from(v) : v);
-            return document.getElementById(arguments[0]).data.map(
-                (t) => ({type: t.type, name: t.name, x: rows(t.x), y: rows(t.y), z: rows(t.z)}));
-            """,
-            name,
-        )
-
-    def hover(self, name: str, trace: int, x: float, y: float) -> str:
-        """The hover text at (x, y) of the axes of a trace."""
-        left, top = self.run(
-            """const plot = document.getElementById(arguments[0]);
-            plot.scrollIntoView({block: "center", behavior: "instant"});
-            const box = plot.getBoundingClientRect(), {xaxis, yaxis} = plot._fullData[arguments[1]],
-                side = (name) => plot._fullLayout[name.replace(/^[xy]/, (a) => a + "axis")],
-                [h, v] = [side(xaxis), side(yaxis)];
-            return [box.left + h._offset + h.d2p(arguments[2]),
-                    box.top + v._offset + v.d2p(arguments[3])];""",
-            *(name, trace, x, y),
-        )
-        for shift in (2, 0):
-            self.command(
-                "Input.dispatchMouseEvent", type="mouseMoved", x=left + shift, y=top, button="none"
-            )
-        return WebDriverWait(self.driver, 5).until(
-            lambda _: self.text(f"#{name} .hoverlayer"), f"no hover text on {name}"
-        )
-
-    def complaints(self) -> list[dict]:
-        return self.driver.get_log("browser")
-
-    def requests(self) -> list[str]:
-        """What the page asked for since it was opened, other than itself."""
-        messages = [
-            json.loads(row["message"])["message"] for row in self.driver.get_log("performance")
-        ]
-        urls = [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
-        assert self.driver.current_url in urls  # the log is on
-        return [
-            url
-            for url in urls
-            if url != self.driver.current_url and not url.startswith(("data:", "blob:"))
-        ] + self.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
-
-
-def _screen(width: int) -> dict:
-    return {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
 
 
 def view(seed: int, clip, sharp: float = 2.0) -> ClipView:
@@ -205,7 +85,8 @@ def write_run(
     predictions = answers(names)
     found = {"validation": scores(predictions), "test": scores(predictions, seed=1)}
     about = {"Data": "synthetic", "Best epoch": f"5 of {epochs}"}
-    write_run_page(path, title, about, found, predictions, history(epochs), clips)
+    command = "python -m experiments.no_aug"
+    write_run_page(path, title, about, found, predictions, command, history(epochs), clips)
     return path
 
 
@@ -282,10 +163,9 @@ def test_the_viewer_shows_what_it_was_given(browser, run_page, views):
     audio, video, audio_features, video_features = browser.data("clip-time")
     valid = first.video.valid
     np.testing.assert_allclose(audio["x"], first.audio.times, atol=1e-5)
-    every = np.ones(len(first.audio.times), bool)
-    np.testing.assert_allclose(audio["y"], ratio_to_uniform(first.audio.attention, every), 1e-5)
+    np.testing.assert_allclose(audio["y"], first.audio.ratio, rtol=1e-5)
     shown = np.array(video["y"], float)  # null where there was no face
-    np.testing.assert_allclose(shown, ratio_to_uniform(first.video.attention, valid), rtol=1e-5)
+    np.testing.assert_allclose(shown, first.video.ratio, rtol=1e-5)
     z = np.array(audio_features["z"]).T
     np.testing.assert_allclose(z, first.audio.features.clip(-6.35, 6.35), atol=STEP / 2 + 1e-6)
     z = np.array(video_features["z"], float).T
@@ -414,7 +294,8 @@ def test_a_run_without_audio_and_with_one_epoch(browser, views, tmp_path):
 
 def test_a_page_without_history_and_clips_leaves_them_out(tmp_path):
     path = tmp_path / "report.html"
-    write_run_page(path, "A run", {}, {"test": scores(answers())}, answers(), note="It leaks.")
+    found = {"test": scores(answers())}
+    write_run_page(path, "A run", {}, found, answers(), "python -m it", note="It leaks.")
     page = path.read_text()
     assert re.findall('<a href="(#[^"]+)"', page) == ["#scores", "#answers"]
     assert '<p class="note" role="note">It leaks.</p>' in page

@@ -8,7 +8,7 @@ import pytest
 
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import read_predictions
-from mmattn.evaluate.report import interval_text
+from mmattn.evaluate.tables import interval_text
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +84,30 @@ def test_a_run_in_parts_resumes(commands, run):
     assert "fold0/member0 is complete" in text
     assert "fold1/member1 is complete" not in text
     assert (run / "predictions.csv").read_bytes() == before
+
+
+def test_the_page_of_folds_has_the_pooled_scores(commands, run):
+    assert list(run.rglob("report.html")) == [run / "report.html"]
+    before = (run / "report.html").read_bytes()
+    page = before.decode()
+    summary = json.loads((run / "summary.json").read_text())
+    assert "<h1>no_aug: 48 synthetic test clips</h1>" in page
+    assert all(interval_text(score) in page for score in summary["test"].values())
+    assert "fold0, fold1, each a committee of 2" in page
+    assert "24 of 24 test clips" in page and "as fold0/member0 alone sees them." in page
+    assert "Learning curves" not in page
+    commands.run("mmattn", "report", run)
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_the_page_of_a_committee(commands, tmp_path):
+    options = [*commands.tiny, "--devices", 2, "--train.epochs", 1, "--members", 2]
+    commands.run("experiments.no_aug", *options, "--out", tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    before = (tmp_path / "run" / "report.html").read_bytes()
+    page = before.decode()
+    for side in ("validation", "test"):
+        assert all(interval_text(score) in page for score in summary[side].values())
+    assert "as member0 alone sees them" in page
+    commands.run("mmattn", "report", tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").read_bytes() == before

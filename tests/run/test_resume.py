@@ -109,10 +109,10 @@ def test_sigterm_saves_inside_an_epoch(commands, tiny_run, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 8 MB."""
+    """A file system of 24 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "mmattn-test", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "mmattn-test", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield disk

@@ -13,7 +13,7 @@ from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import split_from_json
 from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.predictions import read_predictions
-from mmattn.evaluate.report import interval_text
+from mmattn.evaluate.tables import interval_text
 from mmattn.run.evaluate import _clips_to_evaluate
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.loop import best_epoch, restore
@@ -27,7 +27,7 @@ def test_the_folder_holds_everything(tiny_run):
     assert {path.name for path in tiny_run.iterdir()} == {
         *("config.json", "split.json", "environment.json", "metrics.jsonl", "train.log"),
         *("checkpoints", "predictions.csv", "predictions_validation.csv", "summary.json"),
-        *("curves.png", "confusion.png", "attention.png"),
+        *("curves.png", "confusion.png", "attention.png", "report.html"),
     }
     config = config_from_json(read(tiny_run / "config.json"))
     assert config.devices == 2 and config.train.batch == 8

@@ -4,7 +4,7 @@ import pytest
 from mmattn.console import log_to, start_logging
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions
-from mmattn.evaluate.report import interval_text, say_per_class, say_scores
+from mmattn.evaluate.tables import Interval, cell_text, interval_text, say_per_class, say_scores
 
 
 @pytest.fixture
@@ -30,10 +30,25 @@ def line_of(text: str, start: str) -> str:
     return next(line for line in text.splitlines() if line.strip(" │┃").startswith(start))
 
 
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("no_aug", "no_aug"),
+        (432, "432"),
+        (0.71249, "0.712"),
+        (None, "–"),
+        (Interval(0.7119, 0.65, 0.7611), "0.712 [0.650, 0.761]"),
+        (Interval(0.7119), "0.712"),
+        (Interval(None), "–"),
+    ],
+)
+def test_a_cell_says_its_number(cell, text):
+    assert cell_text(cell) == text
+
+
 def test_interval_text():
     score = {"value": 0.7123, "low": 0.65, "high": 0.7606}
     assert interval_text(score) == "0.712 [0.650, 0.761]"
-    assert interval_text({"value": 0.7123, "low": None, "high": None}) == "0.712"
 
 
 def test_scores_stand_in_a_column_a_split(said):

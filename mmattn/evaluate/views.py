@@ -1,0 +1,74 @@
+"""What is shown of a clip, in a plot and on the page: attention and features over time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmattn.config import Modality
+
+
+@dataclass(frozen=True, eq=False)
+class StreamView:
+    """One modality of a clip, of T frames.
+
+    times [T] s, increasing; attention [T] as the model gives it; features [T, F] normalised;
+    valid [T] bool, None if all frames are.
+    """
+
+    times: np.ndarray
+    attention: np.ndarray
+    features: np.ndarray
+    valid: np.ndarray | None = None
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """Attention as a ratio to uniform [T]."""
+        return ratio_to_uniform(self.attention, self.known)
+
+    @property
+    def known(self) -> np.ndarray:
+        """The frames that are valid [T] bool."""
+        return np.ones(len(self.times), bool) if self.valid is None else self.valid
+
+    @property
+    def gaps(self) -> list[tuple[float, float]]:
+        """Start and end (s) of each run of frames that are not valid."""
+        return spans_without_face(self.times, self.known)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipView:
+    """What is shown of a clip; a modality that the run lacks is None.
+
+    label: the true class's name; probabilities [K]; cues: the (modality, time in s, is a decoy)
+    of each, where they are known.
+    """
+
+    clip: str
+    speaker: str
+    label: str
+    probabilities: np.ndarray
+    audio: StreamView | None
+    video: StreamView | None
+    cues: Sequence[tuple[Modality, float, bool]] | None = None
+
+
+def ratio_to_uniform(attention: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Attention [T] over its mean on the valid [T] frames; NaN on the others.
+
+    All NaN where the model attended to nothing: no valid frames.
+    """
+    if not attention[valid].any():
+        return np.full(len(attention), np.nan)
+    return np.where(valid, attention / attention[valid].mean(), np.nan)
+
+
+def spans_without_face(times: np.ndarray, valid: np.ndarray) -> list[tuple[float, float]]:
+    """Start and end (s) of each run of frames that are not valid [T], half a frame wider."""
+    half = np.diff(times).mean() / 2 if len(times) > 1 else 0.0
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], ~valid, [False]]).astype(int)))
+    return [
+        (float(times[first] - half), float(times[after - 1] + half))
+        for first, after in edges.reshape(-1, 2)
+    ]

@@ -1,0 +1,172 @@
+"""The page of a run, report.html, made from its folder: at its end, and whenever asked again."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from mmattn.config import AugmentConfig, ExperimentConfig, OtherDataConfig
+from mmattn.console import waiting
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.splits import split_from_json
+from mmattn.evaluate.metrics import mean_over_clips, scores
+from mmattn.evaluate.predictions import read_predictions
+from mmattn.files import read_json
+from mmattn.report.figures import Curve, CurvePlot
+from mmattn.report.page import write_run_page
+from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
+from mmattn.run.views import choose_rows, view_clips
+from mmattn.train.devices import start_jax
+from mmattn.train.loop import Trainer, best_epoch, restore
+from mmattn.train.shifts import OFFSETS, TEMPOS, measure_shifts
+from mmattn.train.step import TrainState
+
+VIEWED = 60  # clips in the viewer
+LEAK_NOTE = (
+    "THE SPLIT LEAKS SPEAKERS: clips were divided by chance, so those in the test are of speakers "
+    "in the training. The scores say nothing about new speakers."
+)
+
+
+def report_run(run: Path, device_count: int | str | None, other: OtherDataConfig) -> None:
+    """Write the page of a complete run again.
+
+    Args:
+        run: the run's folder.
+        device_count: a number or "auto"; None for the run's own.
+        other: where the clips are now.
+
+    Raises:
+        UserError: no complete run, no checkpoint, or not the run's clips.
+    """
+    config = read_config(run)
+    check_complete(run)
+    corpus = open_corpus(other.apply(config.data))
+    count = start_jax(device_count or config.devices, config.train.batch)
+    write_page(run, *best_network(run, corpus, count))
+
+
+def best_network(folder: Path, corpus: Corpus, device_count: int) -> tuple[Trainer, TrainState]:
+    """The best checkpoint of a run's first training, ready to predict the clips of the corpus."""
+    part = first_training(folder)
+    split = split_from_json(read_json(part / "split.json"), corpus)
+    clips = np.concatenate([split.train, split.validation, split.test])
+    return restore(part, "best", corpus, clips, device_count)
+
+
+def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
+    """Write report.html of a run whose results are there, but perhaps for its summary.
+
+    Args:
+        folder: of the run.
+        trainer: of the run's first training: it is asked about the clips in the viewer.
+        state: of its best checkpoint.
+    """
+    config, part, corpus = read_config(folder), first_training(folder), trainer.corpus
+    alone = part == folder
+    path = folder / "report.html"
+    with waiting(f"writing {path}"):
+        predictions = {
+            side: read_predictions(folder / name)
+            for side, name in SIDES.items()
+            if side == "test" or (folder / name).exists()
+        }
+        document = read_json(part / "split.json")
+        test = split_from_json(document, corpus).test
+        shown = test[choose_rows(read_predictions(part / SIDES["test"]), VIEWED)]
+        about = f"{len(shown)} of {len(test)} test clips, right and wrong ones of each class"
+        if not alone:
+            about += f", as {part.relative_to(folder)} alone sees them"
+        history = _history(folder) if alone else []
+        start = read_json(folder / "environment.json")["starts"][0]
+        command = ["python", "-m", f"experiments.{config.name}", *start["command"][1:]]
+        synthetic = "synthetic " if corpus.cues else ""
+        write_run_page(
+            path,
+            f"{config.name}: {len(predictions['test'].clips)} {synthetic}test clips",
+            {
+                "Data": corpus.description,
+                **_split_facts(folder, config, document["description"], history),
+                **_facts(config, start),
+            },
+            {side: scores(one, config.seed) for side, one in predictions.items()},
+            predictions["test"],
+            shlex.join(command),
+            history,
+            view_clips(trainer, state, shown),
+            [f"{about}."],
+            list(_curves(trainer, state, test)) if alone else [],
+            LEAK_NOTE if document["leaking"] else None,
+        )
+
+
+def first_training(folder: Path) -> Path:
+    """The folder of a run's first training: the run's own if it has no parts."""
+    parts = parts_of(folder)
+    return first_training(parts[0]) if parts else folder
+
+
+def _split_facts(
+    folder: Path, config: ExperimentConfig, split: str, history: list[dict]
+) -> dict[str, str]:
+    """How the clips were divided, and the best epoch or the parts."""
+    parts = [part.name for part in parts_of(folder)]
+    if not parts:
+        return {"Split": split, "Best epoch": f"{best_epoch(history)} of {len(history)}"}
+    committees = config.members > 1 and "fold" in parts[0]
+    each = f", each a committee of {config.members}" if committees else ""
+    return {"Parts, put together": ", ".join(parts) + each, "Split of the first": split}
+
+
+def _facts(config: ExperimentConfig, start: dict) -> dict[str, str]:
+    """What was trained, when, where and by which versions."""
+    versions, both = start["versions"], len(config.model.modalities) == 2
+    fusion = f"audio and video, fusion {config.model.fusion}"
+    return {
+        "Network": fusion if both else f"{config.model.modalities[0]} alone",
+        "Augmentation": _changes(config.augment),
+        "Seed": str(config.seed),
+        "Started": f"{start['time']} on {config.devices} × {start['device']}",
+        "Versions": f"mmattn {versions['mmattn']} ({start['commit'] or 'no commit'}), "
+        f"jax {versions['jax']}, Python {start['python']}",
+    }
+
+
+def _changes(config: AugmentConfig) -> str:
+    """What is asked for, by name."""
+    texts = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            ends = value if isinstance(value, tuple) else (value,)
+            texts.append(f"{field.name} {' to '.join(map(str, ends))}")
+    return ", ".join(texts) or "none"
+
+
+def _history(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _curves(trainer: Trainer, state: TrainState, test: np.ndarray) -> Iterator[CurvePlot]:
+    """Accuracy over a test-time offset and tempo of the audio; none without both modalities."""
+    if len(trainer.config.model.modalities) < 2:
+        return
+    right = measure_shifts(trainer, state, test)
+
+    def curve(key: str, x: np.ndarray) -> list[Curve]:
+        speakers = trainer.corpus.speakers[test]
+        accuracy = mean_over_clips(right[key], speakers, trainer.config.seed)
+        return [Curve(trainer.config.name, x, *accuracy)]
+
+    note = "The audio is dated so much later (right) or earlier than it was recorded."
+    if trainer.config.model.fusion == "concat":
+        note += " Fusion concat reads no times, so that an offset changes nothing."
+    points = curve("right_at_offset", 1000 * OFFSETS)
+    yield CurvePlot("Audio offset", "audio late by (ms)", "accuracy", points, note)
+    note = "The audio alone is made slower (left) or faster than it was recorded."
+    points = curve("right_at_tempo", TEMPOS)
+    yield CurvePlot("Audio tempo", "tempo of the audio", "accuracy", points, note)

@@ -1,0 +1,55 @@
+"""Which test clips are shown, and what is shown of them."""
+
+import numpy as np
+
+from mmattn.data.batches import normalised
+from mmattn.evaluate.predictions import Predictions
+from mmattn.evaluate.views import ClipView, StreamView
+from mmattn.train.loop import Trainer
+from mmattn.train.step import TrainState
+
+
+def view_clips(trainer: Trainer, state: TrainState, clips: np.ndarray) -> list[ClipView]:
+    """The clips at these positions [n] of the trainer's corpus as its network sees them."""
+    corpus = trainer.corpus
+    found = trainer.predict(state, clips)
+    views = []
+    for clip, probabilities, attention in zip(
+        clips, found.probabilities, found.attention, strict=True
+    ):
+        streams = {
+            name: StreamView(stream.times, attention[name], stream.frames, stream.valid)
+            for name, stream in normalised(corpus, clip, trainer.normaliser)._asdict().items()
+            if name in attention
+        }
+        views.append(
+            ClipView(
+                corpus.names[clip],
+                str(corpus.speakers[clip]),
+                corpus.class_names[corpus.labels[clip]],
+                probabilities,
+                streams.get("audio"),
+                streams.get("video"),
+                corpus.cues
+                and [
+                    (cue.modality, cue.time, cue.decoy)
+                    for cue in corpus.cues[clip]
+                    if cue.modality in streams
+                ],
+            )
+        )
+    return views
+
+
+def choose_rows(predictions: Predictions, count: int) -> np.ndarray:
+    """Up to `count` rows, increasing, evenly over right and wrong ones of each class.
+
+    Each of these groups gives its first clip, then each its second, until there are enough.
+    """
+    labels = predictions.labels
+    group = 2 * labels + (predictions.predicted == labels)
+    order = np.argsort(group, kind="stable")
+    _, first, members = np.unique(group[order], return_index=True, return_counts=True)
+    rank = np.empty(len(labels), int)
+    rank[order] = np.arange(len(labels)) - np.repeat(first, members)
+    return np.sort(np.lexsort((group, rank))[:count])

@@ -1,0 +1,127 @@
+"""A browser for the pages."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Page"]:
+    """A page in a real headless Chromium."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    if os.getuid() == 0:
+        options.add_argument("--no-sandbox")
+    with tempfile.TemporaryDirectory() as profile:
+        options.add_argument(f"--user-data-dir={profile}")
+        driver = webdriver.Chrome(options, Service(DRIVER))
+        yield Page(driver)
+        driver.quit()
+
+
+class Page:
+    """A page in the browser."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, path: Path, width: int = 1280, colours: str = "light") -> None:
+        self.command("Emulation.setDeviceMetricsOverride", **_screen(width))
+        self.prefer(colours)
+        for log in ("browser", "performance"):
+            self.driver.get_log(log)  # of the page before
+        self.driver.get(path.as_uri())
+
+    def command(self, name: str, **arguments) -> None:
+        self.driver.execute_cdp_cmd(name, arguments)
+
+    def prefer(self, colours: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": colours}]
+        self.command("Emulation.setEmulatedMedia", features=features)
+
+    def run(self, script: str, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def text(self, selector: str) -> str:
+        return self.run("return document.querySelector(arguments[0]).textContent", selector)
+
+    def click(self, selector: str) -> None:
+        self.run("document.querySelector(arguments[0]).click()", selector)
+
+    def choose(self, selector: str, value: str) -> None:
+        """Choose the option of a select box by its text."""
+        Select(self.driver.find_element("css selector", selector)).select_by_visible_text(value)
+
+    def press(self, selector: str, *keys: str) -> None:
+        self.driver.find_element("css selector", selector).send_keys(*keys)
+
+    def data(self, name: str) -> list[dict]:
+        """The traces of a plot: type, name, x, y, z."""
+        return self.run(
+            """const rows = (a) => a && Array.from(a, (v) => v?.length >= 0 && typeof v != "string"
+                ? Array.from(v) : v);
+            return document.getElementById(arguments[0]).data.map(
+                (t) => ({type: t.type, name: t.name, x: rows(t.x), y: rows(t.y), z: rows(t.z)}));
+            """,
+            name,
+        )
+
+    def hover(self, name: str, trace: int, x: float, y: float) -> str:
+        """The hover text at (x, y) of the axes of a trace."""
+        left, top = self.run(
+            """const plot = document.getElementById(arguments[0]);
+            plot.scrollIntoView({block: "center", behavior: "instant"});
+            const box = plot.getBoundingClientRect(), {xaxis, yaxis} = plot._fullData[arguments[1]],
+                side = (name) => plot._fullLayout[name.replace(/^[xy]/, (a) => a + "axis")],
+                [h, v] = [side(xaxis), side(yaxis)];
+            return [box.left + h._offset + h.d2p(arguments[2]),
+                    box.top + v._offset + v.d2p(arguments[3])];""",
+            *(name, trace, x, y),
+        )
+        for shift in (2, 0):
+            self.command(
+                "Input.dispatchMouseEvent", type="mouseMoved", x=left + shift, y=top, button="none"
+            )
+        return WebDriverWait(self.driver, 5).until(
+            lambda _: self.text(f"#{name} .hoverlayer"), f"no hover text on {name}"
+        )
+
+    def complaints(self) -> list[dict]:
+        return self.driver.get_log("browser")
+
+    def requests(self) -> list[str]:
+        """What the page asked for since it was opened, other than itself."""
+        messages = [
+            json.loads(row["message"])["message"] for row in self.driver.get_log("performance")
+        ]
+        urls = [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+        assert self.driver.current_url in urls  # the log is on
+        return [
+            url
+            for url in urls
+            if url != self.driver.current_url and not url.startswith(("data:", "blob:"))
+        ] + self.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+
+
+def _screen(width: int) -> dict:
+    return {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}

@@ -1,0 +1,130 @@
+"""A real study in small: processes, resuming, refusals, the page."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mmattn.config import (
+    AugmentConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OtherDataConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from mmattn.errors import UserError
+from mmattn.study.plan import REFERENCE, Block, Study
+from mmattn.study.runner import MEASURES, load_measures
+from mmattn.study.study import run_study
+
+CONFIG = ExperimentConfig(
+    name="compare",
+    data=DataConfig(
+        buckets=1,
+        validation=0.2,
+        test=0.5,
+        synthetic=SyntheticConfig(
+            rule="coincidence",
+            clips=144,
+            speakers=12,
+            audio_rate=20,
+            audio_width=6,
+            video_width=5,
+        ),
+    ),
+    model=ModelConfig(
+        audio_units=(4,), video_units=(4,), head_units=(8,), head_dropout=(0.1,), cross_units=8
+    ),
+    train=TrainConfig(epochs=2, batch=16, patience=0, save_every=9, steps_per_dispatch=1),
+)
+ARMS = {REFERENCE: AugmentConfig(), "audio_tempo": AugmentConfig(audio_tempo=(0.9, 1.1))}
+STUDY = Study((Block("small", "Synthetic, in small.", CONFIG, ("cross",), ARMS),), seeds=1)
+
+
+def run(study: Study, folder, **options) -> None:
+    run_study(study, folder, None, options.get("workers", 2), OtherDataConfig())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "small"
+    run(STUDY, folder)
+    return folder
+
+
+def test_every_training_is_measured_and_compared(folder):
+    for cell in STUDY.cells():
+        assert 0 <= load_measures(folder / cell.folder)["validation_uar"] <= 1
+        assert not (folder / cell.folder / "checkpoints").exists()
+    assert "small,cross,uar,audio_tempo" in (folder / "results.csv").read_text()
+    assert "audio_tempo lowers accuracy" in (folder / "results.md").read_text()
+    assert "audio_tempo" in (folder / "report.html").read_text()
+
+
+def test_only_what_is_not_done_is_done_again(folder):
+    first, second = (folder / cell.folder / MEASURES for cell in STUDY.cells())
+    before = load_measures(second.parent)
+    kept = first.stat().st_mtime_ns
+    second.unlink()
+    (second.parent / "checkpoints").mkdir()  # as a killed training leaves it
+    run(STUDY, folder)
+    assert first.stat().st_mtime_ns == kept
+    again = load_measures(second.parent)
+    assert all(
+        np.array_equal(again[name], before[name], equal_nan=before[name].dtype.kind == "f")
+        for name in before
+        if name != "seconds"
+    )
+
+
+def test_another_study_is_refused(folder):
+    other = Study(STUDY.blocks, seeds=2)
+    with pytest.raises(UserError, match="holds another study"):
+        run(other, folder)
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"new or empty folder, it has thesis\.txt"):
+        run(STUDY, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_no_workers(tmp_path):
+    with pytest.raises(UserError, match=r"--workers 0: expected 1 or more"):
+        run(STUDY, tmp_path / "new", workers=0)
+
+
+def test_the_real_studies_are_sound():
+    from experiments import compare
+
+    for blocks in (compare.BLOCKS, compare.QUICK, (compare.RAVDESS,)):
+        study = Study(blocks, seeds=2)
+        json.dumps(study.to_json())
+        assert all(REFERENCE in block.arms for block in blocks)
+        for cell in study.cells():
+            config = study.config(cell)
+            assert config.train == study.block(cell.block).config.train
+            assert config.train.patience == 0  # equal optimiser steps for all arms
+            if not config.data.folds:
+                config.check()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quick", "--data.roots", "x"], "--quick: expected without --data.roots"),
+        (["--data.roots", "/nowhere"], "there is no folder /nowhere"),
+        (["--seeds", "0"], "--seeds 0: expected 1 or more"),
+    ],
+)
+def test_bad_options(words, message):
+    command = [sys.executable, "-m", "experiments.compare", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

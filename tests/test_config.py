@@ -1,0 +1,72 @@
+"""What no option may be: one message that names it, says what was expected and what came."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from mmattn.config import AugmentConfig, ExperimentConfig, config_from_json
+from mmattn.errors import UserError
+
+GOOD = ExperimentConfig(name="test")
+TEMPO = "expected 0.25 ≤ low ≤ high < 4"
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("augment", {"audio_noise": (-0.1, 0.1)}, "--augment.audio-noise (-0.1, 0.1): expected 0"),
+        ("augment", {"video_noise": (0.2, 0.1)}, "--augment.video-noise (0.2, 0.1): expected 0"),
+        ("augment", {"video_noise": (0.1, float("nan"))}, "--augment.video-noise (0.1, nan): "),
+        ("augment", {"audio_scale": (0.5, float("inf"))}, "--augment.audio-scale (0.5, inf): "),
+        ("augment", {"tempo": (0.2, 1.0)}, f"--augment.tempo (0.2, 1.0): {TEMPO}"),
+        ("augment", {"audio_tempo": (1.1, 0.9)}, f"--augment.audio-tempo (1.1, 0.9): {TEMPO}"),
+        ("augment", {"video_tempo": (1.0, 4.0)}, f"--augment.video-tempo (1.0, 4.0): {TEMPO}"),
+        ("augment", {"probability": 1.5}, "--augment.probability 1.5: expected 0 to 1"),
+        ("augment", {"video_dropout": -0.1}, "--augment.video-dropout -0.1: expected 0 to 1"),
+        ("augment", {"feature_mask": 2.0}, "--augment.feature-mask 2.0: expected 0 to 1"),
+        ("augment", {"drop_modality": 1.1}, "--augment.drop-modality 1.1: expected 0 to 1"),
+        ("augment", {"video_gap": -1.0}, "--augment.video-gap -1.0: expected 0 to 60"),
+        ("augment", {"time_mask": 61.0}, "--augment.time-mask 61.0: expected 0 to 60"),
+        ("augment", {"mixup": -0.2}, "--augment.mixup -0.2: expected 0 to 100"),
+        (
+            "model",
+            {"fusion": "cross", "modalities": ("audio",)},
+            "--model.fusion cross with --model.modalities ('audio',): expected audio and video",
+        ),
+        ("model", {"cross_window": 0.0}, "--model.cross-window 0.0: expected above 0 and at most"),
+        ("model", {"cross_window": float("inf")}, "--model.cross-window inf: expected above 0"),
+        ("model", {"cross_heads": 0}, "--model.cross-heads 0: expected 1 or more"),
+        (
+            "model",
+            {"cross_units": 9},
+            "--model.cross-units 9: expected a multiple of --model.cross-heads 2",
+        ),
+        ("model", {"cross_units": 0}, "--model.cross-units 0: expected a multiple"),
+        ("train", {"patience": -1}, "--train.patience -1: expected 0 or more"),
+        ("train", {"save_every": 0}, "--train.save-every 0: expected 1 or more"),
+    ],
+)
+def test_wrong_values_are_named_with_what_was_expected(part, change, message):
+    bad = replace(GOOD, **{part: replace(getattr(GOOD, part), **change)})
+    with pytest.raises(UserError, match=re.escape(message)):
+        bad.check()
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("augment", {"tempo": (0.25, 3.9), "audio_noise": (0.0, 5.0), "probability": 0.0}),
+        ("augment", {"mixup": 100.0, "video_gap": 60.0, "drop_modality": 1.0}),
+        ("model", {"fusion": "cross", "modalities": ("video", "audio"), "cross_units": 2}),
+        ("train", {"patience": 0, "save_every": 1000}),
+    ],
+)
+def test_values_at_their_ends_are_right(part, change):
+    replace(GOOD, **{part: replace(getattr(GOOD, part), **change)}).check()
+
+
+def test_a_stored_config_comes_back_whole():
+    augment = AugmentConfig(pick="one-or-all", tempo=(0.9, 1.1), audio_noise=(0.0, 0.1), mixup=0.4)
+    config = replace(GOOD, augment=augment, model=replace(GOOD.model, fusion="cross"))
+    assert config_from_json(config.to_json()) == config

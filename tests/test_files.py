@@ -1,0 +1,28 @@
+"""Files are whole or as they were."""
+
+import pytest
+
+from mmattn.files import write_bytes, write_text
+
+
+def test_bytes_and_text_are_written_as_they_are(tmp_path):
+    path = tmp_path / "file"
+    write_bytes(path, b"\r\n\x00\xff")
+    assert path.read_bytes() == b"\r\n\x00\xff"
+    write_text(path, "a\nτ\r\n")
+    assert path.read_bytes() == "a\nτ\r\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmattn.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,50 @@
+"""The loss of mixed clips."""
+
+import numpy as np
+import pytest
+
+from mmattn.config import ModelConfig, TrainConfig
+from mmattn.data.batches import Batch
+from mmattn.model.network import Output
+from mmattn.train.loss import focal_loss
+from mmattn.train.step import Learner, Settings
+
+MODEL = ModelConfig(
+    modalities=("audio",), audio_units=(2,), head_units=(), head_dropout=(), statistics=True
+)
+LOGITS = np.log(np.array([[3.0, 1.0]] * 4, np.float32))  # probabilities ¾ and ¼
+OWN, OTHER = np.array([0, 0, 1, 1], np.int32), np.array([0, 1, 0, 1], np.int32)
+SHARES = np.array([0.5, 0.75, 0.75, 1.0], np.float32)
+
+
+def loss(gamma, shares, statistics=None, weights=(1.0, 1.0)) -> np.ndarray:
+    learner = Learner(MODEL, TrainConfig(gamma=gamma), {"audio": 2}, 2, 1)
+    nothing = [None] * len(Batch._fields)
+    batch = Batch(*nothing)._replace(label=OWN, other_label=OTHER, share=shares)
+    output = Output(LOGITS, LOGITS, statistics, None, {}, {}, {})
+    settings = Settings(None, np.array(weights, np.float32), np.float32(0))
+    return np.asarray(learner.loss(output, batch, settings))
+
+
+def test_a_mixed_clip_has_the_mean_loss_of_its_labels_by_their_shares():
+    right, wrong = np.log(4 / 3), np.log(4)
+    by_hand = np.array([right, 0.75 * right + 0.25 * wrong, 0.75 * wrong + 0.25 * right, wrong])
+    np.testing.assert_allclose(loss(0.0, SHARES), by_hand, rtol=1e-6)
+    right, wrong = np.log(4 / 3) / 16, np.log(4) * 9 / 16
+    focal = np.array([right, 0.75 * right + 0.25 * wrong, 0.75 * wrong + 0.25 * right, wrong])
+    np.testing.assert_allclose(loss(2.0, SHARES), focal, rtol=1e-6)
+    # The linear classifier has a loss of its own, without focus: here its p are ½.
+    both = loss(2.0, SHARES, statistics=np.zeros((4, 2), np.float32))
+    np.testing.assert_allclose(both, focal + np.log(2), rtol=1e-6)
+
+
+def test_each_label_has_its_own_class_weight():
+    right, wrong = 2 * np.log(4 / 3), 5 * np.log(4)
+    expected = [right, 0.75 * right + 0.25 * wrong, 0.75 * wrong + 0.25 * right, wrong]
+    np.testing.assert_allclose(loss(0.0, SHARES, weights=(2.0, 5.0)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_a_whole_share_is_the_plain_loss(gamma):
+    plain = focal_loss(LOGITS, OWN, gamma, np.ones(2, np.float32))
+    np.testing.assert_array_equal(loss(gamma, np.ones(4, np.float32)), plain)

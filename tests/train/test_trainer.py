@@ -1,0 +1,195 @@
+"""A network on other clips, seen from inside; a training with augmentation, saved and resumed."""
+
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmattn.config import (
+    AugmentConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from mmattn.data.batches import Bucket, Dispatch, collate, make_buckets
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.splits import Split, make_split
+from mmattn.errors import Stopped
+from mmattn.train.checkpoints import Checkpoints
+from mmattn.train.loop import Trainer, best_epoch, fit, make_trainer
+
+TIMED = ("clips_per_s", "seconds")
+SIZES = {"clips": 36, "speakers": 6, "audio_width": 4, "video_width": 3, "audio_rate": 12}
+CONFIG = ExperimentConfig(
+    name="test",
+    data=DataConfig(buckets=1, synthetic=SyntheticConfig(**SIZES, video_rate=10)),
+    augment=AugmentConfig(
+        tempo=(0.9, 1.1), audio_noise=(0.1, 0.2), video_noise=(0.1, 0.2), mixup=0.4
+    ),
+    model=ModelConfig(
+        fusion="cross",
+        cross_units=4,
+        audio_units=(4,),
+        video_units=(3,),
+        head_units=(5,),
+        input_dropout=0.0,
+        pooled_dropout=0.0,
+        head_dropout=(0.0,),
+    ),
+    train=TrainConfig(epochs=3, batch=8, save_every=2, patience=0, steps_per_dispatch=1),
+)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return open_corpus(CONFIG.data)
+
+
+@pytest.fixture(scope="module")
+def split(corpus) -> Split:
+    return make_split(corpus, CONFIG.data, 0)
+
+
+@pytest.fixture(scope="module")
+def trainer(corpus, split) -> Trainer:
+    return make_trainer(CONFIG, corpus, split, device_count=2)
+
+
+def network_of(trainer: Trainer, state) -> nnx.Module:
+    """The whole network, on one device."""
+    weights = jax.tree.map(lambda x: np.asarray(x)[0], trainer.learner.weights(state))
+    return nnx.merge(trainer.learner.graph, *weights)
+
+
+def test_inside_the_network(trainer, corpus):
+    """Embeddings are the network's; gradient × input is the slope as a frame grows."""
+    state, _ = trainer.start()
+    clips = np.array([7, 2, 30])
+    found = trainer.inspect(state, clips)
+    dispatch = Dispatch(trainer.feed.buckets[-1], [clips])
+    batch = collate(corpus, dispatch, trainer.normaliser, 1, len(clips), 1)
+    batch = jax.tree.map(lambda x: x[0, 0], batch)
+    graph, weights = nnx.split(network_of(trainer, state))
+    run = jax.jit(lambda weights, batch: nnx.merge(graph, weights)(batch))
+    output = run(weights, batch)
+    for place, clip in enumerate(clips):
+        lengths = {"audio": corpus.audio.lengths[clip], "video": corpus.video.lengths[clip]}
+        for name, length in lengths.items():
+            np.testing.assert_allclose(
+                found.embeddings[place][name], output.embeddings[name][place, :length], atol=1e-6
+            )
+            assert len(found.gradient_input[place][name]) == length
+    for name in ("audio", "video"):
+        frame, part = 5, getattr(batch, name)
+        ends = []
+        for factor in (1.01, 0.99):
+            frames = part.frames.copy()
+            frames[:, frame] *= factor
+            changed = batch._replace(**{name: part._replace(frames=frames)})
+            ends.append(np.asarray(run(weights, changed).logits, np.float64))
+        highest = output.logits.argmax(1)
+        slope = ((ends[0] - ends[1]) / 0.02)[range(len(clips)), highest]
+        products = [one[name][frame] for one in found.gradient_input]
+        np.testing.assert_allclose(products, slope, atol=5e-6, rtol=0.02)
+        assert np.abs(products).min() > 1e-4
+
+
+def test_other_clips_are_predicted_as_by_a_trainer_of_theirs(trainer, corpus):
+    state, _ = trainer.start()
+    clips = np.arange(9)
+    audio = replace(corpus.audio, times=corpus.audio.times + 0.3)
+    late = replace(corpus, audio=audio)
+    found = trainer.with_corpus(late).predict(state, clips)
+    own = Trainer(CONFIG, late, trainer.normaliser, trainer.settings.class_weights, clips, 2)
+    assert own.learner is trainer.learner  # nothing is compiled anew
+    own.feed = own.feed._replace(buckets=make_buckets(late, np.arange(len(late)), 1))
+    expected = own.predict(state, clips)
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    np.testing.assert_array_equal(found.loss, expected.loss)
+    for one, other in zip(found.attention, expected.attention, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    plain = trainer.predict(state, clips)
+    assert np.abs(plain.probabilities - expected.probabilities).max() > 1e-5
+    assert trainer.feed.corpus is trainer.corpus is corpus
+    longer = [Bucket(99, 99)]
+    assert trainer.with_corpus(late, longer).feed.buckets == longer != trainer.feed.buckets
+
+
+@pytest.fixture(scope="module")
+def trained(trainer, split, tmp_path_factory) -> Path:
+    """The folder of a training of three epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    fit(trainer, split, folder, resume=False, asked=threading.Event())
+    return folder
+
+
+def test_checkpoints_are_as_far_apart_as_asked(trained):
+    checkpoints = Checkpoints(trained)
+    history = checkpoints.about("final")["history"]
+    for kind, epochs in (("latest", 2), ("final", 3), ("best", best_epoch(history))):
+        assert len(checkpoints.about(kind)["history"]) == epochs
+
+
+class AskedAt(threading.Event):
+    """Set when it is looked at for the n-th time: after each dispatch, and each epoch."""
+
+    def __init__(self, looks: int):
+        super().__init__()
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks <= 0
+
+
+def assert_same_end(trainer: Trainer, folder: Path, reference: Path) -> None:
+    """Not a bit of the checkpoints and of what the epochs measured is different."""
+    found, expected = Checkpoints(folder), Checkpoints(reference)
+    for kind in ("best", "final"):
+        states = [trainer.load(checkpoints, kind) for checkpoints in (found, expected)]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+        histories = [checkpoints.about(kind)["history"] for checkpoints in (found, expected)]
+        for rows in zip(*histories, strict=True):
+            one, other = ({k: v for k, v in row.items() if k not in TIMED} for row in rows)
+            assert one == other
+
+
+def test_an_augmented_training_stopped_inside_an_epoch_ends_the_same(
+    corpus, trained, split, tmp_path
+):
+    stopped = make_trainer(CONFIG, corpus, split, device_count=2)
+    with pytest.raises(Stopped, match="in epoch 2"):
+        fit(stopped, split, tmp_path, resume=False, asked=AskedAt(6))
+    about = Checkpoints(tmp_path).about("latest")
+    assert (len(about["history"]), about["dispatches"]) == (1, 2)
+    resumed = make_trainer(CONFIG, corpus, split, device_count=2)
+    fit(resumed, split, tmp_path, resume=True, asked=threading.Event())
+    assert_same_end(resumed, tmp_path, trained)
+
+
+def test_a_training_killed_between_two_saves_ends_the_same(trainer, trained, split, tmp_path):
+    folder = tmp_path / "killed"
+    shutil.copytree(trained, folder)
+    shutil.rmtree(folder / "checkpoints" / "final")
+    fit(trainer, split, folder, resume=True, asked=threading.Event())
+    assert_same_end(trainer, folder, trained)
+
+
+def test_no_patience_trains_on_at_accuracy_one(corpus, split, tmp_path, monkeypatch):
+    trainer = make_trainer(CONFIG, corpus, split, device_count=2)
+    predict = trainer.predict
+
+    def always_right(state, clips):
+        sure = np.eye(len(corpus.class_names))[corpus.labels[clips]]
+        return predict(state, clips)._replace(probabilities=sure)
+
+    monkeypatch.setattr(trainer, "predict", always_right)
+    rows = fit(trainer, split, tmp_path, resume=False, asked=threading.Event())
+    assert [row["validation_accuracy"] for row in rows] == [1, 1, 1]
