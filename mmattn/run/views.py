@@ -1,8 +1,12 @@
 """Which test clips are shown, and what is shown of them."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mmattn.data.batches import normalised
+from mmattn.data.corpus import Corpus
+from mmattn.data.normalise import Normaliser
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.train.loop import Trainer
@@ -11,34 +15,36 @@ from mmattn.train.step import TrainState
 
 def view_clips(trainer: Trainer, state: TrainState, clips: np.ndarray) -> list[ClipView]:
     """The clips at these positions [n] of the trainer's corpus as its network sees them."""
-    corpus = trainer.corpus
     found = trainer.predict(state, clips)
-    views = []
-    for clip, probabilities, attention in zip(
-        clips, found.probabilities, found.attention, strict=True
-    ):
-        streams = {
-            name: StreamView(stream.times, attention[name], stream.frames, stream.valid)
-            for name, stream in normalised(corpus, clip, trainer.normaliser)._asdict().items()
-            if name in attention
-        }
-        views.append(
-            ClipView(
-                corpus.names[clip],
-                str(corpus.speakers[clip]),
-                corpus.class_names[corpus.labels[clip]],
-                probabilities,
-                streams.get("audio"),
-                streams.get("video"),
-                corpus.cues
-                and [
-                    (cue.modality, cue.time, cue.decoy)
-                    for cue in corpus.cues[clip]
-                    if cue.modality in streams
-                ],
-            )
-        )
-    return views
+    return [
+        clip_view(trainer.corpus, clip, trainer.normaliser, *seen)
+        for clip, *seen in zip(clips, found.probabilities, found.attention, strict=True)
+    ]
+
+
+def clip_view(
+    corpus: Corpus,
+    clip: int,
+    normaliser: Normaliser,
+    probabilities: np.ndarray,
+    attention: Mapping[str, np.ndarray],
+) -> ClipView:
+    """A clip with what a network said of it: probabilities [K]; by modality, attention [T]."""
+    streams = {
+        name: StreamView(stream.times, attention[name], stream.frames, stream.valid)
+        for name, stream in normalised(corpus, clip, normaliser)._asdict().items()
+        if name in attention
+    }
+    cues = corpus.cues and [(cue.modality, cue.time, cue.decoy) for cue in corpus.cues[clip]]
+    return ClipView(
+        corpus.names[clip],
+        str(corpus.speakers[clip]),
+        corpus.class_names[corpus.labels[clip]],
+        probabilities,
+        streams.get("audio"),
+        streams.get("video"),
+        cues,
+    )
 
 
 def choose_rows(predictions: Predictions, count: int) -> np.ndarray:

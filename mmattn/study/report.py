@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.console import say, say_table, waiting
-from mmattn.data.batches import normalised
 from mmattn.data.corpus import open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import make_split
 from mmattn.evaluate.comparison import Difference, Interval
 from mmattn.evaluate.tables import Interval as Shown
-from mmattn.evaluate.tables import Table
-from mmattn.evaluate.views import ClipView, StreamView
+from mmattn.evaluate.tables import Table, cell_text
+from mmattn.evaluate.views import ClipView
 from mmattn.files import write_text
 from mmattn.report import page
 from mmattn.report.figures import Curve, CurvePlot, Forest
+from mmattn.run.views import clip_view
 from mmattn.study.claims import MEASURES
 from mmattn.study.measure import LAGS
 from mmattn.study.plan import REFERENCE, SPLIT_SEED, Cell, Study
@@ -50,7 +50,7 @@ def write_results(study: Study, folder: Path, command: str) -> None:
             plot_curves_over(one, folder / f"{name}-curves.png")
     for one in found:
         for table in (claim_table(one), main_table(one)):
-            rows = [[_text(cell) for cell in row] for row in table.rows]
+            rows = [[cell_text(cell) for cell in row] for row in table.rows]
             say_table(table.title, table.columns, rows, left=True)
     say(f"results in {folder}: report.html, results.md, results.csv")
 
@@ -112,7 +112,7 @@ def baseline_table(found: Comparison) -> Table:
     columns = ("arm", "validation UAR", "UAR above linear", "p", f"McNemar p to {REFERENCE}")
     best = max(found.validation_uar, key=found.validation_uar.get)
     return Table(
-        f"{_setting(found)}: beside the linear baseline (UAR {_text(Shown(*found.baseline))}); "
+        f"{_setting(found)}: beside the linear baseline (UAR {cell_text(Shown(*found.baseline))}); "
         f"best arm by validation: {best}",
         columns,
         rows,
@@ -160,7 +160,7 @@ def to_markdown(found: Sequence[Comparison]) -> Iterator[str]:
             yield "| " + " | ".join(table.columns) + " |"
             yield "|---" * len(table.columns) + "|"
             for row in table.rows:
-                yield "| " + " | ".join(_text(cell) for cell in row) + " |"
+                yield "| " + " | ".join(cell_text(cell) for cell in row) + " |"
             yield ""
 
 
@@ -262,36 +262,14 @@ def _views(study: Study, folder: Path, fusion: str) -> dict[str, list[ClipView]]
     for arm in sorted(block.arms, key=lambda arm: arm not in CLEAR):
         measures = load_measures(folder / Cell(block.name, fusion, arm, 0, fold).folder)
         kept = np.flatnonzero(~np.isnan(measures["attention_audio"][:, 0]))
-        views[arm] = [
-            _view(
-                corpus,
-                number[str(measures["clip"][row])],
-                normaliser,
-                measures["probabilities"][row],
-                {name: measures[f"attention_{name}"][row] for name in ("audio", "video")},
-            )
-            for row in kept[np.linspace(0, len(kept) - 1, VIEWED).astype(int)]
-        ]
+        views[arm] = []
+        for row in kept[np.linspace(0, len(kept) - 1, VIEWED).astype(int)]:
+            attention = {name: measures[f"attention_{name}"][row] for name in ("audio", "video")}
+            attention = {name: x[~np.isnan(x)] for name, x in attention.items()}  # padding
+            clip = number[str(measures["clip"][row])]
+            seen = measures["probabilities"][row], attention
+            views[arm].append(clip_view(corpus, clip, normaliser, *seen))
     return views
-
-
-def _view(corpus, clip: int, normaliser, probabilities, attention) -> ClipView:
-    streams = {
-        name: StreamView(
-            stream.times, attention[name][: len(stream.times)], stream.frames, stream.valid
-        )
-        for name, stream in zip(
-            ("audio", "video"), normalised(corpus, clip, normaliser), strict=True
-        )
-    }
-    return ClipView(
-        corpus.names[clip],
-        str(corpus.speakers[clip]),
-        corpus.class_names[corpus.labels[clip]],
-        probabilities,
-        **streams,
-        cues=corpus.cues and [(cue.modality, cue.time, cue.decoy) for cue in corpus.cues[clip]],
-    )
 
 
 def _mean(found: Comparison, key: str, arm: str) -> Interval:
@@ -309,11 +287,3 @@ def _size(found: Comparison) -> str:
 def _signed(difference: Difference) -> str:
     value, low, high, _ = difference
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def _text(cell) -> str:
-    if cell is None:
-        return "–"
-    if isinstance(cell, Shown):
-        return f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
-    return str(cell)
