@@ -2,14 +2,16 @@
 
 Values are [S, P]: of S seeds and P speakers, a mean over the speaker's clips in each cell. NaN is
 a speaker without a value. Seeds and speakers are crossed random effects, so both are resampled
-(the pigeonhole bootstrap: Owen, Annals of Applied Statistics 2007). With one seed the interval is
-about other speakers alone, not about other seeds.
+(the pigeonhole bootstrap: Owen, Annals of Applied Statistics 2007). Of few seeds a bootstrap makes
+too little: five of one sign give it the smallest p there is, which chance gives once in 16. So an
+interval is at least as wide, and p at least as large, as Student's t of the seeds' means has it.
+With one seed the interval is about other speakers alone, not about other seeds.
 """
 
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 RESAMPLES = 10_000
 INTERVAL = (0.025, 0.975)
@@ -20,7 +22,7 @@ Verdict = Literal["supported", "refuted", "inconclusive"]
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its 95 % percentile interval; NaN ends: too few speakers."""
+    """A mean with the ends of its 95 % interval; NaN ends: too few speakers."""
 
     value: float
     low: float
@@ -28,7 +30,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean paired difference, its 95 % percentile interval and two-sided bootstrap p."""
+    """A mean paired difference, its 95 % interval and two-sided p."""
 
     value: float
     low: float
@@ -50,7 +52,7 @@ def two_way_weights(
 def mean_with_interval(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean of the values [S, P] that are not NaN, with its interval."""
     value, resampled = _bootstrap(values, resamples, seed)
-    return Interval(value, *_ends(resampled))
+    return Interval(value, *_ends(value, resampled, values))
 
 
 def paired_difference(
@@ -58,13 +60,17 @@ def paired_difference(
 ) -> Difference:
     """Mean of values - reference, both [S, P] of the same seeds and speakers.
 
-    A cell that is NaN in one drops out of both. p = 2 · min(#(d* ≤ 0) + 1, #(d* ≥ 0) + 1) / (R + 1)
-    over the R resampled differences d*, at most 1.
+    A cell that is NaN in one drops out of both. p is the larger of that of Student's t over the
+    seeds and, over the R resampled differences d*,
+    2 · min(#(d* ≤ 0) + 1, #(d* ≥ 0) + 1) / (R + 1), at most 1.
     """
     value, resampled = _bootstrap(values - reference, resamples, seed)
     tail = min(np.count_nonzero(resampled <= 0), np.count_nonzero(resampled >= 0))
     p = min(1.0, 2 * (tail + 1) / (len(resampled) + 1)) if len(resampled) else np.nan
-    return Difference(value, *_ends(resampled), p)
+    error, freedom = _error_over_seeds(values - reference)
+    if error > 0:
+        p = max(p, float(2 * t.sf(abs(value) / error, freedom)))
+    return Difference(value, *_ends(value, resampled, values - reference), p)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -120,8 +126,20 @@ def _bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, np
     return value, total[count > 0] / count[count > 0]
 
 
-def _ends(resampled: np.ndarray) -> tuple[float, float]:
+def _ends(value: float, resampled: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """The wider of the percentile interval and of Student's t over the seeds."""
     if not len(resampled):
         return np.nan, np.nan
     low, high = np.quantile(resampled, INTERVAL)
-    return float(low), float(high)
+    error, freedom = _error_over_seeds(values)
+    reach = error * t.ppf(INTERVAL[1], freedom) if freedom else 0.0
+    return float(min(low, value - reach)), float(max(high, value + reach))
+
+
+def _error_over_seeds(values: np.ndarray) -> tuple[float, int]:
+    """Standard error of the mean of [S, P] over the seeds' own means, and degrees of freedom."""
+    known = ~np.isnan(values)
+    seeds = known.any(axis=1)
+    means = np.where(known, values, 0).sum(axis=1)[seeds] / known.sum(axis=1)[seeds]
+    freedom = len(means) - 1
+    return (float(means.std(ddof=1) / np.sqrt(len(means))), freedom) if freedom > 0 else (0.0, 0)

@@ -1,9 +1,10 @@
 """What a study claims, how it is decided, and the paired comparison of its arms.
 
-All of it is fixed in code before any run.
+Measures, claims and the rule of `verdict` were fixed before any run; that a claim can be impossible
+to decide (`_undecidable`) was seen from a pilot and the first results.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -26,36 +27,38 @@ class Measure(NamedTuple):
     title: str
     smallest: float | None = None
     """The smallest effect that would be worth a claim; None: no claim is about this measure."""
-    nothing: float | None = -np.inf
-    """Its value where there is nothing to measure; None: the chance of the classes."""
+    nothing: float | Literal["chance"] = 0.0
+    """Its value where there is nothing to measure; chance: of one class in all."""
+    most: float = np.inf
+    """The largest value that it can have."""
 
 
-# Fixed before any run. Which of them a claim is about: see `claims`.
 MEASURES = (
-    Measure("uar", "UAR", 0.02, None),
+    Measure("uar", "UAR", 0.02, "chance", 1.0),
     Measure("accuracy", "accuracy (WAR)"),
     Measure("macro_f1", "macro-F1 (of a speaker)"),
     Measure("ece", "ECE (of a speaker)"),
-    Measure("correlation_gain", "canonical correlation above shuffled", 0.02, 0.0),
+    Measure("correlation_gain", "canonical correlation above shuffled", 0.02, 0.0, 1.0),
+    Measure("correlation_over_wrong_lag", "canonical correlation above that 1 s off"),
     Measure("correlation", "canonical correlation, lag 0"),
     Measure("shift_auc", "AUC of true against shifted pairs"),
     Measure("peak_lag", "lag of the peak (ms)"),
-    Measure("cue_auroc", "AUROC of attention for cues", 0.02, 0.5),
+    Measure("cue_auroc", "AUROC of attention for cues", 0.02, 0.5, 1.0),
     Measure("pointing", "pointing game"),
     Measure("cue_mass", "attention on cues, uniform = 1"),
     Measure("cue_error", "attention to cue (ms)"),
-    Measure("agreement", "agreement of the modalities' attention", 0.02),
-    Measure("faithfulness", "deletion and insertion, above random", 0.02, 0.0),
+    Measure("agreement", "agreement of the modalities' attention"),
+    Measure("faithfulness", "deletion and insertion, above random", 0.02, 0.0, 1.0),
     Measure("faithfulness_gradient", "the same of gradient × input"),
     Measure("seed_agreement", "rank correlation between seeds"),
     Measure("random_weights", "rank correlation with random weights"),
     Measure("emap_gap", "accuracy above the additive model (EMAP)"),
 )
-BENEFITS = {
-    "feature correlation": ("correlation_gain",),
-    "accuracy of attention": ("cue_auroc", "agreement"),  # the first that the data have
-    "interpretability": ("faithfulness",),
-    "accuracy": ("uar",),
+BENEFITS = {  # the measure that a claim of it is about
+    "feature correlation": "correlation_gain",
+    "accuracy of attention": "cue_auroc",
+    "interpretability": "faithfulness",
+    "accuracy": "uar",
 }
 HARMFUL = ("audio_aug", "audio_tempo")  # what the claim says that harms
 HELPFUL = ("sync_aug", "aligned_aug", "feature_aug")  # what it proposed next
@@ -110,21 +113,34 @@ def compare_arms(values: dict[str, dict[str, np.ndarray]]) -> list[Row]:
 def claims(rows: list[Row], chance: float) -> list[Claim]:
     """The claims that the arms at hand can answer, each with its verdict.
 
-    A claim is inconclusive where neither arm shows anything to compare: where no interval of the
-    mean lies above what the measure is by chance.
+    Args:
+        rows: from `compare_arms`.
+        chance: the UAR of a guess.
     """
     found = {(row.measure.key, row.arm): row for row in rows}
     result = []
     for arms, sign, what in ((HARMFUL, -1, "lowers"), (HELPFUL, 1, "raises")):
-        for benefit, keys in BENEFITS.items():
-            for arm in arms:
-                row = next((found[key, arm] for key in keys if (key, arm) in found), None)
-                if row is not None:
-                    decided = verdict(row.difference, row.adjusted_p, sign, row.measure.smallest)
-                    both = (row.mean, found[row.measure.key, REFERENCE].mean)
-                    nothing = chance if row.measure.nothing is None else row.measure.nothing
-                    if not any(mean.low > nothing for mean in both):
-                        decided = "inconclusive"
-                    text = f"{arm} {what} {benefit} ({row.measure.title})"
-                    result.append(Claim(text, row, decided))
+        for benefit, key in BENEFITS.items():
+            for row in (found[key, arm] for arm in arms if (key, arm) in found):
+                decided = verdict(row.difference, row.adjusted_p, sign, row.measure.smallest)
+                if _undecidable(row, found[key, REFERENCE], sign, chance):
+                    decided = "inconclusive"
+                text = f"{row.arm} {what} {benefit} ({row.measure.title})"
+                result.append(Claim(text, row, decided))
     return result
+
+
+def _undecidable(row: Row, reference: Row, sign: int, chance: float) -> bool:
+    """Whether arithmetic decides, not the data.
+
+    Neither arm is above nothing by the smallest effect, so that there is nothing to lose; or the
+    reference is within the smallest effect of the most that there is.
+    """
+    measure = row.measure
+    nothing = chance if measure.nothing == "chance" else measure.nothing
+    something = any(
+        mean.low > nothing and mean.value >= nothing + measure.smallest
+        for mean in (row.mean, reference.mean)
+    )
+    full = sign > 0 and reference.mean.value + measure.smallest > measure.most
+    return not something or full

@@ -86,7 +86,10 @@ def measure_correlation(
     inside: ClipInspections,
     rng: np.random.Generator,
 ) -> Measures:
-    """correlation, correlation_gain (over shuffled pairs), shift_auc [n], lag_curve [n, L]."""
+    """correlation, the same over shuffled pairs and over a wrong lag, shift_auc, lag_curve [n, L].
+
+    The others are [n].
+    """
     train = _frames(corpus, fitted, fit_on)
     clips = _frames(corpus, test, inside)
     pairs = [correlation.pairs_at_lag(*clip, 0.0) for clip in train]
@@ -96,6 +99,7 @@ def measure_correlation(
     return {
         "correlation": gain.aligned,
         "correlation_gain": gain.aligned - gain.shuffled,
+        "correlation_over_wrong_lag": gain.aligned - gain.wrong_lag,
         "shift_auc": correlation.true_against_shifted_auc(cca, clips),
         "lag_curve": correlation.lag_curve(cca, clips, LAGS),
     }

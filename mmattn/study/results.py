@@ -52,6 +52,8 @@ class Comparison(NamedTuple):
     at_lag: list[CurveOf]
     by_cue_time: list[CurveOf]
     """Accuracy of each arm on the clean test clips, by when their cues meet."""
+    cost_by_cue_time: list[CurveOf]
+    """Paired difference of that accuracy to `REFERENCE`, of each other arm."""
     by_cue_time_at_tempo: list[CurveOf]
     """Accuracy of `REFERENCE`, by when the cues meet, with the audio at each tempo."""
     mcnemar: dict[str, float]
@@ -98,6 +100,11 @@ def _compare(study: Study, folder: Path, block: Block, fusion: str) -> Compariso
         at_tempo=curves(lambda run: run["right_at_tempo"]),
         at_lag=curves(lambda run: run["lag_curve"]),
         by_cue_time=curves(lambda run: _by_cue_time(run, run["right"])),
+        cost_by_cue_time=[
+            _cost_by_cue_time(arm, seeds, reference)
+            for arm, seeds in runs.items()
+            if arm != REFERENCE
+        ],
         by_cue_time_at_tempo=[
             _curve(f"tempo {tempo:.1f}", at_tempo(column), reference)
             for column, tempo in enumerate(TEMPOS)
@@ -176,18 +183,32 @@ def speaker_scores(run: Measures) -> dict[str, np.ndarray]:
 
 
 def seed_agreement(seeds: list[Measures]) -> np.ndarray:
-    """[S, P] mean rank correlation of each seed's attention with the others'; NaN of one seed."""
+    """[S, P] mean rank correlation of two seeds' attention, as jackknife pseudo-values.
+
+    Each pair belongs to two seeds, so rows of plain means would depend on each other: pseudo-values
+    S θ - (S - 1) θ_(s), of the mean θ over all pairs and over those without seed s, have the mean
+    and, nearly, the independence that intervals need (Arvesen 1969). NaN of fewer than 3 seeds.
+    """
+    speakers = len(np.unique(seeds[0]["speaker"]))
+    count = len(seeds)
+    if count < 3:
+        return np.full((count, speakers), np.nan)
     few = np.flatnonzero(~np.isnan(seeds[0]["attention_audio"][:, 0]))
     weights = [
         [{m: run[f"attention_{m}"][row] for m in ("audio", "video")} for row in few]
         for run in seeds
     ]
-    values = np.full((len(seeds), len(seeds[0]["clip"]), len(seeds)), np.nan)
-    for a, b in combinations(range(len(seeds)), 2):
-        pairs = zip(weights[a], weights[b], strict=True)
-        values[a, few, b] = values[b, few, a] = [rank_agreement(*pair) for pair in pairs]
-    means = [by_speaker(run, values[seed]) for seed, run in enumerate(seeds)]
-    return np.stack([_mean_of_known(mean) for mean in means])
+    of_pairs = {}
+    for pair in combinations(range(count), 2):
+        values = np.full(len(seeds[0]["clip"]), np.nan)
+        both = zip(*(weights[seed] for seed in pair), strict=True)
+        values[few] = [rank_agreement(*clips) for clips in both]
+        of_pairs[pair] = by_speaker(seeds[0], values)
+    mean = np.mean(list(of_pairs.values()), axis=0)
+    without = [
+        np.mean([x for p, x in of_pairs.items() if s not in p], axis=0) for s in range(count)
+    ]
+    return count * mean - (count - 1) * np.stack(without)
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
@@ -201,6 +222,15 @@ def _curve(arm: str, values: list[np.ndarray], seeds: list[Measures]) -> CurveOf
     """Means with intervals at each place of [n, X] values of each seed."""
     stacked = np.stack([by_speaker(run, one) for run, one in zip(seeds, values, strict=True)])
     return CurveOf(arm, [mean_with_interval(stacked[..., x]) for x in range(stacked.shape[-1])])
+
+
+def _cost_by_cue_time(arm: str, seeds: list[Measures], reference: list[Measures]) -> CurveOf:
+    own, other = (
+        np.stack([by_speaker(run, _by_cue_time(run, run["right"])) for run in runs])
+        for runs in (seeds, reference)
+    )
+    differences = [paired_difference(own[..., x], other[..., x]) for x in range(own.shape[-1])]
+    return CurveOf(arm, [Interval(*difference[:3]) for difference in differences])
 
 
 def _by_cue_time(run: Measures, right: np.ndarray) -> np.ndarray:

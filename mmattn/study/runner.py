@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def _check_same(study: Study, folder: Path) -> None:
 def _run(tasks: list[Task], workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
-    for core in sorted(os.sched_getaffinity(0)):
+    for core, _ in zip(cycle(sorted(os.sched_getaffinity(0))), range(workers), strict=False):
         cores.put(core)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (cores,))
     try:
@@ -150,8 +151,8 @@ def _run(tasks: list[Task], workers: int) -> None:
 
 def _start_worker(cores: multiprocessing.Queue) -> None:
     """Take a core for this process: threads of several trainings would only be in the way."""
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, {cores.get(timeout=1)})
+    with contextlib.suppress(OSError):  # where processes cannot be bound to a core
+        os.sched_setaffinity(0, {cores.get()})
     be_quiet()
     start_jax(1, batch=1)
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, ttest_1samp
 
 from mmattn.evaluate.comparison import (
     Difference,
@@ -148,3 +148,13 @@ def test_the_verdict_of_a_claim(low, high, adjusted_p, expected):
     fall = Difference(-(low + high) / 2, -high, -low, adjusted_p)
     assert verdict(rise, adjusted_p, 1, 0.02) == expected
     assert verdict(fall, adjusted_p, -1, 0.02) == expected
+
+
+def test_few_seeds_of_one_sign_are_no_proof():
+    """The interval and p are at least those of Student's t over the seeds' means."""
+    seeds = np.array([0.025, 0.092, 0.025, 0.021, 0.085])
+    values = np.repeat(seeds[:, None], 12, axis=1)
+    found = paired_difference(values, np.zeros_like(values))
+    expected = ttest_1samp(seeds, 0)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found[1:3] == pytest.approx(expected.confidence_interval(0.95))

@@ -89,6 +89,11 @@ def test_no_uar_above_chance_decides_nothing():
     assert verdicts(at_chance, 0.1)["audio_aug lowers accuracy"] == "refuted"
 
 
+def test_no_room_to_gain_decides_nothing():
+    full = compare_arms({REFERENCE: arm(right=1.0), "sync_aug": arm(right=1.0)})
+    assert verdicts(full)["sync_aug raises accuracy"] == "inconclusive"
+
+
 def test_holm_has_a_family_of_claims_and_one_of_the_rest(rows):
     family = [row for row in rows if row.difference and row.measure.smallest is not None]
     smallest = min(row.difference.p for row in family)
@@ -116,11 +121,21 @@ def test_agreement_of_seeds():
     for name in ("attention_audio", "attention_video"):
         twin[name] = 2 * first[name]
         opposite[name] = 1 - first[name]
-    assert seed_agreement([first, twin]) == pytest.approx(np.ones((2, SPEAKERS)))
+    assert seed_agreement([first, twin, first]) == pytest.approx(np.ones((3, SPEAKERS)))
+    # Of the pairs one has correlation 1 and two have -1; without the third seed only the first.
     found = seed_agreement([first, twin, opposite])
-    assert found[0] == pytest.approx(np.zeros(SPEAKERS))
-    assert found[2] == pytest.approx(-np.ones(SPEAKERS))
-    assert np.isnan(seed_agreement([first])).all()
+    assert found == pytest.approx(np.repeat([[1.0], [1.0], [-3.0]], SPEAKERS, axis=1))
+    assert np.isnan(seed_agreement([first, twin])).all()
+
+
+def test_agreement_of_seeds_has_the_error_of_its_pairs():
+    """Unrelated attention: the t of the pseudo-values is beyond its 95 % as often as it should."""
+    beyond = 0
+    for trial in range(40):
+        seeds = [join_folds([measures(1000 + 5 * trial + seed)]) for seed in range(5)]
+        means = seed_agreement(seeds).mean(1)
+        beyond += abs(means.mean()) > 2.776 * means.std(ddof=1) / np.sqrt(5)
+    assert beyond <= 6
 
 
 def test_folds_are_joined():

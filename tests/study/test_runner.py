@@ -1,6 +1,7 @@
 """A real study in small: processes, resuming, refusals, the page."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -71,7 +72,7 @@ def test_only_what_is_not_done_is_done_again(folder):
     kept = first.stat().st_mtime_ns
     second.unlink()
     (second.parent / "checkpoints").mkdir()  # as a killed training leaves it
-    run(STUDY, folder)
+    run(STUDY, folder, workers=len(os.sched_getaffinity(0)) + 1)
     assert first.stat().st_mtime_ns == kept
     again = load_measures(second.parent)
     assert all(
