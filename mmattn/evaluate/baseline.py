@@ -1,7 +1,6 @@
 """The linear baseline: logistic regression on statistics over time, blind to order and alignment.
 
-A temporal model has to beat it. On the RAVDESS features at hand (eight classes, unseen speakers)
-it reaches about 0.66 UAR.
+A temporal model has to beat it.
 """
 
 from collections.abc import Collection

@@ -137,8 +137,10 @@ def job(machine, tmp_path, monkeypatch) -> Iterator[Job]:
     monkeypatch.chdir(tmp_path)
     job = Job(machine, tmp_path)
     yield job
-    if job.folder.exists() and job.status["state"] == "running":
-        job.guest.run(f"kill -KILL {job.status['pid']}", check=False)
+    if job.folder.exists() and (job.folder / "status.json").exists():
+        # The supervisor as well, or it writes the end of this job into the next one's folder.
+        both = [str(job.status[name]) for name in ("supervisor", "pid") if job.status[name]]
+        job.guest.run(f"kill -KILL {' '.join(both)}", check=False)
     job.machine.close()
     machine.run(f"rm -rf {machine.home}/mmattn")
 
