@@ -153,7 +153,10 @@ def test_other_tasks_do_nothing_when_dry(shell, cloud_api, task):
     [
         (("--max-hours", "abc"), "--max-hours abc: expected a number above 0, at most "),
         (("--grace-minutes=soon",), "--grace-minutes soon: expected a number above 0"),
-        (("--experiment", "nothing"), "--experiment nothing: expected one of aligned_aug, audio_aug"),
+        (
+            ("--experiment", "nothing"),
+            "--experiment nothing: expected one of aligned_aug, audio_aug",
+        ),
         (("--data", "/nowhere"), "--data /nowhere: expected a folder"),
         (("--data=",), "--data : expected a folder"),
         (("--yes", "--data"), "--data: expected a folder"),
