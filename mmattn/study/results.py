@@ -43,6 +43,8 @@ class Comparison(NamedTuple):
 
     block: Block
     fusion: str
+    seconds: float
+    """That its trainings and measures took, on a core each."""
     speakers: int
     clips: int
     rows: list[Row]
@@ -92,6 +94,7 @@ def _compare(study: Study, folder: Path, block: Block, fusion: str) -> Compariso
     return Comparison(
         block=block,
         fusion=fusion,
+        seconds=float(sum(run["seconds"].sum() for seeds in runs.values() for run in seeds)),
         speakers=len(np.unique(reference[0]["speaker"])),
         clips=len(reference[0]["clip"]),
         rows=rows,
