@@ -47,6 +47,17 @@ def pairs_at_lag(
     return x[inside], video[valid][inside]
 
 
+def centred_pairs(clips: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs at lag 0 of all clips, x [n, Ha] and y [n, Hv], less each clip's mean.
+
+    What is fitted on them sees how the two move within a clip, as what is measured later does;
+    pooled as they are, the differences between clips and speakers would lead.
+    """
+    pairs = [pairs_at_lag(*clip, 0.0) for clip in clips]
+    x, y = zip(*(pair for pair in pairs if len(pair[0])), strict=True)
+    return tuple(np.concatenate([one - one.mean(axis=0) for one in side]) for side in (x, y))
+
+
 def lag_curve(cca: CCA, clips: Sequence[Frames], lags: Sequence[float]) -> np.ndarray:
     """Mean canonical correlation within each clip at each lag (s) [n, L]; NaN as above.
 

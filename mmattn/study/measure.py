@@ -92,9 +92,7 @@ def measure_correlation(
     """
     train = _frames(corpus, fitted, fit_on)
     clips = _frames(corpus, test, inside)
-    pairs = [correlation.pairs_at_lag(*clip, 0.0) for clip in train]
-    x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    cca = fit_cca(x, y, COMPONENTS)
+    cca = fit_cca(*correlation.centred_pairs(train), COMPONENTS)
     gain = correlation.correlation_gain(cca, clips, rng)
     return {
         "correlation": gain.aligned,

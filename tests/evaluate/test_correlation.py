@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 from mmattn.evaluate.cca import canonical_correlations, fit_cca
 from mmattn.evaluate.correlation import (
     Frames,
+    centred_pairs,
     correlation_gain,
     lag_curve,
     pairs_at_lag,
@@ -36,12 +37,8 @@ def drawn(seed: int, delay: float = 0.0, width: int = 6, noise: float = 0.5) -> 
     return Frames(audio, audio_times, video, video_times, rng.random(len(video_times)) > 0.1)
 
 
-def fitted(clips: list[Frames], components: int = 2, lag: float = 0.0):
-    x, y = (
-        np.concatenate(parts)
-        for parts in zip(*(pairs_at_lag(*clip, lag) for clip in clips), strict=True)
-    )
-    return fit_cca(x, y, components)
+def fitted(clips: list[Frames], components: int = 2):
+    return fit_cca(*centred_pairs(clips), components)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +69,19 @@ def test_frames_without_a_face_change_nothing():
     spoilt = clip._replace(video=np.where(clip.valid[:, None], clip.video, np.nan))
     for before, after in zip(pairs_at_lag(*clip, 0.1), pairs_at_lag(*spoilt, 0.1), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_what_differs_between_clips_alone_does_not_lead_the_fit(held_out):
+    def moved(clip: Frames, seed: int) -> Frames:
+        level = 30 * np.random.default_rng(seed).standard_normal()
+        return clip._replace(audio=clip.audio + level, video=clip.video - level)
+
+    train = [drawn(seed) for seed in range(40)]
+    expected = fitted(train)
+    faceless = train[0]._replace(valid=np.zeros(len(train[0].valid), bool))
+    found = fitted([faceless, *(moved(clip, seed) for seed, clip in enumerate(train))])
+    np.testing.assert_allclose(found.x_projection, expected.x_projection, atol=1e-9)
+    np.testing.assert_allclose(found.y_projection, expected.y_projection, atol=1e-9)
 
 
 def test_the_curve_is_the_mean_canonical_correlation_of_the_pairs(cca, held_out):
