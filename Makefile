@@ -13,9 +13,10 @@ test: $(VENV)/installed-test test-machine
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# What the tests of remote training boot as "the instance", and what opens the pages; tests are
-# skipped where it cannot be had. Only Debian has a Chromium that is no snap.
-MACHINE = openssh-client rsync iproute2 mmdebstrap systemd-container
+# What the tests of remote training boot as "the instance", what speaks and fetches clips, and what
+# opens the pages; tests are skipped where it cannot be had. Only Debian has a Chromium that is no
+# snap.
+MACHINE = openssh-client rsync iproute2 mmdebstrap systemd-container espeak-ng git-lfs
 BROWSER = chromium chromium-driver
 test-machine:
 	@packages="$(MACHINE)"; \

@@ -3,6 +3,7 @@
 Nothing heavy is imported before the options are read, so that `--help` is quick.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from mmattn.config import ExperimentConfig, OtherDataConfig
+from mmattn.config import ExperimentConfig, ExtractConfig, OtherDataConfig
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 
@@ -103,6 +104,31 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """Predict clips that no run has seen: raw ones (with the extra [media]) or feature files."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder; the networks of folds or a committee are averaged."""
+    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    """Clips, of which .npz are feature files; from others the run's own features are extracted."""
+    checkpoint: Literal["best", "final"] = "best"
+    json: bool = False
+    """Print one JSON document and nothing else."""
+    html: Path | None = None
+    """A page to write: attention over the sound, faces where it is highest."""
+    models: Path = ExtractConfig.models
+    """Where `mmattn download face-models` put the model files."""
+    facenet: Path | None = None
+    """FaceNet's weights, if the run was trained on FaceNet's features."""
+
+    def __call__(self) -> None:
+        from mmattn.run.predict import predict_run
+
+        media = ExtractConfig(models=self.models, facenet=self.facenet)
+        predict_run(self.run, self.clips, self.checkpoint, self.json, self.html, media)
+
+
+@dataclass(frozen=True)
 class Baseline:
     """Train and test the linear baseline on the clips and splits of a run."""
 
@@ -147,17 +173,88 @@ class Corpus:
         write_full_size(self.folder, self.clips, self.seed)
 
 
+Workers = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Make feature files from raw clips: mp4, flv, avi, mkv, wav and others (extra [media])."""
+
+    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    """Clips, and folders to search for them."""
+    to: Path
+    """Folder of the feature files; those that are there already stay."""
+    features: tyro.conf.OmitArgPrefixes[ExtractConfig] = field(default_factory=ExtractConfig)
+    workers: Workers = "auto"
+    """Clips at once (default: as many as there are cores)."""
+
+    def __call__(self) -> None:
+        from mmattn.media.parallel import extract_clips
+
+        extract_clips(self.clips, self.to, self.features, worker_count(self.workers))
+
+
+@dataclass(frozen=True)
+class Align:
+    """Check that sound and mouth of clips go together; lists those more than 80 ms apart."""
+
+    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    """Raw clips (extra [media]), feature files (log-mel and face-mesh), and folders of them."""
+    plot: Path | None = None
+    """A PNG to write: loudness and mouth opening of the clip that is furthest apart."""
+    csv: Path | None = None
+    """A table to write, a row a clip."""
+    workers: Workers = "auto"
+    """Clips at once (default: as many as there are cores)."""
+    models: Path = ExtractConfig.models
+    """Where `mmattn download face-models` put the model files."""
+
+    def __call__(self) -> None:
+        from mmattn.media.check import check_clips
+
+        check_clips(self.clips, self.models, worker_count(self.workers), self.plot, self.csv)
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch the clips of a corpus, or the models that find faces; called again, it goes on."""
+
+    corpus: Annotated[Literal["ravdess", "crema-d", "face-models"], tyro.conf.Positional]
+    to: Path | None = None
+    """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
+    only: tuple[str, ...] = ()
+    """Actors: Actor_01 Actor_02 or 1001 1002; Audio is RAVDESS's sound alone (default: all)."""
+
+    def __call__(self) -> None:
+        from mmattn.media.download import download
+
+        download(self.corpus, self.to, self.only)
+
+
 def main() -> None:
     """The `mmattn` command: what is no experiment."""
     command = tyro.cli(
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
-        | Annotated[Corpus, tyro.conf.subcommand("corpus")],
+        | Annotated[Corpus, tyro.conf.subcommand("corpus")]
+        | Annotated[Extract, tyro.conf.subcommand("extract")]
+        | Annotated[Align, tyro.conf.subcommand("align")]
+        | Annotated[Download, tyro.conf.subcommand("download")],
         prog="mmattn",
         description="Evaluate runs and make data. Training: python -m experiments.no_aug",
     )
     end_process_after(command)
+
+
+def worker_count(workers: Workers) -> int:
+    """Processes to work with; UserError if there are none."""
+    if workers == "auto":
+        return len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise UserError(f"--workers {workers}: expected 1 or more")
+    return workers
 
 
 def end_process_after(work: Callable[[], Any]) -> None:

@@ -16,6 +16,23 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class ExtractConfig:
+    """Which features are taken from raw clips."""
+
+    audio: Literal["log-mel", "egemaps"] = "log-mel"
+    """64 log-mel bands; or openSMILE's eGeMAPSv02 low-level descriptors (extra [opensmile])."""
+    video: Literal["face-mesh", "dlib", "facenet"] = "face-mesh"
+    """Distances in the face's geometry; or a face embedding: 128 numbers (extra [dlib]), 512
+    (extra [facenet])."""
+    video_rate: float = 15.0
+    """Pictures a second at most; clips that have more are thinned out."""
+    models: Path = Path("~/.cache/mmattn/models")
+    """Where `mmattn download face-models` put the model files."""
+    facenet: Path | None = None
+    """FaceNet's weights, the file 20180402-114759-vggface2.pt (with --video facenet)."""
+
+
+@dataclass(frozen=True)
 class SyntheticConfig:
     """The built-in corpus, used when no `--data.roots` are given."""
 

@@ -19,3 +19,17 @@ class Stopped(UserError):
 
     exit_code = 75
     label = "stopped"
+
+
+class Incomplete(UserError):
+    """Some clips could not be used; what could be done with the others is done."""
+
+    exit_code = 1
+    label = "incomplete"
+
+
+class Misaligned(UserError):
+    """Sound and picture of some clips are apart."""
+
+    exit_code = 1
+    label = "misaligned"

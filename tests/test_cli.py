@@ -27,6 +27,10 @@ assert not heavy, heavy
         ("mmattn", '"report",', "--data.roots"),
         ("mmattn", '"baseline",', "RUN"),
         ("mmattn", '"corpus",', "--clips"),
+        ("mmattn", '"predict",', "--html"),
+        ("mmattn", '"download",', "crema-d"),
+        ("mmattn", '"extract",', "--to"),
+        ("mmattn", '"align",', "--plot"),
     ],
 )
 def test_help_is_light(module, command, word):

@@ -62,7 +62,8 @@ def make_buckets(corpus: Corpus, clips: np.ndarray, count: int) -> list[Bucket]:
     """Padded shapes, short to long, that hold about equally many of the clips.
 
     Clips are ordered by audio length; a bucket is as long as its longest clip in each modality,
-    and at least as long as the bucket before, so that a clip fits every later bucket too.
+    and at least as long as the bucket before, so that a clip fits every later bucket too. Where
+    all lack a modality it still has a frame, of padding: the network needs one.
     """
     audio, video = corpus.audio.lengths[clips], corpus.video.lengths[clips]
     order = np.lexsort((video, audio))
@@ -70,8 +71,8 @@ def make_buckets(corpus: Corpus, clips: np.ndarray, count: int) -> list[Bucket]:
     for part in np.array_split(order, min(count, len(clips))):
         before = buckets[-1] if buckets else Bucket(0, 0)
         bucket = Bucket(
-            max(before.audio_frames, int(audio[part].max())),
-            max(before.video_frames, int(video[part].max())),
+            max(before.audio_frames, int(audio[part].max()), 1),
+            max(before.video_frames, int(video[part].max()), 1),
         )
         if bucket != before:
             buckets.append(bucket)

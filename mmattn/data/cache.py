@@ -26,12 +26,12 @@ import numpy as np
 
 from mmattn.console import progress
 from mmattn.data.clips import BadClip, Clip, Ragged, Stream, decode_clip
+from mmattn.data.extractor import MODALITIES
 from mmattn.errors import UserError
 
-FORMAT = 1  # to be raised when reading or packing changes
+FORMAT = 2  # to be raised when reading or packing changes
 THREADS = 4
 CHUNK = 64  # files read ahead, so that few clips are in memory
-MODALITIES = ("audio", "video")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Pack:
     audio: Ragged
     video: Ragged
     reasons: tuple[str | None, ...]
+    extractors: tuple[dict[str, dict], ...]  # by modality, of each clip; equal ones are one object
 
 
 def open_pack(files: Sequence[ClipFile], folder: Path, rates: Rates) -> Pack:
@@ -138,7 +139,8 @@ def _load(folder: Path) -> Pack | None:
     except (OSError, ValueError):
         return None
     audio, video = (_map_stream(folder, modality, index[modality]) for modality in MODALITIES)
-    return Pack(audio, video, tuple(index["reasons"]))
+    extractors = tuple(index["extractors"][number] for number in index["extractor"])
+    return Pack(audio, video, tuple(index["reasons"]), extractors)
 
 
 def _map_stream(folder: Path, modality: str, index: dict) -> Ragged:
@@ -234,17 +236,23 @@ def _pack(files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[s
     writers = {modality: _StreamWriter(build, modality) for modality in MODALITIES}
     digests: list[str] = []
     reasons: list[str | None] = []
+    extractors: dict[str, int] = {}  # JSON of each that is met, numbered
+    extractor: list[int] = []
     clips = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
     with contextlib.closing(clips):  # or the bar would stay on the screen after an error
         for file, (digest, clip) in zip(files, clips, strict=True):
             digests.append(digest)
             reasons.append(None if isinstance(clip, Clip) else clip)
+            made_by = json.dumps(clip.extractor if isinstance(clip, Clip) else {}, sort_keys=True)
+            extractor.append(extractors.setdefault(made_by, len(extractors)))
             for modality, writer in writers.items():
                 stream = getattr(clip, modality) if isinstance(clip, Clip) else None
                 sizes["packed"] += writer.append(stream)
             sizes["read"] += file.size
     index = {modality: writer.finish(reasons) for modality, writer in writers.items()}
-    (build / "index.json").write_text(json.dumps(index | {"reasons": reasons}))
+    index |= {"reasons": reasons, "extractor": extractor}
+    index["extractors"] = [json.loads(made_by) for made_by in extractors]
+    (build / "index.json").write_text(json.dumps(index))
     return digests
 
 

@@ -4,12 +4,15 @@ import io
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from mmattn.config import Modality
+from mmattn.data.extractor import parse_extractor
 from mmattn.data.names import parse_name
 
 MIN_FRAMES = 5
@@ -34,7 +37,7 @@ class BadClip(Exception):
 
 @dataclass(frozen=True)
 class Stream:
-    """One modality of a clip."""
+    """One modality of a clip; no frames [0, F] where the clip lacks it, for prediction alone."""
 
     frames: np.ndarray  # [T, F] float32
     times: np.ndarray  # [T] float64 seconds
@@ -60,6 +63,7 @@ class Clip:
     audio: Stream
     video: Stream
     cues: tuple[Cue, ...] | None = None
+    extractor: dict[str, dict] = field(default_factory=dict)  # by modality, where the file says
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Ragged:
     def longest_span(self, frames: int) -> float:
         """Seconds that so many neighbouring frames of a clip last at most."""
         spans = [0.0]
-        for index in range(len(self)):
+        for index in np.flatnonzero(self.lengths):
             times = self.clip_times(index)
             last = min(frames, len(times)) - 1
             spans.append((times[last:] - times[: len(times) - last]).max())
@@ -105,16 +109,17 @@ class Ragged:
     def most_within(self, seconds: float) -> int:
         """Frames of a clip that lie within so many seconds at most."""
         counts = [0]
-        for index in range(len(self)):
+        for index in np.flatnonzero(self.lengths):
             times = self.clip_times(index)
             end = np.searchsorted(times, times + seconds, "right")
             counts.append((end - np.arange(len(times))).max())
         return int(max(counts))
 
     def spacings(self) -> np.ndarray:
-        """Mean seconds from frame to frame of each clip [N]; each must have two or more."""
-        last = self.starts + self.lengths - 1
-        return (self.times[last] - self.times[self.starts]) / (self.lengths - 1)
+        """Mean seconds from frame to frame of each clip that has two or more frames."""
+        several = self.lengths > 1
+        first, steps = self.starts[several], self.lengths[several] - 1
+        return (self.times[first + steps] - self.times[first]) / steps
 
     def crop(self, bounds: np.ndarray) -> "Ragged":
         """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""
@@ -140,11 +145,7 @@ def read_clip(path: Path, audio_rate: float | None = None, video_rate: float | N
 
     Raises BadClip.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadClip(f"unreadable: {error.strerror}") from error
-    return decode_clip(path.stem, content, audio_rate, video_rate)
+    return decode_clip(path.stem, _read_bytes(path), audio_rate, video_rate)
 
 
 def decode_clip(
@@ -155,6 +156,54 @@ def decode_clip(
         name = parse_name(stem)
     except ValueError as error:
         raise BadClip(str(error)) from error
+    streams, extractor = decode_streams(content, audio_rate, video_rate, ("audio", "video"))
+    return Clip(name.stem, name.speaker, name.emotion, **streams, extractor=extractor)
+
+
+def read_streams(
+    path: Path, audio_rate: float | None = None, video_rate: float | None = None
+) -> tuple[dict[str, Stream], dict[str, dict]]:
+    """`read_clip` for prediction: of any name, and one modality may be missing.
+
+    Raises BadClip.
+
+    Returns:
+        The streams that the file has, and its extractor, both by modality.
+    """
+    return decode_streams(_read_bytes(path), audio_rate, video_rate)
+
+
+def decode_streams(
+    content: bytes,
+    audio_rate: float | None = None,
+    video_rate: float | None = None,
+    required: Collection[Modality] = (),
+) -> tuple[dict[str, Stream], dict[str, dict]]:
+    """`read_streams` for a file that has been read already; it must have what is `required`."""
+    rates = {"audio": audio_rate, "video": video_rate}
+    with _open(content) as archive:
+        streams = {
+            name: _read_stream(archive, name, rate)
+            for name, rate in rates.items()
+            if name in required or f"{name}_features" in archive.files
+        }
+        if not streams:
+            raise BadClip(f"audio_features and video_features are {_missing(archive)}")
+        extractor = _read_extractor(archive)
+    if len(streams) == 2:
+        _check_overlap(streams["audio"].times, streams["video"].times)
+    return streams, extractor
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadClip(f"unreadable: {error.strerror}") from error
+
+
+@contextmanager
+def _open(content: bytes) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         archive = np.load(io.BytesIO(content), allow_pickle=False)
     except _UNREADABLE as error:
@@ -162,10 +211,7 @@ def decode_clip(
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise BadClip("no .npz archive but a single array")
     with archive:
-        audio = _read_stream(archive, "audio", audio_rate)
-        video = _read_stream(archive, "video", video_rate)
-    _check_overlap(audio.times, video.times)
-    return Clip(name.stem, name.speaker, name.emotion, audio, video)
+        yield archive
 
 
 def _brief(error: Exception) -> str:
@@ -180,14 +226,22 @@ def _read_array(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
         raise BadClip(f"{key} is unreadable: {_brief(error)}") from error
     # A member that is not in .npy form comes back as its raw bytes.
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise BadClip(f"{key} holds no numbers but {getattr(array, 'dtype', 'raw bytes')}")
+        raise BadClip(f"{key} holds no numbers but {_kind(array)}")
     return array
+
+
+def _kind(array: np.ndarray | bytes) -> str:
+    return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "raw bytes"
+
+
+def _missing(archive: np.lib.npyio.NpzFile) -> str:
+    return f"missing; the file has {', '.join(archive.files) or 'nothing'}"
 
 
 def _read_stream(archive: np.lib.npyio.NpzFile, modality: str, rate: float | None) -> Stream:
     key = f"{modality}_features"
     if key not in archive.files:
-        raise BadClip(f"{key} is missing; the file has {', '.join(archive.files) or 'nothing'}")
+        raise BadClip(f"{key} is {_missing(archive)}")
     array = _read_array(archive, key)
     if array.ndim != 2 or array.shape[1] == 0:
         raise BadClip(f"{key} is not (frames, features) but {array.shape}")
@@ -226,6 +280,19 @@ def _read_times(
             f"in frame {at + 1}"
         )
     return times
+
+
+def _read_extractor(archive: np.lib.npyio.NpzFile) -> dict[str, dict]:
+    """The records of what made the features, by modality; empty where the file does not say."""
+    if "extractor" not in archive.files:
+        return {}
+    try:
+        text = archive["extractor"]
+        if not isinstance(text, np.ndarray) or text.dtype.kind != "U" or text.ndim:
+            raise ValueError(f"expected one text, found {_kind(text)}")
+        return parse_extractor(text.item())
+    except (*_UNREADABLE, SystemError) as error:  # the last: a character beyond Unicode
+        raise BadClip(f"extractor is unreadable: {_brief(error)}") from error
 
 
 def _check_overlap(audio: np.ndarray, video: np.ndarray) -> None:

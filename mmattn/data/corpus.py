@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from mmattn.config import DataConfig, SyntheticConfig
 from mmattn.console import say, say_table
 from mmattn.data.cache import ClipFile, Rates, open_pack
 from mmattn.data.clips import MIN_FRAMES, Cue, Ragged, Stream, pack_streams
+from mmattn.data.extractor import difference
 from mmattn.data.names import CORPUS_TITLES, SIX, ClipName, class_names, label_of, parse_name
 from mmattn.data.synthetic import draw_clips
 from mmattn.errors import UserError
@@ -24,11 +25,12 @@ class Corpus:
     description: str  # one line
     names: tuple[str, ...]
     speakers: np.ndarray  # [N] str
-    labels: np.ndarray  # [N] int32
+    labels: np.ndarray  # [N] int32, -1 where not known
     class_names: tuple[str, ...]
     audio: Ragged
     video: Ragged
     cues: tuple[tuple[Cue, ...], ...] | None  # what is in each clip, if the clips are synthetic
+    extractor: dict[str, dict] = field(default_factory=dict)  # by modality, if the files say
 
     def __len__(self) -> int:
         return len(self.names)
@@ -37,7 +39,7 @@ class Corpus:
 def open_corpus(data: DataConfig) -> Corpus:
     """The clips under `data.roots`, or the built-in synthetic ones if there are no roots.
 
-    Raises UserError if files are missing or too many of them are bad.
+    Raises UserError if files are missing, too many of them are bad or extractors are mixed.
     """
     corpus = _corpus_of_files(data) if data.roots else _synthetic_corpus(data.synthetic)
     if data.overlap:
@@ -47,10 +49,13 @@ def open_corpus(data: DataConfig) -> Corpus:
 
 def tile_audio(corpus: Corpus) -> Corpus:
     """Every audio frame of a clip is the mean of all its audio frames."""
-    means = [corpus.audio.clip(clip).mean(0) for clip in range(len(corpus))]
+    clips = [corpus.audio.clip(clip) for clip in range(len(corpus))]
     streams = [
-        Stream(np.broadcast_to(mean, corpus.audio.clip(clip).shape), corpus.audio.clip_times(clip))
-        for clip, mean in enumerate(means)
+        Stream(
+            np.broadcast_to(frames.mean(0), frames.shape) if len(frames) else frames,
+            corpus.audio.clip_times(clip),
+        )
+        for clip, frames in enumerate(clips)
     ]
     return replace(
         corpus,
@@ -84,23 +89,28 @@ def _corpus_of_files(data: DataConfig) -> Corpus:
         audio=pack.audio.select(rows),
         video=pack.video.select(rows),
         cues=None,
+        extractor=_common_extractor(
+            [files[row] for row in rows], [pack.extractors[row] for row in rows]
+        ),
     )
 
 
 def crop_to_overlap(corpus: Corpus) -> Corpus:
     """Every clip without the frames before the later start or after the earlier end of its streams.
 
+    A clip that lacks a modality stays whole.
+
     Raises UserError naming a clip that keeps fewer than 5 frames of a modality.
     """
     kept = {"audio": [], "video": []}
     for clip in range(len(corpus)):
         times = {"audio": corpus.audio.clip_times(clip), "video": corpus.video.clip_times(clip)}
-        start = max(stream[0] for stream in times.values())
-        end = min(stream[-1] for stream in times.values())
+        start = max(stream[0] for stream in times.values() if len(stream))
+        end = min(stream[-1] for stream in times.values() if len(stream))
         for modality, stream in times.items():
             first = np.searchsorted(stream, start, "left")
             kept[modality].append((first, np.searchsorted(stream, end, "right")))
-            if kept[modality][-1][1] - first < MIN_FRAMES:
+            if len(stream) and kept[modality][-1][1] - first < MIN_FRAMES:
                 raise UserError(
                     f"{corpus.names[clip]}: the streams overlap from {start:.2f} to {end:.2f} s; "
                     f"expected {MIN_FRAMES} or more {modality} frames there (--data.overlap)"
@@ -185,6 +195,35 @@ def _report_bad(files: Sequence[ClipFile], reasons: Sequence[str | None], max_ba
             f"{len(bad)} of {len(files)} clips are bad (see the table) and {max_bad} are allowed; "
             "--data.max-bad allows more"
         )
+
+
+def _common_extractor(
+    files: Sequence[ClipFile], extractors: Sequence[dict[str, dict]]
+) -> dict[str, dict]:
+    """The one extractor that made the features of all these files.
+
+    Raises UserError if there are several: their features do not mean the same.
+    """
+    kinds: list[list[int]] = []  # rows of each
+    for row, made_by in enumerate(extractors):
+        for kind in kinds:
+            if not difference(made_by, extractors[kind[0]]):
+                kind.append(row)
+                break
+        else:
+            kinds.append([row])
+    commonest, *others = sorted(kinds, key=len, reverse=True)
+    expected = extractors[commonest[0]]
+    if not others:
+        return expected
+    said = [f"{len(commonest)} like {files[commonest[0]].path}"]
+    for kind in others:
+        what = difference(extractors[kind[0]], expected)
+        said.append(f"{len(kind)} like {files[kind[0]].path} ({what})")
+    raise UserError(
+        f"the features of the clips come from {len(kinds)} extractors, expected one: "
+        f"{'; '.join(said)}. Extract them alike or name folders of one kind (--data.roots)"
+    )
 
 
 def _report_left_out(clips: Sequence[tuple[int, ClipName]], scheme: str) -> None:

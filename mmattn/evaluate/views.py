@@ -39,15 +39,15 @@ class StreamView:
 
 @dataclass(frozen=True, eq=False)
 class ClipView:
-    """What is shown of a clip; a modality that the run lacks is None.
+    """What is shown of a clip; a modality that the run or the clip lacks is None.
 
-    label: the true class's name; probabilities [K]; cues: the (modality, time in s, is a decoy)
-    of each, where they are known.
+    speaker, label: the true class's name, None where they are not known; probabilities [K]; cues:
+    the (modality, time in s, is a decoy) of each, where they are known.
     """
 
     clip: str
-    speaker: str
-    label: str
+    speaker: str | None
+    label: str | None
     probabilities: np.ndarray
     audio: StreamView | None
     video: StreamView | None

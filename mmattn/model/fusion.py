@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -35,12 +36,12 @@ def reach_of(own: Ragged, other: Ragged, window: float) -> Reach:
     """The reach with which frames of `own` see all of `other` within `window` seconds.
 
     It serves the clips given, and the same clips at other tempos, which have the same mean spacing,
-    evenly, but other lengths.
+    evenly, but other lengths. Clips may lack a modality.
     """
-    chunk = own.most_within(CHUNK_S)
-    span = max(own.longest_span(chunk), (chunk - 1) * own.spacings().max())
+    chunk = max(own.most_within(CHUNK_S), 1)
+    span = max(own.longest_span(chunk), (chunk - 1) * own.spacings().max(initial=0))
     seen = span + 2 * (window + ROUNDING)
-    others = max(other.most_within(seen), int(seen / other.spacings().min()) + 1)
+    others = max(other.most_within(seen), int(seen / other.spacings().min(initial=np.inf)) + 1)
     return Reach(chunk, others + 1)  # one more, as times are rounded
 
 

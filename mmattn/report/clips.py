@@ -7,18 +7,22 @@ from typing import Any
 import numpy as np
 
 from mmattn.evaluate.views import ClipView, StreamView
+from mmattn.report.footage import Footage
 
 STEP = 0.05  # of a normalised feature, whose deviation is 1
 LARGEST = 127 * STEP  # features beyond ±6.35 are kept as ±6.35
 
 
 def pack_viewer(
-    arms: Mapping[str, Sequence[ClipView]], class_names: Sequence[str]
+    arms: Mapping[str, Sequence[ClipView]],
+    class_names: Sequence[str],
+    footage: Sequence[Footage] = (),
 ) -> dict[str, Any]:
     """The same clips as seen by each arm, as JSON values that `page.js` reads.
 
     Times (s) and attention (as a ratio to uniform) are float32 [T]; features int8 [F, T] in units
-    of STEP, within ±LARGEST. Each array is an index into `pool`.
+    of STEP, within ±LARGEST. Each array is an index into `pool`. `footage`, if any, is of each
+    clip.
 
     Raises:
         ValueError: the arms show different clips.
@@ -28,13 +32,16 @@ def pack_viewer(
         if [view.clip for view in views] != [view.clip for view in first]:
             raise ValueError(f"expected the same clips in the same order of every arm, also {arm}")
     pool: dict[str, int] = {}
+    clips = [
+        _pack_clip(views, list(class_names), pool) for views in zip(*arms.values(), strict=True)
+    ]
+    for packed, one in zip(clips, footage or [Footage()] * len(clips), strict=True):
+        packed |= _pack_footage(one, pool)
     return {
         "arms": list(arms),
         "classes": list(class_names),
         "step": STEP,
-        "clips": [
-            _pack_clip(views, list(class_names), pool) for views in zip(*arms.values(), strict=True)
-        ],
+        "clips": clips,
         "pool": list(pool),
     }
 
@@ -47,7 +54,7 @@ def _pack_clip(
     return {
         "clip": first.clip,
         "speaker": first.speaker,
-        "label": class_names.index(first.label),
+        "label": None if first.label is None else class_names.index(first.label),
         "cues": [
             {"modality": modality, "time": round(float(time), 4), "decoy": bool(decoy)}
             for modality, time, decoy in first.cues or ()
@@ -75,6 +82,26 @@ def _pack_stream(stream: StreamView | None, pool: dict[str, int]) -> dict[str, A
         "features": _keep(np.where(valid[:, None], steps, 0).astype(np.int8).T, pool),
         "valid": _keep(valid.astype(np.uint8), pool),
         "gaps": np.round(stream.gaps, 4).tolist(),
+    }
+
+
+def _pack_footage(footage: Footage, pool: dict[str, int]) -> dict[str, Any]:
+    sound = footage.sound
+    return {
+        "notes": list(footage.notes),
+        "sound": sound
+        and {
+            "times": _keep(sound.times.astype("<f4"), pool),
+            "loudness": _keep(sound.loudness.astype("<f4"), pool),
+        },
+        "faces": [
+            {
+                "time": round(face.time, 4),
+                "attention": round(face.attention, 4),
+                "image": f"data:image/jpeg;base64,{base64.b64encode(face.jpeg).decode()}",
+            }
+            for face in footage.faces
+        ],
     }
 
 

@@ -63,6 +63,9 @@
       [...byId("arms").querySelectorAll("input:checked")].map((box) => Number(box.value));
     const predicted = (view) => view.probabilities.indexOf(Math.max(...view.probabilities));
     const armName = (arm) => plain(arms[arm]);
+    const known = (clip) => clip.label !== null;
+    // The true class, or the predicted one where nobody knows.
+    const classOf = (clip) => classes[known(clip) ? clip.label : predicted(clip.views[0])];
 
     // How many of the shown arms are right about the clip.
     const rightArms = (clip) =>
@@ -78,6 +81,7 @@
 
     function fillControls() {
       filter.replaceChildren(...Object.keys(FILTERS).map((name) => new Option(name, name)));
+      filter.closest("label").hidden = !clips.some(known);
       arms.forEach((name, arm) => {
         const box = Object.assign(document.createElement("input"), {
           type: "checkbox",
@@ -95,11 +99,11 @@
     function list(redraw) {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       listed = clips.filter((clip) => {
-        const text = `${clip.clip} ${clip.speaker} ${classes[clip.label]}`.toLowerCase();
+        const text = `${clip.clip} ${clip.speaker ?? ""} ${classOf(clip)}`.toLowerCase();
         return words.every((word) => text.includes(word)) && FILTERS[filter.value](clip);
       });
       select.replaceChildren(
-        ...listed.map((clip, place) => new Option(`${clip.clip} · ${classes[clip.label]}`, place)),
+        ...listed.map((clip, place) => new Option(`${clip.clip} · ${classOf(clip)}`, place)),
       );
       show(listed.includes(current) ? current : listed[0], redraw);
     }
@@ -122,6 +126,7 @@
         byId("clip-title").textContent = clip ? "No arm is chosen." : "No such clip.";
         byId("clip-about").textContent = "";
         byId("key").replaceChildren();
+        drawFaces([]);
         Plotly.purge(time);
         Plotly.purge(bars);
         return;
@@ -131,11 +136,14 @@
         const verdict = answer === clip.label ? "right" : `predicted ${classes[answer]}`;
         return arms.length > 1 ? `${arms[arm]} ${verdict}` : verdict;
       });
-      byId("clip-title").textContent = `${clip.clip}: ${classes[clip.label]}, ${said.join(", ")}`;
-      byId("clip-about").textContent =
-        `Speaker ${clip.speaker}; clip ${place + 1} of ${listed.length} in the list.`;
+      const truth = known(clip) ? [classOf(clip)] : [];
+      byId("clip-title").textContent = `${clip.clip}: ${[...truth, ...said].join(", ")}`;
+      const speaker = clip.speaker === null ? "Clip" : `Speaker ${clip.speaker}; clip`;
+      const number = `${speaker} ${place + 1} of ${listed.length} in the list`;
+      byId("clip-about").textContent = `${[number, ...clip.notes].join("; ")}.`;
       if (draws) {
         drawKey(clip);
+        drawFaces(clip.faces);
         drawTime(clip);
         drawBars(clip);
       }
@@ -161,6 +169,10 @@
           }
         }
       }
+      if (clip.faces.length) {
+        const style = `fill="none" stroke="${page.colours.video}" stroke-width="2"`;
+        entries.push(["face shown below", `<circle cx="11" cy="6" r="5" ${style}/>`]);
+      }
       if (views.some((view) => view.video?.gaps.length)) {
         const box = `<rect width="22" height="12" fill="${css("--shade")}"/>`;
         entries.push(["no face", box]);
@@ -175,12 +187,27 @@
       );
     }
 
-    // One column of panels over the same seconds: attention of each arm, features of each modality.
+    function drawFaces(faces) {
+      byId("faces").hidden = !faces.length;
+      byId("faces").replaceChildren(
+        ...faces.map((face) => {
+          const item = document.createElement("li");
+          const said = `${face.time.toFixed(2)} s · ${face.attention.toFixed(2)}×`;
+          const alt = `face at ${face.time.toFixed(2)} s`;
+          item.append(Object.assign(new Image(), { src: face.image, alt }), said);
+          return item;
+        }),
+      );
+    }
+
+    // One column of panels over the same seconds: sound, attention of each arm, features of each
+    // modality.
     function drawTime(clip) {
       const shown = shownArms();
       const first = clip.views[shown[0]];
       const modalities = ["audio", "video"].filter((modality) => first[modality]);
       const panels = [
+        ...(clip.sound ? [{ sound: clip.sound, height: 60 }] : []),
         ...shown.map((arm) => ({ arm, height: shown.length > 1 ? 110 : 190 })),
         ...modalities.map((modality) => ({ modality, height: modality === "audio" ? 150 : 110 })),
       ];
@@ -227,9 +254,13 @@
           layout[axis].showgrid = false;
           spans[panel.modality].push(domain);
           addGaps(layout.shapes, first[panel.modality].gaps, domain);
+        } else if (panel.sound) {
+          addSound(data, panel.sound, axis.replace("axis", ""));
+          Object.assign(layout[axis], { showgrid: false, showticklabels: false, fixedrange: true });
         } else {
           const view = clip.views[panel.arm];
           highest = Math.max(highest, addAttention(data, view, axis.replace("axis", "")));
+          addFaces(data, clip.faces, axis.replace("axis", ""));
           addGaps(layout.shapes, view.video?.gaps ?? [], domain);
           attentionAxes.push(axis);
           spans.audio.push(domain);
@@ -254,7 +285,7 @@
       layout.xaxis = {
         title: { text: "time (s)", standoff: 6 },
         anchor: `y${panels.length}`,
-        range: range(first, modalities),
+        range: range([...modalities.map((modality) => first[modality]), clip.sound]),
         hoverformat: ".2f",
         showspikes: true,
         spikemode: "across",
@@ -267,7 +298,10 @@
       Plotly.react(time, data, themed(layout), CONFIG);
     }
 
-    function panelTitle({ arm, modality }, view) {
+    function panelTitle({ arm, modality, sound }, view) {
+      if (sound) {
+        return "sound";
+      }
       if (modality) {
         return `${modality} features (${view[modality].count})`;
       }
@@ -293,6 +327,38 @@
         });
       }
       return highest;
+    }
+
+    // The outline of the waveform: up along the loudness, back along its mirror image.
+    function addSound(data, sound, yaxis) {
+      const x = Array.from(floats(sound.times));
+      const y = Array.from(floats(sound.loudness));
+      const line = { color: css("--quiet"), width: 1 };
+      const trace = { type: "scatter", mode: "lines", name: "sound", x, yaxis, line };
+      const hovertemplate = "loudness %{y:.3f}<extra></extra>";
+      data.push({ ...trace, y: y.map((value) => -value), hoverinfo: "skip" });
+      data.push({ ...trace, y, fill: "tonexty", fillcolor: css("--quiet"), hovertemplate });
+    }
+
+    // Marks on the attention where the faces below are from.
+    function addFaces(data, faces, yaxis) {
+      if (faces.length) {
+        data.push({
+          type: "scatter",
+          mode: "markers",
+          name: "faces",
+          x: faces.map((face) => face.time),
+          y: faces.map((face) => face.attention),
+          yaxis,
+          hoverinfo: "skip",
+          marker: {
+            symbol: "circle-open",
+            size: 11,
+            color: page.colours.video,
+            line: { width: 2 },
+          },
+        });
+      }
     }
 
     function addFeatures(data, stream, modality, yaxis) {
@@ -352,9 +418,9 @@
       }
     }
 
-    function range(view, modalities) {
-      const ends = modalities.map((modality) => {
-        const x = floats(view[modality].times);
+    function range(streams) {
+      const ends = streams.filter(Boolean).map((stream) => {
+        const x = floats(stream.times);
         const half = x.length > 1 ? (x[x.length - 1] - x[0]) / (x.length - 1) / 2 : 0.01;
         return [x[0] - half, x[x.length - 1] + half];
       });
@@ -363,8 +429,9 @@
 
     function drawBars(clip) {
       const shown = shownArms();
+      const bold = known(clip) ? clip.label : predicted(clip.views[0]);
       const names = classes.map((name, row) =>
-        row === clip.label ? `<b>${plain(name)}</b>` : plain(name),
+        row === bold ? `<b>${plain(name)}</b>` : plain(name),
       );
       const data = shown.map((arm) => ({
         type: "bar",
@@ -378,7 +445,7 @@
       }));
       if (shown.length === 1) {
         data[0].marker.color = classes.map((_, row) =>
-          row === clip.label ? page.colours.right : css("--quiet"),
+          row === bold ? page.colours.right : css("--quiet"),
         );
         data[0].hovertemplate += "<extra></extra>";
       }

@@ -1,4 +1,4 @@
-"""The page of a run and the page of a study, each one HTML file that is read offline."""
+"""The pages of a run, of a study and of predictions, each one HTML file that is read offline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +25,13 @@ from mmattn.report.figures import (
     reliability_figure,
     score_figure,
 )
+from mmattn.report.footage import Footage
 
 VIEWER_COLOURS = {**COLOURS, "right": GREEN, "arms": CYCLE}
+FOOT = (
+    "<p>In every plot: point to read values, drag to zoom, double-click to see all again. This "
+    "page is one file and asks nothing of the network.</p>"
+)
 SIGNS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
 
 
@@ -101,7 +106,7 @@ def write_run_page(
     viewer = None
     if clips:
         viewer = pack_viewer({"": clips}, predictions.class_names)
-        sections["clips"] = ("Clips", paragraphs(about_clips) + VIEWER)
+        sections["clips"] = ("Clips", paragraphs(about_clips) + _viewer("true"))
     foot = f"<p>Made by <code>{escape(command)}</code>.</p>{FOOT}"
     introduction = _note(note) + facts(about)
     payload = {"plots": plots.drawn, "colours": VIEWER_COLOURS, "viewer": viewer}
@@ -156,11 +161,51 @@ def write_study_page(
     viewer = None
     if clips:
         viewer = pack_viewer(clips, class_names)
-        sections["clips"] = ("Clips", VIEWER)
+        sections["clips"] = ("Clips", _viewer("true"))
     foot = f"<p>Made by <code>{escape(command)}</code> in {escape(running_time)}.</p>{FOOT}"
     opening = _note(note) + paragraphs(introduction)
     payload = {"plots": plots.drawn, "colours": VIEWER_COLOURS, "viewer": viewer}
     write_text(path, document(title, opening, sections, foot, payload))
+
+
+def write_prediction_page(
+    path: Path,
+    title: str,
+    about: Mapping[str, str],
+    clips: Sequence[ClipView],
+    footage: Sequence[Footage],
+    class_names: Sequence[str],
+    failures: Sequence[tuple[str, str]],
+    command: str,
+) -> None:
+    """Write the page of predictions for clips whose class nobody knows, atomically.
+
+    Args:
+        path: of the page.
+        title: says what was predicted.
+        about: facts by name: the run, its checkpoint and networks.
+        clips: one or more.
+        footage: of each clip.
+        class_names: of the clips' probabilities.
+        failures: clips that could not be predicted, with the reason.
+        command: that makes the page again.
+    """
+    rows = [
+        (view.clip, class_names[view.probabilities.argmax()], *map(float, view.probabilities))
+        for view in clips
+    ]
+    shown = table(Table("Probabilities.", ("clip", "predicted", *class_names), rows))
+    sections = {
+        "predictions": ("Predictions", shown),
+        "clips": ("Clips", _viewer("predicted")),
+    }
+    if failures:
+        shown = table(Table("Not predicted.", ("clip", "reason"), failures))
+        sections["failures"] = ("Clips that could not be predicted", shown)
+    foot = f"<p>Made by <code>{escape(command)}</code>.</p>{FOOT}"
+    viewer = pack_viewer({"": clips}, class_names, footage)
+    payload = {"plots": [], "colours": VIEWER_COLOURS, "viewer": viewer}
+    write_text(path, document(title, facts(about), sections, foot, payload))
 
 
 def _verdict_table(verdicts: Sequence[Verdict]) -> str:
@@ -185,7 +230,9 @@ def _note(note: str | None) -> str:
     return f'<p class="note" role="note">{escape(note)}</p>' if note else ""
 
 
-VIEWER = f"""
+def _viewer(bold: str) -> str:
+    """The form of the clip viewer; `bold` says which class is set so."""
+    return f"""
 <form id="viewer" autocomplete="off">
 <div class="controls">
 <label>Search <input id="search" type="search" placeholder="clip, speaker or class"></label>
@@ -200,17 +247,15 @@ VIEWER = f"""
 <div id="key" class="key"></div>
 <div class="clip">
 <figure><div id="clip-time" class="drawing" role="img" aria-label="Attention and features over time"
-></div><figcaption>All on one time axis. Attention is a ratio to uniform attention over the clip's
+></div>
+<ol id="faces" class="faces" aria-label="Faces where the attention to the video is highest" hidden>
+</ol><figcaption>All on one time axis. Attention is a ratio to uniform attention over the clip's
 valid frames: 1 (dotted) is indifferent. Features are normalised, so 0 is their mean over the
 training frames and 1 a deviation; colours end at ±3, values at ±{LARGEST:g}. Point at a frame to
 read its values.</figcaption></figure>
 <figure><div id="clip-classes" class="drawing" role="img" aria-label="Class probabilities"></div>
-<figcaption>Probability of each class; the true one is in bold.</figcaption></figure>
+<figcaption>Probability of each class; the {bold} one is in bold.</figcaption></figure>
 </div>
 <p class="hint">The keys ← and → go from clip to clip.</p>
 </form>
 """
-FOOT = (
-    "<p>In every plot: point to read values, drag to zoom, double-click to see all again. This "
-    "page is one file and asks nothing of the network.</p>"
-)

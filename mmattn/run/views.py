@@ -29,17 +29,21 @@ def clip_view(
     probabilities: np.ndarray,
     attention: Mapping[str, np.ndarray],
 ) -> ClipView:
-    """A clip with what a network said of it: probabilities [K]; by modality, attention [T]."""
+    """A clip with what a network said of it: probabilities [K]; by modality, attention [T].
+
+    A label below 0 says that class and speaker are not known.
+    """
     streams = {
         name: StreamView(stream.times, attention[name], stream.frames, stream.valid)
         for name, stream in normalised(corpus, clip, normaliser)._asdict().items()
-        if name in attention
+        if name in attention and len(stream.times)
     }
+    known = corpus.labels[clip] >= 0
     cues = corpus.cues and [(cue.modality, cue.time, cue.decoy) for cue in corpus.cues[clip]]
     return ClipView(
         corpus.names[clip],
-        str(corpus.speakers[clip]),
-        corpus.class_names[corpus.labels[clip]],
+        str(corpus.speakers[clip]) if known else None,
+        corpus.class_names[corpus.labels[clip]] if known else None,
         probabilities,
         streams.get("audio"),
         streams.get("video"),

@@ -19,6 +19,7 @@ from mmattn.config import ExperimentConfig, ModelConfig, TrainConfig, config_fro
 from mmattn.console import progress, say
 from mmattn.data.batches import Augmentation, Bucket, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
+from mmattn.data.extractor import difference
 from mmattn.data.normalise import Normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
@@ -82,6 +83,7 @@ class Trainer:
             "class_names": list(corpus.class_names),
             "widths": widths,
             "devices": device_count,
+            "extractor": corpus.extractor,
         }
 
     def start(self) -> tuple[TrainState, Sums]:
@@ -188,13 +190,14 @@ def fit(
     Raises:
         Diverged: a loss or gradient is not finite; checkpoints before it are kept.
         Stopped: `asked` was set; the state was saved.
-        UserError: the disk is full, or other training clips than before.
+        UserError: the disk is full, or other training clips or features than before.
     """
     config, checkpoints = trainer.config.train, Checkpoints(folder)
     state, sums = trainer.start()
     history, done = [], 0
     about = checkpoints.about("latest") if resume else None
     if about is not None:
+        check_extractor(folder, about, trainer.corpus, split.train)
         fitted = trainer.normaliser
         state, sums = trainer.load(checkpoints, "latest")
         if not all(map(np.array_equal, fitted, trainer.normaliser)):
@@ -405,12 +408,13 @@ def restore(
     """The network of a run's checkpoint, with its own normalisation, ready to predict clips [n].
 
     Raises:
-        UserError: there is no such checkpoint, or the corpus has other widths or classes.
+        UserError: there is no such checkpoint, or the corpus has other widths, classes or features.
     """
     checkpoints = Checkpoints(folder)
     about = checkpoints.about(kind)
     if about is None:
         raise UserError(f"{folder}: expected a {kind} checkpoint, found none")
+    check_extractor(folder, about, corpus, clips)
     widths = {"audio": corpus.audio.width, "video": corpus.video.width}
     if widths != about["widths"]:
         raise UserError(
@@ -425,3 +429,19 @@ def restore(
     config = config_from_json(about["config"])
     trainer = Trainer(config, corpus, blank, None, clips, device_count)
     return trainer, trainer.load(checkpoints, kind)[0]
+
+
+def check_extractor(folder: Path, about: dict, corpus: Corpus, clips: np.ndarray) -> None:
+    """Raise UserError if the features of the clips [n] were not made as those of a checkpoint.
+
+    Only the modalities that its network uses and the clips have are compared.
+    """
+    streams = {"audio": corpus.audio, "video": corpus.video}
+    used = [m for m in about["config"]["model"]["modalities"] if streams[m].lengths[clips].any()]
+    # Checkpoints of earlier versions do not say.
+    both = corpus.extractor, about.get("extractor", {})
+    found = difference(*({m: own[m] for m in used if m in own} for own in both))
+    if found:
+        raise UserError(
+            f"{folder}: the clips' features are not those that it was trained on: {found}"
+        )

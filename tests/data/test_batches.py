@@ -113,6 +113,20 @@ def test_equal_lengths_share_a_bucket_and_a_long_video_widens_those_after_it():
     assert make_buckets(corpus, np.array([0, 1, 2]), 3) == [(4, 2)]
 
 
+def test_a_bucket_has_a_frame_of_a_modality_that_its_clips_lack():
+    audio = ragged(*(np.ones((length, 1)) for length in (0, 0, 4)))
+    video = pack_streams(3 * [Stream(np.zeros((0, 2), np.float32), np.zeros(0))])
+    corpus = corpus_of(audio, video, [0] * 3)
+    assert make_buckets(corpus, np.arange(3), 3) == [(1, 1), (4, 1)]
+    (dispatch,) = plan_epoch(corpus, np.array([0, 1]), [Bucket(1, 1)], BATCH, STEPS, None)
+    normaliser = Normaliser(*(np.ones(width, np.float32) for width in (1, 1, 2, 2)))
+    batch = collate(corpus, dispatch, normaliser, devices=1, batch=2, steps=1)
+    for part, width in ((batch.audio, 1), (batch.video, 2)):
+        assert part.frames.shape == (1, 1, 2, 1, width)
+        assert not any(map(np.any, part))
+    assert batch.weight.tolist() == [[[1, 1]]]
+
+
 def test_the_plan_depends_on_seed_and_epoch_and_not_on_the_order_of_the_clips(corpus, buckets):
     first = as_lists(plan(corpus, buckets))
     assert as_lists(plan(corpus, buckets, np.sort(CLIPS))) == first

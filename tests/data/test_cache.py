@@ -1,5 +1,6 @@
 """The packed cache: found again without reading, never half-written, safe among processes."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.cache import Rates, open_pack
+from mmattn.data.corpus import Corpus, find_files, open_corpus
 from mmattn.errors import UserError
 
 
@@ -43,6 +45,21 @@ def test_the_second_start_reads_no_feature_file(corpus_folder, options):
     for path in corpus_folder.rglob("*.npz"):
         overwrite_unseen(path)
     assert content(open_corpus(options(corpus_folder))) == first
+
+
+def test_extractors_are_kept_once_each(corpus_folder, options, tmp_path, write_clip):
+    records = {"audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.02}}}
+    files = find_files([corpus_folder])
+    for file in files[::2]:
+        write_clip(Path(file.path), extractor=np.array(json.dumps(records)))
+    Path(files[1].path).write_bytes(b"broken")
+    for _ in range(2):  # built, then found
+        files = find_files([corpus_folder])
+        pack = open_pack(files, tmp_path / "cache", Rates())
+        assert pack.extractors == 16 * (records, {})
+        assert len(set(map(id, pack.extractors))) == 2
+    (folder,) = packs(tmp_path / "cache")
+    assert (folder / "index.json").read_text().count("log-mel") == 1
 
 
 def test_frames_are_mapped_and_cannot_be_written(corpus_folder, options):

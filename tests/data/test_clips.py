@@ -1,13 +1,23 @@
 """Reading one feature file: good ones whole, bad ones with a reason."""
 
 import io
+import json
 import os
 import zipfile
 
 import numpy as np
 import pytest
 
-from mmattn.data.clips import BadClip, Ragged, Stream, pack_streams, read_clip, valid_frames
+from mmattn.data.clips import (
+    BadClip,
+    Ragged,
+    Stream,
+    decode_clip,
+    pack_streams,
+    read_clip,
+    read_streams,
+    valid_frames,
+)
 
 STEM = "03-01-05-01-02-01-12"
 
@@ -79,6 +89,85 @@ def test_pickled_objects_are_never_loaded(tmp_path, write_clip):
     with pytest.raises(BadClip, match=r"audio_features is unreadable.*Object arrays"):
         read_clip(write_clip(tmp_path / f"{STEM}.npz", audio_features=objects))
     assert not trap.exists()
+
+
+RECORDS = {"audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.02}}}
+
+
+def test_the_extractor_is_read_where_the_file_says(tmp_path, write_clip):
+    path = tmp_path / f"{STEM}.npz"
+    plain = read_clip(write_clip(path))
+    assert plain.extractor == {}
+    clip = read_clip(write_clip(path, extractor=np.array(json.dumps(RECORDS))))
+    assert clip.extractor == RECORDS
+    np.testing.assert_array_equal(clip.audio.frames, plain.audio.frames)
+    np.testing.assert_array_equal(clip.video.times, plain.video.times)
+
+
+def test_a_pickled_extractor_is_never_loaded(tmp_path, write_clip):
+    trap = tmp_path / "unpickled"
+    pickled = np.array(_Creates(trap), dtype=object)
+    with pytest.raises(BadClip, match=r"extractor is unreadable.*Object arrays"):
+        read_clip(write_clip(tmp_path / f"{STEM}.npz", extractor=pickled))
+    assert not trap.exists()
+
+
+BEYOND_UNICODE = np.frombuffer(b"\xff\xff\xff\x7f", "<U1").reshape(())
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.array("{"), "extractor is unreadable: .*Expecting"),
+        (np.array("[]"), r"expected a JSON object, found \[\]"),
+        (np.array(["{}"]), r"expected one text, found <U2 \(1,\)"),
+        (np.array(b"{}"), r"expected one text, found \|S2 \(\)"),
+        (np.array(3), "expected one text, found int64"),
+        (BEYOND_UNICODE, "extractor is unreadable: SystemError"),
+    ],
+)
+def test_a_bad_extractor(tmp_path, write_clip, value, reason):
+    with pytest.raises(BadClip, match=reason):
+        read_clip(write_clip(tmp_path / f"{STEM}.npz", extractor=value))
+
+
+LACKING = {
+    "audio": {"audio_features": None, "audio_timestamps": None},
+    "video": {"video_features": None, "video_timestamps": None},
+}
+
+
+def test_streams_of_a_file_with_any_name(tmp_path, write_clip):
+    path = write_clip(tmp_path / "my clip.npz", extractor=np.array(json.dumps(RECORDS)))
+    streams, extractor = read_streams(path)
+    clip = decode_clip(STEM, path.read_bytes())
+    assert extractor == clip.extractor == RECORDS
+    for name, expected in (("audio", clip.audio), ("video", clip.video)):
+        np.testing.assert_array_equal(streams[name].frames, expected.frames)
+        np.testing.assert_array_equal(streams[name].times, expected.times)
+    with pytest.raises(BadClip, match="do not overlap"):
+        read_streams(write_clip(path, video_timestamps=5 + np.arange(15) / 15))
+    with pytest.raises(BadClip, match="unreadable: No such file"):
+        read_streams(tmp_path / "nothing.npz")
+
+
+@pytest.mark.parametrize(("lacks", "has"), [("audio", "video"), ("video", "audio")])
+def test_one_modality_is_enough_to_predict(tmp_path, clip_arrays, write_clip, lacks, has):
+    path = write_clip(tmp_path / "clip.npz", **LACKING[lacks])
+    streams, extractor = read_streams(path)
+    assert [*streams] == [has] and extractor == {}
+    np.testing.assert_array_equal(streams[has].frames, clip_arrays()[f"{has}_features"])
+    path = write_clip(path, **LACKING[lacks] | {f"{has}_timestamps": None})
+    assert read_streams(path, audio_rate=10, video_rate=10)[0][has].times[1] == 0.1
+    with pytest.raises(BadClip, match=f"{has}_timestamps is missing"):
+        read_streams(path)
+
+
+def test_no_modality_is_too_little(tmp_path, write_clip):
+    path = write_clip(tmp_path / "clip.npz", **LACKING["audio"], **LACKING["video"], more=1)
+    reason = "audio_features and video_features are missing; the file has more"
+    with pytest.raises(BadClip, match=reason):
+        read_streams(path)
 
 
 TIMES = np.arange(50) / 50
@@ -240,3 +329,21 @@ def test_mean_spacing_is_of_each_clip_chosen():
     np.testing.assert_allclose(clips.select(np.array([2, 0])).spacings(), [1.5, 1])
     cropped = clips.crop(np.array([[0, 2], [0, 2], [0, 2]]))
     np.testing.assert_allclose(cropped.spacings(), [1, 0.5, 0.25])
+
+
+def test_clips_without_frames_among_others():
+    """They keep the width and leave every measure as it is without them."""
+    empty = Stream(np.zeros((0, 2), np.float32), np.zeros(0))
+    whole = Stream(np.ones((3, 2), np.float32), np.array([0, 1, 2.5]))
+    ragged = pack_streams([empty, whole, empty])
+    assert ragged.width == 2 and ragged.lengths.tolist() == [0, 3, 0]
+    assert [ragged.clip(index).shape for index in range(3)] == [(0, 2), (3, 2), (0, 2)]
+    assert ragged.clip_times(2).shape == (0,)
+    alone = pack_streams([whole])
+    for measure in ("longest_span", "most_within"):
+        for value in (1, 2, 9):
+            assert getattr(ragged, measure)(value) == getattr(alone, measure)(value)
+    np.testing.assert_array_equal(ragged.spacings(), alone.spacings())
+    none = pack_streams([empty, empty])
+    assert (none.width, none.longest_span(2), none.most_within(2)) == (2, 0, 0)
+    assert none.spacings().shape == (0,) and none.frames.dtype == np.float32

@@ -1,5 +1,6 @@
 """Feature files to a corpus: found, checked together, labelled, in an order of their own."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmattn.config import DataConfig, SyntheticConfig
 from mmattn.data import corpus as corpus_module
-from mmattn.data.corpus import find_files, open_corpus
+from mmattn.data.clips import Stream, pack_streams
+from mmattn.data.corpus import Corpus, crop_to_overlap, find_files, open_corpus, tile_audio
 from mmattn.errors import UserError
 
 
@@ -194,3 +197,85 @@ def test_tiled_audio_is_the_mean_of_what_the_crop_has_left(write_clip, options, 
     cropped, tiled = open_corpus(data), open_corpus(replace(data, tile_audio=True))
     assert len(cropped.audio.clip(0)) == 25
     np.testing.assert_allclose(tiled.audio.clip(0)[7], cropped.audio.clip(0).mean(0), atol=1e-6)
+
+
+def made_by(hop: float, version: int = 2) -> np.ndarray:
+    return np.array(
+        json.dumps(
+            {
+                "audio": {"name": "log-mel", "version": 1, "settings": {"hop": hop}},
+                "video": {"name": "face-mesh", "version": version, "settings": {}},
+            }
+        )
+    )
+
+
+def test_the_extractor_of_all_clips_is_the_corpus_s(corpus_folder, options, write_clip):
+    assert open_corpus(options(corpus_folder)).extractor == {}
+    for path in corpus_folder.rglob("*.npz"):
+        write_clip(path, extractor=made_by(0.02))
+    corpus = open_corpus(options(corpus_folder, overlap=True, tile_audio=True))
+    assert corpus.extractor == json.loads(made_by(0.02).item())
+
+
+def test_drawn_clips_have_no_extractor():
+    synthetic = SyntheticConfig(clips=12, speakers=2)
+    assert open_corpus(DataConfig(synthetic=synthetic)).extractor == {}
+
+
+def test_clips_of_several_extractors(corpus_folder, options, write_clip):
+    """How many of which, an example of each, and where they differ from the commonest."""
+    paths = sorted(corpus_folder.rglob("*.npz"), key=lambda path: path.name)
+    for path in paths[2:]:
+        write_clip(path, extractor=made_by(0.02))
+    write_clip(paths[0], extractor=made_by(0.01, version=1))
+    with pytest.raises(UserError) as caught:
+        open_corpus(options(corpus_folder))
+    assert str(caught.value) == (
+        "the features of the clips come from 3 extractors, expected one: "
+        f"30 like {paths[2]}; "
+        f"1 like {paths[0]} (audio hop 0.01 instead of 0.02, "
+        "video: face-mesh version 1 instead of 2); "
+        f"1 like {paths[1]} (audio: one that the files do not name instead of log-mel version 1, "
+        "video: one that the files do not name instead of face-mesh version 2). "
+        "Extract them alike or name folders of one kind (--data.roots)"
+    )
+
+
+def test_clips_that_are_left_out_may_be_of_another_extractor(corpus_folder, options, write_clip):
+    surprised = sorted(corpus_folder.rglob("03-01-08-*.npz"))
+    for path in surprised:
+        write_clip(path, extractor=made_by(0.02))
+    corpus = open_corpus(options(corpus_folder, labels="six"))
+    assert len(corpus) == 28 and corpus.extractor == {}
+
+
+def lacking_one_modality() -> Corpus:
+    """Three clips: all of it, without audio, without video. The video begins and ends later."""
+    audio = Stream(np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) / 10)
+    video = Stream(np.ones((20, 3), np.float32), 0.5 + np.arange(20) / 10)
+    silent, blind = (Stream(stream.frames[:0], stream.times[:0]) for stream in (audio, video))
+    return Corpus(
+        description="test",
+        names=tuple("abc"),
+        speakers=np.array(["s", "s", "s"]),
+        labels=np.zeros(3, np.int32),
+        class_names=("one",),
+        audio=pack_streams([audio, silent, audio]),
+        video=pack_streams([video, video, blind]),
+        cues=None,
+    )
+
+
+def test_a_clip_that_lacks_a_modality_is_not_cropped():
+    cropped = crop_to_overlap(lacking_one_modality())
+    assert cropped.audio.lengths.tolist() == [15, 0, 20]
+    assert cropped.video.lengths.tolist() == [15, 20, 0]
+
+
+def test_a_clip_without_audio_has_none_that_is_tiled():
+    corpus = lacking_one_modality()
+    tiled = tile_audio(corpus)
+    assert tiled.audio.lengths.tolist() == [20, 0, 20]
+    np.testing.assert_array_equal(tiled.audio.frames, 40 * [[19, 20]])
+    assert tiled.audio.frames.dtype == np.float32

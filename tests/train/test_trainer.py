@@ -21,9 +21,9 @@ from mmattn.config import (
 from mmattn.data.batches import Bucket, Dispatch, collate, make_buckets
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, make_split
-from mmattn.errors import Stopped
+from mmattn.errors import Stopped, UserError
 from mmattn.train.checkpoints import Checkpoints
-from mmattn.train.loop import Trainer, best_epoch, fit, make_trainer
+from mmattn.train.loop import Trainer, best_epoch, check_extractor, fit, make_trainer, restore
 
 TIMED = ("clips_per_s", "seconds")
 SIZES = {"clips": 36, "speakers": 6, "audio_width": 4, "video_width": 3, "audio_rate": 12}
@@ -122,6 +122,24 @@ def test_other_clips_are_predicted_as_by_a_trainer_of_theirs(trainer, corpus):
     assert trainer.with_corpus(late, longer).feed.buckets == longer != trainer.feed.buckets
 
 
+def test_a_clip_without_audio_is_predicted_and_seen_from_inside(trainer, corpus):
+    state, _ = trainer.start()
+    lengths = corpus.audio.lengths.copy()
+    lengths[2] = 0
+    silent = replace(corpus, audio=replace(corpus.audio, lengths=lengths))
+    clips = np.array([7, 2, 30])
+    lacking, plain = trainer.with_corpus(silent), trainer
+    found, expected = lacking.predict(state, clips), plain.predict(state, clips)
+    assert np.isfinite(found.probabilities).all()
+    same = np.isclose(found.probabilities, expected.probabilities, atol=1e-6).all(1)
+    assert same.tolist() == [True, False, True]
+    inside = lacking.inspect(state, clips)
+    for values in (found.attention[1], inside.gradient_input[1]):
+        assert values["audio"].shape == (0,)
+        assert len(values["video"]) == corpus.video.lengths[2]
+        assert np.isfinite(values["video"]).all()
+
+
 @pytest.fixture(scope="module")
 def trained(trainer, split, tmp_path_factory) -> Path:
     """The folder of a training of three epochs."""
@@ -193,3 +211,65 @@ def test_no_patience_trains_on_at_accuracy_one(corpus, split, tmp_path, monkeypa
     monkeypatch.setattr(trainer, "predict", always_right)
     rows = fit(trainer, split, tmp_path, resume=False, asked=threading.Event())
     assert [row["validation_accuracy"] for row in rows] == [1, 1, 1]
+
+
+RECORDS = {
+    "audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.02}},
+    "video": {"name": "face-mesh", "version": 2, "settings": {"rate": 15.0}},
+}
+OTHER = RECORDS | {"audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.01}}}
+
+
+@pytest.fixture(scope="module")
+def known(corpus, split, tmp_path_factory) -> Path:
+    """A folder of checkpoints, as before the first step, on clips that name their extractor."""
+    folder = tmp_path_factory.mktemp("known")
+    trainer = make_trainer(CONFIG, replace(corpus, extractor=RECORDS), split, device_count=2)
+    for kind in ("best", "final", "latest"):
+        trainer.save(Checkpoints(folder), kind, *trainer.start(), history=[], dispatches=0)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["best", "final", "latest"])
+def test_checkpoints_name_the_extractor_and_refuse_features_of_another(corpus, known, kind):
+    assert Checkpoints(known).about(kind)["extractor"] == RECORDS
+    clips = np.arange(3)
+    trainer, _ = restore(known, kind, replace(corpus, extractor=RECORDS), clips, 2)
+    assert trainer.about["extractor"] == RECORDS
+    reason = rf"{known}.*trained on: audio hop 0\.01 instead of 0\.02$"
+    with pytest.raises(UserError, match=reason):
+        restore(known, kind, replace(corpus, extractor=OTHER), clips, 2)
+    with pytest.raises(UserError, match="audio: one that the files do not name instead of log-mel"):
+        restore(known, kind, corpus, clips, 2)
+
+
+def test_a_resumed_training_needs_features_of_the_same_extractor(corpus, split, known):
+    other = make_trainer(CONFIG, replace(corpus, extractor=OTHER), split, device_count=2)
+    with pytest.raises(UserError, match=r"audio hop 0\.01 instead of 0\.02"):
+        fit(other, split, known, resume=True, asked=threading.Event())
+
+
+def about(modalities: tuple[str, ...] = ("audio", "video"), **more) -> dict:
+    """Of a checkpoint."""
+    model = replace(CONFIG.model, fusion="concat", modalities=modalities)
+    return {"config": replace(CONFIG, model=model).to_json(), **more}
+
+
+def test_a_modality_that_is_not_used_or_not_there_may_be_of_another_extractor(corpus):
+    clips, folder = np.arange(3), Path("run")
+    other = replace(corpus, extractor=OTHER)
+    check_extractor(folder, about(("video",), extractor=RECORDS), other, clips)
+    with pytest.raises(UserError, match=r"run: .* audio hop"):
+        check_extractor(folder, about(("audio",), extractor=RECORDS), other, clips)
+    silent = replace(corpus.audio, lengths=0 * corpus.audio.lengths)
+    video_alone = replace(corpus, audio=silent, extractor={"video": RECORDS["video"]})
+    check_extractor(folder, about(extractor=RECORDS), video_alone, clips)
+
+
+def test_a_checkpoint_of_before_says_nothing(corpus):
+    clips, folder = np.arange(3), Path("run")
+    check_extractor(folder, about(), corpus, clips)
+    check_extractor(folder, about(extractor={}), corpus, clips)
+    known = replace(corpus, extractor=RECORDS)
+    with pytest.raises(UserError, match="audio: log-mel version 1 instead of one that the files"):
+        check_extractor(folder, about(), known, clips)

@@ -1,0 +1,1 @@
+"""From clips of sound and picture to feature files: download, decode, extract, align."""

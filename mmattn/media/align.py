@@ -1,0 +1,96 @@
+"""Whether sound and picture of a clip are aligned: mouth opening against loudness, lag by lag."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from mmattn.data.clips import Stream
+from mmattn.evaluate.cca import CCA
+from mmattn.evaluate.correlation import Frames, lag_curve, peak_lag
+from mmattn.media.audio import loudness
+from mmattn.media.decode import BadMedia
+from mmattn.media.mesh import DISTANCES, OPENING
+
+LAGS = np.linspace(-0.6, 0.6, 121)  # seconds
+SMOOTH = 0.05  # seconds; syllables are five times as long
+APART = 0.15  # seconds from which another peak is another answer
+LEAST_CORRELATION = 0.3
+LEAST_CONFIDENCE = 0.05
+SUSPECT = 80.0  # ms; a delay of the sound is noticed from about there on (ITU-R BT.1359)
+_SAME = CCA(np.zeros(1), np.zeros(1), np.ones((1, 1)), np.ones((1, 1)))  # compares as they are
+
+
+class Movement(NamedTuple):
+    """What moves in a clip, of two modalities, at times in seconds."""
+
+    opening: Stream
+    """[T, 1] distance of the inner lips over the head's size; 0 where no face is seen."""
+    loudness: Stream
+    """[T, 1] amplitude, smoothed."""
+
+
+class Alignment(NamedTuple):
+    """How the mouth and the sound of a clip go together."""
+
+    offset: float
+    """ms that the sound comes late; below 0, early."""
+    correlation: float
+    """Pearson's r at that offset."""
+    confidence: float
+    """By how much r is higher there than at any other peak, 150 ms or more away."""
+    curve: np.ndarray
+    """[L] r at each of LAGS."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether the offset can be told at all."""
+        return self.correlation >= LEAST_CORRELATION and self.confidence >= LEAST_CONFIDENCE
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the streams are surely further apart than 80 ms."""
+        return self.sure and abs(self.offset) > SUSPECT
+
+
+def movement(streams: dict[str, Stream], extractor: dict[str, dict]) -> Movement:
+    """Mouth opening and loudness of a clip from its log-mel and face-mesh features.
+
+    Raises BadMedia naming what is missing.
+    """
+    for modality, name in (("audio", "log-mel"), ("video", "face-mesh")):
+        if modality not in streams:
+            raise BadMedia(f"no {modality}; both sound and a face are needed")
+        made_by = extractor.get(modality, {}).get("name", "one that the file does not name")
+        if made_by != name:
+            raise BadMedia(f"its {modality} features are by {made_by}; expected {name}")
+    audio, video = streams["audio"], streams["video"]
+    amplitude = loudness(audio.frames)
+    hop = np.diff(audio.times).mean()
+    smooth = gaussian_filter1d(amplitude, SMOOTH / hop)
+    column = list(DISTANCES).index(OPENING)
+    return Movement(
+        Stream(video.frames[:, [column]], video.times), Stream(smooth[:, None], audio.times)
+    )
+
+
+def align(clip: Movement) -> Alignment:
+    """The offset at which loudness goes best with mouth opening.
+
+    Raises BadMedia where one of them does not vary, or the clip is shorter than the lags.
+    """
+    opening, sound = clip
+    valid = opening.frames[:, 0] > 0
+    frames = Frames(sound.frames, sound.times, opening.frames, opening.times, valid)
+    (curve,) = lag_curve(_SAME, [frames], LAGS)
+    if np.isnan(curve).any():
+        raise BadMedia("mouth or sound do not move, or both last less than 1.2 s")
+    return read_curve(curve)
+
+
+def read_curve(curve: np.ndarray) -> Alignment:
+    """The offset that a curve [L] of r over LAGS tells."""
+    offset, top = float(peak_lag(curve, LAGS)), curve.argmax()
+    inner = np.r_[False, (curve[1:-1] >= curve[:-2]) & (curve[1:-1] >= curve[2:]), False]
+    other = curve[(inner | (np.abs(LAGS) == LAGS[-1])) & (np.abs(LAGS - LAGS[top]) >= APART)]
+    return Alignment(offset, float(curve[top]), float(curve[top] - other.max()), curve)

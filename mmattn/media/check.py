@@ -1,0 +1,157 @@
+"""`mmattn align`: the offsets of many clips, those that are suspect, and a plot of one."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import zscore
+
+from mmattn.config import ExtractConfig
+from mmattn.console import progress, say, say_table
+from mmattn.data.clips import BadClip, read_streams
+from mmattn.errors import Incomplete, Misaligned
+from mmattn.files import write_text
+from mmattn.media.align import LAGS, SUSPECT, Alignment, Movement, align, movement, read_curve
+from mmattn.media.decode import BadMedia
+from mmattn.media.extract import extract_clip
+from mmattn.media.mesh import OPENING
+from mmattn.media.parallel import DIED, SUFFIXES, Job, find_clips, run_jobs
+
+RATE = 30.0  # pictures a second: an offset is no finer than they are
+SHOWN = 20  # clips up to which all are in the table
+COLUMNS = ("clip", "sound late by (ms)", "r", "confidence", "")
+
+
+class Checked(NamedTuple):
+    """The alignment of a clip, or why it has none."""
+
+    found: Alignment | None = None
+    failure: str | None = None
+
+
+def check_clips(
+    clips: Sequence[Path], models: Path, workers: int, plot: Path | None, table: Path | None
+) -> None:
+    """Say how sound and mouth of clips, or of those in folders, are aligned.
+
+    Args:
+        clips: raw clips, feature files (.npz), folders.
+        models: folder of the face models.
+        workers: processes.
+        plot: a PNG to write, of the clip that is furthest apart.
+        table: a CSV file to write, a row a clip.
+
+    Raises:
+        UserError: no clips, a model file that is missing.
+        Incomplete: some clips have no sound or face, or cannot be read.
+        Misaligned: some clips are further apart than 80 ms.
+    """
+    config = ExtractConfig(models=models, video_rate=RATE)
+    jobs = [Job(clip, below) for clip, below in find_clips(clips, (".npz", *SUFFIXES))]
+    results: dict[Path, Checked] = {}
+    with progress("align", len(jobs)) as advance:
+        for job, result in run_jobs(check_clip, jobs, config, min(workers, len(jobs))):
+            results[job.clip] = result or Checked(failure=DIED)
+            advance(1)
+    found = {clip: one.found for clip, one in sorted(results.items()) if one.found}
+    if table:
+        write_text(table, _csv(found))
+    if plot and found:
+        worst = max(found, key=lambda clip: (found[clip].sure, abs(found[clip].offset)))
+        plot_alignment(worst.name, _movement(worst, config), found[worst], plot)
+        say(f"{plot} shows {worst}")
+    _say_results(found, {clip: one.failure for clip, one in results.items() if one.failure})
+
+
+def check_clip(job: Job, config: ExtractConfig) -> Checked:
+    """The alignment of one clip."""
+    try:
+        return Checked(align(_movement(job.clip, config)))
+    except (BadMedia, BadClip) as error:
+        return Checked(failure=str(error))
+
+
+def _movement(clip: Path, config: ExtractConfig) -> Movement:
+    if clip.suffix == ".npz":
+        return movement(*read_streams(clip))
+    found = extract_clip(clip, config)
+    streams = {"audio": found.audio, "video": found.video}
+    return movement({name: one for name, one in streams.items() if one}, found.extractor)
+
+
+def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
+    suspects = {clip: one for clip, one in found.items() if one.suspect}
+    shown = found if len(found) <= SHOWN else suspects
+    if shown:
+        rows = [(clip, *_cells(one)) for clip, one in shown.items()]
+        say_table("Offset of the sound" if shown is found else "Suspects", COLUMNS, rows)
+    if failed:
+        say_table(f"{len(failed)} clips cannot be told", ("clip", "reason"), failed.items(), True)
+    if found:
+        _say_summary(list(found.values()))
+    if suspects:
+        raise Misaligned(
+            f"{len(suspects)} of {len(found)} clips are further apart than {SUSPECT:.0f} ms"
+        )
+    if failed:
+        raise Incomplete(f"{len(failed)} of {len(failed) + len(found)} clips cannot be told")
+
+
+def _cells(one: Alignment) -> tuple[str, str, str, str]:
+    word = "suspect" if one.suspect else "" if one.sure else "unsure"
+    return f"{one.offset:+.0f}", f"{one.correlation:.2f}", f"{one.confidence:.2f}", word
+
+
+def _say_summary(found: Sequence[Alignment]) -> None:
+    sure = [one.offset for one in found if one.sure]
+    if sure:
+        low, middle, high = np.percentile(sure, (25, 50, 75))
+        say(
+            f"sound late by {middle:+.0f} ms in the median, {low:+.0f} to {high:+.0f} ms in half "
+            f"of the {len(sure)} clips of {len(found)} that tell"
+        )
+    together = read_curve(np.mean([one.curve for one in found], axis=0))
+    say(f"all clips together: {together.offset:+.0f} ms, r {together.correlation:.2f}")
+    say("above 0 the sound is late; a mouth opens up to 0.1 s before it is heard, by nature")
+
+
+def _csv(found: dict[Path, Alignment]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("clip", "offset_ms", "r", "confidence", "sure", "suspect"))
+    for clip, one in found.items():
+        numbers = (f"{value:.4f}" for value in (one.offset, one.correlation, one.confidence))
+        writer.writerow((clip, *numbers, int(one.sure), int(one.suspect)))
+    return file.getvalue()
+
+
+def plot_alignment(title: str, clip: Movement, found: Alignment, path: Path) -> None:
+    """A PNG of loudness and mouth opening of a clip on one axis, and their r at each lag."""
+    # Not with the others: a start without a plot need not wait for matplotlib.
+    from matplotlib.figure import Figure
+
+    from mmattn.evaluate.plots import BLUE, DPI, GREEN, GREY, ORANGE
+
+    figure = Figure((9, 5.4), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    opening, sound = clip
+    seen = opening.frames[:, 0] > 0
+    mouth = np.where(seen, opening.frames[:, 0], np.nan)
+    above.plot(sound.times, zscore(sound.frames[:, 0]), color=BLUE, label="loudness")
+    above.plot(opening.times, zscore(mouth, nan_policy="omit"), ".-", color=ORANGE, label=OPENING)
+    above.set(xlabel="time (s)", ylabel="deviations from the mean")
+    above.set_title(title, parse_math=False, fontsize=11)
+    above.legend(loc="upper right", ncols=2, frameon=False)
+    above.set_ylim(top=1.2 * above.get_ylim()[1])
+    below.axvspan(-SUSPECT, SUSPECT, color=GREY, alpha=0.2, linewidth=0, label="±80 ms")
+    below.plot(1000 * LAGS, found.curve, color="black")
+    label = f"{found.offset:+.0f} ms, r {found.correlation:.2f}" + (
+        "" if found.sure else ", unsure"
+    )
+    below.plot(found.offset, found.correlation, "*", color=GREEN, markersize=13, label=label)
+    below.set(xlabel="sound later than the mouth by (ms)", ylabel="r", xlim=(-600, 600))
+    below.legend(loc="best", frameon=False)
+    figure.savefig(path, dpi=DPI)

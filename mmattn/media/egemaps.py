@@ -1,0 +1,62 @@
+"""The eGeMAPS acoustic features of the voice, computed by openSMILE."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmattn.data.clips import Stream
+from mmattn.errors import UserError
+from mmattn.media.decode import BadMedia
+
+LICENCE = (
+    "eGeMAPS is computed by openSMILE, copyright audEERING GmbH. Its licence is for research, "
+    "teaching and private use; a product, paid or free, needs another one, also where it holds no "
+    "more than the features or a model trained on them."
+)
+SHORTEST = 0.06  # seconds, the window of the pitch
+_MIDDLE = 0.01  # seconds from a frame's start to the middle of its 20 ms window
+_LOUDEST = 1 - 2**-15  # openSMILE turns 1 into the integer 32768, which wraps to full negative
+
+
+@dataclass(frozen=True)
+class EGeMAPS:
+    """The 25 low-level descriptors of eGeMAPSv02, every 10 ms (Eyben et al. 2016).
+
+    Loudness, spectrum, cepstrum and formants come from windows of 20 ms, pitch and voice quality
+    from windows of 60 ms with the same start, and openSMILE smooths them over three frames. The
+    time of a frame is the middle of its 20 ms; pitch and voice quality come 20 ms early.
+    Most values depend on the sampling rate: compare sounds of one rate only.
+    """
+
+    def record(self) -> dict:
+        """What a feature file says of its audio features."""
+        return {"name": "egemaps", "version": 1, "settings": {}}
+
+    def __call__(self, samples: np.ndarray, rate: int) -> Stream:
+        """Frames [T, 25] of samples [n] and their times in seconds.
+
+        T is floor((d - 0.06) / 0.01) + 2 for a sound of d seconds; the last frame is made by the
+        smoothing. Raises BadMedia if the sound is shorter than 60 ms, UserError without openSMILE.
+        """
+        if len(samples) < SHORTEST * rate:
+            raise BadMedia(
+                f"its sound lasts {1000 * len(samples) / rate:.1f} ms; expected "
+                f"{1000 * SHORTEST:.0f} ms, a window, or more"
+            )
+        table = _smile().process_signal(np.clip(samples, -1, _LOUDEST), rate)
+        # Only the starts: the ends do not tell the windows, and the last is the sound's.
+        starts = table.index.get_level_values("start").total_seconds().to_numpy()
+        return Stream(table.to_numpy(np.float32), starts + _MIDDLE)
+
+
+def _smile():
+    try:
+        import opensmile
+    except ImportError as error:
+        raise UserError(
+            f"eGeMAPS needs openSMILE ({error}): pip install 'mmattn[opensmile]'"
+        ) from error
+    return opensmile.Smile(
+        feature_set=opensmile.FeatureSet.eGeMAPSv02,
+        feature_level=opensmile.FeatureLevel.LowLevelDescriptors,
+    )

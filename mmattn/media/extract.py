@@ -1,0 +1,192 @@
+"""One clip to two streams of features: what is heard and whose face is seen, each when."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmattn.config import ExtractConfig
+from mmattn.data.clips import MIN_FRAMES, Stream
+from mmattn.data.extractor import difference
+from mmattn.errors import UserError
+from mmattn.files import write_bytes
+from mmattn.media.audio import LogMel
+from mmattn.media.decode import (
+    BadMedia,
+    Sound,
+    check_length,
+    claimed_seconds,
+    read_frames,
+    read_sound,
+)
+from mmattn.media.egemaps import EGeMAPS
+from mmattn.media.faces import FaceDetector, FaceTracker
+from mmattn.media.mesh import FaceMesh
+from mmattn.media.models import FACE_DETECTOR, model_file
+
+MANY = 0.2  # share of pictures without a face that is worth a word
+SOUND_ALONE = (".wav", ".flac")  # in which RAVDESS's 03-* files come
+
+
+class Extraction(NamedTuple):
+    """What was taken from a clip."""
+
+    audio: Stream | None
+    """None if nothing is heard."""
+    video: Stream | None
+    """Rows of zeros where no face is seen; None if it is seen in no picture."""
+    extractor: dict[str, dict]
+    """By modality that is there, the name, version and settings of what took it."""
+    notes: tuple[str, ...]
+    """What the user should know: what is missing or came from elsewhere."""
+    seconds: float
+    """Where the clip ends."""
+
+
+def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
+    """The features of a clip: mp4, flv, avi, mkv, wav or whatever else FFmpeg reads.
+
+    The sound of a clip that has none is that of the file 03-* of the same RAVDESS take beside it.
+    The same clip gives the same numbers, bit for bit.
+
+    Raises:
+        BadMedia: it cannot be read, or has neither sound nor a face.
+        UserError: a model file or a library is missing.
+    """
+    track = read_sound(path)
+    ends = [track.end] if track else []
+    sound, notes = heard_sound(path, track)
+    audio = _audio_features(config)(sound.samples, sound.rate) if sound else None
+    if audio:
+        audio = Stream(audio.frames, audio.times + sound.start)
+    video, last = _follow_face(path, config, notes)
+    ends += [last] if last is not None else []
+    check_length(claimed_seconds(path), max(ends, default=0.0))
+    for name, stream in (("sound", audio), ("video", video)):
+        if stream and len(stream.times) < MIN_FRAMES:
+            raise BadMedia(f"its {name} has {len(stream.times)} frames; expected {MIN_FRAMES}")
+    if audio is None and video is None:
+        raise BadMedia(f"nothing to learn from: {'; '.join(notes)}")
+    records = extractor_of(config)
+    present = {"audio": audio, "video": video}
+    extractor = {name: records[name] for name, stream in present.items() if stream}
+    return Extraction(audio, video, extractor, tuple(notes), max(ends))
+
+
+def extractor_of(config: ExtractConfig) -> dict[str, dict]:
+    """By modality, what a feature file says of how its features were made."""
+    video = _video_features(config).record()
+    settings = {"rate": config.video_rate, **video["settings"]}
+    return {"audio": _audio_features(config).record(), "video": {**video, "settings": settings}}
+
+
+def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractConfig:
+    """The config that makes features like those that an extractor's record tells of.
+
+    Args:
+        extractor: by modality, as in a feature file; a modality that is not there may be anything.
+        default: for that, and for the places of files.
+
+    Raises:
+        UserError: this version has no such extractor.
+    """
+    names = {modality: record["name"] for modality, record in extractor.items()}
+    known = {"audio": ("log-mel", "egemaps"), "video": ("face-mesh", "dlib", "facenet")}
+    for modality, name in names.items():
+        if name not in known[modality]:
+            raise UserError(
+                f"{modality} features by {name!r} are not made here; expected "
+                f"{', '.join(known[modality])}"
+            )
+    rate = extractor.get("video", {"settings": {}})["settings"].get("rate", default.video_rate)
+    config = replace(default, video_rate=rate, **names)
+    made = extractor_of(config)
+    wanted = {modality: made[modality] for modality in extractor}
+    if wanted != extractor:
+        raise UserError(
+            f"this version makes other features than those asked for: "
+            f"{difference(wanted, extractor)}"
+        )
+    return config
+
+
+def write_features(path: Path, found: Extraction) -> None:
+    """Write a feature file, atomically."""
+    arrays = {"extractor": np.array(json.dumps(found.extractor, sort_keys=True))}
+    for name in ("audio", "video"):
+        stream = getattr(found, name)
+        if stream:
+            arrays[f"{name}_features"] = stream.frames
+            arrays[f"{name}_timestamps"] = stream.times
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(path, content.getvalue())
+
+
+def heard_sound(path: Path, track: Sound | None) -> tuple[Sound | None, list[str]]:
+    """The sound of a clip and what is to note about it, from the track that `read_sound` gives.
+
+    Where nothing is heard in that, it is the sound of 03-* of the same RAVDESS take, if that file
+    lies beside the clip.
+    """
+    if track is not None and not track.silent:
+        return track, []
+    has = "no" if track is None else "a silent"
+    for suffix in SOUND_ALONE:
+        other = path.with_name(f"03-{path.stem[3:]}{suffix}")
+        if path.stem[:3] in ("01-", "02-") and other.exists():
+            return read_sound(other), [f"it has {has} sound track; the sound is from {other.name}"]
+    return None, [f"it has {has} sound track"]
+
+
+def _follow_face(
+    path: Path, config: ExtractConfig, notes: list[str]
+) -> tuple[Stream | None, float | None]:
+    """The features of the face that is followed, and when the last picture is seen (s)."""
+    detector, features = _face_models(config)
+    track = FaceTracker(detector)
+    times, rows = [], []
+    for time, picture in read_frames(path, config.video_rate):
+        face = track(picture)
+        times.append(time)
+        rows.append(None if face is None else features(picture, face))
+    if not times:
+        notes.append("it has no pictures")
+        return None, None
+    seen = [row for row in rows if row is not None]
+    if not seen:
+        notes.append(f"no face is seen in its {len(rows)} pictures")
+        return None, times[-1]
+    if len(rows) - len(seen) > MANY * len(rows):
+        notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} pictures")
+    nothing = np.zeros_like(seen[0])
+    frames = np.stack([nothing if row is None else row for row in rows])
+    return Stream(frames, np.array(times)), times[-1]
+
+
+def _audio_features(config: ExtractConfig) -> LogMel | EGeMAPS:
+    return LogMel() if config.audio == "log-mel" else EGeMAPS()
+
+
+def _video_features(config: ExtractConfig):
+    if config.video == "dlib":
+        from mmattn.media.dlib_face import DlibFace
+
+        return DlibFace()
+    if config.video == "facenet":
+        from mmattn.media.facenet import FaceNet
+
+        return FaceNet(config.facenet)
+    return FaceMesh(config.models.expanduser())
+
+
+@lru_cache(1)
+def _face_models(config: ExtractConfig) -> tuple[FaceDetector, Callable]:
+    """Loaded once a process."""
+    detector = model_file(FACE_DETECTOR, config.models.expanduser())
+    return FaceDetector(detector.read_bytes()), _video_features(config).start()

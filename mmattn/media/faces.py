@@ -1,0 +1,165 @@
+"""Faces in pictures, by MediaPipe's BlazeFace (Bazarevsky et al. 2019); which one to follow."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image
+from scipy.special import expit
+
+SIZE = 128  # pixels a side that the detector sees
+LEAST_SCORE = 0.5
+SAME = 0.3  # overlap from which two boxes show the same face
+
+
+class Face(NamedTuple):
+    """A face in a picture, in pixels of the picture."""
+
+    box: np.ndarray
+    """[4] left, top, right, bottom."""
+    points: np.ndarray
+    """[6, 2] x, y of right eye, left eye, nose, mouth, right ear, left ear; its own right."""
+    score: float
+    """How sure the detector is, 0 to 1."""
+
+
+class Model:
+    """A TensorFlow Lite model on one core: it gives the same numbers every time."""
+
+    def __init__(self, content: bytes):
+        with _quiet():
+            self._interpreter = Interpreter(model_content=content, num_threads=1)
+            self._interpreter.allocate_tensors()
+        (entry,) = self._interpreter.get_input_details()
+        self._input = entry["index"]
+        self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
+
+    def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
+        """Outputs for one picture [H, W, 3] float32, without the batch axis."""
+        self._interpreter.set_tensor(self._input, picture[None])
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(output)[0] for output in self._outputs]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what C++ code writes to the standard error: it says which delegate it created."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+class FaceDetector:
+    """BlazeFace for faces within about two metres."""
+
+    def __init__(self, model: bytes):
+        self._model, self._anchors = Model(model), anchors()
+
+    def __call__(self, picture: np.ndarray) -> list[Face]:
+        """The faces in a picture [H, W, 3] uint8, the surest first.
+
+        Where none is large enough to be seen in the whole, both ends and the middle are looked at.
+        """
+        height, width = picture.shape[:2]
+        found = self._look(picture, 0, 0)
+        if not len(found[1]) and height != width:
+            side = min(height, width)
+            starts = ((max(height, width) - side) * np.arange(3)) // 2
+            places = [(0, start) if width > height else (start, 0) for start in starts]
+            parts = [
+                self._look(picture[top : top + side, left : left + side], left, top)
+                for top, left in places
+            ]
+            found = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return merge_boxes(*found)
+
+    def _look(self, picture: np.ndarray, left: int, top: int) -> tuple[np.ndarray, np.ndarray]:
+        """Middle, size and points [n, 8, 2] of faces in a part of a picture, and scores [n]."""
+        height, width = picture.shape[:2]
+        scale = SIZE / max(height, width)
+        small = Image.fromarray(np.ascontiguousarray(picture)).resize(
+            (max(1, round(width * scale)), max(1, round(height * scale))),
+            Image.Resampling.BILINEAR,
+            reducing_gap=2.0,
+        )
+        square = Image.new("RGB", (SIZE, SIZE))
+        corner = np.array([(SIZE - small.width) // 2, (SIZE - small.height) // 2])
+        square.paste(small, tuple(corner))
+        regressed, scores = self._model(np.asarray(square, np.float32) / 127.5 - 1)
+        scores = expit(scores[:, 0])
+        kept = scores >= LEAST_SCORE
+        found = regressed[kept].reshape(-1, 8, 2)
+        places = self._anchors[kept] * SIZE - corner
+        found[:, 0] += places
+        found[:, 2:] += places[:, None]
+        found /= scale
+        found[:, [0, *range(2, 8)]] += (left, top)
+        return found, scores[kept]
+
+
+def anchors() -> np.ndarray:
+    """Middles [896, 2] (x, y in 0 to 1) of the places where BlazeFace looks for a face."""
+    places = []
+    for cells, each in ((16, 2), (8, 6)):
+        middles = (np.arange(cells) + 0.5) / cells
+        y, x = np.meshgrid(middles, middles, indexing="ij")
+        places.append(np.repeat(np.stack([x.ravel(), y.ravel()], axis=1), each, axis=0))
+    return np.concatenate(places)
+
+
+def merge_boxes(found: np.ndarray, scores: np.ndarray) -> list[Face]:
+    """One face for all that overlap, their mean weighed by scores [n], as BlazeFace's paper has it.
+
+    `found` [n, 8, 2] is middle, size and six points of each, (x, y) in pixels.
+    """
+    boxes = np.concatenate([found[:, 0] - found[:, 1] / 2, found[:, 0] + found[:, 1] / 2], axis=1)
+    order, faces = list(np.argsort(-scores, kind="stable")), []
+    while order:
+        best = order[0]
+        same = [row for row in order if row == best or overlap(boxes[row], boxes[best]) > SAME]
+        weights = scores[same] / scores[same].sum()
+        points = np.tensordot(weights, found[same, 2:], 1)
+        faces.append(Face(weights @ boxes[same], points, float(scores[best])))
+        order = [row for row in order if row not in same]
+    return faces
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes [4]."""
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    both = np.prod(np.maximum(sides, 0))
+    areas = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])
+    return float(both / (areas - both)) if areas > both else 0.0
+
+
+class FaceTracker:
+    """Follows one face through a clip: the first time the largest, then the one that overlaps it.
+
+    After a picture without it, where it was last seen counts.
+    """
+
+    def __init__(self, detect: Callable[[np.ndarray], list[Face]]):
+        self._detect = detect
+        self._last: np.ndarray | None = None  # its box
+
+    def __call__(self, picture: np.ndarray) -> Face | None:
+        """The face in the next picture [H, W, 3]; None if it is not seen."""
+        faces = self._detect(picture)
+        if self._last is None:
+            chosen = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2]), default=None)
+        else:
+            near = [face for face in faces if overlap(face.box, self._last) > 0]
+            chosen = max(near, key=lambda face: overlap(face.box, self._last), default=None)
+        if chosen is not None:
+            self._last = chosen.box
+        return chosen

@@ -1,0 +1,257 @@
+"""Many clips at once: over all cores, going on where it stopped, past clips that fail."""
+
+import multiprocessing
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from mmattn.config import ExtractConfig
+from mmattn.console import be_quiet, progress, say, say_table
+from mmattn.data.clips import BadClip, read_streams
+from mmattn.data.extractor import difference
+from mmattn.errors import Incomplete, UserError
+from mmattn.files import explain_full_disk
+from mmattn.media import egemaps
+from mmattn.media.decode import BadMedia
+from mmattn.media.extract import extract_clip, extractor_of, write_features
+
+SUFFIXES = (".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".wav", ".flac")
+
+
+Result = TypeVar("Result")
+DIED = "the process that read it died"
+
+
+class Job(NamedTuple):
+    """A clip and the feature file that it becomes."""
+
+    clip: Path
+    target: Path
+
+
+class Done(NamedTuple):
+    """What became of a clip."""
+
+    seconds: float = 0.0  # that the clip lasts
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+    work: float = 0.0  # seconds of a core that it took
+    memory: int = 0  # bytes, the most that the process has had
+
+
+def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, workers: int) -> None:
+    """Extract clips, and those in folders, to feature files below the folder `to`.
+
+    Those that are there already and newer than their clip stay.
+
+    Raises:
+        UserError: no clips, two for one feature file, features of another extractor in `to`, a
+            model file or library that is missing, a full disk.
+        Incomplete: some clips failed; the others are done.
+    """
+    if not 0 < config.video_rate <= 1000:
+        raise UserError(f"--video-rate {config.video_rate}: expected above 0, at most 1000")
+    jobs = find_jobs(clips, to)
+    left = [job for job in jobs if not _is_done(job, config)]
+    if len(left) < len(jobs):
+        say(f"{len(jobs) - len(left)} of {len(jobs)} clips are in {to} already")
+    if config.audio == "egemaps":
+        say(egemaps.LICENCE)
+    if not left:
+        return
+    workers = min(workers, len(left))
+    begin = time.perf_counter()
+    found: dict[Job, Done] = {}
+    with explain_full_disk(f"feature files to {to}"), progress("extract", len(left)) as advance:
+        for job, done in run_jobs(extract_to_file, left, config, workers):
+            found[job] = done or Done(failure=DIED)
+            advance(1)
+    _say_results(found, time.perf_counter() - begin, workers, to)
+
+
+def find_jobs(clips: Sequence[Path], to: Path) -> list[Job]:
+    """Each clip with its feature file, which lies in `to` as the clip lies in the folder given.
+
+    Raises UserError, also where two clips would have one file.
+    """
+    owners: dict[Path, Path] = {}
+    for clip, below in find_clips(clips, SUFFIXES):
+        target = (to / below).with_suffix(".npz")
+        if owners.setdefault(target, clip) != clip:
+            raise UserError(f"{owners[target]} and {clip} would both become {target}")
+    return [Job(clip, target) for target, clip in owners.items()]
+
+
+def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
+    """The clips given and those in the folders given, each with its path below that folder.
+
+    Of a RAVDESS take, folders give only the fullest file: sound and picture (01-*) before picture
+    (02-*) before sound (03-*).
+
+    Args:
+        given: clips and folders.
+        suffixes: of clips in folders.
+
+    Raises:
+        UserError: one of them is not there, or a folder has no clips.
+    """
+    found, left_out = [], 0
+    for path in given:
+        if path.is_dir():
+            inside = sorted(
+                one
+                for one in path.rglob("*")
+                if one.suffix.lower() in suffixes and not _hidden(one.relative_to(path))
+            )
+            if not inside:
+                raise UserError(f"{path}: expected clips ({', '.join(suffixes)}), found none")
+            chosen = _fullest(inside)
+            left_out += len(inside) - len(chosen)
+            found += [(clip, clip.relative_to(path)) for clip in chosen]
+        elif path.exists():
+            found.append((path, Path(path.name)))
+        else:
+            raise UserError(f"{path}: expected a clip or a folder of clips, there is none")
+    if left_out:
+        files = "1 file is" if left_out == 1 else f"{left_out} files are"
+        say(f"{files} left out: there are files with more of the same takes (01-, 02-, 03-*)")
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _fullest(paths: Sequence[Path]) -> list[Path]:
+    """The paths without those of RAVDESS takes that a path with a lower first number has too."""
+    takes: dict[str, str] = {}
+    for path in paths:
+        kind, take = path.stem[:3], path.stem[3:]
+        if kind in ("01-", "02-", "03-"):
+            takes[take] = min(takes.get(take, kind), kind)
+    return [path for path in paths if takes.get(path.stem[3:], path.stem[:3]) == path.stem[:3]]
+
+
+def _is_done(job: Job, config: ExtractConfig) -> bool:
+    """Whether the feature file is there, whole and newer than the clip.
+
+    UserError if another extractor made it: nothing is overwritten.
+    """
+    if not job.target.exists():
+        return False
+    try:
+        _, extractor = read_streams(job.target)
+    except BadClip as error:
+        raise UserError(
+            f"{job.target} is no feature file ({error}); choose another --to"
+        ) from error
+    made = extractor_of(config)
+    wanted = {name: made[name] for name in extractor}
+    if extractor != wanted or not extractor:
+        raise UserError(
+            f"{job.target} holds other features than asked for "
+            f"({difference(extractor, wanted) or 'it does not say which'}); choose another --to"
+        )
+    return job.target.stat().st_mtime >= job.clip.stat().st_mtime
+
+
+def run_jobs(
+    work: Callable[[Job, ExtractConfig], Result],
+    jobs: Sequence[Job],
+    config: ExtractConfig,
+    workers: int,
+) -> Iterator[tuple[Job, Result | None]]:
+    """Each job with its result, as they end; None if its process died.
+
+    Where a process dies (a decoder that crashes, no memory), those jobs that it may have been at
+    are done again one by one, so that the job that kills fails and no other.
+
+    Args:
+        work: what a process does with a job and the config; a function of a module.
+        jobs: to do.
+        config: of the features.
+        workers: processes.
+    """
+    left = list(jobs)
+    while left:
+        broken = yield from _run(work, left, config, workers)
+        begun = 2 * workers + 1  # jobs are begun in order, and the pool hands out one ahead
+        for job in broken[:begun]:
+            if (yield from _run(work, [job], config, 1)):
+                yield job, None
+        left = broken[begun:]
+
+
+def _run(
+    work: Callable, jobs: Sequence[Job], config: ExtractConfig, workers: int
+) -> Iterator[tuple[Job, Result]]:
+    """Yields as `run_jobs`; returns the jobs, in order, that are left because a process died."""
+    context = multiprocessing.get_context("spawn")  # a fork of threads and models is not safe
+    pool = ProcessPoolExecutor(workers, context, _start_process)
+    try:
+        futures = {pool.submit(work, job, config): job for job in jobs}
+        broken = set()
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:
+                broken.add(futures[future])
+        return [job for job in jobs if job in broken]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    be_quiet()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
+
+
+def extract_to_file(job: Job, config: ExtractConfig) -> Done:
+    """Extract one clip and write its feature file; what is wrong with the clip is a failure."""
+    begin = time.process_time()
+    try:
+        found = extract_clip(job.clip, config)
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        write_features(job.target, found)
+    except BadMedia as error:
+        return Done(failure=str(error))
+    except (UserError, OSError):  # of the options or the disk: all clips would fail
+        raise
+    except Exception as error:  # one clip never stops the others, whatever FFmpeg makes of it
+        return Done(failure=repr(error))
+    return Done(found.seconds, found.notes, None, time.process_time() - begin, _most_memory())
+
+
+def _most_memory() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def _say_results(found: dict[Job, Done], seconds: float, workers: int, to: Path) -> None:
+    """Say what is worth a word of each clip, and how fast it went; Incomplete if clips failed."""
+    results = sorted(found.items())
+    noted = [(job.clip, "; ".join(done.notes)) for job, done in results if done.notes]
+    failed = [(job.clip, done.failure) for job, done in results if done.failure]
+    if noted:
+        say_table(f"{len(noted)} clips to note", ("clip", "note"), noted, left=True)
+    if failed:
+        say_table(f"{len(failed)} clips failed", ("clip", "reason"), failed, left=True)
+    good = [done for done in found.values() if not done.failure]
+    if good:
+        played, work = sum(done.seconds for done in good), sum(done.work for done in good)
+        say(
+            f"{len(good)} clips of {played:.0f} s in {seconds:.0f} s: on a core a second of clip "
+            f"takes {work / played:.2f} s; {workers} at once, at most "
+            f"{max(done.memory for done in good) / 1e6:.0f} MB each; features in {to}"
+        )
+    if failed:
+        raise Incomplete(
+            f"{len(failed)} of {len(found)} clips failed (see the table), the others are in {to}; "
+            "the same command tries again"
+        )

@@ -1,0 +1,91 @@
+"""What a page shows of a clip itself beside what the network saw of it: its sound, its faces."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mmattn.evaluate.views import StreamView
+
+BINS = 600  # of an envelope: about one for each pixel that it is drawn on
+SHOTS = 5
+APART = 0.2  # seconds between two faces that are shown
+SIDE = 112  # pixels of a face
+MARGIN = 0.25  # of a face's larger side, around it
+
+
+@dataclass(frozen=True, eq=False)
+class Envelope:
+    """How far the samples of a sound reach from 0: times [n] s, loudness [n] ≥ 0."""
+
+    times: np.ndarray
+    loudness: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """A face at a moment (s) of a clip, with the attention there as a ratio to uniform."""
+
+    time: float
+    attention: float
+    jpeg: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Footage:
+    """Of one clip; a feature file has neither sound nor faces.
+
+    notes: what was unusual about the clip.
+    """
+
+    notes: tuple[str, ...] = ()
+    sound: Envelope | None = None
+    faces: tuple[Face, ...] = ()
+
+
+def envelope(samples: np.ndarray, rate: int, start: float) -> Envelope:
+    """The largest magnitude in each of up to BINS equal parts of a sound.
+
+    Args:
+        samples: [n], one or more.
+        rate: of the samples (Hz).
+        start: time of the first sample (s).
+    """
+    parts = np.array_split(np.abs(samples), min(BINS, len(samples)))
+    ends = np.cumsum([len(part) for part in parts])
+    middles = (ends - [len(part) / 2 for part in parts]) / rate
+    return Envelope(start + middles, np.array([part.max() for part in parts]))
+
+
+def most_attended(stream: StreamView) -> np.ndarray:
+    """Frames, increasing, of the highest attention: up to SHOTS, each APART or more from the rest.
+
+    Frames that are not valid are left out.
+    """
+    chosen: list[int] = []
+    for frame in np.argsort(-stream.ratio, kind="stable"):
+        far = np.abs(stream.times[chosen] - stream.times[frame]) >= APART - 1e-9
+        if stream.known[frame] and far.all():
+            chosen.append(int(frame))
+        if len(chosen) == SHOTS:
+            break
+    return np.sort(np.array(chosen, int))
+
+
+def portrait(picture: np.ndarray, box: Sequence[float]) -> bytes:
+    """The JPEG of a square around a face.
+
+    Args:
+        picture: [H, W, 3] uint8.
+        box: left, top, right, bottom (pixels) of the face; may reach beyond the picture.
+    """
+    left, top, right, bottom = map(float, box)
+    half = (0.5 + MARGIN) * max(right - left, bottom - top)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    square = tuple(round(edge) for edge in (x - half, y - half, x + half, y + half))
+    image = Image.fromarray(np.ascontiguousarray(picture)).crop(square).resize((SIDE, SIDE))
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=80)
+    return content.getvalue()

@@ -1,0 +1,42 @@
+"""Sound and faces of a raw clip that was predicted, for the page."""
+
+from pathlib import Path
+
+from mmattn.config import ExtractConfig
+from mmattn.evaluate.views import StreamView
+from mmattn.media.decode import read_frames, read_sound
+from mmattn.media.extract import heard_sound
+from mmattn.media.faces import FaceDetector, FaceTracker
+from mmattn.media.models import FACE_DETECTOR, model_file
+from mmattn.report.footage import Envelope, Face, envelope, most_attended, portrait
+
+
+def sound_of(path: Path) -> Envelope | None:
+    """The envelope of the sound that a clip was predicted from; None without. Raises BadMedia."""
+    sound, _ = heard_sound(path, read_sound(path))
+    return None if sound is None else envelope(*sound)
+
+
+def faces_of(path: Path, video: StreamView, config: ExtractConfig) -> tuple[Face, ...]:
+    """The face where the attention is highest, in the order of time.
+
+    Args:
+        path: of the clip.
+        video: what was predicted from, extracted from this clip.
+        config: how.
+
+    Raises:
+        BadMedia: the clip cannot be read.
+        UserError: the face detector's file is missing.
+    """
+    wanted = {float(video.times[frame]): video.ratio[frame] for frame in most_attended(video)}
+    detector = FaceDetector(model_file(FACE_DETECTOR, config.models).read_bytes())
+    track = FaceTracker(detector)  # sees every picture, so that it follows the same face as before
+    found = []
+    for time, picture in read_frames(path, config.video_rate):
+        face = track(picture)
+        if face is not None and time in wanted:
+            found.append(Face(time, float(wanted[time]), portrait(picture, face.box)))
+        if len(found) == len(wanted):
+            break
+    return tuple(found)

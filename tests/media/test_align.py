@@ -1,0 +1,139 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmattn.config import ExtractConfig
+from mmattn.data.clips import Stream
+from mmattn.errors import Incomplete, Misaligned
+from mmattn.media.align import LAGS, Movement, align, movement, read_curve
+from mmattn.media.check import check_clips
+from mmattn.media.decode import BadMedia
+from mmattn.media.extract import extract_clip, write_features
+
+FRAME = 1000 / 30  # ms
+
+
+def drawn(late: float, noise: float = 0.3, seed: int = 0) -> Movement:
+    """A mouth and a sound that is `late` (s) and follows the same slow signal."""
+    rng = np.random.default_rng(seed)
+    frequency, phase = rng.uniform(0.5, 4, (2, 9))
+
+    def signal(times: np.ndarray) -> np.ndarray:
+        return np.sin(2 * np.pi * frequency * times[:, None] + phase).sum(axis=1)
+
+    video, audio = np.arange(0, 4, 1 / 30), np.arange(0.01, 4, 0.02)
+    mouth = 9 + signal(video) + noise * rng.standard_normal(len(video))
+    return Movement(Stream(mouth[:, None], video), Stream(signal(audio - late)[:, None], audio))
+
+
+@pytest.mark.parametrize("late", [-0.3, -0.1, 0.0, 0.04, 0.25])
+def test_the_known_offset_of_a_signal_is_found(late):
+    found = align(drawn(late))
+    assert found.offset == pytest.approx(1000 * late, abs=10)
+    assert found.correlation > 0.9 and found.sure
+    assert found.suspect == (abs(late) > 0.08)
+
+
+def test_pictures_without_a_face_do_not_count():
+    clip = drawn(0.1)
+    spoilt = clip.opening.frames.copy()
+    spoilt[20:50] = 0
+    found = align(clip._replace(opening=Stream(spoilt, clip.opening.times)))
+    assert found.offset == pytest.approx(100, abs=10) and found.correlation > 0.9
+
+
+def test_signals_that_have_nothing_to_do_with_each_other_tell_nothing():
+    others = [
+        align(Movement(drawn(0, seed=2 * n).opening, drawn(0, seed=2 * n + 1).loudness))
+        for n in range(20)
+    ]
+    related = [align(drawn(0, seed=n)) for n in range(20)]
+    assert max(one.correlation for one in others) < min(one.correlation for one in related)
+    assert np.median([one.correlation for one in others]) < 0.5
+
+
+def test_confidence_is_what_the_next_peak_lacks():
+    curve = np.exp(-(((LAGS - 0.1) / 0.05) ** 2)) + 0.6 * np.exp(-(((LAGS + 0.3) / 0.05) ** 2))
+    found = read_curve(curve)
+    assert found.offset == pytest.approx(100, abs=1)
+    assert found.confidence == pytest.approx(0.4, abs=0.01)
+    # A bump on the flank of the same peak is no other answer.
+    assert read_curve(curve + 0.2 * (np.abs(LAGS - 0.2) < 0.005)).confidence > 0.35
+
+
+def test_what_does_not_move_is_refused():
+    clip = drawn(0)
+    still = Stream(np.ones_like(clip.opening.frames), clip.opening.times)
+    with pytest.raises(BadMedia, match="do not move"):
+        align(clip._replace(opening=still))
+
+
+def test_other_features_are_refused():
+    stream = Stream(np.ones((9, 4), np.float32), np.arange(9.0))
+    log_mel = {"name": "log-mel", "version": 1, "settings": {}}
+    with pytest.raises(BadMedia, match="no video"):
+        movement({"audio": stream}, {"audio": log_mel})
+    with pytest.raises(BadMedia, match="video features are by one that the file does not name"):
+        movement({"audio": stream, "video": stream}, {"audio": log_mel})
+
+
+@pytest.mark.parametrize("name", ["shifted.mp4", "shifted.flv"])
+@pytest.mark.parametrize("delay", [-0.2, 0.0, 0.1])
+def test_clips_shifted_by_known_amounts(talking, face_models, name, delay):
+    path, _ = talking(name, video_delay=delay)
+    found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
+    result = align(movement({"audio": found.audio, "video": found.video}, found.extractor))
+    # A picture that is late is a sound that is early.
+    assert result.offset == pytest.approx(-1000 * delay, abs=FRAME)
+    assert result.sure and result.suspect == (abs(delay) > 0.08)
+
+
+def test_a_start_offset_in_the_container_is_no_offset(talking, face_models):
+    for name in ("late.mp4", "late.flv"):
+        path, _ = talking(name, start_offset=0.2)
+        found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
+        result = align(movement({"audio": found.audio, "video": found.video}, found.extractor))
+        assert result.offset == pytest.approx(0, abs=FRAME)
+
+
+def test_suspects_are_listed_plotted_and_fail(talking, face_models, lacking_clips, tmp_path):
+    for folder, delay in (("good", 0.0), ("bad", -0.2)):
+        path, _ = talking("shifted.mp4", video_delay=delay)
+        target = tmp_path / "clips" / f"{folder}.npz"
+        target.parent.mkdir(exist_ok=True)
+        write_features(target, extract_clip(path, ExtractConfig(models=face_models)))
+    plot, table = tmp_path / "plot.png", tmp_path / "table.csv"
+    with pytest.raises(Misaligned, match="1 of 2 clips are further apart than 80 ms"):
+        check_clips([tmp_path / "clips"], face_models, 1, plot, table)
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    header, bad, good = table.read_text().splitlines()
+    assert header == "clip,offset_ms,r,confidence,sure,suspect"
+    assert bad.split(",")[0].endswith("bad.npz") and bad.endswith(",1,1")
+    assert float(bad.split(",")[1]) == pytest.approx(200, abs=2 * FRAME)  # at 15 pictures a second
+    assert good.endswith(",1,0")
+    with pytest.raises(Incomplete, match="1 of 2 clips cannot be told"):
+        check_clips(
+            [tmp_path / "clips/good.npz", lacking_clips / "mute.mp4"], face_models, 2, None, None
+        )
+
+
+def test_real_clips_are_near_zero(face_models, ravdess):
+    """Natural speech: the mouth is some 50 ms ahead of what is heard."""
+    curves = []
+    for path in sorted((ravdess / "ravdess_clips").rglob("01-*.mp4")):
+        found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
+        result = align(movement({"audio": found.audio, "video": found.video}, found.extractor))
+        assert not result.suspect, path.name
+        curves.append(result.curve)
+    together = read_curve(np.mean(curves, axis=0))
+    assert together.offset == pytest.approx(55, abs=25) and together.correlation > 0.5
+
+
+@pytest.fixture
+def ravdess() -> Path:
+    folder = Path(os.environ.get("MMATTN_RAVDESS", "/nowhere"))
+    if not (folder / "ravdess_clips").exists():
+        pytest.skip("MMATTN_RAVDESS does not name a folder with RAVDESS's clips")
+    return folder

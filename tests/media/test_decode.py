@@ -1,0 +1,116 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmattn.media.decode import (
+    RATE,
+    BadMedia,
+    check_length,
+    claimed_seconds,
+    read_frames,
+    read_sound,
+)
+from tests.media.talking import write_clip
+
+
+def onset(samples: np.ndarray, rate: int) -> float:
+    """Seconds of the first sample that is loud."""
+    return np.flatnonzero(np.abs(samples) > 0.1)[0] / rate
+
+
+@pytest.mark.parametrize("name", ["talking.mp4", "talking.flv", "talking.mkv", "talking.avi"])
+def test_sound_and_pictures_keep_their_times(talking, spoken, name):
+    path, truth = talking(name)
+    sound = read_sound(path)
+    times = np.array([time for time, _ in read_frames(path, 100)])
+    assert sound.rate == RATE and sound.samples.dtype == np.float32
+    starts = min(truth.times[0], sound.start)
+    np.testing.assert_allclose(times, truth.times - truth.times[0] + times[0], atol=1e-3)
+    # Speech begins as long after the first picture as it was put there.
+    heard = sound.start + onset(sound.samples, sound.rate)
+    assert heard - times[0] == pytest.approx(onset(*spoken), abs=0.03), starts
+    assert not sound.silent
+
+
+@pytest.mark.parametrize("name", ["late.mp4", "late.flv"])
+@pytest.mark.parametrize("offset", [0.2, -0.2])
+def test_a_stream_that_starts_late_is_late(talking, spoken, name, offset):
+    path, _ = talking(name, start_offset=offset)
+    sound, (first, _) = read_sound(path), next(read_frames(path, 30))
+    assert min(sound.start, first) == pytest.approx(0, abs=0.03)
+    assert first - sound.start == pytest.approx(offset, abs=0.035)
+
+
+def test_pictures_are_thinned_out_to_a_rate(talking):
+    path, _ = talking("talking.mp4")
+    every = [time for time, _ in read_frames(path, 30)]
+    half = [time for time, _ in read_frames(path, 15)]
+    np.testing.assert_allclose(half, every[::2])
+    spaced = np.diff([time for time, _ in read_frames(path, 12)])
+    assert spaced.min() >= 1 / 12 - 2e-3
+
+
+def test_pictures_are_rgb_in_their_place(tmp_path):
+    picture = np.zeros((96, 128, 3), np.uint8)
+    picture[:48, :64] = (255, 0, 0)
+    picture[48:, 64:] = (0, 0, 255)
+    path = tmp_path / "colours.mp4"
+    write_clip(path, [picture] * 3, np.arange(3) / 10, 10, None)
+    found = [one for _, one in read_frames(path, 30)]
+    assert len(found) == 3 and found[0].shape == picture.shape
+    assert np.abs(found[0].astype(int) - picture)[8:40, 8:56].max() < 40
+    assert np.abs(found[0].astype(int) - picture)[56:88, 72:120].max() < 40
+
+
+def test_what_a_clip_lacks(lacking_clips):
+    assert list(read_frames(lacking_clips / "sound.mp4", 30)) == []
+    assert list(read_frames(lacking_clips / "sound.wav", 30)) == []
+    assert read_sound(lacking_clips / "mute.mp4") is None
+    assert read_sound(lacking_clips / "silent.mp4").silent
+    assert not read_sound(lacking_clips / "sound.wav").silent
+
+
+def test_bad_files_say_what_is_wrong(faulty_clips, tmp_path):
+    for name, words in (
+        ("empty.mp4", "the file is empty"),
+        ("text.mp4", "no sound or picture can be read"),
+        ("cut.mp4", "no sound or picture can be read"),
+        ("none.mp4", "No such file"),
+    ):
+        for read in (read_sound, lambda path: list(read_frames(path, 30))):
+            with pytest.raises(BadMedia, match=words):
+                read(faulty_clips / name)
+
+
+def test_a_header_that_promises_more_than_there_is(faulty_clips):
+    path = faulty_clips / "two-hours.flv"
+    found = read_sound(path)
+    assert found.end == pytest.approx(1, abs=0.1)
+    assert claimed_seconds(path) == pytest.approx(7200, abs=1)
+    with pytest.raises(BadMedia, match=r"cut short: its header says 7200.* ends at 1\.\d s"):
+        check_length(claimed_seconds(path), found.end)
+    # Of an mp4 the list of its frames is believed, and that is right.
+    assert claimed_seconds(faulty_clips / "two-hours.mp4") == pytest.approx(1, abs=0.1)
+    check_length(None, 1.0)
+    check_length(3.0, 2.6)
+    check_length(60.0, 55.0)
+
+
+def test_ravdess_sound_and_picture_are_delayed_alike():
+    """Their mp4 delays both by a picture; the wave file of a take starts with its first picture."""
+    path = _real("ravdess_clips/Actor_01/01-01-01-01-01-01-01.mp4")
+    (first, _), sound = next(read_frames(path, 30)), read_sound(path)
+    take = read_sound(_real("ravdess_audio/Actor_01/03-01-01-01-01-01-01.flac"))
+    both = np.correlate(sound.samples, take.samples[8000:-8000], "valid")
+    delay = (both.argmax() - 8000) / RATE
+    assert delay == pytest.approx(0.0333, abs=1e-3)
+    assert first == pytest.approx(delay, abs=1e-3)
+
+
+def _real(name: str) -> Path:
+    folder = os.environ.get("MMATTN_RAVDESS")
+    if not folder or not (Path(folder) / name).exists():
+        pytest.skip("MMATTN_RAVDESS does not name a folder with RAVDESS's clips")
+    return Path(folder) / name

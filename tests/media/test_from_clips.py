@@ -1,0 +1,83 @@
+"""The README's way from a folder of clips to a prediction on a new one, with its own commands."""
+
+import json
+import shutil
+
+import pytest
+
+import mmattn
+
+EMOTIONS = ("03", "04", "05", "06", "07", "01")  # of the six classes
+SMALL = (
+    *("--model.audio-units", "8", "--model.video-units", "8", "--model.head-units", "16"),
+    *("--model.head-dropout", "0.3", "--train.epochs", "2", "--train.batch", "8"),
+    *("--data.buckets", "1", "--devices", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(commands, talking, face_models, tmp_path_factory):
+    """The folders of the clips, of their features and of a run trained on them."""
+    base = tmp_path_factory.mktemp("way")
+    clips, features, folder = base / "clips", base / "features", base / "run"
+    for actor in range(1, 7):
+        for number, emotion in enumerate(EMOTIONS):
+            source, _ = talking("two.mp4", seconds=1.0, scale=0.9 + 0.05 * (number % 3))
+            place = clips / f"Actor_{actor:02d}" / f"01-01-{emotion}-01-01-01-{actor:02d}.mp4"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, place)
+    commands.run("mmattn", "extract", clips, "--to", features)
+    options = ("--data.roots", features, "--data.cache", base / "cache", *SMALL)
+    commands.run("experiments.no_aug", *options, "--out", folder)
+    return clips, features, folder
+
+
+def test_a_new_clip_is_predicted(commands, run, talking, tmp_path):
+    _, _, folder = run
+    clip, _ = talking("talking.mp4")
+    page = tmp_path / "page.html"
+    words = commands.run("mmattn", "predict", folder, clip, "--html", page)
+    assert "happy" in words and "most at" in words
+    assert page.read_text().count("data:image/jpeg;base64,") >= 3
+
+
+def test_a_raw_clip_gives_what_its_feature_file_and_the_run_itself_gave(commands, run):
+    clips, features, folder = run
+    name = "Actor_01/01-01-05-01-01-01-01"
+    raw, file = (
+        json.loads(commands.run("mmattn", "predict", folder, path, "--json"))["predictions"][0]
+        for path in (clips / f"{name}.mp4", features / f"{name}.npz")
+    )
+    assert raw["probabilities"] == file["probabilities"]
+    assert raw["attention"] == file["attention"]
+    tested = (folder / "predictions.csv").read_text().splitlines()
+    header, row = tested[0].split(","), tested[1].split(",")
+    path = next(clips.rglob(f"{row[0]}.mp4"))
+    found = mmattn.load(folder).predict(path)
+    for emotion, probability in zip(found.class_names, found.probabilities, strict=True):
+        (column,) = [n for n, title in enumerate(header) if title in (emotion, f"p_{emotion}")]
+        assert probability == pytest.approx(float(row[column]), abs=1e-6)
+
+
+def test_missing_modalities_and_bad_clips_are_said(commands, run, lacking_clips, faulty_clips):
+    _, _, folder = run
+    paths = [lacking_clips / name for name in ("mute.mp4", "faceless.mp4", "sound.wav")]
+    bad = faulty_clips / "text.mp4"
+    words = commands.run("mmattn", "predict", folder, *paths, bad, code=1)
+    assert words.count("predicted from video alone") == 1
+    assert words.count("predicted from audio alone") == 2
+    assert "no sound or picture can be read" in words and "1 of 4 clips" in words
+
+
+def test_other_features_are_refused(commands, run, tmp_path):
+    clips, _, folder = run
+    other = tmp_path / "other"
+    clip = next(clips.rglob("*.mp4"))
+    commands.run("mmattn", "extract", clip, "--to", other, "--video-rate", "10")
+    words = commands.run("mmattn", "predict", folder, other / f"{clip.stem}.npz", code=1)
+    assert "video rate 10.0 instead of 15.0" in words.replace("\n", " ")
+    cache = tmp_path / "cache"
+    words = commands.run(
+        "mmattn", "evaluate", folder, "--data.roots", other, "--data.cache", cache, code=2
+    )
+    assert "rate 10.0 instead of 15.0" in words.replace("\n", " ")

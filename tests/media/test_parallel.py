@@ -1,0 +1,154 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmattn.config import ExtractConfig
+from mmattn.data.clips import read_streams
+from mmattn.errors import Incomplete, UserError
+from mmattn.media.parallel import Job, extract_clips, find_clips, find_jobs, run_jobs
+
+
+@pytest.fixture(scope="module")
+def config(face_models) -> ExtractConfig:
+    return ExtractConfig(models=face_models)
+
+
+@pytest.fixture
+def folder(tmp_path, talking, faulty_clips, lacking_clips) -> Path:
+    """Good clips, clips that lack something and bad ones, some of them in a folder."""
+    clips = tmp_path / "clips"
+    (clips / "inner").mkdir(parents=True)
+    shutil.copy(talking("longer.mp4", seconds=2.0)[0], clips / "1001_DFA_ANG_XX.mp4")
+    shutil.copy(talking("short.flv", seconds=1.0)[0], clips / "inner" / "two words é.FLV")
+    shutil.copy(lacking_clips / "mute.mp4", clips / "mute.mp4")
+    for name in ("empty.mp4", "text.mp4", "cut.flv"):
+        shutil.copy(faulty_clips / name, clips)
+    return clips
+
+
+def test_bad_clips_are_listed_and_the_others_done(folder, config, tmp_path, caplog):
+    to = tmp_path / "features"
+    caplog.set_level("INFO", "mmattn")
+    with pytest.raises(Incomplete, match=r"3 of 6 clips failed .* the same command tries again"):
+        extract_clips([folder], to, config, 2)
+    assert {str(path.relative_to(to)) for path in to.rglob("*")} == {
+        *("1001_DFA_ANG_XX.npz", "inner", "inner/two words é.npz", "mute.npz")
+    }
+    streams, extractor = read_streams(to / "inner/two words é.npz")
+    assert set(streams) == set(extractor) == {"audio", "video"}
+    said = caplog.text
+    for words in ("it has no sound track", "the file is empty", "no sound or picture", "cut short"):
+        assert words in said
+    assert "3 clips of" in said and "MB each" in said
+
+
+def test_what_is_done_stays_and_what_changed_is_done_again(folder, config, tmp_path, caplog):
+    to = tmp_path / "features"
+    clips = [folder / "1001_DFA_ANG_XX.mp4", folder / "inner"]
+    extract_clips(clips, to, config, 1)
+    before = {path: path.stat().st_mtime_ns for path in to.rglob("*.npz")}
+    assert len(before) == 2
+    with caplog.at_level("INFO", "mmattn"):
+        extract_clips(clips, to, config, 1)
+    assert "2 of 2 clips are in" in caplog.text
+    (to / "two words é.npz").unlink()
+    os.utime(folder / "1001_DFA_ANG_XX.mp4")
+    extract_clips(clips, to, config, 1)
+    after = {path: path.stat().st_mtime_ns for path in to.rglob("*.npz")}
+    assert after.keys() == before.keys() and all(after[path] > before[path] for path in before)
+
+
+def test_features_of_another_kind_are_not_overwritten(folder, config, tmp_path):
+    to = tmp_path / "features"
+    clip = folder / "1001_DFA_ANG_XX.mp4"
+    extract_clips([clip], to, config, 1)
+    before = (to / "1001_DFA_ANG_XX.npz").read_bytes()
+    other = ExtractConfig(models=config.models, video_rate=10)
+    with pytest.raises(UserError, match=r"video rate 15.0 instead of 10\); choose another --to"):
+        extract_clips([clip], to, other, 1)
+    os.utime(clip)
+    with pytest.raises(UserError, match="choose another --to"):
+        extract_clips([clip], to, other, 1)
+    assert (to / "1001_DFA_ANG_XX.npz").read_bytes() == before
+    (to / "1001_DFA_ANG_XX.npz").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"is no feature file .* choose another --to"):
+        extract_clips([clip], to, config, 1)
+    assert (to / "1001_DFA_ANG_XX.npz").read_bytes() == b"mine"
+
+
+def test_bad_options_are_named(folder, config, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for clips, words in (
+        ([tmp_path / "none"], "none: expected a clip or a folder of clips, there is none"),
+        ([empty], r"empty: expected clips \(\.mp4, .*\), found none"),
+        ([folder, folder / "inner/two words é.FLV", folder / "inner"], None),
+    ):
+        if words:
+            with pytest.raises(UserError, match=words):
+                extract_clips(clips, tmp_path / "to", config, 1)
+    twin = folder / "1001_DFA_ANG_XX.mkv"
+    shutil.copy(folder / "1001_DFA_ANG_XX.mp4", twin)
+    with pytest.raises(UserError, match=r"XX.mkv and .*XX.mp4 would both become .*XX.npz"):
+        find_jobs([folder], tmp_path / "to")
+    rate = ExtractConfig(models=config.models, video_rate=0)
+    with pytest.raises(UserError, match="--video-rate 0: expected above 0"):
+        extract_clips([folder], tmp_path / "to", rate, 1)
+    assert not (tmp_path / "to").exists()
+
+
+def test_of_a_ravdess_take_the_fullest_file_is_taken(ravdess_clips, tmp_path):
+    clips = [clip.name for clip, _ in find_clips([ravdess_clips], (".mp4", ".wav"))]
+    assert clips == ["01-01-05-01-02-01-12.mp4", "02-01-06-01-02-01-12.mp4"]
+    given = ravdess_clips / "03-01-05-01-02-01-12.wav"
+    assert find_clips([given], ()) == [(given, Path(given.name))]
+
+
+def test_hidden_folders_are_not_searched(folder):
+    (folder / ".download").mkdir()
+    shutil.copy(folder / "mute.mp4", folder / ".download")
+    assert len(find_clips([folder], (".mp4",))) == 4
+
+
+def die_at_three(job: Job, config: ExtractConfig) -> str:
+    if job.clip.name == "3":
+        os._exit(1)
+    return job.clip.name
+
+
+def test_a_clip_that_kills_its_process_takes_no_other_with_it():
+    jobs = [Job(Path(str(number)), Path()) for number in range(12)]
+    found = {
+        job.clip.name: result for job, result in run_jobs(die_at_three, jobs, ExtractConfig(), 2)
+    }
+    assert found == {str(number): None if number == 3 else str(number) for number in range(12)}
+
+
+def test_a_missing_model_is_one_error(folder, tmp_path):
+    with pytest.raises(UserError, match="mmattn download face-models"):
+        extract_clips([folder], tmp_path / "to", ExtractConfig(models=tmp_path), 2)
+
+
+def test_the_commands(commands, folder, face_models, tmp_path):
+    """As a user types them; `align` on clips and on what was extracted agrees."""
+    to = tmp_path / "features"
+    words = commands.run("mmattn", "extract", folder, "--to", to, "--workers", "2", code=1)
+    assert "3 clips failed" in words and "incomplete: 3 of 6 clips failed" in words
+    words = commands.run(
+        "mmattn", "align", to / "1001_DFA_ANG_XX.npz", "--plot", tmp_path / "a.png"
+    )
+    assert "all clips together" in words and (tmp_path / "a.png").exists()
+    words = commands.run("mmattn", "extract", folder, "--to", to, "--audio", "mfcc", code=2)
+    assert "log-mel" in words
+    words = commands.run("mmattn", "extract", folder, code=2)
+    assert "--to" in words
+
+
+def test_features_are_finite_and_in_order(folder, config, tmp_path):
+    extract_clips([folder / "1001_DFA_ANG_XX.mp4"], tmp_path, config, 1)
+    streams, _ = read_streams(tmp_path / "1001_DFA_ANG_XX.npz")
+    assert streams["audio"].frames.shape[1] == 64 and streams["video"].frames.shape[1] == 32
+    assert np.diff(streams["video"].times).min() > 1 / 15 - 2e-3

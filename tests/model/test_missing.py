@@ -1,0 +1,143 @@
+"""A clip that lacks a modality counts as one whose frames of it are all invalid."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmattn.config import DataConfig, ModelConfig, SyntheticConfig
+from mmattn.data import batches
+from mmattn.data.augment import Pair, drop_modality
+from mmattn.data.batches import Dispatch, collate, make_buckets, normalised
+from mmattn.data.clips import Stream, pack_streams
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.normalise import Normaliser, fit_normaliser
+from mmattn.model import native
+from mmattn.model.fusion import reach_of
+from mmattn.model.network import Network, Output
+
+SIZES = {"clips": 12, "speakers": 2, "audio_width": 4, "video_width": 3, "audio_rate": 12}
+DATA = DataConfig(synthetic=SyntheticConfig(**SIZES, video_rate=10))
+SMALL = {"cross_units": 4, "audio_units": (4,), "video_units": (3,), "head_units": ()}
+MODELS = {
+    fusion: ModelConfig(**SMALL, head_dropout=(), statistics=True, fusion=fusion)
+    for fusion in ("concat", "cross")
+}
+LACKS = {1: "audio", 2: "video"}  # by clip
+CLIPS, OTHERS = np.arange(4), np.arange(3, 12)
+
+
+@pytest.fixture(params=["jax", "native"], scope="module")
+def kernel(request):
+    """Scans or the C++ kernel."""
+    if native.find_compiler() is None and request.param == "native":
+        pytest.skip("no C++ compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMATTN_KERNEL", request.param)
+        native.usable.cache_clear()
+        jax.clear_caches()
+        assert native.usable() == (request.param == "native")
+        yield
+    native.usable.cache_clear()
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def whole() -> Corpus:
+    return open_corpus(DATA)
+
+
+@pytest.fixture(scope="module")
+def lacking(whole) -> Corpus:
+    """The corpus with some streams that have no frames."""
+    streams = {}
+    for name, ragged in streams_of(whole).items():
+        ends = [0 if LACKS.get(clip) == name else None for clip in range(len(whole))]
+        streams[name] = pack_streams(
+            [
+                Stream(ragged.clip(clip)[:end], ragged.clip_times(clip)[:end])
+                for clip, end in enumerate(ends)
+            ]
+        )
+    return replace(whole, **streams)
+
+
+def streams_of(corpus: Corpus) -> dict:
+    return {"audio": corpus.audio, "video": corpus.video}
+
+
+def with_invalid(corpus: Corpus, clip: int, normaliser: Normaliser) -> Pair:
+    """`normalised`, but with all frames of a modality invalid, as in training."""
+    pair = normalised(corpus, clip, normaliser)
+    return drop_modality(pair, LACKS[clip]) if clip in LACKS else pair
+
+
+def predict(corpus: Corpus, clips: np.ndarray, model: ModelConfig) -> tuple[Network, Output]:
+    """A network of random weights, and what it says of the clips [n] in one batch."""
+    normaliser = fit_normaliser(corpus, OTHERS)
+    dispatch = Dispatch(*make_buckets(corpus, clips, 1), [clips])
+    batch = collate(corpus, dispatch, normaliser, 1, len(clips), 1)
+    streams = streams_of(corpus)
+    widths = {name: ragged.width for name, ragged in streams.items()}
+    audio, video = (ragged.select(clips) for ragged in streams.values())
+    reach = {"audio": reach_of(audio, video, 0.5), "video": reach_of(video, audio, 0.5)}
+    network = nnx.eval_shape(lambda: Network(model, widths, 6, nnx.Rngs(0), reach))
+    graph, params, rest = nnx.split(network, nnx.Param, ...)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.5, x.shape)), params)
+    rest = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), rest)  # means and variances
+    batch = jax.tree.map(lambda x: x[0, 0], batch)
+    return nnx.merge(graph, params, rest), run(graph, params, rest, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def run(graph, params, rest, batch):
+    return nnx.merge(graph, params, rest)(batch)
+
+
+def probabilities(output: Output) -> np.ndarray:
+    return np.asarray(jax.nn.softmax(output.logits))
+
+
+@pytest.mark.parametrize("fusion", MODELS)
+def test_it_is_predicted_as_one_with_invalid_frames(kernel, fusion, whole, lacking, monkeypatch):
+    predict_of = partial(predict, clips=CLIPS, model=MODELS[fusion])
+    (_, complete), (_, found) = predict_of(whole), predict_of(lacking)
+    alone = {clip: predict(lacking, np.array([clip]), MODELS[fusion])[1] for clip in LACKS}
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "normalised", with_invalid)
+        _, expected = predict_of(whole)
+    np.testing.assert_allclose(probabilities(found), probabilities(expected), atol=1e-6)
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+    assert np.isfinite(probabilities(found)).all()
+    for clip, lost in LACKS.items():
+        kept = {"audio": "video", "video": "audio"}[lost]
+        change = probabilities(complete)[clip] - probabilities(expected)[clip]
+        assert np.abs(change).max() > 1e-3
+        np.testing.assert_allclose(alone[clip].logits[0], expected.logits[clip], atol=1e-5)
+        assert not np.any(found.attention[lost][clip])
+        weights = np.asarray(found.attention[kept][clip])
+        np.testing.assert_allclose(weights, expected.attention[kept][clip], atol=1e-6)
+        np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
+
+
+def test_concatenation_has_zeros_in_its_place(whole, lacking):
+    network, complete = predict(whole, CLIPS, MODELS["concat"])
+    _, found = predict(lacking, CLIPS, MODELS["concat"])
+    features = np.array(complete.features)
+    split = network.branches["audio"].features
+    for clip, lost in LACKS.items():
+        features[clip, slice(split) if lost == "audio" else slice(split, None)] = 0
+    np.testing.assert_allclose(found.features, features, atol=1e-6)
+    np.testing.assert_allclose(found.head_logits, network.classifier(features), atol=1e-5)
+
+
+def test_it_does_not_change_how_far_cross_attention_must_see(lacking):
+    others = np.array([0, *OTHERS])
+    for own, other in (("audio", "video"), ("video", "audio")):
+        streams = streams_of(lacking)[own], streams_of(lacking)[other]
+        expected = reach_of(*(ragged.select(others) for ragged in streams), 0.5)
+        assert reach_of(*streams, 0.5) == expected

@@ -1,0 +1,446 @@
+"""Predictions for new clips: the training's own numbers, and what is said where some is lacking."""
+
+import doctest
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmattn
+from mmattn.config import ExtractConfig
+from mmattn.data.clips import Stream
+from mmattn.data.corpus import open_corpus
+from mmattn.errors import Diverged, UserError
+from mmattn.evaluate.predictions import read_predictions
+from mmattn.evaluate.views import StreamView
+from mmattn.run.folder import read_config
+from mmattn.run.predict import attention_lines, bar
+from mmattn.run.predictor import Predictor
+from mmattn.train.loop import Trainer
+
+AUDIO = {"name": "log-mel", "version": 1, "settings": {"hop": 0.05}}
+VIDEO = {"name": "face-mesh", "version": 1, "settings": {"rate": 15.0}}
+EXTRACTOR = {"audio": AUDIO, "video": VIDEO}
+
+
+def write_features(path: Path, streams: dict[str, Stream], extractor: dict | None = None) -> Path:
+    arrays = {} if extractor is None else {"extractor": np.array(json.dumps(extractor))}
+    for name, stream in streams.items():
+        arrays |= {f"{name}_features": stream.frames, f"{name}_timestamps": stream.times}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+    return path
+
+
+def streams_of(corpus, clip: int) -> dict[str, Stream]:
+    return {
+        name: Stream(clips.clip(clip), clips.clip_times(clip))
+        for name, clips in (("audio", corpus.audio), ("video", corpus.video))
+    }
+
+
+@pytest.fixture(scope="session")
+def clip_files(tiny_run, tmp_path_factory) -> list[Path]:
+    """The test clips of the tiny run as feature files, in the order of its predictions.csv."""
+    folder = tmp_path_factory.mktemp("clips")
+    corpus = open_corpus(read_config(tiny_run).data)
+    return [
+        write_features(folder / f"{name}.npz", streams_of(corpus, corpus.names.index(name)))
+        for name in read_predictions(tiny_run / "predictions.csv").clips
+    ]
+
+
+@pytest.fixture(scope="session")
+def stored(tiny_run):
+    return read_predictions(tiny_run / "predictions.csv")
+
+
+def draw(actor: int, emotion: int) -> dict[str, Stream]:
+    """Streams that begin and end at different times; the sound has a level, as real ones do."""
+    rng = np.random.default_rng([actor, emotion])
+    audio, video = np.arange(2 + 30 + actor) / 20, 0.1 + np.arange(22 + emotion) / 15
+    return {
+        "audio": Stream(3 + rng.normal(size=(len(audio), 5)).astype(np.float32), audio),
+        "video": Stream(rng.normal(size=(len(video), 4)).astype(np.float32), video),
+    }
+
+
+def train_on_files(commands, folder: Path, *options: object) -> Path:
+    """A run of one epoch on files that say their extractor."""
+    for actor in range(1, 9):
+        for emotion in range(1, 9):
+            name = f"01-01-0{emotion}-01-01-01-0{actor}.npz"
+            write_features(folder / "clips" / name, draw(actor, emotion), EXTRACTOR)
+    commands.run(
+        "experiments.no_aug",
+        *commands.tiny[10:],  # without the options of the built-in corpus
+        *("--data.roots", folder / "clips", "--data.cache", folder / "cache"),
+        *("--data.labels", "ravdess8", "--train.epochs", 1, "--devices", 1),
+        *("--out", folder / "run", *options),
+    )
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def file_run(commands, tmp_path_factory) -> Path:
+    """Cross-attention on what both streams cover, without audio dynamics: all that can differ."""
+    return train_on_files(
+        commands,
+        tmp_path_factory.mktemp("files"),
+        *("--model.fusion", "cross", "--model.cross-units", 8, "--data.overlap"),
+        "--data.tile-audio",
+    )
+
+
+def assert_as_stored(predictions, stored):
+    assert [one.path.stem for one in predictions] == list(stored.clips)
+    found = np.stack([one.probabilities for one in predictions])
+    np.testing.assert_allclose(found, stored.probabilities, rtol=1e-5, atol=1e-7)
+
+
+def test_feature_files_get_the_predictions_of_the_training(tiny_run, clip_files, stored):
+    predictions, failures = mmattn.load(tiny_run).predict_all(clip_files)
+    assert failures == []
+    assert_as_stored(predictions, stored)
+    assert [one.predicted for one in predictions] == [
+        stored.class_names[row] for row in stored.predicted
+    ]
+    for one in predictions:
+        assert one.missing == one.notes == ()
+        for stream in one.streams.values():
+            assert stream.attention.sum() == pytest.approx(1, abs=1e-5)
+            assert len(stream.times) == len(stream.attention) == len(stream.features)
+
+
+def test_the_data_options_of_the_run_are_those_of_the_prediction(file_run):
+    stored = read_predictions(file_run / "predictions.csv")
+    paths = [file_run.parent / "clips" / f"{name}.npz" for name in stored.clips]
+    predictions, failures = mmattn.load(file_run).predict_all(paths)
+    assert failures == []
+    assert_as_stored(predictions, stored)
+    audio, video = (predictions[0].streams[name] for name in ("audio", "video"))
+    assert audio.times[0] >= 0.1  # cropped to the time of both
+    assert audio.attention.sum() + video.attention.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_clip_alone_gets_the_same_as_among_others(tiny_run, clip_files, stored):
+    one = mmattn.load(str(tiny_run)).predict(str(clip_files[3]))
+    np.testing.assert_allclose(one.probabilities, stored.probabilities[3], rtol=1e-5, atol=1e-7)
+
+
+def test_folds_and_committees_are_averaged(commands, clip_files, tmp_path):
+    options = [*commands.tiny, "--devices", 2, "--train.epochs", 1, "--members", 2]
+    commands.run("experiments.no_aug", *options, "--out", tmp_path / "run")
+    together = read_predictions(tmp_path / "run" / "predictions.csv")
+    predictor = mmattn.load(tmp_path / "run")
+    assert predictor.trainings == [tmp_path / "run" / f"member{number}" for number in (0, 1)]
+    by_name = {path.stem: path for path in clip_files}
+    rows = [row for row, name in enumerate(together.clips) if name in by_name]
+    paths = [by_name[together.clips[row]] for row in rows]
+    predictions, _ = predictor.predict_all(paths)
+    found = np.stack([one.probabilities for one in predictions])
+    np.testing.assert_allclose(found, together.probabilities[rows], rtol=1e-5, atol=1e-7)
+    alone = [mmattn.load(training).predict(paths[0]) for training in predictor.trainings]
+    np.testing.assert_allclose(
+        predictions[0].streams["video"].attention,
+        (alone[0].streams["video"].attention + alone[1].streams["video"].attention) / 2,
+        rtol=1e-5,
+    )
+    text = commands.run("mmattn", "predict", tmp_path / "run", paths[0])
+    assert "mean of 2 networks (member0, member1), best checkpoint of each" in text
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(UserError, match="is not complete"):
+        mmattn.load(tmp_path / "run")
+
+
+def masked(streams: dict[str, Stream], name: str) -> dict[str, Stream]:
+    """The streams with a modality in which nothing is ever seen."""
+    return {**streams, name: Stream(np.zeros_like(streams[name].frames), streams[name].times)}
+
+
+def test_a_missing_video_is_like_one_without_a_face(tiny_run, clip_files, tmp_path):
+    corpus = open_corpus(read_config(tiny_run).data)
+    streams = streams_of(corpus, corpus.names.index(clip_files[0].stem))
+    without = write_features(tmp_path / "sound.npz", {"audio": streams["audio"]})
+    faceless = write_features(tmp_path / "faceless.npz", masked(streams, "video"))
+    predictor = mmattn.load(tiny_run)
+    (first, second, whole), _ = predictor.predict_all([without, faceless, clip_files[0]])
+    assert first.missing == second.missing == ("video",)
+    assert first.notes == ("no video: predicted from audio alone",)
+    frames = len(streams["video"].times)
+    assert second.notes == (f"no face in any of {frames} video frames", *first.notes)
+    assert list(first.streams) == list(second.streams) == ["audio"]
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+    assert not np.allclose(first.probabilities, whole.probabilities, atol=1e-4)
+
+
+def test_a_missing_sound_is_said_and_the_rest_predicted(file_run, tmp_path):
+    path = write_features(tmp_path / "a.npz", {"video": draw(1, 1)["video"]}, {"video": VIDEO})
+    one = mmattn.load(file_run).predict(path)
+    assert one.missing == ("audio",) and list(one.streams) == ["video"]
+    assert one.notes == ("no audio: predicted from video alone",)
+    assert one.probabilities.sum() == pytest.approx(1)
+    assert one.streams["video"].times[0] == 0.1  # there is nothing to crop to
+
+
+def test_a_run_of_one_modality_needs_that_one(commands, tmp_path):
+    run = train_on_files(commands, tmp_path, "--model.modalities", "audio")
+    streams = draw(1, 1)
+    wide = Stream(np.ones((20, 9), np.float32), np.arange(20) / 15)
+    other = {**EXTRACTOR, "video": {**VIDEO, "version": 2}}
+    paths = [
+        write_features(tmp_path / "picture.npz", {"video": streams["video"]}, EXTRACTOR),
+        write_features(tmp_path / "both.npz", streams, EXTRACTOR),
+        write_features(tmp_path / "wide.npz", {**streams, "video": wide}, other),
+    ]
+    (both, wide), ((path, reason),) = mmattn.load(run).predict_all(paths)
+    assert (path, reason) == (paths[0], "it has video, the run predicts from audio")
+    assert both.missing == () and list(both.streams) == ["audio"]
+    np.testing.assert_allclose(wide.probabilities, both.probabilities, rtol=1e-6)
+
+
+def changed(streams: dict[str, Stream], name: str, **changes) -> dict[str, Stream]:
+    return {**streams, name: replace(streams[name], **changes)}
+
+
+WHOLE = draw(1, 1)
+FASTER = {**AUDIO, "settings": {"hop": 0.01}}
+FACELESS = masked({"video": WHOLE["video"]}, "video")
+NARROW = changed(WHOLE, "audio", frames=WHOLE["audio"].frames[:, 1:])
+LATE = changed(WHOLE, "video", times=WHOLE["video"].times + 1.3)
+
+
+@pytest.mark.parametrize(
+    ("streams", "extractor", "reason"),
+    [
+        (WHOLE, {**EXTRACTOR, "audio": FASTER}, "was trained on: audio hop 0.01 instead of 0.05"),
+        (WHOLE, None, "audio: one that the files do not name instead of log-mel version 1"),
+        (NARROW, EXTRACTOR, "audio has 4 features a frame, the run was trained on 5"),
+        ({}, EXTRACTOR, "audio_features and video_features are missing"),
+        (FACELESS, EXTRACTOR, "it has neither audio nor video, the run predicts from audio and "),
+        (FACELESS, EXTRACTOR, "; no face in any of 23 video frames"),
+        (LATE, EXTRACTOR, "the streams overlap from 1.40 to 1.60 s; expected 5 or more"),
+    ],
+)
+def test_a_bad_clip_has_a_reason_and_stops_no_other(file_run, tmp_path, streams, extractor, reason):
+    bad = write_features(tmp_path / "bad.npz", streams, extractor)
+    good = file_run.parent / "clips" / "01-01-01-01-01-01-01.npz"
+    predictor = mmattn.load(file_run)
+    (one,), (failure,) = predictor.predict_all([bad, good])
+    assert one.path == good and failure.path == bad
+    assert reason in failure.reason
+    with pytest.raises(UserError, match=f"^{re.escape(f'{bad}: {failure.reason}')}$"):
+        predictor.predict(bad)
+    assert str(bad) not in failure.reason
+
+
+def test_a_clip_that_breaks_the_network_stops_no_other(tiny_run, clip_files, stored, monkeypatch):
+    honest = Trainer.predict
+
+    def predict(trainer, state, clips):
+        if str(clip_files[1]) in trainer.corpus.names:
+            raise Diverged("the prediction is not finite")
+        return honest(trainer, state, clips)
+
+    monkeypatch.setattr(Trainer, "predict", predict)
+    predictions, failures = mmattn.load(tiny_run).predict_all(clip_files[:3])
+    assert [one.path for one in predictions] == [clip_files[0], clip_files[2]]
+    assert failures == [(clip_files[1], "the prediction is not finite")]
+
+
+def test_raw_clips_need_a_run_that_knows_its_extractor(tiny_run, clip_files, tmp_path):
+    raw = tmp_path / "talk.mp4"
+    raw.write_bytes(b"")
+    (one,), (failure,) = mmattn.load(tiny_run).predict_all([raw, clip_files[0]])
+    assert one.path == clip_files[0]
+    assert "audio and video features that do not say what made them" in failure.reason
+    assert "expected a feature file (.npz)" in failure.reason
+
+
+def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch):
+    extract = pytest.importorskip("mmattn.media.extract", reason="needs mmattn[media]")
+    streams = draw(3, 2)
+    asked = []
+
+    def extract_clip(path, config):
+        asked.append(config)
+        if path.stem == "broken":
+            raise extract.BadMedia("no sound or picture can be read")
+        audio = None if path.stem == "silent" else streams["audio"]
+        notes = () if audio else ("it has no sound track",)
+        return extract.Extraction(audio, streams["video"], EXTRACTOR, notes, 2.0)
+
+    like = ExtractConfig(video_rate=15.0, models=tmp_path)
+    monkeypatch.setattr(extract, "extract_clip", extract_clip)
+    monkeypatch.setattr(extract, "config_like", lambda extractor, default: (extractor, default))
+    paths = [tmp_path / name for name in ("talk.mp4", "silent.mp4", "broken.flv")]
+    features = write_features(tmp_path / "talk.npz", streams, EXTRACTOR)
+    predictor = Predictor(file_run, media=like)
+    (talk, silent, same), failures = predictor.predict_all([*paths, features])
+    assert asked == 3 * [(EXTRACTOR, like)]
+    np.testing.assert_allclose(talk.probabilities, same.probabilities, rtol=1e-6)
+    assert silent.notes == ("it has no sound track", "no audio: predicted from video alone")
+    assert failures == [(paths[2], "no sound or picture can be read")]
+
+
+def test_raw_clips_need_libraries_that_are_named(tiny_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    for name in ("decode", "extract"):
+        monkeypatch.delitem(sys.modules, f"mmattn.media.{name}", raising=False)
+    with pytest.raises(UserError, match=r"raw clips need the library av: .*'mmattn\[media\]'"):
+        mmattn.load(tiny_run).predict("talk.mp4")
+
+
+def test_the_sound_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypatch):
+    footage = pytest.importorskip("mmattn.run.footage", reason="needs mmattn[media]")
+    from mmattn.media.decode import Sound
+    from mmattn.media.faces import Face
+
+    # A grey picture every 0.1 s, each brighter; from 1 s on a second, larger face.
+    shades = np.arange(20) * 10
+    small = Face(np.array([10.0, 10, 30, 30]), np.zeros((6, 2)), 0.9)
+    large = Face(np.array([50.0, 10, 100, 60]), np.zeros((6, 2)), 0.9)
+
+    def read_frames(path, rate):
+        assert rate == 7.5
+        for number, shade in enumerate(shades):
+            picture = np.full((80, 120, 3), 255, np.uint8)
+            picture[:40, :40] = shade
+            yield number / 10, picture
+
+    class Detector:
+        def __init__(self, model):
+            assert model == b"model"
+
+        def __call__(self, picture):
+            return [small] if picture[0, 0, 0] < shades[10] else [large, small]
+
+    (tmp_path / "model").write_bytes(b"model")
+    monkeypatch.setattr(footage, "read_frames", read_frames)
+    monkeypatch.setattr(footage, "FaceDetector", Detector)
+    monkeypatch.setattr(footage, "model_file", lambda name, folder: folder / "model")
+    attention = np.ones(20)
+    attention[[3, 15, 16]] = 5, 9, 8
+    valid = np.ones(20, bool)
+    valid[3] = False
+    attention *= valid
+    video = StreamView(np.arange(20) / 10, attention, np.zeros((20, 1)), valid)
+    config = ExtractConfig(video_rate=7.5, models=tmp_path)
+    faces = footage.faces_of(Path("a.mp4"), video, config)
+    assert len(faces) == 5 and 1.5 in [face.time for face in faces]
+    for face in faces:
+        frame = round(10 * face.time)
+        assert frame not in (3, 16)
+        assert face.attention == pytest.approx(video.ratio[frame])
+        middle = np.asarray(Image.open(io.BytesIO(face.jpeg)))[56, 56]
+        np.testing.assert_allclose(middle, shades[frame], atol=6)  # of the face that was followed
+
+    for samples, heard in ((np.zeros(100, np.float32), False), (np.ones(100, np.float32), True)):
+        sound = Sound(samples, 10, 1.0)
+        monkeypatch.setattr(footage, "read_sound", lambda path, sound=sound: sound)
+        assert (footage.sound_of(Path("a.mp4")) is not None) == heard
+    assert footage.sound_of(Path("a.mp4")).times[0] == pytest.approx(1.05)
+
+
+def test_what_is_no_run_or_no_checkpoint(tiny_run, tmp_path):
+    with pytest.raises(UserError, match="expected a run's folder"):
+        mmattn.load(tmp_path)
+    shutil.copy(tiny_run / "config.json", tmp_path)
+    with pytest.raises(UserError, match="expected a best checkpoint, found none"):
+        mmattn.load(tmp_path)
+
+
+def test_the_example_of_load_is_true(tiny_run, clip_files):
+    names = {"mmattn": mmattn, "run": tiny_run, "clip": clip_files[0]}
+    (example,) = doctest.DocTestFinder().find(mmattn.load, "load", globs=names)
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_to_import_the_package_is_light():
+    script = "import sys, mmattn; print([n for n in ('jax', 'numpy', 'tyro') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_files, stored):
+    lacking = clip_files[0].with_name("sound.npz")
+    with np.load(clip_files[0]) as arrays:
+        np.savez(lacking, **{key: arrays[key] for key in arrays if key.startswith("audio")})
+    paths = [clip_files[0], lacking, clip_files[0].with_name("lost.npz")]
+    text = commands.run("mmattn", "predict", tiny_run, *paths, code=1)
+    first, second, _ = re.split(r"\S+/(?:sound|lost)\.npz", text, maxsplit=2)
+    assert f"{stored.clips[0]}.npz: {stored.class_names[stored.predicted[0]]}" in first
+    for name, probability in zip(stored.class_names, stored.probabilities[0], strict=True):
+        assert re.search(rf"^ {name} +{probability:.3f} *{bar(probability)}$", first, re.MULTILINE)
+    assert re.search(r"^audio  [▁-█]{40}  0\.0 to \d\.\d s, most at", first, re.MULTILINE)
+    assert re.search(r"^video  ", first, re.MULTILINE)
+    assert not re.search(r"^video  ", second, re.MULTILINE)
+    assert "no video: predicted from audio alone" in second
+    assert re.search(r"lost\.npz +unreadable: No such file", text)
+    assert text.endswith("1 of 3 clips could not be predicted; the table says why\n")
+    folders = str(tiny_run.parent), str(lacking.parent)  # of the tests, and long
+    own = [re.sub("|".join(folders), "", line) for line in text.splitlines()]
+    assert max(map(len, own)) <= 100
+
+
+def test_json_alone_is_on_the_standard_output(commands, tiny_run, clip_files, stored, tmp_path):
+    lost, page = tmp_path / "lost.npz", tmp_path / "page.html"
+    options = ("--json", "--html", page)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmattn", "predict", *(tiny_run, clip_files[0], lost), *options],
+        env=commands.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: 1 of 2 clips could not be predicted; the JSON says why\n"
+    found = json.loads(done.stdout)
+    (one,) = found["predictions"]
+    assert one["clip"] == str(clip_files[0]) and one["missing"] == one["notes"] == []
+    assert list(one["probabilities"]) == list(stored.class_names)
+    np.testing.assert_allclose(
+        list(one["probabilities"].values()), stored.probabilities[0], rtol=1e-5, atol=1e-7
+    )
+    assert one["predicted"] == max(one["probabilities"], key=one["probabilities"].get)
+    for name in ("audio", "video"):
+        assert sum(one["attention"][name]["weights"]) == pytest.approx(1, abs=1e-5)
+        assert len(one["attention"][name]["weights"]) == len(one["attention"][name]["times"])
+    reason = "unreadable: No such file or directory"
+    assert found["failures"] == [{"clip": str(lost), "reason": reason}]
+    assert page.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [([], "expected one clip or more"), (["a.npz", "--html", "/nowhere/a.html"], "/nowhere")],
+)
+def test_wrong_options_are_one_clear_message(commands, tiny_run, options, words):
+    assert words in commands.run("mmattn", "predict", tiny_run, *options, code=2)
+
+
+def test_attention_is_drawn_over_common_seconds():
+    times = np.arange(80) / 40  # two frames for each of 40 characters
+    high = np.where(times >= 1, 2.0, 1.0)
+    audio = StreamView(times, high / high.sum(), np.zeros((80, 1)))
+    late = np.arange(12) / 12 + 1.0
+    valid = late < 1.5
+    video = StreamView(late, valid / 6, np.zeros((12, 1)), valid)
+    first, second = attention_lines({"audio": audio, "video": video})
+    shown = first[7:47]
+    assert shown.strip("▄█") == "" and shown.index("█") == 20 and "▄" not in shown[20:]
+    assert first.endswith("  0.0 to 2.0 s, most at 1.00 s (1.3 × uniform)")
+    shown = second[7:47]
+    assert shown[:18].strip() == "" and set(shown[21:29]) == {"█"} and set(shown[32:]) == {"·"}
+
+
+def test_bars():
+    bars = ["", "▏", "██", "██▏", "████"]
+    assert [bar(share, 4) for share in (0, 0.03125, 0.5, 0.53125, 1)] == bars
