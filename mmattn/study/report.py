@@ -33,8 +33,8 @@ RULE = (
     "The rule: a claim is supported if the 95 % interval of the paired difference lies on its side "
     "of 0 and Holm's adjusted p is below 0.05; refuted if the interval excludes an effect of the "
     "size that would be worth it (0.02 in each measure); inconclusive otherwise, and where there "
-    "is nothing to lose or no room to gain: both arms within 0.02 of chance, or the reference "
-    "within 0.02 of the most. (All but this last part was fixed before any run.)"
+    "is nothing to compare or no room to gain: neither arm is shown to be above chance by 0.02, or "
+    "the reference is within 0.02 of the most. (All but this last part was fixed before any run.)"
 )
 
 
