@@ -1,8 +1,8 @@
 """What a study claims, how it is decided, and the paired comparison of its arms.
 
-Measures and the rule of `verdict` were fixed before any run. That a claim can be impossible to decide
-(`_undecidable`), that agreement of the modalities' attention is no claim, and that the canonical
-correlation is fitted within clips came after the first results: see docs/alignment.md.
+Measures and the rule of `verdict` were fixed before any run. That a claim can be impossible to
+decide (`_undecidable`), that agreement of the modalities' attention is no claim, and that the
+canonical correlation is fitted within clips came after the first results: see docs/alignment.md.
 """
 
 from typing import Literal, NamedTuple
