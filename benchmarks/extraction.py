@@ -3,6 +3,7 @@
 python -m benchmarks.extraction CLIP --times 1000
 """
 
+import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class Options:
 def resident() -> int:
     """Megabytes of memory that this process has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * 4096 / 1e6)
+    return round(pages * resource.getpagesize() / 1e6)
 
 
 if __name__ == "__main__":

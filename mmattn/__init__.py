@@ -4,17 +4,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from mmattn.config import ExtractConfig
     from mmattn.run.predictor import Predictor
 
 __version__ = "0.1.0"
 
 
-def load(run: Path | str, checkpoint: Literal["best", "final"] = "best") -> "Predictor":
+def load(
+    run: Path | str,
+    checkpoint: Literal["best", "final"] = "best",
+    media: "ExtractConfig | None" = None,
+) -> "Predictor":
     """The networks of a run, ready to predict clips.
 
     Args:
         run: the run's folder; the networks of folds or a committee are averaged.
         checkpoint: of each network.
+        media: where the models for raw clips are, if not in their usual places.
 
     Raises:
         UserError: no run, one that is not complete, or no such checkpoint.
@@ -31,4 +37,4 @@ def load(run: Path | str, checkpoint: Literal["best", "final"] = "best") -> "Pre
     """
     from mmattn.run.predictor import Predictor
 
-    return Predictor(Path(run), checkpoint)
+    return Predictor(Path(run), checkpoint, media)

@@ -3,7 +3,6 @@
 Nothing heavy is imported before the options are read, so that `--help` is quick.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ import tyro
 from mmattn.config import ExperimentConfig, ExtractConfig, OtherDataConfig
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
+from mmattn.files import cores
+from mmattn.media import explain_missing_library
 
 if TYPE_CHECKING:
     from mmattn.study.plan import Study
@@ -189,8 +190,8 @@ class Extract:
     """Clips at once (default: as many as there are cores)."""
 
     def __call__(self) -> None:
-        from mmattn.media.parallel import extract_clips
-
+        with explain_missing_library():
+            from mmattn.media.parallel import extract_clips
         extract_clips(self.clips, self.to, self.features, worker_count(self.workers))
 
 
@@ -210,8 +211,8 @@ class Align:
     """Where `mmattn download face-models` put the model files."""
 
     def __call__(self) -> None:
-        from mmattn.media.check import check_clips
-
+        with explain_missing_library():
+            from mmattn.media.check import check_clips
         check_clips(self.clips, self.models, worker_count(self.workers), self.plot, self.csv)
 
 
@@ -251,7 +252,7 @@ def main() -> None:
 def worker_count(workers: Workers) -> int:
     """Processes to work with; UserError if there are none."""
     if workers == "auto":
-        return len(os.sched_getaffinity(0))
+        return cores()
     if workers < 1:
         raise UserError(f"--workers {workers}: expected 1 or more")
     return workers

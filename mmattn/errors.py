@@ -31,5 +31,5 @@ class Incomplete(UserError):
 class Misaligned(UserError):
     """Sound and picture of some clips are apart."""
 
-    exit_code = 1
+    exit_code = 4
     label = "misaligned"

@@ -14,6 +14,13 @@ from mmattn.errors import UserError
 CACHE = Path("~/.cache/mmattn")
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def processor() -> str:
     """What the processor can do: code that was compiled for one may not run on another."""
     about = Path("/proc/cpuinfo")

@@ -9,6 +9,7 @@ from scipy.signal.windows import hann
 from mmattn.data.clips import Stream
 from mmattn.media.decode import BadMedia
 
+BLOCK = 4096  # windows at once: hours of sound need no more memory than minutes
 FLOOR = 1e-8  # of the power: silence has a logarithm, a quiet room is hardly louder
 
 
@@ -41,12 +42,15 @@ class LogMel:
                 f"its sound lasts {1000 * len(samples) / rate:.0f} ms; expected "
                 f"{1000 * self.window:.0f} ms, a window, or more"
             )
-        frames = np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
+        windows = np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
         size = 1 << (length - 1).bit_length()
-        power = np.abs(np.fft.rfft(frames * hann(length, sym=False), size)) ** 2
         filters = mel_filters(self.bands, self.lowest, self.highest, size, rate)
-        times = (np.arange(len(frames)) * hop + length / 2) / rate
-        return Stream(np.log(power @ filters.T + FLOOR).astype(np.float32), times)
+        frames = np.empty((len(windows), self.bands), np.float32)
+        for first in range(0, len(windows), BLOCK):
+            block = windows[first : first + BLOCK] * hann(length, sym=False)
+            power = np.abs(np.fft.rfft(block, size)) ** 2
+            frames[first : first + BLOCK] = np.log(power @ filters.T + FLOOR)
+        return Stream(frames, (np.arange(len(windows)) * hop + length / 2) / rate)
 
 
 @lru_cache

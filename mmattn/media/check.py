@@ -12,8 +12,9 @@ from scipy.stats import zscore
 from mmattn.config import ExtractConfig
 from mmattn.console import progress, say, say_table
 from mmattn.data.clips import BadClip, read_streams
-from mmattn.errors import Incomplete, Misaligned
+from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.files import write_text
+from mmattn.media import is_feature_file
 from mmattn.media.align import LAGS, SUSPECT, Alignment, Movement, align, movement, read_curve
 from mmattn.media.decode import BadMedia
 from mmattn.media.extract import extract_clip
@@ -49,6 +50,9 @@ def check_clips(
         Incomplete: some clips have no sound or face, or cannot be read.
         Misaligned: some clips are further apart than 80 ms.
     """
+    for option, path in (("plot", plot), ("csv", table)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"--{option} {path}: expected a file in a folder that is there")
     config = ExtractConfig(models=models, video_rate=RATE)
     jobs = [Job(clip, below) for clip, below in find_clips(clips, (".npz", *SUFFIXES))]
     results: dict[Path, Checked] = {}
@@ -72,10 +76,14 @@ def check_clip(job: Job, config: ExtractConfig) -> Checked:
         return Checked(align(_movement(job.clip, config)))
     except (BadMedia, BadClip) as error:
         return Checked(failure=str(error))
+    except (UserError, OSError):  # of the models: no clip could be checked
+        raise
+    except Exception as error:  # one clip never stops the others, whatever FFmpeg makes of it
+        return Checked(failure=repr(error))
 
 
 def _movement(clip: Path, config: ExtractConfig) -> Movement:
-    if clip.suffix == ".npz":
+    if is_feature_file(clip):
         return movement(*read_streams(clip))
     found = extract_clip(clip, config)
     streams = {"audio": found.audio, "video": found.video}
@@ -154,4 +162,4 @@ def plot_alignment(title: str, clip: Movement, found: Alignment, path: Path) -> 
     below.plot(found.offset, found.correlation, "*", color=GREEN, markersize=13, label=label)
     below.set(xlabel="sound later than the mouth by (ms)", ylabel="r", xlim=(-600, 600))
     below.legend(loc="best", frameon=False)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, format="png")

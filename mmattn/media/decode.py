@@ -19,7 +19,14 @@ SHORT_SHARE = 0.1  # … or this share of it, whichever is more
 # Of MP4: what its edit list says is a shift of all times, no more. Otherwise FFmpeg drops RAVDESS's
 # last picture and shows the others a picture (33 ms) too early, for their list does not make up for
 # the delay of the encoder; the sound, which is delayed as much, stays where it is.
-_OPTIONS = {"advanced_editlist": "0"}
+#
+# No list of other files is read, which FFmpeg would follow: a clip is what is in its own file.
+_OPTIONS = {
+    "advanced_editlist": "0",
+    "format_whitelist": "mov,flv,avi,matroska,wav,flac,aac,mp3,ogg,mpegts,mpeg,asf",
+}
+GAP = 0.05  # seconds without sound that are packets lost, not rounded times
+LONGEST_GAP = 60.0
 _EARLY = 1e-3  # seconds that a frame may come before it is due, for times that are rounded
 
 
@@ -48,22 +55,41 @@ class Sound(NamedTuple):
 def read_sound(path: Path) -> Sound | None:
     """The sound of a clip as one channel of 16 kHz; None if the clip has no sound track.
 
-    Raises BadMedia.
+    Where packets were lost it is silent, so that what follows keeps its time. Raises BadMedia.
     """
     with _opened(path) as container:
         if not container.streams.audio:
             return None
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler("flt", "mono", RATE)
-        parts, start = [], None
-        for frame in container.decode(stream):
+        parts: list[np.ndarray] = []
+        resampler = form = start = None
+        due = ended = 0.0  # when the next sample is due, and when the last frame ended
+        for frame in container.decode(container.streams.audio[0]):
+            time = _time(frame, container)
             if start is None:
-                start = _time(frame, container)
+                start = due = ended = time
+            if not ended - GAP <= time <= due + LONGEST_GAP:
+                raise BadMedia(f"its sound jumps from {ended:.2f} to {time:.2f} s")
+            if time - due > GAP:
+                parts += [*_rest(resampler), np.zeros(round((time - due) * RATE), np.float32)]
+                resampler, due = None, time
+            if resampler is None or form != _form(frame):
+                parts += _rest(resampler)
+                resampler, form = av.AudioResampler("flt", "mono", RATE), _form(frame)
             parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+            due += frame.samples / frame.sample_rate
+            ended = time + frame.samples / frame.sample_rate
         if start is None:
             raise BadMedia("its sound track is empty")
-        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
-        return Sound(np.concatenate(parts), RATE, start)
+        return Sound(np.concatenate([*parts, *_rest(resampler)]), RATE, start)
+
+
+def _form(frame: av.AudioFrame) -> tuple:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _rest(resampler: av.AudioResampler | None) -> list[np.ndarray]:
+    """What a resampler still holds; it cannot be used again."""
+    return [part.to_ndarray()[0] for part in resampler.resample(None)] if resampler else []
 
 
 def read_frames(path: Path, rate: float) -> Iterator[tuple[float, np.ndarray]]:
@@ -107,10 +133,12 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         if not path.stat().st_size:
             raise BadMedia("the file is empty")
-        with av.open(str(path), options=_OPTIONS) as container:
+        with av.open(str(path.absolute()), options=_OPTIONS) as container:
             yield container
     except av.FFmpegError as error:
         raise BadMedia(f"no sound or picture can be read: {error.strerror}") from error
+    except (ValueError, MemoryError) as error:  # PyAV's own, of frames that do not fit
+        raise BadMedia(f"no sound or picture can be read: {error}") from error
     except OSError as error:
         raise BadMedia(f"unreadable: {error.strerror or error}") from error
 

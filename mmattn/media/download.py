@@ -131,7 +131,8 @@ def download_crema_d(folder: Path, only: Sequence[str] = ()) -> None:
     say(CREMA_D_LICENCE)
     clone = folder / "CREMA-D"
     _make_folder(folder)
-    _clone(clone)
+    with _say_how_to_go_on():
+        _clone(clone)
     clips = _list_clips(clone)
     if unknown := [actor for actor in only if actor not in clips]:
         raise UserError(f"--only: expected {min(clips)} … {max(clips)}, got {', '.join(unknown)}")
@@ -327,6 +328,8 @@ def _safe_members(file: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]
             raise UserError(f"{archive}: {member.filename!r} leads out of the folder")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise UserError(f"{archive}: {member.filename!r} is neither a file nor a folder")
+    if len({member.filename for member in file.infolist()}) < len(file.infolist()):
+        raise UserError(f"{archive}: expected each name once")
     return [
         member
         for member in file.infolist()
@@ -409,16 +412,22 @@ def _list_clips(clone: Path) -> dict[str, dict[str, int]]:
 def _pull(clone: Path, sizes: dict[str, int]) -> None:
     # git-lfs passes over files that are missing or cut short: let them be pointers again.
     _git("checkout", "--quiet", "--", *sizes, folder=clone)
-    try:
+    with _say_how_to_go_on():
         _git("lfs", "pull", "--include", ",".join(sizes), folder=clone)
+    shutil.rmtree(clone / ".git" / "lfs" / "objects", ignore_errors=True)  # the clips once more
+    if bad := _incomplete(sizes, clone):
+        raise UserError(f"{clone / next(iter(bad))}: expected {next(iter(bad.values()))} bytes")
+
+
+@contextmanager
+def _say_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
         raise UserError(
             f"{error}; what came is kept, the same command goes on ({CREMA_D_ADDRESS} sets another "
             f"address; {CREMA_D_MIRROR} is its authors' mirror)"
         ) from error
-    shutil.rmtree(clone / ".git" / "lfs" / "objects", ignore_errors=True)  # the clips once more
-    if bad := _incomplete(sizes, clone):
-        raise UserError(f"{clone / next(iter(bad))}: expected {next(iter(bad.values()))} bytes")
 
 
 def _git(*arguments: str, folder: Path | None = None, words: str = "") -> str:

@@ -29,6 +29,7 @@ from mmattn.media.faces import FaceDetector, FaceTracker
 from mmattn.media.mesh import FaceMesh
 from mmattn.media.models import FACE_DETECTOR, model_file
 
+FASTEST = 1000.0  # pictures a second
 MANY = 0.2  # share of pictures without a face that is worth a word
 SOUND_ALONE = (".wav", ".flac")  # in which RAVDESS's 03-* files come
 
@@ -104,6 +105,8 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
                 f"{', '.join(known[modality])}"
             )
     rate = extractor.get("video", {"settings": {}})["settings"].get("rate", default.video_rate)
+    if not (isinstance(rate, float | int) and 0 < rate <= FASTEST):
+        raise UserError(f"video features at {rate!r} pictures a second cannot be made")
     config = replace(default, video_rate=rate, **names)
     made = extractor_of(config)
     wanted = {modality: made[modality] for modality in extractor}
@@ -132,16 +135,29 @@ def heard_sound(path: Path, track: Sound | None) -> tuple[Sound | None, list[str
     """The sound of a clip and what is to note about it, from the track that `read_sound` gives.
 
     Where nothing is heard in that, it is the sound of 03-* of the same RAVDESS take, if that file
-    lies beside the clip.
+    lies beside the clip. It starts with the clip's first picture, which is not at 0: see decode.
     """
     if track is not None and not track.silent:
         return track, []
     has = "no" if track is None else "a silent"
-    for suffix in SOUND_ALONE:
-        other = path.with_name(f"03-{path.stem[3:]}{suffix}")
-        if path.stem[:3] in ("01-", "02-") and other.exists():
-            return read_sound(other), [f"it has {has} sound track; the sound is from {other.name}"]
-    return None, [f"it has {has} sound track"]
+    other = sound_beside(path)
+    if other is None:
+        return None, [f"it has {has} sound track"]
+    try:
+        sound = read_sound(other)
+    except BadMedia as error:
+        raise BadMedia(f"{other.name}: {error}") from error
+    first = next((time for time, _ in read_frames(path, 1000)), 0.0)
+    note = f"it has {has} sound track; the sound is from {other.name}"
+    return sound and sound._replace(start=sound.start + first), [note]
+
+
+def sound_beside(path: Path) -> Path | None:
+    """The file of sound alone of a clip's RAVDESS take, if it lies beside the clip."""
+    if path.stem[:3] not in ("01-", "02-"):
+        return None
+    others = (path.with_name(f"03-{path.stem[3:]}{suffix}") for suffix in SOUND_ALONE)
+    return next((other for other in others if other.exists()), None)
 
 
 def _follow_face(

@@ -13,6 +13,7 @@ from scipy.special import expit
 
 SIZE = 128  # pixels a side that the detector sees
 LEAST_SCORE = 0.5
+FORGOTTEN = 15  # pictures without the face after which any other may be followed: a cut
 SAME = 0.3  # overlap from which two boxes show the same face
 
 
@@ -145,12 +146,13 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 class FaceTracker:
     """Follows one face through a clip: the first time the largest, then the one that overlaps it.
 
-    After a picture without it, where it was last seen counts.
+    After pictures without it, where it was last seen counts; after many, it is the largest again.
     """
 
     def __init__(self, detect: Callable[[np.ndarray], list[Face]]):
         self._detect = detect
         self._last: np.ndarray | None = None  # its box
+        self._missed = 0  # pictures since then
 
     def __call__(self, picture: np.ndarray) -> Face | None:
         """The face in the next picture [H, W, 3]; None if it is not seen."""
@@ -160,6 +162,9 @@ class FaceTracker:
         else:
             near = [face for face in faces if overlap(face.box, self._last) > 0]
             chosen = max(near, key=lambda face: overlap(face.box, self._last), default=None)
+        self._missed = 0 if chosen else self._missed + 1
         if chosen is not None:
             self._last = chosen.box
+        elif self._missed == FORGOTTEN:
+            self._last = None
         return chosen

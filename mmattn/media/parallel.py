@@ -19,7 +19,13 @@ from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
 from mmattn.media import egemaps
 from mmattn.media.decode import BadMedia
-from mmattn.media.extract import extract_clip, extractor_of, write_features
+from mmattn.media.extract import (
+    FASTEST,
+    extract_clip,
+    extractor_of,
+    sound_beside,
+    write_features,
+)
 
 SUFFIXES = (".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".wav", ".flac")
 
@@ -55,8 +61,8 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
             model file or library that is missing, a full disk.
         Incomplete: some clips failed; the others are done.
     """
-    if not 0 < config.video_rate <= 1000:
-        raise UserError(f"--video-rate {config.video_rate}: expected above 0, at most 1000")
+    if not 0 < config.video_rate <= FASTEST:
+        raise UserError(f"--video-rate {config.video_rate}: expected above 0, at most {FASTEST:g}")
     jobs = find_jobs(clips, to)
     left = [job for job in jobs if not _is_done(job, config)]
     if len(left) < len(jobs):
@@ -101,6 +107,8 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
     Raises:
         UserError: one of them is not there, or a folder has no clips.
     """
+    if not given:
+        raise UserError("CLIP...: expected clips or folders of clips, one or more")
     found, left_out = [], 0
     for path in given:
         if path.is_dir():
@@ -158,7 +166,8 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
             f"{job.target} holds other features than asked for "
             f"({difference(extractor, wanted) or 'it does not say which'}); choose another --to"
         )
-    return job.target.stat().st_mtime >= job.clip.stat().st_mtime
+    sources = [job.clip, *filter(None, [sound_beside(job.clip)])]
+    return job.target.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
 
 
 def run_jobs(
@@ -203,13 +212,18 @@ def _run(
             except BrokenProcessPool:
                 broken.add(futures[future])
         return [job for job in jobs if job in broken]
+    except BaseException:  # Ctrl-C too: what is begun need not end, its file is not there yet
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_process() -> None:
     be_quiet()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work …
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # … so, and half a file is removed
 
 
 def extract_to_file(job: Job, config: ExtractConfig) -> Done:
@@ -251,7 +265,8 @@ def _say_results(found: dict[Job, Done], seconds: float, workers: int, to: Path)
             f"{max(done.memory for done in good) / 1e6:.0f} MB each; features in {to}"
         )
     if failed:
+        others = f", the others are in {to}" if good else ""
         raise Incomplete(
-            f"{len(failed)} of {len(found)} clips failed (see the table), the others are in {to}; "
-            "the same command tries again"
+            f"{len(failed)} of {len(found)} clips failed (see the table){others}; the same command "
+            "tries again"
         )

@@ -13,10 +13,11 @@ from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table, waiting
 from mmattn.errors import Incomplete, UserError
 from mmattn.evaluate.views import ClipView, StreamView
+from mmattn.media import is_feature_file
 from mmattn.report.footage import Footage
 from mmattn.report.page import write_prediction_page
 from mmattn.run.folder import read_config
-from mmattn.run.predictor import FEATURES, Outcome, Prediction, Predictor
+from mmattn.run.predictor import Outcome, Prediction, Predictor
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_jax
 
@@ -53,7 +54,7 @@ def predict_run(
         be_quiet()
     if not clips:
         raise UserError("CLIP...: expected one clip or more")
-    if html is not None and not html.parent.is_dir():
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):
         raise UserError(f"--html {html}: expected a file in a folder that is there")
     start_jax(1, read_config(run).train.batch)
     predictor = Predictor(run, kind, media)
@@ -123,7 +124,7 @@ def _both(streams: dict[str, StreamView]) -> dict[str, StreamView | None]:
 
 
 def _footage(predictor: Predictor, prediction: Prediction) -> Footage:
-    if prediction.path.suffix == FEATURES:
+    if is_feature_file(prediction.path):
         return Footage(prediction.notes)
     from mmattn.run.footage import faces_of, sound_of
 

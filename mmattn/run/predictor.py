@@ -1,7 +1,6 @@
 """What a trained run says of new clips, raw ones or feature files."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -15,12 +14,11 @@ from mmattn.data.corpus import Corpus, crop_to_overlap, tile_audio
 from mmattn.data.extractor import difference
 from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.views import ClipView, StreamView
+from mmattn.media import explain_missing_library, is_feature_file
 from mmattn.run.folder import check_complete, parts_of, read_config
 from mmattn.run.views import view_clips
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.loop import restore
-
-FEATURES = ".npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +145,7 @@ class Predictor:
             raise UserError(
                 f"the run was trained on {' and '.join(unsaid)} features that do not say what made "
                 f"them, so it cannot be known how to extract the like from a raw clip; expected a "
-                f"feature file ({FEATURES}) made as they were"
+                f"feature file (.npz) made as they were"
             )
         with explain_missing_library():
             from mmattn.media.extract import config_like
@@ -170,7 +168,7 @@ class Predictor:
 
     def _read(self, path: Path) -> tuple[dict[str, Stream], dict[str, dict], tuple[str, ...]]:
         """The streams of a clip, what made them, both by modality, and notes. Raises BadClip."""
-        if path.suffix == FEATURES:
+        if is_feature_file(path):
             return *read_streams(path, self.config.data.audio_rate, self.config.data.video_rate), ()
         with explain_missing_library():
             from mmattn.media.decode import BadMedia
@@ -270,17 +268,6 @@ class Predictor:
             trainer, state = restore(training, self.checkpoint, corpus, clips, 1)
             seen.append(view_clips(trainer, state, clips))
         return [_mean_view(views) for views in zip(*seen, strict=True)]
-
-
-@contextmanager
-def explain_missing_library() -> Iterator[None]:
-    """Turn the lack of a library for raw clips into a message that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"raw clips need the library {error.name}: pip install 'mmattn[media]'"
-        ) from error
 
 
 def _trainings(folder: Path) -> list[Path]:

@@ -94,7 +94,7 @@ def oddly_named_clips(talking, tmp_path_factory) -> Path:
     """A folder with good clips of a second whose names need care."""
     folder = tmp_path_factory.mktemp("odd")
     short = talking("short.mp4", seconds=1.0)[0]
-    for name in ("two words.mp4", "-rf.mp4", "Überraschung 驚き.MP4", "[b]100%{0}.mp4"):
+    for name in ("two words.mp4", "-rf.mp4", "Überraschung 驚き.MP4", "[b]100%{0}.mp4", "a:b.mp4"):
         shutil.copy(short, folder / name)
     return folder
 

@@ -6,7 +6,7 @@ import pytest
 
 from mmattn.config import ExtractConfig
 from mmattn.data.clips import Stream
-from mmattn.errors import Incomplete, Misaligned
+from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.media.align import LAGS, Movement, align, movement, read_curve
 from mmattn.media.check import check_clips
 from mmattn.media.decode import BadMedia
@@ -117,6 +117,12 @@ def test_suspects_are_listed_plotted_and_fail(talking, face_models, lacking_clip
         check_clips(
             [tmp_path / "clips/good.npz", lacking_clips / "mute.mp4"], face_models, 2, None, None
         )
+
+
+def test_a_wrong_place_for_results_is_said_before_the_work(face_models, tmp_path):
+    for options in ((tmp_path / "none/a.png", None), (None, tmp_path / "none/a.csv")):
+        with pytest.raises(UserError, match=r"--(plot|csv) .*: expected a file in a folder"):
+            check_clips([tmp_path], face_models, 1, *options)
 
 
 def test_real_clips_are_near_zero(face_models, ravdess):

@@ -98,6 +98,8 @@ def test_sound_comes_from_the_same_take(ravdess_clips, config):
     count = min(len(silent.audio.times), len(whole.audio.times))
     heard = (loudness_of(one.audio.frames[:count]) for one in (silent, whole))
     assert np.corrcoef(*heard)[0, 1] > 0.99
+    # The file of sound alone starts with the first picture.
+    assert silent.audio.times[0] == pytest.approx(silent.video.times[0] + 0.0125, abs=1e-6)
     alone = extract_clip(ravdess_clips / "02-01-06-01-02-01-12.mp4", config)
     assert alone.audio is None and alone.notes == ("it has a silent sound track",)
 

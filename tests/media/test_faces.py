@@ -99,6 +99,13 @@ def test_the_largest_face_is_followed_and_then_the_one_that_overlaps_it():
     assert [followed[n].box[0] for n in (1, 2, 4)] == [200, 220, 230]
 
 
+def test_after_a_cut_another_face_is_followed():
+    seen = iter([[face_at(0)], *([[face_at(300)]] * 16)])
+    track = FaceTracker(lambda _: next(seen))
+    followed = [track(np.zeros((1, 1, 3))) for _ in range(17)]
+    assert [face and face.box[0] for face in followed] == [0, *[None] * 15, 300]
+
+
 def test_distances_of_points_in_units_of_the_head():
     points = np.random.default_rng(0).normal(size=(468, 3))
     found = distances(points)

@@ -1,5 +1,9 @@
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,11 +89,10 @@ def test_bad_options_are_named(folder, config, tmp_path):
     for clips, words in (
         ([tmp_path / "none"], "none: expected a clip or a folder of clips, there is none"),
         ([empty], r"empty: expected clips \(\.mp4, .*\), found none"),
-        ([folder, folder / "inner/two words é.FLV", folder / "inner"], None),
+        ([], "CLIP...: expected clips or folders of clips, one or more"),
     ):
-        if words:
-            with pytest.raises(UserError, match=words):
-                extract_clips(clips, tmp_path / "to", config, 1)
+        with pytest.raises(UserError, match=words):
+            extract_clips(clips, tmp_path / "to", config, 1)
     twin = folder / "1001_DFA_ANG_XX.mkv"
     shutil.copy(folder / "1001_DFA_ANG_XX.mp4", twin)
     with pytest.raises(UserError, match=r"XX.mkv and .*XX.mp4 would both become .*XX.npz"):
@@ -111,6 +114,58 @@ def test_hidden_folders_are_not_searched(folder):
     (folder / ".download").mkdir()
     shutil.copy(folder / "mute.mp4", folder / ".download")
     assert len(find_clips([folder], (".mp4",))) == 4
+
+
+def test_sound_that_comes_later_is_taken(ravdess_clips, config, tmp_path):
+    clip = tmp_path / "02-01-05-01-02-01-12.mp4"
+    shutil.copy(ravdess_clips / clip.name, clip)
+    extract_clips([clip], tmp_path / "to", config, 1)
+    assert set(read_streams(tmp_path / "to" / f"{clip.stem}.npz")[0]) == {"video"}
+    shutil.copyfile(ravdess_clips / f"03-{clip.stem[3:]}.wav", tmp_path / f"03-{clip.stem[3:]}.wav")
+    extract_clips([clip], tmp_path / "to", config, 1)
+    assert set(read_streams(tmp_path / "to" / f"{clip.stem}.npz")[0]) == {"audio", "video"}
+
+
+def test_ctrl_c_ends_it_and_leaves_no_process_or_half_file(
+    commands, talking, face_models, tmp_path
+):
+    clips, to = tmp_path / "clips", tmp_path / "to"
+    clips.mkdir()
+    for number in range(40):
+        shutil.copy(talking("talking.mp4")[0], clips / f"{number:02d}.mp4")
+    job = commands.start("mmattn", "extract", clips, "--to", to, "--workers", "2")
+    while not list(to.glob("*.npz")):
+        assert job.poll() is None
+        time.sleep(0.1)
+    children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == job.pid]
+    assert children
+    job.send_signal(signal.SIGINT)
+    words, _ = job.communicate(timeout=30)
+    assert job.returncode == 130 and "interrupted" in words and "Traceback" not in words
+    for child in children:
+        while _parent(Path("/proc") / str(child)) is not None:
+            time.sleep(0.1)
+    done = {path.name for path in to.iterdir()}
+    assert done and all(name.endswith(".npz") and name[0] != "." for name in done)
+    assert len(done) < 40
+
+
+def _parent(process: Path) -> int | None:
+    """Of a process that lives."""
+    try:
+        state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state == "Z" else int(parent)
+
+
+@pytest.mark.parametrize("command", ["extract", "align"])
+def test_without_the_libraries_it_says_what_to_install(command, tmp_path):
+    words = [command, str(tmp_path), *(["--to", "x"] if command == "extract" else [])]
+    code = f"import sys; sys.modules['av'] = None; sys.argv[1:] = {words}; import mmattn.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "raw clips need the library av: pip install 'mmattn[media]'" in done.stderr
 
 
 def die_at_three(job: Job, config: ExtractConfig) -> str:
