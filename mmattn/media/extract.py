@@ -160,12 +160,17 @@ def sound_beside(path: Path) -> Path | None:
     return next((other for other in others if other.exists()), None)
 
 
+def face_tracker(config: ExtractConfig) -> FaceTracker:
+    """What follows the face of one clip; the models are loaded once a process."""
+    return FaceTracker(_face_models(config)[0])
+
+
 def _follow_face(
     path: Path, config: ExtractConfig, notes: list[str]
 ) -> tuple[Stream | None, float | None]:
     """The features of the face that is followed, and when the last picture is seen (s)."""
-    detector, features = _face_models(config)
-    track = FaceTracker(detector)
+    _, features = _face_models(config)
+    track = face_tracker(config)
     times, rows = [], []
     for time, picture in read_frames(path, config.video_rate):
         face = track(picture)
@@ -198,11 +203,11 @@ def _video_features(config: ExtractConfig):
         from mmattn.media.facenet import FaceNet
 
         return FaceNet(config.facenet)
-    return FaceMesh(config.models.expanduser())
+    return FaceMesh(config.models)
 
 
 @lru_cache(1)
 def _face_models(config: ExtractConfig) -> tuple[FaceDetector, Callable]:
     """Loaded once a process."""
-    detector = model_file(FACE_DETECTOR, config.models.expanduser())
+    detector = model_file(FACE_DETECTOR, config.models)
     return FaceDetector(detector.read_bytes()), _video_features(config).start()

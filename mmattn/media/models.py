@@ -7,11 +7,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from mmattn.config import ExtractConfig
 from mmattn.console import say, waiting
 from mmattn.errors import UserError
-from mmattn.files import CACHE, explain_full_disk, write_bytes
+from mmattn.files import explain_full_disk, write_bytes
 
-FOLDER = CACHE / "models"
+FOLDER = ExtractConfig.models
 FACE_DETECTOR = "face_detection_short_range.tflite"
 FACE_MESH = "face_landmark.tflite"
 DLIB_EMBEDDING = "dlib_face_recognition_resnet_model_v1.dat"

@@ -28,10 +28,8 @@ from mmattn.media.extract import (
 )
 
 SUFFIXES = (".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".wav", ".flac")
-
-
-Result = TypeVar("Result")
 DIED = "the process that read it died"
+Result = TypeVar("Result")
 
 
 class Job(NamedTuple):

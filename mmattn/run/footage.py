@@ -5,9 +5,7 @@ from pathlib import Path
 from mmattn.config import ExtractConfig
 from mmattn.evaluate.views import StreamView
 from mmattn.media.decode import read_frames, read_sound
-from mmattn.media.extract import heard_sound
-from mmattn.media.faces import FaceDetector, FaceTracker
-from mmattn.media.models import FACE_DETECTOR, model_file
+from mmattn.media.extract import face_tracker, heard_sound
 from mmattn.report.footage import Envelope, Face, envelope, most_attended, portrait
 
 
@@ -30,8 +28,7 @@ def faces_of(path: Path, video: StreamView, config: ExtractConfig) -> tuple[Face
         UserError: the face detector's file is missing.
     """
     wanted = {float(video.times[frame]): video.ratio[frame] for frame in most_attended(video)}
-    detector = FaceDetector(model_file(FACE_DETECTOR, config.models).read_bytes())
-    track = FaceTracker(detector)  # sees every picture, so that it follows the same face as before
+    track = face_tracker(config)  # sees every picture, so that it follows the same face as before
     found = []
     for time, picture in read_frames(path, config.video_rate):
         face = track(picture)

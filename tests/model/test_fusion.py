@@ -14,8 +14,7 @@ from mmattn.data.augment import Frames, change_tempo
 from mmattn.data.batches import Batch, Sequence
 from mmattn.data.clips import Ragged, Stream, pack_streams
 from mmattn.model.fusion import FAR, ROUNDING, CrossAttention, CrossFusion, Reach, reach_of
-from mmattn.model.layers import Training
-from mmattn.model.network import Network, Output
+from tests.model.compiled import Model
 
 WIDTHS = {"audio": 3, "video": 4}
 CONFIG = ModelConfig(
@@ -378,33 +377,9 @@ def batch() -> Batch:
     return Batch(sequence("audio"), sequence("video"), labels, labels, ones, ones, labels)
 
 
-class Model:
-    """A whole network, compiled once for each shape of batch."""
-
-    def __init__(self):
-        network = Network(CONFIG, WIDTHS, classes=4, rngs=nnx.Rngs(0), reach=REACH)
-        self.graph, params, self.rest = nnx.split(network, nnx.Param, ...)
-        self.params = jax.tree.map(lambda param: 2 * param, params)  # clear differences in logits
-
-    @partial(jax.jit, static_argnums=0)
-    def predict(self, batch: Batch) -> Output:
-        return nnx.merge(self.graph, self.params, self.rest)(batch)
-
-    @partial(jax.jit, static_argnums=0)
-    def train(self, batch: Batch):
-        """The gradients in training of the logits' sum of squares."""
-        keys = jax.random.split(jax.random.key(0), len(batch.label))
-
-        def loss(params):
-            network = nnx.merge(self.graph, params, self.rest, copy=True)
-            return (network(batch, Training(keys, lambda tree: tree)).logits ** 2).sum()
-
-        return jax.grad(loss)(self.params)
-
-
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model()
+    return Model(CONFIG, WIDTHS, REACH)
 
 
 def inside(part: Sequence) -> np.ndarray:
@@ -473,7 +448,7 @@ def test_a_missing_modality_is_harmless(model, batch, missing, how):
 
 
 def test_training_reaches_every_parameter(model, batch):
-    for gradient in jax.tree.leaves(model.train(batch)):
+    for gradient in jax.tree.leaves(model.train(batch)[1]):
         assert np.abs(gradient).max() > 0
 
 

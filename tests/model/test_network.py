@@ -1,7 +1,5 @@
 """The whole network: what may change a clip's prediction, and what may not."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
@@ -9,8 +7,8 @@ from flax import nnx
 
 from mmattn.config import ModelConfig
 from mmattn.data.batches import Batch, Sequence
-from mmattn.model.layers import Training
-from mmattn.model.network import Network, Output
+from mmattn.model.network import Network
+from tests.model.compiled import Model
 
 WIDTHS = {"audio": 3, "video": 4}
 FRAMES = {"audio": 9, "video": 6}
@@ -83,35 +81,9 @@ def batch() -> Batch:
     return batch_of(audio, without_face(sequence("video", VIDEO_LENGTHS, seed=1), *NO_FACE))
 
 
-class Model:
-    """A network that is compiled once for each shape of batch."""
-
-    def __init__(self, config: ModelConfig = SMALL):
-        network = Network(config, WIDTHS, classes=4, rngs=nnx.Rngs(0))
-        self.graph, params, self.rest = nnx.split(network, nnx.Param, ...)
-        self.params = jax.tree.map(lambda param: 2 * param, params)  # clear differences in logits
-
-    @partial(jax.jit, static_argnums=0)
-    def predict(self, batch: Batch) -> Output:
-        return nnx.merge(self.graph, self.params, self.rest)(batch)
-
-    @partial(jax.jit, static_argnums=0)
-    def train(self, batch: Batch):
-        """Logits in training, and the gradients of their sum of squares."""
-        keys = jax.random.split(jax.random.key(0), len(batch.label))
-
-        def loss(params):
-            network = nnx.merge(self.graph, params, self.rest, copy=True)
-            logits = network(batch, Training(keys, lambda tree: tree)).logits
-            return (logits**2).sum(), logits
-
-        gradients, logits = jax.grad(loss, has_aux=True)(self.params)
-        return logits, gradients
-
-
 @pytest.fixture(scope="module")
 def model(batch) -> Model:
-    model = Model()
+    model = Model(SMALL, WIDTHS)
     assert np.abs(model.predict(batch).logits).max(1).min() > 0.1  # no clip's logits are all 0
     return model
 
@@ -219,7 +191,7 @@ def test_a_network_of_one_modality_has_that_branch_alone(batch, name, other):
     config = ModelConfig(
         modalities=(name,), audio_units=(3,), video_units=(3,), head_units=(), head_dropout=()
     )
-    model = Model(config)
+    model = Model(config, WIDTHS)
     output = model.predict(batch)
     assert list(output.attention) == list(output.embeddings) == [name]
     for path, _ in nnx.to_flat_state(model.params):

@@ -302,7 +302,7 @@ def test_raw_clips_need_libraries_that_are_named(tiny_run, monkeypatch):
 def test_the_sound_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypatch):
     footage = pytest.importorskip("mmattn.run.footage", reason="needs mmattn[media]")
     from mmattn.media.decode import Sound
-    from mmattn.media.faces import Face
+    from mmattn.media.faces import Face, FaceTracker
 
     # A grey picture every 0.1 s, each brighter; from 1 s on a second, larger face.
     shades = np.arange(20) * 10
@@ -316,17 +316,14 @@ def test_the_sound_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
             picture[:40, :40] = shade
             yield number / 10, picture
 
-    class Detector:
-        def __init__(self, model):
-            assert model == b"model"
+    def face_tracker(config):
+        assert config.models == tmp_path
+        return FaceTracker(
+            lambda picture: [small] if picture[0, 0, 0] < shades[10] else [large, small]
+        )
 
-        def __call__(self, picture):
-            return [small] if picture[0, 0, 0] < shades[10] else [large, small]
-
-    (tmp_path / "model").write_bytes(b"model")
     monkeypatch.setattr(footage, "read_frames", read_frames)
-    monkeypatch.setattr(footage, "FaceDetector", Detector)
-    monkeypatch.setattr(footage, "model_file", lambda name, folder: folder / "model")
+    monkeypatch.setattr(footage, "face_tracker", face_tracker)
     attention = np.ones(20)
     attention[[3, 15, 16]] = 5, 9, 8
     valid = np.ones(20, bool)

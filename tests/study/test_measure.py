@@ -3,36 +3,12 @@
 import numpy as np
 import pytest
 
-from mmattn.config import (
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import make_split
 from mmattn.study.measure import few_of_each, measure, meeting_times, rank_agreement
 from mmattn.train.loop import make_trainer
 from mmattn.train.shifts import OFFSETS, TEMPOS
-
-SYNTHETIC = SyntheticConfig(
-    rule="coincidence",
-    clips=144,
-    speakers=12,
-    audio_rate=20,
-    video_rate=15,
-    audio_width=6,
-    video_width=5,
-)
-CONFIG = ExperimentConfig(
-    name="no_aug",
-    data=DataConfig(synthetic=SYNTHETIC, buckets=1, validation=0.2, test=0.5),
-    model=ModelConfig(
-        audio_units=(4,), video_units=(4,), head_units=(8,), head_dropout=(0.1,), cross_units=8
-    ),
-    train=TrainConfig(batch=16, steps_per_dispatch=1),
-)
+from tests.study.small import CONFIG
 
 
 @pytest.fixture(scope="module", params=["concat", "cross"])

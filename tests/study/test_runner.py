@@ -10,38 +10,14 @@ import pytest
 
 from mmattn.config import (
     AugmentConfig,
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
     OtherDataConfig,
-    SyntheticConfig,
-    TrainConfig,
 )
 from mmattn.errors import UserError
 from mmattn.study.plan import REFERENCE, Block, Study
 from mmattn.study.runner import MEASURES, load_measures
 from mmattn.study.study import run_study
+from tests.study.small import CONFIG
 
-CONFIG = ExperimentConfig(
-    name="compare",
-    data=DataConfig(
-        buckets=1,
-        validation=0.2,
-        test=0.5,
-        synthetic=SyntheticConfig(
-            rule="coincidence",
-            clips=144,
-            speakers=12,
-            audio_rate=20,
-            audio_width=6,
-            video_width=5,
-        ),
-    ),
-    model=ModelConfig(
-        audio_units=(4,), video_units=(4,), head_units=(8,), head_dropout=(0.1,), cross_units=8
-    ),
-    train=TrainConfig(epochs=2, batch=16, patience=0, save_every=9, steps_per_dispatch=1),
-)
 ARMS = {REFERENCE: AugmentConfig(), "audio_tempo": AugmentConfig(audio_tempo=(0.9, 1.1))}
 STUDY = Study((Block("small", "Synthetic, in small.", CONFIG, ("cross",), ARMS),), seeds=1)
 
