@@ -30,7 +30,13 @@ def experiment(default: ExperimentConfig, description: str) -> None:
 
         run_experiment(config, default)
 
-    end_process_after(work)
+    end_process_after(work, _leave)
+
+
+def _leave(code: int) -> None:
+    from mmattn.train.processes import leave
+
+    leave(code)
 
 
 def parse_experiment(
@@ -258,17 +264,25 @@ def worker_count(workers: Workers) -> int:
     return workers
 
 
-def end_process_after(work: Callable[[], Any]) -> None:
-    """Do the work; user errors are shown as one message and give an exit code."""
+def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys.exit) -> None:
+    """Do the work; user errors are shown as one message and give an exit code.
+
+    Args:
+        work: to be done.
+        leave: ends the process with a code, if the work did not end well.
+    """
     start_logging()
     try:
         work()
     except UserError as error:
         complain(f"{error.label}: {error}")
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
     except OSError as error:
         complain(f"error: {error.filename or 'a file'}: {error.strerror or error}")
-        sys.exit(UserError.exit_code)
+        leave(UserError.exit_code)
     except KeyboardInterrupt:
         complain("interrupted")
-        sys.exit(130)
+        leave(130)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        leave(1)

@@ -202,6 +202,45 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """Processes that train together; `mmattn launch` starts them on one machine."""
+
+    coordinator: str | None = None
+    """HOST:PORT where process 0 waits for the others; anyone who reaches it is let in."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which one this is, from 0. It alone writes the run's folder."""
+    timeout: float = 120.0
+    """Seconds to wait for all processes."""
+
+    def check(self) -> None:
+        """Raise UserError unless the options fit together."""
+        given = (self.coordinator, self.num_processes, self.process_id)
+        if self.timeout <= 0:
+            raise UserError(f"--distributed.timeout {self.timeout}: expected above 0 seconds")
+        if given == (None, None, None):
+            return
+        if None in given:
+            names = ("coordinator", "num-processes", "process-id")
+            missing = [n for n, value in zip(names, given, strict=True) if value is None]
+            raise UserError(
+                f"--distributed: expected all of {', '.join(names)}, "
+                f"there is no --distributed.{missing[0]}"
+            )
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 65536):
+            raise UserError(f"--distributed.coordinator {self.coordinator}: expected HOST:PORT")
+        if self.num_processes < 1:
+            raise UserError(f"--distributed.num-processes {self.num_processes}: expected 1 or more")
+        if not 0 <= self.process_id < self.num_processes:
+            raise UserError(
+                f"--distributed.process-id {self.process_id}: expected 0 to "
+                f"{self.num_processes - 1} (--distributed.num-processes)"
+            )
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """A whole run: `python -m experiments.NAME --help` lists what can be changed."""
 
@@ -213,7 +252,7 @@ class ExperimentConfig:
     averaged. Each speaker outside the test set validates one of them; --data.validation is not
     used."""
     devices: int | Literal["auto"] = "auto"
-    """CPU devices to divide each batch over (on a GPU machine: GPUs)."""
+    """CPU devices of all processes together to divide each batch over (or GPUs)."""
     out: Path | None = None
     """The run's folder, new or to resume (default: runs/<experiment>/<time>)."""
     resume: bool = False
@@ -222,9 +261,11 @@ class ExperimentConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def check(self) -> None:
         """Raise UserError at the first option whose value cannot be."""
+        self.distributed.check()
         train, model, data, augment = self.train, self.model, self.data, self.augment
         for option, value, right, expected in (
             ("seed", self.seed, self.seed >= 0, "0 or more"),
@@ -330,8 +371,10 @@ class ExperimentConfig:
                 raise UserError(f"--{option.replace('_', '-')} {value}: expected {expected}")
 
     def to_json(self) -> dict:
-        """As plain JSON values; `config_from_json` reads it back."""
-        return json.loads(json.dumps(asdict(self), default=str))
+        """As plain JSON values, but for the processes; `config_from_json` reads it back."""
+        value = json.loads(json.dumps(asdict(self), default=str))
+        del value["distributed"]
+        return value
 
 
 def config_from_json(value: dict) -> ExperimentConfig:

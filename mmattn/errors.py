@@ -21,6 +21,13 @@ class Stopped(UserError):
     label = "stopped"
 
 
+class LostProcess(UserError):
+    """Another process of the training is gone (76 is EX_PROTOCOL); `--resume` continues it."""
+
+    exit_code = 76
+    label = "lost"
+
+
 class Incomplete(UserError):
     """Some clips could not be used; what could be done with the others is done."""
 

@@ -153,14 +153,17 @@ def collate(
     batch: int,
     steps: int,
     augmentation: Augmentation | None = None,
+    own: slice | None = None,
 ) -> Batch:
     """Normalised, padded arrays of a dispatch, with leading axes [devices, steps, clips].
 
     Position p of a batch lies on device p // clips; the steps that the dispatch does not fill
-    and the places that a batch does not fill are filler.
+    and the places that a batch does not fill are filler. Of the devices only the `own` ones are
+    in the arrays, and of the clips only theirs are read.
     """
     share = -(-batch // devices)
-    lead = (devices, steps, share)
+    first, last, _ = (own or slice(None)).indices(devices)
+    lead = (last - first, steps, share)
     frames = dispatch.bucket
     if augmentation:
         frames = Bucket(*(stretched(length, augmentation.config) for length in frames))
@@ -174,16 +177,26 @@ def collate(
         clip=np.full(lead, -1, np.int32),
     )
     for step, clips in enumerate(dispatch.batches):
-        for position, (clip, pair, other, own) in enumerate(
-            _prepare(corpus, clips, normaliser, augmentation)
+        wanted = slice(first * share, last * share)
+        for position, (clip, pair, other, part) in enumerate(
+            _prepare(corpus, clips, normaliser, augmentation, wanted)
         ):
             device, place = divmod(position, share)
             at = device, step, place
             _fill(result.audio, at, pair.audio)
             _fill(result.video, at, pair.video)
             result.label[at], result.other_label[at] = corpus.labels[clip], corpus.labels[other]
-            result.share[at], result.weight[at], result.clip[at] = own, 1, clip
+            result.share[at], result.weight[at], result.clip[at] = part, 1, clip
     return result
+
+
+def places(dispatch: Dispatch, devices: int, batch: int) -> Iterator[tuple[int, int, int, int]]:
+    """Each clip of a dispatch, and where `collate` puts it: device, step and place."""
+    share = -(-batch // devices)
+    for step, clips in enumerate(dispatch.batches):
+        for position, clip in enumerate(clips):
+            device, place = divmod(position, share)
+            yield clip, device, step, place
 
 
 def normalised(corpus: Corpus, clip: int, normaliser: Normaliser) -> Pair:
@@ -202,19 +215,26 @@ def normalised(corpus: Corpus, clip: int, normaliser: Normaliser) -> Pair:
 
 
 def _prepare(
-    corpus: Corpus, clips: np.ndarray, normaliser: Normaliser, augmentation: Augmentation | None
+    corpus: Corpus,
+    clips: np.ndarray,
+    normaliser: Normaliser,
+    augmentation: Augmentation | None,
+    wanted: slice,
 ) -> Iterator[tuple[int, Pair, int, float]]:
-    """Each clip of a batch, its streams, the clip mixed into it (or itself) and its own share."""
-    pairs = {clip: normalised(corpus, clip, normaliser) for clip in clips}
-    if augmentation is None:
-        yield from ((clip, pairs[clip], clip, 1.0) for clip in clips)
-        return
-    pairs = {clip: augmentation.change(clip, pair) for clip, pair in pairs.items()}
-    if not augmentation.config.mixup:
-        yield from ((clip, pairs[clip], clip, 1.0) for clip in clips)
-        return
-    for clip, other, share in zip(clips, *augmentation.partners(clips), strict=True):
-        yield clip, mix(pairs[clip], pairs[other], share), other, share
+    """Each wanted clip of a batch, its streams, the clip mixed into it (or itself), its own share.
+
+    A clip's streams are made once, also if it is mixed into another.
+    """
+    others, shares = clips, np.ones(len(clips))
+    mixed = augmentation is not None and augmentation.config.mixup > 0
+    if mixed:
+        others, shares = augmentation.partners(clips)
+    needed = dict.fromkeys([*clips[wanted], *others[wanted]])
+    pairs = {clip: normalised(corpus, clip, normaliser) for clip in needed}
+    if augmentation is not None:
+        pairs = {clip: augmentation.change(clip, pair) for clip, pair in pairs.items()}
+    for clip, other, share in zip(clips[wanted], others[wanted], shares[wanted], strict=True):
+        yield clip, mix(pairs[clip], pairs[other], share) if mixed else pairs[clip], other, share
 
 
 def _blank(lead: tuple[int, ...], frames: int, width: int) -> Sequence:

@@ -32,6 +32,12 @@ def fit_normaliser(corpus: Corpus, train: np.ndarray) -> Normaliser:
     )
 
 
+def blank_normaliser(audio_width: int, video_width: int) -> Normaliser:
+    """Zeros, to be replaced."""
+    widths = (audio_width, audio_width, video_width, video_width)
+    return Normaliser(*(np.zeros(width, np.float32) for width in widths))
+
+
 def normalise_audio(normaliser: Normaliser, frames: np.ndarray) -> np.ndarray:
     """Normalised audio frames [T, Fa] float32."""
     return (frames - normaliser.audio_mean) / normaliser.audio_std

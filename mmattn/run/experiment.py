@@ -1,19 +1,23 @@
 """Train and evaluate: from a config to a run's folder with all its results."""
 
+import hashlib
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mmattn.config import ExperimentConfig
-from mmattn.console import log_to, say, say_table
+from mmattn.config import ExperimentConfig, config_from_json
+from mmattn.console import be_quiet, log_to, say, say_table
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, chosen_folds, make_split, split_from_json, split_to_json
-from mmattn.errors import Stopped
+from mmattn.errors import Stopped, UserError
 from mmattn.evaluate.metrics import confusion, per_class, scores
 from mmattn.evaluate.predictions import (
     Predictions,
@@ -35,6 +39,7 @@ from mmattn.run.folder import (
     write_environment,
 )
 from mmattn.run.views import view_clips
+from mmattn.train import processes
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.devices import start_jax
 from mmattn.train.loop import Trainer, best_epoch, fit, make_trainer, sigterm_asks
@@ -55,43 +60,96 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
     config.check()
     roots = tuple(root.expanduser().resolve() for root in config.data.roots)
     config = replace(config, data=replace(config.data, roots=roots))
+    processes.start_processes(config.distributed)
+    if not processes.first():
+        be_quiet()
+    with ExitStack() as held, processes.explain_lost_process():
+        stored = processes.from_first(lambda: _take_folder(config, default, held))
+        config = replace(config_from_json(stored), distributed=config.distributed)
+        try:
+            with sigterm_asks() as asked:
+                _run_parts(config, config.out, asked)
+        except Stopped as stop:
+            raise Stopped(f"{stop}; `--resume --out {config.out}` goes on") from None
+
+
+def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: ExitStack) -> dict:
+    """Lock the run's folder and begin its log, until `held` ends; the config as JSON."""
     folder = config.out or Path("runs") / config.name / time.strftime("%Y%m%d-%H%M%S")
     if config.resume:
-        config = config_to_resume(folder, config, default)
+        config = config_to_resume(folder, config, default, processes.count())
     else:
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if not config.resume:
-            check_new(folder)
-        with explain_full_disk(f"the run {folder}"), log_to(folder / "train.log"):
-            say(f"run {folder}")
-            try:
-                with sigterm_asks() as asked:
-                    _run_parts(config, folder, asked)
-            except Stopped as stop:
-                raise Stopped(f"{stop}; `--resume --out {folder}` goes on") from None
+    held.enter_context(locked(folder))
+    if not config.resume:
+        check_new(folder)
+    held.enter_context(explain_full_disk(f"the run {folder}"))
+    held.enter_context(log_to(folder / "train.log"))
+    say(f"run {folder}")
+    return replace(config, out=folder).to_json()
 
 
-def _run_parts(config: ExperimentConfig, folder: Path, asked: threading.Event) -> None:
+def _run_parts(
+    config: ExperimentConfig, folder: Path, asked: threading.Event | processes.AgreedStop
+) -> None:
     """Train and evaluate each part and put them together, until `asked` to stop."""
-    corpus = open_corpus(config.data)
+    corpus = _open_alike(config)
     groups = plan_parts(config, corpus, folder)
     config = replace(config, devices=start_jax(config.devices, config.train.batch))
-    write_config(folder, config)
-    write_environment(folder, jax.devices()[0].device_kind)
+
+    def describe() -> None:
+        write_config(folder, config)
+        write_environment(folder, jax.devices()[0].device_kind, processes.count())
+
+    processes.from_first(describe)
     for fold_folder, parts in groups.items():
         for part in parts:
             if asked.is_set():
                 raise Stopped(f"SIGTERM before {part.folder}")
-            part.folder.mkdir(parents=True, exist_ok=True)
             of_part = replace(part.config, devices=config.devices)
-            if part.folder != folder:
-                write_config(part.folder, of_part)
             train_and_evaluate(of_part, corpus, part.split, part.folder, asked, folder)
         if config.members > 1:
-            pool_members(fold_folder, [part.folder for part in parts], corpus, config.seed, folder)
+            folders = [part.folder for part in parts]
+            _by_first(partial(pool_members, fold_folder, folders, corpus, config.seed, folder))
     if list(groups) != [folder]:
-        pool_folds(folder, list(groups), corpus, config.seed)
+        _by_first(partial(pool_folds, folder, list(groups), corpus, config.seed))
+
+
+def _by_first(work: Callable[[], None]) -> None:
+    """Let process 0 do some work alone, with its own devices, and the others wait for it."""
+
+    def do() -> None:
+        with processes.alone():
+            work()
+
+    processes.from_first(do)
+
+
+def _open_alike(config: ExperimentConfig) -> Corpus:
+    """The corpus, in process 0 first: the others find its cache, if they share the disk.
+
+    Raises UserError if a process finds other clips than process 0, or cannot read them.
+    """
+    opened: list[Corpus] = []
+    processes.from_first(lambda: opened.append(open_corpus(config.data)))
+    found, failure = "", None
+    try:
+        opened = opened or [open_corpus(config.data)]
+        if processes.count() > 1:
+            found = _digest(opened[0])
+    except UserError as error:
+        failure = str(error)
+    for number, (digest, reason) in enumerate(said := processes.exchange([found, failure])):
+        if reason or digest != said[0][0]:
+            raise UserError(f"process {number}: {reason or 'has other clips than process 0'}")
+    return opened[0]
+
+
+def _digest(corpus: Corpus) -> str:
+    """Tells corpora apart by their clips' names, labels and lengths."""
+    arrays = (corpus.labels, corpus.audio.lengths, corpus.video.lengths)
+    names = "\n".join(corpus.names).encode()
+    return hashlib.sha256(b"".join([names, *(array.tobytes() for array in arrays)])).hexdigest()
 
 
 class Part(NamedTuple):
@@ -134,7 +192,7 @@ def train_and_evaluate(
     corpus: Corpus,
     split: Split,
     folder: Path,
-    asked: threading.Event,
+    asked: threading.Event | processes.AgreedStop,
     run: Path,
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
@@ -149,12 +207,11 @@ def train_and_evaluate(
         asked: whether to stop.
         run: the folder of the run that the training is a part of, or the same.
     """
-    if (folder / "summary.json").exists():
+    if processes.from_first(lambda: (folder / "summary.json").exists()):
         say(f"{folder} is complete")
         return
-    if (folder / "split.json").exists():
-        split = split_from_json(read_json(folder / "split.json"), corpus)
-    write_json(folder / "split.json", split_to_json(split, corpus))
+    stored = processes.from_first(lambda: _begin(config, corpus, split, folder, run))
+    split = split_from_json(stored, corpus)
     _say_data(corpus, split)
     trainer = make_trainer(config, corpus, split, config.devices)
     history = fit(trainer, split, folder, config.resume, asked)
@@ -164,13 +221,45 @@ def train_and_evaluate(
         side: to_predictions(corpus, clips, trainer.predict(state, clips))
         for side, clips in sides.items()
     }
-    note = split.description if split.leaking else None
+    _by_first(
+        partial(_write_training, config, (trainer, state), split, folder, run, history, predictions)
+    )
+
+
+def _begin(config: ExperimentConfig, corpus: Corpus, split: Split, folder: Path, run: Path) -> dict:
+    """Make a training's folder; its split as JSON: the one that is there already, or this."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder != run:
+        write_config(folder, config)
+    path = folder / "split.json"
+    stored = read_json(path) if path.exists() else split_to_json(split, corpus)
+    write_json(path, stored)
+    return stored
+
+
+def _write_training(
+    config: ExperimentConfig,
+    network: tuple[Trainer, TrainState],
+    split: Split,
+    folder: Path,
+    run: Path,
+    history: list[dict],
+    predictions: dict[str, Predictions],
+) -> None:
+    """Write what came of a training; see `train_and_evaluate` and `write_results`."""
     # Not with the others: the start would wait half a second for matplotlib.
     from mmattn.evaluate.plots import plot_attention, plot_curves
 
+    corpus = network[0].corpus
+    own = processes.share(config.devices)
+    if own < config.devices:
+        from mmattn.run.page import best_network
+
+        network = best_network(folder, corpus, own)
+    note = split.description if split.leaking else None
     plot_curves(history, folder / "curves.png", note)
     _, rows = np.unique(corpus.labels[split.test], return_index=True)  # the first of each class
-    views = view_clips(trainer, state, split.test[rows])
+    views = view_clips(*network, split.test[rows])
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(predictions["test"], f"Test, each class; {split.description}")
     best = best_epoch(history)
@@ -182,7 +271,7 @@ def train_and_evaluate(
         config.seed,
         f"{split.description}; epoch {best}, the best of {len(history)}",
         note=note,
-        network=(trainer, state),
+        network=network,
         best_epoch=best,
         epochs=len(history),
         seconds=sum(row["seconds"] for row in history),
@@ -230,7 +319,8 @@ def write_results(
     if folder == run:
         from mmattn.run.page import best_network, write_page
 
-        write_page(folder, *network or best_network(folder, corpus, read_config(folder).devices))
+        own = processes.share(read_config(folder).devices)
+        write_page(folder, *network or best_network(folder, corpus, own))
     summary = {**found, "data": corpus.description, "what": what, **about, **environment()}
     write_json(folder / "summary.json", summary)
     say(f"results in {folder}")

@@ -62,7 +62,7 @@ def check_complete(folder: Path) -> None:
 
 
 def config_to_resume(
-    folder: Path, asked: ExperimentConfig, default: ExperimentConfig
+    folder: Path, asked: ExperimentConfig, default: ExperimentConfig, processes: int
 ) -> ExperimentConfig:
     """The stored config of the run to go on with.
 
@@ -70,6 +70,8 @@ def config_to_resume(
         folder: the run's.
         asked: as the command line says.
         default: the experiment's own.
+        processes: that go on; if they are more or fewer than before, the number of devices is
+            that asked for.
 
     Raises:
         UserError: there is no run, or an option was given that says otherwise than the run (one
@@ -78,10 +80,25 @@ def config_to_resume(
     stored = read_config(folder)
     if stored.name != default.name:
         raise UserError(f"{folder} is a run of {stored.name}: resume it with that experiment")
+    free = ["out", "resume"]
+    if processes != _processes_before(folder, processes):
+        free.append("devices")
+        stored = replace(stored, devices=asked.devices)
     for name, value, kept, usual in _options(asked, stored, default):
-        if name not in ("out", "resume") and value != usual and value != kept:
+        if (
+            name not in free
+            and not name.startswith("distributed.")
+            and value != usual
+            and value != kept
+        ):
             raise UserError(f"--{name} {value}: the run to resume has {kept}, and keeps it")
     return replace(stored, out=folder, resume=True)
+
+
+def _processes_before(folder: Path, now: int) -> int:
+    """How many processes went about the run last; as many as now, if it does not say."""
+    path = folder / "environment.json"
+    return read_json(path)["starts"][-1].get("processes", 1) if path.exists() else now
 
 
 def _options(*configs, prefix: str = "") -> Iterator[tuple]:
@@ -99,11 +116,12 @@ def write_config(folder: Path, config: ExperimentConfig) -> None:
     write_json(folder / "config.json", replace(config, out=None, resume=False).to_json())
 
 
-def write_environment(folder: Path, device: str) -> None:
-    """Add this start to environment.json: time, machine, versions, command."""
+def write_environment(folder: Path, device: str, processes: int) -> None:
+    """Add this start to environment.json: time, machine, versions, command, processes."""
     path = folder / "environment.json"
     starts = read_json(path)["starts"] if path.exists() else []
     start = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment(), "device": device}
+    start["processes"] = processes
     write_json(path, {"starts": [*starts, start]})
 
 

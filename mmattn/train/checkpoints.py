@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk
+from mmattn.train import processes
 
 Kind = Literal["best", "final", "latest"]
 
@@ -26,7 +27,8 @@ class Checkpoints:
     """The checkpoints in a run's folder, `checkpoints/<kind>/<optimiser step>/`.
 
     Each kind keeps one checkpoint. A new one is complete under its name before the old one is
-    deleted, so a crash or a full disk leaves a good one.
+    deleted, so a crash or a full disk leaves a good one. Of several processes all call the same;
+    process 0 reads and writes, so that they need no common disk.
     """
 
     def __init__(self, folder: Path):
@@ -38,6 +40,23 @@ class Checkpoints:
         Raises:
             UserError: the disk is full; the last checkpoint of this kind is untouched.
         """
+        processes.from_first(lambda: self._save(kind, step, arrays, about))
+
+    def about(self, kind: Kind) -> dict | None:
+        """The JSON of the checkpoint, or None where there is none."""
+        return processes.from_first(lambda: self._about(kind))
+
+    def load(self, kind: Kind, like: Any) -> Any:
+        """The arrays, in the structure of `like`.
+
+        Raises:
+            UserError: there is no such checkpoint, or its arrays have other names or shapes.
+        """
+        found = []
+        processes.from_first(lambda: found.append(self._load(kind, like)))
+        return processes.arrays_from_first(found[0] if found else like)
+
+    def _save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
         parts = ocp.args.Composite(
             arrays=ocp.args.StandardSave(_named(arrays)), about=ocp.args.JsonSave(about)
         )
@@ -46,8 +65,7 @@ class Checkpoints:
             if step not in manager.all_steps():
                 manager.save(step, args=parts)
 
-    def about(self, kind: Kind) -> dict | None:
-        """The JSON of the checkpoint, or None where there is none."""
+    def _about(self, kind: Kind) -> dict | None:
         if not (self.folder / kind).is_dir():
             return None
         with self._manager(kind) as manager:
@@ -58,12 +76,7 @@ class Checkpoints:
                 "about"
             ]
 
-    def load(self, kind: Kind, like: Any) -> Any:
-        """The arrays, in the structure of `like`.
-
-        Raises:
-            UserError: there is no such checkpoint, or its arrays have other names or shapes.
-        """
+    def _load(self, kind: Kind, like: Any) -> Any:
         path = self.folder / kind
         wanted = _named(like)
         with self._manager(kind) as manager:
@@ -79,8 +92,16 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _manager(self, kind: Kind) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        return ocp.CheckpointManager((self.folder / kind).resolve(), options=options)
+        path = (self.folder / kind).resolve()
+        several = {}
+        if jax.process_count() > 1:
+            path.mkdir(parents=True, exist_ok=True)
+            only = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+            several = {"multiprocessing_options": only, "create": False}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, enable_async_checkpointing=False, **several
+        )
+        return ocp.CheckpointManager(path, options=options)
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmattn.errors import UserError
 from mmattn.files import CACHE, processor
+from mmattn.train import processes
 
 AXIS = "devices"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
@@ -21,29 +23,35 @@ def start_jax(devices: int | str, batch: int) -> int:
     """Make JAX divide the CPU into devices; to be called before anything else starts JAX.
 
     Args:
-        devices: a number, or "auto": the largest divisor of the batch that is not above the number
-            of cores, or every GPU where JAX has some.
+        devices: a number, of all processes together, or "auto": the largest divisor of the batch
+            with not more for each process than it has cores, or every GPU where JAX has some.
         batch: clips an optimiser step.
 
     Returns:
-        The number of devices to use.
+        The number of devices to use, of all processes together; each has the same number.
 
     Raises:
-        UserError: there are fewer devices than asked for, or more than clips in a batch.
+        UserError: there are fewer devices than asked for, or more than clips in a batch, or they
+            cannot be divided among the processes.
     """
-    cores = len(os.sched_getaffinity(0))
-    best = max(n for n in range(1, min(cores, batch) + 1) if batch % n == 0)
-    count = best if devices == "auto" else int(devices)
+    each = processes.count()
+    cores = min(processes.exchange(len(os.sched_getaffinity(0))))
+    fitting = (n for n in range(1, min(cores, batch // each) + 1) if batch % (n * each) == 0)
+    count = each * max(fitting, default=1) if devices == "auto" else int(devices)
     if not 1 <= count <= batch:
         raise UserError(f"--devices {count}: expected 1 to {batch} (--train.batch), or auto")
-    jax.config.update("jax_num_cpu_devices", count)
+    if count % each:
+        raise UserError(f"--devices {count}: expected a multiple of the {each} processes, or auto")
+    jax.config.update("jax_num_cpu_devices", count // each)
     _keep_compilations()
     _keep_memory()
-    found = jax.local_device_count()
+    found = min(processes.exchange(jax.local_device_count()))
     if devices == "auto" and jax.default_backend() != "cpu":
-        return min(found, batch)
-    if found < count:
-        raise UserError(f"--devices {count}: JAX has {found} {jax.default_backend()} device(s)")
+        return min(found, batch // each) * each
+    if found * each < count:
+        raise UserError(
+            f"--devices {count}: JAX has {found * each} {jax.default_backend()} device(s)"
+        )
     return count
 
 
@@ -73,14 +81,36 @@ def _keep_memory() -> None:
 
 
 def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = ()) -> Callable:
-    """Compile `function` to run on each device with its share of the leading axis."""
+    """Compile `function` to run on each device with its share of the leading axis.
+
+    Each process calls it with the shares of its own devices and gets theirs back.
+    """
     return jax.pmap(
         function,
         axis_name=AXIS,
         in_axes=in_axes,
         donate_argnums=donate,
-        devices=jax.local_devices()[:devices],
+        devices=_chosen(devices),
     )
+
+
+def _chosen(devices: int) -> list[jax.Device]:
+    """Equally many devices of each process, the first process's first."""
+    if processes.count() == 1:
+        return jax.local_devices()[:devices]
+    each = devices // processes.count()
+    return [
+        device
+        for process in range(processes.count())
+        for device in jax.local_devices(process)[:each]
+    ]
+
+
+def own_devices(devices: int) -> slice:
+    """Which of so many devices, those of all processes, are this one's."""
+    each = devices // processes.count()
+    start = jax.process_index() * each if processes.count() > 1 else 0
+    return slice(start, start + each)
 
 
 def sum_over_devices(tree: Any) -> Any:
@@ -108,17 +138,43 @@ def own_share(vector: jax.Array) -> jax.Array:
     return vector.reshape(jax.lax.axis_size(AXIS), -1)[device_number()]
 
 
+def everywhere(tree: Any) -> Any:
+    """What each process is to see of all devices, see `seen`; inside `parallel` alone."""
+    if processes.count() == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS), tree)
+
+
+def seen(tree: Any) -> Any:
+    """The NumPy arrays [D, …] of all devices that went through `everywhere`."""
+    if processes.count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return first(tree)
+
+
+def fetch(tree: Any) -> Any:
+    """The NumPy arrays [D, …] of all devices; nothing else may be at work on them meanwhile."""
+    if processes.count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def place(tree: Any) -> Any:
-    """Put arrays with a leading axis of devices onto them, one slice each."""
+    """Put arrays with a leading axis of this process's devices onto them, one slice each."""
     devices = len(jax.tree.leaves(tree)[0])
     mesh = Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
+def place_own(tree: Any) -> Any:
+    """Put this process's slices of arrays with a leading axis of all devices onto its devices."""
+    return place(jax.tree.map(lambda x: x[own_devices(len(x))], tree))
+
+
 def replicate(tree: Any, devices: int) -> Any:
-    """A copy of a tree on each device: leading axis of `devices`."""
+    """A copy of a tree on each of the devices of all processes, of which this one gets its own."""
     copies = jax.tree.map(lambda x: np.broadcast_to(x, (devices, *np.shape(x))), tree)
-    return place(copies)
+    return place_own(copies)
 
 
 def first(tree: Any) -> Any:

@@ -20,13 +20,13 @@ from mmattn.console import progress, say
 from mmattn.data.batches import Augmentation, Bucket, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
 from mmattn.data.extractor import difference
-from mmattn.data.normalise import Normaliser, fit_normaliser
+from mmattn.data.normalise import Normaliser, blank_normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
 from mmattn.evaluate.metrics import confusion_counts, uar
 from mmattn.files import write_text
 from mmattn.model.fusion import Reach, reach_of
-from mmattn.train import devices
+from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, Kind
 from mmattn.train.loss import balanced_class_weights
 from mmattn.train.predict import (
@@ -99,7 +99,7 @@ class Trainer:
     ) -> None:
         """Save a checkpoint; `about` joins what is true of the whole run."""
         state = self.learner.whole(state)
-        arrays = self._arrays(state, jax.tree.map(np.asarray, sums), self.normaliser)
+        arrays = self._arrays(state, devices.fetch(sums), self.normaliser)
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
 
     def load(self, checkpoints: Checkpoints, kind: Kind) -> tuple[TrainState, Sums]:
@@ -112,7 +112,16 @@ class Trainer:
         arrays = checkpoints.load(kind, like)
         self.normaliser = arrays["normaliser"]
         self.feed = self.feed._replace(normaliser=self.normaliser)
-        return self.learner.hold(arrays["state"]), arrays["sums"]
+        return self.learner.hold(arrays["state"]), self._spread(arrays["sums"])
+
+    def _spread(self, sums: Sums) -> Sums:
+        """Sums of as many devices as this trainer has; NumPy arrays [D]."""
+        count = self.device_count
+        if len(sums.clips) == count:
+            return sums
+        return jax.tree.map(
+            lambda x: np.where(np.arange(count) == 0, x.sum(), x.dtype.type(0)), sums
+        )
 
     def predict(self, state: TrainState, clips: np.ndarray) -> ClipPredictions:
         """Predict the clips at these positions [n] of the corpus.
@@ -143,7 +152,7 @@ class Trainer:
         return {"state": state, "sums": sums, "normaliser": normaliser}
 
 
-@lru_cache(1)
+@lru_cache(2)  # the second is of process 0 alone, which writes the results
 def compiled_learner(
     model: ModelConfig,
     train: TrainConfig,
@@ -170,7 +179,11 @@ def make_trainer(
     config: ExperimentConfig, corpus: Corpus, split: Split, device_count: int
 ) -> Trainer:
     """A trainer whose normalisation and class weights come from the training clips alone."""
-    normaliser = fit_normaliser(corpus, split.train)
+    if processes.count() == 1 or processes.first():
+        normaliser = fit_normaliser(corpus, split.train)
+    else:
+        normaliser = blank_normaliser(corpus.audio.width, corpus.video.width)
+    normaliser = processes.arrays_from_first(normaliser)
     weights = None
     if config.train.class_weights:
         labels = corpus.labels[split.train]
@@ -180,7 +193,11 @@ def make_trainer(
 
 
 def fit(
-    trainer: Trainer, split: Split, folder: Path, resume: bool, asked: threading.Event
+    trainer: Trainer,
+    split: Split,
+    folder: Path,
+    resume: bool,
+    asked: threading.Event | processes.AgreedStop,
 ) -> list[dict]:
     """Train to the end, from the latest checkpoint with `resume`; returns a row an epoch.
 
@@ -202,7 +219,7 @@ def fit(
         state, sums = trainer.load(checkpoints, "latest")
         if not all(map(np.array_equal, fitted, trainer.normaliser)):
             raise UserError(f"{folder}: the training clips are not those that it began with")
-        sums = devices.place(sums)
+        sums = devices.place_own(sums)
         history, done = about["history"], about["dispatches"]
         say(f"resumed after epoch {len(history)} and {done} dispatches of the next")
     write_metrics(folder, history)
@@ -292,7 +309,7 @@ def check_finite(
         before: steps before this dispatch.
         epoch: from 0.
     """
-    features, losses, squares = (np.asarray(found) for found in check)
+    features, losses, squares = devices.seen(check)
     for number, clips in enumerate(dispatch.batches):
         bad_features, bad_loss = (
             ~found[:, number].ravel()[: len(clips)] for found in (features, losses)
@@ -320,7 +337,7 @@ def _epoch_row(
 ) -> dict:
     """Evaluate on the validation clips: one line of metrics.jsonl."""
     trained = time.perf_counter() - begin
-    total = jax.tree.map(lambda x: float(np.asarray(x).sum(dtype=np.float64)), sums)
+    total = jax.tree.map(lambda x: float(x.sum(dtype=np.float64)), devices.fetch(sums))
     labels = trainer.corpus.labels[split.validation]
     predictions = trainer.predict(state, split.validation)
     predicted = predictions.probabilities.argmax(1)
@@ -377,8 +394,9 @@ def finished(history: list[dict], config: TrainConfig) -> bool:
 
 
 def write_metrics(folder: Path, history: list[dict]) -> None:
-    """Write metrics.jsonl, a line an epoch."""
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    """Write metrics.jsonl, a line an epoch; process 0 does."""
+    text = "".join(json.dumps(row) + "\n" for row in history)
+    processes.from_first(lambda: write_text(folder / "metrics.jsonl", text))
 
 
 def _say_epoch(row: dict, history: list[dict]) -> None:
@@ -392,8 +410,11 @@ def _say_epoch(row: dict, history: list[dict]) -> None:
 
 
 @contextmanager
-def sigterm_asks() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of ending the process."""
+def sigterm_asks() -> Iterator[threading.Event | processes.AgreedStop]:
+    """An event that SIGTERM sets instead of ending the process, or any of several processes."""
+    if processes.count() > 1:
+        yield processes.AgreedStop()
+        return
     asked = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
@@ -425,7 +446,7 @@ def restore(
             f"{folder} was trained on the classes {', '.join(about['class_names'])}, the clips "
             f"have {', '.join(corpus.class_names)}"
         )
-    blank = Normaliser(*(np.zeros(widths[m], np.float32) for m in ("audio",) * 2 + ("video",) * 2))
+    blank = blank_normaliser(corpus.audio.width, corpus.video.width)
     config = config_from_json(about["config"])
     trainer = Trainer(config, corpus, blank, None, clips, device_count)
     return trainer, trainer.load(checkpoints, kind)[0]

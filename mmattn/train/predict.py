@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from mmattn.data.batches import Augmentation, Batch, Bucket, Dispatch, collate, plan_epoch
+from mmattn.data.batches import Augmentation, Batch, Bucket, Dispatch, collate, places, plan_epoch
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
 from mmattn.train import devices
@@ -33,7 +33,10 @@ class Feed(NamedTuple):
         steps: int,
         augmentation: Augmentation | None = None,
     ) -> Iterator[tuple[Batch, Batch]]:
-        """Yield each dispatch's arrays on the host and on the devices: [D, steps, B/D, …]."""
+        """Yield each dispatch's arrays on the host and on the devices: [D, steps, B/D, …].
+
+        Of several processes each makes those of its own devices.
+        """
 
         def make(dispatch: Dispatch) -> tuple[Batch, Batch]:
             arrays = collate(
@@ -44,6 +47,7 @@ class Feed(NamedTuple):
                 self.batch,
                 steps,
                 augmentation,
+                devices.own_devices(self.devices),
             )
             return arrays, devices.place(arrays)
 
@@ -110,15 +114,18 @@ def _each_clip(call: Callable, feed: Feed, clips: np.ndarray) -> Iterator[tuple]
     """The clip's row, its slice of what `call` returns, and what cuts padding off [T, …]."""
     rows = {clip: row for row, clip in enumerate(clips)}
     plan = plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps=1, rng=None)
-    for host, placed in feed(plan, steps=1):
-        results = jax.tree.map(np.asarray, call(placed))
-        for place in zip(*np.nonzero(host.clip >= 0), strict=True):
-            lengths = {name: getattr(host, name).length[place] for name in ("audio", "video")}
+    for dispatch, (_, placed) in zip(plan, feed(plan, steps=1), strict=True):
+        results = devices.fetch(call(placed))
+        for clip, *place in places(dispatch, feed.devices, feed.batch):
+            lengths = {
+                "audio": feed.corpus.audio.lengths[clip],
+                "video": feed.corpus.video.lengths[clip],
+            }
 
             def cut(streams, lengths=lengths):
                 return {name: values[: lengths[name]].copy() for name, values in streams.items()}
 
-            yield rows[host.clip[place]], jax.tree.map(lambda x, at=place: x[at], results), cut
+            yield rows[clip], jax.tree.map(lambda x, at=tuple(place): x[at], results), cut
 
 
 def ahead(make: Callable[[Dispatch], T], work: Iterable[Dispatch]) -> Iterator[T]:

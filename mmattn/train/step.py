@@ -141,7 +141,7 @@ class Learner:
         """Put a state of trees on the devices."""
 
         def divide(tree):
-            return devices.place(self.flat.ravel(tree).reshape(self.device_count, -1))
+            return devices.place_own(self.flat.ravel(tree).reshape(self.device_count, -1))
 
         moments = jax.tree.map(
             lambda x: divide(x) if _is_state(x) else devices.replicate(x, self.device_count),
@@ -155,7 +155,7 @@ class Learner:
         """The state on the devices as trees of NumPy arrays."""
 
         def join(x):
-            return self.flat.unravel(np.asarray(x).ravel()) if x.ndim > 1 else devices.first(x)
+            return self.flat.unravel(devices.fetch(x).ravel()) if x.ndim > 1 else devices.first(x)
 
         step, batch_stats = devices.first((state.step, state.batch_stats))
         return TrainState(
@@ -185,7 +185,8 @@ class Learner:
             check = jax.tree.map(lambda all, one: all.at[number].set(one), check, step_check)
             return state, jax.tree.map(jnp.add, sums, step_sums), check
 
-        return jax.lax.fori_loop(0, count, body, (state, sums, check))
+        state, sums, check = jax.lax.fori_loop(0, count, body, (state, sums, check))
+        return state, sums, devices.everywhere(check)
 
     def train_step(
         self, state: TrainState, batch: Batch, settings: Settings

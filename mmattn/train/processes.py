@@ -1,0 +1,220 @@
+"""Processes that train together, through JAX's distributed runtime.
+
+Process 0 alone reads and writes the run's folder. What it finds there, and what it could not do,
+goes to the others through the coordinator's key-value store; arrays go by collectives.
+"""
+
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src.distributed import global_state  # its store is the only way before devices are made
+from jax.experimental import multihost_utils
+
+from mmattn.config import DistributedConfig
+from mmattn.console import complain
+from mmattn.errors import Diverged, LostProcess, Stopped, UserError
+
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
+FOREVER = 7 * 86400 * 1000  # milliseconds: the heartbeat ends a wait for a lost process
+ENDED_TOGETHER = (0, Diverged.exit_code, Stopped.exit_code)
+AGREED = {kind.__name__: kind for kind in (UserError, Diverged, Stopped)}
+
+
+class _State:
+    """Of this process, as JAX keeps one too."""
+
+    alone = False
+    agreed = False
+    numbers = itertools.count()
+
+
+def start_processes(config: DistributedConfig) -> None:
+    """Meet the other processes; to be called before anything starts JAX's devices.
+
+    Does nothing for a process by itself: without the options and outside of what
+    `jax.distributed.initialize` knows (JAX_COORDINATOR_ADDRESS, Slurm, Open MPI).
+
+    Raises:
+        UserError: the processes' options do not fit together. If they have not all come within
+            the timeout, the process ends with code 2 and says so.
+    """
+    if config.coordinator is None and not _launched():
+        return
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", config.coordinator)
+    alarm = threading.Timer(config.timeout, _give_up, [config])
+    alarm.start()
+    try:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            config.coordinator,
+            config.num_processes,
+            config.process_id,
+            initialization_timeout=int(config.timeout) + HEARTBEAT,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+            coordinator_bind_address=bind,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{_name(config)}: the processes could not meet: {error}") from error
+    finally:
+        alarm.cancel()
+
+
+def _launched() -> bool:
+    """Whether the environment says that this is one of several processes."""
+    sizes = (os.environ.get(name, "1") for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    return "JAX_COORDINATOR_ADDRESS" in os.environ or any(int(size) > 1 for size in sizes)
+
+
+def _name(config: DistributedConfig) -> str:
+    return f"--distributed.coordinator {config.coordinator or 'of the environment'}"
+
+
+def _give_up(config: DistributedConfig) -> None:
+    """End the process, which is waiting in C++: an exception would not reach anybody."""
+    why = "not all processes came"
+    if config.process_id and config.coordinator:
+        host, port = config.coordinator.rsplit(":", 1)
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            why = f"process 0 does not answer there ({error.strerror or error})"
+    complain(
+        f"error: {_name(config)}: {why} within {config.timeout:g} s; expected "
+        f"{config.num_processes} processes, each with a --distributed.process-id of its own "
+        "(--distributed.timeout waits longer)"
+    )
+    os._exit(UserError.exit_code)
+
+
+def count() -> int:
+    """The number of processes that work together now."""
+    return 1 if _State.alone else global_state.num_processes
+
+
+def first() -> bool:
+    """Whether this process is number 0, which says and writes what there is to say and write."""
+    return global_state.process_id == 0
+
+
+def share(devices: int) -> int:
+    """How many of the devices of all processes are this one's."""
+    return devices // global_state.num_processes
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While the block runs, this process uses its own devices and waits for no other."""
+    _State.alone = True
+    try:
+        yield
+    finally:
+        _State.alone = False
+
+
+def exchange(value: Any) -> list:
+    """Every process's JSON value, in the order of the processes; all have to call it."""
+    if count() == 1:
+        return [value]
+    number = next(_State.numbers)
+    _put(f"mmattn/{number}/{global_state.process_id}", value)
+    return [_get(f"mmattn/{number}/{process}") for process in range(count())]
+
+
+def from_first(work: Callable[[], Any]) -> Any:
+    """What `work` returns in process 0, where alone it is called: a JSON value for the others.
+
+    A UserError there is raised in every process.
+    """
+    if count() == 1:
+        return work()
+    key = f"mmattn/{next(_State.numbers)}"
+    if first():
+        try:
+            value = work()
+        except UserError as error:
+            kind = type(error).__name__
+            _put(key, {"error": kind if kind in AGREED else "UserError", "text": str(error)})
+            _State.agreed = True
+            raise
+        _put(key, {"value": value})
+        return value
+    found = _get(key)
+    if "error" in found:
+        _State.agreed = True
+        raise AGREED[found["error"]](found["text"])
+    return found["value"]
+
+
+def _put(key: str, value: Any) -> None:
+    global_state.client.key_value_set(key, json.dumps(value))
+
+
+def _get(key: str) -> Any:
+    return json.loads(global_state.client.blocking_key_value_get(key, FOREVER))
+
+
+def arrays_from_first(tree: Any) -> Any:
+    """Process 0's NumPy arrays, to the bit; the others give arrays of the same shapes."""
+    if count() == 1:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [np.ascontiguousarray(leaf) for leaf in leaves]
+    together = np.concatenate([leaf.reshape(-1).view(np.uint8) for leaf in leaves])
+    together = multihost_utils.broadcast_one_to_all(together)
+    ends = np.cumsum([leaf.nbytes for leaf in leaves])
+    parts = np.split(np.asarray(together), ends[:-1])
+    return jax.tree.unflatten(
+        structure,
+        [
+            part.copy().view(leaf.dtype).reshape(leaf.shape)
+            for part, leaf in zip(parts, leaves, strict=True)
+        ],
+    )
+
+
+class AgreedStop:
+    """Whether SIGTERM came to any process: true at the same question in all of them.
+
+    JAX's preemption service catches the signal and finds the question; it has to be asked
+    equally often everywhere.
+    """
+
+    def __init__(self):
+        self._asked = itertools.count()
+        self._reached = False
+
+    def is_set(self) -> bool:
+        if not self._reached:
+            self._reached = multihost_utils.reached_preemption_sync_point(next(self._asked))
+        return self._reached
+
+
+@contextmanager
+def explain_lost_process() -> Iterator[None]:
+    """Turn a failed collective into one clear message."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if count() == 1:
+            raise
+        reason = str(error).splitlines()[0][:300]
+        raise LostProcess(f"another process ended or is out of reach: {reason}") from error
+
+
+def leave(code: int) -> None:
+    """End this process; without waiting for the others, if they do not end for the same reason."""
+    if count() == 1 or _State.agreed or code in ENDED_TOGETHER:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
