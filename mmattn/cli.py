@@ -238,6 +238,21 @@ class Download:
         download(self.corpus, self.to, self.only)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """Train with several processes on this machine, as one job: its cores are divided."""
+
+    command: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...")]
+    """After --, an experiment and its options: -- experiments.no_aug --seed 1."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2
+    """Processes."""
+
+    def __call__(self) -> None:
+        from mmattn.launch import launch
+
+        launch(self.n, self.command)
+
+
 def main() -> None:
     """The `mmattn` command: what is no experiment."""
     command = tyro.cli(
@@ -248,7 +263,8 @@ def main() -> None:
         | Annotated[Corpus, tyro.conf.subcommand("corpus")]
         | Annotated[Extract, tyro.conf.subcommand("extract")]
         | Annotated[Align, tyro.conf.subcommand("align")]
-        | Annotated[Download, tyro.conf.subcommand("download")],
+        | Annotated[Download, tyro.conf.subcommand("download")]
+        | Annotated[Launch, tyro.conf.subcommand("launch")],
         prog="mmattn",
         description="Evaluate runs and make data. Training: python -m experiments.no_aug",
     )

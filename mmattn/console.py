@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,6 +49,15 @@ def be_quiet() -> None:
     """Show nothing on the screen, as in a process that works for another; logs are written."""
     screen.quiet = True
     start_logging()
+
+
+def keep_libraries_off_the_screen() -> None:
+    """Let what C++ libraries print on the standard output go nowhere; `screen` stays."""
+    sys.stdout.flush()
+    screen.file = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from jax._src.distributed import global_state  # its store is the only way befor
 from jax.experimental import multihost_utils
 
 from mmattn.config import DistributedConfig
-from mmattn.console import complain
+from mmattn.console import complain, keep_libraries_off_the_screen
 from mmattn.errors import Diverged, LostProcess, Stopped, UserError
 
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
@@ -49,6 +49,7 @@ def start_processes(config: DistributedConfig) -> None:
     """
     if config.coordinator is None and not _launched():
         return
+    keep_libraries_off_the_screen()  # Gloo reports each of its connections
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", config.coordinator)
     alarm = threading.Timer(config.timeout, _give_up, [config])
     alarm.start()
