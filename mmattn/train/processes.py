@@ -169,8 +169,7 @@ def arrays_from_first(tree: Any) -> Any:
     if count() == 1:
         return tree
     leaves, structure = jax.tree.flatten(tree)
-    leaves = [np.ascontiguousarray(leaf) for leaf in leaves]
-    together = np.concatenate([leaf.reshape(-1).view(np.uint8) for leaf in leaves])
+    together = np.concatenate([np.ravel(leaf).view(np.uint8) for leaf in leaves])
     together = multihost_utils.broadcast_one_to_all(together)
     ends = np.cumsum([leaf.nbytes for leaf in leaves])
     parts = np.split(np.asarray(together), ends[:-1])

@@ -1,6 +1,7 @@
 """Several real processes train as one does, and end together."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
-import psutil
 import pytest
 
 from mmattn.evaluate.predictions import read_predictions
@@ -54,12 +54,16 @@ def end(process: subprocess.Popen, code: int = 0) -> str:
     return text
 
 
-def member(job: subprocess.Popen, number: int) -> psutil.Process:
-    """Process `number` of a job."""
-    for child in psutil.Process(job.pid).children():
-        if child.cmdline()[-1] == str(number):
-            return child
-    raise AssertionError(f"no process {number}")
+def members(job: subprocess.Popen) -> dict[int, int]:
+    """By number, the process identifiers of a job's processes."""
+    below = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    commands = {
+        pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in map(int, below)
+    }
+    return {
+        int(command[command.index("--distributed.process-id") + 1]): pid
+        for pid, command in commands.items()
+    }
 
 
 def wait_for_epochs(job: subprocess.Popen, folder: Path, count: int) -> None:
@@ -119,7 +123,7 @@ def test_a_killed_process_ends_the_job_which_goes_on_to_the_same_bits(
 ):
     job = launched(commands, 2, tmp_path / "run")
     wait_for_epochs(job, tmp_path / "run", 1)
-    member(job, number).kill()
+    os.kill(members(job)[number], signal.SIGKILL)
     killed = time.monotonic()
     text = end(job, 128 + signal.SIGKILL)
     assert time.monotonic() - killed < 30
@@ -135,7 +139,7 @@ def stopped(commands, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stopped") / "run"
     job = launched(commands, 2, folder)
     wait_for_epochs(job, folder, 1)
-    member(job, 1).terminate()
+    os.kill(members(job)[1], signal.SIGTERM)
     text = end(job, 75)
     assert text.count("SIGTERM in epoch") == 1 and "--resume" in text
     return folder
@@ -158,10 +162,10 @@ def test_a_stopped_run_goes_on_with_any_number_of_processes(
 def test_the_signals_of_a_terminal_end_all(commands, tmp_path):
     job = launched(commands, 2, tmp_path / "run")
     wait_for_epochs(job, tmp_path / "run", 1)
-    children = psutil.Process(job.pid).children()
+    children = members(job).values()
     job.send_signal(signal.SIGINT)
     assert "interrupted" in end(job, 130)
-    assert not any(child.is_running() for child in children)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
 def test_an_error_of_process_0_is_said_once(commands, runs):
