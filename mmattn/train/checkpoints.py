@@ -1,5 +1,6 @@
 """Checkpoints: best, final and latest, each enough to resume or to predict. The only orbax."""
 
+import uuid
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from mmattn.files import explain_full_disk
 from mmattn.train import processes
 
 Kind = Literal["best", "final", "latest"]
+FIRST = {0}
 
 
 class Checkpoint(NamedTuple):
@@ -27,12 +29,14 @@ class Checkpoints:
     """The checkpoints in a run's folder, `checkpoints/<kind>/<optimiser step>/`.
 
     Each kind keeps one checkpoint. A new one is complete under its name before the old one is
-    deleted, so a crash or a full disk leaves a good one. Of several processes all call the same;
-    process 0 reads and writes, so that they need no common disk.
+    deleted, so a crash or a full disk leaves a good one. Of several processes all call the same:
+    each writes its share where all have the run's folder on a common disk, elsewhere process 0
+    writes everything; it alone reads.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder / "checkpoints"
+        self._common: bool | None = None
 
     def save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
         """Save under the number of the optimiser step; a step that is there already stays.
@@ -40,7 +44,14 @@ class Checkpoints:
         Raises:
             UserError: the disk is full; the last checkpoint of this kind is untouched.
         """
-        processes.from_first(lambda: self._save(kind, step, arrays, about))
+        there = self.folder / kind / str(step)
+        if processes.from_first(there.exists):
+            return
+        named = _named(arrays)
+        if processes.count() > 1 and self._on_a_common_disk():
+            self._save(kind, step, processes.on_all(named), about, None)
+        else:
+            processes.from_first(lambda: self._save(kind, step, named, about, FIRST))
 
     def about(self, kind: Kind) -> dict | None:
         """The JSON of the checkpoint, or None where there is none."""
@@ -56,14 +67,29 @@ class Checkpoints:
         processes.from_first(lambda: found.append(self._load(kind, like)))
         return processes.arrays_from_first(found[0] if found else like)
 
-    def _save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
+    def _on_a_common_disk(self) -> bool:
+        """Whether all processes see what process 0 writes."""
+        if self._common is None:
+            name = processes.from_first(self._leave_a_mark)
+            self._common = all(processes.exchange((self.folder / name).exists()))
+            processes.from_first((self.folder / name).unlink)
+        return self._common
+
+    def _leave_a_mark(self) -> str:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f".{uuid.uuid4().hex}"
+        (self.folder / name).touch()
+        return name
+
+    def _save(
+        self, kind: Kind, step: int, named: dict, about: dict, members: set[int] | None
+    ) -> None:
         parts = ocp.args.Composite(
-            arrays=ocp.args.StandardSave(_named(arrays)), about=ocp.args.JsonSave(about)
+            arrays=ocp.args.StandardSave(named), about=ocp.args.JsonSave(about)
         )
         what = f"{self.folder / kind}; the last good checkpoint is intact"
-        with explain_full_disk(what), self._manager(kind) as manager:
-            if step not in manager.all_steps():
-                manager.save(step, args=parts)
+        with explain_full_disk(what), self._manager(kind, members) as manager:
+            manager.save(step, args=parts)
 
     def _about(self, kind: Kind) -> dict | None:
         if not (self.folder / kind).is_dir():
@@ -91,13 +117,14 @@ class Checkpoints:
         leaves = [np.asarray(found[name]) for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def _manager(self, kind: Kind) -> ocp.CheckpointManager:
+    def _manager(self, kind: Kind, members: set[int] | None = FIRST) -> ocp.CheckpointManager:
+        """Orbax's manager; of several processes these take part, or all."""
         path = (self.folder / kind).resolve()
         several = {}
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 and members:
             path.mkdir(parents=True, exist_ok=True)
-            only = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-            several = {"multiprocessing_options": only, "create": False}
+            some = ocp.options.MultiprocessingOptions(primary_host=0, active_processes=members)
+            several = {"multiprocessing_options": some, "create": False}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=1, enable_async_checkpointing=False, **several
         )

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax._src.distributed import global_state  # its store is the only way before devices are made
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmattn.config import DistributedConfig
 from mmattn.console import complain, keep_libraries_off_the_screen
@@ -180,6 +181,18 @@ def arrays_from_first(tree: Any) -> Any:
             for part, leaf in zip(parts, leaves, strict=True)
         ],
     )
+
+
+def on_all(tree: Any) -> Any:
+    """NumPy arrays that every process has, as arrays of which each has a copy on a device."""
+    owners = [jax.local_devices(process)[0] for process in range(count())]
+    everywhere = NamedSharding(Mesh(np.array(owners), ("processes",)), PartitionSpec())
+
+    def put(x: np.ndarray) -> jax.Array:
+        own = jax.device_put(x, jax.local_devices()[0])
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, [own])
+
+    return jax.tree.map(put, tree)
 
 
 class AgreedStop:

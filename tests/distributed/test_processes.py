@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,7 +23,11 @@ TOLERANCE = 1e-3
 
 def arrays(folder: Path, kind: str) -> dict[str, np.ndarray]:
     (step,) = (folder / "checkpoints" / kind).iterdir()
-    return ocp.PyTreeCheckpointer().restore(step / "arrays")
+    checkpointer = ocp.PyTreeCheckpointer()
+    names = checkpointer.metadata(step / "arrays").item_metadata.tree
+    # The devices that wrote it are not here.
+    numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    return checkpointer.restore(step / "arrays", restore_args=numpy)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -115,6 +120,9 @@ def test_processes_train_as_one_does(runs, processes):
     config = json.loads((runs[processes] / "config.json").read_text())
     assert config == json.loads((runs[1] / "config.json").read_text())
     assert config["devices"] == 4
+    (step,) = (runs[processes] / "checkpoints" / "final").iterdir()
+    writers = {path.name for path in (step / "arrays").glob("ocdbt.process_*")}
+    assert writers == {f"ocdbt.process_{number}" for number in range(processes)}
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -157,6 +165,35 @@ def test_a_stopped_run_goes_on_with_any_number_of_processes(
         assert_same_end(tmp_path / "run", runs[2])
     else:
         assert_same_training(tmp_path / "run", runs[2])
+
+
+def test_processes_need_no_common_disk(commands, runs, tmp_path):
+    """The second has another disk in place of the run's folder, as on another machine."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    own_disk = f'mount -t tmpfs mmattn-test {folder} && exec "$@"'
+    if subprocess.run(["unshare", "--mount", "sh", "-c", own_disk, "", "true"]).returncode:
+        pytest.skip("a disk of its own needs root")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = (
+        *("--distributed.coordinator", f"127.0.0.1:{port}"),
+        *("--distributed.num-processes", 2, "--distributed.process-id"),
+    )
+    first = commands.start(*words(commands, folder), *shared, 0)
+    command = ["unshare", "--mount", "sh", "-c", own_disk, "", sys.executable, "-m"]
+    second = subprocess.Popen(
+        [*command, *map(str, (*words(commands, folder), *shared, 1))],
+        env=commands.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert "results in" in end(first)
+    assert not end(second)
+    assert_same_end(folder, runs[2])
+    (step,) = (folder / "checkpoints" / "final").iterdir()
+    assert [path.name for path in (step / "arrays").glob("ocdbt.process_*")] == ["ocdbt.process_0"]
 
 
 def test_the_signals_of_a_terminal_end_all(commands, tmp_path):
