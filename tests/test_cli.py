@@ -31,6 +31,7 @@ assert not heavy, heavy
         ("mmattn", '"download",', "crema-d"),
         ("mmattn", '"extract",', "--to"),
         ("mmattn", '"align",', "--plot"),
+        ("mmattn", '"launch",', "MODULE"),
     ],
 )
 def test_help_is_light(module, command, word):

@@ -5,7 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from mmattn.config import AugmentConfig, ExperimentConfig, config_from_json
+from mmattn.config import (
+    AugmentConfig,
+    DistributedConfig,
+    ExperimentConfig,
+    config_from_json,
+)
 from mmattn.errors import UserError
 
 GOOD = ExperimentConfig(name="test")
@@ -70,3 +75,28 @@ def test_a_stored_config_comes_back_whole():
     augment = AugmentConfig(pick="one-or-all", tempo=(0.9, 1.1), audio_noise=(0.0, 0.1), mixup=0.4)
     config = replace(GOOD, augment=augment, model=replace(GOOD.model, fusion="cross"))
     assert config_from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((None, 2, None), "expected all of coordinator, num-processes, process-id, there is no"),
+        (("host:1", None, 0), "there is no --distributed.num-processes"),
+        (("host", 2, 0), "--distributed.coordinator host: expected HOST:PORT"),
+        ((":1", 2, 0), "--distributed.coordinator :1: expected HOST:PORT"),
+        (("host:99999", 2, 0), "--distributed.coordinator host:99999: expected HOST:PORT"),
+        (("host:1", 0, 0), "--distributed.num-processes 0: expected 1 or more"),
+        (("host:1", 2, 2), "--distributed.process-id 2: expected 0 to 1"),
+        ((None, None, None, 0.0), "--distributed.timeout 0.0: expected above 0 seconds"),
+    ],
+)
+def test_processes_whose_options_do_not_fit_together(values, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        replace(GOOD, distributed=DistributedConfig(*values)).check()
+
+
+def test_processes_are_no_part_of_what_a_run_stores():
+    several = replace(GOOD, distributed=DistributedConfig("[::1]:80", 2, 1))
+    several.check()
+    assert several.to_json() == GOOD.to_json()
+    assert config_from_json(several.to_json()) == GOOD

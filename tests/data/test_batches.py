@@ -1,6 +1,7 @@
 """Batches: every clip once, in its bucket, in an order of (seed, epoch), padded and normalised."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import jax
@@ -17,6 +18,7 @@ from mmattn.data.batches import (
     collate,
     make_buckets,
     normalised,
+    places,
     plan_epoch,
 )
 from mmattn.data.clips import Ragged, Stream, pack_streams
@@ -215,6 +217,32 @@ def test_places_on_devices_that_do_not_divide_the_batch(three_clips):
     for found, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(whole), strict=True):
         in_order = np.concatenate([found[device, 0] for device in range(3)])
         np.testing.assert_array_equal(in_order[:5], expected[0, 0])
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_a_process_makes_and_reads_the_clips_of_its_own_devices(monkeypatch, corpus, mixup):
+    augmentation = Augmentation(replace(ROUGH, mixup=mixup), 0, 0)
+    (bucket,) = make_buckets(corpus, CLIPS, 1)
+    dispatch = Dispatch(bucket, [CLIPS[:8], CLIPS[8:13]])
+    common = (corpus, dispatch, fit_normaliser(corpus, CLIPS), 4, 8, 3, augmentation)
+    whole = collate(*common)
+    read, clip = [], Ragged.clip
+    monkeypatch.setattr(Ragged, "clip", lambda self, at: read.append(at) or clip(self, at))
+    own = collate(*common, slice(2, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[2:]), own, whole)
+    wanted = {*CLIPS[4:8], *CLIPS[12:13]}
+    if mixup:
+        for batch, part in ((CLIPS[:8], slice(4, 8)), (CLIPS[8:13], slice(4, 5))):
+            wanted.update(augmentation.partners(batch)[0][part])
+    assert set(read) == wanted
+
+
+def test_where_each_clip_of_a_dispatch_lies(three_clips):
+    dispatch = Dispatch(Bucket(3, 3), [np.array([0, 1, 2, 0, 1]), np.array([2, 1])])
+    batch = collate(three_clips, dispatch, NORMALISER, devices=3, batch=5, steps=2)
+    found = list(places(dispatch, devices=3, batch=5))
+    assert len(found) == (batch.clip >= 0).sum()
+    assert all(batch.clip[tuple(place)] == clip for clip, *place in found)
 
 
 ROUGH = AugmentConfig(
