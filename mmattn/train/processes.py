@@ -48,7 +48,7 @@ def start_processes(config: DistributedConfig) -> None:
         UserError: the processes' options do not fit together. If they have not all come within
             the timeout, the process ends with code 2 and says so.
     """
-    if config.coordinator is None and not _launched():
+    if config.num_processes == 1 or (config.coordinator is None and not _launched()):
         return
     keep_libraries_off_the_screen()  # Gloo reports each of its connections
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", config.coordinator)
