@@ -49,6 +49,7 @@ def order(**options) -> Callable:
         "args": "the experiment's options, e.g. '--train.epochs 40'",
         "data": "folder of feature files to send; may be repeated (default: the built-in corpus)",
         "instance-type": "EC2's name for the machine (default: c5.24xlarge, 96 vCPU)",
+        "instances": "how many such machines train together (default: 1)",
         "spot": "a spot machine: a third of the price, but it may be taken away",
         "max-hours": "the machine ends itself after this long, whatever happens (default: 6)",
         "grace-minutes": "the machine ends itself this long after its job has ended (default: 60)",
@@ -64,6 +65,7 @@ def deploy(
     args="",
     data=None,
     instance_type="c5.24xlarge",
+    instances="1",
     spot=False,
     max_hours="6",
     grace_minutes="60",
@@ -87,6 +89,7 @@ def deploy(
         host=host or None,
         region=region or None,
         instance_type=instance_type,
+        instances=instances,
         spot=spot,
     )
     remote.deploy(asked, yes, dry_run or context.config.run.dry)

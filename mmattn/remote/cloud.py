@@ -34,7 +34,7 @@ NOT_STARTED = {  # a start that is refused with one of these was not carried out
 _REASONS = {
     "InsufficientInstanceCapacity": "AWS has no such machine free now: try later, another "
     "--region, or another --instance-type",
-    "VcpuLimitExceeded": "the account's limit of vCPUs is below what this machine needs (a "
+    "VcpuLimitExceeded": "the account's limit of vCPUs is below what was asked for (a "
     "c5.24xlarge needs 96): ask for more under Service Quotas, EC2, 'Running On-Demand Standard "
     "instances', or choose a smaller --instance-type",
     "MaxSpotInstanceCountExceeded": "the account's limit of spot vCPUs is reached: ask for more "
@@ -103,6 +103,10 @@ class Instance(NamedTuple):
     deadline: float | None
     price: float | None
     spot: bool
+    private: str | None
+    """Its address among the run's machines."""
+    index: int
+    """Its place among those that were started with it."""
 
 
 class Cloud:
@@ -205,7 +209,7 @@ class Cloud:
                 return found["SecurityGroups"][0]["GroupId"]
             group_id = self.ec2.create_security_group(
                 GroupName=name,
-                Description="ssh to one mmattn training machine from one address",
+                Description="ssh to mmattn training machines from one address",
                 TagSpecifications=_tagged(tags, "security-group"),
             )["GroupId"]
             self.ec2.get_waiter("security_group_exists").wait(GroupIds=[group_id])
@@ -228,9 +232,30 @@ class Cloud:
                     )
         return network not in known
 
+    def admit_members(self, group_id: str) -> None:
+        """Let the machines of a group reach each other, by TCP, and nobody else."""
+        pair = {"IpProtocol": "tcp", "FromPort": 0, "ToPort": 65535}
+        with explained(f"security group {group_id}"), suppressed("InvalidPermission.Duplicate"):
+            self.ec2.authorize_security_group_ingress(
+                GroupId=group_id,
+                IpPermissions=[{**pair, "UserIdGroupPairs": [{"GroupId": group_id}]}],
+            )
+
+    def ensure_placement(self, name: str, tags: dict[str, str]) -> None:
+        """The placement group of this name, whose machines are near each other, made once."""
+        with explained(f"placement group {name}"):
+            filters = _filters("group-name", name)
+            if not self.ec2.describe_placement_groups(Filters=filters)["PlacementGroups"]:
+                self.ec2.create_placement_group(
+                    GroupName=name,
+                    Strategy="cluster",
+                    TagSpecifications=_tagged(tags, "placement-group"),
+                )
+
     def launch(
         self,
         *,
+        count: int,
         label: str,
         token: str,
         machine_type: str,
@@ -241,20 +266,21 @@ class Cloud:
         user_data: str,
         spot: bool,
         tags: dict[str, str],
-    ) -> str:
-        """Start an instance and return its id; the same token gives the same one.
+    ) -> list[str]:
+        """Start instances, all or none, and return their ids; the same token gives the same ones.
 
         Args:
-            label: name of its key pair.
+            count: how many; more than one are in the placement group `label`.
+            label: name of their key pair.
             token: of the run's attempt.
             machine_type: e.g. c5.24xlarge.
-            image_id: what it boots.
+            image_id: what they boot.
             root_device: of the image.
-            disk_gib: of its encrypted volume, deleted with it.
-            group_id: its only security group.
+            disk_gib: of the encrypted volume of each, deleted with it.
+            group_id: their only security group.
             user_data: for cloud-init, at most 16 KB.
             spot: interruptible, at the market's price.
-            tags: of instance and volume.
+            tags: of instances and volumes.
         """
         disk = {"VolumeSize": disk_gib, "VolumeType": "gp3"}
         disk |= {"Encrypted": True, "DeleteOnTermination": True}
@@ -272,9 +298,14 @@ class Cloud:
         if spot:
             options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
             request["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
-        with explained(f"starting a {machine_type}"):
-            done = self.ec2.run_instances(**request, MinCount=1, MaxCount=1, ClientToken=token)
-        return done["Instances"][0]["InstanceId"]
+        if count > 1:
+            request["Placement"] = {"GroupName": label}
+        number = "a" if count == 1 else str(count)
+        with explained(f"starting {number} {machine_type}"):
+            done = self.ec2.run_instances(
+                **request, MinCount=count, MaxCount=count, ClientToken=token
+            )
+        return [one["InstanceId"] for one in sorted(done["Instances"], key=_launch_index)]
 
     def ensure_alarms(
         self, label: str, instance_id: str, hours: float, tags: dict[str, str]
@@ -322,7 +353,7 @@ class Cloud:
                 for reservation in page["Reservations"]
                 for one in reservation["Instances"]
             ]
-        return sorted(found, key=lambda instance: instance.launched)
+        return sorted(found, key=lambda instance: (instance.launched, instance.index))
 
     def instance(self, instance_id: str) -> Instance | None:
         """An instance; None if EC2 does not know the id (any more, or yet)."""
@@ -378,6 +409,11 @@ class Cloud:
                     raise
                 time.sleep(3)
 
+    def delete_placement(self, name: str) -> None:
+        """Delete a placement group; one that is gone is no error."""
+        with explained(f"placement group {name}"), suppressed("InvalidPlacementGroup.Unknown"):
+            self.ec2.delete_placement_group(GroupName=name)
+
     def delete_key_pair(self, name: str) -> None:
         """Delete a key pair; one that is gone is no error."""
         with explained(f"key pair {name}"):
@@ -397,11 +433,13 @@ class Cloud:
         with explained("listing what is left"):
             groups = self.ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
             keys = self.ec2.describe_key_pairs(Filters=filters)["KeyPairs"]
+            placements = self.ec2.describe_placement_groups(Filters=filters)["PlacementGroups"]
             volumes = self.ec2.describe_volumes(Filters=filters)["Volumes"]
             alarms = self._client["cloudwatch"].describe_alarms(AlarmNamePrefix=f"{label}-")
         found = {
             "instance": [one.id for one in self.instances(run=run) if one.state != "terminated"],
             "security group": [group["GroupId"] for group in groups],
+            "placement group": [group["GroupName"] for group in placements],
             "key pair": [key["KeyName"] for key in keys],
             "volume": [volume["VolumeId"] for volume in volumes],
             "alarm": [alarm["AlarmName"] for alarm in alarms["MetricAlarms"]],
@@ -482,6 +520,10 @@ def _networks(rule: dict) -> list[str]:
     return four + [one["CidrIpv6"] for one in rule.get("Ipv6Ranges", [])]
 
 
+def _launch_index(found: dict) -> int:
+    return found.get("AmiLaunchIndex", 0)
+
+
 def _instance(found: dict) -> Instance:
     tags = {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
 
@@ -501,4 +543,6 @@ def _instance(found: dict) -> Instance:
         number(DEADLINE),
         number(PRICE),
         found.get("InstanceLifecycle") == "spot",
+        found.get("PrivateIpAddress"),
+        _launch_index(found),
     )

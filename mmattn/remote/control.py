@@ -6,6 +6,7 @@ from mmattn.console import say, waiting
 from mmattn.errors import UserError
 from mmattn.remote.runs import Run, changing
 from mmattn.remote.screen import GUARD_REASONS, clock
+from mmattn.remote.ssh import Machine, RemoteError
 
 SAVE_S = 120
 HEED_S = 30  # for the guard, which looks every few seconds
@@ -19,7 +20,12 @@ def stop(run: Run) -> None:
     """
     with changing("stop", run):
         say(f"asking {run.name} to save and end")
-        job = run.machine().call("stop", "--wait", str(SAVE_S), timeout=SAVE_S + 30)
+        first, *others = run.machines()
+        for machine in others:  # all at the same time: they train together
+            _ask_to_end(machine)
+        job = first.call("stop", "--wait", str(SAVE_S), timeout=SAVE_S + 30)
+        for machine in others:
+            _ask_to_end(machine, "--wait", str(SAVE_S), "--kill")
     if job["state"] == "absent":
         raise UserError(f"{run.name} has no job: `fab deploy` goes on")
     if job["state"] == "running":
@@ -35,15 +41,34 @@ def stop(run: Run) -> None:
         )
 
 
+def _ask_to_end(machine: Machine, *options: str) -> None:
+    """Let a job save and end; that its machine is out of reach keeps no other from it."""
+    try:
+        machine.call("stop", *options, timeout=SAVE_S + 30)
+    except RemoteError as error:
+        say(f"machine {machine.rank}: {error}")
+
+
 def hold(run: Run) -> None:
-    """Keep the machine past its grace, until its deadline.
+    """Keep the machines past their grace, until their deadline.
 
     Raises:
         UserError: the run is on a machine that exists of itself, or it is too late.
     """
     if run.host is not None:
         raise UserError(f"{run.host} is not ended by anything: there is nothing to hold")
-    machine = run.machine()
+    for machine in run.machines():
+        _hold_one(run, machine)
+    count = len(run.members)
+    price = "" if run.price is None else f" at ${count * run.price:.2f} an hour"
+    until = clock(run.deadline, time.time())
+    stays = (
+        "the machine stays until its" if count == 1 else f"all {count} machines stay until their"
+    )
+    say(f"{run.name}: {stays} deadline, {until}{price}; `fab teardown` ends it")
+
+
+def _hold_one(run: Run, machine: Machine) -> None:
     machine.run(f"mkdir -p {run.base}/job && touch {run.base}/job/hold")
     end = time.monotonic() + HEED_S
     with waiting("waiting for the machine's guard to heed it"):
@@ -54,6 +79,3 @@ def hold(run: Run) -> None:
             if time.monotonic() > end:
                 raise UserError("the guard does not answer; the machine may end all the same")
             time.sleep(1)
-    price = "" if run.price is None else f" at ${run.price:.2f} an hour"
-    until = clock(run.deadline, time.time())
-    say(f"{run.name}: the machine stays until its deadline, {until}{price}; `fab teardown` ends it")

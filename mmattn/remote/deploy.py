@@ -10,6 +10,7 @@ from mmattn.console import say, waiting
 from mmattn.errors import UserError
 from mmattn.remote.cloud import GONE, Cloud
 from mmattn.remote.launch import adopt, check_end, make_instance, wait_for_login
+from mmattn.remote.members import say_missing, settle, spread
 from mmattn.remote.plan import Plan, confirm, make_plan, say_plan
 from mmattn.remote.runs import Run, changing, is_busy, locked, runs
 from mmattn.remote.ssh import check_tools
@@ -61,21 +62,21 @@ def resume(run: Run, yes: bool) -> None:
                 adopt(run)
         if run.ended or not run.started:
             run.ended = False
-            if run.host is None and run.instance_id is None:
+            if run.host is None and not run.members:
                 begun = (run.results / "config.json").exists()
                 found = "what was fetched" if begun else "the start: nothing was fetched"
                 say(f"{run.name} has no machine: a new one goes on from {found}")
             with telling(run):
                 _work(run, _confirm(run, yes))
             return
-        machine = run.machine()
-        about = machine.call("snapshot")
-        if about["job"]["state"] == "running":
+        machines = run.machines()
+        about = [machine.call("snapshot") for machine in machines]
+        if all(one["job"]["state"] == "running" for one in about):
             raise UserError(f"{run.name} runs: `fab monitor`; `fab stop` lets it save and end")
-        if about["complete"]:
+        if about[0]["complete"]:
             raise UserError(f"{run.name} is complete: `fab fetch` brings the results")
         with telling(run):  # with the code, data and environment that it began with
-            start_training(run, machine, again=True)
+            start_training(run, machines, again=True)
         _say_started(run)
 
 
@@ -101,14 +102,21 @@ def _work(run: Run, plan: Plan | None) -> None:
     """All steps that are not done yet."""
     if run.host is None:
         make_instance(run, plan)
-    machine = run.machine()
-    with waiting(f"waiting for {machine.access.name}"):
-        wait_for_login(run, machine)
-    if run.host is None:
-        check_end(run, machine)
-    upload(run, machine)
-    build_environment(run, machine)
-    start_training(run, machine)
+    say_missing(run)
+    machines = run.machines()
+    for machine in machines:
+        with waiting(f"waiting for {machine.access.name}"):
+            wait_for_login(run, machine)
+        if run.host is None:
+            check_end(run, machine)
+    settle(run, machines)
+    upload(run, machines[0])
+    if run.spread != run.uploaded:
+        spread(run, machines)
+        run.spread = run.uploaded
+        run.save()
+    build_environment(run, machines)
+    start_training(run, machines)
     _say_started(run)
 
 
@@ -141,15 +149,20 @@ def what_exists(run: Run) -> str:
         return f"Files of the run may be on {run.host}. The same command goes on from here."
     parts = []
     if run.deadline:
-        which = run.instance_id or "perhaps an instance whose start was asked for"
-        price = "unknown price" if run.price is None else f"${run.price:.2f} an hour"
+        unsure = "perhaps an instance whose start was asked for"
+        if run.instances > 1:
+            unsure = f"perhaps {run.instances} instances whose start was asked for"
+        which = ", ".join(one.id for one in run.members) or unsure
+        count = len(run.members) or run.instances
+        price = "unknown price" if run.price is None else f"${count * run.price:.2f} an hour"
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.deadline))
         parts.append(f"{which} ({run.instance_type}, {price}, ends by {end})")
     if run.group_id:
-        parts.append(f"security group {run.group_id} and key pair {run.label} (free)")
+        placement = ", placement group" if run.instances > 1 else ""
+        parts.append(f"security group {run.group_id}{placement} and key pair {run.label} (free)")
     elif run.key.exists():
         parts.append(f"perhaps key pair and security group {run.label} (free)")
-    if run.instance_id:
+    if run.members:
         parts.append(f"perhaps alarms {run.label}-* (cents a month)")
     return (
         f"Now there is in {run.region}: {', '.join(parts) or 'nothing'}. The same command goes on "
@@ -166,12 +179,11 @@ def _unfinished(asked: Run) -> Run | None:
         UserError: it has other options, and nobody is at work on it.
     """
     names = ("experiment", "region", "args", "data", "hours", "grace_minutes", "instance_type")
+    names = (*names, "instances", "spot")
     for run in reversed(runs()):
         if run.started or run.ended or run.host != asked.host:
             continue
-        differing = [
-            name for name in (*names, "spot") if getattr(asked, name) != getattr(run, name)
-        ]
+        differing = [name for name in names if getattr(asked, name) != getattr(run, name)]
         bare = run.host is None and run.deadline is None
         if bare and not {"experiment", "region"} & set(differing):
             for name in differing:
@@ -195,6 +207,7 @@ def command(run: Run) -> str:
         "--experiment": run.experiment,
         "--args": shlex.join(run.args),
         "--instance-type": run.instance_type,
+        "--instances": str(run.instances) if run.instances > 1 else None,
         "--region": run.region,
         "--host": run.host,
         "--max-hours": f"{run.hours:g}",
@@ -208,7 +221,7 @@ def command(run: Run) -> str:
 def _say_others(run: Run, cloud: Cloud) -> None:
     """Other machines of the same owner, which cost money too."""
     for other in cloud.instances(owner=run.owner):
-        if other.id != run.instance_id and other.state not in GONE:
+        if other.run != run.name and other.state not in GONE:
             say(f"also {other.state}: {other.id} ({other.type}) of {other.run}; see `fab ls`")
 
 

@@ -1,4 +1,4 @@
-"""The run's instance: made once, found again, waited for, checked."""
+"""The run's instances: made once, found again, waited for, checked."""
 
 import time
 
@@ -16,7 +16,7 @@ from mmattn.remote.cloud import (
     CloudError,
 )
 from mmattn.remote.plan import Plan
-from mmattn.remote.runs import LOGIN, Run
+from mmattn.remote.runs import LOGIN, Member, Run
 from mmattn.remote.ssh import (
     CommandFailed,
     Machine,
@@ -31,7 +31,7 @@ LOST_ANSWER_S = 600  # so long an instance may exist before EC2 lists it
 
 
 def make_instance(run: Run, plan: Plan) -> None:
-    """Key pair, security group, instance and alarms, each made once."""
+    """Key pair, security group, instances and alarms, each made once."""
     cloud = run.cloud()
     adopt(run)
     network = own_network()  # before anything is made
@@ -41,39 +41,63 @@ def make_instance(run: Run, plan: Plan) -> None:
     run.group_id = cloud.ensure_group(run.label, tags)
     run.save()
     cloud.admit(run.group_id, network)
-    if run.instance_id is None:
+    if run.instances > 1:
+        cloud.admit_members(run.group_id)
+        cloud.ensure_placement(run.label, tags)
+    if not run.members:
         _launch(run, cloud, plan, tags)
-    cloud.ensure_alarms(run.label, run.instance_id, run.hours, tags)
-    with waiting(f"waiting until {run.instance_id} runs"):
-        _wait_for_address(run, cloud)
+    for rank, member in enumerate(run.members):
+        label = run.label if rank == 0 else f"{run.label}-{rank}"
+        cloud.ensure_alarms(label, member.id, run.hours, tags)
+    for member in run.members:
+        with waiting(f"waiting until {member.id} runs"):
+            _wait_for_address(run, member, cloud)
 
 
 def adopt(run: Run) -> None:
-    """Take up an instance whose start was answered to nobody; give up one that is gone.
+    """Take up instances whose start was answered to nobody; give up those that are gone.
 
-    Afterwards the run has an instance, or a start that may be asked for again (a deadline), or
-    neither.
+    Afterwards the run has instances, perhaps fewer than were asked for, or a start that may be
+    asked for again (a deadline), or neither.
     """
     cloud = run.cloud()
-    if run.instance_id is None and run.deadline is not None:
+    if not run.members and run.deadline is not None:
         living = [one for one in cloud.instances(run=run.name) if one.state not in GONE]
-        if living:
-            run.instance_id, run.launched = living[-1].id, living[-1].launched
-        elif time.time() > run.deadline - run.hours * 3600 + LOST_ANSWER_S:
-            _next_machine(run)
-    elif run.instance_id is not None:
-        state = cloud.state(run.instance_id)
-        forgotten = state is None and time.time() > run.launched + LOST_ANSWER_S
-        if state in GONE or forgotten:
-            say(f"{run.instance_id} is gone: a new machine is needed")
-            _next_machine(run)
+        late = time.time() > run.deadline - run.hours * 3600 + LOST_ANSWER_S
+        if len(living) >= run.instances or (living and late):  # EC2 may not list them all yet
+            found = living[-run.instances :]
+            run.members = [Member(one.id, launched=one.launched) for one in found]
+        elif late:
+            _next_machines(run)
+    elif run.members:
+        gone = [one for one in run.members if _is_gone(cloud, one)]
+        for member in gone:
+            left = len(run.members) - len(gone)
+            needed = f"{left} of {run.instances} are left" if left else "a new machine is needed"
+            say(f"{member.id} is gone: {needed}")
+        _give_up(run, gone)
     run.save()
 
 
-def _next_machine(run: Run) -> None:
-    """Forget a machine that is gone, or was never there."""
+def _is_gone(cloud: Cloud, member: Member) -> bool:
+    state = cloud.state(member.id)
+    return state in GONE or (state is None and time.time() > member.launched + LOST_ANSWER_S)
+
+
+def _give_up(run: Run, gone: list[Member]) -> None:
+    """Forget machines that are gone; a job on those that are left has to be started anew."""
+    if len(gone) == len(run.members):
+        _next_machines(run)
+    elif gone:
+        run.members = [one for one in run.members if one not in gone]
+        run.started = False
+
+
+def _next_machines(run: Run) -> None:
+    """Forget machines that are gone, or were never there."""
     run.attempt += 1
-    run.instance_id = run.address = run.deadline = run.launched = run.uploaded = None
+    run.members, run.trains_on = [], []
+    run.deadline = run.uploaded = run.spread = None
     run.built = run.started = False
 
 
@@ -85,9 +109,10 @@ def _launch(run: Run, cloud: Cloud, plan: Plan, tags: dict[str, str]) -> None:
         run.disk_gib, run.price = plan.disk_gib, plan.price
         run.save()
     public = make_key(run.host_key)
-    say(f"starting a {run.instance_type}")
+    say(f"starting {'a' if run.instances == 1 else run.instances} {run.instance_type}")
     try:
-        run.instance_id = cloud.launch(
+        ids = cloud.launch(
+            count=run.instances,
             label=run.label,
             token=f"{run.name}-{run.attempt}",
             machine_type=run.instance_type,
@@ -106,37 +131,37 @@ def _launch(run: Run, cloud: Cloud, plan: Plan, tags: dict[str, str]) -> None:
             tags={**tags, DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")},
         )
     except CloudError as error:
-        if error.code in NOT_STARTED:  # otherwise there may be an instance all the same
-            _next_machine(run)
+        if error.code in NOT_STARTED:  # otherwise there may be instances all the same
+            _next_machines(run)
             run.save()
         raise
-    run.launched = time.time()
+    run.members = [Member(one, launched=time.time()) for one in ids]
     run.save()
 
 
-def _wait_for_address(run: Run, cloud: Cloud) -> None:
+def _wait_for_address(run: Run, member: Member, cloud: Cloud) -> None:
     end = time.monotonic() + PATIENCE_S
     while True:
-        found = cloud.instance(run.instance_id)
+        found = cloud.instance(member.id)
         if found and found.state in GONE:
-            raise _ended(run, f"before it ran: {found.reason}")
+            raise _ended(run, member, f"before it ran: {found.reason}")
         if found and found.state == "running" and found.address:
             break
         if time.monotonic() > end:
             state = found.state if found else "unknown to EC2"
             raise CloudError(
-                f"{run.instance_id} is {state} after {PATIENCE_S} s and has the public address "
+                f"{member.id} is {state} after {PATIENCE_S} s and has the public address "
                 f"{found and found.address}: do the default subnets of the VPC give one?"
             )
         time.sleep(2)
-    run.address, run.launched = found.address, found.launched
+    member.address, member.private, member.launched = found.address, found.private, found.launched
     run.save()
 
 
-def _ended(run: Run, how: str) -> CloudError:
-    """An error about the run's instance, which it no longer has."""
-    error = CloudError(f"{run.instance_id} ended {how}")
-    _next_machine(run)
+def _ended(run: Run, member: Member, how: str) -> CloudError:
+    """An error about an instance, which the run no longer has."""
+    error = CloudError(f"{member.id} ended {how}")
+    _give_up(run, [member])
     run.save()
     return error
 
@@ -156,8 +181,10 @@ def wait_for_login(run: Run, machine: Machine) -> None:
             failure = RemoteError(f"{machine.access.name} is still in its first boot")
         except (Unreachable, NotLoggedIn) as error:  # while it boots, it may not know the key
             failure = error
-        if run.host is None and run.cloud().state(run.instance_id) in GONE:
-            raise _ended(run, "while it started") from failure
+        if run.host is None:
+            member = run.members[machine.rank]
+            if run.cloud().state(member.id) in GONE:
+                raise _ended(run, member, "while it started") from failure
         if time.monotonic() > end:
             raise failure
         time.sleep(2)
@@ -179,8 +206,10 @@ def check_end(run: Run, machine: Machine) -> None:
         for unit in (TIMER, GUARD):  # of several units, systemctl is content with one
             machine.run(f"systemctl is-active {unit}")
     except CommandFailed as error:
-        run.cloud().terminate([run.instance_id])
+        member = run.members[machine.rank]
+        run.cloud().terminate([member.id])
         raise _ended(
             run,
+            member,
             f"here: its {unit} is {error.output}, so it might not have ended itself",
         ) from error

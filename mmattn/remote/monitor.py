@@ -67,6 +67,7 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
                 code = watch(link, view)
         else:
             code = watch(link, Lines(run))
+        link.hear_others(wait=True)
         _print_report(link)
         return code
     except KeyboardInterrupt:
@@ -152,6 +153,7 @@ class Link:
 
     def __init__(self, run: Run):
         self.run, self.machine = run, run.machine()
+        self.others = [Other(run, rank) for rank in range(1, len(run.members))]
         self.touch = Touch()
         self.last: dict | None = None
         self._question: Background | None = None
@@ -164,12 +166,14 @@ class Link:
             RemoteError: there is none, and what EC2 says of the machine.
         """
         try:
-            return self._call(TAIL_OPTIONS)
+            snapshot = self._call(TAIL_OPTIONS)
         except RemoteError as error:
             self._look_at_cloud(wait=True)
             if self.touch.cloud:
                 error.args = (f"{error}; {self.touch.cloud}",)
             raise
+        self.hear_others(wait=True)
+        return snapshot
 
     def snapshot(self, view: "View") -> dict:
         """A snapshot, however long it takes to get one.
@@ -184,19 +188,36 @@ class Link:
         while True:
             machine = self.machine
             try:
-                return self._call(view.options())
+                snapshot = self._call(view.options())
             except RemoteError as error:
                 may_pass = self._may_pass(error)
                 self._look_at_cloud(wait=not may_pass)
                 if not may_pass and machine is self.machine:
                     raise
+            else:
+                self.hear_others()
+                return snapshot
             failures += 1
             view.out_of_touch(self.touch)
             self._pause(backoff(failures, random.random()))
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connections."""
         self.machine.close()
+        for other in self.others:
+            other.machine.close()
+
+    def hear_others(self, wait: bool = False) -> None:
+        """Put into the last snapshot what is known of the run's other machines.
+
+        Raises:
+            RemoteError: the job runs, or seems to, and one of them is gone.
+        """
+        self.last["others"] = [other.look(wait) for other in self.others]
+        if self.last["job"]["state"] == "running":
+            for other in self.others:
+                if other.is_gone:
+                    raise RemoteError(lost_text(self.run, other))
 
     def _call(self, options: tuple[str, ...]) -> dict:
         machine = self.machine
@@ -234,7 +255,7 @@ class Link:
             RemoteError: the machine is gone.
         """
         run = self.run
-        if run.instance_id is None:
+        if not run.members:
             return
         if self._question is None and (wait or time.monotonic() - self._asked >= ASK_CLOUD_S):
             self._asked = time.monotonic()
@@ -252,8 +273,60 @@ class Link:
         self.touch = self.touch._replace(cloud=f"EC2 says that it is {found.state}")
         if found.address not in (None, run.address):
             self.machine.close()
-            run.address = found.address
+            run.members[0].address = found.address
             self.machine = run.machine()
+
+
+class Other:
+    """Another machine of a run: asked beside the first, which nobody keeps waiting for it.
+
+    Attributes:
+        is_gone: EC2 says that it runs no more.
+        trouble: what is wrong with it, in words; nothing while it answers.
+    """
+
+    def __init__(self, run: Run, rank: int):
+        self.run, self.rank, self.machine = run, rank, run.machine(rank)
+        self.is_gone, self.trouble = False, ""
+        self._snapshot: dict | None = None
+        self._call: Background | None = None
+
+    def look(self, wait: bool) -> dict:
+        """What is known of it: its `rank`, its last `snapshot`, and what is wrong (`trouble`)."""
+        if self._call is None and not self.is_gone:
+            self._call = Background(self._ask)
+        if self._call is not None and self._call.wait(HANG_S if wait else 0):
+            self._call.result()
+            self._call = None
+        return {"rank": self.rank, "snapshot": self._snapshot, "trouble": self.trouble}
+
+    def _ask(self) -> None:
+        try:
+            self._snapshot = self.machine.call("snapshot", "--limit", "0", timeout=CALL_S)
+            self.trouble = ""
+            return
+        except RemoteError as error:
+            trouble = f"out of touch: {error}"
+        try:
+            found = self.run.cloud().instance(self.run.members[self.rank].id)
+        except UserError as error:  # this computer may be offline altogether
+            self.trouble = f"{trouble}; EC2 cannot be asked: {error}"
+            return
+        self.is_gone = found is None or found.state in (*GONE, *HALTED)
+        if self.is_gone:
+            trouble = f"{found.state if found else 'unknown'} at EC2"
+            trouble += f" ({found.reason})" if found and found.reason else ""
+        self.trouble = trouble
+
+
+def lost_text(run: Run, other: Other) -> str:
+    """What to tell of a machine that is gone while the others train."""
+    left = len(run.members) - 1
+    return (
+        f"machine {other.rank}, {run.members[other.rank].id}, is lost: {other.trouble}. The job "
+        f"cannot go on without it: `fab resume` restarts it on the {left} that "
+        f"{'is' if left == 1 else 'are'} left"
+    )
 
 
 def gone_text(run: Run, found: Instance | None, last: dict | None) -> str:
@@ -275,10 +348,12 @@ def gone_text(run: Run, found: Instance | None, last: dict | None) -> str:
             f"{text}The job is dead; the disk exists and costs. Start the machine in EC2's console "
             "and `fab resume`, or `fab teardown`"
         )
+    left = len(run.members) - 1
+    where = f"the {left} that are left" if left > 0 else "a new machine"
     if run.fetched:
-        again = f"`fab resume` goes on from what was fetched, in {run.results}, on a new machine"
+        again = f"`fab resume` goes on from what was fetched, in {run.results}, on {where}"
     else:
-        again = "Nothing was fetched: `fab resume` begins anew on a new machine"
+        again = f"Nothing was fetched: `fab resume` begins anew on {where}"
     return (
         f"{text}It costs nothing any more, and results that were not fetched are lost. {again}; "
         "`fab teardown` removes what is left"

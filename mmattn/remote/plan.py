@@ -17,6 +17,7 @@ from mmattn.remote import prices
 from mmattn.remote.cloud import Cloud, Image, MachineType
 from mmattn.remote.runs import Run, parse_host
 
+MOST_INSTANCES = 64
 MOST_HOURS = 24 * 6  # an alarm can count no further than a week
 DISK_PRICE = 0.08 / 730  # dollars a GiB and hour: gp3, us-east-1
 _NAME = re.compile("[A-Za-z0-9_]+")  # it becomes part of the run's name
@@ -43,6 +44,7 @@ def new_run(
     host: str | None,
     region: str | None,
     instance_type: str,
+    instances: str,
     spot: bool,
 ) -> Run:
     """A run from the options of `fab deploy`, all checked on this computer.
@@ -61,7 +63,10 @@ def new_run(
         hours=_number("--max-hours", hours, MOST_HOURS),
         grace_minutes=_number("--grace-minutes", grace_minutes, MOST_HOURS * 60),
     )
+    count = _count("--instances", instances, MOST_INSTANCES)
     if host:
+        if count > 1:
+            raise UserError(f"--instances {count}: expected no --host, which is one machine")
         if spot:
             raise UserError("--spot: expected no --host, which is no machine of EC2")
         parse_host(host)
@@ -69,7 +74,7 @@ def new_run(
         return run
     cloud = Cloud(region)
     run.region, run.owner = cloud.region, cloud.caller()
-    run.instance_type, run.spot = instance_type, spot
+    run.instance_type, run.instances, run.spot = instance_type, count, spot
     return run
 
 
@@ -85,7 +90,7 @@ def check_experiment(name: str, words: Sequence[str], data: Sequence[Path]) -> N
     if name not in known:
         raise UserError(f"--experiment {name}: expected one of {', '.join(known) or 'none here'}")
     for word in words:
-        if word.split("=")[0] in _OWN_OPTIONS:
+        if word.split("=")[0] in _OWN_OPTIONS or word.startswith("--distributed."):
             raise UserError(f"--args {word}: the deployment sets it; data come by --data")
     config = getattr(importlib.import_module(f"experiments.{name}"), "CONFIG", None)
     if config is None:
@@ -121,14 +126,20 @@ def say_plan(run: Run, plan: Plan | None) -> None:
         rows.append(("machine", f"{run.host}, which exists and is not ended afterwards"))
     else:
         kind = "spot" if run.spot else "on demand"
+        many = run.instances > 1
+        each = f"{run.instances} x " if many else ""
         rows += [
             (
                 "machine",
-                f"{plan.machine_type.name}, {plan.machine_type.vcpus} vCPU, "
+                f"{each}{plan.machine_type.name}, {plan.machine_type.vcpus} vCPU, "
                 f"{plan.machine_type.memory / 2**30:.0f} GiB, {kind}, {run.region}",
             ),
-            ("disk", f"{plan.disk_gib} GiB, encrypted, deleted with the machine"),
-            ("who can reach it", "this computer's address alone, port 22"),
+            ("disk", f"{each}{plan.disk_gib} GiB, encrypted, deleted with the machine"),
+            (
+                "who can reach it",
+                "this computer's address alone, port 22"
+                + "; its machines each other, in one placement group" * many,
+            ),
             (
                 "it ends itself",
                 f"{run.hours:g} h after its start, or {run.grace_minutes:g} min after its job, "
@@ -145,16 +156,17 @@ def _described(folder: str) -> str:
 
 def cost_text(run: Run, plan: Plan) -> str:
     """The highest cost of a plan and where the price is from."""
-    disk = plan.disk_gib * DISK_PRICE * run.hours
+    disk = plan.disk_gib * DISK_PRICE
     if plan.price is None:
         return f"unknown: {run.instance_type} is not in the price table of {prices.DATE}"
     source = f"us-east-1, {prices.DATE}"
     if run.spot:
         usual = prices.on_demand(plan.machine_type.name, plan.machine_type.vcpus)
         source = "spot now" + (f"; on demand ${usual:.2f}" if usual else "")
-    most = run.hours * plan.price + disk
+    most = run.instances * run.hours * (plan.price + disk)
     bound = "about" if run.spot else "at most"
-    return f"${plan.price:.2f} an hour ({source}); {bound} ${most:.2f} with its disk"
+    each = f"{run.instances} x " if run.instances > 1 else ""
+    return f"{each}${plan.price:.2f} an hour ({source}); {bound} ${most:.2f} with its disk"
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -194,6 +206,12 @@ def _number(option: str, text: str, most: float) -> float:
     if not 0 < value <= most:
         raise UserError(f"{option} {text}: expected a number above 0, at most {most:g}")
     return value
+
+
+def _count(option: str, text: str, most: int) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise UserError(f"{option} {text}: expected a whole number from 1 to {most}")
+    return int(text)
 
 
 def _data_folder(text: str) -> Path:

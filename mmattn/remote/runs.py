@@ -24,7 +24,7 @@ from mmattn.remote.ssh import Access, Machine, make_key
 FOLDER = Path(".fab")
 NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
-PROGRESS = ("attempt", "deadline", "instance_id", "uploaded", "built", "started", "ended")
+PROGRESS = ("attempt", "deadline", "members", "uploaded", "built", "started", "ended")
 
 
 class Busy(UserError):
@@ -34,8 +34,20 @@ class Busy(UserError):
 
 
 @dataclass
+class Member:
+    """A machine of a run, by EC2's last account."""
+
+    id: str
+    address: str | None = None
+    """Where this computer reaches it."""
+    private: str | None = None
+    """Where the run's other machines do."""
+    launched: float | None = None
+
+
+@dataclass
 class Run:
-    """One training on one machine after another; what was asked for and how far it came."""
+    """One training on machines, or others after them; what was asked for and how far it came."""
 
     _cloud = None  # its API, once it was asked for: no part of the state
     name: str
@@ -48,22 +60,29 @@ class Run:
     """user@address[:port] of a machine that exists; None for EC2, to which what follows belongs."""
     region: str | None = None
     instance_type: str | None = None
+    instances: int = 1
+    """How many machines were asked for; there may be fewer by now."""
     spot: bool = False
     price: float | None = None
+    """Dollars an hour of one machine."""
     owner: str | None = None
     attempt: int = 1
-    """Counts the machines."""
+    """Counts the starts of machines."""
     deadline: float | None = None
-    """When this attempt's machine ends itself (Unix time); set before its start is asked for."""
+    """When this attempt's machines end themselves (Unix time); set before their start is asked
+    for."""
     image_id: str | None = None
     root_device: str | None = None
     disk_gib: int | None = None
     group_id: str | None = None
-    instance_id: str | None = None
-    address: str | None = None
-    launched: float | None = None
+    members: list[Member] = field(default_factory=list)
+    """Its machines by rank: the results are on the first, which tells the others what to do."""
+    trains_on: list[str] = field(default_factory=list)
+    """Ids of the machines that its jobs and results are on, by rank."""
     uploaded: str | None = None
-    """Digest of what lies on the machine."""
+    """Digest of what lies on the first machine."""
+    spread: str | None = None
+    """Digest of what lies on the others."""
     built: bool = False
     started: bool = False
     ended: bool = False
@@ -85,6 +104,16 @@ class Run:
                 return run
         known = ", ".join(run.name for run in found)
         raise UserError(f"--run {name}: expected one of the runs in {FOLDER}: {known}")
+
+    @property
+    def instance_id(self) -> str | None:
+        """The instance of its first machine, on which the results are."""
+        return self.members[0].id if self.members else None
+
+    @property
+    def address(self) -> str | None:
+        """Where this computer reaches its first machine."""
+        return self.members[0].address if self.members else None
 
     @property
     def folder(self) -> Path:
@@ -143,8 +172,12 @@ class Run:
             self._cloud = cloud
         return self._cloud
 
-    def machine(self) -> Machine:
-        """Its machine.
+    def machines(self) -> list[Machine]:
+        """All its machines by rank, as `machine`."""
+        return [self.machine(rank) for rank in range(max(1, len(self.members)))]
+
+    def machine(self, rank: int = 0) -> Machine:
+        """Its machine of this rank.
 
         Raises:
             UserError: it has none (yet, or any more), or the keys are gone.
@@ -155,11 +188,11 @@ class Run:
             if not known.exists():
                 raise UserError(f"{known}: expected the host key of {address}: log in once by ssh")
             return Machine(Access(user, address, port, known, None), self.folder, self.base)
-        return Machine(self._access(), self.folder, self.base, self._way_in)
+        return Machine(self._access(rank), self.folder, self.base, lambda: self._way_in(rank), rank)
 
-    def _access(self) -> Access:
-        """How to log in to its instance."""
-        if self.address is None:
+    def _access(self, rank: int) -> Access:
+        """How to log in to an instance of it."""
+        if not self.members or self.members[rank].address is None:
             if self.ended:
                 again = "`fab resume` makes a new machine"
                 if self.fetched == "complete":
@@ -171,25 +204,31 @@ class Run:
         if self.key.stat().st_mode & 0o077:
             self.key.chmod(0o600)
             say(f"{self.key} could be read by others: now by you alone")
-        known = self.folder / "known_hosts"
-        write_text(known, f"{self.address} {' '.join(make_key(self.host_key).split()[:2])}\n")
-        return Access(LOGIN, self.address, 22, known, self.key)
+        known = self.folder / ("known_hosts" if rank == 0 else f"known_hosts-{rank}")
+        address = self.members[rank].address
+        write_text(known, f"{address} {self.host_proof}\n")
+        return Access(LOGIN, address, 22, known, self.key)
 
-    def _way_in(self) -> Access | None:
+    @property
+    def host_proof(self) -> str:
+        """The public half of the key by which each of its instances proves itself."""
+        return " ".join(make_key(self.host_key).split()[:2])
+
+    def _way_in(self, rank: int) -> Access | None:
         """Let this computer in, if its address has changed, and find the machine, if its has.
 
         Returns:
             How to log in now; None if nothing has changed.
         """
-        cloud = self.cloud()
-        current = cloud.address(self.instance_id)
+        cloud, member = self.cloud(), self.members[rank]
+        current = cloud.address(member.id)
         if current is None or self.group_id is None:
             return None
         admitted = cloud.admit(self.group_id, own_network())
-        if not admitted and current == self.address:
+        if not admitted and current == member.address:
             return None
-        self.address = current
-        return self._access()
+        member.address = current
+        return self._access(rank)
 
 
 def runs() -> list[Run]:

@@ -98,6 +98,9 @@ def summary_line(run: Run, snapshot: dict, now: float) -> str:
         left = time_left(metrics, snapshot["epochs"])
         if left is not None and snapshot["job"]["state"] == "running":
             parts.append(f"at most {duration(left)} left")
+    for one in snapshot["others"]:
+        if one["trouble"]:
+            parts.append(f"machine {one['rank']}: {one['trouble']}")
     spent = cost(run, snapshot["now"])
     if spent is not None:
         parts.append(f"${spent:.2f}")
@@ -125,10 +128,11 @@ def time_left(metrics: Sequence[dict], epochs: int | None) -> float | None:
 
 
 def cost(run: Run, then: float) -> float | None:
-    """Dollars that the machine has cost up to a time; None if it or its price is unknown."""
-    if run.price is None or run.launched is None:
+    """Dollars that the machines have cost up to a time; None if they or the price are unknown."""
+    began = [one.launched for one in run.members if one.launched is not None]
+    if run.price is None or not began:
         return None
-    return max(0.0, then - run.launched) / 3600 * run.price
+    return sum(max(0.0, then - one) for one in began) / 3600 * run.price
 
 
 def duration(seconds: float) -> str:
@@ -387,7 +391,8 @@ def _title(run: Run) -> RenderableType:
         title.append(f" (machine {run.attempt})")
     if run.host is not None:
         return Packed(title, run.host)
-    kind = f"{run.instance_type}{', spot' if run.spot else ''}, {run.region}"
+    each = f"{len(run.members)} x " if len(run.members) > 1 else ""
+    kind = f"{each}{run.instance_type}{', spot' if run.spot else ''}, {run.region}"
     return Packed(title, kind, f"{run.instance_id} at {run.address}")
 
 
@@ -402,7 +407,9 @@ def _touch_lines(touch: Touch, now: float) -> list[Text]:
 
 def _rows(run: Run, snapshot: dict, then: float, now: float) -> list[tuple[str, RenderableType]]:
     rows = [("job", _state(snapshot, then)), *_training_rows(snapshot)]
-    rows.append(("machine", _load(snapshot["machine"])))
+    others = snapshot["others"]
+    rows.append(("machine 0" if others else "machine", _load(snapshot["machine"])))
+    rows += [(f"machine {one['rank']}", _other(one, then)) for one in others]
     rows.append(("checkpoints", _checkpoints(snapshot, then)))
     if run.host is None:
         rows.append(("cost", _cost(run, then)))
@@ -477,6 +484,17 @@ def _load(machine: dict) -> Packed:
     )
 
 
+def _other(other: dict, then: float) -> Packed:
+    """Another machine of the run: its job if it does not run, and its load."""
+    if other["trouble"]:
+        return Packed(Text(other["trouble"], "bold red"))
+    if other["snapshot"] is None:
+        return Packed(Text("not heard of yet", "dim"))
+    job = other["snapshot"]["job"]
+    state = [] if job["state"] == "running" else [Text(*job_text(job, then))]
+    return Packed(*state, *_load(other["snapshot"]["machine"]).parts)
+
+
 def _sizes(machine: dict, what: str) -> str:
     used, total = (machine[f"{what}_{kind}"] / 2**30 for kind in ("used", "total"))
     return f"{used:.{1 if used < 10 else 0}f} of {total:.0f} GiB"
@@ -503,7 +521,7 @@ def _cost(run: Run, then: float) -> RenderableType:
     spent = cost(run, then)
     if spent is None:
         return Text(f"unknown: no price is known for {run.instance_type}", "dim")
-    parts = [f"${spent:.2f} so far", f"${run.price:.2f} an hour"]
+    parts = [f"${spent:.2f} so far", f"${len(run.members) * run.price:.2f} an hour"]
     if run.deadline is not None:
         parts.append(f"at most ${cost(run, run.deadline):.2f}")
     return Packed(*parts)

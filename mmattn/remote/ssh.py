@@ -103,6 +103,7 @@ class Machine:
         base: folder of the run on the machine, relative to the login user's home.
         on_silence: called when no connection can be made; returns how to log in now if something
             had changed (the caller's own address, which was let in; the machine's), else None.
+        rank: of the machine among the run's.
     """
 
     def __init__(
@@ -111,8 +112,9 @@ class Machine:
         folder: Path,
         base: str,
         on_silence: Callable[[], Access | None] = lambda: None,
+        rank: int = 0,
     ):
-        self.folder, self.base = folder, base
+        self.folder, self.base, self.rank = folder, base, rank
         self._on_silence = on_silence
         self._connection: _Connection | None = None
         self._use(access)
@@ -124,7 +126,7 @@ class Machine:
     @property
     def ssh_config(self) -> Path:
         """OpenSSH's settings for this machine, under the host name `instance`."""
-        return self.folder / "ssh_config"
+        return self.folder / ("ssh_config" if self.rank == 0 else f"ssh_config-{self.rank}")
 
     def remote(self, path: str = "") -> str:
         """A path in the run's folder, as rsync names it."""

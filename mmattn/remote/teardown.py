@@ -8,7 +8,7 @@ from mmattn.errors import UserError
 from mmattn.remote.cloud import GONE, Cloud, CloudError, Instance
 from mmattn.remote.deploy import telling
 from mmattn.remote.fetch import fetched_all
-from mmattn.remote.runs import FOLDER, NAME, Run, changing, locked, runs
+from mmattn.remote.runs import FOLDER, NAME, Member, Run, changing, locked, runs
 from mmattn.remote.ssh import RemoteError
 
 SETTLE_S = 15  # until EC2 lists a new instance
@@ -63,7 +63,8 @@ def _end(run: Run, force: bool, known: bool) -> None:
         say(_perhaps_left(cloud, remains))
         raise
     if known:
-        run.address = run.deadline = run.group_id = None
+        run.members = [Member(one.id, launched=one.launched) for one in run.members]
+        run.deadline = run.group_id = None
         run.ended = True
         run.save()
     _check_gone(run, cloud)
@@ -96,11 +97,12 @@ def _listed(remains: dict[str, list[str]]) -> str:
 def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
     """What exists of a run, also an instance that EC2 does not list by its tags yet."""
     remains = cloud.remains(run.name, run.label)
-    if "instance" in remains:
-        return remains
-    if run.instance_id is not None and cloud.state(run.instance_id) not in (None, "terminated"):
-        return {**remains, "instance": [run.instance_id]}
-    if run.instance_id is None and run.deadline is not None:
+    listed = remains.get("instance", [])
+    others = [one.id for one in run.members if one.id not in listed]
+    living = listed + [one for one in others if cloud.state(one) not in (None, "terminated")]
+    if living:
+        return {**remains, "instance": living}
+    if not run.members and run.deadline is not None:
         with waiting("a start was asked for whose answer never came: looking for the instance"):
             time.sleep(SETTLE_S)
         return cloud.remains(run.name, run.label)
@@ -109,9 +111,9 @@ def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
 
 def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
     """UserError if the machine has results that are not here."""
-    living = [one for one in cloud.instances(run=run.name) if one.state not in GONE]
-    if not living:
-        return
+    living = [one.id for one in cloud.instances(run=run.name) if one.state not in GONE]
+    if not living or (run.members and run.instance_id not in living):
+        return  # the results were on the first
     if not known:
         raise UserError(
             f"{run.name} is not in {FOLDER}, so its results cannot be fetched from here; "
@@ -145,6 +147,9 @@ def _remove(run: Run, cloud: Cloud, remains: dict[str, list[str]]) -> None:
     for group in remains.get("security group", []):
         with waiting(f"deleting security group {group}"):
             cloud.delete_group(group)
+    for group in remains.get("placement group", []):
+        say(f"deleting placement group {group}")
+        cloud.delete_placement(group)
     for key in remains.get("key pair", []):
         say(f"deleting key pair {key}")
         cloud.delete_key_pair(key)

@@ -25,7 +25,7 @@ from mmattn.errors import UserError
 from mmattn.remote import fetch as module
 from mmattn.remote.cloud import CloudError
 from mmattn.remote.fetch import evaluate_command, fetch, fetched_all
-from mmattn.remote.runs import Busy, Run
+from mmattn.remote.runs import Busy, Member, Run
 from mmattn.remote.ssh import Access, CommandFailed, Machine, RemoteError, Unreachable
 from mmattn.train.checkpoints import Checkpoints
 
@@ -473,7 +473,7 @@ def test_the_machine_is_out_of_touch_for_a_while(run, machine, said):
 
 @pytest.mark.parametrize("error", [CloudError("no network"), UserError("no credentials")])
 def test_what_ec2_does_not_tell_ends_nothing(run, machine, monkeypatch, error):
-    run.instance_id, machine.unreachable = "i-1", 1
+    run.members, machine.unreachable = [Member("i-1", launched=0.0)], 1
     monkeypatch.setattr(Run, "cloud", Mock(side_effect=error))
     fetch(run, watch=False)
     assert files_in(run.results) == expected(machine)
@@ -487,7 +487,7 @@ class GoneCloud:
 @pytest.mark.parametrize("watch", [False, True])
 def test_the_machine_is_gone(run, machine, monkeypatch, watch):
     fetch(run, watch=False)
-    run.instance_id, machine.unreachable = "i-1", 1
+    run.members, machine.unreachable = [Member("i-1", launched=0.0)], 1
     monkeypatch.setattr(Run, "cloud", lambda _: GoneCloud())
     with pytest.raises(
         RemoteError, match="i-1 is terminated: nothing more can be fetched"

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from mmattn.errors import UserError
-from mmattn.remote import control, start, teardown, user_data
+from mmattn.remote import control, teardown, user_data
 from mmattn.remote.cloud import Cloud
+from mmattn.remote.detached import run_detached
 from mmattn.remote.instance.guard import BEAT_S
 from mmattn.remote.launch import check_end, make_instance, wait_for_login
 from mmattn.remote.plan import make_plan
@@ -63,7 +64,7 @@ class Launched:
         machine.run(f"mkdir -p {run.base}/code {run.base}/job")
         package = str(PROJECT / "mmattn")
         machine.rsync("--exclude=__pycache__", package, machine.remote("code/"), progress="code")
-        start._run_detached(run, machine, "job", ["python3", "-uc", code])
+        run_detached(run, machine, "job", ["python3", "-uc", code])
         run.started = True
         run.save()
         # Whoever holds a folder open can read it when the machine is off.

@@ -18,6 +18,7 @@ import pytest
 
 from mmattn.files import write_json
 from mmattn.remote import start
+from mmattn.remote.detached import run_detached
 from mmattn.remote.instance.job import read_json
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Access, Machine, RemoteError
@@ -66,7 +67,7 @@ class Job:
     def start(self, code: str) -> None:
         """Start Python code as `fab deploy` starts a training, and wait until it is ready."""
         self.deploy("")
-        start._run_detached(self.run, self.machine, "job", ["python3", "-uc", code])
+        run_detached(self.run, self.machine, "job", ["python3", "-uc", code])
         wait_until(lambda: self.log.startswith(b"ready") and self.status["pid"])
 
     def deploy(self, code: str) -> None:
@@ -166,13 +167,13 @@ def test_a_training_that_fails_at_once_is_started_again(job):
     run = replace(job.run, started=False)
     job.deploy("import sys; sys.exit('a wrong option')")
     with pytest.raises(RemoteError, match="ended at once with exit code 1:\na wrong option"):
-        start.start_training(run, job.machine)
+        start.start_training(run, [job.machine])
     assert not Run.find().started
     job.deploy(SLEEP)
-    start.start_training(run, job.machine)
+    start.start_training(run, [job.machine])
     assert Run.find().started
     assert job.snapshot()["job"]["state"] == "running"
-    start.start_training(run, job.machine)  # what runs is left alone
+    start.start_training(run, [job.machine])  # what runs is left alone
     assert job.snapshot()["job"]["start"] == 2
 
 
@@ -196,8 +197,8 @@ def test_a_start_that_is_cut_anywhere_is_gone_on_from(job, monkeypatch, number):
         patch.setattr(Machine, "run", cut(Machine.run))
         patch.setattr(Machine, "rsync", cut(Machine.rsync))
         with pytest.raises(KeyboardInterrupt):
-            start.start_training(run, job.machine)
-    start.start_training(run, job.machine)
+            start.start_training(run, [job.machine])
+    start.start_training(run, [job.machine])
     about = job.snapshot()["job"]
     assert (about["state"], about["start"]) == ("running", 1)
     assert run.started

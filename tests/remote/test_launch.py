@@ -32,6 +32,7 @@ def run(cloud_api, tmp_path, monkeypatch) -> Run:
         host=None,
         region="us-east-1",
         instance_type="c5.24xlarge",
+        instances="1",
         spot=False,
     )
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ from mmattn.errors import UserError
 from mmattn.remote import monitor as module
 from mmattn.remote.cloud import CloudError, Instance
 from mmattn.remote.monitor import Follower, Lines, Link, backoff, exit_code, gone_text, watch
-from mmattn.remote.runs import Run
+from mmattn.remote.runs import Member, Run
 from mmattn.remote.screen import Touch
 from mmattn.remote.ssh import CommandFailed, NotLoggedIn, RemoteError, Unreachable
 
@@ -50,6 +50,7 @@ def make_snapshot(log=None, epochs=0, **job):
         "complete": False,
         "guard": None,
         "machine": {"cores": 2, "cpu": 0.5, **size},
+        "others": [],
         "part": "",
         "epochs": 50,
         "metrics": rows,
@@ -132,12 +133,12 @@ def make_run(*machines, found=None, **values) -> FakeRun:
 
 
 def ec2_run(*machines, found, **values) -> FakeRun:
-    values = {"instance_id": "i-1", "address": "192.0.2.1", "region": "eu-west-1", **values}
+    values = {"members": [Member("i-1", "192.0.2.1")], "region": "eu-west-1", **values}
     return make_run(*machines, found=found, host=None, deadline=time.time() + 60, **values)
 
 
 def instance(state, reason="", address="192.0.2.1"):
-    return Instance("i-1", "", state, reason, "c5.large", address, 0.0, None, None, False)
+    return Instance("i-1", "", state, reason, "c5.large", address, 0.0, None, None, False, None, 0)
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ def asked(**changes):
         "host": "me@example.org",
         "region": None,
         "instance_type": "c5.24xlarge",
+        "instances": "1",
         "spot": False,
     }
     options |= changes

@@ -30,6 +30,7 @@ READING = ("Describe", "Get", "List")
 
 def from_plan_to_teardown(run: Run) -> None:
     """Everything that `fab` asks AWS for."""
+    run.instances = 2
     run.save()
     make_instance(run, make_plan(run, run.cloud()))
     run.cloud().admit(run.group_id, "192.0.2.9/32")
@@ -66,14 +67,20 @@ def test_what_changes_anything_is_permitted_for_own_things_alone():
 def test_what_is_ended_removed_or_opened_must_have_the_runs_tag():
     (statement,) = (one for one in STATEMENTS if "ec2:TerminateInstances" in one["Action"])
     assert statement["Condition"] == {"Null": {"aws:ResourceTag/mmattn:run": "false"}}
-    for action in ("AuthorizeSecurityGroupIngress", "DeleteSecurityGroup", "DeleteKeyPair"):
+    for action in (
+        *("AuthorizeSecurityGroupIngress", "DeleteSecurityGroup"),
+        *("DeleteKeyPair", "DeletePlacementGroup"),
+    ):
         assert [one for one in STATEMENTS if f"ec2:{action}" in one["Action"]] == [statement]
 
 
 def test_what_is_made_has_the_tag_from_the_start(run, cloud_api):
     """The policy lets nobody tag later: each making call carries the tag itself."""
     from_plan_to_teardown(run)
-    making = {"CreateSecurityGroup", "ImportKeyPair", "RunInstances", "PutMetricAlarm"}
+    making = {
+        *("CreateSecurityGroup", "CreatePlacementGroup", "ImportKeyPair"),
+        *("RunInstances", "PutMetricAlarm"),
+    }
     made = [call for call in cloud_api.calls if call.action in making]
     assert {call.action for call in made} == making
     for call in made:

@@ -12,7 +12,7 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.remote.access import own_network
-from mmattn.remote.runs import Busy, Run, changing, locked, read_run, runs
+from mmattn.remote.runs import Busy, Member, Run, changing, locked, read_run, runs
 from mmattn.remote.ssh import Access, RemoteError, ssh_config
 
 
@@ -71,9 +71,9 @@ def test_a_run_that_was_just_changed_is_not_changed_back(folder):
     Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1").save()
     run = Run.find("no_aug-20260102-000000-aaaa")
     with changing("deploy", run):
-        run.instance_id = "i-1"
+        run.members = [Member("i-1")]
         run.save()
-    old = replace(run, instance_id=None)
+    old = replace(run, members=[])
     changed = pytest.raises(Busy, match="just changed no_aug-20260102-000000-aaaa: try again")
     with changed, changing("resume", old):
         pass
@@ -81,7 +81,8 @@ def test_a_run_that_was_just_changed_is_not_changed_back(folder):
 
 
 def test_a_key_that_others_can_read_is_closed(folder):
-    run = Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1", address="192.0.2.1")
+    run = Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1")
+    run.members = [Member("i-1", "192.0.2.1"), Member("i-2", "192.0.2.2")]
     run.save()
     run.key.write_text("secret")
     run.host_key.write_text("secret")
@@ -91,6 +92,9 @@ def test_a_key_that_others_can_read_is_closed(folder):
     assert run.key.stat().st_mode & 0o777 == 0o600
     assert (run.folder / "known_hosts").read_text() == "192.0.2.1 ssh-ed25519 AAAA\n"
     assert machine.remote("run/") == f"instance:mmattn/{run.name}/run/"
+    other = run.machine(1)
+    assert other.access.known_hosts.read_text() == "192.0.2.2 ssh-ed25519 AAAA\n"
+    assert machine.ssh_config != other.ssh_config
 
 
 def test_openssh_trusts_this_host_key_and_offers_this_key_alone(folder):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mmattn.remote import screen
-from mmattn.remote.runs import Run
+from mmattn.remote.runs import Member, Run
 from mmattn.remote.screen import (
     Touch,
     braille,
@@ -31,10 +31,8 @@ RUN = Run(
     region="us-east-1",
     instance_type="c5.24xlarge",
     price=4.08,
-    launched=THERE - 3600,
     deadline=THERE + 5 * 3600,
-    instance_id="i-0a1b2c3d4e5f60718",
-    address="203.0.113.27",
+    members=[Member("i-0a1b2c3d4e5f60718", "203.0.113.27", "172.31.0.5", THERE - 3600)],
 )
 HOST = Run(name="no_aug-20261118-102000-ab12", experiment="no_aug", host="me@192.0.2.1:2222")
 IN_TOUCH = Touch(heard=NOW)
@@ -80,6 +78,7 @@ def snapshot(epochs=0, log=b"", job=None, guard=None, **values):
             "disk_used": 7.25 * 2**30,
             "disk_total": 40 * 2**30,
         },
+        "others": [],
         "part": "",
         "epochs": 50,
         "metrics": [row(epoch + 1) for epoch in range(epochs)],
@@ -117,7 +116,7 @@ def test_time_left():
 def test_cost():
     assert cost(RUN, THERE) == 4.08
     assert cost(RUN, THERE + 1800) == pytest.approx(6.12)
-    assert cost(RUN, RUN.launched - 5) == 0  # clocks differ
+    assert cost(RUN, RUN.members[0].launched - 5) == 0  # clocks differ
     assert cost(HOST, THERE) is None
 
 

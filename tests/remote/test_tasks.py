@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from mmattn.remote.runs import Run
+from mmattn.remote.runs import Member, Run
 from tests.remote.machines.cloud_api import Fault
 
 PROJECT = Path(__file__).parents[2]
@@ -241,7 +242,8 @@ def test_a_refused_start_is_one_message_with_what_exists(shell, cloud_api):
 
 @pytest.mark.parametrize("task", ["deploy", "ls", "teardown", "resume"])
 def test_expired_credentials_are_one_message(shell, cloud_api, task):
-    Run("no_aug-20260101-000000-aaaa", "no_aug", region="us-east-1", instance_id="i-1").save()
+    run = Run("no_aug-20260101-000000-aaaa", "no_aug", region="us-east-1")
+    replace(run, members=[Member("i-1", "192.0.2.1")]).save()
     cloud_api.faults.append(Fault("*", "ExpiredToken", math.inf))
     text = shell.fab(task, code=2)
     assert "the AWS credentials have expired: log in again (`aws sso login`)" in text

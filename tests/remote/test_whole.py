@@ -102,10 +102,8 @@ class Session:
             time.sleep(0.05)
 
 
-@pytest.fixture
-def session(tmp_path, cloud):
-    """A shell in a copy of the project, and an account with nothing in it."""
-    project = tmp_path / "project"
+def copy_project(project: Path) -> None:
+    """The project as git has it, in a new folder."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):
@@ -113,6 +111,13 @@ def session(tmp_path, cloud):
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, project / name)
     subprocess.run(["git", "init", "--quiet", project], check=True)
+
+
+@pytest.fixture
+def session(tmp_path, cloud):
+    """A shell in a copy of the project, and an account with nothing in it."""
+    project = tmp_path / "project"
+    copy_project(project)
     (project / "runs").mkdir()
     (project / "runs" / "ignored").write_text("git ignores this folder")
     session = Session(project, cloud.environment)

@@ -2,10 +2,12 @@
 
 import base64
 import io
+import itertools
 import json
 import logging
 import math
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from urllib.parse import parse_qsl
 import boto3
 from moto import backends, settings
 from moto.core import DEFAULT_ACCOUNT_ID
-from moto.ec2.models import elastic_network_interfaces
+from moto.ec2.models import elastic_network_interfaces, instances
 from moto.ec2.models.instances import StateReason
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
@@ -94,10 +96,12 @@ class Launched(NamedTuple):
     id: str
     state: str
     address: str
+    private: str
+    """Its address among the other instances."""
     user_data: bytes
     public_key: str
     admitted: set[str]
-    """Networks that may reach port 22."""
+    """Networks that may reach port 22, and instances that may reach any."""
     ends_when_off: bool
     """InstanceInitiatedShutdownBehavior is terminate."""
 
@@ -107,6 +111,7 @@ class CloudApi:
 
     Attributes:
         new_address: gives an instance its public address.
+        new_private: gives an instance its private address.
         faults: what is to go wrong; the first that hits a call counts.
         calls: what was asked, in order.
         permitted: IAM actions that the caller may use, as ec2:RunInstances; None: all.
@@ -119,6 +124,7 @@ class CloudApi:
         settings.ENABLE_KEYPAIR_VALIDATION = True
         settings.EC2_ENABLE_INSTANCE_TYPE_VALIDATION = True
         elastic_network_interfaces.random_public_ip = lambda: self.new_address()
+        instances.random_private_ip = lambda: self.new_private()
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
@@ -134,10 +140,14 @@ class CloudApi:
         """As new: no resources, no faults, no calls."""
         Client(self._moto).post("/moto-api/reset")
         self.new_address: Callable[[], str] = lambda: UNUSED_ADDRESS
+        numbers = itertools.count(10)
+        self.new_private: Callable[[], str] = lambda: f"172.31.0.{next(numbers)}"
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
         self.permitted: set[str] | None = None
         self._launches: dict[str, tuple[Call, Response]] = {}
+        self._placements: dict[str, dict[str, str]] = {}
+        self._placed: dict[str, str] = {}
         self.environment = {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_REGION": REGION,
@@ -175,6 +185,7 @@ class CloudApi:
             "security groups": [one for one in groups if one["GroupName"] != "default"],
             "volumes": ec2.describe_volumes()["Volumes"],
             "addresses": ec2.describe_addresses()["Addresses"],
+            "placement groups": list(self._placements),
             "alarms": self.client("cloudwatch").describe_alarms()["MetricAlarms"],
         }
         return {kind: len(some) for kind, some in found.items() if some}
@@ -227,6 +238,8 @@ class CloudApi:
             return self._launch(call, environ)
         if call.action == "DeleteSecurityGroup" and _in_use(call.parameters.get("GroupId")):
             return _refusal(call, "DependencyViolation", "the group has a dependent object")
+        if call.action.endswith(("PlacementGroup", "PlacementGroups")):
+            return self._placement(call)
         answer = self._moto_answer(environ)
         if call.action == "DescribeSpotPriceHistory":
             return Response(
@@ -246,10 +259,43 @@ class CloudApi:
             if first == call:
                 return answer
             return _refusal(call, "IdempotentParameterMismatch", "the token was used otherwise")
+        group = call.parameters.get("Placement.GroupName")
+        if group not in (None, *self._placements):
+            return _refusal(call, "InvalidPlacementGroup.Unknown", f"no group {group}")
         answer = self._moto_answer(environ)
         if token and answer.status_code == 200:
             self._launches[token] = call, answer
+        if group and answer.status_code == 200:
+            made = re.findall(
+                "<instanceId>(i-[0-9a-f]+)</instanceId>", answer.get_data(as_text=True)
+            )
+            self._placed |= dict.fromkeys(made, group)
         return answer
+
+    def _placement(self, call: Call) -> Response:
+        """Placement groups, which moto does not have; a filter is by name or by one tag."""
+        name = call.parameters.get("GroupName", "")
+        if call.action == "CreatePlacementGroup":
+            if name in self._placements:
+                return _refusal(call, "InvalidPlacementGroup.Duplicate", "there is one")
+            self._placements[name] = _tags(call)
+        elif call.action == "DeletePlacementGroup":
+            living = {one.id for one in _backend().all_instances() if one.state not in GONE}
+            if name not in self._placements:
+                return _refusal(call, "InvalidPlacementGroup.Unknown", f"no group {name}")
+            if name in [self._placed.get(one) for one in living]:
+                return _refusal(call, "InvalidPlacementGroup.InUse", "instances are in it")
+            del self._placements[name]
+        else:
+            by = call.parameters["Filter.1.Name"].removeprefix("tag:")
+            value = call.parameters["Filter.1.Value.1"]
+            found = [
+                f"<item><groupName>{name}</groupName><strategy>cluster</strategy></item>"
+                for name, tags in self._placements.items()
+                if value == {"group-name": name, **tags}.get(by)
+            ]
+            return _answer(call, f"<placementGroupSet>{''.join(found)}</placementGroupSet>")
+        return _answer(call, "<return>true</return>")
 
     def _moto_answer(self, environ: dict) -> Response:
         body, status, headers = run_wsgi_app(self._moto, environ, buffered=True)
@@ -266,6 +312,19 @@ def _parsed(environ: dict, body: bytes) -> tuple[Call, str]:
         return Call(service, target.rpartition(".")[2], {k: str(v) for k, v in values}), key
     parameters = dict(parse_qsl(body.decode()))
     return Call(service, parameters.pop("Action", ""), parameters), key
+
+
+def _tags(call: Call) -> dict[str, str]:
+    """The tags that are to be made with a resource, of the first kind that is named."""
+    begin, given = "TagSpecification.1.Tag.", call.parameters
+    keys = [name for name in given if name.startswith(begin) and name.endswith(".Key")]
+    return {given[name]: given[name.removesuffix("Key") + "Value"] for name in keys}
+
+
+def _answer(call: Call, content: str) -> Response:
+    name = f"{call.action}Response"
+    text = f"<{name}><requestId>1</requestId>{content}</{name}>"
+    return Response(text, 200, content_type="text/xml")
 
 
 def _refusal(call: Call, code: str, message: str) -> Response:
@@ -292,6 +351,7 @@ def _launched(instance: Any) -> Launched:
         id=instance.id,
         state=instance.state,
         address=instance.public_ip,
+        private=instance.private_ip,
         user_data=base64.b64decode(str(instance.user_data or "")),
         public_key=pair.material_public.decode().strip() if pair else "",
         admitted=_admitted(instance.security_groups),
@@ -301,7 +361,14 @@ def _launched(instance: Any) -> Launched:
 
 def _admitted(groups: list) -> set[str]:
     rules = [rule for group in groups for rule in group.ingress_rules]
-    return {
+    members = {
+        f"{instance.private_ip}/32"
+        for instance in _backend().all_instances()
+        if instance.state not in GONE
+        for group in instance.security_groups
+        if any((rule.source_group or {}).get("GroupId") == group.id for rule in rules)
+    }
+    return members | {
         rule.ip_range["CidrIp"]
         for rule in rules
         if "CidrIp" in rule.ip_range

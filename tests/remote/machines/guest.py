@@ -38,6 +38,7 @@ ip link set lo up
 ip address add {METADATA_ADDRESS}/32 dev lo
 ip link add eth0 address "$LINK" type veth peer name "$DOOR" netns "$HOST"
 ip address add "$ADDRESS/32" dev eth0
+test -z "$PRIVATE" || ip address add "$PRIVATE/32" dev eth0
 ip link set eth0 up
 echo ready
 exec >console 2>&1
@@ -62,6 +63,7 @@ class Guest:
         user_data: for cloud-init.
         public_key: who may log in, as in authorized_keys.
         wheelhouse: folder seen at /wheelhouse.
+        private: its address for other guests, from `network.new_private()`.
     """
 
     user = USER
@@ -75,8 +77,9 @@ class Guest:
         user_data: bytes,
         public_key: str,
         wheelhouse: Path | None = None,
+        private: str = "",
     ):
-        self.address, self._network = address, network
+        self.address, self.private, self._network = address, private, network
         self._admitted: set[str] = set()
         self._deleted = False
         door = network.door(address)
@@ -89,7 +92,7 @@ class Guest:
         (self._folder / "seed/user-data").write_bytes(user_data)
         binds = [f"--bind-ro={wheelhouse}:/wheelhouse"] if wheelhouse else []
         self._process = self._boot(image, door, binds)
-        network.connect(address)
+        network.connect(address, private)
         self.metadata = Metadata(self._process.pid)
         self.metadata.pages["/latest/meta-data/public-ipv4"] = address
 
@@ -106,6 +109,7 @@ class Guest:
                 "DOOR": door,
                 "HOST": str(os.getpid()),
                 "ADDRESS": self.address,
+                "PRIVATE": self.private,
             },
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
@@ -162,7 +166,11 @@ class Guest:
 
     def admit(self, networks: set[str]) -> None:
         """The security group: packets of these networks, and of no others, are answered."""
-        changes = [f"route add {one} dev eth0" for one in networks - self._admitted]
+        networks = networks - {f"{self.private}/32"}
+        changes = [
+            f"route add {one} dev eth0" + (f" src {self.private}" * self._network.is_private(one))
+            for one in networks - self._admitted
+        ]
         changes += [f"route del {one} dev eth0" for one in self._admitted - networks]
         if changes:
             ip(*changes, within=self._process.pid)
@@ -207,7 +215,7 @@ class Guest:
         self._network.disconnect(self.address)
 
     def mend_link(self) -> None:
-        self._network.connect(self.address)
+        self._network.connect(self.address, self.private)
 
     def fill_disk(self) -> None:
         """No byte more fits on the disk."""

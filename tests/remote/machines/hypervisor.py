@@ -24,7 +24,7 @@ class Hypervisor:
     def __init__(self, api: CloudApi, network: Network, image: Path, wheelhouse: Path | None):
         self.api, self.network = api, network
         self._image, self._wheelhouse = image, wheelhouse
-        api.new_address = network.new_address
+        api.new_address, api.new_private = network.new_address, network.new_private
         self.guests: dict[str, Guest] = {}
         self._interruptions: list[threading.Timer] = []
         self._ends = threading.Event()
@@ -82,6 +82,7 @@ class Hypervisor:
                 instance.user_data,
                 instance.public_key,
                 self._wheelhouse,
+                instance.private,
             )
             guest.metadata.pages["/latest/meta-data/instance-id"] = instance.id
             guest.admit(instance.admitted)

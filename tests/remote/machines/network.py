@@ -18,6 +18,8 @@ class Network:
 
     The caller has one of two addresses in it, .1 or .2; guests have .10 and on. A packet to an
     address without a guest vanishes, as on the Internet: nothing answers that it is unreachable.
+    Guests reach each other at private addresses of 198.19.<slot>.0/24, through this computer, where
+    both admit each other.
     """
 
     def __init__(self):
@@ -28,6 +30,7 @@ class Network:
         self.caller = self.callers[0]
         self._block = f"198.18.{self._slot}.0/24"
         self._numbers = itertools.cycle(range(10, 250))
+        self._private_numbers = itertools.cycle(range(10, 250))
         self._doors: dict[str, str] = {}
         self._clean()
         self.folder.mkdir(mode=0o700)
@@ -45,6 +48,14 @@ class Network:
         """An address for a guest; not one of the last 200."""
         return f"198.18.{self._slot}.{next(self._numbers)}"
 
+    def new_private(self) -> str:
+        """A private address for a guest."""
+        return f"198.19.{self._slot}.{next(self._private_numbers)}"
+
+    def is_private(self, network: str) -> bool:
+        """Whether an address, or a network of one, is of those among guests."""
+        return network.startswith(f"198.19.{self._slot}.")
+
     def door(self, address: str) -> str:
         """The host's end of the cable of the guest at this address."""
         return f"{self.name}-{address.rpartition('.')[2]}"
@@ -54,8 +65,8 @@ class Network:
         """The Ethernet address of a guest."""
         return "02:00:" + ":".join(f"{byte:02x}" for byte in ipaddress.ip_address(address).packed)
 
-    def connect(self, address: str) -> None:
-        """Plug a guest in: packets to its address go to it, and its packets come in."""
+    def connect(self, address: str, private: str = "") -> None:
+        """Plug a guest in: packets to its addresses go to it, and its packets come in."""
         door = self._doors[address] = self.door(address)
         ip(
             f"link set {door} up",
@@ -63,6 +74,14 @@ class Network:
             f"neigh replace {address} lladdr {self.link_address(address)} dev {door} nud permanent",
             f"route replace {address} dev {door} src {self.caller}",
         )
+        if private:
+            ip(
+                f"neigh replace {private} lladdr {self.link_address(address)} dev {door} "
+                "nud permanent",
+                f"route replace {private} dev {door}",
+            )
+            for name in ("forwarding", "proxy_arp"):  # it asks by ARP for the other guests
+                Path(f"/proc/sys/net/ipv4/conf/{door}/{name}").write_text("1")
 
     def disconnect(self, address: str) -> None:
         """Pull the plug: packets vanish both ways; connections do not notice."""

@@ -1,0 +1,251 @@
+"""Runs of several machines, as EC2 and the screen have them: made together, told apart, removed."""
+
+import math
+import time
+from dataclasses import replace
+
+import pytest
+
+from mmattn.errors import UserError
+from mmattn.remote import cloud, launch, teardown
+from mmattn.remote.cloud import Cloud
+from mmattn.remote.deploy import command, what_exists
+from mmattn.remote.launch import adopt, make_instance
+from mmattn.remote.members import PORT, place, settle
+from mmattn.remote.plan import cost_text, make_plan
+from mmattn.remote.runs import Run
+from tests.remote.machines.cloud_api import Fault, lost_answers
+
+ALL = {
+    "instances": 3,
+    "key pairs": 1,
+    "security groups": 1,
+    "placement groups": 1,
+    "volumes": 3,
+    "alarms": 6,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(cloud.time, "sleep", lambda _: None)
+
+
+@pytest.fixture
+def three(run) -> Run:
+    """A run of three machines, as far as EC2 goes."""
+    run.instances = 3
+    return make(run)
+
+
+def make(run: Run) -> Run:
+    run.save()
+    make_instance(run, make_plan(run, run.cloud()))
+    return Run.find(run.name)
+
+
+def starts(api) -> list[dict[str, str]]:
+    return [call.parameters for call in api.calls if call.action == "RunInstances"]
+
+
+def test_they_are_started_together_or_not_at_all(three, cloud_api):
+    assert cloud_api.resources() == ALL
+    (start,) = starts(cloud_api)
+    assert (start["MinCount"], start["MaxCount"]) == ("3", "3")
+    assert start["Placement.GroupName"] == three.label
+    assert len({one.private for one in three.members}) == 3
+    (made,) = (call for call in cloud_api.calls if call.action == "CreatePlacementGroup")
+    assert (made.parameters["GroupName"], made.parameters["Strategy"]) == (three.label, "cluster")
+
+
+def test_one_machine_is_asked_for_as_ever(run, cloud_api):
+    make(run)
+    (start,) = starts(cloud_api)
+    assert (start["MinCount"], start["MaxCount"]) == ("1", "1")
+    assert not [name for name in start if name.startswith("Placement")]
+    assert "placement groups" not in cloud_api.resources()
+    assert place(run, 0) == []
+
+
+def test_they_reach_each_other_and_nobody_else_reaches_them(three, cloud_api):
+    ec2 = Cloud("us-east-1").ec2
+    (group,) = ec2.describe_security_groups(GroupIds=[three.group_id])["SecurityGroups"]
+    rules = {
+        (rule["IpProtocol"], rule["FromPort"], rule["ToPort"]): (
+            [one["CidrIp"] for one in rule["IpRanges"]],
+            [one["GroupId"] for one in rule["UserIdGroupPairs"]],
+        )
+        for rule in group["IpPermissions"]
+    }
+    assert rules == {
+        ("tcp", 22, 22): (["192.0.2.7/32"], []),
+        ("tcp", 0, 65535): ([], [three.group_id]),
+    }
+    three.cloud().admit(three.group_id, "192.0.2.9/32")  # this computer has moved
+    for one in cloud_api.launched():
+        private = {f"{member.private}/32" for member in three.members}
+        assert one.admitted == {"192.0.2.9/32", *private}
+
+
+def test_each_process_is_told_its_rank_and_a_private_coordinator(three):
+    for rank in range(3):
+        assert place(three, rank) == [
+            *("--distributed.coordinator", f"{three.members[0].private}:{PORT}"),
+            *("--distributed.num-processes", "3"),
+            *("--distributed.process-id", str(rank)),
+        ]
+
+
+def test_a_lost_answer_gives_the_same_machines_in_the_same_order(run, cloud_api):
+    cloud_api.faults.append(lost_answers("RunInstances"))
+    run.instances = 3
+    with pytest.raises(UserError):
+        make(run)
+    cut = Run.find(run.name)
+    assert "perhaps 3 instances whose start was asked for" in what_exists(cut)
+    cloud_api.faults.clear()
+    assert [one.id for one in make(cut).members] == [one.id for one in cloud_api.launched()]
+    assert cloud_api.resources() == ALL
+
+
+def test_some_that_ec2_lists_are_not_taken_for_all(run, cloud_api, monkeypatch):
+    cloud_api.faults.append(lost_answers("RunInstances"))
+    run.instances = 3
+    with pytest.raises(UserError):
+        make(run)
+    cloud_api.faults.clear()
+    listed = Cloud.instances
+    monkeypatch.setattr(Cloud, "instances", lambda *a, **b: listed(*a, **b)[:2])
+    assert len(make(Run.find(run.name)).members) == 3
+    assert cloud_api.resources() == ALL
+
+
+@pytest.mark.parametrize("action", ["CreatePlacementGroup", "AuthorizeSecurityGroupIngress"])
+def test_a_refusal_before_the_start_leaves_nothing_that_costs(run, cloud_api, action):
+    cloud_api.faults.append(Fault(action, "UnauthorizedOperation", math.inf))
+    run.instances = 3
+    with pytest.raises(UserError, match=r"docs/remote-policy\.json"):
+        make(run)
+    assert "instances" not in cloud_api.resources()
+    cloud_api.faults.clear()
+    make(Run.find(run.name))
+    assert cloud_api.resources() == ALL
+
+
+def test_no_room_for_all_is_none(run, cloud_api):
+    cloud_api.faults.append(Fault("RunInstances", "InsufficientInstanceCapacity", math.inf))
+    run.instances = 3
+    with pytest.raises(UserError, match=r"starting 3 c5\.24xlarge: AWS has no such machine free"):
+        make(run)
+    assert "instances" not in cloud_api.resources()
+    teardown.teardown(run.name, None, force=False)
+    assert not cloud_api.resources()
+
+
+@pytest.mark.parametrize("lost", [[1], [0], [0, 2]])
+def test_the_run_goes_on_with_those_that_are_left(three, cloud_api, lost):
+    three.started = three.built = True
+    ids = [one.id for one in three.members]
+    for rank in lost:
+        cloud_api.end(ids[rank], "Server.SpotInstanceTermination")
+    adopt(three)
+    left = [one for rank, one in enumerate(ids) if rank not in lost]
+    assert [one.id for one in three.members] == left
+    assert (three.started, three.built, three.attempt) == (False, True, 1)
+    assert len(starts(cloud_api)) == 1
+    assert "--distributed.num-processes" in place(three, 0) or len(left) == 1
+
+
+def test_when_all_are_gone_as_many_new_ones_are_made(three, cloud_api):
+    for member in three.members:
+        cloud_api.end(member.id, "Server.SpotInstanceTermination")
+    again = make(three)
+    assert (len(again.members), again.attempt) == (3, 2)
+    assert cloud_api.resources()["instances"] == 3
+
+
+class Recorder:
+    """A machine that keeps what it was told."""
+
+    def __init__(self, rank: int):
+        self.rank, self.base, self.told = rank, "mmattn/x", []
+
+    def run(self, command: str, timeout: float = 30) -> str:
+        self.told.append(command)
+        return "yes\n"
+
+    def call(self, module: str, *options: str, **_) -> dict:
+        self.told.append(f"{module} {' '.join(options)}")
+        return {}
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_jobs_of_an_earlier_set_are_ended_and_stale_results_forgotten(three, lost):
+    ids = [one.id for one in three.members]
+    first = [Recorder(rank) for rank in range(3)]
+    settle(three, first)
+    assert not any(machine.told for machine in first)
+    three.uploaded = three.spread = "digest"
+    del three.members[lost]
+    rest = [Recorder(0), Recorder(1)]
+    settle(three, rest)
+    del ids[lost]
+    assert (three.trains_on, three.uploaded, three.spread) == (ids, None, None)
+    assert all("stop --wait 60 --kill" in machine.told for machine in rest)
+    removed = [f"rm -rf {three.base}/run {three.base}/job"]
+    assert [one for one in rest[0].told if one.startswith("rm ")] == (removed if lost == 0 else [])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_teardown_ends_all_also_those_that_only_their_tags_know(three, cloud_api, known):
+    if not known:
+        (three.folder / "state.json").unlink()
+    teardown.teardown(three.name, "us-east-1", force=True)
+    assert not cloud_api.resources()
+
+
+def test_teardown_asks_for_no_results_of_a_first_machine_that_is_gone(three, cloud_api):
+    cloud_api.end(three.instance_id, "Server.SpotInstanceTermination")
+    teardown.teardown(three.name, None, force=False)
+    assert not cloud_api.resources()
+
+
+def test_a_placement_group_that_is_left_is_told(three, monkeypatch):
+    monkeypatch.setattr(Cloud, "delete_placement", lambda *_: None)
+    with pytest.raises(UserError, match=f"still there in us-east-1: placement group {three.label}"):
+        teardown.teardown(three.name, None, force=True)
+
+
+def test_each_is_listed(three, monkeypatch):
+    shown = []
+    monkeypatch.setattr(teardown, "say_table", lambda *table, **_: shown.extend(table[2]))
+    teardown.list_runs(None)
+    assert [row[:3] for row in shown] == [(three.name, "us-east-1", "running")] * 3
+
+
+def test_the_plan_costs_as_many_times_as_much(run):
+    plan = make_plan(run, run.cloud())
+    one = float(cost_text(run, plan).rpartition("$")[2].split()[0])
+    run.instances = 3
+    text = cost_text(run, plan)
+    assert "3 x $4.08 an hour" in text
+    assert float(text.rpartition("$")[2].split()[0]) == pytest.approx(3 * one, abs=0.02)
+    assert "--instances=3" in command(run)
+    assert "--instances" not in command(replace(run, instances=1))
+
+
+def test_what_exists_names_all_and_their_price(three):
+    text = what_exists(three)
+    assert all(one.id in text for one in three.members)
+    assert "$12.24 an hour" in text
+
+
+@pytest.mark.parametrize("age", [0, launch.LOST_ANSWER_S + 60])
+def test_those_of_a_start_that_are_left_are_taken_up_when_ec2_must_list_all(three, cloud_api, age):
+    """The answer was lost, and one has ended since."""
+    ids = [one.id for one in three.members]
+    cloud_api.end(ids[1], "Server.SpotInstanceTermination")
+    three.members = []
+    three.deadline = time.time() - age + three.hours * 3600
+    adopt(three)
+    assert [one.id for one in three.members] == ([] if age == 0 else [ids[0], ids[2]])

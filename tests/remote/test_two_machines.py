@@ -1,0 +1,101 @@
+"""`fab deploy --instances 2` on two real machines: they find each other, and one is lost.
+
+Until experiments run as several processes, a stand-in checks what they will be told and reach.
+To train for real: EXPERIMENT = "no_aug", `cloud` with wheels, and no `environment.sh` of its own.
+"""
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from mmattn.remote.members import KEY, PORT
+from mmattn.remote.runs import Run
+from tests.remote.test_whole import Session, copy_project, wait_until
+
+EXPERIMENT = "pair"
+ENVIRONMENT = "#!/usr/bin/env bash\nexec python3 -m venv --without-pip ../venv\n"
+CLIPS = ("1001_DFA_ANG_XX.npz", "1002_DFA_ANG_XX.npz")
+
+
+@pytest.fixture
+def session(tmp_path, cloud, monkeypatch) -> Session:
+    """A shell in a copy of the project in which the experiment is the stand-in."""
+    project = tmp_path / "project"
+    copy_project(project)
+    shutil.copy(Path(__file__).parent / "machines/pair.py", project / "experiments/pair.py")
+    (project / "mmattn/remote/instance/environment.sh").write_text(ENVIRONMENT)
+    (project.parent / "clips").mkdir()
+    for name in CLIPS:
+        (project.parent / "clips" / name).write_bytes(name.encode() * 1000)
+    monkeypatch.chdir(project)
+    return Session(project, cloud.environment)
+
+
+def test_two_machines_from_deploy_to_teardown(session, cloud):
+    asked = ("deploy", "--experiment", EXPERIMENT, "--instances", "2", "--max-hours", "2", "--yes")
+    asked += ("--data", str(session.folder.parent / "clips"))
+    assert "2 x c5.24xlarge" in session.fab(*asked, "--dry-run")
+    session.fab_killed_at("copying from machine 0", *asked)
+    assert "trains" in session.fab(*asked)
+    assert cloud.api.resources() == {
+        "instances": 2, "key pairs": 1, "security groups": 1, "placement groups": 1,
+        "volumes": 2, "alarms": 4,
+    }  # fmt: skip
+    run = Run.find()
+    guests = [cloud.guest(one.id) for one in run.members]
+    homes = [guest.root / guest.home.lstrip("/") / run.base for guest in guests]
+    logs = [home / "job/job.log" for home in homes]
+    private = [one.private for one in run.members]
+
+    wait_until(lambda: "from step 0" in logs[0].read_text() and "called" in logs[1].read_text())
+    assert f"process 1 listens at {private[1]}" in logs[0].read_text()
+    for rank in range(2):
+        assert f"process {rank} of 2, resume False\ndata: {list(CLIPS)}" in logs[rank].read_text()
+    with pytest.raises(ConnectionRefusedError):  # it listens at the private address alone
+        socket.create_connection((guests[0].address, PORT), 5)
+    assert_sent_once_and_no_key_left(session, guests, homes)
+
+    text = session.fab("monitor", "--quick")
+    assert "machine 0" in text and "machine 1" in text and text.count("cores") == 2, text
+    assert "of 2 cores" in text and "2 x c5.24xlarge" in text
+    session.fab("fetch")
+    session.fab("stop")
+    assert "stopped and saved" in logs[1].read_text()
+    before = (homes[0] / "run/checkpoints/latest").iterdir()
+    (step,) = [path.name for path in before if path.name.isdigit()]
+    assert "trains" in session.fab("resume", "--yes")
+    wait_until(lambda: f"from step {step}" in logs[0].read_text())
+    assert "process 1 of 2, resume True" in logs[1].read_text()
+    assert (homes[1] / f"run/checkpoints/latest/{step}/state").read_text() == step
+    assert "runs: `fab monitor`" in session.fab("resume", "--yes", code=2)
+
+    cloud.api.end(run.members[1].id, "Server.SpotInstanceTermination")
+    guests[1].wait_until_off()
+    text = session.fab("monitor", code=2)
+    assert f"machine 1, {run.members[1].id}, is lost: terminated at EC2" in text
+    text = session.fab("resume", "--yes")
+    assert "on 1 of 2 machines: the others are gone" in text
+    wait_until(lambda: "process 0 of 1, resume True" in logs[0].read_text())
+
+    (homes[0] / "run/finish").touch()
+    assert "ended well" in session.fab("monitor")
+    assert "not fetched" in session.fab("teardown", code=2)
+    session.fab("fetch")
+    assert (run.results / "summary.json").exists()
+    assert "nothing is left" in session.fab("teardown")
+    assert not cloud.api.resources()
+
+
+def assert_sent_once_and_no_key_left(session: Session, guests: list, homes: list[Path]) -> None:
+    """Data go from here to the first machine, from there to the second; the key for it is gone."""
+    for guest, home in zip(guests, homes, strict=True):
+        assert KEY not in (guest.root / guest.home.lstrip("/") / ".ssh/authorized_keys").read_text()
+        assert "PRIVATE KEY" not in guest.run(f"cat {guest.home}/mmattn/*/fanout/* 2>&1 || true")
+        for name in CLIPS:
+            assert (home / "data/0" / name).read_bytes() == name.encode() * 1000
+        assert guest.run("getent ahosts $(hostname)").split()[0] == guest.private
+    sent = [line for line in session.commands if "ssh_config-1" in line and "rsync" in line]
+    assert not [line for line in sent if "/data" in line or "code_files" in line]
+    assert not [line for line in session.commands if "PRIVATE KEY" in line]
