@@ -71,7 +71,10 @@ def resume(run: Run, yes: bool) -> None:
             return
         machines = run.machines()
         about = [machine.call("snapshot") for machine in machines]
-        if all(one["job"]["state"] == "running" for one in about):
+        jobs = [one["job"] for one in about]
+        if jobs[0]["state"] == "running" and all(
+            job["state"] == "running" or job["exit_code"] == 0 for job in jobs
+        ):
             raise UserError(f"{run.name} runs: `fab monitor`; `fab stop` lets it save and end")
         if about[0]["complete"]:
             raise UserError(f"{run.name} is complete: `fab fetch` brings the results")

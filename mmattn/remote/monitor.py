@@ -216,7 +216,7 @@ class Link:
         self.last["others"] = [other.look(wait) for other in self.others]
         if self.last["job"]["state"] == "running":
             for other in self.others:
-                if other.is_gone:
+                if other.is_gone and not other.is_done:
                     raise RemoteError(lost_text(self.run, other))
 
     def _call(self, options: tuple[str, ...]) -> dict:
@@ -291,6 +291,11 @@ class Other:
         self._snapshot: dict | None = None
         self._call: Background | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its job has ended well: the first may have work left that it does alone."""
+        return self._snapshot is not None and self._snapshot["job"]["exit_code"] == 0
+
     def look(self, wait: bool) -> dict:
         """What is known of it: its `rank`, its last `snapshot`, and what is wrong (`trouble`)."""
         if self._call is None and not self.is_gone:
@@ -349,7 +354,7 @@ def gone_text(run: Run, found: Instance | None, last: dict | None) -> str:
             "and `fab resume`, or `fab teardown`"
         )
     left = len(run.members) - 1
-    where = f"the {left} that are left" if left > 0 else "a new machine"
+    where = f"what is left, {left} of {left + 1}" if left > 0 else "a new machine"
     if run.fetched:
         again = f"`fab resume` goes on from what was fetched, in {run.results}, on {where}"
     else:

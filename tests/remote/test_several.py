@@ -1,20 +1,27 @@
 """Runs of several machines, as EC2 and the screen have them: made together, told apart, removed."""
 
+import io
 import math
+import threading
 import time
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from mmattn.errors import UserError
-from mmattn.remote import cloud, launch, teardown
+from mmattn.remote import cloud, launch, start, teardown
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.deploy import command, what_exists
 from mmattn.remote.launch import adopt, make_instance
-from mmattn.remote.members import PORT, place, settle
+from mmattn.remote.members import PORT, check_names, place, settle
+from mmattn.remote.monitor import Lines, Link
 from mmattn.remote.plan import cost_text, make_plan
-from mmattn.remote.runs import Run
+from mmattn.remote.runs import Member, Run
+from mmattn.remote.screen import Touch, report
+from mmattn.remote.ssh import RemoteError, Unreachable
 from tests.remote.machines.cloud_api import Fault, lost_answers
+from tests.remote.test_monitor import ENDED, FakeMachine, instance, make_snapshot
 
 ALL = {
     "instances": 3,
@@ -249,3 +256,140 @@ def test_those_of_a_start_that_are_left_are_taken_up_when_ec2_must_list_all(thre
     three.deadline = time.time() - age + three.hours * 3600
     adopt(three)
     assert [one.id for one in three.members] == ([] if age == 0 else [ids[0], ids[2]])
+
+
+# Starting on all
+
+
+class JobMachine(Recorder):
+    """A machine with a job in some state."""
+
+    def __init__(self, rank: int, state: str, exit_code: int | None = None):
+        super().__init__(rank)
+        self.job = {"state": state, "exit_code": exit_code}
+
+    def call(self, module: str, *options: str, **more) -> dict:
+        super().call(module, *options, **more)
+        return {"job": self.job}
+
+
+@pytest.mark.parametrize(
+    ("states", "due"),
+    [
+        (("running", "running", "running"), False),
+        (("running", "absent", "absent"), True),  # the start was cut
+        (("running", "ended", "running"), True),
+        (("lost", "running", "running"), True),
+    ],
+)
+def test_what_has_ended_on_one_is_started_on_all(three, monkeypatch, states, due):
+    started = []
+
+    def run_detached(run, machine, job, words):
+        started.append(words)
+        machine.job = {"state": "running", "exit_code": None}
+
+    monkeypatch.setattr(start, "run_detached", run_detached)
+    monkeypatch.setattr(start, "spread", lambda *_: None)
+    monkeypatch.setattr(start, "check_names", lambda *_: None)
+    monkeypatch.setattr(start.time, "sleep", lambda _: None)
+    machines = [JobMachine(rank, state, 134) for rank, state in enumerate(states)]
+    start.start_training(three, machines)
+    for machine, state in zip(machines, states, strict=True):
+        ended = [told for told in machine.told if told == "stop --wait 60 --kill"]
+        assert bool(ended) == (due and state == "running")
+    assert [words[-1] for words in started] == (["0", "1", "2"] if due else [])
+
+
+def test_a_name_that_still_means_the_loopback_is_told(three):
+    class Named(Recorder):
+        def call(self, module: str, *options: str, **_) -> dict:
+            return {"name": "box", "address": options[0] if self.rank == 0 else "127.0.1.1"}
+
+    private = three.members[1].private.replace(".", r"\.")
+    with pytest.raises(RemoteError, match=f"machine 1: expected its name box to mean {private}"):
+        check_names(three, [Named(0), Named(1)])
+
+
+# Watching all
+
+
+class WatchedRun(Run):
+    """Two machines of a test, and what EC2 says of the second."""
+
+    def machine(self, rank=0):
+        return self.there[rank]
+
+    def cloud(self):
+        return self
+
+    def instance(self, instance_id):
+        assert instance_id == "i-2"
+        return self.found
+
+
+def watched(first: FakeMachine, second: FakeMachine, found=None) -> WatchedRun:
+    members = [Member("i-1", "192.0.2.1"), Member("i-2", "192.0.2.2")]
+    run = WatchedRun("no_aug-20261118-102000-ab12", "no_aug", region="x", members=members)
+    run.deadline = time.time() + 60
+    run.there, run.found = [first, second], found
+    return run
+
+
+def shown(link: Link) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    console.print(report(link.run, link.last, link.touch, time.time()))
+    return out.getvalue()
+
+
+def test_each_machine_has_a_row(no_pauses):
+    link = Link(watched(FakeMachine(make_snapshot()), FakeMachine(make_snapshot())))
+    link.once()
+    text = shown(link)
+    assert "machine 0" in text and "machine 1" in text
+    assert text.count("CPU") == 2
+    link.run.there[1].answers = [make_snapshot(**ENDED | {"exit_code": 134})]
+    link.once()
+    assert "killed by SIGABRT (exit code 134)" in shown(link)
+
+
+def test_a_machine_that_is_lost_ends_the_watch():
+    gone = instance("terminated", "Server.SpotInstanceTermination")
+    first = FakeMachine(make_snapshot())
+    link = Link(watched(first, FakeMachine(Unreachable("silence")), gone))
+    with pytest.raises(RemoteError) as caught:
+        for _ in range(1000):
+            link.snapshot(Lines(link.run))
+            time.sleep(0.01)
+    text = "machine 1, i-2, is lost: terminated at EC2 (Server.SpotInstanceTermination)."
+    assert str(caught.value).startswith(text)
+    assert "`fab resume` restarts it on the 1 that is left" in str(caught.value)
+
+
+def test_a_machine_that_went_when_its_job_was_done_is_no_loss():
+    done = make_snapshot(**ENDED | {"exit_code": 0})
+    second = FakeMachine(done, Unreachable("silence"))
+    link = Link(watched(FakeMachine(make_snapshot()), second, instance("terminated")))
+    for _ in range(3):
+        link.once()
+    assert "terminated at EC2" in shown(link)
+
+
+def test_a_silent_machine_keeps_nobody_waiting():
+    answered = threading.Event()
+
+    def silence():
+        answered.wait(60)
+        return Unreachable("silence")
+
+    run = watched(FakeMachine(make_snapshot()), FakeMachine(silence), instance("running"))
+    link, said = Link(run), []
+    for _ in range(3):
+        link.snapshot(Lines(run))
+    assert run.there[1].calls == 1
+    assert "not heard of yet" in shown(link)
+    answered.set()
+    link.hear_others(wait=True)
+    Lines(run, said.append).take(link.last, Touch(heard=time.time()))
+    assert "machine 1: out of touch: silence" in said[0]

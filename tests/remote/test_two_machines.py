@@ -1,4 +1,4 @@
-"""`fab deploy --instances 2` on two real machines: they find each other, and one is lost.
+"""`fab deploy --instances N` on real machines: they find each other, and one, or two, are lost.
 
 Until experiments run as several processes, a stand-in checks what they will be told and reach.
 To train for real: EXPERIMENT = "no_aug", `cloud` with wheels, and no `environment.sh` of its own.
@@ -45,7 +45,7 @@ def test_two_machines_from_deploy_to_teardown(session, cloud):
     }  # fmt: skip
     run = Run.find()
     guests = [cloud.guest(one.id) for one in run.members]
-    homes = [guest.root / guest.home.lstrip("/") / run.base for guest in guests]
+    homes = [home_of(cloud, run, one.id) for one in run.members]
     logs = [home / "job/job.log" for home in homes]
     private = [one.private for one in run.members]
 
@@ -86,6 +86,40 @@ def test_two_machines_from_deploy_to_teardown(session, cloud):
     assert (run.results / "summary.json").exists()
     assert "nothing is left" in session.fab("teardown")
     assert not cloud.api.resources()
+
+
+def test_of_three_machines_two_are_lost(session, cloud):
+    """One while they train; then the first, with the results but for what was fetched."""
+    session.fab("deploy", "--experiment", EXPERIMENT, "--instances", "3", "--yes")
+    run = Run.find()
+    ids = [one.id for one in run.members]
+    cloud.guest(ids[1]).power_off()
+    text = session.fab("monitor", code=2)
+    assert f"machine 1, {ids[1]}, is lost: terminated at EC2" in text
+    assert "on 2 of 3 machines" in session.fab("resume", "--yes")
+    assert [one.id for one in Run.find().members] == [ids[0], ids[2]]
+    log = home_of(cloud, run, ids[2]) / "job/job.log"
+    wait_until(lambda: "process 1 of 2, resume True" in log.read_text())
+
+    session.fab("fetch")
+    (fetched,) = [path.name for path in (run.results / "checkpoints/latest").iterdir()]
+    cloud.guest(ids[0]).power_off()
+    text = session.fab("monitor", code=2)
+    assert f"{ids[0]} is terminated at EC2" in text
+    assert f"goes on from what was fetched, in {run.results}, on what is left, 1 of 2" in text
+    text = session.fab("resume", "--yes")
+    assert f"the machine with the results is gone: {ids[2]} goes on from what was fetched" in text
+    wait_until(lambda: f"process 0 of 1, resume True\nfrom step {fetched}" in log.read_text())
+    session.fab("stop")
+    session.fab("fetch")
+    session.fab("teardown")
+    assert not cloud.api.resources()
+
+
+def home_of(cloud, run: Run, instance_id: str) -> Path:
+    """The run's folder on a machine."""
+    guest = cloud.guest(instance_id)
+    return guest.root / guest.home.lstrip("/") / run.base
 
 
 def assert_sent_once_and_no_key_left(session: Session, guests: list, homes: list[Path]) -> None:
