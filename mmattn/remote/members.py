@@ -28,8 +28,7 @@ def place(run: Run, rank: int) -> list[str]:
 def settle(run: Run, machines: list[Machine]) -> None:
     """End jobs of an earlier set of machines, if these are others.
 
-    The results were on its first machine. If that is gone, the new first forgets the copy that it
-    had at the start: what was fetched since is later.
+    The results were on its first machine. If that is gone, the new first takes up what was fetched.
     """
     ids = [one.id for one in run.members]
     if run.trains_on and run.trains_on != ids:
@@ -54,7 +53,7 @@ def stop_jobs(machines: list[Machine]) -> None:
 
 
 def spread(run: Run, machines: list[Machine]) -> None:
-    """Copy code, data and results from the first machine to the others, by their own network.
+    """Copy code and data from the first machine to the others, by their own network.
 
     The first makes a key, which the others let in from its address alone and for some hours; its
     private half never leaves it, and is deleted when the copy is done. Who they are, it knows from
@@ -107,7 +106,7 @@ def _admission(run: Run, public: str) -> str:
     """Lets the key in, from the first machine alone, for some hours and no terminal."""
     limits = f'from=\\"{run.members[0].private}\\",restrict'
     return (
-        f"umask 077 && mkdir -p {run.base}/run {run.base}/job && {_no_admission()} && "
+        f"umask 077 && mkdir -p {run.base}/job && {_no_admission()} && "
         f"end=$(date -d '+{KEY_HOURS} hours' +%Y%m%d%H%M) && "
         f'echo "expiry-time=\\"$end\\",{limits} {public}" >>~/.ssh/authorized_keys'
     )

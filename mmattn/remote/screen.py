@@ -34,6 +34,7 @@ _ENDINGS = {
     2: "ended with an error, see its log",
     3: "diverged, see its log",
     75: "stopped and saved: `fab resume` goes on",
+    76: "ended because another process of it is gone: `fab resume` goes on",
 }
 GUARD_REASONS = {
     "deadline": "its deadline has come",

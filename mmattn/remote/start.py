@@ -4,7 +4,7 @@ import time
 
 from mmattn.console import waiting
 from mmattn.remote.detached import run_detached, wait_for
-from mmattn.remote.members import check_names, place, spread, stop_jobs
+from mmattn.remote.members import check_names, place, stop_jobs
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Machine, RemoteError
 
@@ -50,8 +50,6 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
         ]
         stop_jobs(running)
         begun = machines[0].run(f"test ! -e {run.base}/run/config.json || echo yes").strip()
-        if begun:
-            spread(run, machines)
         check_names(run, machines)
         for machine in machines:
             _start(run, machine, bool(begun))

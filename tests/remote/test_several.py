@@ -290,7 +290,6 @@ def test_what_has_ended_on_one_is_started_on_all(three, monkeypatch, states, due
         machine.job = {"state": "running", "exit_code": None}
 
     monkeypatch.setattr(start, "run_detached", run_detached)
-    monkeypatch.setattr(start, "spread", lambda *_: None)
     monkeypatch.setattr(start, "check_names", lambda *_: None)
     monkeypatch.setattr(start.time, "sleep", lambda _: None)
     machines = [JobMachine(rank, state, 134) for rank, state in enumerate(states)]

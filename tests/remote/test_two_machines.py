@@ -68,7 +68,7 @@ def test_two_machines_from_deploy_to_teardown(session, cloud):
     assert "trains" in session.fab("resume", "--yes")
     wait_until(lambda: f"from step {step}" in logs[0].read_text())
     assert "process 1 of 2, resume True" in logs[1].read_text()
-    assert (homes[1] / f"run/checkpoints/latest/{step}/state").read_text() == step
+    assert not (homes[1] / "run").exists()  # the first alone has the results
     assert "runs: `fab monitor`" in session.fab("resume", "--yes", code=2)
 
     cloud.api.end(run.members[1].id, "Server.SpotInstanceTermination")

@@ -1,4 +1,4 @@
-"""Copies what this machine has to the run's other machines: `fanout JOB ADDRESS...`.
+"""Copies this machine's code and data to the run's other machines: `fanout JOB ADDRESS...`.
 
 JOB has `key`, which the others let in for this alone, and `known_hosts`, by which they prove
 themselves. The key is deleted at the end, whatever it is.
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-PARTS = ("code", "data", "run", "manifest.json")
+PARTS = ("code", "data", "manifest.json")
 ATTEMPTS, PAUSE_S = 5, 3.0
 
 
