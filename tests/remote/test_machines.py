@@ -278,6 +278,23 @@ def test_what_moto_lets_pass(cloud_api):
     assert price["SpotPrice"] == SPOT_PRICE
 
 
+def test_a_placement_group_is_there_before_and_after_its_instances(cloud_api):
+    ec2 = client(cloud_api)
+    placed = {"Placement": {"GroupName": "p"}}
+    assert refusal(launch, cloud_api, **placed) == "InvalidPlacementGroup.Unknown"
+    tags = [{"ResourceType": "placement-group", "Tags": [{"Key": "a", "Value": "b"}]}]
+    ec2.create_placement_group(GroupName="p", Strategy="cluster", TagSpecifications=tags)
+    for name, value, count in (("group-name", "p", 1), ("tag:a", "b", 1), ("tag:a", "c", 0)):
+        filters = [{"Name": name, "Values": [value]}]
+        assert len(ec2.describe_placement_groups(Filters=filters)["PlacementGroups"]) == count
+    instance = launch(cloud_api, **placed)
+    assert refusal(ec2.delete_placement_group, GroupName="p") == "InvalidPlacementGroup.InUse"
+    ec2.terminate_instances(InstanceIds=[instance])
+    ec2.delete_placement_group(GroupName="p")
+    assert refusal(ec2.delete_placement_group, GroupName="p") == "InvalidPlacementGroup.Unknown"
+    assert cloud_api.resources() == {}
+
+
 # Machines of the API
 
 
@@ -325,6 +342,20 @@ def test_an_instance_is_found_at_its_address_by_those_its_group_names(cloud, sta
     assert not subprocess.run([*login, f"{guest.user}@{guest.address}", "true"]).returncode
     client(cloud.api).revoke_security_group_ingress(**rule)
     wait_until(lambda: reach(guest.address) == "silent")
+
+
+def test_instances_reach_each_other_by_a_rule_of_their_group_alone(cloud, start):
+    _, guest, group = start(**ENDS, MinCount=2, MaxCount=2)
+    wait_until(lambda: len(cloud.guests) == 2)
+    (other,) = (one for one in cloud.guests.values() if one is not guest)
+    other.wait_until_ready()
+    knock = f"timeout 1 bash -c 'exec 3<>/dev/tcp/{other.private}/22'; echo $?"
+    assert guest.run(knock, check=False) != "0\n"
+    rule = {"IpProtocol": "tcp", "FromPort": 0, "ToPort": 65535}
+    rule["UserIdGroupPairs"] = [{"GroupId": group}]
+    client(cloud.api).authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
+    wait_until(lambda: guest.run(knock, check=False) == "0\n")
+    assert reach(guest.address) == "silent"
 
 
 @pytest.mark.parametrize("behaviour, state", [("terminate", "terminated"), ("stop", "stopped")])
