@@ -4,6 +4,8 @@ Until experiments run as several processes, a stand-in checks what they will be 
 To train for real: EXPERIMENT = "no_aug", `cloud` with wheels, and no `environment.sh` of its own.
 """
 
+import json
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest
 
 from mmattn.remote.members import KEY, PORT
 from mmattn.remote.runs import Run
-from tests.remote.test_whole import Session, copy_project, wait_until
+from tests.remote.test_whole import PROJECT, Session, copy_project, wait_until
 
 EXPERIMENT = "pair"
+ENVIRONMENT_FILE = "mmattn/remote/instance/environment.sh"
 ENVIRONMENT = "#!/usr/bin/env bash\nexec python3 -m venv --without-pip ../venv\n"
 CLIPS = ("1001_DFA_ANG_XX.npz", "1002_DFA_ANG_XX.npz")
 
@@ -25,7 +28,7 @@ def session(tmp_path, cloud, monkeypatch) -> Session:
     project = tmp_path / "project"
     copy_project(project)
     shutil.copy(Path(__file__).parent / "machines/pair.py", project / "experiments/pair.py")
-    (project / "mmattn/remote/instance/environment.sh").write_text(ENVIRONMENT)
+    (project / ENVIRONMENT_FILE).write_text(ENVIRONMENT)
     (project.parent / "clips").mkdir()
     for name in CLIPS:
         (project.parent / "clips" / name).write_bytes(name.encode() * 1000)
@@ -133,3 +136,23 @@ def assert_sent_once_and_no_key_left(session: Session, guests: list, homes: list
     sent = [line for line in session.commands if "ssh_config-1" in line and "rsync" in line]
     assert not [line for line in sent if "/data" in line or "code_files" in line]
     assert not [line for line in session.commands if "PRIVATE KEY" in line]
+
+
+def test_two_machines_train_as_one(session, cloud, wheelhouse, commands, monkeypatch):
+    """The real experiment: one training by a process on each machine, stopped and continued."""
+    shutil.copy(PROJECT / ENVIRONMENT_FILE, session.folder / ENVIRONMENT_FILE)
+    options = list(commands.tiny)
+    options[options.index("--train.epochs") + 1] = "60"
+    options[options.index("--train.patience") + 1] = "60"
+    session.fab("deploy", "--args", shlex.join(options), "--instances", "2", "--yes")
+    run = Run.find()
+    session.fab("stop")
+    session.fab("resume", "--yes")
+    text = session.fab("monitor")
+    assert "ended well" in text and "machine 1" in text, text
+    session.fab("fetch")
+    environment = json.loads((run.results / "environment.json").read_text())
+    assert [start["processes"] for start in environment["starts"]] == [2, 2]
+    assert len((run.results / "metrics.jsonl").read_text().splitlines()) == 60
+    session.fab("teardown")
+    assert not cloud.api.resources()
