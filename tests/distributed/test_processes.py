@@ -18,7 +18,9 @@ from mmattn.evaluate.predictions import read_predictions
 
 TIMED = ("clips_per_s", "seconds")
 SHAPES = {1: "1 × 4", 2: "2 × 2", 4: "4 × 1"}  # processes × devices
-TOLERANCE = 1e-3
+# Where the gradient of a parameter is 0 but for rounding (a bias before batch norm, of a unit that is
+# active in every clip of the first batch), Adam makes a step of any sign and full length of it.
+TOLERANCE = 3e-4
 
 
 def arrays(folder: Path, kind: str) -> dict[str, np.ndarray]:
