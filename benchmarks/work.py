@@ -13,7 +13,7 @@ import numpy as np
 from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig, ModelConfig
 from mmattn.data.batches import Batch, Bucket, Dispatch, collate, make_buckets, plan_epoch
-from mmattn.data.clips import Ragged
+from mmattn.data.clips import Ragged, Stream
 from mmattn.data.corpus import Corpus
 from mmattn.data.names import SIX
 from mmattn.data.normalise import Normaliser
@@ -163,7 +163,7 @@ def _draw_stream(lengths: np.ndarray, width: int, rng: np.random.Generator) -> R
     rows = 2 * int(lengths.max())
     frames = rng.standard_normal((rows, width), np.float32)
     starts = rng.integers(rows - lengths)
-    return Ragged(frames, np.zeros(rows), starts, lengths)
+    return Ragged((Stream(frames, np.zeros(rows)),), np.zeros_like(lengths), starts, lengths)
 
 
 def clip_flop(model: ModelConfig, widths: dict[str, int], frames: dict[str, int]) -> int:

@@ -1,6 +1,7 @@
 """The packed copy of many feature files: raw binary files, memory-mapped, found by content.
 
-    CACHE/<key>/        one pack: audio.frames, audio.times, video.frames, video.times, index.json
+    CACHE/<key>/        one pack: audio-00000.frames, audio-00000.times, video-00000.frames, … in
+                        shards of SHARD bytes, clips.npy (where each clip is) and index.json
     CACHE/index/<sig>   the key of the pack for files with these paths, sizes and times of change
     CACHE/.build-*/     a pack in the making, locked for as long as its process lives
     CACHE/lock          held for moments, while a pack is begun or put in its place
@@ -13,10 +14,11 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,9 +31,12 @@ from mmattn.data.clips import BadClip, Clip, Ragged, Stream, decode_clip
 from mmattn.data.extractor import MODALITIES
 from mmattn.errors import UserError
 
-FORMAT = 2  # to be raised when reading or packing changes
+FORMAT = 3  # to be raised when reading or packing changes
+SHARD = 2**28  # bytes of frames in a file; more only where a single clip is longer
 THREADS = 4
 CHUNK = 64  # files read ahead, so that few clips are in memory
+PLACE = np.dtype([(modality, np.int64, 3) for modality in MODALITIES] + [("extractor", np.int64)])
+"""Of a clip: shard, first row and frames of each modality; the number of its extractor."""
 
 
 @dataclass(frozen=True)
@@ -130,31 +135,38 @@ def _load(folder: Path) -> Pack | None:
     """Map the pack in `folder`; None if there is none or a file of it is missing or cut short."""
     try:
         index = json.loads((folder / "index.json").read_text())
-        for modality in MODALITIES:
-            rows, width = index[modality]["rows"], index[modality]["width"]
-            if os.path.getsize(folder / f"{modality}.frames") != rows * width * 4:
-                return None
-            if os.path.getsize(folder / f"{modality}.times") != rows * 8:
-                return None
-    except (OSError, ValueError):
+        places = np.load(folder / "clips.npy", allow_pickle=False)
+        audio, video = (
+            _map_stream(folder, modality, index[modality], places[modality])
+            for modality in MODALITIES
+        )
+    except (OSError, ValueError, EOFError):
         return None
-    audio, video = (_map_stream(folder, modality, index[modality]) for modality in MODALITIES)
-    extractors = tuple(index["extractors"][number] for number in index["extractor"])
-    return Pack(audio, video, tuple(index["reasons"]), extractors)
+    reasons = [None] * len(places)
+    for clip, reason in index["reasons"].items():
+        reasons[int(clip)] = reason
+    extractors = tuple(index["extractors"][number] for number in places["extractor"])
+    return Pack(audio, video, tuple(reasons), extractors)
 
 
-def _map_stream(folder: Path, modality: str, index: dict) -> Ragged:
-    rows, width = index["rows"], index["width"]
-    return Ragged(
-        _map_file(folder / f"{modality}.frames", np.float32, (rows, width)),
-        _map_file(folder / f"{modality}.times", np.float64, (rows,)),
-        np.array(index["starts"], np.int64),
-        np.array(index["lengths"], np.int64),
+def _map_stream(folder: Path, modality: str, index: dict, places: np.ndarray) -> Ragged:
+    width = index["width"]
+    shards = tuple(
+        Stream(
+            _map_file(folder / f"{modality}-{number:05d}.frames", np.float32, (rows, width)),
+            _map_file(folder / f"{modality}-{number:05d}.times", np.float64, (rows,)),
+        )
+        for number, rows in enumerate(index["rows"])
     )
+    return Ragged(shards, *np.ascontiguousarray(places.T))
 
 
 def _map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    if not shape[0]:  # an empty file cannot be mapped
+    """Raises OSError if there is no file, ValueError if it has another size."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if (found := os.path.getsize(path)) != size:
+        raise ValueError(f"{path} has {found} bytes, expected {size}")
+    if not size:  # an empty file cannot be mapped
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", shape=shape).view(np.ndarray)
 
@@ -163,51 +175,53 @@ def _map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _StreamWriter:
-    """Appends one modality of clip after clip to files, one for each width that is met."""
+    """Appends one modality of clip after clip to shards, others for each width that is met."""
 
     def __init__(self, folder: Path, modality: str):
         self.folder, self.modality = folder, modality
-        self.starts: list[int] = []
-        self.lengths: list[int] = []
+        self.places: list[tuple[int, int, int]] = []  # shard, first row, frames
         self.widths: list[int] = []  # 0: a clip without frames
-        self.rows: Counter[int] = Counter()
+        self.rows: defaultdict[int, list[int]] = defaultdict(lambda: [0])  # of each shard, by width
 
     def append(self, stream: Stream | None) -> int:
         """Write a clip, or keep count of one that cannot be used; the number of bytes."""
         length, width = stream.frames.shape if stream else (0, 0)
-        self.starts.append(self.rows[width])
-        self.lengths.append(length)
+        rows = self.rows[width]
+        if rows[-1] and 4 * width * (rows[-1] + length) > SHARD:
+            rows.append(0)
+        shard = len(rows) - 1
+        self.places.append((shard, rows[-1], length))
         self.widths.append(width)
-        self.rows[width] += length
+        rows[-1] += length
         if not stream:
             return 0
         for what, array in (("frames", stream.frames), ("times", stream.times)):
-            with open(self.folder / f"{self.modality}-{width}.{what}", "ab") as file:
+            with open(self.folder / f"{self.modality}-{width}-{shard:05d}.{what}", "ab") as file:
                 file.write(array)  # array.tofile would say nothing of a full disk
         return stream.frames.nbytes + stream.times.nbytes
 
-    def finish(self, reasons: list[str | None]) -> dict:
+    def finish(self, reasons: dict[int, str]) -> dict:
         """Keep the commonest width, add the reason to clips of another; this part of the index."""
         clips = Counter(width for width in self.widths if width)
         width = max(clips, key=lambda width: (clips[width], width), default=0)
         for clip, other in enumerate(self.widths):
             if other not in (0, width):
-                self.starts[clip] = self.lengths[clip] = 0
-                reasons[clip] = reasons[clip] or (
+                self.places[clip] = (0, 0, 0)
+                reasons.setdefault(
+                    clip,
                     f"{self.modality}_features are {other} wide, "
-                    f"{width} in {clips[width]} of {clips.total()} clips"
+                    f"{width} in {clips[width]} of {clips.total()} clips",
                 )
         for what in ("frames", "times"):
-            for other in clips:
-                if other != width:
-                    os.unlink(self.folder / f"{self.modality}-{other}.{what}")
-            target = self.folder / f"{self.modality}.{what}"
-            if width:
-                os.rename(self.folder / f"{self.modality}-{width}.{what}", target)
-            else:
-                target.touch()
-        rows = self.rows[width]
-        return {"rows": rows, "width": width, "starts": self.starts, "lengths": self.lengths}
+            for path in self.folder.glob(f"{self.modality}-*-*.{what}"):
+                _, of_width, shard = path.stem.split("-")
+                if int(of_width) == width:
+                    path.rename(self.folder / f"{self.modality}-{shard}.{what}")
+                else:
+                    path.unlink()
+            if not width:
+                (self.folder / f"{self.modality}-00000.{what}").touch()
+        return {"width": width, "rows": self.rows[width]}
 
 
 def _build(files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str) -> Path:
@@ -235,14 +249,15 @@ def _pack(files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[s
     """Write all clips and the index; the digest of every file. `sizes` counts bytes meanwhile."""
     writers = {modality: _StreamWriter(build, modality) for modality in MODALITIES}
     digests: list[str] = []
-    reasons: list[str | None] = []
+    reasons: dict[int, str] = {}  # of bad clips, by number
     extractors: dict[str, int] = {}  # JSON of each that is met, numbered
     extractor: list[int] = []
     clips = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
     with contextlib.closing(clips):  # or the bar would stay on the screen after an error
         for file, (digest, clip) in zip(files, clips, strict=True):
+            if not isinstance(clip, Clip):
+                reasons[len(digests)] = clip
             digests.append(digest)
-            reasons.append(None if isinstance(clip, Clip) else clip)
             made_by = json.dumps(clip.extractor if isinstance(clip, Clip) else {}, sort_keys=True)
             extractor.append(extractors.setdefault(made_by, len(extractors)))
             for modality, writer in writers.items():
@@ -250,8 +265,14 @@ def _pack(files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[s
                 sizes["packed"] += writer.append(stream)
             sizes["read"] += file.size
     index = {modality: writer.finish(reasons) for modality, writer in writers.items()}
-    index |= {"reasons": reasons, "extractor": extractor}
+    index["reasons"] = reasons
     index["extractors"] = [json.loads(made_by) for made_by in extractors]
+    places = np.empty(len(files), PLACE)
+    for modality, writer in writers.items():
+        places[modality] = writer.places
+    places["extractor"] = extractor
+    with open(build / "clips.npy", "wb") as file:
+        np.save(file, places, allow_pickle=False)
     (build / "index.json").write_text(json.dumps(index))
     return digests
 

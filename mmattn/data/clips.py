@@ -37,7 +37,10 @@ class BadClip(Exception):
 
 @dataclass(frozen=True)
 class Stream:
-    """One modality of a clip; no frames [0, F] where the clip lacks it, for prediction alone."""
+    """One modality of a clip; no frames [0, F] where the clip lacks it, for prediction alone.
+
+    Or the rows of many clips, one after the other.
+    """
 
     frames: np.ndarray  # [T, F] float32
     times: np.ndarray  # [T] float64 seconds
@@ -68,11 +71,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Ragged:
-    """One modality of many clips; a clip is a run of rows, so subsets share the rows."""
+    """One modality of many clips; a clip is a run of rows of a shard, so subsets share the rows."""
 
-    frames: np.ndarray  # [R, F] float32, perhaps memory-mapped; may hold rows of other clips
-    times: np.ndarray  # [R] float64 seconds
-    starts: np.ndarray  # [N] int64, first row of each clip
+    shards: tuple[Stream, ...]  # of equal width, perhaps memory-mapped, perhaps with more clips
+    shard: np.ndarray  # [N] int64, in which each clip is
+    starts: np.ndarray  # [N] int64, first row of each clip there
     lengths: np.ndarray  # [N] int64, frames of each clip
 
     def __len__(self) -> int:
@@ -81,21 +84,27 @@ class Ragged:
     @property
     def width(self) -> int:
         """Features of a frame."""
-        return self.frames.shape[1]
+        return self.shards[0].frames.shape[1]
 
     def clip(self, index: int) -> np.ndarray:
         """Frames [T, F] of one clip, not copied."""
-        start = self.starts[index]
-        return self.frames[start : start + self.lengths[index]]
+        return self.shards[self.shard[index]].frames[self._rows(index)]
 
     def clip_times(self, index: int) -> np.ndarray:
         """Times [T] of one clip's frames in seconds, not copied."""
-        start = self.starts[index]
-        return self.times[start : start + self.lengths[index]]
+        return self.shards[self.shard[index]].times[self._rows(index)]
+
+    def _rows(self, index: int) -> slice:
+        return slice(self.starts[index], self.starts[index] + self.lengths[index])
 
     def select(self, indices: np.ndarray) -> "Ragged":
         """The clips `indices`, in that order; the frames are shared."""
-        return Ragged(self.frames, self.times, self.starts[indices], self.lengths[indices])
+        return Ragged(self.shards, self.shard[indices], self.starts[indices], self.lengths[indices])
+
+    def later(self, seconds: float) -> "Ragged":
+        """The same frames, dated so much later; they are shared."""
+        shards = tuple(Stream(shard.frames, shard.times + seconds) for shard in self.shards)
+        return Ragged(shards, self.shard, self.starts, self.lengths)
 
     def longest_span(self, frames: int) -> float:
         """Seconds that so many neighbouring frames of a clip last at most."""
@@ -117,14 +126,13 @@ class Ragged:
 
     def spacings(self) -> np.ndarray:
         """Mean seconds from frame to frame of each clip that has two or more frames."""
-        several = self.lengths > 1
-        first, steps = self.starts[several], self.lengths[several] - 1
-        return (self.times[first + steps] - self.times[first]) / steps
+        times = [self.clip_times(index) for index in np.flatnonzero(self.lengths > 1)]
+        return np.array([(one[-1] - one[0]) / (len(one) - 1) for one in times])
 
     def crop(self, bounds: np.ndarray) -> "Ragged":
         """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""
         starts = self.starts + bounds[:, 0]
-        return Ragged(self.frames, self.times, starts, bounds[:, 1] - bounds[:, 0])
+        return Ragged(self.shards, self.shard, starts, bounds[:, 1] - bounds[:, 0])
 
 
 def pack_streams(streams: Sequence[Stream]) -> Ragged:
@@ -132,7 +140,8 @@ def pack_streams(streams: Sequence[Stream]) -> Ragged:
     lengths = np.array([len(stream.times) for stream in streams], np.int64)
     frames = np.concatenate([stream.frames for stream in streams])
     times = np.concatenate([stream.times for stream in streams])
-    return Ragged(frames, times, np.cumsum(lengths) - lengths, lengths)
+    starts = np.cumsum(lengths) - lengths
+    return Ragged((Stream(frames, times),), np.zeros_like(lengths), starts, lengths)
 
 
 def valid_frames(video: np.ndarray) -> np.ndarray:

@@ -20,7 +20,13 @@ from mmattn.console import progress, say
 from mmattn.data.batches import Augmentation, Bucket, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
 from mmattn.data.extractor import difference
-from mmattn.data.normalise import Normaliser, blank_normaliser, fit_normaliser
+from mmattn.data.normalise import (
+    BLOCKS,
+    Normaliser,
+    blank_normaliser,
+    measure_blocks,
+    normaliser_of,
+)
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
 from mmattn.evaluate.metrics import confusion_counts, uar
@@ -179,17 +185,14 @@ def make_trainer(
     config: ExperimentConfig, corpus: Corpus, split: Split, device_count: int
 ) -> Trainer:
     """A trainer whose normalisation and class weights come from the training clips alone."""
-    if processes.count() == 1 or processes.first():
-        normaliser = fit_normaliser(corpus, split.train)
-    else:
-        normaliser = blank_normaliser(corpus.audio.width, corpus.video.width)
-    normaliser = processes.arrays_from_first(normaliser)
+    own = processes.own_part(BLOCKS)
+    moments = processes.arrays_from_all(measure_blocks(corpus, split.train, own))
     weights = None
     if config.train.class_weights:
         labels = corpus.labels[split.train]
         weights = balanced_class_weights(labels, len(corpus.class_names))
     clips = np.concatenate([split.train, split.validation, split.test])
-    return Trainer(config, corpus, normaliser, weights, clips, device_count)
+    return Trainer(config, corpus, normaliser_of(moments), weights, clips, device_count)
 
 
 def fit(

@@ -165,15 +165,35 @@ def _get(key: str) -> Any:
     return json.loads(global_state.client.blocking_key_value_get(key, FOREVER))
 
 
+def own_part(things: int) -> range:
+    """The numbers of this process's share of so many things, or of a few more, to be even."""
+    each = -(-things // count())
+    return range(global_state.process_id * each, (global_state.process_id + 1) * each)
+
+
 def arrays_from_first(tree: Any) -> Any:
     """Process 0's NumPy arrays, to the bit; the others give arrays of the same shapes."""
     if count() == 1:
         return tree
-    leaves, structure = jax.tree.flatten(tree)
-    together = np.concatenate([np.ravel(leaf).view(np.uint8) for leaf in leaves])
-    together = multihost_utils.broadcast_one_to_all(together)
-    ends = np.cumsum([leaf.nbytes for leaf in leaves])
-    parts = np.split(np.asarray(together), ends[:-1])
+    return _from_bytes(np.asarray(multihost_utils.broadcast_one_to_all(_to_bytes(tree))), tree)
+
+
+def arrays_from_all(tree: Any) -> Any:
+    """All processes' NumPy arrays of equal shapes, to the bit, one after the other [N · …]."""
+    if count() == 1:
+        return tree
+    gathered = np.asarray(multihost_utils.process_allgather(_to_bytes(tree)))
+    trees = [_from_bytes(each, tree) for each in gathered]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
+
+
+def _to_bytes(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf).view(np.uint8) for leaf in jax.tree.leaves(tree)])
+
+
+def _from_bytes(together: np.ndarray, like: Any) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    parts = np.split(together, np.cumsum([leaf.nbytes for leaf in leaves])[:-1])
     return jax.tree.unflatten(
         structure,
         [

@@ -30,8 +30,7 @@ def measure_shifts(trainer: Trainer, state: TrainState, test: np.ndarray) -> dic
 
     at_offset = []
     for offset in OFFSETS if reads_times else [0.0]:
-        audio = replace(corpus.audio, times=corpus.audio.times + offset)
-        at_offset.append(right(replace(corpus, audio=audio), test))
+        at_offset.append(right(replace(corpus, audio=corpus.audio.later(offset)), test))
     at_tempo = []
     slowest = AugmentConfig(tempo=(TEMPOS[0], 1.0))
     longest = corpus.audio.lengths[test].max(), corpus.video.lengths[test].max()

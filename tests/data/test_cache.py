@@ -64,9 +64,31 @@ def test_extractors_are_kept_once_each(corpus_folder, options, tmp_path, write_c
 
 def test_frames_are_mapped_and_cannot_be_written(corpus_folder, options):
     corpus = open_corpus(options(corpus_folder))
-    assert isinstance(corpus.audio.frames.base, np.memmap)
+    assert isinstance(corpus.audio.shards[0].frames.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         corpus.video.clip(0)[:] = 0
+
+
+def test_frames_lie_in_shards(corpus_folder, options, tmp_path, monkeypatch, write_clip):
+    """A clip is in one alone, and alone if it is longer; clips of another width leave no trace."""
+    path = next(corpus_folder.rglob("03-01-03-*.npz"))
+    write_clip(path, seconds=9)
+    write_clip(next(corpus_folder.rglob("03-01-05-*.npz")), audio_features=np.ones((50, 7)))
+    whole = open_corpus(options(corpus_folder, cache=tmp_path / "whole", max_bad=1))
+    monkeypatch.setattr("mmattn.data.cache.SHARD", 3000)  # some 3 clips of 4 features at 50 Hz
+    (sharded, again) = (open_corpus(options(corpus_folder, max_bad=1)) for _ in range(2))
+    assert content(sharded) == content(again) == content(whole)
+    sizes = [shard.frames.nbytes for shard in sharded.audio.shards]
+    (longest,) = [size for size in sizes if size > 3000]
+    assert longest == 9 * 50 * 4 * 4 == sharded.audio.clip(whole.names.index(path.stem)).nbytes
+    assert len(sizes) > 10 and min(sizes) > 0
+    np.testing.assert_array_equal(np.unique(sharded.audio.shard), np.arange(len(sizes)))
+    (pack,) = packs(tmp_path / "cache")
+    names = {f"audio-{number:05d}.frames" for number in range(len(sizes))}
+    assert {path.name for path in pack.glob("audio*.frames")} == names
+    np.testing.assert_array_equal(sharded.audio.spacings(), whole.audio.spacings())
+    few = sharded.audio.select(np.array([20, 0]))
+    np.testing.assert_array_equal(few.clip(0), whole.audio.clip(20))
 
 
 def test_touched_and_moved_files_find_the_same_pack(corpus_folder, options, tmp_path):
@@ -104,7 +126,16 @@ def cut_short(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_short, os.unlink])
 @pytest.mark.parametrize(
-    "name", ["audio.frames", "audio.times", "video.frames", "video.times", "index.json"]
+    "name",
+    [
+        *(
+            f"{stream}-00000.{what}"
+            for stream in ("audio", "video")
+            for what in ("frames", "times")
+        ),
+        "clips.npy",
+        "index.json",
+    ],
 )
 def test_a_damaged_pack_is_built_again(corpus_folder, options, tmp_path, name, damage):
     first = content(open_corpus(options(corpus_folder)))

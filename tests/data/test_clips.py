@@ -297,7 +297,7 @@ def test_packed_streams_and_their_subsets_share_frames():
     assert some.lengths.tolist() == [2, 3]
     assert some.clip(0).tolist() == [[2, 2], [2, 2]]
     assert some.clip_times(1).tolist() == [0, 1, 2]
-    assert np.shares_memory(some.clip(0), ragged.frames)
+    assert np.shares_memory(some.clip(0), ragged.shards[0].frames)
 
 
 def at(*clips: list[float]) -> Ragged:
@@ -346,4 +346,4 @@ def test_clips_without_frames_among_others():
     np.testing.assert_array_equal(ragged.spacings(), alone.spacings())
     none = pack_streams([empty, empty])
     assert (none.width, none.longest_span(2), none.most_within(2)) == (2, 0, 0)
-    assert none.spacings().shape == (0,) and none.frames.dtype == np.float32
+    assert none.spacings().shape == (0,) and none.clip(0).dtype == np.float32

@@ -185,7 +185,7 @@ def test_tiled_audio_is_each_clip_s_mean_at_the_same_times(corpus_folder, option
         assert not np.ptp(tiled.audio.clip(clip), axis=0).any()
         np.testing.assert_array_equal(tiled.audio.clip_times(clip), plain.audio.clip_times(clip))
         np.testing.assert_array_equal(tiled.video.clip(clip), plain.video.clip(clip))
-    assert tiled.audio.frames.dtype == np.float32
+    assert tiled.audio.clip(0).dtype == np.float32
     assert "without dynamics" in tiled.description and tiled.names == plain.names
 
 
@@ -277,5 +277,5 @@ def test_a_clip_without_audio_has_none_that_is_tiled():
     corpus = lacking_one_modality()
     tiled = tile_audio(corpus)
     assert tiled.audio.lengths.tolist() == [20, 0, 20]
-    np.testing.assert_array_equal(tiled.audio.frames, 40 * [[19, 20]])
-    assert tiled.audio.frames.dtype == np.float32
+    np.testing.assert_array_equal(tiled.audio.shards[0].frames, 40 * [[19, 20]])
+    assert tiled.audio.clip(0).dtype == np.float32

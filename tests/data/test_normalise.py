@@ -6,7 +6,15 @@ import pytest
 from mmattn.config import DataConfig, SyntheticConfig
 from mmattn.data.clips import Ragged, Stream, pack_streams
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.normalise import fit_normaliser, normalise_audio, normalise_video
+from mmattn.data.normalise import (
+    BLOCKS,
+    Moments,
+    fit_normaliser,
+    measure_blocks,
+    normalise_audio,
+    normalise_video,
+    normaliser_of,
+)
 
 
 def ragged(*clips) -> Ragged:
@@ -59,6 +67,19 @@ def test_it_agrees_with_all_frames_at_once():
     normal = np.concatenate([normalise_audio(normaliser, corpus.audio.clip(i)) for i in train])
     np.testing.assert_allclose(normal.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(normal.std(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("clips", "count"), [(20, 3), (200, 4), (5, 7)])
+def test_parts_measured_apart_give_the_same_bits(clips, count):
+    corpus = open_corpus(DataConfig(synthetic=SyntheticConfig(clips=clips, speakers=2)))
+    each = -(-BLOCKS // count)
+    parts = [
+        measure_blocks(corpus, np.arange(clips), range(number * each, (number + 1) * each))
+        for number in range(count)
+    ]
+    together = normaliser_of(Moments(*map(np.concatenate, zip(*parts, strict=True))))
+    for found, expected in zip(together, fit_normaliser(corpus, np.arange(clips)), strict=True):
+        assert found.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1234.567])
