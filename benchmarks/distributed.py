@@ -1,12 +1,13 @@
 """What processes cost and bring: collectives by message size, and scaling of the training step.
 
-python -m benchmarks.distributed [--processes 1 2 …] [--devices 1] [--batch 24] [--json FILE]
+python -m benchmarks.distributed [--shapes 1x1 1x2 2x1 …] [--batch 24] [--json FILE]
 
-Exchange: the two collectives of a step, sum and scatter of the gradient and gathering of the
-parameters, for vectors of several lengths, on this machine's loopback. Scaling: clips/s of the real
-training step, strong (one batch divided over the processes) and weak (12 clips a device). The
-processes are real ones with gloo between them; the cores are divided among them, so that beyond the
-number of cores all of them add up.
+A shape is processes × devices of each; the processes are real ones with gloo between them, on this
+machine's loopback. The cores are divided among them, so that beyond the number of cores all devices
+add up. Exchange: the two large collectives of a step, sum and scatter of the gradient and gathering
+of the parameters; total: the small one, a sum; both of vectors of several lengths. Scaling: clips/s
+of the real training step on full-size clips, strong (one batch divided over the devices) and weak
+(12 clips a device).
 """
 
 import json
@@ -14,48 +15,65 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.machine import check_json, command, describe, say_machine, write_json
+import dacite
+
+from benchmarks.cluster import Collective
+from benchmarks.machine import check_json, command, cores, describe, say_machine, write_json
+from benchmarks.scaling import WEAK
 from experiments.no_aug import CONFIG
 from mmattn.config import ModelConfig
 from mmattn.console import say, say_table
 from mmattn.errors import UserError
 from mmattn.launch import launch
 
-WEAK = 12  # clips a device
-
 
 @dataclass(frozen=True)
 class Result:
-    """What one number of processes takes."""
+    """What one shape takes."""
 
     processes: int
     devices: int
     """Of all processes together."""
     parameters: int
+    frames: dict[str, int]
+    """Padded length of the clips by modality."""
+    dispatch: int
+    """Steps a dispatch."""
     exchange: dict[int, float]
-    """Seconds by the number of float32 in the vector."""
-    strong: float
-    """Clips a second of one batch divided over the devices."""
-    weak: float
-    """Clips a second of 12 clips a device."""
+    """Seconds to sum, scatter and gather, by the number of float32 in the vector."""
+    total: dict[int, float]
+    """Seconds to sum, by the number of float32 in the vector."""
+    steps: dict[int, float]
+    """Seconds of a training step by the clips on a device."""
+    batches: float
+    """Clips a second that a process makes ready for its devices."""
+    collectives: list[Collective]
+    """Those of the compiled training."""
+
+    @property
+    def name(self) -> str:
+        """Processes × devices of each."""
+        return f"{self.processes} × {self.devices // self.processes}"
+
+    def rate(self, clips: int) -> float:
+        """Clips a second with so many on a device."""
+        return clips * self.devices / self.steps[clips]
 
 
 @dataclass(frozen=True)
 class Options:
     """Measure several processes on this machine."""
 
-    processes: tuple[int, ...] = (1, 2)
-    """Numbers of processes."""
-    devices: int = 1
-    """CPU devices of each process."""
-    batch: int = 24
+    shapes: tuple[str, ...] = ("1x1", "1x2", "2x1", "2x2", "4x1")
+    """Processes × devices of each."""
+    batch: int = CONFIG.train.batch
     """Clips an optimiser step, for strong scaling."""
-    sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+    clips: tuple[int, ...] = (1, 2, 4, 12, 24)
+    """Clips a device to measure too, where there are no more devices than cores."""
+    sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000, 3_000_000)
     """Lengths of the vectors that are exchanged, in float32."""
     rounds: int = 5
     """Each number is the median of so many."""
-    clips: int = 432
-    """Clips of the synthetic corpus."""
     model: ModelConfig = CONFIG.model
     """The network to train."""
     json: Path | None = None
@@ -63,79 +81,97 @@ class Options:
 
     def __call__(self) -> None:
         check_json(self.json)
-        for count in self.processes:
-            if count < 1 or self.batch % (count * self.devices):
-                raise UserError(
-                    f"--processes {count}: expected numbers that with --devices {self.devices} "
-                    f"divide --batch {self.batch}"
-                )
+        shapes = [self.shape(text) for text in self.shapes]
         about = describe()
         say_machine(about)
-        results = [self.measure(count) for count in self.processes]
-        say_results(results)
-        write_json(self.json, about, {"results": [asdict(result) for result in results]})
+        results = [self.measure(*shape) for shape in shapes]
+        say_results(results, self.batch)
+        found = {"batch": self.batch, "results": [asdict(result) for result in results]}
+        write_json(self.json, about, found)
 
-    def measure(self, count: int) -> Result:
+    def shape(self, text: str) -> tuple[int, int]:
+        """Processes and devices of each."""
+        counts = [int(part) if part.isdigit() else 0 for part in text.split("x")]
+        if len(counts) != 2 or min(counts) < 1 or self.batch % (counts[0] * counts[1]):
+            raise UserError(
+                f"--shapes {text}: expected processes x devices, like 2x1, that divide "
+                f"--batch {self.batch}"
+            )
+        return counts[0], counts[1]
+
+    def measure(self, count: int, each: int) -> Result:
         """Start so many processes and read what process 0 found."""
-        say(f"{count} × {self.devices} …")
+        say(f"{count} × {each} …")
+        clips = {self.batch // (count * each), WEAK, *(self.clips * (count * each <= cores()))}
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "result.json"
             options = {
-                "devices": count * self.devices,
-                "batch": self.batch,
-                "rounds": self.rounds,
-                "clips": self.clips,
-                "model": json.dumps(asdict(self.model)),
-                "out": out,
+                "devices": [count * each],
+                "clips": sorted(clips),
+                "sizes": self.sizes,
+                "rounds": [self.rounds],
+                "out": [out],
+                "model": [json.dumps(asdict(self.model))],
             }
-            words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-            launch(
-                count,
-                ["benchmarks.distributed_worker", *words, "--sizes", *map(str, self.sizes)],
-            )
-            found = json.loads(out.read_text())
-        exchange = {int(size): seconds for size, seconds in found.pop("exchange").items()}
-        return Result(count, count * self.devices, exchange=exchange, **found)
+            words = [str(w) for name, values in options.items() for w in (f"--{name}", *values)]
+            launch(count, ["benchmarks.distributed_worker", *words])
+            return read_result(json.loads(out.read_text()))
+
+
+def read_result(found: dict) -> Result:
+    """A result of JSON, whose keys are text."""
+    for name in ("exchange", "total", "steps"):
+        found[name] = {int(key): value for key, value in found[name].items()}
+    found["collectives"] = [Collective(*one) for one in found["collectives"]]
+    return dacite.from_dict(Result, found)
 
 
 def bytes_sent(size: int, devices: int) -> int:
-    """What each device sends in the two collectives of a ring: 2 (D - 1) / D of the vector."""
+    """What each device sends in an exchange or a total: 2 (D - 1) / D of the vector."""
     return 2 * (devices - 1) * 4 * size // devices
 
 
-def say_results(results: list[Result]) -> None:
-    """Print both tables; scaling is relative to the first number of processes."""
-    first = results[0]
+def say_results(results: list[Result], batch: int) -> None:
+    """Print the tables; scaling is relative to the first shape."""
+    for title, rows in zip(EXCHANGES, exchange_rows(results), strict=True):
+        say_table(title, ("float32", *(result.name for result in results)), rows)
     say_table(
-        "Sum and scatter, then gather: ms (bytes each device sends)",
-        ("float32", *(f"{result.processes} × {_each(result)}" for result in results)),
+        f"Training step, {results[0].parameters:,} parameters: clips/s (times the first)",
+        ("processes × devices", "strong", "weak"),
+        scaling_rows(results, batch),
+    )
+
+
+EXCHANGES = (
+    "Sum and scatter, then gather: ms (bytes each device sends)",
+    "Sum: ms (bytes each device sends)",
+)
+
+
+def exchange_rows(results: list[Result]) -> list[list[tuple[str, ...]]]:
+    """The rows of both tables of EXCHANGES."""
+    return [
         [
             (
                 f"{size:,}",
                 *(
-                    f"{1e3 * result.exchange[size]:.2f} ({bytes_sent(size, result.devices):,})"
-                    for result in results
+                    f"{1e3 * found[size]:.2f} ({bytes_sent(size, result.devices):,})"
+                    for found, result in zip(times, results, strict=True)
                 ),
             )
-            for size in first.exchange
-        ],
-    )
-    say_table(
-        f"Training step, {first.parameters:,} parameters: clips/s (times the first)",
-        ("processes × devices", "strong", "weak"),
-        [
-            (
-                f"{result.processes} × {_each(result)}",
-                f"{result.strong:.0f} ({result.strong / first.strong:.2f})",
-                f"{result.weak:.0f} ({result.weak / first.weak:.2f})",
-            )
-            for result in results
-        ],
-    )
+            for size in times[0]
+        ]
+        for times in ([one.exchange for one in results], [one.total for one in results])
+    ]
 
 
-def _each(result: Result) -> int:
-    return result.devices // result.processes
+def scaling_rows(results: list[Result], batch: int) -> list[tuple[str, ...]]:
+    """Strong and weak scaling of each shape."""
+    rates = [(one.rate(batch // one.devices), one.rate(WEAK)) for one in results]
+    return [
+        (one.name, *(f"{rate:.0f} ({rate / first:.2f})" for rate, first in zip(*pair, strict=True)))
+        for one, pair in ((one, (own, rates[0])) for one, own in zip(results, rates, strict=True))
+    ]
 
 
 if __name__ == "__main__":

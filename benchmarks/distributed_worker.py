@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -13,15 +13,15 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.distributed import WEAK
+from benchmarks.cluster import read_program
+from benchmarks.contenders.ours import Contestant
+from benchmarks.distributed import Result
+from benchmarks.work import Work, make_work
 from experiments.no_aug import CONFIG
 from mmattn.cli import end_process_after
 from mmattn.config import DistributedConfig, ModelConfig
 from mmattn.console import be_quiet
-from mmattn.data.corpus import open_corpus
-from mmattn.data.splits import make_split
 from mmattn.train import devices, processes
-from mmattn.train.loop import epoch_plan, make_trainer
 
 REPEATS = 8  # exchanges a call, so that dispatch counts little
 
@@ -31,11 +31,11 @@ class Job:
     """What to measure; see `benchmarks.distributed.Options`."""
 
     devices: int
-    batch: int
-    rounds: int
-    clips: int
-    out: Path
+    clips: tuple[int, ...]
+    """Of each device in a step."""
     sizes: tuple[int, ...]
+    rounds: int
+    out: Path
     model: str
     """JSON."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -43,64 +43,79 @@ class Job:
     def __call__(self) -> None:
         processes.start_processes(self.distributed)
         be_quiet()
-        devices.start_jax(self.devices, self.devices)
-        exchange = {size: exchange_seconds(self, size) for size in self.sizes}
-        parameters, strong = training_rate(self, self.batch)
-        _, weak = training_rate(self, WEAK * self.devices)
-        found = {"exchange": exchange, "parameters": parameters, "strong": strong, "weak": weak}
-        processes.from_first(lambda: self.out.write_text(json.dumps(found)) and None)
+        works = {clips: self.work(clips * self.devices) for clips in self.clips}
+        middle = works[self.clips[-1]]
+        contestant = Contestant(middle)
+        learner, dispatch = contestant.learner, CONFIG.train.steps_per_dispatch
+        trainings = {clips: training(contestant, work) for clips, work in works.items()}
+        place = self.seconds(lambda: contestant.place(middle))
+        result = Result(
+            processes=processes.count(),
+            devices=self.devices,
+            parameters=int(learner.flat.ends[-1]),
+            frames=middle.dispatches[0].bucket._asdict(),
+            dispatch=dispatch,
+            exchange={size: self.repeated(exchange, size) for size in self.sizes},
+            total={size: self.repeated(total, size) for size in self.sizes},
+            steps={n: self.seconds(train) / dispatch for n, (_, train) in trainings.items()},
+            batches=middle.clips / processes.count() / place,
+            collectives=read_program(trainings[self.clips[0]][0](), self.devices),
+        )
+        processes.from_first(lambda: self.out.write_text(json.dumps(asdict(result))) and None)
+
+    def work(self, batch: int) -> Work:
+        """One full dispatch of the middle one of the padded shapes, of full-size clips."""
+        model = dacite.from_dict(ModelConfig, json.loads(self.model), dacite.Config(cast=[tuple]))
+        config = replace(CONFIG, model=model, devices=self.devices)
+        return make_work(batch, batch * config.train.steps_per_dispatch, config).middle()
+
+    def seconds(self, work: Callable[[], Any]) -> float:
+        """The median time of some work, the first time left out."""
+        processes.exchange(None)  # one may have compiled for longer than gloo waits
+        times = []
+        for _ in range(self.rounds + 1):
+            begin = perf_counter()
+            jax.block_until_ready(work())
+            times.append(perf_counter() - begin)
+        return median(times[1:])
+
+    def repeated(self, once: Callable, size: int) -> float:
+        """Seconds of something done to a vector of so many float32 on each device."""
+        compiled = devices.parallel(
+            lambda vector: jax.lax.fori_loop(0, REPEATS, lambda _, x: once(x), vector),
+            self.devices,
+            (0,),
+        )
+        length = -(-size // self.devices) * self.devices
+        vector = devices.replicate(np.ones(length, np.float32), self.devices)
+        return self.seconds(lambda: compiled(vector)) / REPEATS
 
 
-def seconds(job: Job, work: Callable[[], Any]) -> float:
-    """The median time of some work, the first time left out."""
-    times = []
-    for _ in range(job.rounds + 1):
-        begin = perf_counter()
-        jax.block_until_ready(work())
-        times.append(perf_counter() - begin)
-    return median(times[1:])
+def exchange(vector: jax.Array) -> jax.Array:
+    """Sum, scatter and gather a vector, as a training step does with all parameters."""
+    return devices.gather(devices.sum_and_scatter(vector)) / jax.lax.axis_size(devices.AXIS)
 
 
-def exchange_seconds(job: Job, size: int) -> float:
-    """Seconds to sum, scatter and gather a vector of float32, as a training step does."""
-    count = job.devices
-
-    def repeat(vector):
-        def once(_, vector):
-            return devices.gather(devices.sum_and_scatter(vector)) / count
-
-        return jax.lax.fori_loop(0, REPEATS, once, vector)
-
-    compiled = devices.parallel(repeat, count, (0,))
-    vector = devices.replicate(np.ones(-(-size // count) * count, np.float32), count)
-    return seconds(job, lambda: compiled(vector)) / REPEATS
+def total(vector: jax.Array) -> jax.Array:
+    """Sum a vector, as a training step does with the statistics of the batch norm."""
+    return devices.sum_over_devices(vector) / jax.lax.axis_size(devices.AXIS)
 
 
-def training_rate(job: Job, batch: int) -> tuple[int, float]:
-    """The number of parameters, and clips a second of training on clips that are placed already."""
-    synthetic = replace(CONFIG.data.synthetic, clips=job.clips)
-    config = replace(
-        CONFIG,
-        model=dacite.from_dict(ModelConfig, json.loads(job.model), dacite.Config(cast=[tuple])),
-        data=replace(CONFIG.data, buckets=1, synthetic=synthetic),
-        train=replace(CONFIG.train, batch=batch),
-    )
-    corpus = open_corpus(config.data)
-    split = make_split(corpus, config.data, config.seed, None, 0, 1)
-    trainer = make_trainer(config, corpus, split, job.devices)
-    steps = config.train.steps_per_dispatch
-    dispatch = max(epoch_plan(trainer, split.train, 0), key=lambda one: sum(map(len, one.batches)))
-    ((_, placed),) = trainer.feed([dispatch], steps)
-    held = [*trainer.start()]
+def training(contestant: Contestant, work: Work) -> tuple[Callable[[], str], Callable[[], Any]]:
+    """Training on clips that are placed already: the text of its program, and a call of it."""
+    ((batches, count),) = contestant.place(work)
+    learner, settings = contestant.learner, contestant.settings
+    sums = jax.tree.map(lambda x: x.copy(), contestant.no_sums)  # the step takes it over
+    held = [learner.hold(learner.initial(CONFIG.seed)), sums]
+
+    def text():
+        return learner.train.lower(*held, batches, count, settings).compile().as_text()
 
     def train():
-        *held[:], check = trainer.learner.train(
-            *held, placed, np.int32(len(dispatch.batches)), trainer.settings
-        )
+        *held[:], check = learner.train(*held, batches, count, settings)
         return check
 
-    parameters = sum(x.size for x in jax.tree.leaves(trainer.initial.params))
-    return parameters, sum(map(len, dispatch.batches)) / seconds(job, train)
+    return text, train
 
 
 if __name__ == "__main__":

@@ -53,8 +53,7 @@ def middle_work(job: Job, batch: int) -> Work:
     frames more or less.
     """
     most = max(job.steps)
-    work = make_work(batch, batch * most, _config(job, batch), job.scale)
-    return work._replace(dispatches=[work.dispatches[len(work.dispatches) // 2]])
+    return make_work(batch, batch * most, _config(job, batch), job.scale).middle()
 
 
 def _config(job: Job, batch: int) -> ExperimentConfig:

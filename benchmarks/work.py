@@ -88,6 +88,10 @@ class Work(NamedTuple):
             for batch in dispatch.batches
         ]
 
+    def middle(self) -> "Work":
+        """Its dispatch of the middle one of the padded shapes: a single shape compiles once."""
+        return self._replace(dispatches=[self.dispatches[len(self.dispatches) // 2]])
+
     def _batches(self) -> list[np.ndarray]:
         return [batch for dispatch in self.dispatches for batch in dispatch.batches]
 

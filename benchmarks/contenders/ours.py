@@ -41,6 +41,7 @@ class Contestant(Contender):
                         self.devices,
                         train.batch,
                         train.steps_per_dispatch,
+                        own=devices.own_devices(self.devices),
                     )
                 ),
                 np.int32(len(dispatch.batches)),

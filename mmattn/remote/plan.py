@@ -19,7 +19,6 @@ from mmattn.remote.runs import Run, parse_host
 
 MOST_INSTANCES = 64
 MOST_HOURS = 24 * 6  # an alarm can count no further than a week
-DISK_PRICE = 0.08 / 730  # dollars a GiB and hour: gp3, us-east-1
 _NAME = re.compile("[A-Za-z0-9_]+")  # it becomes part of the run's name
 _OWN_OPTIONS = ("--out", "--resume", "--data.roots")
 
@@ -156,7 +155,7 @@ def _described(folder: str) -> str:
 
 def cost_text(run: Run, plan: Plan) -> str:
     """The highest cost of a plan and where the price is from."""
-    disk = plan.disk_gib * DISK_PRICE
+    disk = plan.disk_gib * prices.DISK
     if plan.price is None:
         return f"unknown: {run.instance_type} is not in the price table of {prices.DATE}"
     source = f"us-east-1, {prices.DATE}"

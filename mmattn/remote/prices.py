@@ -5,6 +5,7 @@ tells the order of magnitude, which is what a plan needs. Spot prices are asked 
 """
 
 DATE = "2026-01"
+DISK = 0.08 / 730  # a GiB and hour of gp3
 
 _PER_LARGE = {  # dollars an hour for the size `large` (2 vCPUs); a family's prices are linear
     "c5": 0.085,

@@ -1,0 +1,297 @@
+"""What a training step would take on N machines, from what was measured on one: pure functions.
+
+A step is compute, a + b · clips on each device, and then its collectives, one after the other.
+Inside one process a collective is a rendezvous and copies. As soon as there are several, every
+device is a rank of gloo by itself: sums and gathers go round a ring of all devices, also between
+those of one process; sum and scatter halves the vector with ever farther partners.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, inf, log2
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+
+from mmattn.data.write import CLIPS, RATES, SECONDS, WIDTHS
+from mmattn.remote import prices
+
+MACHINE, VCPUS = "c5.24xlarge", 96
+MOST = 64  # machines
+KINDS = ("all-reduce", "all-gather", "reduce-scatter")
+LIMITS = ("compute", "collectives", "making batches", "disk")
+
+
+class Collective(NamedTuple):
+    """One message of the compiled program."""
+
+    kind: str
+    size: int
+    """Bytes of the whole vector."""
+    often: str
+    """A "step" or a "dispatch"."""
+
+
+class Link(NamedTuple):
+    """What a collective takes: start + messages · latency + bytes / rate."""
+
+    start: float
+    """Seconds, once a collective."""
+    latency: float
+    """Seconds of a message; inside a process, of a doubling of the devices that meet."""
+    rate: float
+    """Bytes a second."""
+
+
+class Fitted(NamedTuple):
+    """What the measurements say."""
+
+    step: float
+    """Seconds of compute a step whatever the clips: a."""
+    clip: float
+    """Seconds of compute a clip on one device, when all cores are busy: b."""
+    process: Link
+    """Between devices of one process."""
+    loopback: Link
+    """Between ranks of gloo on one machine."""
+    collectives: tuple[Collective, ...]
+    dispatch: int
+    """Steps a dispatch."""
+    batches: float
+    """Clips a second that one process makes ready for its devices."""
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What was not measured."""
+
+    cores: int = VCPUS // 2
+    """Physical cores of a machine, a device each; hyperthreads bring nothing."""
+    speed: float = 1.0
+    """Of a core there, with all at work, as a multiple of one here."""
+    latency: float = 75e-6
+    """Seconds of a message between machines of one placement group, gloo included."""
+    network: float = 25e9 / 8
+    """Bytes a second of a machine."""
+    flow: float = 10e9 / 8
+    """Bytes a second of one TCP connection in a placement group (EC2's documentation)."""
+    memory: float = 200e9
+    """Bytes a second of a machine's memory; a collective moves each byte four times."""
+    cache: float = 150e9
+    """Bytes of a machine's 192 GiB that can hold clips."""
+    disk: float = 1e9
+    """Bytes a second of a machine's gp3 volume."""
+    reads: float = 16e3
+    """Reads a second of it; a clip takes four, of 128 KiB at most."""
+    joined: bool = False
+    """What if each process added up its own devices first, so that only processes are ranks?"""
+    clips: int = 10**7
+    epochs: int = 30
+    spot: float = 1.56
+    """Dollars an hour of a spot machine."""
+    dearer: float = 1.5
+    """Machines stop paying when a clip costs more than so many times what it costs on one."""
+
+    @property
+    def on_demand(self) -> float:
+        """Dollars an hour of a machine."""
+        return prices.on_demand(MACHINE, VCPUS)
+
+    @property
+    def volume(self) -> float:
+        """Dollars an hour of a gp3 volume for the corpus, its throughput and reads (us-east-1)."""
+        gib = self.clips * clip_bytes() / 2**30
+        extra = 0.04 * max(0, self.disk / 1e6 - 125) + 0.005 * max(0, self.reads - 3000)
+        return gib * prices.DISK + extra / 730
+
+
+class Plan(NamedTuple):
+    """The quickest way for N machines to train on batches of one size."""
+
+    machines: int
+    devices: int
+    """Of each machine."""
+    batch: int
+    """Clips a step, of all machines."""
+    seconds: float
+    """A step."""
+    limit: str
+    """What most of the step is, one of LIMITS."""
+
+    @property
+    def rate(self) -> float:
+        """Clips a second."""
+        return self.batch / self.seconds
+
+
+# Measured
+
+
+def read_program(text: str, ranks: int) -> list[Collective]:
+    """The collectives in the text of a compiled program (HLO); those of its loop are a step's.
+
+    Each array of a collective is a message of its own.
+    """
+    found, often = [], "step"
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            often = "dispatch" if line.startswith("ENTRY") else "step"
+        if match := re.search(rf" = (.+?) ({'|'.join(KINDS)})\(", line):
+            arrays, kind = match.groups()
+            for bits, shape in re.findall(r"[a-z]+(\d*)\[([\d,]*)\]", arrays):
+                size = int(np.prod([int(n) for n in shape.split(",") if n])) * int(bits or 8) // 8
+                found.append(Collective(kind, size * (ranks if kind == KINDS[2] else 1), often))
+    return found
+
+
+def fit_link(
+    timings: Iterable[tuple[Sequence[str], int, float]], ranks: int, sockets: bool
+) -> Link:
+    """The link with the least relative error: (kinds, bytes, seconds) between some ranks."""
+    units = (Link(1, 0, inf), Link(0, 1, inf), Link(0, 0, 1))
+    rows = [
+        [
+            sum(inside(Collective(kind, size, ""), ranks, link, sockets) for kind in kinds)
+            / seconds
+            for link in units
+        ]
+        for kinds, size, seconds in timings
+    ]
+    (start, latency, slowness), _ = nnls(np.array(rows), np.ones(len(rows)))
+    return Link(float(start), float(latency), 1 / float(slowness) if slowness else inf)
+
+
+def fit_compute(seconds: Mapping[int, float], exchange: float) -> tuple[float, float]:
+    """The a and b of steps of several numbers of clips, less what is exchanged in them."""
+    times = np.array([max(time - exchange, 1e-9) for time in seconds.values()])
+    rows = np.stack([np.ones(len(times)), np.array(list(seconds))], axis=1)
+    (step, clip), _ = nnls(rows / times[:, None], np.ones(len(times)))
+    return float(step), float(clip)
+
+
+def inside(one: Collective, ranks: int, link: Link, sockets: bool) -> float:
+    """Seconds on one machine, between ranks of gloo (through sockets) or inside a process."""
+    if ranks == 1:
+        return 0.0
+    tours = 2 if one.kind == "all-reduce" else 1
+    moved = tours * one.size
+    if not sockets:  # each device reads a part of all and writes to all, or the other way round
+        return link.start + log2(ranks) * link.latency + moved / link.rate
+    messages = ceil(log2(ranks)) if one.kind == "reduce-scatter" else tours * (ranks - 1)
+    return link.start + messages * link.latency + moved * (ranks - 1) / ranks / link.rate
+
+
+def predict(fitted: Fitted, processes: int, each: int, clips: int, cores: int) -> float:
+    """Seconds of a step of so many clips a device on the machine that was measured."""
+    ranks = processes * each
+    compute = (fitted.step + fitted.clip * clips) * max(1, ranks / cores)
+    link = fitted.loopback if processes > 1 else fitted.process
+    return compute + _a_step(fitted, lambda one: inside(one, ranks, link, processes > 1))
+
+
+# Computed
+
+
+def collective_seconds(
+    one: Collective, machines: int, each: int, fitted: Fitted, assumed: Assumed
+) -> float:
+    """Seconds of a collective between `each` devices of so many machines.
+
+    All-gather: R - 1 messages, one after the other, take a part from device to device round the
+    ring of R; all-reduce: twice that. A part that goes round passes between machines as often as
+    there are machines, and all parts share one connection there. Reduce-scatter: log2 R messages,
+    the larger ones between near devices; all connections to another machine share its network.
+    """
+    most = assumed.memory / (4 * each)
+    process, loopback = (
+        link._replace(rate=min(link.rate, most)) for link in (fitted.process, fitted.loopback)
+    )
+    if machines == 1:
+        return inside(one, each, process, sockets=False)
+    if assumed.joined and each > 1:
+        between = collective_seconds(one, machines, 1, fitted, assumed)
+        return inside(one, each, process, sockets=False) + between
+    if one.kind == "reduce-scatter":
+        sent = one.size * (1 - 1 / machines)
+        within = inside(one, each, loopback, sockets=True) if each > 1 else loopback.start
+        return within + ceil(log2(machines)) * assumed.latency + sent / assumed.network
+    tours = 2 if one.kind == "all-reduce" else 1
+    hops = machines * each - 1
+    far = min(machines, hops)
+    tour = far * assumed.latency + (hops - far) * loopback.latency
+    sent = one.size * hops / (hops + 1)
+    return loopback.start + tours * (tour + sent / min(loopback.rate, assumed.flow))
+
+
+def _a_step(fitted: Fitted, seconds) -> float:
+    """The collectives of a step, with its part of those of a dispatch."""
+    return sum(
+        seconds(one) / (fitted.dispatch if one.often == "dispatch" else 1)
+        for one in fitted.collectives
+    )
+
+
+def plan(fitted: Fitted, assumed: Assumed, machines: int, batch: int) -> Plan | None:
+    """The quickest number of devices a machine; None if there are more machines than clips."""
+    found = [
+        _plan(fitted, assumed, machines, each, batch)
+        for each in range(1, min(assumed.cores, batch // machines) + 1)
+    ]
+    return min(found, key=lambda one: one.seconds, default=None)
+
+
+def _plan(fitted: Fitted, assumed: Assumed, machines: int, each: int, batch: int) -> Plan:
+    clips = ceil(batch / (machines * each))
+    compute = (fitted.step + fitted.clip * clips) / assumed.speed
+    exchange = _a_step(fitted, lambda one: collective_seconds(one, machines, each, fitted, assumed))
+    made = clips * each / (fitted.batches * assumed.speed)
+    missing = 1 - min(1, assumed.cache / (assumed.clips * clip_bytes()))
+    read = clips * each * missing * max(clip_bytes() / assumed.disk, 4 / assumed.reads)
+    times = dict(zip(LIMITS, (compute, exchange, made, read), strict=True))
+    # Clips are read and made ready while the devices train.
+    seconds = max(compute + exchange, made, read)
+    return Plan(machines, each, batch, seconds, max(times, key=lambda name: times[name]))
+
+
+def paying(plans: Iterable[Plan], assumed: Assumed) -> Plan:
+    """The plan with most machines whose clips cost at most `dearer` times the first one's."""
+    first, *others = plans
+    worth = [
+        one
+        for one in others
+        if one.machines * first.rate <= assumed.dearer * first.machines * one.rate
+    ]
+    return max([first, *worth], key=lambda one: one.machines)
+
+
+def plans(fitted: Fitted, assumed: Assumed, batch: int | None, weak: int) -> list[Plan]:
+    """For each number of machines; without a batch, `weak` clips a core."""
+    found = (
+        plan(fitted, assumed, machines, batch or weak * assumed.cores * machines)
+        for machines in range(1, MOST + 1)
+    )
+    return [one for one in found if one is not None]
+
+
+def hours(one: Plan, assumed: Assumed) -> float:
+    """Hours of all epochs over the corpus."""
+    return assumed.epochs * assumed.clips / one.rate / 3600
+
+
+def copying(assumed: Assumed) -> float:
+    """Hours to bring the corpus onto a machine's volume."""
+    return assumed.clips * clip_bytes() / min(assumed.network, assumed.disk) / 3600
+
+
+def dollars(one: Plan, assumed: Assumed, spot: bool = False) -> float:
+    """Of all epochs and the copying before them, machines and volumes."""
+    an_hour = one.machines * ((assumed.spot if spot else assumed.on_demand) + assumed.volume)
+    return an_hour * (hours(one, assumed) + copying(assumed))
+
+
+def clip_bytes() -> float:
+    """Bytes of the frames and times of a mean clip of RAVDESS and CREMA-D together."""
+    seconds = sum(SECONDS[name] * count for name, count in CLIPS.items()) / sum(CLIPS.values())
+    return seconds * sum(rate * (4 * WIDTHS[name] + 8) for name, rate in RATES.items())
