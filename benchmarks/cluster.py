@@ -38,9 +38,9 @@ class Link(NamedTuple):
     """What a collective takes: start + messages · latency + bytes / rate."""
 
     start: float
-    """Seconds, once a collective."""
+    """Seconds, once a collective; none inside a process."""
     latency: float
-    """Seconds of a message; inside a process, of a doubling of the devices that meet."""
+    """Seconds of a message; inside a process, for each doubling of the devices that meet."""
     rate: float
     """Bytes a second."""
 
@@ -178,7 +178,7 @@ def inside(one: Collective, ranks: int, link: Link, sockets: bool) -> float:
     tours = 2 if one.kind == "all-reduce" else 1
     moved = tours * one.size
     if not sockets:  # each device reads a part of all and writes to all, or the other way round
-        return link.start + log2(ranks) * link.latency + moved / link.rate
+        return log2(ranks) * link.latency + moved / link.rate
     messages = ceil(log2(ranks)) if one.kind == "reduce-scatter" else tours * (ranks - 1)
     return link.start + messages * link.latency + moved * (ranks - 1) / ranks / link.rate
 

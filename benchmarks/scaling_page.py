@@ -15,10 +15,10 @@ from pathlib import Path
 from textwrap import TextWrapper
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, ScalarFormatter
 
 from benchmarks import cluster
-from benchmarks.cluster import Assumed, Collective, Fitted, Plan
+from benchmarks.cluster import Assumed, Collective, Fitted, Link, Plan
 from benchmarks.distributed import (
     EXCHANGES,
     Options,
@@ -61,7 +61,8 @@ class Page(Options):
         plot(fitted, assumed, self.page.with_suffix(".png"), batch)
         parts = [
             opening(found["machine"], self.page.stem),
-            *measured(results, batch),
+            short(fitted, assumed, batch),
+            *measured(results, batch, cores),
             *model(results, fitted, assumed, cores),
             *computed(results, fitted, assumed, batch),
         ]
@@ -71,7 +72,7 @@ class Page(Options):
         say(f"written: {self.page}")
 
 
-def timings(one: Result) -> list[tuple[tuple[str, ...], int, float]]:
+def timings(one: Result, lengths: Sequence[int]) -> list[tuple[tuple[str, ...], int, float]]:
     """The collectives that were measured by themselves: kinds, bytes, seconds."""
     return [
         (kinds, 4 * size, seconds)
@@ -80,14 +81,21 @@ def timings(one: Result) -> list[tuple[tuple[str, ...], int, float]]:
             (("all-reduce",), one.total),
         )
         for size, seconds in times.items()
+        if size in lengths
     ]
+
+
+def ends(one: Result) -> tuple[int, int]:
+    """The shortest and the longest vector: about as long as those of a training step."""
+    return min(one.total), max(one.total)
 
 
 def fit(results: Sequence[Result], cores: int) -> Fitted:
     """The model's constants, from one process on all cores and from processes of one device."""
     alone, together = bases(results, cores)
     process, loopback = (
-        cluster.fit_link(timings(one), one.devices, one.processes > 1) for one in (alone, together)
+        cluster.fit_link(timings(one, ends(one)), one.devices, one.processes > 1)
+        for one in (alone, together)
     )
     found = Fitted(
         *(0, 0, process, loopback), tuple(together.collectives), alone.dispatch, alone.batches
@@ -128,7 +136,23 @@ Python {about["python"]}, {versions};
 commit {about["commit"]}, `{about["command"]}`."""
 
 
-def measured(results: Sequence[Result], batch: int) -> list[str]:
+def short(fitted: Fitted, assumed: Assumed, batch: int) -> str:
+    """The answers in a paragraph."""
+    strong = batches(batch, assumed)[-1]
+    best, fixed = (cluster.paying(every(fitted, assumed, size), assumed) for size in (None, strong))
+    corpus = " and ".join(
+        f"{cluster.hours(plan, assumed):.1f} hours and ${cluster.dollars(plan, assumed):,.0f} "
+        f"with N = {plan.machines}"
+        for plan in every(fitted, assumed, None, disk=True)
+        if plan.machines in (1, best.machines)
+    )
+    return f"""In short, computed: with {WEAK} clips a core and step, machines pay up to
+N = {count(best)}; with {strong:,} clips a step, up to N = {count(fixed)}. {assumed.epochs} epochs
+over {assumed.clips:,} clips take {corpus}. What that rests on, and how firm it is, is below;
+whether batches of that size train as well is not known."""
+
+
+def measured(results: Sequence[Result], batch: int, cores: int) -> list[str]:
     """What was measured, as it was."""
     first, names = results[0], [one.name for one in results]
     program = max(results, key=lambda one: (one.processes > 1, -one.devices))
@@ -147,8 +171,7 @@ def measured(results: Sequence[Result], batch: int) -> list[str]:
         f"""The network of `experiments.no_aug` ({first.parameters:,} parameters), clips of full
 size padded to {first.frames["audio_frames"]} audio and {first.frames["video_frames"]} video frames,
 {first.dispatch} steps a dispatch. Strong: {batch} clips a step; weak: {WEAK} clips a device. In
-brackets: times the first row. The devices of a row share the same cores, so where there are more
-devices than cores nothing can be gained.""",
+brackets: times the first row. All rows have the same {cores} cores: more devices take turns.""",
         table(
             "processes × devices | strong, clips/s | weak, clips/s", scaling_rows(results, batch)
         ),
@@ -173,21 +196,21 @@ def model(results: Sequence[Result], fitted: Fitted, assumed: Assumed, cores: in
     rows = [
         (f"compute of a step, a ({alone.name})", f"{1e3 * fitted.step:.2f} ms"),
         (f"compute of a clip, b ({alone.name})", f"{1e3 * fitted.clip:.2f} ms"),
-        *(
-            row
-            for where, link in (
-                (f"inside a process ({alone.name})", fitted.process),
-                (f"gloo on loopback ({together.name})", fitted.loopback),
-            )
-            for row in (
-                (f"a collective {where}: start", f"{1e6 * link.start:.0f} µs"),
-                (f"a message {where}: latency", f"{1e6 * link.latency:.0f} µs"),
-                (f"bytes {where}", f"{link.rate / 1e9:.2f} GB/s" if link.rate < inf else "free"),
-            )
-        ),
+        (f"devices of a process meet ({alone.name})", f"{1e6 * fitted.process.latency:.0f} µs"),
+        (f"and exchange bytes ({alone.name})", rate(fitted.process)),
+        (f"a collective of gloo begins ({together.name})", f"{1e6 * fitted.loopback.start:.0f} µs"),
+        (f"each of its messages ({together.name})", f"{1e6 * fitted.loopback.latency:.0f} µs"),
+        (f"and their bytes, on loopback ({together.name})", rate(fitted.loopback)),
         (f"batches made ready by a process ({alone.name})", f"{fitted.batches:,.0f} clips/s"),
     ]
     steps, exchanges = checks(results, fitted, cores)
+    ratios = [
+        cluster.predict(fitted, one.processes, one.devices // one.processes, clips, cores) / seconds
+        for one in results
+        if one.processes > 1 and one.devices <= cores
+        for clips, seconds in one.steps.items()
+    ]
+    spread = min(ratios), max(ratios)
     return [
         "## The model",
         """A step takes a + b · clips on each device, and then its collectives, one after the other;
@@ -197,11 +220,14 @@ all-gather (R − 1 messages one after the other between R ranks) and the all-re
 halving with ever farther partners for reduce-scatter (log₂ R): that is read in the sources of XLA
 and gloo, not measured. Of a ring's messages as many pass between machines as there are machines;
 the others stay on loopback. A machine uses as many of its cores as are quickest.""",
-        "Fitted, by least relative error:",
+        """Fitted, by least relative error; of the collectives to the shortest and the longest
+vectors, which are about as long as those of a step:""",
         table("constant | value", rows),
-        "Computed beside measured: ms a step. Only the rows marked so were fitted to.",
+        f"""Computed beside measured: ms a step. Only the rows marked so were fitted to. Of several
+processes with no more devices than cores, computed is {" to ".join(map("{:.2f}".format, spread))}
+times measured.""",
         table("processes × devices | clips a device | computed | measured | ratio | ", steps),
-        "Computed beside measured: ms a collective, of the shortest and the longest vectors.",
+        "Computed beside measured: ms a collective.",
         table(
             "processes × devices | collective | bytes | computed | measured | ratio | ", exchanges
         ),
@@ -245,22 +271,21 @@ def checks(results: Sequence[Result], fitted: Fitted, cores: int) -> tuple[list,
             steps.append((*row(one, said, seconds, f"{clips}"), known))
         sockets = one.processes > 1
         link = fitted.loopback if sockets else fitted.process
-        sizes = min(one.total), max(one.total)
-        for kinds, size, seconds in timings(one):
-            if one.devices > 1 and size // 4 in sizes:
+        shown = (*ends(one), sorted(one.total)[len(one.total) // 2])
+        for kinds, size, seconds in timings(one, shown):
+            if one.devices > 1:
                 said = sum(
                     cluster.inside(Collective(kind, size, ""), one.devices, link, sockets)
                     for kind in kinds
                 )
-                known = "fitted" if one in (alone, together) else "not fitted"
+                known = one in (alone, together) and size // 4 in ends(one)
                 found = row(one, said, seconds, " + ".join(kinds), f"{size:,}")
-                exchanges.append((*found, known))
+                exchanges.append((*found, "fitted" if known else "not fitted"))
     return steps, exchanges
 
 
 def computed(results: Sequence[Result], fitted: Fitted, assumed: Assumed, batch: int) -> list[str]:
     """What the model says of clusters."""
-    weak = every(fitted, assumed, None)
     stops = []
     for size in (*batches(batch, assumed), None):
         found = every(fitted, assumed, size)
@@ -294,14 +319,15 @@ def computed(results: Sequence[Result], fitted: Fitted, assumed: Assumed, batch:
         found = every(here, other, None)
         fixed = every(here, other, batches(batch, other)[-1])
         best = cluster.paying(found, other)
+        corpus = every(here, other, None, disk=True)[best.machines - 1]
         firm.append(
             (
                 name,
                 count(cluster.paying(fixed, other)),
                 count(best),
-                f"{best.rate:,.0f}",
-                f"{cluster.hours(best, other):.1f}",
-                f"{cluster.dollars(best, other):,.0f}",
+                f"{corpus.rate:,.0f}",
+                f"{cluster.hours(corpus, other):.1f}",
+                f"{cluster.dollars(corpus, other):,.0f}",
             )
         )
     gigabytes = assumed.clips * cluster.clip_bytes() / 1e9
@@ -310,15 +336,16 @@ def computed(results: Sequence[Result], fitted: Fitted, assumed: Assumed, batch:
     return [
         f"## Computed: N machines of {cluster.MACHINE}",
         f"![Clips a second and dollars by the number of machines]({PAGE.stem}.png)",
-        f"Computed, strong scaling: {strong[-1]:,} clips a step.",
+        f"Computed, strong scaling: {strong[-1]:,} clips a step, all clips in memory.",
         plan_table(every(fitted, assumed, strong[-1])),
-        f"Computed, weak scaling: {WEAK} clips a core and step.",
-        plan_table(weak),
+        f"Computed, weak scaling: {WEAK} clips a core and step, all clips in memory.",
+        plan_table(every(fitted, assumed, None)),
         f"""### Where it stops paying
 
 N machines pay while a clip costs at most {assumed.dearer:g} times what it costs on one, that is,
 while the efficiency is at least {1 / assumed.dearer:.2f}. Beyond, they may be quicker still, up to
-the number in the column "quickest" (up to {cluster.MOST} machines were looked at).""",
+the number in the column "quickest" (up to {cluster.MOST} machines were looked at). With all clips
+in memory.""",
         "Computed:",
         table(
             "clips a step | pay up to | devices each | clips/s | efficiency | quickest | times one",
@@ -327,10 +354,11 @@ the number in the column "quickest" (up to {cluster.MOST} machines were looked a
         f"""### A corpus of {assumed.clips:,} clips
 
 Clips like those of RAVDESS and CREMA-D together ({cluster.clip_bytes() / 1e3:.0f} kB each,
-{gigabytes:,.0f} GB), {assumed.epochs} epochs, weak scaling. The compute is that of the padded clips
-measured above, {middle:.1f} s long; a clip of RAVDESS has {SECONDS["ravdess"]:.1f} s in the mean,
-one of CREMA-D {SECONDS["crema-d"]:.1f} s. The dollars include {cluster.copying(assumed):.1f} hours
-to copy the corpus to each machine; the hours do not.""",
+{gigabytes:,.0f} GB), {assumed.epochs} epochs, weak scaling, read from each machine's disk. The
+compute is that of the padded clips measured above, {middle:.1f} s long; a clip of RAVDESS has
+{SECONDS["ravdess"]:.1f} s in the mean, one of CREMA-D {SECONDS["crema-d"]:.1f} s. The dollars
+include {cluster.copying(assumed):.1f} hours to copy the corpus to each machine; the hours do
+not.""",
         "Computed:",
         table(
             "machines | clips a step | hours | $ on demand | $ spot | most of the step is",
@@ -343,14 +371,14 @@ to copy the corpus to each machine; the hours do not.""",
                     f"{cluster.dollars(one, assumed, spot=True):,.0f}",
                     one.limit,
                 )
-                for one in weak
+                for one in every(fitted, assumed, None, disk=True)
                 if one.machines in SHOWN
             ],
         ),
         f"""### How firm this is
 
 Computed with other assumptions: up to where machines pay with {strong[-1]:,} clips a step and with
-{WEAK} a core, and what the corpus takes on the latter number.""",
+{WEAK} a core, as above with clips in memory, and what the corpus takes on the latter number.""",
         table("assumption | strong | weak | clips/s | hours | $ on demand", firm),
     ]
 
@@ -360,9 +388,18 @@ def batches(batch: int, assumed: Assumed) -> tuple[int, ...]:
     return batch, WEAK * assumed.cores, 8 * WEAK * assumed.cores
 
 
-def every(fitted: Fitted, assumed: Assumed, batch: int | None) -> list[Plan]:
-    """Each number of machines, with one batch or with the same clips on each core."""
+def every(fitted: Fitted, assumed: Assumed, batch: int | None, disk: bool = False) -> list[Plan]:
+    """Each number of machines, with one batch or with the same clips on each core.
+
+    Clips are in memory, unless the corpus comes from the disk.
+    """
+    assumed = assumed if disk else replace(assumed, cache=inf)
     return cluster.plans(fitted, assumed, batch, WEAK)
+
+
+def rate(link: Link) -> str:
+    """Bytes a second as text."""
+    return f"{link.rate / 1e9:.2f} GB/s" if link.rate < inf else "no limit seen"
 
 
 def count(one: Plan) -> str:
@@ -404,7 +441,7 @@ def table(columns: str, rows: Iterable[Sequence[str]]) -> str:
 
 def filled(text: str) -> str:
     """A paragraph or a list with lines of equal length."""
-    if text[0] in "#|!" or text.startswith("Measured 2"):
+    if text[0] in "#|!":
         return text
     items = text.split("\n- ") if text.startswith("- ") else [text]
     indent = "  " * text.startswith("- ")
@@ -429,12 +466,14 @@ def plot(fitted: Fitted, assumed: Assumed, path: Path, batch: int) -> None:
         for axes, values in ((rates, [one.rate for one in found]), (costs, cost)):
             axes.plot(machines, values, color=colour, label=label)
             axes.plot(machines[last], values[last], "o", color=colour)
-    rates.set(ylabel="clips/s (computed)", yscale="log")
-    costs.set(ylabel="$ a million clips (computed)", ylim=(0, None))
+    rates.set_ylabel("clips/s (computed)")
+    costs.set_ylabel("$ a million clips (computed)")
     for axes in (rates, costs):
-        axes.set(xlabel=f"machines, {cluster.MACHINE}", xscale="log")
+        axes.set(xlabel=f"machines, {cluster.MACHINE}", xscale="log", yscale="log")
         axes.set_xticks(SHOWN)
         axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     rates.legend(
