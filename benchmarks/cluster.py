@@ -146,10 +146,8 @@ def read_program(text: str, ranks: int) -> list[Collective]:
     return found
 
 
-def fit_link(
-    timings: Iterable[tuple[Sequence[str], int, float]], ranks: int, sockets: bool
-) -> Link:
-    """The link with the least relative error: (kinds, bytes, seconds) between some ranks."""
+def fit_link(timings: Iterable[tuple[int, Sequence[str], int, float]], sockets: bool) -> Link:
+    """The link with the least relative error: of (ranks, kinds, bytes, seconds)."""
     units = (Link(1, 0, inf), Link(0, 1, inf), Link(0, 0, 1))
     rows = [
         [
@@ -157,7 +155,7 @@ def fit_link(
             / seconds
             for link in units
         ]
-        for kinds, size, seconds in timings
+        for ranks, kinds, size, seconds in timings
     ]
     (start, latency, slowness), _ = nnls(np.array(rows), np.ones(len(rows)))
     return Link(float(start), float(latency), 1 / float(slowness) if slowness else inf)
@@ -186,9 +184,14 @@ def inside(one: Collective, ranks: int, link: Link, sockets: bool) -> float:
 def predict(fitted: Fitted, processes: int, each: int, clips: int, cores: int) -> float:
     """Seconds of a step of so many clips a device on the machine that was measured."""
     ranks = processes * each
-    compute = (fitted.step + fitted.clip * clips) * max(1, ranks / cores)
     link = fitted.loopback if processes > 1 else fitted.process
-    return compute + _a_step(fitted, lambda one: inside(one, ranks, link, processes > 1))
+    exchange = _a_step(fitted, lambda one: inside(one, ranks, link, processes > 1))
+    return turns(ranks, cores) * (fitted.step + fitted.clip * clips + exchange)
+
+
+def turns(ranks: int, cores: int) -> float:
+    """How much longer all takes where there are more devices than cores."""
+    return max(1.0, ranks / cores)
 
 
 # Computed

@@ -64,7 +64,7 @@ class Result:
 class Options:
     """Measure several processes on this machine."""
 
-    shapes: tuple[str, ...] = ("1x1", "1x2", "2x1", "2x2", "4x1")
+    shapes: tuple[str, ...] = ("1x1", "1x2", "2x1", "2x2", "4x1", "2x4")
     """Processes × devices of each."""
     batch: int = CONFIG.train.batch
     """Clips an optimiser step, for strong scaling."""

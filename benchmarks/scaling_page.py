@@ -72,16 +72,15 @@ class Page(Options):
         say(f"written: {self.page}")
 
 
-def timings(one: Result, lengths: Sequence[int]) -> list[tuple[tuple[str, ...], int, float]]:
-    """The collectives that were measured by themselves: kinds, bytes, seconds."""
+def timings(one: Result, lengths: Sequence[int], cores: int) -> list[tuple]:
+    """Collectives measured by themselves: ranks, kinds, bytes, seconds as if without turns."""
     return [
-        (kinds, 4 * size, seconds)
+        (one.devices, kinds, 4 * size, times[size] / cluster.turns(one.devices, cores))
         for kinds, times in (
             (("reduce-scatter", "all-gather"), one.exchange),
             (("all-reduce",), one.total),
         )
-        for size, seconds in times.items()
-        if size in lengths
+        for size in lengths
     ]
 
 
@@ -90,12 +89,17 @@ def ends(one: Result) -> tuple[int, int]:
     return min(one.total), max(one.total)
 
 
+def rings(results: Sequence[Result]) -> list[Result]:
+    """Several processes: every device is a rank of gloo, and its time grows with them."""
+    return [one for one in results if one.processes > 1]
+
+
 def fit(results: Sequence[Result], cores: int) -> Fitted:
-    """The model's constants, from one process on all cores and from processes of one device."""
+    """The model's constants, from one process on all cores and collectives of several."""
     alone, together = bases(results, cores)
     process, loopback = (
-        cluster.fit_link(timings(one, ends(one)), one.devices, one.processes > 1)
-        for one in (alone, together)
+        cluster.fit_link([t for one in shapes for t in timings(one, ends(one), cores)], sockets)
+        for shapes, sockets in (([alone], False), (rings(results), True))
     )
     found = Fitted(
         *(0, 0, process, loopback), tuple(together.collectives), alone.dispatch, alone.batches
@@ -171,7 +175,8 @@ def measured(results: Sequence[Result], batch: int, cores: int) -> list[str]:
         f"""The network of `experiments.no_aug` ({first.parameters:,} parameters), clips of full
 size padded to {first.frames["audio_frames"]} audio and {first.frames["video_frames"]} video frames,
 {first.dispatch} steps a dispatch. Strong: {batch} clips a step; weak: {WEAK} clips a device. In
-brackets: times the first row. All rows have the same {cores} cores: more devices take turns.""",
+brackets: times the first row. All rows have the same {cores} cores: more devices than that take
+turns.""",
         table(
             "processes × devices | strong, clips/s | weak, clips/s", scaling_rows(results, batch)
         ),
@@ -192,15 +197,16 @@ gradient and parameters are the large ones and batch norm the small ones
 
 def model(results: Sequence[Result], fitted: Fitted, assumed: Assumed, cores: int) -> list[str]:
     """What was fitted, how well it fits, and what is assumed."""
-    alone, together = bases(results, cores)
+    alone, _ = bases(results, cores)
+    of_gloo = ", ".join(one.name for one in rings(results))
     rows = [
         (f"compute of a step, a ({alone.name})", f"{1e3 * fitted.step:.2f} ms"),
         (f"compute of a clip, b ({alone.name})", f"{1e3 * fitted.clip:.2f} ms"),
         (f"devices of a process meet ({alone.name})", f"{1e6 * fitted.process.latency:.0f} µs"),
         (f"and exchange bytes ({alone.name})", rate(fitted.process)),
-        (f"a collective of gloo begins ({together.name})", f"{1e6 * fitted.loopback.start:.0f} µs"),
-        (f"each of its messages ({together.name})", f"{1e6 * fitted.loopback.latency:.0f} µs"),
-        (f"and their bytes, on loopback ({together.name})", rate(fitted.loopback)),
+        (f"a collective of gloo begins ({of_gloo})", f"{1e6 * fitted.loopback.start:.0f} µs"),
+        (f"each of its messages ({of_gloo})", f"{1e6 * fitted.loopback.latency:.0f} µs"),
+        (f"and their bytes, on loopback ({of_gloo})", rate(fitted.loopback)),
         (f"batches made ready by a process ({alone.name})", f"{fitted.batches:,.0f} clips/s"),
     ]
     steps, exchanges = checks(results, fitted, cores)
@@ -227,7 +233,9 @@ vectors, which are about as long as those of a step:""",
 processes with no more devices than cores, computed is {" to ".join(map("{:.2f}".format, spread))}
 times measured.""",
         table("processes × devices | clips a device | computed | measured | ratio | ", steps),
-        "Computed beside measured: ms a collective.",
+        """Computed beside measured: ms a collective. How gloo's time grows with its ranks can be
+seen on few of them here, and beyond the cores only if they take turns: of all constants, a
+message's latency on loopback is the least certain.""",
         table(
             "processes × devices | collective | bytes | computed | measured | ratio | ", exchanges
         ),
@@ -261,7 +269,7 @@ def checks(results: Sequence[Result], fitted: Fitted, cores: int) -> tuple[list,
         times = f"{1e3 * said:.2f}", f"{1e3 * found:.2f}", f"{said / found:.2f}"
         return one.name, *about, *times
 
-    alone, together = bases(results, cores)
+    alone, _ = bases(results, cores)
     steps, exchanges = [], []
     for one in results:
         for clips, seconds in one.steps.items():
@@ -271,16 +279,15 @@ def checks(results: Sequence[Result], fitted: Fitted, cores: int) -> tuple[list,
             steps.append((*row(one, said, seconds, f"{clips}"), known))
         sockets = one.processes > 1
         link = fitted.loopback if sockets else fitted.process
-        shown = (*ends(one), sorted(one.total)[len(one.total) // 2])
-        for kinds, size, seconds in timings(one, shown):
-            if one.devices > 1:
-                said = sum(
-                    cluster.inside(Collective(kind, size, ""), one.devices, link, sockets)
-                    for kind in kinds
-                )
-                known = one in (alone, together) and size // 4 in ends(one)
-                found = row(one, said, seconds, " + ".join(kinds), f"{size:,}")
-                exchanges.append((*found, "fitted" if known else "not fitted"))
+        shown = (min(one.total), sorted(one.total)[len(one.total) // 2], max(one.total))
+        for ranks, kinds, size, seconds in timings(one, shown, cores) if one.devices > 1 else ():
+            said = sum(
+                cluster.inside(Collective(kind, size, ""), ranks, link, sockets) for kind in kinds
+            )
+            factor = cluster.turns(ranks, cores)
+            found = row(one, factor * said, factor * seconds, " + ".join(kinds), f"{size:,}")
+            known = one in (alone, *rings(results)) and size // 4 in ends(one)
+            exchanges.append((*found, "fitted" if known else "not fitted"))
     return steps, exchanges
 
 
@@ -306,16 +313,21 @@ def computed(results: Sequence[Result], fitted: Fitted, assumed: Assumed, batch:
         "as above": assumed,
         "latency between machines × 3": replace(assumed, latency=3 * assumed.latency),
         "latency on loopback a third": assumed,
+        "latency on loopback × 3": assumed,
         "half the network": replace(assumed, network=assumed.network / 2, flow=assumed.flow / 2),
         "a core 30 % slower": replace(assumed, speed=0.7 * assumed.speed),
         "a core 30 % quicker": replace(assumed, speed=1.3 * assumed.speed),
         "if processes were the ranks, not devices": replace(assumed, joined=True),
     }
-    near = fitted.loopback._replace(latency=fitted.loopback.latency / 3)
-    nearer = fitted._replace(loopback=near)
+    loopbacks = {
+        name: fitted._replace(
+            loopback=fitted.loopback._replace(latency=factor * fitted.loopback.latency)
+        )
+        for name, factor in (("latency on loopback a third", 1 / 3), ("latency on loopback × 3", 3))
+    }
     firm = []
     for name, other in variants.items():
-        here = nearer if "loopback" in name else fitted
+        here = loopbacks.get(name, fitted)
         found = every(here, other, None)
         fixed = every(here, other, batches(batch, other)[-1])
         best = cluster.paying(found, other)

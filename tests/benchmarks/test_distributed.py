@@ -164,16 +164,17 @@ def test_collectives_between_machines():
 
 def test_a_fit_finds_the_link_that_made_the_timings():
     for sockets, link in ((True, FITTED.loopback), (False, FITTED.process)):
+
+        def seconds(ranks, kinds, size, sockets=sockets, link=link):
+            return sum(cluster.inside(Collective(k, size, ""), ranks, link, sockets) for k in kinds)
+
         timings = [
-            (
-                kinds,
-                size,
-                sum(cluster.inside(Collective(k, size, ""), 2, link, sockets) for k in kinds),
-            )
+            (ranks, kinds, size, seconds(ranks, kinds, size))
+            for ranks in (2, 4)
             for kinds in (("reduce-scatter", "all-gather"), ("all-reduce",))
-            for size in (4000, MB, 10 * MB)
+            for size in (4000, 10 * MB)
         ]
-        assert cluster.fit_link(timings, 2, sockets) == pytest.approx(link)
+        assert cluster.fit_link(timings, sockets) == pytest.approx(link)
 
 
 def test_compute_is_what_a_step_takes_beside_its_collectives():
@@ -185,7 +186,7 @@ def test_a_step_on_the_machine_that_was_measured():
     assert cluster.predict(FITTED, 1, 1, 4, cores=2) == pytest.approx(0.03)
     # Twice as many devices as cores take turns; of a dispatch's collective an eighth is a step's.
     exchange = 1000e-6 + 950e-6 + 412e-6 / 8
-    assert cluster.predict(FITTED, 4, 1, 4, cores=2) == pytest.approx(0.06 + exchange)
+    assert cluster.predict(FITTED, 4, 1, 4, cores=2) == pytest.approx(2 * (0.03 + exchange))
 
 
 def test_a_plan_takes_the_devices_that_are_quickest():
