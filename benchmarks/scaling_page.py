@@ -64,7 +64,7 @@ class Page(Options):
             short(fitted, assumed, batch),
             *measured(results, batch, cores),
             *model(results, fitted, assumed, cores),
-            *computed(results, fitted, assumed, batch),
+            *computed(results, fitted, assumed, batch, cores),
         ]
         self.page.write_text(
             "\n\n".join(filled(x) for part in parts for x in part.split("\n\n")) + "\n"
@@ -94,12 +94,17 @@ def rings(results: Sequence[Result]) -> list[Result]:
     return [one for one in results if one.processes > 1]
 
 
-def fit(results: Sequence[Result], cores: int) -> Fitted:
-    """The model's constants, from one process on all cores and collectives of several."""
+def fit(results: Sequence[Result], cores: int, without: str = "") -> Fitted:
+    """The model's constants, from one process on all cores and collectives of several.
+
+    Of gloo's a "start" or a "latency" can be left out.
+    """
     alone, together = bases(results, cores)
     process, loopback = (
-        cluster.fit_link([t for one in shapes for t in timings(one, ends(one), cores)], sockets)
-        for shapes, sockets in (([alone], False), (rings(results), True))
+        cluster.fit_link(
+            [t for one in shapes for t in timings(one, ends(one), cores)], sockets, without
+        )
+        for shapes, sockets, without in (([alone], False, ""), (rings(results), True, without))
     )
     found = Fitted(
         *(0, 0, process, loopback), tuple(together.collectives), alone.dispatch, alone.batches
@@ -234,8 +239,9 @@ processes with no more devices than cores, computed is {" to ".join(map("{:.2f}"
 times measured.""",
         table("processes × devices | clips a device | computed | measured | ratio | ", steps),
         """Computed beside measured: ms a collective. How gloo's time grows with its ranks can be
-seen on few of them here, and beyond the cores only if they take turns: of all constants, a
-message's latency on loopback is the least certain.""",
+seen on few of them here, and beyond the cores only if they take turns. So of all constants it is
+the least certain what a message takes and what a collective takes whatever its messages; the last
+table has both extremes.""",
         table(
             "processes × devices | collective | bytes | computed | measured | ratio | ", exchanges
         ),
@@ -291,7 +297,9 @@ def checks(results: Sequence[Result], fitted: Fitted, cores: int) -> tuple[list,
     return steps, exchanges
 
 
-def computed(results: Sequence[Result], fitted: Fitted, assumed: Assumed, batch: int) -> list[str]:
+def computed(
+    results: Sequence[Result], fitted: Fitted, assumed: Assumed, batch: int, cores: int
+) -> list[str]:
     """What the model says of clusters."""
     stops = []
     for size in (*batches(batch, assumed), None):
@@ -309,25 +317,22 @@ def computed(results: Sequence[Result], fitted: Fitted, assumed: Assumed, batch:
                 f"{quickest.rate / found[0].rate:.1f}",
             )
         )
+    extremes = {
+        "all of gloo's latency in its messages": fit(results, cores, without="start"),
+        "none of it in messages": fit(results, cores, without="latency"),
+    }
     variants = {
         "as above": assumed,
         "latency between machines × 3": replace(assumed, latency=3 * assumed.latency),
-        "latency on loopback a third": assumed,
-        "latency on loopback × 3": assumed,
+        **dict.fromkeys(extremes, assumed),
         "half the network": replace(assumed, network=assumed.network / 2, flow=assumed.flow / 2),
         "a core 30 % slower": replace(assumed, speed=0.7 * assumed.speed),
         "a core 30 % quicker": replace(assumed, speed=1.3 * assumed.speed),
         "if processes were the ranks, not devices": replace(assumed, joined=True),
     }
-    loopbacks = {
-        name: fitted._replace(
-            loopback=fitted.loopback._replace(latency=factor * fitted.loopback.latency)
-        )
-        for name, factor in (("latency on loopback a third", 1 / 3), ("latency on loopback × 3", 3))
-    }
     firm = []
     for name, other in variants.items():
-        here = loopbacks.get(name, fitted)
+        here = extremes.get(name, fitted)
         found = every(here, other, None)
         fixed = every(here, other, batches(batch, other)[-1])
         best = cluster.paying(found, other)

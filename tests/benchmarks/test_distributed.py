@@ -175,6 +175,8 @@ def test_a_fit_finds_the_link_that_made_the_timings():
             for size in (4000, 10 * MB)
         ]
         assert cluster.fit_link(timings, sockets) == pytest.approx(link)
+        assert cluster.fit_link(timings, sockets, without="start").start == 0
+        assert cluster.fit_link(timings, sockets, without="latency").latency == 0
 
 
 def test_compute_is_what_a_step_takes_beside_its_collectives():
