@@ -3,11 +3,12 @@
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import compilation_cache, compiler
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -67,6 +68,16 @@ def _keep_compilations() -> None:
     ):
         if option.upper() not in os.environ:
             jax.config.update(option, value)
+    if processes.count() > 1 and jax.default_backend() == "cpu":
+        compiler._cache_write = _keep
+
+
+def _keep(
+    key: str, seconds: float, name: str, backend: Any, executable: Any, callbacks: Sequence
+) -> None:
+    """JAX's own function has process 0 alone keep something, but no other can use that on CPUs."""
+    if not callbacks and seconds >= jax.config.jax_persistent_cache_min_compile_time_secs:
+        compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
 
 
 def _keep_memory() -> None:

@@ -4,6 +4,7 @@ Process 0 alone reads and writes the run's folder. What it finds there, and what
 goes to the others through the coordinator's key-value store; arrays go by collectives.
 """
 
+import ipaddress
 import itertools
 import json
 import os
@@ -12,20 +13,23 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax._src.distributed import global_state  # its store is the only way before devices are made
+from jax._src.lib import _jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmattn.config import DistributedConfig
 from mmattn.console import complain, keep_libraries_off_the_screen
 from mmattn.errors import Diverged, LostProcess, Stopped, UserError
+from mmattn.train.watch import Watch
 
-HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
-FOREVER = 7 * 86400 * 1000  # milliseconds: the heartbeat ends a wait for a lost process
+HEARTBEAT = 25  # seconds after which JAX aborts, should the watch not have ended the process
+FOREVER = 7 * 86400 * 1000  # milliseconds: the watch ends a wait for a lost process
 ENDED_TOGETHER = (0, Diverged.exit_code, Stopped.exit_code)
 AGREED = {kind.__name__: kind for kind in (UserError, Diverged, Stopped)}
 
@@ -69,6 +73,31 @@ def start_processes(config: DistributedConfig) -> None:
         raise UserError(f"{_name(config)}: the processes could not meet: {error}") from error
     finally:
         alarm.cancel()
+    Watch(global_state.client, global_state.process_id, global_state.num_processes).start()
+    _listen_towards(global_state.coordinator_address)
+
+
+def _listen_towards(coordinator: str) -> None:
+    """Let Gloo listen at this machine's address on the way to process 0.
+
+    By itself it takes what the machine's name means, which is often the loopback.
+    """
+    host, port = coordinator.rsplit(":", 1)
+    family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
+        one.connect(address)  # sends nothing
+        own = one.getsockname()[0]
+    _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname=own)
+    for number, (address, loopback) in enumerate(found := exchange([own, _is_loopback(own)])):
+        if loopback and not all(other for _, other in found):
+            raise UserError(
+                f"{coordinator}: process {number} has the address {address}, at which no other "
+                "machine reaches it; expected an address of process 0 that all can reach"
+            )
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _launched() -> bool:
