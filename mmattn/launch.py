@@ -1,5 +1,6 @@
 """N processes of one experiment on this machine, run and reported as one job."""
 
+import ctypes
 import math
 import os
 import signal
@@ -8,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import IO
 
 from mmattn.errors import Diverged, LostProcess, Stopped, UserError
@@ -19,6 +21,7 @@ GRACE = 10.0  # seconds in which processes may end before they are killed
 STOP_GRACE = 120.0  # the same after SIGTERM: a step and a checkpoint
 POLL = 0.02
 LAST_LINES = 15
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 SAID = (UserError.exit_code, Diverged.exit_code, Stopped.exit_code)
 CONSEQUENCES = (LostProcess.exit_code, -signal.SIGABRT)  # of another process's death
 
@@ -94,8 +97,15 @@ def _start(number: int, command: Sequence[str], output: IO[str] | None) -> Membe
         stdout=output,
         stderr=output and subprocess.STDOUT,
         start_new_session=True,  # a signal from the terminal comes through this process, once
+        preexec_fn=_die_with_parent(),
     )
     return Member(number, process, output)
+
+
+def _die_with_parent() -> Callable[[], object] | None:
+    """What a new process calls to be killed when this one ends, however that comes; on Linux."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    return prctl and partial(prctl, PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _free_port() -> int:

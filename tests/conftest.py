@@ -40,11 +40,12 @@ class Commands:
 
     tiny = TINY
 
-    def __init__(self, compilations: Path):
+    def __init__(self, common: Path):
+        self.common = common  # a folder of all workers of a test run
         self.environment = {
             **os.environ,
             "COLUMNS": "100",
-            "JAX_COMPILATION_CACHE_DIR": str(compilations),
+            "JAX_COMPILATION_CACHE_DIR": str(common / "compilations"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
             "PYTHONWARNINGS": "error",
@@ -72,8 +73,8 @@ class Commands:
 def commands(tmp_path_factory) -> Commands:
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # the workers' common folder
-    return Commands(base / "compilations")
+        base = base.parent
+    return Commands(base)
 
 
 @pytest.fixture(scope="session")

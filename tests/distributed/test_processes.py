@@ -1,5 +1,6 @@
 """Several real processes train as one does, and end together."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +21,9 @@ import pytest
 from mmattn.evaluate.predictions import read_predictions
 
 TIMED = ("clips_per_s", "seconds")
-SHAPES = {1: "1 × 4", 2: "2 × 2", 4: "4 × 1"}  # processes × devices
-# Where the gradient of a parameter is 0 but for rounding (a bias before batch norm, of a unit that is
-# active in every clip of the first batch), Adam makes a step of any sign and full length of it.
+EPOCHS = 4
+# Where the gradient of a parameter is 0 but for rounding (a bias before batch norm, of a unit that
+# is active in every clip of the first batch), Adam makes a step of any sign and full length of it.
 TOLERANCE = 3e-4
 
 
@@ -43,7 +47,7 @@ def epochs_done(folder: Path) -> int:
 
 
 def words(commands, folder: Path, resume: bool = False) -> list:
-    own = ["--resume"] if resume else [*commands.tiny, "--train.epochs", 5, "--devices", 4]
+    own = ["--resume"] if resume else [*commands.tiny, "--train.epochs", EPOCHS, "--devices", 4]
     return ["experiments.no_aug", *own, "--out", folder]
 
 
@@ -73,10 +77,14 @@ def members(job: subprocess.Popen) -> dict[int, int]:
     }
 
 
-def wait_for_epochs(job: subprocess.Popen, folder: Path, count: int) -> None:
-    while epochs_done(folder) < count:
+def wait_until(true: Callable[[], bool], job: subprocess.Popen) -> None:
+    while not true():
         assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.01)
+        time.sleep(0.005)
+
+
+def wait_for_epochs(job: subprocess.Popen, folder: Path, count: int) -> None:
+    wait_until(lambda: epochs_done(folder) >= count, job)
 
 
 def assert_same_end(folder: Path, reference: Path) -> None:
@@ -104,14 +112,29 @@ def assert_same_training(folder: Path, reference: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {path.name for path in reference.iterdir()}
 
 
+class Runs:
+    """By number of processes, the folder of a complete run on four devices; made when asked for.
+
+    All workers of a test run share them.
+    """
+
+    def __init__(self, commands, base: Path):
+        self.commands, self.base = commands, base
+        base.mkdir(exist_ok=True)
+
+    def __getitem__(self, processes: int) -> Path:
+        folder = self.base / str(processes)
+        with open(self.base / f"{processes}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "summary.json").exists():
+                text = end(launched(self.commands, processes, folder))
+                assert text.count("epoch   1") == 1 and text.count("results in") == 1
+        return folder
+
+
 @pytest.fixture(scope="module")
-def runs(commands, tmp_path_factory) -> dict[int, Path]:
-    """By number of processes, the folder of a complete run on four devices."""
-    base = tmp_path_factory.mktemp("runs")
-    for processes in SHAPES:
-        text = end(launched(commands, processes, base / str(processes)))
-        assert text.count("epoch   1") == 1 and text.count("results in") == 1
-    return {processes: base / str(processes) for processes in SHAPES}
+def runs(commands) -> Runs:
+    return Runs(commands, commands.common / "runs")
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -127,20 +150,35 @@ def test_processes_train_as_one_does(runs, processes):
     assert writers == {f"ocdbt.process_{number}" for number in range(processes)}
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_killed_process_ends_the_job_which_goes_on_to_the_same_bits(
-    commands, runs, tmp_path, number
-):
-    job = launched(commands, 2, tmp_path / "run")
-    wait_for_epochs(job, tmp_path / "run", 1)
+def kill(job: subprocess.Popen, number: int) -> None:
+    """Kill a process of a job, which is to end with its reason."""
     os.kill(members(job)[number], signal.SIGKILL)
     killed = time.monotonic()
     text = end(job, 128 + signal.SIGKILL)
     assert time.monotonic() - killed < 30
     assert f"process {number} of 2 ended with signal SIGKILL" in text
-    text = end(launched(commands, 2, tmp_path / "run", resume=True))
+
+
+def half_written(folder: Path) -> bool:
+    """Whether a checkpoint is being saved, or was when a process was killed."""
+    latest = folder / "checkpoints" / "latest"
+    return latest.is_dir() and any(latest.glob("*tmp*"))
+
+
+def test_a_job_of_which_processes_are_killed_goes_on_to_the_same_bits(commands, runs, tmp_path):
+    """One while all write a checkpoint, then process 0 inside an epoch."""
+    folder = tmp_path / "run"
+    job = launched(commands, 2, folder)
+    wait_until(lambda: epochs_done(folder) >= 1 and half_written(folder), job)
+    kill(job, 1)
+    assert half_written(folder), "killed too late to leave a half-written checkpoint"
+    done = epochs_done(folder)
+    job = launched(commands, 2, folder, resume=True)
+    wait_until(lambda: epochs_done(folder) > done, job)
+    kill(job, 0)
+    text = end(launched(commands, 2, folder, resume=True))
     assert "resumed after epoch" in text
-    assert_same_end(tmp_path / "run", runs[2])
+    assert_same_end(folder, runs[2])
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +193,7 @@ def stopped(commands, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2, 4])
 def test_a_stopped_run_goes_on_with_any_number_of_processes(
     commands, runs, stopped, tmp_path, processes
 ):
@@ -169,29 +207,91 @@ def test_a_stopped_run_goes_on_with_any_number_of_processes(
         assert_same_training(tmp_path / "run", runs[2])
 
 
-def test_processes_need_no_common_disk(commands, runs, tmp_path):
-    """The second has another disk in place of the run's folder, as on another machine."""
+@dataclass
+class Hosts:
+    """Two machines: network namespaces with an address each and a cable between them."""
+
+    names: tuple[str, str]
+    started: list[subprocess.Popen]
+
+    def cable(self, state: str) -> None:
+        run("ip", "-n", self.names[0], "link", "set", "cable", state)
+
+    def start(self, commands, folder: Path, port: int, resume: bool = False) -> list:
+        """A process on each; the second has a disk of its own in place of the run's folder."""
+        shared = (
+            *("--distributed.coordinator", f"10.98.0.1:{port}"),
+            *("--distributed.num-processes", 2, "--distributed.process-id"),
+        )
+        own_disk = f"hostname nowhere; mount -t tmpfs mmattn-test {folder}"
+        processes = []
+        for number, set_up in enumerate(["hostname nowhere", own_disk]):
+            own_names = ("unshare", "--mount", "--uts", "sh", "-ec", f'{set_up}; exec "$@"', "")
+            processes.append(
+                subprocess.Popen(
+                    [
+                        *("ip", "netns", "exec", self.names[number], *own_names),
+                        *(sys.executable, "-m"),
+                        *map(str, (*words(commands, folder, resume), *shared, number)),
+                    ],
+                    env=commands.environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        self.started += processes
+        return processes
+
+
+def run(*command: object) -> None:
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    names = tuple(f"mmattn-{os.getpid()}-{number}" for number in range(2))
+    with ExitStack() as stack:
+        for name in names:
+            if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
+                pytest.skip("machines of their own need root")
+            stack.callback(run, "ip", "netns", "delete", name)
+        ends = ("type", "veth", "peer", "name", "cable", "netns", names[1])
+        run("ip", "-n", names[0], "link", "add", "cable", *ends)
+        for number, name in enumerate(names):
+            run("ip", "-n", name, "address", "add", f"10.98.0.{number + 1}/24", "dev", "cable")
+            run("ip", "-n", name, "link", "set", "cable", "up")
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        hosts = Hosts(names, [])
+        yield hosts
+        for process in hosts.started:
+            process.kill()
+            process.communicate()
+
+
+def test_two_machines_with_a_cut_cable_and_a_slow_process(commands, runs, hosts, tmp_path):
+    """They have no common disk, and names that mean nothing; the end has the same bits."""
     folder = tmp_path / "run"
     folder.mkdir()
-    own_disk = f'mount -t tmpfs mmattn-test {folder} && exec "$@"'
-    if subprocess.run(["unshare", "--mount", "sh", "-c", own_disk, "", "true"]).returncode:
-        pytest.skip("a disk of its own needs root")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    shared = (
-        *("--distributed.coordinator", f"127.0.0.1:{port}"),
-        *("--distributed.num-processes", 2, "--distributed.process-id"),
-    )
-    first = commands.start(*words(commands, folder), *shared, 0)
-    command = ["unshare", "--mount", "sh", "-c", own_disk, "", sys.executable, "-m"]
-    second = subprocess.Popen(
-        [*command, *map(str, (*words(commands, folder), *shared, 1))],
-        env=commands.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert "results in" in end(first)
+    first, second = hosts.start(commands, folder, 8476)
+    wait_for_epochs(first, folder, 1)
+    hosts.cable("down")
+    cut = time.monotonic()
+    for process, other in ((first, 1), (second, 0)):
+        text = end(process, 76)
+        assert text.count(f"lost: nothing was heard of process {other} for 20 s") == 1
+    assert time.monotonic() - cut < 30
+    hosts.cable("up")
+    done = epochs_done(folder)
+    assert done < EPOCHS
+    first, second = hosts.start(commands, folder, 8477, resume=True)
+    wait_for_epochs(first, folder, done + 1)
+    second.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    assert epochs_done(folder) <= done + 2 and first.poll() is None
+    second.send_signal(signal.SIGCONT)
+    text = end(first)
+    assert f"resumed after epoch {done}" in text and "results in" in text
     assert not end(second)
     assert_same_end(folder, runs[2])
     (step,) = (folder / "checkpoints" / "final").iterdir()
@@ -205,6 +305,23 @@ def test_the_signals_of_a_terminal_end_all(commands, tmp_path):
     job.send_signal(signal.SIGINT)
     assert "interrupted" in end(job, 130)
     assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_a_killed_launcher_leaves_no_process_behind(commands, tmp_path):
+    (tmp_path / "sleeps.py").write_text("import time; time.sleep(60)\n")
+    commands.environment["PYTHONPATH"] = f"{tmp_path}:{Path.cwd()}"
+    try:
+        job = commands.start("mmattn", "launch", "-n", 2, "--", "sleeps")
+        wait_until(lambda: len(members(job)) == 2, job)
+    finally:
+        del commands.environment["PYTHONPATH"]
+    children = members(job).values()
+    job.kill()
+    job.communicate()
+    ends = time.monotonic() + 5
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
 
 
 def test_an_error_of_process_0_is_said_once(commands, runs):
