@@ -52,7 +52,11 @@ def be_quiet() -> None:
 
 
 def keep_libraries_off_the_screen() -> None:
-    """Let what C++ libraries print on the standard output go nowhere; `screen` stays."""
+    """Let what C++ libraries print on the standard output go nowhere; `screen` stays.
+
+    Also what Orbax logs before it raises it, with the traceback.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.stdout.flush()
     screen.file = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
     nowhere = os.open(os.devnull, os.O_WRONLY)

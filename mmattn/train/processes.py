@@ -28,7 +28,10 @@ from mmattn.console import complain, keep_libraries_off_the_screen
 from mmattn.errors import Diverged, LostProcess, Stopped, UserError
 from mmattn.train.watch import Watch
 
-HEARTBEAT = 25  # seconds after which JAX aborts, should the watch not have ended the process
+# Seconds after which JAX aborts, should the watch not have ended the process. JAX sends a heartbeat
+# only every half of that time, so that after a loss it may abort in the other half.
+HEARTBEAT = 60
+GOODBYE = 20  # seconds that a process waits at its end for the others
 FOREVER = 7 * 86400 * 1000  # milliseconds: the watch ends a wait for a lost process
 ENDED_TOGETHER = (0, Diverged.exit_code, Stopped.exit_code)
 AGREED = {kind.__name__: kind for kind in (UserError, Diverged, Stopped)}
@@ -66,7 +69,7 @@ def start_processes(config: DistributedConfig) -> None:
             config.process_id,
             initialization_timeout=int(config.timeout) + HEARTBEAT,
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=GOODBYE,
             coordinator_bind_address=bind,
         )
     except (ValueError, RuntimeError) as error:
