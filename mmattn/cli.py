@@ -26,6 +26,7 @@ def experiment(default: ExperimentConfig, description: str) -> None:
     config = parse_experiment(default, description)
 
     def work():
+        config.check()  # before the imports, which take seconds
         from mmattn.run.experiment import run_experiment
 
         run_experiment(config, default)
@@ -34,9 +35,9 @@ def experiment(default: ExperimentConfig, description: str) -> None:
 
 
 def _leave(code: int) -> None:
-    from mmattn.train.processes import leave
-
-    leave(code)
+    if processes := sys.modules.get("mmattn.train.processes"):  # else there are none yet
+        processes.leave(code)
+    sys.exit(code)
 
 
 def parse_experiment(

@@ -231,12 +231,11 @@ class Hosts:
     def cable(self, state: str) -> None:
         run("ip", "-n", self.names[0], "link", "set", "cable", state)
 
-    def start(self, commands, folder: Path, port: int, resume: bool = False) -> list:
+    def start(
+        self, commands, folder: Path, port: int, resume: bool = False, own: str = "10.98.0.1"
+    ) -> list[subprocess.Popen]:
         """A process on each; the second has a disk of its own in place of the run's folder."""
-        shared = (
-            *("--distributed.coordinator", f"10.98.0.1:{port}"),
-            *("--distributed.num-processes", 2, "--distributed.process-id"),
-        )
+        shared = ("--distributed.num-processes", 2, "--distributed.process-id")
         own_disk = f"hostname nowhere; mount -t tmpfs mmattn-test {folder}"
         processes = []
         for number, set_up in enumerate(["hostname nowhere", own_disk]):
@@ -247,6 +246,7 @@ class Hosts:
                         *("ip", "netns", "exec", self.names[number], *own_names),
                         *(sys.executable, "-m"),
                         *map(str, (*words(commands, folder, resume), *shared, number)),
+                        *("--distributed.coordinator", f"{'10.98.0.1' if number else own}:{port}"),
                     ],
                     env=commands.environment,
                     stdout=subprocess.PIPE,
@@ -312,6 +312,13 @@ def test_two_machines_with_a_cut_cable_and_a_slow_process(commands, runs, hosts,
     assert [path.name for path in (step / "arrays").glob("ocdbt.process_*")] == ["ocdbt.process_0"]
 
 
+def test_an_address_that_no_other_machine_reaches(commands, hosts, tmp_path, monkeypatch):
+    """As where process 0's machine has its own name as one of the loopback."""
+    monkeypatch.setitem(commands.environment, "JAX_COORDINATOR_BIND_ADDRESS", "0.0.0.0:8478")
+    for process in hosts.start(commands, tmp_path, 8478, own="127.0.0.1"):
+        assert "process 0 has the address 127.0.0.1, at which no other machine" in end(process, 2)
+
+
 def test_the_signals_of_a_terminal_end_all(commands, tmp_path):
     job = launched(commands, 2, tmp_path / "run")
     wait_for_epochs(job, tmp_path / "run", 1)
@@ -321,14 +328,11 @@ def test_the_signals_of_a_terminal_end_all(commands, tmp_path):
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
-def test_a_killed_launcher_leaves_no_process_behind(commands, tmp_path):
+def test_a_killed_launcher_leaves_no_process_behind(commands, tmp_path, monkeypatch):
     (tmp_path / "sleeps.py").write_text("import time; time.sleep(60)\n")
-    commands.environment["PYTHONPATH"] = f"{tmp_path}:{Path.cwd()}"
-    try:
-        job = commands.start("mmattn", "launch", "-n", 2, "--", "sleeps")
-        wait_until(lambda: len(members(job)) == 2, job)
-    finally:
-        del commands.environment["PYTHONPATH"]
+    monkeypatch.setitem(commands.environment, "PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    job = commands.start("mmattn", "launch", "-n", 2, "--", "sleeps")
+    wait_until(lambda: len(members(job)) == 2, job)
     children = members(job).values()
     job.kill()
     job.communicate()
@@ -343,18 +347,15 @@ def test_an_error_of_process_0_is_said_once(commands, runs):
     assert text.count("holds a run") == 1
 
 
-def test_an_error_of_another_process_is_shown_with_its_number(commands, tmp_path):
+def test_an_error_of_another_process_is_shown_with_its_number(commands, tmp_path, monkeypatch):
     script = tmp_path / "breaks.py"
     script.write_text(
         "import sys, time\n"
         "if sys.argv[-1] == '0': time.sleep(60)\n"
         "print('the disk is upside down'); sys.exit(9)\n"
     )
-    commands.environment["PYTHONPATH"] = f"{tmp_path}:{Path.cwd()}"
-    try:
-        text = commands.run("mmattn", "launch", "-n", 2, "--", "breaks", code=9)
-    finally:
-        del commands.environment["PYTHONPATH"]
+    monkeypatch.setitem(commands.environment, "PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    text = commands.run("mmattn", "launch", "-n", 2, "--", "breaks", code=9)
     assert "process 1 of 2 ended with exit code 9; its last lines:" in text
     assert "the disk is upside down" in text
 
