@@ -3,7 +3,9 @@
 Nothing heavy is imported before the options are read, so that `--help` is quick.
 """
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,19 @@ def experiment(default: ExperimentConfig, description: str) -> None:
 
         run_experiment(config, default)
 
+    sys.unraisablehook = _interrupt_again
     end_process_after(work, _leave)
+
+
+def _interrupt_again(dropped: Any) -> None:
+    """An interrupt inside a callback of the garbage collector, where Python drops it, comes again.
+
+    JAX has such a callback.
+    """
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _leave(code: int) -> None:

@@ -141,7 +141,9 @@ def _open_alike(config: ExperimentConfig) -> Corpus:
         failure = str(error)
     for number, (digest, reason) in enumerate(said := processes.exchange([found, failure])):
         if reason or digest != said[0][0]:
-            raise UserError(f"process {number}: {reason or 'has other clips than process 0'}")
+            raise processes.agreed(
+                f"process {number}: {reason or 'has other clips than process 0'}"
+            )
     return opened[0]
 
 

@@ -12,7 +12,6 @@ from jax._src import compilation_cache, compiler
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmattn.errors import UserError
 from mmattn.files import CACHE, processor
 from mmattn.train import processes
 
@@ -40,9 +39,11 @@ def start_jax(devices: int | str, batch: int) -> int:
     fitting = (n for n in range(1, min(cores, batch // each) + 1) if batch % (n * each) == 0)
     count = each * max(fitting, default=1) if devices == "auto" else int(devices)
     if not 1 <= count <= batch:
-        raise UserError(f"--devices {count}: expected 1 to {batch} (--train.batch), or auto")
+        raise processes.agreed(f"--devices {count}: expected 1 to {batch} (--train.batch), or auto")
     if count % each:
-        raise UserError(f"--devices {count}: expected a multiple of the {each} processes, or auto")
+        raise processes.agreed(
+            f"--devices {count}: expected a multiple of the {each} processes, or auto"
+        )
     jax.config.update("jax_num_cpu_devices", count // each)
     _keep_compilations()
     _keep_memory()
@@ -50,7 +51,7 @@ def start_jax(devices: int | str, batch: int) -> int:
     if devices == "auto" and jax.default_backend() != "cpu":
         return min(found, batch // each) * each
     if found * each < count:
-        raise UserError(
+        raise processes.agreed(
             f"--devices {count}: JAX has {found * each} {jax.default_backend()} device(s)"
         )
     return count

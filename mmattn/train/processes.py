@@ -76,8 +76,11 @@ def start_processes(config: DistributedConfig) -> None:
         raise UserError(f"{_name(config)}: the processes could not meet: {error}") from error
     finally:
         alarm.cancel()
-    Watch(global_state.client, global_state.process_id, global_state.num_processes).start()
-    _listen_towards(global_state.coordinator_address)
+    coordinator = global_state.coordinator_address
+    Watch(
+        global_state.client, coordinator, global_state.process_id, global_state.num_processes
+    ).start()
+    _listen_towards(coordinator)
 
 
 def _listen_towards(coordinator: str) -> None:
@@ -93,7 +96,7 @@ def _listen_towards(coordinator: str) -> None:
     _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname=own)
     for number, (address, loopback) in enumerate(found := exchange([own, _is_loopback(own)])):
         if loopback and not all(other for _, other in found):
-            raise UserError(
+            raise agreed(
                 f"{coordinator}: process {number} has the address {address}, at which no other "
                 "machine reaches it; expected an address of process 0 that all can reach"
             )
@@ -187,6 +190,12 @@ def from_first(work: Callable[[], Any]) -> Any:
         _State.agreed = True
         raise AGREED[found["error"]](found["text"])
     return found["value"]
+
+
+def agreed(message: str) -> UserError:
+    """An error that every process raises, after which they end together."""
+    _State.agreed = True
+    return UserError(message)
 
 
 def _put(key: str, value: Any) -> None:

@@ -8,6 +8,7 @@ import ctypes
 import itertools
 import os
 import signal
+import socket
 import threading
 import time
 from typing import Any
@@ -19,6 +20,7 @@ LOST = 20.0  # seconds without a sign of life after which a process counts as lo
 BEAT = 1.0
 GRACE = 2.0  # seconds in which the main thread may end the process and say more
 KEY = "mmattn/alive"
+GONE = "process 0 ended"
 
 
 class Watch:
@@ -27,9 +29,11 @@ class Watch:
     A call of the first may hang for good where the coordinator is out of reach.
     """
 
-    def __init__(self, client: Any, number: int, count: int):
+    def __init__(self, client: Any, coordinator: str, number: int, count: int):
         self._client, self._number = client, number
-        now = time.monotonic()
+        host, port = coordinator.rsplit(":", 1)
+        self._coordinator = host.strip("[]"), int(port)
+        self._traded = now = time.monotonic()
         self._seen = {other: now for other in range(count) if other != number}
         self._stop = threading.Event()
         self._threads = [
@@ -58,22 +62,35 @@ class Watch:
                 found = dict(self._client.key_value_dir_get(KEY))
             except Exception:  # JAX has several, and each means the same
                 if not self._stop.wait(GRACE):
-                    _end("process 0 ended or is out of reach")
+                    _end(GONE)
                 return
+            self._traded = time.monotonic()
             for key in found.keys() - {f"{KEY}/{self._number}"}:
                 if found[key] != before.get(key):
-                    self._seen[int(key.rpartition("/")[2])] = time.monotonic()
+                    self._seen[int(key.rpartition("/")[2])] = self._traded
             before = found
             if self._stop.wait(BEAT):
                 return
 
     def _look(self) -> None:
-        """End this process when nothing was heard of another for too long."""
+        """End this process when process 0 is gone or nothing was heard of another for too long."""
         while not self._stop.wait(BEAT):
             now = time.monotonic()
+            if now - self._traded > GRACE and self._nobody_answers():
+                _end(GONE)
             if lost := [other for other, seen in self._seen.items() if now - seen > LOST]:
                 who = ", ".join(map(str, lost))
                 _end(f"nothing was heard of process {who} for {LOST:g} s: it ended or is cut off")
+
+    def _nobody_answers(self) -> bool:
+        """Whether process 0's machine says that it is not there; silence says nothing."""
+        try:
+            socket.create_connection(self._coordinator, timeout=BEAT).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return False
 
 
 def _end(why: str) -> None:

@@ -342,6 +342,38 @@ def test_a_killed_launcher_leaves_no_process_behind(commands, tmp_path, monkeypa
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_lost_process_has_a_message_before_jax_aborts(commands, tmp_path, killed):
+    """Also of a process that is not in a collective, and has no launcher."""
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import sys, time\n"
+        "from mmattn.config import DistributedConfig\n"
+        "from mmattn.train import processes\n"
+        "processes.start_processes(DistributedConfig(sys.argv[1], 2, int(sys.argv[2])))\n"
+        "print('met', file=sys.stderr, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(number)],
+            env={**commands.environment, "PYTHONPATH": str(Path.cwd())},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    assert [process.stderr.readline() for process in both] == ["met\n"] * 2
+    both[killed].kill()
+    both[killed].communicate()
+    _, text = both[1 - killed].communicate(timeout=30)
+    assert both[1 - killed].returncode == 76, text
+    said = ("lost: process 0 ended", "lost: nothing was heard of process 1 for 20 s")[killed]
+    assert said in text
+
+
 def test_an_error_of_process_0_is_said_once(commands, runs):
     text = end(launched(commands, 2, runs[2]), 2)
     assert text.count("holds a run") == 1
