@@ -60,6 +60,11 @@ def launched(commands, processes: int, folder: Path, resume: bool = False) -> su
     )
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 def end(process: subprocess.Popen, code: int = 0) -> str:
     text, _ = process.communicate(timeout=240)
     assert process.returncode == code, text
@@ -399,8 +404,7 @@ def test_an_error_of_another_process_is_shown_with_its_number(commands, tmp_path
 
 
 def test_processes_that_do_not_come_are_waited_for_no_longer_than_asked(commands, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     shared = (
         *("--distributed.coordinator", f"127.0.0.1:{port}"),
         *("--distributed.num-processes", 2, "--distributed.timeout", 3),
@@ -427,10 +431,33 @@ def test_a_launch_of_nothing(commands, words, said):
     assert said in commands.run("mmattn", "launch", *words, code=2)
 
 
-def test_devices_that_cannot_be_divided(commands, tmp_path):
-    text = commands.run(
-        *("mmattn", "launch", "-n", 2, "--", "experiments.no_aug"),
-        *("--devices", 3, "--out", tmp_path / "run"),
-        code=2,
-    )
-    assert "--devices 3: expected a multiple of the 2 processes" in text
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_PROCID": "{number}",
+    "SLURM_LOCALID": "{number}",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "{number}",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "{number}",
+}
+
+
+@pytest.mark.parametrize("variables", [SLURM, OPEN_MPI], ids=["Slurm", "Open MPI"])
+def test_processes_meet_by_the_variables_of_what_started_them(
+    commands, tmp_path, variables, monkeypatch
+):
+    """As an error shows that only the two together can make."""
+    monkeypatch.setitem(commands.environment, "JAX_COORDINATOR_PORT", str(free_port()))
+    jobs = []
+    for number in range(2):
+        for name, value in variables.items():
+            monkeypatch.setitem(commands.environment, name, value.format(number=number))
+        options = ("--devices", 3, "--out", tmp_path / "run")
+        jobs.append(commands.start("experiments.no_aug", *options))
+    first, _ = (end(job, 2) for job in jobs)
+    assert "--devices 3: expected a multiple of the 2 processes" in first
