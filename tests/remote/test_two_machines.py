@@ -1,7 +1,6 @@
 """`fab deploy --instances N` on real machines: they find each other, and one, or two, are lost.
 
-Until experiments run as several processes, a stand-in checks what they will be told and reach.
-To train for real: EXPERIMENT = "no_aug", `cloud` with wheels, and no `environment.sh` of its own.
+A stand-in for the experiment tells what it was told and reaches; a real one trains, too.
 """
 
 import json
@@ -36,86 +35,72 @@ def session(tmp_path, cloud, monkeypatch) -> Session:
     return Session(project, cloud.environment)
 
 
-def test_two_machines_from_deploy_to_teardown(session, cloud):
-    asked = ("deploy", "--experiment", EXPERIMENT, "--instances", "2", "--max-hours", "2", "--yes")
+def test_three_machines_from_deploy_to_teardown(session, cloud):
+    """Of which one is lost, and then the first, with the results but for what was fetched."""
+    asked = ("deploy", "--experiment", EXPERIMENT, "--instances", "3", "--max-hours", "2", "--yes")
     asked += ("--data", str(session.folder.parent / "clips"))
-    assert "2 x c5.24xlarge" in session.fab(*asked, "--dry-run")
+    assert "3 x c5.24xlarge" in session.fab(*asked, "--dry-run")
     session.fab_killed_at("copying from machine 0", *asked)
     assert "trains" in session.fab(*asked)
     assert cloud.api.resources() == {
-        "instances": 2, "key pairs": 1, "security groups": 1, "placement groups": 1,
-        "volumes": 2, "alarms": 4,
+        "instances": 3, "key pairs": 1, "security groups": 1, "placement groups": 1,
+        "volumes": 3, "alarms": 6,
     }  # fmt: skip
     run = Run.find()
-    guests = [cloud.guest(one.id) for one in run.members]
-    homes = [home_of(cloud, run, one.id) for one in run.members]
+    ids = [one.id for one in run.members]
+    guests = [cloud.guest(id) for id in ids]
+    homes = [home_of(cloud, run, id) for id in ids]
     logs = [home / "job/job.log" for home in homes]
-    private = [one.private for one in run.members]
 
-    wait_until(lambda: "from step 0" in logs[0].read_text() and "called" in logs[1].read_text())
-    assert f"process 1 listens at {private[1]}" in logs[0].read_text()
-    for rank in range(2):
-        assert f"process {rank} of 2, resume False\ndata: {list(CLIPS)}" in logs[rank].read_text()
+    wait_until(lambda: "from step 0" in logs[0].read_text())
+    for rank, one in enumerate(run.members):
+        if rank:
+            assert f"process {rank} listens at {one.private}" in logs[0].read_text()
+        wait_until(lambda rank=rank: "called" in logs[rank].read_text() or not rank)
+        assert f"process {rank} of 3, resume False\ndata: {list(CLIPS)}" in logs[rank].read_text()
     with pytest.raises(ConnectionRefusedError):  # it listens at the private address alone
         socket.create_connection((guests[0].address, PORT), 5)
     assert_sent_once_and_no_key_left(session, guests, homes)
 
     text = session.fab("monitor", "--quick")
-    assert "machine 0" in text and "machine 1" in text and text.count("cores") == 2, text
-    assert "of 2 cores" in text and "2 x c5.24xlarge" in text
-    session.fab("fetch")
+    assert "machine 0" in text and "machine 2" in text and text.count("cores") == 3, text
+    assert "of 2 cores" in text and "3 x c5.24xlarge" in text
     session.fab("stop")
-    assert "stopped and saved" in logs[1].read_text()
+    assert all("stopped and saved" in log.read_text() for log in logs[1:])
     before = (homes[0] / "run/checkpoints/latest").iterdir()
     (step,) = [path.name for path in before if path.name.isdigit()]
     assert "trains" in session.fab("resume", "--yes")
     wait_until(lambda: f"from step {step}" in logs[0].read_text())
-    assert "process 1 of 2, resume True" in logs[1].read_text()
+    assert "process 2 of 3, resume True" in logs[2].read_text()
     assert not (homes[1] / "run").exists()  # the first alone has the results
     assert "runs: `fab monitor`" in session.fab("resume", "--yes", code=2)
 
-    cloud.api.end(run.members[1].id, "Server.SpotInstanceTermination")
+    cloud.api.end(ids[1], "Server.SpotInstanceTermination")
     guests[1].wait_until_off()
     text = session.fab("monitor", code=2)
-    assert f"machine 1, {run.members[1].id}, is lost: terminated at EC2" in text
-    text = session.fab("resume", "--yes")
-    assert "on 1 of 2 machines: the others are gone" in text
-    wait_until(lambda: "process 0 of 1, resume True" in logs[0].read_text())
-
-    (homes[0] / "run/finish").touch()
-    assert "ended well" in session.fab("monitor")
-    assert "not fetched" in session.fab("teardown", code=2)
-    session.fab("fetch")
-    assert (run.results / "summary.json").exists()
-    assert "nothing is left" in session.fab("teardown")
-    assert not cloud.api.resources()
-
-
-def test_of_three_machines_two_are_lost(session, cloud):
-    """One while they train; then the first, with the results but for what was fetched."""
-    session.fab("deploy", "--experiment", EXPERIMENT, "--instances", "3", "--yes")
-    run = Run.find()
-    ids = [one.id for one in run.members]
-    cloud.guest(ids[1]).power_off()
-    text = session.fab("monitor", code=2)
     assert f"machine 1, {ids[1]}, is lost: terminated at EC2" in text
-    assert "on 2 of 3 machines" in session.fab("resume", "--yes")
+    text = session.fab("resume", "--yes")
+    assert "on 2 of 3 machines: the others are gone" in text
     assert [one.id for one in Run.find().members] == [ids[0], ids[2]]
-    log = home_of(cloud, run, ids[2]) / "job/job.log"
-    wait_until(lambda: "process 1 of 2, resume True" in log.read_text())
+    wait_until(lambda: "process 1 of 2, resume True" in logs[2].read_text())
 
     session.fab("fetch")
     (fetched,) = [path.name for path in (run.results / "checkpoints/latest").iterdir()]
-    cloud.guest(ids[0]).power_off()
+    guests[0].power_off()
     text = session.fab("monitor", code=2)
     assert f"{ids[0]} is terminated at EC2" in text
     assert f"goes on from what was fetched, in {run.results}, on what is left, 1 of 2" in text
     text = session.fab("resume", "--yes")
     assert f"the machine with the results is gone: {ids[2]} goes on from what was fetched" in text
-    wait_until(lambda: f"process 0 of 1, resume True\nfrom step {fetched}" in log.read_text())
-    session.fab("stop")
+    went_on = f"process 0 of 1, resume True\nfrom step {fetched}"
+    wait_until(lambda: went_on in logs[2].read_text())
+
+    (homes[2] / "run/finish").touch()
+    assert "ended well" in session.fab("monitor")
+    assert "not fetched" in session.fab("teardown", code=2)
     session.fab("fetch")
-    session.fab("teardown")
+    assert (run.results / "summary.json").exists()
+    assert "nothing is left" in session.fab("teardown")
     assert not cloud.api.resources()
 
 
@@ -126,7 +111,7 @@ def home_of(cloud, run: Run, instance_id: str) -> Path:
 
 
 def assert_sent_once_and_no_key_left(session: Session, guests: list, homes: list[Path]) -> None:
-    """Data go from here to the first machine, from there to the second; the key for it is gone."""
+    """Data go from here to the first machine, from there to the others; the key for it is gone."""
     for guest, home in zip(guests, homes, strict=True):
         assert KEY not in (guest.root / guest.home.lstrip("/") / ".ssh/authorized_keys").read_text()
         assert "PRIVATE KEY" not in guest.run(f"cat {guest.home}/mmattn/*/fanout/* 2>&1 || true")
