@@ -1,8 +1,11 @@
 """Four CPU devices, and runs of the real commands that share their compilations."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -35,6 +38,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_whole.py")
 
 
+# For processes in which compiling takes longer than what is compiled.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 class Commands:
     """Starts the project's commands as a user does, in processes of their own."""
 
@@ -45,6 +52,7 @@ class Commands:
         self.environment = {
             **os.environ,
             "COLUMNS": "100",
+            "XLA_FLAGS": QUICK,
             "JAX_COMPILATION_CACHE_DIR": str(common / "compilations"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
@@ -78,8 +86,27 @@ def commands(tmp_path_factory) -> Commands:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(commands, tmp_path_factory) -> Path:
-    """The folder of a complete small run on two devices."""
-    folder = tmp_path_factory.mktemp("run") / "tiny"
-    commands.run("experiments.no_aug", *TINY, "--devices", "2", "--out", folder)
-    return folder
+def made_once(commands) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(name, make)`: a folder that `make(folder)` has filled, once for all workers."""
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = commands.common / name
+        with open(commands.common / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                partial = folder.with_name(f"{name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_run(commands, made_once, tmp_path_factory) -> Path:
+    """The folder of a complete small run on two devices; each worker has a copy."""
+    made = made_once(
+        "tiny", lambda to: commands.run("experiments.no_aug", *TINY, "--devices", 2, "--out", to)
+    )
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("run") / "tiny"))

@@ -1,6 +1,5 @@
 """Several real processes train as one does, and end together."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mmattn.evaluate.predictions import read_predictions
-from tests.conftest import Commands
 
 TIMED = ("clips_per_s", "seconds")
 EPOCHS = 4
@@ -122,55 +121,25 @@ def assert_same_training(folder: Path, reference: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def commands(commands):
-    """That compile in half the time: here, each of four processes does."""
-    quick = Commands(commands.common)
-    quick.environment["XLA_FLAGS"] = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
-    return quick
+def runs(commands, made_once) -> Callable[[int], Path]:
+    """`runs(processes)`: the folder of a complete run on four devices."""
 
+    def train(processes: int, folder: Path) -> None:
+        text = end(launched(commands, processes, folder))
+        assert text.count("epoch   1") == 1 and text.count("results in") == 1
 
-class Runs:
-    """By number of processes, the folder of a complete run on four devices; made when asked for.
-
-    All workers of a test run share them.
-    """
-
-    def __init__(self, commands, base: Path):
-        self.commands, self.base = commands, base
-        base.mkdir(exist_ok=True)
-
-    def __getitem__(self, processes: int) -> Path:
-        folder = self.base / str(processes)
-        with self.lock(str(processes)):
-            if not (folder / "summary.json").exists():
-                text = end(launched(self.commands, processes, folder))
-                assert text.count("epoch   1") == 1 and text.count("results in") == 1
-        return folder
-
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """One worker at a time."""
-        with open(self.base / f"{name}.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-
-@pytest.fixture(scope="module")
-def runs(commands) -> Runs:
-    return Runs(commands, commands.common / "runs")
+    return lambda processes: made_once(f"run of {processes}", partial(train, processes))
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_train_as_one_does(runs, processes):
-    assert_same_training(runs[processes], runs[1])
-    starts = json.loads((runs[processes] / "environment.json").read_text())["starts"]
+    assert_same_training(runs(processes), runs(1))
+    starts = json.loads((runs(processes) / "environment.json").read_text())["starts"]
     assert [start["processes"] for start in starts] == [processes]
-    config = json.loads((runs[processes] / "config.json").read_text())
-    assert config == json.loads((runs[1] / "config.json").read_text())
+    config = json.loads((runs(processes) / "config.json").read_text())
+    assert config == json.loads((runs(1) / "config.json").read_text())
     assert config["devices"] == 4
-    (step,) = (runs[processes] / "checkpoints" / "final").iterdir()
+    (step,) = (runs(processes) / "checkpoints" / "final").iterdir()
     writers = {path.name for path in (step / "arrays").glob("ocdbt.process_*")}
     assert writers == {f"ocdbt.process_{number}" for number in range(processes)}
 
@@ -203,21 +172,21 @@ def test_a_job_of_which_processes_are_killed_goes_on_to_the_same_bits(commands, 
     kill(job, 0)
     text = end(launched(commands, 2, folder, resume=True))
     assert "resumed after epoch" in text
-    assert_same_end(folder, runs[2])
+    assert_same_end(folder, runs(2))
 
 
 @pytest.fixture(scope="module")
-def stopped(commands, runs) -> Path:
+def stopped(commands, made_once) -> Path:
     """The folder of a run of two processes, of which one got SIGTERM."""
-    folder = runs.base / "stopped"
-    with runs.lock("stopped"):
-        if not folder.exists():
-            job = launched(commands, 2, folder)
-            wait_for_epochs(job, folder, 1)
-            os.kill(members(job)[1], signal.SIGTERM)
-            text = end(job, 75)
-            assert text.count("SIGTERM in epoch") == 1 and "--resume" in text
-    return folder
+
+    def train(folder: Path) -> None:
+        job = launched(commands, 2, folder)
+        wait_for_epochs(job, folder, 1)
+        os.kill(members(job)[1], signal.SIGTERM)
+        text = end(job, 75)
+        assert text.count("SIGTERM in epoch") == 1 and "--resume" in text
+
+    return made_once("stopped run", train)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -229,9 +198,9 @@ def test_a_stopped_run_goes_on_with_any_number_of_processes(
     text = end(launched(commands, processes, tmp_path / "run", resume=True))
     assert f"resumed after epoch {done}" in text
     if processes == 2:
-        assert_same_end(tmp_path / "run", runs[2])
+        assert_same_end(tmp_path / "run", runs(2))
     else:
-        assert_same_training(tmp_path / "run", runs[2])
+        assert_same_training(tmp_path / "run", runs(2))
 
 
 @dataclass
@@ -320,7 +289,7 @@ def test_two_machines_with_a_cut_cable_and_a_slow_process(commands, runs, hosts,
     text = end(first)
     assert f"resumed after epoch {done}" in text and "results in" in text
     assert not end(second)
-    assert_same_end(folder, runs[2])
+    assert_same_end(folder, runs(2))
     (step,) = (folder / "checkpoints" / "final").iterdir()
     assert [path.name for path in (step / "arrays").glob("ocdbt.process_*")] == ["ocdbt.process_0"]
 
@@ -386,7 +355,7 @@ def test_a_process_that_lost_process_0_says_so_before_jax_aborts(commands, tmp_p
 
 
 def test_an_error_of_process_0_is_said_once(commands, runs):
-    text = end(launched(commands, 2, runs[2]), 2)
+    text = end(launched(commands, 2, runs(2)), 2)
     assert text.count("holds a run") == 1
 
 

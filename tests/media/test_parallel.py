@@ -132,7 +132,7 @@ def test_ctrl_c_ends_it_and_leaves_no_process_or_half_file(
     clips, to = tmp_path / "clips", tmp_path / "to"
     clips.mkdir()
     for number in range(40):
-        shutil.copy(talking("talking.mp4")[0], clips / f"{number:02d}.mp4")
+        shutil.copy(talking("two.mp4", seconds=1.0)[0], clips / f"{number:02d}.mp4")
     job = commands.start("mmattn", "extract", clips, "--to", to, "--workers", "2")
     while not list(to.glob("*.npz")):
         assert job.poll() is None
