@@ -8,10 +8,11 @@ BIN = $(VENV)/bin
 run: $(VENV)/installed
 	$(BIN)/python -m experiments.no_aug
 
+# Three workers suit two cores: much of the time tests wait for machines to boot or to end.
 test: $(VENV)/installed-test test-machine
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # What the tests of remote training boot as "the instance", what speaks and fetches clips, and what
 # opens the pages; tests are skipped where it cannot be had. Only Debian has a Chromium that is no

@@ -22,7 +22,7 @@ import pytest
 from mmattn.remote.runs import Run
 
 PROJECT = Path(__file__).parents[2]
-EPOCHS = 600
+EPOCHS = 400
 RECORDED = """\
 Recorded by `MMATTN_TRANSCRIPT=docs/remote-session.txt pytest tests/remote/test_whole.py`: a server
 that speaks EC2's API, machines of two cores on the same computer that boot with cloud-init and

@@ -61,7 +61,7 @@ def half_written(folder: Path) -> set[str]:
     return {path.name for path in latest.glob("*tmp*")} if latest.is_dir() else set()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_moments(commands, tiny_run, tmp_path, seed):
     folder, wait = tmp_path / "killed", random.Random(seed)
     for number in range(3):
