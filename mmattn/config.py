@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -206,7 +207,8 @@ class DistributedConfig:
     """Processes that train together; `mmattn launch` starts them on one machine."""
 
     coordinator: str | None = None
-    """HOST:PORT where process 0 waits for the others; anyone who reaches it is let in."""
+    """HOST:PORT where process 0 waits for the others; anyone who reaches it is let in. Or in
+    JAX_COORDINATOR_ADDRESS."""
     num_processes: int | None = None
     """How many there are."""
     process_id: int | None = None
@@ -214,12 +216,19 @@ class DistributedConfig:
     timeout: float = 120.0
     """Seconds to wait for all processes."""
 
+    @property
+    def address(self) -> str | None:
+        """The coordinator's."""
+        return self.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+
     def check(self) -> None:
         """Raise UserError unless the options fit together."""
-        given = (self.coordinator, self.num_processes, self.process_id)
-        if self.timeout <= 0:
-            raise UserError(f"--distributed.timeout {self.timeout}: expected above 0 seconds")
-        if given == (None, None, None):
+        given = (self.address, self.num_processes, self.process_id)
+        if not 0 < self.timeout <= 86400:
+            raise UserError(
+                f"--distributed.timeout {self.timeout}: expected above 0 seconds, at most a day's"
+            )
+        if (self.coordinator, *given[1:]) == (None, None, None):
             return
         if None in given:
             names = ("coordinator", "num-processes", "process-id")
@@ -228,9 +237,9 @@ class DistributedConfig:
                 f"--distributed: expected all of {', '.join(names)}, "
                 f"there is no --distributed.{missing[0]}"
             )
-        host, _, port = self.coordinator.rpartition(":")
+        host, _, port = self.address.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 65536):
-            raise UserError(f"--distributed.coordinator {self.coordinator}: expected HOST:PORT")
+            raise UserError(f"--distributed.coordinator {self.address}: expected HOST:PORT")
         if self.num_processes < 1:
             raise UserError(f"--distributed.num-processes {self.num_processes}: expected 1 or more")
         if not 0 <= self.process_id < self.num_processes:

@@ -73,8 +73,7 @@ def log_to(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with suppress(OSError):  # the disk may be why
-            handler.emit(LOG.makeRecord(LOG.name, logging.INFO, "", 0, repr(error), (), None))
+        note(repr(error))
         raise
     finally:
         LOG.removeHandler(handler)
@@ -84,6 +83,15 @@ def log_to(path: Path) -> Iterator[None]:
 def say(message: str) -> None:
     """One message, on the screen and in the log."""
     LOG.info(message)
+
+
+def note(message: str) -> None:
+    """One message, in the log alone."""
+    record = LOG.makeRecord(LOG.name, logging.INFO, "", 0, message, (), None)
+    for handler in LOG.handlers:
+        if isinstance(handler, _LogFile):
+            with suppress(OSError):  # a full disk may be what it says
+                handler.emit(record)
 
 
 def complain(message: str) -> None:

@@ -21,6 +21,7 @@ GRACE = 10.0  # seconds in which processes may end before they are killed
 STOP_GRACE = 120.0  # the same after SIGTERM: a step and a checkpoint
 POLL = 0.02
 LAST_LINES = 15
+INTERRUPTED = 128 + signal.SIGINT
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 SAID = (UserError.exit_code, Diverged.exit_code, Stopped.exit_code)
 CONSEQUENCES = (LostProcess.exit_code, -signal.SIGABRT)  # of another process's death
@@ -68,6 +69,10 @@ def launch(count: int, command: Sequence[str]) -> None:
         raise UserError(f"-n {count}: expected 1 process or more")
     if not command:
         raise UserError("expected a module after --, e.g. mmattn launch -n 2 -- experiments.no_aug")
+    if own := [word for word in command if word.startswith("--distributed.")]:
+        raise UserError(f"{own[0]}: mmattn launch gives its processes these options itself")
+    if command[0] == "experiments.compare":
+        raise UserError(f"{command[0]} is a study, which trains on all cores without mmattn launch")
     with ExitStack() as stack:
         asked = stack.enter_context(_signals())
         members = []
@@ -81,7 +86,9 @@ def launch(count: int, command: Sequence[str]) -> None:
             )
             own = cores[number * len(cores) // count : (number + 1) * len(cores) // count]
             own = own or [cores[number % len(cores)]]
-            output = stack.enter_context(tempfile.TemporaryFile("w+")) if number else None
+            output = None
+            if number:
+                output = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             os.sched_setaffinity(0, own)  # the new process has it from its first thread on
             try:
                 members.append(_start(number, [*command, *options], output))
@@ -93,6 +100,7 @@ def launch(count: int, command: Sequence[str]) -> None:
 def _start(number: int, command: Sequence[str], output: IO[str] | None) -> Member:
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
+        env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},  # no warnings from C++
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output and subprocess.STDOUT,
@@ -147,6 +155,8 @@ def _wait(members: Sequence[Member], asked: list[int]) -> None:
     for member in members:
         member.process.wait()
     if signal.SIGINT in asked:
+        if members[0].process.returncode == INTERRUPTED:  # and has said so
+            raise SystemExit(INTERRUPTED)
         raise KeyboardInterrupt
     guilty = guilty or _guilty(members)
     if guilty is not None:

@@ -1,5 +1,6 @@
 """What no option may be: one message that names it, says what was expected and what came."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -88,6 +89,7 @@ def test_a_stored_config_comes_back_whole():
         (("host:1", 0, 0), "--distributed.num-processes 0: expected 1 or more"),
         (("host:1", 2, 2), "--distributed.process-id 2: expected 0 to 1"),
         ((None, None, None, 0.0), "--distributed.timeout 0.0: expected above 0 seconds"),
+        ((None, None, None, math.inf), "--distributed.timeout inf: expected above 0 seconds"),
     ],
 )
 def test_processes_whose_options_do_not_fit_together(values, message):

@@ -11,11 +11,13 @@ a half-written one is never seen; what a killed process leaves is removed by the
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import resource
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -32,7 +34,7 @@ from mmattn.data.extractor import MODALITIES
 from mmattn.errors import UserError
 
 FORMAT = 3  # to be raised when reading or packing changes
-SHARD = 2**28  # bytes of frames in a file; more only where a single clip is longer
+SHARD = 2**32  # bytes of frames in a file; more only where a single clip is longer
 THREADS = 4
 CHUNK = 64  # files read ahead, so that few clips are in memory
 PLACE = np.dtype([(modality, np.int64, 3) for modality in MODALITIES] + [("extractor", np.int64)])
@@ -132,7 +134,11 @@ def _in_threads(work: Callable, files: Sequence[ClipFile], title: str) -> Iterat
 
 
 def _load(folder: Path) -> Pack | None:
-    """Map the pack in `folder`; None if there is none or a file of it is missing or cut short."""
+    """Map the pack in `folder`; None if there is none or a file of it is missing or cut short.
+
+    Raises UserError if it has more shards than this process may open files.
+    """
+    _allow_files()
     try:
         index = json.loads((folder / "index.json").read_text())
         places = np.load(folder / "clips.npy", allow_pickle=False)
@@ -140,13 +146,25 @@ def _load(folder: Path) -> Pack | None:
             _map_stream(folder, modality, index[modality], places[modality])
             for modality in MODALITIES
         )
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise UserError(
+                f"cannot open the cache {folder}: {error.strerror}; a process has to map all its "
+                "files, and `ulimit -n` is how many it may open"
+            ) from error
         return None
     reasons = [None] * len(places)
     for clip, reason in index["reasons"].items():
         reasons[int(clip)] = reason
     extractors = tuple(index["extractors"][number] for number in places["extractor"])
     return Pack(audio, video, tuple(reasons), extractors)
+
+
+def _allow_files() -> None:
+    """Let this process open as many files as it may: each that is mapped stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _map_stream(folder: Path, modality: str, index: dict, places: np.ndarray) -> Ragged:

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,7 @@ class Ragged:
     shard: np.ndarray  # [N] int64, in which each clip is
     starts: np.ndarray  # [N] int64, first row of each clip there
     lengths: np.ndarray  # [N] int64, frames of each clip
+    delay: float = 0.0  # seconds by which all frames are dated later
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -91,8 +92,9 @@ class Ragged:
         return self.shards[self.shard[index]].frames[self._rows(index)]
 
     def clip_times(self, index: int) -> np.ndarray:
-        """Times [T] of one clip's frames in seconds, not copied."""
-        return self.shards[self.shard[index]].times[self._rows(index)]
+        """Times [T] of one clip's frames in seconds; not copied without a delay."""
+        times = self.shards[self.shard[index]].times[self._rows(index)]
+        return times + self.delay if self.delay else times
 
     def _rows(self, index: int) -> slice:
         return slice(self.starts[index], self.starts[index] + self.lengths[index])
@@ -100,11 +102,6 @@ class Ragged:
     def select(self, indices: np.ndarray) -> "Ragged":
         """The clips `indices`, in that order; the frames are shared."""
         return Ragged(self.shards, self.shard[indices], self.starts[indices], self.lengths[indices])
-
-    def later(self, seconds: float) -> "Ragged":
-        """The same frames, dated so much later; they are shared."""
-        shards = tuple(Stream(shard.frames, shard.times + seconds) for shard in self.shards)
-        return Ragged(shards, self.shard, self.starts, self.lengths)
 
     def longest_span(self, frames: int) -> float:
         """Seconds that so many neighbouring frames of a clip last at most."""
@@ -132,7 +129,7 @@ class Ragged:
     def crop(self, bounds: np.ndarray) -> "Ragged":
         """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""
         starts = self.starts + bounds[:, 0]
-        return Ragged(self.shards, self.shard, starts, bounds[:, 1] - bounds[:, 0])
+        return replace(self, starts=starts, lengths=bounds[:, 1] - bounds[:, 0])
 
 
 def pack_streams(streams: Sequence[Stream]) -> Ragged:

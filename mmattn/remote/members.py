@@ -12,6 +12,7 @@ PORT = 8476  # of the first process, at the private address: nothing there asks 
 KEY = "mmattn-fanout"  # the comment by which the key for copying is found again
 KEY_HOURS = 4  # after which it is worth nothing, whatever was left
 SAVE_S = 60
+MEET_S, MEET_EACH_S = 120, 15  # the processes are started one after the other
 
 
 def place(run: Run, rank: int) -> list[str]:
@@ -22,6 +23,7 @@ def place(run: Run, rank: int) -> list[str]:
         *("--distributed.coordinator", f"{run.members[0].private}:{PORT}"),
         *("--distributed.num-processes", str(len(run.members))),
         *("--distributed.process-id", str(rank)),
+        *("--distributed.timeout", str(MEET_S + MEET_EACH_S * len(run.members))),
     ]
 
 

@@ -24,6 +24,7 @@ from mmattn.remote.ssh import Access, Machine, make_key
 FOLDER = Path(".fab")
 NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
+SINGLE = {"id": "instance_id", "address": "address", "launched": "launched"}
 PROGRESS = ("attempt", "deadline", "members", "uploaded", "built", "started", "ended")
 
 
@@ -247,6 +248,10 @@ def read_run(path: Path) -> Run:
     found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected the state of a run, found {type(found).__name__}")
+    if "members" not in found:  # as written when a run had but one machine
+        one = {name: found.pop(old, None) for name, old in SINGLE.items()}
+        found["members"] = [one] if one["id"] else []
+        found["trains_on"] = [one["id"]] if one["id"] else []
     try:
         run = dacite.from_dict(Run, found, dacite.Config(strict=True, cast=[float]))
     except (dacite.DaciteError, ValueError) as error:

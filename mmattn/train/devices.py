@@ -3,12 +3,12 @@
 import ctypes
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import compilation_cache, compiler
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -38,6 +38,8 @@ def start_jax(devices: int | str, batch: int) -> int:
     cores = min(processes.exchange(len(os.sched_getaffinity(0))))
     fitting = (n for n in range(1, min(cores, batch // each) + 1) if batch % (n * each) == 0)
     count = each * max(fitting, default=1) if devices == "auto" else int(devices)
+    if each > batch:
+        raise processes.agreed(f"{each} processes: more than the {batch} clips of --train.batch")
     if not 1 <= count <= batch:
         raise processes.agreed(f"--devices {count}: expected 1 to {batch} (--train.batch), or auto")
     if count % each:
@@ -70,15 +72,24 @@ def _keep_compilations() -> None:
         if option.upper() not in os.environ:
             jax.config.update(option, value)
     if processes.count() > 1 and jax.default_backend() == "cpu":
-        compiler._cache_write = _keep
+        _let_all_processes_keep()
 
 
-def _keep(
-    key: str, seconds: float, name: str, backend: Any, executable: Any, callbacks: Sequence
-) -> None:
-    """JAX's own function has process 0 alone keep something, but no other can use that on CPUs."""
-    if not callbacks and seconds >= jax.config.jax_persistent_cache_min_compile_time_secs:
-        compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
+def _let_all_processes_keep() -> None:
+    """JAX has process 0 alone keep what it compiled, but no other can use that on CPUs."""
+    from jax._src import compilation_cache, compiler
+
+    def keep(
+        key: str, seconds: float, name: str, backend: Any, executable: Any, callbacks: Sequence
+    ) -> None:
+        if callbacks or seconds < jax.config.jax_persistent_cache_min_compile_time_secs:
+            return
+        try:
+            compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
+        except Exception as error:  # a full disk, for instance: the next start compiles again
+            warnings.warn(f"{name} was compiled but could not be kept: {error}", stacklevel=2)
+
+    compiler._cache_write = keep
 
 
 def _keep_memory() -> None:

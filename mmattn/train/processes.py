@@ -8,6 +8,8 @@ import ipaddress
 import itertools
 import json
 import os
+import re
+import signal
 import socket
 import sys
 import threading
@@ -18,8 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # its store is the only way before devices are made
-from jax._src.lib import _jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -32,14 +32,18 @@ from mmattn.train.watch import Watch
 # only every half of that time, so that after a loss it may abort in the other half.
 HEARTBEAT = 60
 GOODBYE = 20  # seconds that a process waits at its end for the others
-FOREVER = 7 * 86400 * 1000  # milliseconds: the watch ends a wait for a lost process
+WAIT = 500  # milliseconds of C++ at a time, in which Python hears no Ctrl-C
+# What a failed call says if it was another process's doing, and not, for instance, short of memory.
+OF_OTHERS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service")
 ENDED_TOGETHER = (0, Diverged.exit_code, Stopped.exit_code)
 AGREED = {kind.__name__: kind for kind in (UserError, Diverged, Stopped)}
 
 
 class _State:
-    """Of this process, as JAX keeps one too."""
+    """Of this process among the others, as JAX keeps one too."""
 
+    client: Any = None  # of the coordinator's key-value store
+    number, count = 0, 1
     alone = False
     agreed = False
     numbers = itertools.count()
@@ -52,35 +56,64 @@ def start_processes(config: DistributedConfig) -> None:
     `jax.distributed.initialize` knows (JAX_COORDINATOR_ADDRESS, Slurm, Open MPI).
 
     Raises:
-        UserError: the processes' options do not fit together. If they have not all come within
-            the timeout, the process ends with code 2 and says so.
+        UserError: the processes' options do not fit together, or process 0 cannot listen at the
+            coordinator's address. If they have not all come within the timeout, the process ends
+            with code 2 and says so.
     """
-    if config.num_processes == 1 or (config.coordinator is None and not _launched()):
+    if config.num_processes == 1 or (config.address is None and not _launched()):
         return
     keep_libraries_off_the_screen()  # Gloo reports each of its connections
-    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", config.coordinator)
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", config.address)
+    if config.process_id == 0 and bind:
+        _check_place(config, bind)
     alarm = threading.Timer(config.timeout, _give_up, [config])
     alarm.start()
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            config.coordinator,
-            config.num_processes,
-            config.process_id,
-            initialization_timeout=int(config.timeout) + HEARTBEAT,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=GOODBYE,
-            coordinator_bind_address=bind,
-        )
+        with _ended_by_ctrl_c():
+            jax.distributed.initialize(
+                config.address,
+                config.num_processes,
+                config.process_id,
+                initialization_timeout=int(config.timeout) + HEARTBEAT,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=GOODBYE,
+                coordinator_bind_address=bind,
+            )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{_name(config)}: the processes could not meet: {error}") from error
     finally:
         alarm.cancel()
+    from jax._src.distributed import global_state  # its store is the only way before devices
+
+    _State.client = global_state.client
+    _State.number, _State.count = global_state.process_id, global_state.num_processes
     coordinator = global_state.coordinator_address
-    Watch(
-        global_state.client, coordinator, global_state.process_id, global_state.num_processes
-    ).start()
+    Watch(_State.client, coordinator, _State.number, _State.count).start()
     _listen_towards(coordinator)
+
+
+def _check_place(config: DistributedConfig, place: str) -> None:
+    """Raise UserError where this process, number 0, cannot listen: JAX would crash."""
+    host, port = place.rsplit(":", 1)
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UserError(f"{_name(config)}: process 0 cannot listen at {place}: {why}") from error
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process while the block waits in C++, where Python does not hear it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _listen_towards(coordinator: str) -> None:
@@ -88,6 +121,8 @@ def _listen_towards(coordinator: str) -> None:
 
     By itself it takes what the machine's name means, which is often the loopback.
     """
+    from jax._src.lib import _jax
+
     host, port = coordinator.rsplit(":", 1)
     family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as one:
@@ -108,19 +143,19 @@ def _is_loopback(address: str) -> bool:
 
 def _launched() -> bool:
     """Whether the environment says that this is one of several processes."""
-    sizes = (os.environ.get(name, "1") for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
-    return "JAX_COORDINATOR_ADDRESS" in os.environ or any(int(size) > 1 for size in sizes)
+    names = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+    return any(os.environ.get(name, "1") != "1" for name in names)
 
 
 def _name(config: DistributedConfig) -> str:
-    return f"--distributed.coordinator {config.coordinator or 'of the environment'}"
+    return f"--distributed.coordinator {config.address or 'of the environment'}"
 
 
 def _give_up(config: DistributedConfig) -> None:
     """End the process, which is waiting in C++: an exception would not reach anybody."""
     why = "not all processes came"
-    if config.process_id and config.coordinator:
-        host, port = config.coordinator.rsplit(":", 1)
+    if config.process_id and config.address:
+        host, port = config.address.rsplit(":", 1)
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
@@ -135,17 +170,17 @@ def _give_up(config: DistributedConfig) -> None:
 
 def count() -> int:
     """The number of processes that work together now."""
-    return 1 if _State.alone else global_state.num_processes
+    return 1 if _State.alone else _State.count
 
 
 def first() -> bool:
     """Whether this process is number 0, which says and writes what there is to say and write."""
-    return global_state.process_id == 0
+    return _State.number == 0
 
 
 def share(devices: int) -> int:
     """How many of the devices of all processes are this one's."""
-    return devices // global_state.num_processes
+    return devices // _State.count
 
 
 @contextmanager
@@ -163,7 +198,7 @@ def exchange(value: Any) -> list:
     if count() == 1:
         return [value]
     number = next(_State.numbers)
-    _put(f"mmattn/{number}/{global_state.process_id}", value)
+    _put(f"mmattn/{number}/{_State.number}", value)
     return [_get(f"mmattn/{number}/{process}") for process in range(count())]
 
 
@@ -199,17 +234,23 @@ def agreed(message: str) -> UserError:
 
 
 def _put(key: str, value: Any) -> None:
-    global_state.client.key_value_set(key, json.dumps(value))
+    _State.client.key_value_set(key, json.dumps(value))
 
 
 def _get(key: str) -> Any:
-    return json.loads(global_state.client.blocking_key_value_get(key, FOREVER))
+    """A value when it is there; the watch ends a wait for a lost process."""
+    while True:
+        try:
+            return json.loads(_State.client.blocking_key_value_get(key, WAIT))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
 
 
 def own_part(things: int) -> range:
     """The numbers of this process's share of so many things, or of a few more, to be even."""
     each = -(-things // count())
-    return range(global_state.process_id * each, (global_state.process_id + 1) * each)
+    return range(_State.number * each, (_State.number + 1) * each)
 
 
 def arrays_from_first(tree: Any) -> Any:
@@ -275,14 +316,17 @@ class AgreedStop:
 
 @contextmanager
 def explain_lost_process() -> Iterator[None]:
-    """Turn a failed collective into one clear message."""
+    """Turn what fails because of another process into one clear message."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if count() == 1:
+        if count() == 1 or not any(word in str(error) for word in OF_OTHERS):
             raise
-        reason = str(error).splitlines()[0][:300]
-        raise LostProcess(f"another process ended or is out of reach: {reason}") from error
+        reason = re.sub(r"\[external\S*\] ", "", str(error).splitlines()[0])[:200]
+        raise LostProcess(
+            f"another process ended or is out of reach: {reason}; `--resume` goes on where the run "
+            "was saved"
+        ) from error
 
 
 def leave(code: int) -> None:

@@ -30,7 +30,8 @@ def measure_shifts(trainer: Trainer, state: TrainState, test: np.ndarray) -> dic
 
     at_offset = []
     for offset in OFFSETS if reads_times else [0.0]:
-        at_offset.append(right(replace(corpus, audio=corpus.audio.later(offset)), test))
+        audio = replace(corpus.audio, delay=offset)
+        at_offset.append(right(replace(corpus, audio=audio), test))
     at_tempo = []
     slowest = AugmentConfig(tempo=(TEMPOS[0], 1.0))
     longest = corpus.audio.lengths[test].max(), corpus.video.lengths[test].max()

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from mmattn.console import complain
+from mmattn.console import complain, note
 from mmattn.errors import LostProcess
 
 LOST = 20.0  # seconds without a sign of life after which a process counts as lost
@@ -95,7 +95,9 @@ class Watch:
 
 def _end(why: str) -> None:
     """End this process, whose main thread may wait in C++: an exception would reach nobody."""
-    complain(f"{LostProcess.label}: {why}; `--resume` goes on where the run was saved")
+    message = f"{LostProcess.label}: {why}; `--resume` goes on where the run was saved"
+    complain(message)
+    note(message)
     os._exit(LostProcess.exit_code)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -89,6 +90,23 @@ def test_frames_lie_in_shards(corpus_folder, options, tmp_path, monkeypatch, wri
     np.testing.assert_array_equal(sharded.audio.spacings(), whole.audio.spacings())
     few = sharded.audio.select(np.array([20, 0]))
     np.testing.assert_array_equal(few.clip(0), whole.audio.clip(20))
+
+
+def test_more_shards_than_files_may_be_open(corpus_folder, options, monkeypatch):
+    monkeypatch.setattr("mmattn.data.cache.SHARD", 3000)
+    config = options(corpus_folder)
+    open_corpus(config)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 8, limits[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, few)
+        assert len(open_corpus(config)) == 32  # more are allowed, so they are asked for
+        monkeypatch.setattr("mmattn.data.cache._allow_files", lambda: None)
+        resource.setrlimit(resource.RLIMIT_NOFILE, few)
+        with pytest.raises(UserError, match=r"cannot open the cache .* Too many open files"):
+            open_corpus(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_touched_and_moved_files_find_the_same_pack(corpus_folder, options, tmp_path):

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -47,6 +47,16 @@ def test_a_broken_state_is_named(folder, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"state\.json: expected"):
         read_run(path)
+
+
+def test_a_state_of_when_a_run_had_but_one_machine_is_read(folder):
+    run = Run("no_aug-20260101-000000-aaaa", "no_aug")
+    state = asdict(run) | {"instance_id": "i-1", "address": "192.0.2.7", "launched": 5.0}
+    del state["members"], state["trains_on"]
+    (folder / "state.json").write_text(json.dumps(state))
+    found = read_run(folder / "state.json")
+    assert found.members == [Member("i-1", "192.0.2.7", launched=5.0)]
+    assert found.trains_on == ["i-1"]
 
 
 def test_a_second_command_says_who_holds_the_lock():

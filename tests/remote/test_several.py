@@ -100,6 +100,7 @@ def test_each_process_is_told_its_rank_and_a_private_coordinator(three):
             *("--distributed.coordinator", f"{three.members[0].private}:{PORT}"),
             *("--distributed.num-processes", "3"),
             *("--distributed.process-id", str(rank)),
+            *("--distributed.timeout", str(120 + 3 * 15)),
         ]
 
 

@@ -1,5 +1,6 @@
 """A corpus larger than the memory that a process may use, from feature files to the page."""
 
+import os
 import subprocess
 import sys
 from itertools import islice, product
@@ -24,7 +25,7 @@ GROUPS = (
 def capped():
     """A control group for processes that have no more memory together than CAP."""
     for base, cap, used in GROUPS:
-        group = base / "mmattn-test-cap"
+        group = base / f"mmattn-test-{os.getpid()}"
         try:
             group.mkdir(exist_ok=True)
             (group / cap).write_text(str(CAP))
@@ -73,6 +74,5 @@ def test_a_run_needs_less_memory_than_its_corpus(commands, tmp_path, capped):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/report.html").exists()
     (pack,) = (path for path in (tmp_path / "cache").iterdir() if len(path.name) == 64)
-    assert len(list(pack.glob("video-*.frames"))) > 2
     assert sum(path.stat().st_size for path in pack.iterdir()) > 1.15 * CAP
     assert int((group / used).read_text()) > 0.98 * CAP  # the kernel had to drop what was read

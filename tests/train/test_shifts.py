@@ -20,7 +20,7 @@ def test_fusion_concat_reads_no_times():
     split = make_split(corpus, config.data, seed=0)
     trainer = make_trainer(config, corpus, split, device_count=1)
     state, _ = trainer.start()
-    late = replace(corpus, audio=corpus.audio.later(0.3))
+    late = replace(corpus, audio=replace(corpus.audio, delay=0.3))
     np.testing.assert_allclose(late.audio.clip_times(5), corpus.audio.clip_times(5) + 0.3)
     np.testing.assert_array_equal(late.audio.clip(5), corpus.audio.clip(5))
     other = trainer.with_corpus(late).predict(state, split.test)

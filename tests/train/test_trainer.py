@@ -104,7 +104,7 @@ def test_inside_the_network(trainer, corpus):
 def test_other_clips_are_predicted_as_by_a_trainer_of_theirs(trainer, corpus):
     state, _ = trainer.start()
     clips = np.arange(9)
-    late = replace(corpus, audio=corpus.audio.later(0.3))
+    late = replace(corpus, audio=replace(corpus.audio, delay=0.3))
     found = trainer.with_corpus(late).predict(state, clips)
     own = Trainer(CONFIG, late, trainer.normaliser, trainer.settings.class_weights, clips, 2)
     assert own.learner is trainer.learner  # nothing is compiled anew

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--distributed.coordinator", dest="coordinator", default="")
     parser.add_argument("--distributed.num-processes", dest="count", type=int, default=1)
     parser.add_argument("--distributed.process-id", dest="rank", type=int, default=0)
+    parser.add_argument("--distributed.timeout", type=float)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(stop(options)))
     print(f"process {options.rank} of {options.count}, resume {options.resume}", flush=True)
