@@ -9,6 +9,7 @@ those of one process; sum and scatter halves the vector with ever farther partne
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import ceil, inf, log2
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from mmattn.remote import prices
 MACHINE, VCPUS = "c5.24xlarge", 96
 MOST = 64  # machines
 KINDS = ("all-reduce", "all-gather", "reduce-scatter")
-LIMITS = ("compute", "collectives", "making batches", "disk")
+THREAD, VOLUME = "reading, by one thread", "reading, by the volume"
 
 
 class Collective(NamedTuple):
@@ -81,10 +82,14 @@ class Assumed:
     """Bytes a second of a machine's memory; a collective moves each byte four times."""
     cache: float = 150e9
     """Bytes of a machine's 192 GiB that can hold clips."""
-    disk: float = 1e9
-    """Bytes a second of a machine's gp3 volume."""
-    reads: float = 16e3
+    disk: float = 125e6
+    """Bytes a second of a machine's gp3 volume, as `fab deploy` makes it: nothing is added."""
+    reads: float = 3e3
     """Reads a second of it; a clip takes four, of 128 KiB at most."""
+    wait: float = 1e-3
+    """Seconds until one of them is there."""
+    readers: int = 1
+    """Threads of a machine that read, each waiting for one read at a time: one a process."""
     joined: bool = False
     """What if each process added up its own devices first, so that only processes are ranks?"""
     clips: int = 10**7
@@ -102,7 +107,7 @@ class Assumed:
     @property
     def volume(self) -> float:
         """Dollars an hour of a gp3 volume for the corpus, its throughput and reads (us-east-1)."""
-        gib = self.clips * clip_bytes() / 2**30
+        gib = corpus_bytes(self) / 2**30
         extra = 0.04 * max(0, self.disk / 1e6 - 125) + 0.005 * max(0, self.reads - 3000)
         return gib * prices.DISK + extra / 730
 
@@ -118,7 +123,7 @@ class Plan(NamedTuple):
     seconds: float
     """A step."""
     limit: str
-    """What most of the step is, one of LIMITS."""
+    """What most of the step is."""
 
     @property
     def rate(self) -> float:
@@ -255,24 +260,31 @@ def _plan(fitted: Fitted, assumed: Assumed, machines: int, each: int, batch: int
     clips = ceil(batch / (machines * each))
     compute = (fitted.step + fitted.clip * clips) / assumed.speed
     exchange = _a_step(fitted, lambda one: collective_seconds(one, machines, each, fitted, assumed))
-    made = clips * each / (fitted.batches * assumed.speed)
-    missing = 1 - min(1, assumed.cache / (assumed.clips * clip_bytes()))
-    read = clips * each * missing * max(clip_bytes() / assumed.disk, 4 / assumed.reads)
-    times = dict(zip(LIMITS, (compute, exchange, made, read), strict=True))
-    # Clips are read and made ready while the devices train.
-    seconds = max(compute + exchange, made, read)
-    return Plan(machines, each, batch, seconds, max(times, key=lambda name: times[name]))
+    what, read = reading(assumed)
+    made = 1 / (fitted.batches * assumed.speed)
+    # While the devices train, one thread reads clips and makes them ready.
+    training = {"compute": compute, "collectives": exchange}
+    loading = {"making batches": clips * each * made, what: clips * each * read}
+    slower = max(training, loading, key=lambda parts: sum(parts.values()))
+    return Plan(machines, each, batch, sum(slower.values()), max(slower, key=slower.get))
+
+
+def reading(assumed: Assumed) -> tuple[str, float]:
+    """What limits reading, and seconds a clip, of which memory holds some."""
+    missing = 1 - min(1, assumed.cache / corpus_bytes(assumed))
+    thread = 4 * assumed.wait / assumed.readers
+    volume = max(clip_bytes() / assumed.disk, 4 / assumed.reads)
+    return THREAD if thread > volume else VOLUME, missing * max(thread, volume)
 
 
 def paying(plans: Iterable[Plan], assumed: Assumed) -> Plan:
-    """The plan with most machines whose clips cost at most `dearer` times the first one's."""
+    """The last plan up to which each one's clips cost at most `dearer` times the first one's."""
     first, *others = plans
-    worth = [
-        one
-        for one in others
-        if one.machines * first.rate <= assumed.dearer * first.machines * one.rate
-    ]
-    return max([first, *worth], key=lambda one: one.machines)
+
+    def worth(one: Plan) -> bool:
+        return one.machines * first.rate <= assumed.dearer * first.machines * one.rate
+
+    return [first, *takewhile(worth, others)][-1]
 
 
 def plans(fitted: Fitted, assumed: Assumed, batch: int | None, weak: int) -> list[Plan]:
@@ -285,19 +297,28 @@ def plans(fitted: Fitted, assumed: Assumed, batch: int | None, weak: int) -> lis
 
 
 def hours(one: Plan, assumed: Assumed) -> float:
-    """Hours of all epochs over the corpus."""
-    return assumed.epochs * assumed.clips / one.rate / 3600
+    """Hours of all epochs over the corpus, and of the copying before them."""
+    training = assumed.epochs * assumed.clips / one.rate / 3600
+    return training + copying(assumed, one.machines)
 
 
-def copying(assumed: Assumed) -> float:
-    """Hours to bring the corpus onto a machine's volume."""
-    return assumed.clips * clip_bytes() / min(assumed.network, assumed.disk) / 3600
+def copying(assumed: Assumed, machines: int) -> float:
+    """Hours to copy the corpus from the first machine, which sends to all others at once."""
+    if machines == 1:
+        return 0.0
+    seconds = max(1 / assumed.disk, (machines - 1) / assumed.network)  # a byte
+    return corpus_bytes(assumed) * seconds / 3600
 
 
 def dollars(one: Plan, assumed: Assumed, spot: bool = False) -> float:
-    """Of all epochs and the copying before them, machines and volumes."""
-    an_hour = one.machines * ((assumed.spot if spot else assumed.on_demand) + assumed.volume)
-    return an_hour * (hours(one, assumed) + copying(assumed))
+    """Of these hours, machines and volumes."""
+    an_hour = (assumed.spot if spot else assumed.on_demand) + assumed.volume
+    return one.machines * an_hour * hours(one, assumed)
+
+
+def corpus_bytes(assumed: Assumed) -> float:
+    """Bytes of all clips."""
+    return assumed.clips * clip_bytes()
 
 
 def clip_bytes() -> float:

@@ -1,18 +1,21 @@
 """Writes docs/scaling.md: what several processes take here, and what a cluster would.
 
 python -m benchmarks.scaling_page             # measures first: several minutes on an idle machine
+
 python -m benchmarks.scaling_page --stored    # from docs/scaling.json, measured before
 
 Nothing that depends on the machine stands in the text below: numbers and verdicts are filled in.
 """
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from textwrap import TextWrapper
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, ScalarFormatter
@@ -27,23 +30,28 @@ from benchmarks.distributed import (
     read_result,
     scaling_rows,
 )
-from benchmarks.machine import REPOSITORY, command
+from benchmarks.machine import command
 from benchmarks.scaling import WEAK
 from mmattn.console import say
 from mmattn.data.write import SECONDS
 from mmattn.errors import UserError
 from mmattn.evaluate.plots import BLUE, DPI, GREEN, ORANGE
 from mmattn.remote import prices
+from mmattn.remote.instance.fanout import KEY_HOURS
 
-PAGE = REPOSITORY / "docs" / "scaling.md"
 SHOWN = (1, 2, 4, 8, 16, 32, 64)  # machines
+GLOO = {  # how its latency can be split, and what is left out of the fit
+    "as above": "",
+    "all of gloo's latency in its messages": "start",
+    "none of it in messages": "latency",
+}
 
 
 @dataclass(frozen=True)
 class Page(Options):
     """Measure several processes on this machine and write a page about it."""
 
-    page: Path = PAGE
+    page: Path = Path("docs/scaling.md")
     """The page; measurements and plot are kept beside it."""
     stored: bool = False
     """Measure nothing: write the page from what was measured last."""
@@ -57,18 +65,23 @@ class Page(Options):
         found = json.loads(path.read_text())
         results = [read_result(result) for result in found["results"]]
         batch, cores = found["batch"], found["machine"]["cores"]
-        fitted, assumed = fit(results, cores), Assumed()
-        plot(fitted, assumed, self.page.with_suffix(".png"), batch)
+        fits = {name: fit(results, cores, without) for name, without in GLOO.items()}
+        fitted, assumed, picture = fits["as above"], Assumed(), self.page.with_suffix(".png")
+        plot(fitted, assumed, picture, batch)
+        verdicts = {
+            name: verdict(*constants, batch) for name, constants in variants(fits, assumed).items()
+        }
         parts = [
-            opening(found["machine"], self.page.stem),
-            short(fitted, assumed, batch),
+            opening(found["machine"], os.path.relpath(path, self.page.parent)),
+            short(fitted, assumed, batch, verdicts),
             *measured(results, batch, cores),
             *model(results, fitted, assumed, cores),
-            *computed(results, fitted, assumed, batch, cores),
+            *computed(fitted, assumed, batch, picture.name),
+            *corpus(results, fitted, assumed),
+            *firm(verdicts, batches(batch, assumed)[-1]),
         ]
-        self.page.write_text(
-            "\n\n".join(filled(x) for part in parts for x in part.split("\n\n")) + "\n"
-        )
+        texts = (filled(x) for part in parts for x in part.split("\n\n") if x)
+        self.page.write_text("\n\n".join(texts) + "\n")
         say(f"written: {self.page}")
 
 
@@ -138,27 +151,28 @@ def opening(about: dict, name: str) -> str:
 Written by `python -m benchmarks.scaling_page`, which measures what is headed *measured* on one
 machine, fits a model to it, and computes what is headed *computed* for N machines of
 {cluster.MACHINE}. **No cluster was used: what is said of one is computed.** `--stored` writes the
-page again from [{name}.json]({name}.json); the model is `benchmarks/cluster.py`.
+page again from [{name}]({name}); the model is `benchmarks/cluster.py`.
 
 Measured {about["date"]} on {about["cores"]} cores of {about["cpu"]}, {about["memory_gb"]} GB;
 Python {about["python"]}, {versions};
 commit {about["commit"]}, `{about["command"]}`."""
 
 
-def short(fitted: Fitted, assumed: Assumed, batch: int) -> str:
-    """The answers in a paragraph."""
-    strong = batches(batch, assumed)[-1]
-    best, fixed = (cluster.paying(every(fitted, assumed, size), assumed) for size in (None, strong))
-    corpus = " and ".join(
-        f"{cluster.hours(plan, assumed):.1f} hours and ${cluster.dollars(plan, assumed):,.0f} "
-        f"with N = {plan.machines}"
-        for plan in every(fitted, assumed, None, disk=True)
-        if plan.machines in (1, best.machines)
-    )
-    return f"""In short, computed: with {WEAK} clips a core and step, machines pay up to
-N = {count(best)}; with {strong:,} clips a step, up to N = {count(fixed)}. {assumed.epochs} epochs
-over {assumed.clips:,} clips take {corpus}. What that rests on, and how firm it is, is below;
-whether batches of that size train as well is not known."""
+def short(fitted: Fitted, assumed: Assumed, batch: int, verdicts: Mapping[str, "Verdict"]) -> str:
+    """The answers in a paragraph; ranges are over the fits of gloo's latency."""
+    found = [verdicts[name] for name in GLOO]
+    one = every(fitted, assumed, None, disk=True)[0]
+    return f"""In short, computed: with all clips in memory and {WEAK} of them a core and step,
+machines pay up to N = {span((x.weak for x in found), count)}; with
+{batches(batch, assumed)[-1]:,} clips a step, up to N = {span((x.strong for x in found), count)}.
+{assumed.epochs} epochs over {assumed.clips:,} clips
+from disk take {cluster.hours(one, assumed):,.1f} hours and ${cluster.dollars(one, assumed):,.0f} on
+one machine, and on as many as pay with {WEAK} a core
+{span((x.hours for x in found), "{:,.1f}".format)} hours and
+{span((x.dollars for x in found), "${:,.0f}".format)}. Where there is a range, it is over the least
+certain of the constants: how much of gloo's latency is in its messages, all, none, or what was
+fitted (which gives N = {count(found[0].weak)} and {count(found[0].strong)}). What else that rests
+on is below; whether batches of that size train as well is not known."""
 
 
 def measured(results: Sequence[Result], batch: int, cores: int) -> list[str]:
@@ -170,11 +184,6 @@ def measured(results: Sequence[Result], batch: int, cores: int) -> list[str]:
         (one.kind, f"{number}", f"{one.size:,}", f"a {one.often}")
         for one, number in sorted(kinds.items(), key=lambda item: -item[0].size)
     ]
-    clips = sorted({number for one in results for number in one.steps})
-    steps = [
-        (f"{n}", *(f"{1e3 * one.steps[n]:.1f}" if n in one.steps else "" for one in results))
-        for n in clips
-    ]
     return [
         "## Measured: the training step",
         f"""The network of `experiments.no_aug` ({first.parameters:,} parameters), clips of full
@@ -185,8 +194,6 @@ turns.""",
         table(
             "processes × devices | strong, clips/s | weak, clips/s", scaling_rows(results, batch)
         ),
-        "Measured: ms a step by the clips on each device.",
-        table("clips | " + " | ".join(names), steps),
         "## Measured: collectives by message size",
         *(
             part
@@ -203,6 +210,7 @@ gradient and parameters are the large ones and batch norm the small ones
 def model(results: Sequence[Result], fitted: Fitted, assumed: Assumed, cores: int) -> list[str]:
     """What was fitted, how well it fits, and what is assumed."""
     alone, _ = bases(results, cores)
+    busy = WEAK / fitted.batches / (fitted.step + fitted.clip * WEAK)
     of_gloo = ", ".join(one.name for one in rings(results))
     rows = [
         (f"compute of a step, a ({alone.name})", f"{1e3 * fitted.step:.2f} ms"),
@@ -221,11 +229,10 @@ def model(results: Sequence[Result], fitted: Fitted, assumed: Assumed, cores: in
         if one.processes > 1 and one.devices <= cores
         for clips, seconds in one.steps.items()
     ]
-    spread = min(ratios), max(ratios)
     return [
         "## The model",
         """A step takes a + b · clips on each device, and then its collectives, one after the other;
-making batches and reading clips go on meanwhile, and the slowest of the three counts. JAX makes
+meanwhile one thread reads clips and makes batches, and the slower of the two counts. JAX makes
 every device a rank of gloo by itself, also those that share a process, and picks a ring for the
 all-gather (R − 1 messages one after the other between R ranks) and the all-reduce (2 (R − 1)), and
 halving with ever farther partners for reduce-scatter (log₂ R): that is read in the sources of XLA
@@ -235,7 +242,7 @@ the others stay on loopback. A machine uses as many of its cores as are quickest
 vectors, which are about as long as those of a step:""",
         table("constant | value", rows),
         f"""Computed beside measured: ms a step. Only the rows marked so were fitted to. Of several
-processes with no more devices than cores, computed is {" to ".join(map("{:.2f}".format, spread))}
+processes with no more devices than cores, computed is {span(ratios, "{:.2f}".format)}
 times measured.""",
         table("processes × devices | clips a device | computed | measured | ratio | ", steps),
         """Computed beside measured: ms a collective. How gloo's time grows with its ranks can be
@@ -256,10 +263,17 @@ table has both extremes.""",
   A rendezvous in a process grows as log₂ of its devices. A gloo rank's latency does not grow with
   the ranks beside it, though all ranks of a process share one thread for their sockets: with many
   devices this is too kind.
+- The halves of a reduce-scatter are taken to keep to machines, so that all but an Nth of a vector
+  crosses; with {assumed.cores} devices a machine they do not, and more does: too kind as well.
+- The thread that makes batches takes nothing from the cores, though all compute: with {WEAK} clips
+  a device that would be {100 * busy:.1f} % of their time.
 - Nobody waits for a slow machine; validation, checkpoints and start are left out.
-- Every machine has the corpus on a gp3 volume of its own with {assumed.disk / 1e6:,.0f} MB/s and
-  {assumed.reads:,.0f} reads/s (a clip takes four), and {assumed.cache / 1e9:.0f} GB of it in
-  memory: each epoch deals the clips anew, so a machine needs all of them.
+- Every machine has the corpus on a gp3 volume of its own, as `fab deploy` makes it, with
+  {assumed.disk / 1e6:,.0f} MB/s and {assumed.reads:,.0f} reads/s (a clip takes four), and
+  {assumed.cache / 1e9:.0f} GB of it in memory: each epoch deals the clips anew, so a machine needs
+  all of them. A read takes {1e3 * assumed.wait:g} ms, and the thread waits for each.
+- Machine 0 sends the corpus to all others at once (`mmattn/remote/instance/fanout.py`), as fast as
+  its network and the volumes allow.
 - ${assumed.on_demand:.2f} an hour on demand (us-east-1, {prices.DATE}), ${assumed.spot:.2f} on
   spot, ${assumed.volume:.2f} for the volume.
 - **An epoch of large batches is taken for as good as one of small ones. It is not**: with more
@@ -297,106 +311,128 @@ def checks(results: Sequence[Result], fitted: Fitted, cores: int) -> tuple[list,
     return steps, exchanges
 
 
-def computed(
-    results: Sequence[Result], fitted: Fitted, assumed: Assumed, batch: int, cores: int
-) -> list[str]:
-    """What the model says of clusters."""
-    stops = []
-    for size in (*batches(batch, assumed), None):
-        found = every(fitted, assumed, size)
-        best = cluster.paying(found, assumed)
-        quickest = max(found, key=lambda one: one.rate)
-        stops.append(
-            (
-                f"{size:,}" if size else f"{WEAK} a core",
-                count(best),
-                f"{best.devices}",
-                f"{best.rate:,.0f}",
-                f"{efficiency(best, found[0]):.2f}",
-                count(quickest),
-                f"{quickest.rate / found[0].rate:.1f}",
-            )
-        )
-    extremes = {
-        "all of gloo's latency in its messages": fit(results, cores, without="start"),
-        "none of it in messages": fit(results, cores, without="latency"),
-    }
-    variants = {
-        "as above": assumed,
+class Verdict(NamedTuple):
+    """What is concluded from one set of constants and assumptions."""
+
+    strong: int
+    """So many machines pay with the largest batch, clips in memory."""
+    weak: int
+    """And with the same clips on each core."""
+    rate: float
+    """Clips a second of the latter from disk; what the corpus takes with them:"""
+    hours: float
+    dollars: float
+
+
+def verdict(fitted: Fitted, assumed: Assumed, batch: int) -> Verdict:
+    """How many machines pay, and what the corpus takes on them."""
+    strong, weak = (
+        cluster.paying(every(fitted, assumed, size), assumed).machines
+        for size in (batches(batch, assumed)[-1], None)
+    )
+    one = every(fitted, assumed, None, disk=True)[weak - 1]
+    costs = cluster.hours(one, assumed), cluster.dollars(one, assumed)
+    return Verdict(strong, weak, one.rate, *costs)
+
+
+def variants(fits: Mapping[str, Fitted], assumed: Assumed) -> dict[str, tuple[Fitted, Assumed]]:
+    """Other constants, and other assumptions."""
+    volume = replace(assumed, disk=1e9, reads=16e3)
+    others = {
         "latency between machines × 3": replace(assumed, latency=3 * assumed.latency),
-        **dict.fromkeys(extremes, assumed),
         "half the network": replace(assumed, network=assumed.network / 2, flow=assumed.flow / 2),
         "a core 30 % slower": replace(assumed, speed=0.7 * assumed.speed),
         "a core 30 % quicker": replace(assumed, speed=1.3 * assumed.speed),
         "if processes were the ranks, not devices": replace(assumed, joined=True),
+        f"a volume of 1,000 MB/s and 16,000 reads/s (${volume.volume:.2f} an hour)": volume,
+        "that volume, if 16 threads read": replace(volume, readers=16),
     }
-    firm = []
-    for name, other in variants.items():
-        here = extremes.get(name, fitted)
-        found = every(here, other, None)
-        fixed = every(here, other, batches(batch, other)[-1])
-        best = cluster.paying(found, other)
-        corpus = every(here, other, None, disk=True)[best.machines - 1]
-        firm.append(
-            (
-                name,
-                count(cluster.paying(fixed, other)),
-                count(best),
-                f"{corpus.rate:,.0f}",
-                f"{cluster.hours(corpus, other):.1f}",
-                f"{cluster.dollars(corpus, other):,.0f}",
-            )
-        )
-    gigabytes = assumed.clips * cluster.clip_bytes() / 1e9
-    middle = results[0].frames["audio_frames"] / 100
-    strong = batches(batch, assumed)
+    return {name: (fitted, assumed) for name, fitted in fits.items()} | {
+        name: (fits["as above"], other) for name, other in others.items()
+    }
+
+
+def computed(fitted: Fitted, assumed: Assumed, batch: int, picture: str) -> list[str]:
+    """What the model says of clusters whose clips are in memory."""
+    sizes = (*batches(batch, assumed), None)
+    found = {size: every(fitted, assumed, size) for size in sizes}
+    stops = []
+    for size, plans in found.items():
+        best, quickest = cluster.paying(plans, assumed), max(plans, key=lambda one: one.rate)
+        cells = [x for one in (best, quickest) for x in (count(one.machines), f"{one.rate:,.0f}")]
+        stops.append((f"{size:,}" if size else f"{WEAK} a core", *cells))
+    strong = sizes[-2]
     return [
         f"## Computed: N machines of {cluster.MACHINE}",
-        f"![Clips a second and dollars by the number of machines]({PAGE.stem}.png)",
-        f"Computed, strong scaling: {strong[-1]:,} clips a step, all clips in memory.",
-        plan_table(every(fitted, assumed, strong[-1])),
+        f"![Clips a second and dollars by the number of machines]({picture})",
+        f"Computed, strong scaling: {strong:,} clips a step, all clips in memory.",
+        plan_table(found[strong]),
         f"Computed, weak scaling: {WEAK} clips a core and step, all clips in memory.",
-        plan_table(every(fitted, assumed, None)),
+        plan_table(found[None]),
         f"""### Where it stops paying
 
-N machines pay while a clip costs at most {assumed.dearer:g} times what it costs on one, that is,
-while the efficiency is at least {1 / assumed.dearer:.2f}. Beyond, they may be quicker still, up to
-the number in the column "quickest" (up to {cluster.MOST} machines were looked at). With all clips
-in memory.""",
-        "Computed:",
-        table(
-            "clips a step | pay up to | devices each | clips/s | efficiency | quickest | times one",
-            stops,
-        ),
+N machines pay if with up to N a clip costs at most {assumed.dearer:g} times what it costs on one,
+that is, if the efficiency is at least {1 / assumed.dearer:.2f}. Up to {cluster.MOST} machines were
+looked at. Computed, with all clips in memory:""",
+        table("clips a step | pay up to | clips/s | quickest are | clips/s", stops),
+    ]
+
+
+def corpus(results: Sequence[Result], fitted: Fitted, assumed: Assumed) -> list[str]:
+    """What the model says of a large corpus on each machine's disk."""
+    found = [one for one in every(fitted, assumed, None, disk=True) if one.machines in SHOWN]
+    rows = [
+        (
+            f"{one.machines}",
+            f"{one.batch:,}",
+            f"{cluster.hours(one, assumed):,.1f}",
+            f"{cluster.copying(assumed, one.machines):,.1f}",
+            f"{cluster.dollars(one, assumed):,.0f}",
+            f"{cluster.dollars(one, assumed, spot=True):,.0f}",
+            one.limit,
+        )
+        for one in found
+    ]
+    waits = any(one.limit == cluster.THREAD for one in found)
+    late = [n for n in range(1, cluster.MOST + 1) if cluster.copying(assumed, n) > KEY_HOURS]
+    return [
         f"""### A corpus of {assumed.clips:,} clips
 
 Clips like those of RAVDESS and CREMA-D together ({cluster.clip_bytes() / 1e3:.0f} kB each,
-{gigabytes:,.0f} GB), {assumed.epochs} epochs, weak scaling, read from each machine's disk. The
-compute is that of the padded clips measured above, {middle:.1f} s long; a clip of RAVDESS has
-{SECONDS["ravdess"]:.1f} s in the mean, one of CREMA-D {SECONDS["crema-d"]:.1f} s. The dollars
-include {cluster.copying(assumed):.1f} hours to copy the corpus to each machine; the hours do
-not.""",
-        "Computed:",
+{cluster.corpus_bytes(assumed) / 1e9:,.0f} GB), {assumed.epochs} epochs, weak scaling, read from the
+volume of each machine. The compute is that of the padded clips measured above,
+{results[0].frames["audio_frames"] / 100:.1f} s long; a clip of RAVDESS has
+{SECONDS["ravdess"]:.1f} s in the mean, one of CREMA-D {SECONDS["crema-d"]:.1f} s. Hours and dollars
+are those of training and, before it, of copying from machine 0 to the others; the upload to
+machine 0 comes on top. Computed:""",
         table(
-            "machines | clips a step | hours | $ on demand | $ spot | most of the step is",
-            [
-                (
-                    count(one),
-                    f"{one.batch:,}",
-                    f"{cluster.hours(one, assumed):,.1f}",
-                    f"{cluster.dollars(one, assumed):,.0f}",
-                    f"{cluster.dollars(one, assumed, spot=True):,.0f}",
-                    one.limit,
-                )
-                for one in every(fitted, assumed, None, disk=True)
-                if one.machines in SHOWN
-            ],
+            "machines | clips a step | hours | of them copying | $ on demand | $ spot | "
+            "most of the step is",
+            rows,
         ),
+        f"""Where the last column names one thread, the limit is the loader's only one in a process
+(`mmattn/train/predict.py`): as it waits for each read, it gets at most
+{assumed.readers / assumed.wait:,.0f} of the volume's {assumed.reads:,.0f} reads/s."""
+        * waits,
+        f"""From N = {min(late, default=0)} on copying takes longer than the {KEY_HOURS} hours for
+which the others let machine 0 in: a copy that is cut after them is not taken up again."""
+        * bool(late),
+    ]
+
+
+def firm(verdicts: Mapping[str, Verdict], strong: int) -> list[str]:
+    """What other constants and assumptions would change."""
+    rows = []
+    for name, one in verdicts.items():
+        costs = f"{one.rate:,.0f}", f"{one.hours:,.1f}", f"{one.dollars:,.0f}"
+        rows.append((name, count(one.strong), count(one.weak), *costs))
+    return [
         f"""### How firm this is
 
-Computed with other assumptions: up to where machines pay with {strong[-1]:,} clips a step and with
-{WEAK} a core, as above with clips in memory, and what the corpus takes on the latter number.""",
-        table("assumption | strong | weak | clips/s | hours | $ on demand", firm),
+Computed with other assumptions: up to where machines pay with {strong:,} clips a step (strong) and
+with {WEAK} a core (weak), as above with clips in memory, and what the corpus takes on the latter
+number.""",
+        table("assumption | strong | weak | clips/s | hours | $ on demand", rows),
     ]
 
 
@@ -419,28 +455,28 @@ def rate(link: Link) -> str:
     return f"{link.rate / 1e9:.2f} GB/s" if link.rate < inf else "no limit seen"
 
 
-def count(one: Plan) -> str:
+def count(machines: int) -> str:
     """The number of machines; the last that was looked at may not be the last there is."""
-    return f"{one.machines}" + (" or more" if one.machines == cluster.MOST else "")
+    return f"{machines}" + (" or more" if machines == cluster.MOST else "")
 
 
-def efficiency(one: Plan, first: Plan) -> float:
-    """Clips a second of a machine, as a share of what the first plan's does."""
-    return one.rate / one.machines / (first.rate / first.machines)
+def span(values: Iterable[float], text: Callable[[float], str]) -> str:
+    """The least and the most, or one text if they look the same."""
+    values = list(values)
+    return " to ".join(dict.fromkeys((text(min(values)), text(max(values)))))
 
 
 def plan_table(plans: Sequence[Plan]) -> str:
     """Some of the plans, one a row."""
     return table(
-        "machines | devices each | ms a step | clips/s | times one | efficiency | most of it is",
+        "machines | devices each | ms a step | clips/s | efficiency | most of it is",
         [
             (
                 f"{one.machines}",
                 f"{one.devices}",
                 f"{1e3 * one.seconds:.1f}",
                 f"{one.rate:,.0f}",
-                f"{one.rate / plans[0].rate:.2f}",
-                f"{efficiency(one, plans[0]):.2f}",
+                f"{one.rate / one.machines / plans[0].rate:.2f}",
                 one.limit,
             )
             for one in plans

@@ -5,12 +5,12 @@ from contextlib import suppress
 
 from mmattn.console import say, waiting
 from mmattn.remote.detached import run_detached, wait_for
+from mmattn.remote.instance.fanout import KEY_HOURS
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Machine, RemoteError
 
 PORT = 8476  # of the first process, at the private address: nothing there asks who calls
 KEY = "mmattn-fanout"  # the comment by which the key for copying is found again
-KEY_HOURS = 4  # after which it is worth nothing, whatever was left
 SAVE_S = 60
 MEET_S, MEET_EACH_S = 120, 15  # the processes are started one after the other
 

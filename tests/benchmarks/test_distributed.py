@@ -73,9 +73,15 @@ def test_processes_are_measured_and_the_page_is_written(commands, tmp_path):
 
 def test_the_page_is_what_its_measurements_say(tmp_path):
     """Nobody changes a number by hand, or the model without writing the page again."""
-    shutil.copy(REPOSITORY / "docs" / "scaling.json", tmp_path)
-    scaling_page.Page(page=tmp_path / "scaling.md", stored=True)()
-    written = (tmp_path / "scaling.md").read_text()
+    (tmp_path / "below").mkdir()
+    found, page = tmp_path / "found.json", tmp_path / "below" / "other.md"
+    shutil.copy(REPOSITORY / "docs" / "scaling.json", found)
+    scaling_page.Page(page=page, json=found, stored=True)()
+    written = page.read_text()
+    # What the page refers to lies where it says, also under other names.
+    assert "[../found.json](../found.json)" in written and "(other.png)" in written
+    assert page.with_suffix(".png").exists()
+    written = written.replace("../found.json", "scaling.json").replace("other.png", "scaling.png")
     assert written == (REPOSITORY / "docs" / "scaling.md").read_text()
 
 
@@ -200,31 +206,57 @@ def test_a_plan_takes_the_devices_that_are_quickest():
     assert one.rate == pytest.approx(8 / one.seconds)
     assert cluster.plan(FITTED, EASY, 9, 8) is None
     assert cluster.plan(FITTED._replace(batches=10), EASY, 1, 8).limit == "making batches"
-    # Half of the clips are not in memory: 4 reads each.
-    disk = Assumed(cores=4, clips=1000, cache=500 * cluster.clip_bytes(), reads=8, memory=inf)
-    assert cluster.plan(FITTED, disk, 1, 8).seconds == pytest.approx(2.0)
-    assert cluster.plan(FITTED, disk, 1, 8).limit == "disk"
+
+
+def test_clips_that_memory_does_not_hold_are_read_by_one_thread():
+    def step(**assumed):
+        half = 500 * cluster.clip_bytes()
+        disk = Assumed(cores=4, clips=1000, cache=half, memory=inf, **assumed)
+        found = cluster.plan(FITTED, disk, 1, 8)
+        return found.seconds, found.limit
+
+    # 4 clips of 8 with 4 reads each; the same thread makes all 8 ready, 0.1 ms each.
+    assert step(wait=0.1) == (pytest.approx(1.6 + 0.8e-3), cluster.THREAD)
+    assert step(wait=0.1, readers=4) == (pytest.approx(0.4 + 0.8e-3), cluster.THREAD)
+    assert step(wait=0.1, reads=8) == (pytest.approx(2.0 + 0.8e-3), cluster.VOLUME)
+    slow = 2 * cluster.clip_bytes()  # two clips a second
+    assert step(wait=0.1, disk=slow) == (pytest.approx(2.0 + 0.8e-3), cluster.VOLUME)
+    assert step(wait=1e-4)[1] == "compute"
 
 
 def test_machines_pay_while_a_clip_costs_little_more():
-    plans = [Plan(n, 1, 100, 1.0 / (n * share), "") for n, share in ((1, 1), (2, 0.7), (4, 0.6))]
-    assert cluster.paying(plans, Assumed()).machines == 2
-    assert cluster.paying(plans, Assumed(dearer=1.7)).machines == 4
+    def last(*shares, **assumed):
+        plans = [Plan(n, 1, 100, 1.0 / (n * share), "") for n, share in enumerate(shares, 1)]
+        return cluster.paying(plans, Assumed(**assumed)).machines
+
+    assert last(1, 0.7, 0.6) == 2
+    assert last(1, 0.7, 0.6, dearer=1.7) == 3
+    # Three pay again, but two do not.
+    assert last(1, 0.6, 0.7) == 1
 
 
 def test_what_a_corpus_costs():
     # 1,440 and 7,442 clips of 3.838 and 2.666 s; a second has 100 · 364 + 15 · 2,056 bytes.
     assert cluster.clip_bytes() == pytest.approx(2.856 * 67_240, rel=1e-4)
-    assumed = Assumed(clips=36 * 10**6, epochs=2, disk=1e9, reads=3000)
+    assumed = Assumed(clips=36 * 10**6, epochs=2, disk=1e9, reads=4000)
     two = Plan(2, 48, 1000, 0.1, "")
     assert assumed.on_demand == pytest.approx(4.08)
-    assert cluster.hours(two, assumed) == pytest.approx(2.0)
     gigabytes = 36e6 * cluster.clip_bytes() / 1e9
-    assert cluster.copying(assumed) == pytest.approx(gigabytes / 3600)
-    volume = (gigabytes * 1e9 / 2**30 * 0.08 + 875 * 0.04) / 730
     hours = 2 + gigabytes / 3600
+    assert cluster.hours(two, assumed) == pytest.approx(hours)
+    volume = (gigabytes * 1e9 / 2**30 * 0.08 + 875 * 0.04 + 1000 * 0.005) / 730
     assert cluster.dollars(two, assumed) == pytest.approx(2 * (4.08 + volume) * hours)
     assert cluster.dollars(two, assumed, spot=True) == pytest.approx(2 * (1.56 + volume) * hours)
+
+
+def test_the_first_machine_sends_the_corpus_to_all_others_at_once():
+    # 3,600 GB: an hour onto a volume of 1 GB/s; an hour to each other machine by 1 GB/s.
+    assumed = Assumed(clips=3.6e12 / cluster.clip_bytes(), disk=1e9, network=1e9)
+    found = [cluster.copying(assumed, machines) for machines in (1, 2, 4)]
+    assert found == pytest.approx([0, 1, 3])
+    slow = Assumed(clips=3.6e12 / cluster.clip_bytes(), disk=0.5e9, network=1e9)
+    found = [cluster.copying(slow, machines) for machines in (2, 3, 4)]
+    assert found == pytest.approx([2, 2, 3])
 
 
 def test_the_model_is_fitted_to_all_cores():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 PARTS = ("code", "data", "manifest.json")
 ATTEMPTS, PAUSE_S = 5, 3.0
+KEY_HOURS = 4  # after which the key is worth nothing, whatever was left
 
 
 def main() -> None:
