@@ -198,7 +198,7 @@ def stopped(commands, made_once) -> Path:
     return made_once("stopped run", train)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_run_goes_on_with_any_number_of_processes(
     commands, runs, stopped, tmp_path, processes
 ):

@@ -552,7 +552,7 @@ def test_watch_follows_to_the_end_through_drops(run, machine, said):
     training.join()
     assert files_in(run.results) == expected(machine)
     text = said.read()
-    assert text.count("fetched: checkpoints") > 4 and "trying again" in text
+    assert text.count("fetched: checkpoints") > 2 and "trying again" in text
     assert "final 24" in text and Run.find(run.name).fetched == "complete"
 
 

@@ -74,5 +74,5 @@ def test_a_run_needs_less_memory_than_its_corpus(commands, tmp_path, capped):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/report.html").exists()
     (pack,) = (path for path in (tmp_path / "cache").iterdir() if len(path.name) == 64)
-    assert sum(path.stat().st_size for path in pack.iterdir()) > 1.15 * CAP
+    assert sum(path.stat().st_size for path in pack.iterdir()) > 1.1 * CAP
     assert int((group / used).read_text()) > 0.98 * CAP  # the kernel had to drop what was read
