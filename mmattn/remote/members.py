@@ -119,7 +119,7 @@ def _no_admission() -> str:
 
 
 def check_names(run: Run, machines: list[Machine]) -> None:
-    """That the name of each machine means its private address, where its process listens.
+    """That the name of each machine means its private address, not the loopback.
 
     Raises:
         RemoteError: it does not and cannot be mended.

@@ -1,7 +1,7 @@
 """Lets this machine's name mean its private address: `hosts JOB ADDRESS`.
 
-Processes that train together tell each other where they listen by the name of their machine. Where
-cloud-init or an installer has given that name to the loopback, nobody would reach them.
+What listens where its machine's name says, as Gloo does unless it is told an address, would be out
+of reach where cloud-init or an installer has given that name to the loopback.
 """
 
 import json
