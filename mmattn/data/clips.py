@@ -16,6 +16,7 @@ from mmattn.data.extractor import parse_extractor
 from mmattn.data.names import parse_name
 
 MIN_FRAMES = 5
+ATTEMPTS = 5
 # What NumPy and zipfile raise on files that are cut short, altered or not archives at all.
 _UNREADABLE = (
     EOFError,
@@ -226,10 +227,16 @@ def _brief(error: Exception) -> str:
 
 
 def _read_array(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
-    try:
-        array = archive[key]
-    except _UNREADABLE as error:
-        raise BadClip(f"{key} is unreadable: {_brief(error)}") from error
+    for attempt in reversed(range(ATTEMPTS)):
+        try:
+            array = archive[key]
+            break
+        except _UNREADABLE as error:
+            raise BadClip(f"{key} is unreadable: {_brief(error)}") from error
+        except SystemError as error:
+            # Python 3.11 confuses two threads that parse at the same time, as NumPy does a header.
+            if not attempt:
+                raise BadClip(f"{key} is unreadable: {_brief(error)}") from error
     # A member that is not in .npy form comes back as its raw bytes.
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise BadClip(f"{key} holds no numbers but {_kind(array)}")
