@@ -15,35 +15,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from mmattn.evaluate.predictions import read_predictions
+from tests.run.ended import assert_same_end, epochs_done, half_written, metrics, wait_until
 
-TIMED = ("clips_per_s", "seconds")
 EPOCHS = 6
 # Where the gradient of a parameter is 0 but for rounding (a bias before batch norm, of a unit that
 # is active in every clip of the first batch), Adam makes a step of any sign and full length of it.
 TOLERANCE = 3e-4
-
-
-def arrays(folder: Path, kind: str) -> dict[str, np.ndarray]:
-    (step,) = (folder / "checkpoints" / kind).iterdir()
-    checkpointer = ocp.PyTreeCheckpointer()
-    names = checkpointer.metadata(step / "arrays").item_metadata.tree
-    # The devices that wrote it are not here.
-    numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    return checkpointer.restore(step / "arrays", restore_args=numpy)
-
-
-def metrics(folder: Path) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
-
-
-def epochs_done(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def words(commands, folder: Path, resume: bool = False) -> list:
@@ -90,26 +70,8 @@ def members(job: subprocess.Popen) -> dict[int, int]:
     }
 
 
-def wait_until(true: Callable[[], bool], job: subprocess.Popen) -> None:
-    while not true():
-        assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.005)
-
-
 def wait_for_epochs(job: subprocess.Popen, folder: Path, count: int) -> None:
     wait_until(lambda: epochs_done(folder) >= count, job)
-
-
-def assert_same_end(folder: Path, reference: Path) -> None:
-    """To the bit."""
-    assert metrics(folder) == metrics(reference)
-    for name in ("predictions.csv", "predictions_validation.csv", "split.json"):
-        assert (folder / name).read_bytes() == (reference / name).read_bytes()
-    for kind in ("best", "final"):
-        found, expected = arrays(folder, kind), arrays(reference, kind)
-        assert found.keys() == expected.keys()
-        for name in expected:
-            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{kind} {name}")
 
 
 def assert_same_training(folder: Path, reference: Path) -> None:
@@ -156,12 +118,6 @@ def kill(job: subprocess.Popen, number: int) -> None:
     text = end(job, 128 + signal.SIGKILL)
     assert time.monotonic() - killed < 30
     assert f"process {number} of 2 ended with signal SIGKILL" in text
-
-
-def half_written(folder: Path) -> bool:
-    """Whether a checkpoint is being saved, or was when a process was killed."""
-    latest = folder / "checkpoints" / "latest"
-    return latest.is_dir() and any(latest.glob("*tmp*"))
 
 
 def test_a_job_of_which_processes_are_killed_goes_on_to_the_same_bits(commands, runs, tmp_path):

@@ -8,57 +8,16 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from mmattn.train.checkpoints import Checkpoints
-
-TIMED = ("clips_per_s", "seconds")
-
-
-def arrays(folder: Path, kind: str) -> dict[str, np.ndarray]:
-    (step,) = (folder / "checkpoints" / kind).iterdir()
-    return ocp.PyTreeCheckpointer().restore(step / "arrays")
-
-
-def metrics(folder: Path) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
-
-
-def assert_same_end(folder: Path, reference: Path) -> None:
-    assert metrics(folder) == metrics(reference)
-    for name in ("predictions.csv", "predictions_validation.csv", "split.json"):
-        assert (folder / name).read_bytes() == (reference / name).read_bytes()
-    for kind in ("best", "final"):
-        found, expected = arrays(folder, kind), arrays(reference, kind)
-        assert found.keys() == expected.keys()
-        for name in expected:
-            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{kind} {name}")
+from tests.run.ended import assert_same_end, epochs_done, half_written, wait_until
 
 
 def go_on(commands, folder: Path):
     """Start the run of a folder, or resume it if it has begun."""
     begun = ["--resume"] if (folder / "config.json").exists() else [*commands.tiny, "--devices", 2]
     return commands.start("experiments.no_aug", *begun, "--out", folder)
-
-
-def wait_until(true, process: subprocess.Popen, interval: float = 0.01) -> None:
-    while not true():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(interval)
-
-
-def epochs_done(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def half_written(folder: Path) -> set[str]:
-    """Checkpoints that are being saved, or were when the process was killed."""
-    latest = folder / "checkpoints" / "latest"
-    return {path.name for path in latest.glob("*tmp*")} if latest.is_dir() else set()
 
 
 def test_killed_at_random_moments(commands, tiny_run, tmp_path):
