@@ -300,8 +300,7 @@ def test_a_process_that_lost_process_0_says_so_before_jax_aborts(commands, tmp_p
         "print('met', file=sys.stderr, flush=True)\n"
         "time.sleep(60)\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     both = [
         subprocess.Popen(
             [sys.executable, script, address, str(number)],
