@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -643,6 +644,7 @@ def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monke
     shutil.copytree(source, base / "code/mmattn/remote/instance")
     spec = {"argv": ["python3", "-c", JOB], "cwd": "../code", "environment": {}}
     (base / "job/spec.json").write_text(json.dumps(spec))
+    guest.run(f"chown -R {guest.user}: {guest.home}/{run.base}")  # only an owner makes hard links
     guest.ssh(
         f"cd {run.base}/code && setsid -f python3 -m mmattn.remote.instance.supervisor ../job "
         "</dev/null >>../job/supervisor.log 2>&1"
@@ -661,7 +663,7 @@ def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monke
             return any(path.stat().st_size > size for path in parts)
         return False
 
-    def interfere():
+    def interfere() -> None:
         try:
             for size, cut, mend in (
                 (3_000_000, guest.kill_ssh_connections, lambda: None),
@@ -673,16 +675,18 @@ def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monke
                 wait_until(lambda before=before: len(drops) > before)
                 mend()
             wait_until(lambda: "fetched: checkpoints" in said.text)
+            assert (base / "outbox/job/spec.json").exists()  # links were made
         finally:
             (base / "end").touch()
 
     def sent() -> int:
         return int(guest.run("cat /sys/class/net/eth0/statistics/tx_bytes"))
 
-    before, trouble = sent(), threading.Thread(target=interfere)
-    trouble.start()
-    fetch(run, watch=True)
-    trouble.join()
+    before = sent()
+    with ThreadPoolExecutor() as pool:
+        trouble = pool.submit(interfere)
+        fetch(run, watch=True)
+        trouble.result()
     assert "trying again" in said.text
     assert sent() - before < 16_000_000
     found = files_in(run.results)
