@@ -29,6 +29,7 @@ from mmattn.remote.fetch import evaluate_command, fetch, fetched_all
 from mmattn.remote.runs import Busy, Member, Run
 from mmattn.remote.ssh import Access, CommandFailed, Machine, RemoteError, Unreachable
 from mmattn.train.checkpoints import Checkpoints
+from tests.remote.waiting import wait_until
 
 SSH = """#!{python}
 import os, subprocess, sys
@@ -702,10 +703,3 @@ def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monke
     machine = run.machine()
     assert fetched_all(run, machine)
     machine.close()
-
-
-def wait_until(true, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -12,6 +12,7 @@ import pytest
 
 from mmattn.files import write_json
 from mmattn.remote.runs import Run
+from tests.remote.waiting import wait_until
 
 NAME = "no_aug-20261118-102000-ab12"
 BASE = f"mmattn/{NAME}"
@@ -92,13 +93,6 @@ def start(guest, tmp_path):
         process.kill()
         process.wait()
     print((tmp_path / "err").read_text())  # for who reads why a test failed
-
-
-def wait_until(true, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_no_byte_is_lost_or_doubled(guest, job, start, tmp_path):

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from mmattn.remote.launch import check_end, make_instance, wait_for_login
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import RemoteError
+from tests.remote.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()", "-r", str(PROJECT))
@@ -109,13 +109,6 @@ class Launched:
 
     def _read(self, name: str) -> str:
         return Path(f"/proc/self/fd/{self._files}/{name}").read_text()
-
-
-def wait_until(true: Callable[[], object], timeout: float = 30) -> None:
-    end = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture

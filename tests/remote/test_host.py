@@ -6,14 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmattn.remote.runs import Run
+from tests.remote.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()")
@@ -113,13 +113,6 @@ def corpus(tmp_path) -> list[Path]:
     linked = next(folders[0].rglob("*.npz"))
     linked.symlink_to(linked.rename(tmp_path / "elsewhere"))
     return folders
-
-
-def wait_until(true: Callable[[], object], timeout: float = 120) -> None:
-    end = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def files(folder: Path) -> dict[str, bytes]:

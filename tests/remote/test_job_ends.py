@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mmattn.remote.detached import run_detached
 from mmattn.remote.instance.job import read_json
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Access, Machine, RemoteError
+from tests.remote.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()", "-r", str(PROJECT))
@@ -117,13 +117,6 @@ class Job:
         assert process.returncode == code, text
         assert "Traceback" not in text
         return text
-
-
-def wait_until(true: Callable[[], object], timeout: float = 30) -> None:
-    end = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError, ConnectionClosedError
 from tests.remote.machines.cloud_api import SPOT_PRICE, CloudApi, Fault, lost_answers
 from tests.remote.machines.guest import reach
 from tests.remote.machines.network import Network
+from tests.remote.waiting import wait_until
 
 IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"
 METADATA = """
@@ -41,13 +42,6 @@ except web.HTTPError as error:
 def machine(boot_guest):
     with boot_guest() as guest:
         yield guest
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = 10) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def ssh_in(guest) -> subprocess.Popen:

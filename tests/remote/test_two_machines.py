@@ -13,7 +13,8 @@ import pytest
 
 from mmattn.remote.members import KEY, PORT
 from mmattn.remote.runs import Run
-from tests.remote.test_whole import PROJECT, Session, copy_project, wait_until
+from tests.remote.test_whole import PROJECT, Session, copy_project
+from tests.remote.waiting import wait_until
 
 EXPERIMENT = "pair"
 ENVIRONMENT_FILE = "mmattn/remote/instance/environment.sh"

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from mmattn.remote.runs import Run
+from tests.remote.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 EPOCHS = 400
@@ -267,10 +268,3 @@ def read_rows(folder: Path) -> list[dict]:
 
 def wait_to_grow(path: Path, size: int) -> None:
     wait_until(lambda: path.exists() and path.stat().st_size > size)
-
-
-def wait_until(true, timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

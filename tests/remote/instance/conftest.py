@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,13 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmattn.remote.instance.job import LOCK, STATUS, is_held, read_json
-
-
-def wait_until(true: Callable[[], object], timeout: float = 20) -> None:
-    end = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)
+from tests.remote.waiting import wait_until
 
 
 class Job:
