@@ -22,7 +22,6 @@ from mmattn.remote import prices
 MACHINE, VCPUS = "c5.24xlarge", 96
 MOST = 64  # machines
 KINDS = ("all-reduce", "all-gather", "reduce-scatter")
-THREAD, VOLUME = "reading, by one thread", "reading, by the volume"
 
 
 class Collective(NamedTuple):
@@ -86,10 +85,6 @@ class Assumed:
     """Bytes a second of a machine's gp3 volume, as `fab deploy` makes it: nothing is added."""
     reads: float = 3e3
     """Reads a second of it; a clip takes four, of 128 KiB at most."""
-    wait: float = 1e-3
-    """Seconds until one of them is there."""
-    readers: int = 1
-    """Threads of a machine that read, each waiting for one read at a time: one a process."""
     joined: bool = False
     """What if each process added up its own devices first, so that only processes are ranks?"""
     clips: int = 10**7
@@ -260,21 +255,24 @@ def _plan(fitted: Fitted, assumed: Assumed, machines: int, each: int, batch: int
     clips = ceil(batch / (machines * each))
     compute = (fitted.step + fitted.clip * clips) / assumed.speed
     exchange = _a_step(fitted, lambda one: collective_seconds(one, machines, each, fitted, assumed))
-    what, read = reading(assumed)
+    read = reading(assumed)
     made = 1 / (fitted.batches * assumed.speed)
-    # While the devices train, one thread reads clips and makes them ready.
+    # While the devices train, clips are read and then made ready; enough reads are under way that
+    # the volume never waits for the next (`mmattn/train/predict.py`).
     training = {"compute": compute, "collectives": exchange}
-    loading = {"making batches": clips * each * made, what: clips * each * read}
-    slower = max(training, loading, key=lambda parts: sum(parts.values()))
+    slower = max(
+        training,
+        {"making batches": clips * each * made},
+        {"reading": clips * each * read},
+        key=lambda parts: sum(parts.values()),
+    )
     return Plan(machines, each, batch, sum(slower.values()), max(slower, key=slower.get))
 
 
-def reading(assumed: Assumed) -> tuple[str, float]:
-    """What limits reading, and seconds a clip, of which memory holds some."""
+def reading(assumed: Assumed) -> float:
+    """Seconds in which the volume reads a clip, of which memory holds some."""
     missing = 1 - min(1, assumed.cache / corpus_bytes(assumed))
-    thread = 4 * assumed.wait / assumed.readers
-    volume = max(clip_bytes() / assumed.disk, 4 / assumed.reads)
-    return THREAD if thread > volume else VOLUME, missing * max(thread, volume)
+    return missing * max(clip_bytes() / assumed.disk, 4 / assumed.reads)
 
 
 def paying(plans: Iterable[Plan], assumed: Assumed) -> Plan:

@@ -232,12 +232,13 @@ def model(results: Sequence[Result], fitted: Fitted, assumed: Assumed, cores: in
     return [
         "## The model",
         """A step takes a + b · clips on each device, and then its collectives, one after the other;
-meanwhile one thread reads clips and makes batches, and the slower of the two counts. JAX makes
-every device a rank of gloo by itself, also those that share a process, and picks a ring for the
-all-gather (R − 1 messages one after the other between R ranks) and the all-reduce (2 (R − 1)), and
-halving with ever farther partners for reduce-scatter (log₂ R): that is read in the sources of XLA
-and gloo, not measured. Of a ring's messages as many pass between machines as there are machines;
-the others stay on loopback. A machine uses as many of its cores as are quickest.""",
+meanwhile the volume reads clips ahead and a thread makes batches of them, and the slowest of the
+three counts. JAX makes every device a rank of gloo by itself, also those that share a process, and
+picks a ring for the all-gather (R − 1 messages one after the other between R ranks) and the
+all-reduce (2 (R − 1)), and halving with ever farther partners for reduce-scatter (log₂ R): that is
+read in the sources of XLA and gloo, not measured. Of a ring's messages as many pass between
+machines as there are machines; the others stay on loopback. A machine uses as many of its cores as
+are quickest.""",
         """Fitted, by least relative error; of the collectives to the shortest and the longest
 vectors, which are about as long as those of a step:""",
         table("constant | value", rows),
@@ -271,7 +272,8 @@ table has both extremes.""",
 - Every machine has the corpus on a gp3 volume of its own, as `fab deploy` makes it, with
   {assumed.disk / 1e6:,.0f} MB/s and {assumed.reads:,.0f} reads/s (a clip takes four), and
   {assumed.cache / 1e9:.0f} GB of it in memory: each epoch deals the clips anew, so a machine needs
-  all of them. A read takes {1e3 * assumed.wait:g} ms, and the thread waits for each.
+  all of them. It always has enough reads to do (`python -m benchmarks.pipeline` measures what
+  reading ahead brings here).
 - Machine 0 sends the corpus to all others at once (`mmattn/remote/instance/fanout.py`), as fast as
   its network and the volumes allow.
 - ${assumed.on_demand:.2f} an hour on demand (us-east-1, {prices.DATE}), ${assumed.spot:.2f} on
@@ -345,7 +347,6 @@ def variants(fits: Mapping[str, Fitted], assumed: Assumed) -> dict[str, tuple[Fi
         "a core 30 % quicker": replace(assumed, speed=1.3 * assumed.speed),
         "if processes were the ranks, not devices": replace(assumed, joined=True),
         f"a volume of 1,000 MB/s and 16,000 reads/s (${volume.volume:.2f} an hour)": volume,
-        "that volume, if 16 threads read": replace(volume, readers=16),
     }
     return {name: (fitted, assumed) for name, fitted in fits.items()} | {
         name: (fits["as above"], other) for name, other in others.items()
@@ -393,7 +394,6 @@ def corpus(results: Sequence[Result], fitted: Fitted, assumed: Assumed) -> list[
         )
         for one in found
     ]
-    waits = any(one.limit == cluster.THREAD for one in found)
     late = [n for n in range(1, cluster.MOST + 1) if cluster.copying(assumed, n) > KEY_HOURS]
     return [
         f"""### A corpus of {assumed.clips:,} clips
@@ -410,10 +410,6 @@ machine 0 comes on top. Computed:""",
             "most of the step is",
             rows,
         ),
-        f"""Where the last column names one thread, the limit is the loader's only one in a process
-(`mmattn/train/predict.py`): as it waits for each read, it gets at most
-{assumed.readers / assumed.wait:,.0f} of the volume's {assumed.reads:,.0f} reads/s."""
-        * waits,
         f"""From N = {min(late, default=0)} on copying takes longer than the {KEY_HOURS} hours for
 which the others let machine 0 in: a copy that is cut after them is not taken up again."""
         * bool(late),

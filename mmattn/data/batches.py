@@ -162,8 +162,8 @@ def collate(
     in the arrays, and of the clips only theirs are read.
     """
     share = -(-batch // devices)
-    first, last, _ = (own or slice(None)).indices(devices)
-    lead = (last - first, steps, share)
+    wanted = _places_of(own, devices, batch)
+    lead = ((wanted.stop - wanted.start) // share, steps, share)
     frames = dispatch.bucket
     if augmentation:
         frames = Bucket(*(stretched(length, augmentation.config) for length in frames))
@@ -177,7 +177,6 @@ def collate(
         clip=np.full(lead, -1, np.int32),
     )
     for step, clips in enumerate(dispatch.batches):
-        wanted = slice(first * share, last * share)
         for position, (clip, pair, other, part) in enumerate(
             _prepare(corpus, clips, normaliser, augmentation, wanted)
         ):
@@ -188,6 +187,23 @@ def collate(
             result.label[at], result.other_label[at] = corpus.labels[clip], corpus.labels[other]
             result.share[at], result.weight[at], result.clip[at] = part, 1, clip
     return result
+
+
+def read_ahead(
+    corpus: Corpus,
+    dispatch: Dispatch,
+    devices: int,
+    batch: int,
+    augmentation: Augmentation | None = None,
+    own: slice | None = None,
+) -> None:
+    """Have the system begin to read what `collate` will take from the disk; does not wait."""
+    wanted = _places_of(own, devices, batch)
+    for batch_clips in dispatch.batches:
+        clips, others, _ = _mixing(batch_clips, augmentation, wanted)
+        for clip in dict.fromkeys([*clips, *others]):
+            corpus.audio.read_ahead(clip)
+            corpus.video.read_ahead(clip)
 
 
 def places(dispatch: Dispatch, devices: int, batch: int) -> Iterator[tuple[int, int, int, int]]:
@@ -225,16 +241,31 @@ def _prepare(
 
     A clip's streams are made once, also if it is mixed into another.
     """
-    others, shares = clips, np.ones(len(clips))
-    mixed = augmentation is not None and augmentation.config.mixup > 0
-    if mixed:
-        others, shares = augmentation.partners(clips)
-    needed = dict.fromkeys([*clips[wanted], *others[wanted]])
+    clips, others, shares = _mixing(clips, augmentation, wanted)
+    needed = dict.fromkeys([*clips, *others])
     pairs = {clip: normalised(corpus, clip, normaliser) for clip in needed}
     if augmentation is not None:
         pairs = {clip: augmentation.change(clip, pair) for clip, pair in pairs.items()}
-    for clip, other, share in zip(clips[wanted], others[wanted], shares[wanted], strict=True):
-        yield clip, mix(pairs[clip], pairs[other], share) if mixed else pairs[clip], other, share
+    for clip, other, share in zip(clips, others, shares, strict=True):
+        pair = mix(pairs[clip], pairs[other], share) if share < 1 else pairs[clip]
+        yield clip, pair, other, share
+
+
+def _mixing(
+    clips: np.ndarray, augmentation: Augmentation | None, wanted: slice
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The wanted clips of a batch, the clips mixed into them, and their own shares."""
+    others, shares = clips, np.ones(len(clips))
+    if augmentation is not None and augmentation.config.mixup > 0:
+        others, shares = augmentation.partners(clips)
+    return clips[wanted], others[wanted], shares[wanted]
+
+
+def _places_of(own: slice | None, devices: int, batch: int) -> slice:
+    """The places of a batch that the `own` devices have, all without them."""
+    share = -(-batch // devices)
+    first, last, _ = (own or slice(None)).indices(devices)
+    return slice(first * share, last * share)
 
 
 def _blank(lead: tuple[int, ...], frames: int, width: int) -> Sequence:

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import math
+import mmap
 import os
 import resource
 import shutil
@@ -186,7 +187,8 @@ def _map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"{path} has {found} bytes, expected {size}")
     if not size:  # an empty file cannot be mapped
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype, "r", shape=shape).view(np.ndarray)
+    with open(path, "rb") as file:
+        return np.ndarray(shape, dtype, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 # Writing a pack

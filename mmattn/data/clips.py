@@ -1,6 +1,7 @@
 """One clip: its two streams of frames, read from a feature file and checked."""
 
 import io
+import mmap
 import tokenize
 import zipfile
 import zlib
@@ -96,6 +97,18 @@ class Ragged:
         """Times [T] of one clip's frames in seconds; not copied without a delay."""
         times = self.shards[self.shard[index]].times[self._rows(index)]
         return times + self.delay if self.delay else times
+
+    def read_ahead(self, index: int) -> None:
+        """Have the system begin to read one clip, if it lies in a memory-mapped file.
+
+        It does not wait for it, so that a disk has many reads to do at once.
+        """
+        shard, rows = self.shards[self.shard[index]], self._rows(index)
+        for array in (shard.frames, shard.times):
+            if isinstance(array.base, mmap.mmap) and rows.start < rows.stop:
+                start, stop = (int(row) * array.strides[0] for row in (rows.start, rows.stop))
+                start -= start % mmap.PAGESIZE
+                array.base.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
     def _rows(self, index: int) -> slice:
         return slice(self.starts[index], self.starts[index] + self.lengths[index])

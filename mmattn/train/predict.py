@@ -8,7 +8,16 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from mmattn.data.batches import Augmentation, Batch, Bucket, Dispatch, collate, places, plan_epoch
+from mmattn.data.batches import (
+    Augmentation,
+    Batch,
+    Bucket,
+    Dispatch,
+    collate,
+    places,
+    plan_epoch,
+    read_ahead,
+)
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
 from mmattn.train import devices
@@ -51,7 +60,12 @@ class Feed(NamedTuple):
             )
             return arrays, devices.place(arrays)
 
-        return ahead(make, dispatches)
+        def begin(dispatch: Dispatch) -> Dispatch:
+            own = devices.own_devices(self.devices)
+            read_ahead(self.corpus, dispatch, self.devices, self.batch, augmentation, own)
+            return dispatch
+
+        return ahead(make, ahead(begin, dispatches))
 
 
 class ClipPredictions(NamedTuple):

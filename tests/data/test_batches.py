@@ -20,6 +20,7 @@ from mmattn.data.batches import (
     normalised,
     places,
     plan_epoch,
+    read_ahead,
 )
 from mmattn.data.clips import Ragged, Stream, pack_streams
 from mmattn.data.corpus import Corpus, open_corpus
@@ -235,6 +236,10 @@ def test_a_process_makes_and_reads_the_clips_of_its_own_devices(monkeypatch, cor
         for batch, part in ((CLIPS[:8], slice(4, 8)), (CLIPS[8:13], slice(4, 5))):
             wanted.update(augmentation.partners(batch)[0][part])
     assert set(read) == wanted
+    begun = []
+    monkeypatch.setattr(Ragged, "read_ahead", lambda self, at: begun.append(at))
+    read_ahead(corpus, dispatch, 4, 8, augmentation, slice(2, 4))
+    assert sorted(begun) == sorted(read)
 
 
 def test_where_each_clip_of_a_dispatch_lies(three_clips):

@@ -1,6 +1,7 @@
 """The packed cache: found again without reading, never half-written, safe among processes."""
 
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -65,9 +66,38 @@ def test_extractors_are_kept_once_each(corpus_folder, options, tmp_path, write_c
 
 def test_frames_are_mapped_and_cannot_be_written(corpus_folder, options):
     corpus = open_corpus(options(corpus_folder))
-    assert isinstance(corpus.audio.shards[0].frames.base, np.memmap)
+    assert isinstance(corpus.audio.shards[0].frames.base, mmap.mmap)
     with pytest.raises(ValueError, match="read-only"):
         corpus.video.clip(0)[:] = 0
+
+
+def bytes_from_disk() -> int:
+    """What this process has made the system read from a disk."""
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counters["read_bytes"])
+
+
+def test_a_clip_is_read_ahead(corpus_folder, options, write_clip):
+    """All of it and little else, without the need to touch it."""
+    wide = np.random.default_rng(0).standard_normal((60, 8192)).astype(np.float32)  # 2 MB
+    for path in corpus_folder.rglob("*.npz"):
+        write_clip(path, video_features=wide, video_timestamps=np.arange(60) / 20)
+    open_corpus(options(corpus_folder))
+    (pack,) = packs(options(corpus_folder).cache)
+    for path in pack.iterdir():
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    video = open_corpus(options(corpus_folder)).video
+    before = bytes_from_disk()
+    assert video.clip(len(video) - 1).any()
+    if bytes_from_disk() == before:
+        pytest.skip("the temporary folder is in memory")
+    before = bytes_from_disk()
+    video.read_ahead(7)
+    read = bytes_from_disk() - before
+    assert wide.nbytes <= read < wide.nbytes + 5 * mmap.PAGESIZE
+    np.testing.assert_array_equal(video.clip(7), wide)
+    assert bytes_from_disk() - before == read
 
 
 def test_frames_lie_in_shards(corpus_folder, options, tmp_path, monkeypatch, write_clip):
