@@ -31,4 +31,5 @@ fi
 echo "$python: $("$python" --version)"
 "$python" -m venv --without-pip ../venv
 ../venv/bin/python -I -m ensurepip --upgrade --default-pip  # venv itself would hide why it fails
-../venv/bin/python -m pip install --editable .
+# Modules are compiled when they are first imported: most never are.
+../venv/bin/python -m pip install --no-compile --editable .
