@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from mmattn.config import ExperimentConfig, ExtractConfig, OtherDataConfig
+from mmattn.config import TOLD, ExperimentConfig, ExtractConfig, OtherDataConfig
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.files import cores
@@ -131,7 +131,7 @@ class Predict:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder; the networks of folds or a committee are averaged."""
-    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    clips: Annotated[tuple[Path, ...], TOLD, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
     """Clips, of which .npz are feature files; from others the run's own features are extracted."""
     checkpoint: Literal["best", "final"] = "best"
     json: bool = False
@@ -202,7 +202,7 @@ Workers = int | Literal["auto"]
 class Extract:
     """Make feature files from raw clips: mp4, flv, avi, mkv, wav and others (extra [media])."""
 
-    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    clips: Annotated[tuple[Path, ...], TOLD, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
     """Clips, and folders to search for them."""
     to: Path
     """Folder of the feature files; those that are there already stay."""
@@ -220,7 +220,7 @@ class Extract:
 class Align:
     """Check that sound and mouth of clips go together; lists those more than 80 ms apart."""
 
-    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    clips: Annotated[tuple[Path, ...], TOLD, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
     """Raw clips (extra [media]), feature files (log-mel and face-mesh), and folders of them."""
     plot: Path | None = None
     """A PNG to write: loudness and mouth opening of the clip that is furthest apart."""
@@ -244,7 +244,7 @@ class Download:
     corpus: Annotated[Literal["ravdess", "crema-d", "face-models"], tyro.conf.Positional]
     to: Path | None = None
     """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], TOLD] = ()
     """Actors: Actor_01 Actor_02 or 1001 1002; Audio is RAVDESS's sound alone (default: all)."""
 
     def __call__(self) -> None:
@@ -257,7 +257,9 @@ class Download:
 class Launch:
     """Train with several processes on this machine, as one job: its cores are divided."""
 
-    command: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...")]
+    command: Annotated[
+        tuple[str, ...], TOLD, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...")
+    ]
     """After --, an experiment and its options: -- experiments.no_aug --seed 1."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2
     """Processes."""

@@ -14,6 +14,7 @@ from mmattn.errors import UserError
 
 Modality = Literal["audio", "video"]
 Range = tuple[float, float]
+TOLD = tyro.conf.arg(help_behavior_hint="")  # the option's text says what happens without it
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SyntheticConfig:
 class DataConfig:
     """Which clips, with which labels, and how they are divided."""
 
-    roots: tuple[Path, ...] = ()
+    roots: Annotated[tuple[Path, ...], TOLD] = ()
     """Folders of feature files, one .npz a clip (default: the built-in synthetic corpus)."""
     labels: Literal["six", "ravdess8"] = "six"
     """Label scheme of feature files; six: anger, disgust, fear, happy, neutral, sad."""
@@ -92,7 +93,7 @@ class DataConfig:
 class OtherDataConfig:
     """Where the clips are now, if not where the run found them."""
 
-    roots: tuple[Path, ...] = ()
+    roots: Annotated[tuple[Path, ...], TOLD] = ()
     """Folders of feature files (default: the run's). If the run's own validation and test clips
     are not all there, the clips of speakers that it never saw are taken."""
     max_bad: int | None = None
