@@ -257,8 +257,8 @@ def _plan(fitted: Fitted, assumed: Assumed, machines: int, each: int, batch: int
     exchange = _a_step(fitted, lambda one: collective_seconds(one, machines, each, fitted, assumed))
     read = reading(assumed)
     made = 1 / (fitted.batches * assumed.speed)
-    # While the devices train, clips are read and then made ready; enough reads are under way that
-    # the volume never waits for the next (`mmattn/train/predict.py`).
+    # While the devices train, clips are read and then made ready. Reading ahead is taken to keep
+    # the volume busy (`mmattn/train/predict.py`).
     training = {"compute": compute, "collectives": exchange}
     slower = max(
         training,

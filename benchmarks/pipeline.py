@@ -14,7 +14,6 @@ idle for less than that.
 """
 
 import mmap
-import os
 import shutil
 import threading
 import time
@@ -27,7 +26,15 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from benchmarks.machine import check_json, command, describe, say_machine, write_json
+from benchmarks.machine import (
+    bytes_from_disk,
+    check_json,
+    command,
+    describe,
+    forget,
+    say_machine,
+    write_json,
+)
 from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig
 from mmattn.console import progress, say, say_table
@@ -43,6 +50,7 @@ from mmattn.train.loop import Trainer, epoch_plan, fit, make_trainer
 from mmattn.train.predict import Feed
 
 GOAL = 0.02  # share of the training that the loop may wait
+PLACED = "normalise, pad and place on the devices"
 T = TypeVar("T")
 Deliver = Callable[[list[Dispatch], int, Augmentation | None], Iterable]
 
@@ -59,7 +67,7 @@ class Pipeline:
     dispatches: int = 12
     """Dispatches of a measured epoch, about."""
     rounds: int = 3
-    """Epochs with each feed, of which the median counts."""
+    """Epochs with each feed, with and without training, of which the median counts."""
     json: Path | None = None
     """Write the results to this file as well."""
 
@@ -89,7 +97,7 @@ class Pipeline:
         trainer = make_trainer(
             replace(config, train=replace(config.train, epochs=1)), corpus, split, device_count
         )
-        feeding = measure_feeding(trainer, split)
+        feeding = measure_feeding(trainer, split, self.rounds)
         say_feeding(feeding)
         training = measure_training(trainer, self._part(split, config), folder, self.rounds)
         share = say_training(training, feeding)
@@ -133,34 +141,14 @@ def measure_reading(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _reading(what: str, work: Callable[[], Any]) -> dict[str, Any]:
-    before, begin = _bytes_from_disk(), time.perf_counter()
+    before, begin = bytes_from_disk(), time.perf_counter()
     work()
     seconds = time.perf_counter() - begin
     return {
         "what": what,
         "seconds": seconds,
-        "megabytes_from_disk": (_bytes_from_disk() - before) / 1e6,
+        "megabytes_from_disk": (bytes_from_disk() - before) / 1e6,
     }
-
-
-def _bytes_from_disk() -> int:
-    """What this process has made the system read from a disk; what was in memory is left out."""
-    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(counters["read_bytes"])
-
-
-def forget(paths: Iterable[str | Path]) -> None:
-    """Drop the system's copies in memory of files, so that the next to read them needs the disk.
-
-    What some process has mapped stays, and so do files that live in memory (tmpfs).
-    """
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)  # what is not on the disk yet cannot be dropped
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
 
 
 def say_reading(found: dict[str, Any]) -> None:
@@ -183,32 +171,40 @@ def say_reading(found: dict[str, Any]) -> None:
 # Feeding
 
 
-def measure_feeding(trainer: Trainer, split: Split) -> dict[str, Any]:
-    """{"clips", "batches", "rows"}: a row for each part of the work, with its seconds."""
+def measure_feeding(trainer: Trainer, split: Split, rounds: int) -> dict[str, Any]:
+    """{"clips", "batches", "rows"}: a row for each part of the work, medians of so many rounds."""
     feed, steps = trainer.feed, trainer.config.train.steps_per_dispatch
+    unprepared = feed._replace(corpus=read_when_needed(feed.corpus))
     plan = epoch_plan(trainer, split.train, 0)
 
     def collated() -> Iterator:
         for dispatch in plan:
             yield collate(feed.corpus, dispatch, feed.normaliser, feed.devices, feed.batch, steps)
 
-    behind = feed._replace(corpus=read_when_needed(feed.corpus))
-    rows = []
-    for what, deliver, cold in (
-        ("normalise and pad", collated, False),
-        ("normalise, pad and place on the devices", lambda: feed(plan, steps), False),
-        ("the same: cache on disk, nothing read ahead", lambda: behind(plan, steps), True),
-        ("the same: cache on disk", lambda: feed(plan, steps), True),
-    ):
-        if cold:
-            forget_corpus(feed.corpus, trainer.config.data.cache)
-        read, begin = _bytes_from_disk(), time.perf_counter()
-        with progress("Feeding", len(split.train)) as advance:
-            for dispatch, _ in zip(plan, deliver(), strict=True):
-                advance(sum(map(len, dispatch.batches)))
-        seconds = time.perf_counter() - begin
-        read = (_bytes_from_disk() - read) / 1e6
-        rows.append({"what": what, "seconds": seconds, "megabytes_from_disk": read})
+    ways = {  # and whether the clips are on the disk
+        "normalise and pad": (collated, False),
+        PLACED: (lambda: feed(plan, steps), False),
+        "the same: cache on disk, nothing read ahead": (lambda: unprepared(plan, steps), True),
+        "the same: cache on disk": (lambda: feed(plan, steps), True),
+    }
+    found: dict[str, list[tuple[float, int]]] = {what: [] for what in ways}
+    with progress("Feeding", rounds * len(ways) * len(split.train)) as advance:
+        for _ in range(rounds):
+            for what, (deliver, cold) in ways.items():
+                if cold:
+                    forget_corpus(feed.corpus, trainer.config.data.cache)
+                read, begin = bytes_from_disk(), time.perf_counter()
+                for dispatch, _ in zip(plan, deliver(), strict=True):
+                    advance(sum(map(len, dispatch.batches)))
+                found[what].append((time.perf_counter() - begin, bytes_from_disk() - read))
+    rows = [
+        {
+            "what": what,
+            "seconds": median(seconds for seconds, _ in of_rounds),
+            "megabytes_from_disk": median(read for _, read in of_rounds) / 1e6,
+        }
+        for what, of_rounds in found.items()
+    ]
     batches = sum(len(dispatch.batches) for dispatch in plan)
     return {"clips": len(split.train), "batches": batches, "rows": rows}
 
@@ -216,11 +212,11 @@ def measure_feeding(trainer: Trainer, split: Split) -> dict[str, Any]:
 def read_when_needed(corpus: Corpus) -> Corpus:
     """The corpus, but it reads nothing ahead."""
 
-    class Unprepared(Ragged):
+    class NothingAhead(Ragged):
         def read_ahead(self, index):
             pass
 
-    audio, video = (Unprepared(**vars(stream)) for stream in (corpus.audio, corpus.video))
+    audio, video = (NothingAhead(**vars(stream)) for stream in (corpus.audio, corpus.video))
     return replace(corpus, audio=audio, video=video)
 
 
@@ -332,7 +328,8 @@ def say_training(rows: list[dict[str, Any]], feeding: dict[str, Any]) -> float:
         [(row["feed"], f"{row['clips_per_s']:.1f}", f"{row['wait_share']:.2%}") for row in rows],
     )
     usual, _, instant = rows
-    rate, alone = usual["clips_per_s"], feeding["clips"] / feeding["rows"][1]["seconds"]
+    (placed,) = (row for row in feeding["rows"] if row["what"] == PLACED)
+    rate, alone = usual["clips_per_s"], feeding["clips"] / placed["seconds"]
     met = "met" if usual["wait_share"] < GOAL else "missed"
     say(
         f"The loop waits for {usual['wait_share']:.2%} of the time; goal: below {GOAL:.0%}, {met}. "

@@ -272,8 +272,8 @@ table has both extremes.""",
 - Every machine has the corpus on a gp3 volume of its own, as `fab deploy` makes it, with
   {assumed.disk / 1e6:,.0f} MB/s and {assumed.reads:,.0f} reads/s (a clip takes four), and
   {assumed.cache / 1e9:.0f} GB of it in memory: each epoch deals the clips anew, so a machine needs
-  all of them. It always has enough reads to do (`python -m benchmarks.pipeline` measures what
-  reading ahead brings here).
+  all of them. Reading ahead is taken to keep the volume busy; that was not measured on one, but
+  `python -m benchmarks.pipeline` says what it brings on a disk here.
 - Machine 0 sends the corpus to all others at once (`mmattn/remote/instance/fanout.py`), as fast as
   its network and the volumes allow.
 - ${assumed.on_demand:.2f} an hour on demand (us-east-1, {prices.DATE}), ${assumed.spot:.2f} on
@@ -346,6 +346,9 @@ def variants(fits: Mapping[str, Fitted], assumed: Assumed) -> dict[str, tuple[Fi
         "a core 30 % slower": replace(assumed, speed=0.7 * assumed.speed),
         "a core 30 % quicker": replace(assumed, speed=1.3 * assumed.speed),
         "if processes were the ranks, not devices": replace(assumed, joined=True),
+        "half of what the volume can do": replace(
+            assumed, disk=assumed.disk / 2, reads=assumed.reads / 2
+        ),
         f"a volume of 1,000 MB/s and 16,000 reads/s (${volume.volume:.2f} an hour)": volume,
     }
     return {name: (fitted, assumed) for name, fitted in fits.items()} | {

@@ -22,6 +22,8 @@ from mmattn.media import explain_missing_library
 if TYPE_CHECKING:
     from mmattn.study.plan import Study
 
+REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty default
+
 
 def experiment(default: ExperimentConfig, description: str) -> None:
     """The command of an experiment: read options, train, evaluate, end the process."""
@@ -131,7 +133,9 @@ class Predict:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder; the networks of folds or a committee are averaged."""
-    clips: Annotated[tuple[Path, ...], TOLD, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    clips: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
+    ]
     """Clips, of which .npz are feature files; from others the run's own features are extracted."""
     checkpoint: Literal["best", "final"] = "best"
     json: bool = False
@@ -202,7 +206,9 @@ Workers = int | Literal["auto"]
 class Extract:
     """Make feature files from raw clips: mp4, flv, avi, mkv, wav and others (extra [media])."""
 
-    clips: Annotated[tuple[Path, ...], TOLD, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    clips: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
+    ]
     """Clips, and folders to search for them."""
     to: Path
     """Folder of the feature files; those that are there already stay."""
@@ -220,7 +226,9 @@ class Extract:
 class Align:
     """Check that sound and mouth of clips go together; lists those more than 80 ms apart."""
 
-    clips: Annotated[tuple[Path, ...], TOLD, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    clips: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
+    ]
     """Raw clips (extra [media]), feature files (log-mel and face-mesh), and folders of them."""
     plot: Path | None = None
     """A PNG to write: loudness and mouth opening of the clip that is furthest apart."""
@@ -258,7 +266,7 @@ class Launch:
     """Train with several processes on this machine, as one job: its cores are divided."""
 
     command: Annotated[
-        tuple[str, ...], TOLD, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...")
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...", **REQUIRED)
     ]
     """After --, an experiment and its options: -- experiments.no_aug --seed 1."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2

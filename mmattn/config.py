@@ -14,7 +14,7 @@ from mmattn.errors import UserError
 
 Modality = Literal["audio", "video"]
 Range = tuple[float, float]
-TOLD = tyro.conf.arg(help_behavior_hint="")  # the option's text says what happens without it
+TOLD = tyro.conf.arg(help_behavior_hint="")  # the text says what happens without the option
 
 
 @dataclass(frozen=True)

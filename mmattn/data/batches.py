@@ -131,6 +131,11 @@ class Augmentation(NamedTuple):
     seed: int
     epoch: int
 
+    @property
+    def mixes(self) -> bool:
+        """Whether other clips are mixed in."""
+        return self.config.mixup > 0
+
     def change(self, clip: int, pair: Pair) -> Pair:
         """The clip as this epoch has it."""
         return augment(pair, self.config, self._rng("augment", clip))
@@ -197,7 +202,7 @@ def read_ahead(
     augmentation: Augmentation | None = None,
     own: slice | None = None,
 ) -> None:
-    """Have the system begin to read what `collate` will take from the disk; does not wait."""
+    """Have the system begin to read what `collate` will take from the disk."""
     wanted = _places_of(own, devices, batch)
     for batch_clips in dispatch.batches:
         clips, others, _ = _mixing(batch_clips, augmentation, wanted)
@@ -241,14 +246,14 @@ def _prepare(
 
     A clip's streams are made once, also if it is mixed into another.
     """
+    mixed = augmentation is not None and augmentation.mixes
     clips, others, shares = _mixing(clips, augmentation, wanted)
     needed = dict.fromkeys([*clips, *others])
     pairs = {clip: normalised(corpus, clip, normaliser) for clip in needed}
     if augmentation is not None:
         pairs = {clip: augmentation.change(clip, pair) for clip, pair in pairs.items()}
     for clip, other, share in zip(clips, others, shares, strict=True):
-        pair = mix(pairs[clip], pairs[other], share) if share < 1 else pairs[clip]
-        yield clip, pair, other, share
+        yield clip, mix(pairs[clip], pairs[other], share) if mixed else pairs[clip], other, share
 
 
 def _mixing(
@@ -256,7 +261,7 @@ def _mixing(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The wanted clips of a batch, the clips mixed into them, and their own shares."""
     others, shares = clips, np.ones(len(clips))
-    if augmentation is not None and augmentation.config.mixup > 0:
+    if augmentation is not None and augmentation.mixes:
         others, shares = augmentation.partners(clips)
     return clips[wanted], others[wanted], shares[wanted]
 

@@ -188,7 +188,7 @@ def _map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     if not size:  # an empty file cannot be mapped
         return np.zeros(shape, dtype)
     with open(path, "rb") as file:
-        return np.ndarray(shape, dtype, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return np.ndarray(shape, dtype, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
 
 # Writing a pack

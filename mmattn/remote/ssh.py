@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -140,25 +141,27 @@ class Machine:
             CommandFailed: its exit code is not 0.
             RemoteError: wrong host key, no permission to log in.
         """
+        begin = time.monotonic()
         try:
             done = self._connected().run(
                 command, hide=True, warn=True, timeout=timeout, in_stream=False, encoding="utf-8"
             )
-        except invoke.exceptions.CommandTimedOut as error:
-            self.close()
-            raise Unreachable(f"{self.access.name} is silent for {timeout:g} s") from error
         except (OSError, EOFError, paramiko.SSHException) as error:
-            self.close()
-            raise Unreachable(f"{self.access.name}: connection lost{_why(error)}") from error
-        except invoke.exceptions.ThreadException as error:
-            self.close()
-            raise Unreachable(f"{self.access.name}: connection lost") from error
+            raise self._lost(begin, timeout, _why(error)) from error
+        except (invoke.exceptions.CommandTimedOut, invoke.exceptions.ThreadException) as error:
+            raise self._lost(begin, timeout) from error
         if done.exited == -1:  # paramiko's word for a channel that closed without a status
-            self.close()
-            raise Unreachable(f"{self.access.name}: connection lost")
+            raise self._lost(begin, timeout)
         if done.exited:
             raise CommandFailed(command, done.exited, _tail(done.stderr or done.stdout))
         return done.stdout
+
+    def _lost(self, begin: float, timeout: float, why: str = "") -> Unreachable:
+        """Close the connection; what to raise. After the timeout it may have ended in any way."""
+        self.close()
+        if time.monotonic() >= begin + timeout:
+            return Unreachable(f"{self.access.name} is silent for {timeout:g} s")
+        return Unreachable(f"{self.access.name}: connection lost{why}")
 
     def call(self, module: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
         """Run a module of mmattn.remote.instance on the machine and return the JSON it printed.

@@ -23,7 +23,8 @@ from mmattn.data.normalise import Normaliser
 from mmattn.train import devices
 from mmattn.train.step import Learner, Settings, TrainState
 
-AHEAD = 2  # dispatches made ready while the devices work on another
+# Dispatches made ready while the devices work on another; before, as many are read from the disk.
+AHEAD = 2
 T = TypeVar("T")
 
 
@@ -60,12 +61,12 @@ class Feed(NamedTuple):
             )
             return arrays, devices.place(arrays)
 
-        def begin(dispatch: Dispatch) -> Dispatch:
+        def begin_reading(dispatch: Dispatch) -> Dispatch:
             own = devices.own_devices(self.devices)
             read_ahead(self.corpus, dispatch, self.devices, self.batch, augmentation, own)
             return dispatch
 
-        return ahead(make, ahead(begin, dispatches))
+        return ahead(make, ahead(begin_reading, dispatches))
 
 
 class ClipPredictions(NamedTuple):

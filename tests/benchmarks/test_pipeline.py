@@ -7,7 +7,8 @@ from dataclasses import replace
 import jax
 import pytest
 
-from benchmarks.pipeline import Pipeline, forget, timed, train_watched
+from benchmarks.machine import forget
+from benchmarks.pipeline import Pipeline, timed, train_watched
 from mmattn.config import DataConfig, ExperimentConfig, ModelConfig, SyntheticConfig, TrainConfig
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import make_split

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.machine import bytes_from_disk, forget
 from mmattn.data.cache import Rates, open_pack
 from mmattn.data.corpus import Corpus, find_files, open_corpus
 from mmattn.errors import UserError
@@ -71,22 +72,14 @@ def test_frames_are_mapped_and_cannot_be_written(corpus_folder, options):
         corpus.video.clip(0)[:] = 0
 
 
-def bytes_from_disk() -> int:
-    """What this process has made the system read from a disk."""
-    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(counters["read_bytes"])
-
-
 def test_a_clip_is_read_ahead(corpus_folder, options, write_clip):
-    """All of it and little else, without the need to touch it."""
+    """All of it and little else, without the need to touch it; seen where there is a disk."""
     wide = np.random.default_rng(0).standard_normal((60, 8192)).astype(np.float32)  # 2 MB
     for path in corpus_folder.rglob("*.npz"):
         write_clip(path, video_features=wide, video_timestamps=np.arange(60) / 20)
     open_corpus(options(corpus_folder))
     (pack,) = packs(options(corpus_folder).cache)
-    for path in pack.iterdir():
-        with open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    forget(pack.iterdir())
     video = open_corpus(options(corpus_folder)).video
     before = bytes_from_disk()
     assert video.clip(len(video) - 1).any()
@@ -95,9 +88,9 @@ def test_a_clip_is_read_ahead(corpus_folder, options, write_clip):
     before = bytes_from_disk()
     video.read_ahead(7)
     read = bytes_from_disk() - before
-    assert wide.nbytes <= read < wide.nbytes + 5 * mmap.PAGESIZE
-    np.testing.assert_array_equal(video.clip(7), wide)
-    assert bytes_from_disk() - before == read
+    assert wide.nbytes <= read < 1.1 * wide.nbytes
+    assert (video.clip(7) == wide).all()
+    assert bytes_from_disk() - before < 1.1 * wide.nbytes
 
 
 def test_frames_lie_in_shards(corpus_folder, options, tmp_path, monkeypatch, write_clip):

@@ -2,12 +2,14 @@
 
 import io
 import json
+import mmap
 import os
 import zipfile
 
 import numpy as np
 import pytest
 
+from mmattn.data import clips as clips_module
 from mmattn.data.clips import (
     BadClip,
     Ragged,
@@ -319,6 +321,32 @@ def test_what_confuses_python_once_is_read_again(
     else:
         with pytest.raises(BadClip, match="unreadable: SystemError: AST"):
             read_clip(path)
+
+
+def test_only_what_is_mapped_is_read_ahead(tmp_path, monkeypatch):
+    """In pieces that are at most 128 KiB long and begin with a page; a clip may have no rows."""
+    path = tmp_path / "frames"
+    np.zeros(200_000, np.float32).tofile(path)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    frames = np.ndarray((50_000, 4), np.float32, mapped)
+    stream = Stream(frames, np.zeros(50_000))
+    lengths = np.array([10_000, 30_000, 0])
+    clips = Ragged((stream,), np.zeros(3, int), np.array([1000, 20_000, 50_000]), lengths)
+    advised, advise = [], clips_module._madvise
+
+    def advise_and_note(at, size, advice):
+        assert advise(at, size, advice) == 0
+        advised.append((at - frames.ctypes.data, size))
+
+    monkeypatch.setattr(clips_module, "_madvise", advise_and_note)
+    clips.read_ahead(2)
+    assert not advised
+    clips.read_ahead(0)
+    begin, end = 16_000 // mmap.PAGESIZE * mmap.PAGESIZE, 176_000
+    assert advised == [(begin, 2**17), (begin + 2**17, end - begin - 2**17)]
+    pack_streams([stream]).read_ahead(0)
+    assert len(advised) == 2
 
 
 def at(*clips: list[float]) -> Ragged:

@@ -3,8 +3,11 @@
 import json
 import time
 from contextlib import suppress
+from unittest.mock import Mock
 
 import pytest
+from invoke.exceptions import ThreadException
+from paramiko import SSHException
 
 from mmattn.remote import ssh
 from mmattn.remote.ssh import (
@@ -123,6 +126,21 @@ def test_a_killed_connection_is_made_anew(guest, machine):
 def test_a_command_that_hangs(machine):
     with pytest.raises(Unreachable, match="silent for 1 s"):
         machine.run("sleep 60", timeout=1)
+
+
+@pytest.mark.parametrize(
+    "error", [EOFError(), ThreadException([]), SSHException("No existing session")]
+)
+def test_a_silent_machine_whose_connection_ends_in_another_way(machine, monkeypatch, error):
+    def run(*_, **__):
+        time.sleep(0.02)
+        raise error
+
+    monkeypatch.setattr(machine, "_connected", lambda: Mock(run=run))
+    with pytest.raises(Unreachable, match=r"silent for 0\.01 s"):
+        machine.run("true", timeout=0.01)
+    with pytest.raises(Unreachable, match="connection lost"):
+        machine.run("true")
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ class Session:
                     self.commands.add(path.read_text(errors="replace"))
                 except OSError:
                     continue
-            time.sleep(0.1)
+            time.sleep(0.05)
 
 
 def copy_project(project: Path) -> None:

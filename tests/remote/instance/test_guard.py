@@ -20,6 +20,7 @@ import pytest
 
 from mmattn.remote.instance import guard
 from mmattn.remote.instance.guard import Config, Memory, Seen, decide, report, taken_away
+from tests.remote.waiting import wait_until
 
 DAY, HOUR = 86400.0, 3600.0
 NOON = 1_800_000_000.0
@@ -236,11 +237,8 @@ class Machine:
         own = os.readlink("/proc/self/ns/net")
         self.wait_until(lambda: os.readlink(f"/proc/{self.holder.pid}/ns/net") != own)
 
-    def wait_until(self, true: Callable[[], object], timeout: float = 20) -> None:
-        end = time.monotonic() + timeout
-        while not true():
-            assert time.monotonic() < end, (self.tools / "errors").read_text()
-            time.sleep(0.02)
+    def wait_until(self, true: Callable[[], object]) -> None:
+        wait_until(true, why=(self.tools / "errors").read_text)
 
     def wait_until_off(self) -> None:
         self.wait_until(lambda: self.calls[-1:] == ["systemctl poweroff"])

@@ -1,0 +1,45 @@
+"""The feed: what it reads, in which order, and how far ahead."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from mmattn.config import AugmentConfig, DataConfig, SyntheticConfig
+from mmattn.data.batches import Augmentation, make_buckets, plan_epoch
+from mmattn.data.clips import Ragged
+from mmattn.data.corpus import open_corpus
+from mmattn.data.normalise import fit_normaliser
+from mmattn.train.predict import AHEAD, Feed
+
+BATCH = 4
+
+
+@pytest.mark.parametrize("augment", [None, AugmentConfig(mixup=0.5)])
+def test_clips_are_read_ahead_of_the_batches_that_have_them(monkeypatch, augment):
+    sizes = {"audio_width": 3, "video_width": 3, "audio_rate": 10, "video_rate": 10}
+    corpus = open_corpus(DataConfig(synthetic=SyntheticConfig(clips=48, speakers=4, **sizes)))
+    clips = np.arange(48)
+    buckets = make_buckets(corpus, clips, 1)
+    plan = plan_epoch(corpus, clips, buckets, BATCH, 1, np.random.default_rng(0))
+    feed = Feed(corpus, fit_normaliser(corpus, clips), buckets, BATCH, 1)
+    begun: list[tuple[int, int]] = []
+    clip = Ragged.clip
+
+    def taken(self, index):
+        assert (id(self), index) in begun
+        return clip(self, index)
+
+    monkeypatch.setattr(Ragged, "read_ahead", lambda self, at: begun.append((id(self), at)))
+    monkeypatch.setattr(Ragged, "clip", taken)
+    threads = threading.active_count()
+    augmentation = Augmentation(augment, 0, 0) if augment else None
+    dispatches = feed(plan, 1, augmentation)
+    next(dispatches)
+    dispatches.close()
+    assert threading.active_count() == threads
+    assert len(begun) == 2 * BATCH * (1 + 2 * AHEAD)
+    begun.clear()
+    assert len(list(feed(plan, 1, augmentation))) == len(plan)
+    streams = {id(corpus.audio), id(corpus.video)}
+    assert sorted(begun) == sorted((stream, at) for stream in streams for at in clips)
