@@ -16,7 +16,13 @@ from tests.remote.machines.guest import HandMade
 from tests.remote.machines.hypervisor import Hypervisor
 from tests.remote.machines.network import Network
 
-_LOADER = botocore.loaders.Loader()  # one for all tests: it reads the descriptions of services once
+_LOADER = botocore.loaders.Loader()
+
+
+@pytest.fixture(autouse=True)
+def one_loader(monkeypatch) -> None:
+    """Descriptions of services are read once for all tests, which takes much of a client's time."""
+    monkeypatch.setattr("botocore.session.create_loader", lambda _: _LOADER)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +93,6 @@ def run(cloud_api, tmp_path, monkeypatch) -> Run:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch, "own_network", lambda: "192.0.2.7/32")
     monkeypatch.setattr(teardown, "SETTLE_S", 0)
-    monkeypatch.setattr("botocore.session.create_loader", lambda _: _LOADER)
     monkeypatch.chdir(tmp_path)
     owner = Cloud(REGION).caller()
     cloud_api.calls.clear()
