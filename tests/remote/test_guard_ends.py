@@ -92,7 +92,7 @@ class Launched:
 
     def wait_for_end(self, timeout: float = 60) -> None:
         """Until the API says that it is terminated, by its own will."""
-        wait_until(lambda: self.state == "terminated", timeout)
+        wait_until(lambda: self.state == "terminated", timeout, interval=0.5)
         found = self.run.cloud().instance(self.instance_id)
         assert found.reason == "Client.InstanceInitiatedShutdown"
 

@@ -5,7 +5,10 @@ from collections.abc import Callable
 
 
 def wait_until(
-    true: Callable[[], object], timeout: float = 120, why: Callable[[], str] = str
+    true: Callable[[], object],
+    timeout: float = 120,
+    interval: float = 0.05,
+    why: Callable[[], str] = str,
 ) -> None:
     """Look again and again, far longer than it takes, for machines that are busy.
 
@@ -14,4 +17,4 @@ def wait_until(
     end = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < end, f"not true in {timeout} s\n{why()}"
-        time.sleep(0.05)
+        time.sleep(interval)
