@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -216,7 +216,10 @@ def read_when_needed(corpus: Corpus) -> Corpus:
         def read_ahead(self, index):
             pass
 
-    audio, video = (NothingAhead(**vars(stream)) for stream in (corpus.audio, corpus.video))
+    audio, video = (
+        NothingAhead(*(getattr(stream, one.name) for one in fields(stream)))
+        for stream in (corpus.audio, corpus.video)
+    )
     return replace(corpus, audio=audio, video=video)
 
 

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -110,15 +111,23 @@ class Ragged:
 
         It waits only while the disk's queue is full, so that the disk has many reads to do at once.
         """
-        shard, rows = self.shards[self.shard[index]], self._rows(index)
-        for array in (shard.frames, shard.times):
-            if isinstance(array.base, mmap.mmap) and self.lengths[index]:
-                first, stop = (
-                    array.ctypes.data + int(row) * array.strides[0]
-                    for row in (rows.start, rows.stop)
-                )
-                for at in range(first - first % mmap.PAGESIZE, stop, ADVISED):
-                    _madvise(at, min(ADVISED, stop - at), mmap.MADV_WILLNEED)
+        start, length = int(self.starts[index]), int(self.lengths[index])
+        for address, row in self._mapped[self.shard[index]] if length else ():
+            first, stop = address + start * row, address + (start + length) * row
+            for at in range(first - first % mmap.PAGESIZE, stop, ADVISED):
+                _madvise(at, min(ADVISED, stop - at), mmap.MADV_WILLNEED)
+
+    @cached_property
+    def _mapped(self) -> list[list[tuple[int, int]]]:
+        """Address and bytes of a row of each array of each shard that is memory-mapped."""
+        return [
+            [
+                (array.ctypes.data, array.strides[0])
+                for array in (shard.frames, shard.times)
+                if isinstance(array.base, mmap.mmap)
+            ]
+            for shard in self.shards
+        ]
 
     def _rows(self, index: int) -> slice:
         return slice(self.starts[index], self.starts[index] + self.lengths[index])
