@@ -128,8 +128,8 @@ def measure_reading(config: ExperimentConfig) -> dict[str, Any]:
     shutil.rmtree(data.cache)
     rows.append(_reading("read, check and pack: files in memory", lambda: open_corpus(data)))
     rows.append(_reading("open from the cache", lambda: open_corpus(data)))
-    forget(path for path in data.cache.rglob("*") if path.is_file())
     corpus = open_corpus(data)
+    forget_corpus(corpus, data.cache)
     train = make_split(corpus, data, config.seed).train
     fitting = "fit the normalisation to the training clips: cache on disk"
     rows.append(_reading(fitting, lambda: fit_normaliser(corpus, train)))
