@@ -15,10 +15,15 @@ CACHE = Path("~/.cache/mmattn")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use; NPROC in the environment says it to XLA too."""
+    return int(os.environ.get("NPROC", 0)) or len(core_numbers())
+
+
+def core_numbers() -> list[int]:
+    """The numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def processor() -> str:

@@ -1,7 +1,6 @@
 """Train and evaluate: from a config to a run's folder with all its results."""
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -89,9 +88,7 @@ def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: Exit
     return replace(config, out=folder).to_json()
 
 
-def _run_parts(
-    config: ExperimentConfig, folder: Path, asked: threading.Event | processes.AgreedStop
-) -> None:
+def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedStop) -> None:
     """Train and evaluate each part and put them together, until `asked` to stop."""
     corpus = _open_alike(config)
     groups = plan_parts(config, corpus, folder)
@@ -194,7 +191,7 @@ def train_and_evaluate(
     corpus: Corpus,
     split: Split,
     folder: Path,
-    asked: threading.Event | processes.AgreedStop,
+    asked: processes.AgreedStop,
     run: Path,
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.

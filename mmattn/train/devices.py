@@ -3,8 +3,7 @@
 import ctypes
 import hashlib
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmattn.files import CACHE, processor
+from mmattn.files import CACHE, cores, processor
 from mmattn.train import processes
 
 AXIS = "devices"
@@ -35,8 +34,8 @@ def start_jax(devices: int | str, batch: int) -> int:
             cannot be divided among the processes.
     """
     each = processes.count()
-    cores = min(processes.exchange(len(os.sched_getaffinity(0))))
-    fitting = (n for n in range(1, min(cores, batch // each) + 1) if batch % (n * each) == 0)
+    most = min(processes.exchange(cores()))
+    fitting = (n for n in range(1, min(most, batch // each) + 1) if batch % (n * each) == 0)
     count = each * max(fitting, default=1) if devices == "auto" else int(devices)
     if each > batch:
         raise processes.agreed(f"{each} processes: more than the {batch} clips of --train.batch")
@@ -62,7 +61,8 @@ def start_jax(devices: int | str, batch: int) -> int:
 def _keep_compilations() -> None:
     """Let a later start on such a processor find what this one compiled.
 
-    JAX's own variables in the environment come first.
+    JAX's own variables in the environment come first. Of several processes, JAX keeps what process
+    0 compiled; the others compile at each start.
     """
     kind = hashlib.sha256(processor().encode()).hexdigest()[:16]
     for option, value in (
@@ -71,25 +71,6 @@ def _keep_compilations() -> None:
     ):
         if option.upper() not in os.environ:
             jax.config.update(option, value)
-    if processes.count() > 1 and jax.default_backend() == "cpu":
-        _let_all_processes_keep()
-
-
-def _let_all_processes_keep() -> None:
-    """JAX has process 0 alone keep what it compiled, but no other can use that on CPUs."""
-    from jax._src import compilation_cache, compiler
-
-    def keep(
-        key: str, seconds: float, name: str, backend: Any, executable: Any, callbacks: Sequence
-    ) -> None:
-        if callbacks or seconds < jax.config.jax_persistent_cache_min_compile_time_secs:
-            return
-        try:
-            compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
-        except Exception as error:  # a full disk, for instance: the next start compiles again
-            warnings.warn(f"{name} was compiled but could not be kept: {error}", stacklevel=2)
-
-    compiler._cache_write = keep
 
 
 def _keep_memory() -> None:

@@ -3,7 +3,6 @@
 import copy
 import json
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -200,7 +199,7 @@ def fit(
     split: Split,
     folder: Path,
     resume: bool,
-    asked: threading.Event | processes.AgreedStop,
+    asked: processes.AgreedStop,
 ) -> list[dict]:
     """Train to the end, from the latest checkpoint with `resume`; returns a row an epoch.
 
@@ -413,12 +412,9 @@ def _say_epoch(row: dict, history: list[dict]) -> None:
 
 
 @contextmanager
-def sigterm_asks() -> Iterator[threading.Event | processes.AgreedStop]:
+def sigterm_asks() -> Iterator[processes.AgreedStop]:
     """An event that SIGTERM sets instead of ending the process, or any of several processes."""
-    if processes.count() > 1:
-        yield processes.AgreedStop()
-        return
-    asked = threading.Event()
+    asked = processes.AgreedStop()
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         yield asked

@@ -1,171 +1,130 @@
 """Processes that train together, through JAX's distributed runtime.
 
 Process 0 alone reads and writes the run's folder. What it finds there, and what it could not do,
-goes to the others through the coordinator's key-value store; arrays go by collectives.
+goes to the others through a connection of our own; arrays go by JAX's collectives.
 """
 
-import ipaddress
-import itertools
-import json
+import atexit
 import os
 import re
-import signal
 import socket
 import sys
-import threading
+import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from mmattn.config import DistributedConfig
-from mmattn.console import complain, keep_libraries_off_the_screen
+from mmattn.console import keep_libraries_off_the_screen
 from mmattn.errors import Diverged, LostProcess, Stopped, UserError
-from mmattn.train.watch import Watch
+from mmattn.train.hub import BEAT, LOST, Link
 
-# Seconds after which JAX aborts, should the watch not have ended the process. JAX sends a heartbeat
-# only every half of that time, so that after a loss it may abort in the other half.
-HEARTBEAT = 60
+HEARTBEAT = 60  # seconds after which JAX aborts, should the link not have ended the process
 GOODBYE = 20  # seconds that a process waits at its end for the others
-WAIT = 500  # milliseconds of C++ at a time, in which Python hears no Ctrl-C
 # What a failed call says if it was another process's doing, and not, for instance, short of memory.
 OF_OTHERS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service")
 ENDED_TOGETHER = (0, Diverged.exit_code, Stopped.exit_code)
+LOOPBACKS = ("127.", "::1")
+# How Slurm and Open MPI tell how many processes there are, and which this is.
+SLURM, OPEN_MPI = "SLURM_STEP_NUM_TASKS SLURM_PROCID", "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK"
 AGREED = {kind.__name__: kind for kind in (UserError, Diverged, Stopped)}
 
 
 class _State:
     """Of this process among the others, as JAX keeps one too."""
 
-    client: Any = None  # of the coordinator's key-value store
+    link: Link | None = None
     number, count = 0, 1
     alone = False
     agreed = False
-    numbers = itertools.count()
 
 
 def start_processes(config: DistributedConfig) -> None:
     """Meet the other processes; to be called before anything starts JAX's devices.
 
-    Does nothing for a process by itself: without the options and outside of what
-    `jax.distributed.initialize` knows (JAX_COORDINATOR_ADDRESS, Slurm, Open MPI).
+    Does nothing for a process by itself: without the options, and not started by Slurm or Open MPI.
 
     Raises:
-        UserError: the processes' options do not fit together, or process 0 cannot listen at the
-            coordinator's address. If they have not all come within the timeout, the process ends
-            with code 2 and says so.
+        UserError: process 0 cannot listen at the coordinator's address, not all processes come
+            within the timeout, or the name of a machine means no address that others reach.
     """
-    if config.num_processes == 1 or (config.address is None and not _launched()):
+    address, count, number = _place(config)
+    if count == 1:
         return
     keep_libraries_off_the_screen()  # Gloo reports each of its connections
-    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", config.address)
-    if config.process_id == 0 and bind:
-        _check_place(config, bind)
-    alarm = threading.Timer(config.timeout, _give_up, [config])
-    alarm.start()
+    link = Link(_split(address), number, count)
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address)
+    patience = f"within {config.timeout:g} s (--distributed.timeout)"
+    what = f"process 0 cannot listen at {bind}"
     try:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        with _ended_by_ctrl_c():
-            jax.distributed.initialize(
-                config.address,
-                config.num_processes,
-                config.process_id,
-                initialization_timeout=int(config.timeout) + HEARTBEAT,
-                heartbeat_timeout_seconds=HEARTBEAT,
-                shutdown_timeout_seconds=GOODBYE,
-                coordinator_bind_address=bind,
-            )
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{_name(config)}: the processes could not meet: {error}") from error
-    finally:
-        alarm.cancel()
-    from jax._src.distributed import global_state  # its store is the only way before devices
-
-    _State.client = global_state.client
-    _State.number, _State.count = global_state.process_id, global_state.num_processes
-    coordinator = global_state.coordinator_address
-    Watch(_State.client, coordinator, _State.number, _State.count).start()
-    _listen_towards(coordinator)
-
-
-def _check_place(config: DistributedConfig, place: str) -> None:
-    """Raise UserError where this process, number 0, cannot listen: JAX would crash."""
-    host, port = place.rsplit(":", 1)
-    try:
-        family, *_, address = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        socket.create_server(address[:2], family=family).close()
+        link.serve(_split(bind))
+        what = f"process 0 does not answer there {patience}"
+        link.connect(config.timeout)
+        _check_name(link.own)
+        what = f"not all of {count} processes came {patience}; each has a --distributed.process-id"
+        link.exchange(None, config.timeout)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise UserError(f"{_name(config)}: process 0 cannot listen at {place}: {why}") from error
-
-
-@contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process while the block waits in C++, where Python does not hear it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _listen_towards(coordinator: str) -> None:
-    """Let Gloo listen at this machine's address on the way to process 0.
-
-    By itself it takes what the machine's name means, which is often the loopback.
-    """
-    from jax._src.lib import _jax
-
-    host, port = coordinator.rsplit(":", 1)
-    family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as one:
-        one.connect(address)  # sends nothing
-        own = one.getsockname()[0]
-    _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname=own)
-    for number, (address, loopback) in enumerate(found := exchange([own, _is_loopback(own)])):
-        if loopback and not all(other for _, other in found):
-            raise agreed(
-                f"{coordinator}: process {number} has the address {address}, at which no other "
-                "machine reaches it; expected an address of process 0 that all can reach"
-            )
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
-def _launched() -> bool:
-    """Whether the environment says that this is one of several processes."""
-    names = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-    return any(os.environ.get(name, "1") != "1" for name in names)
-
-
-def _name(config: DistributedConfig) -> str:
-    return f"--distributed.coordinator {config.address or 'of the environment'}"
-
-
-def _give_up(config: DistributedConfig) -> None:
-    """End the process, which is waiting in C++: an exception would not reach anybody."""
-    why = "not all processes came"
-    if config.process_id and config.address:
-        host, port = config.address.rsplit(":", 1)
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError as error:
-            why = f"process 0 does not answer there ({error.strerror or error})"
-    complain(
-        f"error: {_name(config)}: {why} within {config.timeout:g} s; expected "
-        f"{config.num_processes} processes, each with a --distributed.process-id of its own "
-        "(--distributed.timeout waits longer)"
+        why = f": {error.strerror or error}".removesuffix(": ")
+        raise UserError(f"--distributed.coordinator {address}: {what}{why}") from error
+    _State.link, _State.number, _State.count = link, number, count
+    atexit.register(link.leave)  # before JAX waits for the others
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is heard by `AgreedStop`
+    jax.distributed.initialize(
+        coordinator := "{}:{}".format(*link.coordinator),
+        count,
+        number,
+        coordinator_bind_address=coordinator,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=GOODBYE,
     )
-    os._exit(UserError.exit_code)
+
+
+def _place(config: DistributedConfig) -> tuple[str, int, int]:
+    """The coordinator's address, the number of processes, and which of them this is."""
+    said, address = os.environ, config.address
+    count, number = config.num_processes, config.process_id
+    for names in map(str.split, (SLURM, OPEN_MPI)):
+        if number is None and said.get(names[0], "1") != "1":
+            count, number = (int(said[name]) for name in names)
+    if number is None:
+        return "", 1, 0
+    if address is None and "SLURM_STEP_NODELIST" in said:  # as "node[001-015],other": node001
+        host = re.match(r"([^,[]+)(?:\[(\w+))?", said["SLURM_STEP_NODELIST"]).groups("")
+        port = said.get("JAX_COORDINATOR_PORT", 61440 + int(said["SLURM_JOB_ID"]) % 4096)
+        address = f"{''.join(host)}:{port}"
+    if address is None:
+        raise UserError(f"{count} processes: expected JAX_COORDINATOR_ADDRESS, process 0's place")
+    return address, count, number
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, port = address.rsplit(":", 1)
+    return host.strip("[]"), int(port)
+
+
+def _check_name(own: str) -> None:
+    """Raise UserError unless this machine's name means an address at which others reach it.
+
+    Gloo listens there. Where process 0 is reached by the loopback, `own`, so are all.
+    """
+    meant = None
+    with suppress(OSError):
+        for family, *_, address in socket.getaddrinfo(socket.gethostname(), 0):
+            with suppress(OSError), socket.socket(family) as one:
+                one.bind(address)  # of another machine, it fails
+                meant = meant or address[0]
+    if meant is None or (meant.startswith(LOOPBACKS) and not own.startswith(LOOPBACKS)):
+        raise UserError(
+            f"{socket.gethostname()}, the name of this machine, means {meant or 'no address of it'}"
+            f"; expected one at which the other processes reach it, as {own} (see /etc/hosts)"
+        )
 
 
 def count() -> int:
@@ -195,56 +154,35 @@ def alone() -> Iterator[None]:
 
 def exchange(value: Any) -> list:
     """Every process's JSON value, in the order of the processes; all have to call it."""
-    if count() == 1:
-        return [value]
-    number = next(_State.numbers)
-    _put(f"mmattn/{number}/{_State.number}", value)
-    return [_get(f"mmattn/{number}/{process}") for process in range(count())]
+    return [value] if count() == 1 else _State.link.exchange(value)
 
 
 def from_first(work: Callable[[], Any]) -> Any:
     """What `work` returns in process 0, where alone it is called: a JSON value for the others.
 
-    A UserError there is raised in every process.
+    All processes wait for each other. A UserError there is raised in every process.
     """
     if count() == 1:
         return work()
-    key = f"mmattn/{next(_State.numbers)}"
+    said = {}
     if first():
         try:
-            value = work()
+            said = {"value": work()}
         except UserError as error:
             kind = type(error).__name__
-            _put(key, {"error": kind if kind in AGREED else "UserError", "text": str(error)})
-            _State.agreed = True
-            raise
-        _put(key, {"value": value})
-        return value
-    found = _get(key)
+            said = {"error": kind if kind in AGREED else "UserError", "text": str(error)}
+    found = exchange(said)[0]
     if "error" in found:
-        _State.agreed = True
-        raise AGREED[found["error"]](found["text"])
+        raise agreed(found["text"], AGREED[found["error"]])
     return found["value"]
 
 
-def agreed(message: str) -> UserError:
+def agreed(message: str, kind: type[UserError] = UserError) -> UserError:
     """An error that every process raises, after which they end together."""
     _State.agreed = True
-    return UserError(message)
-
-
-def _put(key: str, value: Any) -> None:
-    _State.client.key_value_set(key, json.dumps(value))
-
-
-def _get(key: str) -> Any:
-    """A value when it is there; the watch ends a wait for a lost process."""
-    while True:
-        try:
-            return json.loads(_State.client.blocking_key_value_get(key, WAIT))
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
+    if _State.link:
+        _State.link.leave()
+    return kind(message)
 
 
 def own_part(things: int) -> range:
@@ -257,61 +195,51 @@ def arrays_from_first(tree: Any) -> Any:
     """Process 0's NumPy arrays, to the bit; the others give arrays of the same shapes."""
     if count() == 1:
         return tree
-    return _from_bytes(np.asarray(multihost_utils.broadcast_one_to_all(_to_bytes(tree))), tree)
+    return _from_text(exchange(_to_text(tree) if first() else None)[0], tree)
 
 
 def arrays_from_all(tree: Any) -> Any:
     """All processes' NumPy arrays of equal shapes, to the bit, one after the other [N · …]."""
     if count() == 1:
         return tree
-    gathered = np.asarray(multihost_utils.process_allgather(_to_bytes(tree)))
-    trees = [_from_bytes(each, tree) for each in gathered]
+    trees = [_from_text(each, tree) for each in exchange(_to_text(tree))]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
 
 
-def _to_bytes(tree: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(leaf).view(np.uint8) for leaf in jax.tree.leaves(tree)])
+def _to_text(tree: Any) -> list[str]:
+    return [b64encode(np.ascontiguousarray(leaf)).decode() for leaf in jax.tree.leaves(tree)]
 
 
-def _from_bytes(together: np.ndarray, like: Any) -> Any:
+def _from_text(texts: list[str], like: Any) -> Any:
     leaves, structure = jax.tree.flatten(like)
-    parts = np.split(together, np.cumsum([leaf.nbytes for leaf in leaves])[:-1])
-    return jax.tree.unflatten(
-        structure,
-        [
-            part.copy().view(leaf.dtype).reshape(leaf.shape)
-            for part, leaf in zip(parts, leaves, strict=True)
-        ],
-    )
+    arrays = [
+        np.frombuffer(b64decode(text), leaf.dtype).reshape(leaf.shape).copy()
+        for text, leaf in zip(texts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, arrays)
 
 
 def on_all(tree: Any) -> Any:
     """NumPy arrays that every process has, as arrays of which each has a copy on a device."""
-    owners = [jax.local_devices(process)[0] for process in range(count())]
-    everywhere = NamedSharding(Mesh(np.array(owners), ("processes",)), PartitionSpec())
-
-    def put(x: np.ndarray) -> jax.Array:
-        own = jax.device_put(x, jax.local_devices()[0])
-        return jax.make_array_from_single_device_arrays(x.shape, everywhere, [own])
-
-    return jax.tree.map(put, tree)
+    owners = np.array([jax.local_devices(process)[0] for process in range(count())])
+    mesh = Mesh(owners, ("processes",))
+    return multihost_utils.host_local_array_to_global_array(tree, mesh, PartitionSpec())
 
 
 class AgreedStop:
-    """Whether SIGTERM came to any process: true at the same question in all of them.
-
-    JAX's preemption service catches the signal and finds the question; it has to be asked
-    equally often everywhere.
-    """
+    """Whether SIGTERM came to any process; all have to ask equally often."""
 
     def __init__(self):
-        self._asked = itertools.count()
-        self._reached = False
+        self._asked = False
+
+    def set(self) -> None:
+        """SIGTERM came to this process."""
+        self._asked = True
 
     def is_set(self) -> bool:
-        if not self._reached:
-            self._reached = multihost_utils.reached_preemption_sync_point(next(self._asked))
-        return self._reached
+        """The same answer in all processes."""
+        self._asked = any(exchange(self._asked))
+        return self._asked
 
 
 @contextmanager
@@ -322,11 +250,9 @@ def explain_lost_process() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if count() == 1 or not any(word in str(error) for word in OF_OTHERS):
             raise
-        reason = re.sub(r"\[external\S*\] ", "", str(error).splitlines()[0])[:200]
-        raise LostProcess(
-            f"another process ended or is out of reach: {reason}; `--resume` goes on where the run "
-            "was saved"
-        ) from error
+        time.sleep(LOST + 2 * BEAT)  # meanwhile the link says who is lost, and ends this process
+        reason = str(error).splitlines()[0][:200]
+        raise LostProcess(f"{reason}; `--resume` continues where the run was saved") from error
 
 
 def leave(code: int) -> None:
