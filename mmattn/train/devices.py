@@ -12,7 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmattn.files import CACHE, processor
+from mmattn.files import CACHE
+from mmattn.machine import cores, processor
 from mmattn.train import processes
 
 AXIS = "devices"
@@ -35,8 +36,8 @@ def start_jax(devices: int | str, batch: int) -> int:
             cannot be divided among the processes.
     """
     each = processes.count()
-    cores = min(processes.exchange(len(os.sched_getaffinity(0))))
-    fitting = (n for n in range(1, min(cores, batch // each) + 1) if batch % (n * each) == 0)
+    fewest = min(processes.exchange(cores()))
+    fitting = (n for n in range(1, min(fewest, batch // each) + 1) if batch % (n * each) == 0)
     count = each * max(fitting, default=1) if devices == "auto" else int(devices)
     if each > batch:
         raise processes.agreed(f"{each} processes: more than the {batch} clips of --train.batch")
