@@ -18,13 +18,14 @@ from pathlib import Path
 import dacite
 
 from benchmarks.cluster import Collective
-from benchmarks.machine import check_json, command, cores, describe, say_machine, write_json
+from benchmarks.machine import check_json, command, describe, say_machine, write_json
 from benchmarks.scaling import WEAK
 from experiments.no_aug import CONFIG
 from mmattn.config import ModelConfig
 from mmattn.console import say, say_table
 from mmattn.errors import UserError
 from mmattn.launch import launch
+from mmattn.machine import cores
 
 
 @dataclass(frozen=True)

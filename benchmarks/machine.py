@@ -16,6 +16,7 @@ import tyro
 from mmattn.cli import end_process_after
 from mmattn.console import say
 from mmattn.errors import UserError
+from mmattn.machine import cores
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "keras", "tensorflow", "torch")
@@ -67,11 +68,6 @@ def forget(paths: Iterable[str | Path]) -> None:
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def installed(package: str) -> str | None:

@@ -32,7 +32,6 @@ from benchmarks.machine import (
     REPOSITORY,
     check_json,
     command,
-    cores,
     describe,
     say_machine,
     write_json,
@@ -43,6 +42,7 @@ from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig, config_from_json
 from mmattn.console import progress, say, say_table
 from mmattn.errors import UserError
+from mmattn.machine import cores
 
 WEAK = 12  # clips a device
 

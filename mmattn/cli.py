@@ -16,7 +16,7 @@ import tyro
 from mmattn.config import TOLD, ExperimentConfig, ExtractConfig, OtherDataConfig
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
-from mmattn.files import cores
+from mmattn.machine import cores
 from mmattn.media import explain_missing_library
 
 if TYPE_CHECKING:

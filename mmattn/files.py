@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,26 +11,6 @@ from typing import Any
 from mmattn.errors import UserError
 
 CACHE = Path("~/.cache/mmattn")
-
-
-def cores() -> int:
-    """Cores that this process may use; NPROC in the environment says it to XLA too."""
-    return int(os.environ.get("NPROC", 0)) or len(core_numbers())
-
-
-def core_numbers() -> list[int]:
-    """The numbers of the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def processor() -> str:
-    """What the processor can do: code that was compiled for one may not run on another."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    found = (line for line in lines if line.startswith(("flags", "Features")))
-    return next(found, platform.platform())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import IO, NamedTuple
 
 from mmattn.errors import Diverged, LostProcess, Stopped, UserError
-from mmattn.files import core_numbers
+from mmattn.machine import own_cores, pin
 from mmattn.train.hub import LOOPBACK, PARENT, free_port
 
 GRACE = 10.0  # seconds in which processes may end before they are killed
@@ -62,7 +62,7 @@ def launch(count: int, command: Sequence[str]) -> None:
             *("--distributed.coordinator", f"{LOOPBACK}:{free_port()}"),
             *("--distributed.num-processes", str(count), "--distributed.process-id"),
         )
-        cores = core_numbers()
+        cores = own_cores()
         for number in range(count):
             own = cores[number * len(cores) // count : (number + 1) * len(cores) // count]
             own = own or [cores[number % len(cores)]]
@@ -73,7 +73,6 @@ def launch(count: int, command: Sequence[str]) -> None:
 
 def _start(number: int, command: Sequence[str], own: list[int], output: IO[str]) -> Member:
     """Start a process on its own cores or, where the system leaves no choice, on as many."""
-    pin = getattr(os, "sched_setaffinity", None)
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         env={
@@ -86,7 +85,7 @@ def _start(number: int, command: Sequence[str], own: list[int], output: IO[str])
         stdout=output if number else None,
         stderr=output if number else None,
         start_new_session=True,  # a signal from the terminal comes through this process, once
-        preexec_fn=pin and partial(pin, 0, own),
+        preexec_fn=partial(pin, own),
     )
     return Member(number, process, output)
 

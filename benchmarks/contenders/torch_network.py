@@ -17,9 +17,9 @@ from benchmarks.contenders.base import (
     lstm_layers,
     reorder_gates,
 )
-from benchmarks.machine import cores
 from benchmarks.work import Work
 from mmattn.data.batches import Batch, Sequence
+from mmattn.machine import cores
 
 
 class Frames(NamedTuple):

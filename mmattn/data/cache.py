@@ -12,7 +12,6 @@ a half-written one is never seen; what a killed process leaves is removed by the
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from mmattn.console import progress
 from mmattn.data.clips import BadClip, Clip, Ragged, Stream, decode_clip
@@ -37,6 +37,7 @@ from mmattn.errors import UserError
 FORMAT = 3  # to be raised when reading or packing changes
 SHARD = 2**32  # bytes of frames in a file; more only where a single clip is longer
 THREADS = 4
+OPEN_MAX = 10_240  # files of a process on macOS, whatever its limit says
 CHUNK = 64  # files read ahead, so that few clips are in memory
 PLACE = np.dtype([(modality, np.int64, 3) for modality in MODALITIES] + [("extractor", np.int64)])
 """Of a clip: shard, first row and frames of each modality; the number of its extractor."""
@@ -164,8 +165,9 @@ def _load(folder: Path) -> Pack | None:
 def _allow_files() -> None:
     """Let this process open as many files as it may: each that is mapped stays open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = OPEN_MAX if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _map_stream(folder: Path, modality: str, index: dict, places: np.ndarray) -> Ragged:
@@ -315,30 +317,19 @@ def _building(folder: Path) -> Iterator[Path]:
     """A new folder to build in, locked while the block runs and removed if it is still there."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with _locked(folder / "lock"):
+        with FileLock(folder / "lock"):
             _remove_leftovers(folder)
             build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
-            stack.enter_context(_locked(build / "lock"))
+            stack.enter_context(FileLock(build / "lock"))
             stack.callback(shutil.rmtree, build, ignore_errors=True)
         yield build
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file; without `wait`, BlockingIOError if another process has it."""
-    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(handle)
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what killed processes were building: a lock goes with its process."""
     for leftover in folder.glob(".build-*"):
-        in_use_or_gone = contextlib.suppress(BlockingIOError, FileNotFoundError)
-        with in_use_or_gone, _locked(leftover / "lock", wait=False):
+        in_use_or_gone = contextlib.suppress(Timeout, FileNotFoundError)
+        with in_use_or_gone, FileLock(leftover / "lock", timeout=0):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -346,7 +337,7 @@ def _publish(build: Path, target: Path) -> None:
     """Put a finished pack in its place, unless another process has put the same there."""
     for path in (*build.iterdir(), build):
         _sync(path)
-    with _locked(target.parent / "lock"):
+    with FileLock(target.parent / "lock"):
         if _load(target):
             return
         if target.exists():  # damaged; as a leftover it is removed later
@@ -358,7 +349,7 @@ def _publish(build: Path, target: Path) -> None:
 
 def _remember(folder: Path, signature: str, key: str) -> None:
     """Note which pack belongs to files as they are now, for a quick second start."""
-    with _locked(folder / "lock"):
+    with FileLock(folder / "lock"):
         (folder / "index").mkdir(exist_ok=True)
         partial = folder / "index.partial"
         partial.write_text(key)

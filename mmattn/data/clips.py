@@ -17,6 +17,7 @@ import numpy as np
 from mmattn.config import Modality
 from mmattn.data.extractor import parse_extractor
 from mmattn.data.names import parse_name
+from mmattn.machine import c_function
 
 MIN_FRAMES = 5
 ATTEMPTS = 5
@@ -37,8 +38,7 @@ _UNREADABLE = (
 
 
 # That of Python's mmap would keep all threads waiting with it.
-_madvise = ctypes.CDLL(None).madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_madvise = c_function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class BadClip(Exception):
@@ -110,7 +110,10 @@ class Ragged:
         """Have the system begin to read one clip, if its shard is a memory-mapped file.
 
         It waits only while the disk's queue is full, so that the disk has many reads to do at once.
+        Where the C library has no madvise, frames are read when they are used.
         """
+        if _madvise is None:
+            return
         start, length = int(self.starts[index]), int(self.lengths[index])
         for address, row in self._mapped[self.shard[index]] if length else ():
             first, stop = address + start * row, address + (start + length) * row

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -16,11 +17,14 @@ import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct
 
 from mmattn.console import complain
-from mmattn.files import CACHE, processor
+from mmattn.files import CACHE
+from mmattn.machine import processor
 
 SOURCE = Path(__file__).with_name("lstm.cc")
+# Apple's clang may not know -march=native on ARM.
+TUNED = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w"),
+    *("-std=c++17", "-O3", TUNED, "-fPIC", "-shared", "-w"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 

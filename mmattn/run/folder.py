@@ -1,7 +1,5 @@
 """The files of a run's folder that say what the run is."""
 
-import fcntl
-import os
 import platform
 import subprocess
 import sys
@@ -12,11 +10,15 @@ from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from mmattn.config import ExperimentConfig, config_from_json
 from mmattn.errors import UserError
 from mmattn.files import read_json, write_json
+from mmattn.machine import cores
 from mmattn.model import native
 
+LOCK = ".lock"
 SIDES = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
@@ -25,7 +27,12 @@ def check_new(folder: Path) -> None:
     """UserError if a run or anything else is in the folder."""
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a run; go on with --resume, or choose another --out")
-    others = [path.name for path in folder.iterdir() if path.name != "train.log"]
+    check_empty(folder)
+
+
+def check_empty(folder: Path) -> None:
+    """UserError if there is more in the folder than what every start writes."""
+    others = [path.name for path in folder.iterdir() if path.name not in (LOCK, "train.log")]
     if others:
         raise UserError(f"--out {folder}: expected a new or empty folder, it has {others[0]}")
 
@@ -33,14 +40,12 @@ def check_new(folder: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder; UserError if another process does."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
+        held = FileLock(folder / LOCK, timeout=0).acquire()
+    except Timeout as error:
         raise UserError(f"{folder}: another process is at work on this run") from error
-    finally:
-        os.close(descriptor)
+    with held:
+        yield
 
 
 def read_config(folder: Path) -> ExperimentConfig:
@@ -131,7 +136,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "lstm": "native" if native.usable() else "scan",
         "command": sys.argv,
         "commit": _commit(),

@@ -1,9 +1,7 @@
 """Runs the trainings of a study over all cores; what is done stays done."""
 
-import contextlib
 import io
 import multiprocessing
-import os
 import shutil
 import threading
 import time
@@ -22,8 +20,9 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import make_split
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, read_json, write_bytes, write_json
+from mmattn.machine import own_cores, pin
 from mmattn.run.baseline import corpus_statistics, test_baseline
-from mmattn.run.folder import locked
+from mmattn.run.folder import check_empty, locked
 from mmattn.study.measure import Measures, measure
 from mmattn.study.plan import SPLIT_SEED, Study
 from mmattn.train.checkpoints import Checkpoints
@@ -116,8 +115,7 @@ def _tasks(study: Study, folder: Path) -> list[Task]:
 def _check_same(study: Study, folder: Path) -> None:
     path, about = folder / "study.json", study.to_json()
     if not path.exists():
-        if others := [other.name for other in folder.iterdir()]:
-            raise UserError(f"{folder}: expected a new or empty folder, it has {others[0]}")
+        check_empty(folder)
         write_json(path, about)
     elif read_json(path) != about:
         raise UserError(f"{folder} holds another study; choose another --out, or its options")
@@ -128,7 +126,7 @@ def _check_same(study: Study, folder: Path) -> None:
 def _run(tasks: list[Task], workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
-    for core, _ in zip(cycle(sorted(os.sched_getaffinity(0))), range(workers), strict=False):
+    for core, _ in zip(cycle(own_cores()), range(workers), strict=False):
         cores.put(core)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (cores,))
     try:
@@ -151,8 +149,7 @@ def _run(tasks: list[Task], workers: int) -> None:
 
 def _start_worker(cores: multiprocessing.Queue) -> None:
     """Take a core for this process: threads of several trainings would only be in the way."""
-    with contextlib.suppress(OSError):  # where processes cannot be bound to a core
-        os.sched_setaffinity(0, {cores.get()})
+    pin([cores.get()])
     be_quiet()
     start_jax(1, batch=1)
 

@@ -1,6 +1,5 @@
 """A study as a whole: from its options to its results."""
 
-import os
 import shlex
 import sys
 import time
@@ -12,6 +11,7 @@ from mmattn.console import say
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import folds_at_hand
 from mmattn.errors import UserError
+from mmattn.machine import cores
 from mmattn.study.plan import Block, Study
 from mmattn.study.report import write_results
 from mmattn.study.runner import run_cells
@@ -36,8 +36,7 @@ def run_study(
     Raises:
         UserError: bad options or input; see also `run_cells`.
     """
-    cores = len(os.sched_getaffinity(0))
-    count = cores if workers == "auto" else int(workers)
+    count = cores() if workers == "auto" else int(workers)
     for option, value in (("workers", count), ("seeds", study.seeds if seeds is None else seeds)):
         if value < 1:
             raise UserError(f"--{option} {value}: expected 1 or more")

@@ -11,7 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmattn.files import CACHE, cores, processor
+from mmattn.files import CACHE
+from mmattn.machine import c_function, cores, processor
 from mmattn.train import processes
 
 AXIS = "devices"
@@ -34,8 +35,8 @@ def start_jax(devices: int | str, batch: int) -> int:
             cannot be divided among the processes.
     """
     each = processes.count()
-    most = min(processes.exchange(cores()))
-    fitting = (n for n in range(1, min(most, batch // each) + 1) if batch % (n * each) == 0)
+    fewest = min(processes.exchange(cores()))
+    fitting = (n for n in range(1, min(fewest, batch // each) + 1) if batch % (n * each) == 0)
     count = each * max(fitting, default=1) if devices == "auto" else int(devices)
     if each > batch:
         raise processes.agreed(f"{each} processes: more than the {batch} clips of --train.batch")
@@ -78,7 +79,7 @@ def _keep_memory() -> None:
 
     Everything comes from one heap that never shrinks, because only such memory is used again.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = c_function("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is not None:
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
             mallopt(option, value)

@@ -384,7 +384,7 @@ def test_options_that_do_not_fit_together(commands):
 
 def test_cores_are_divided_also_where_no_process_can_be_pinned(commands, tmp_path, monkeypatch):
     (tmp_path / "tells.py").write_text(
-        "import sys; from pathlib import Path; from mmattn.files import cores\n"
+        "import sys; from pathlib import Path; from mmattn.machine import cores\n"
         f"Path({str(tmp_path)!r}, sys.argv[-1]).write_text(str(cores()))\n"
     )
     (tmp_path / "as_on_macos.py").write_text(

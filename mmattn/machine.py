@@ -1,0 +1,56 @@
+"""The machine: its cores, its processor, and what only some systems have."""
+
+import ctypes
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+
+def own_cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """How many cores this process may use; NPROC in the environment says it to XLA too."""
+    return int(os.environ.get("NPROC", 0)) or len(own_cores())
+
+
+def pin(to: Collection[int]) -> None:
+    """Bind this process to cores, where the system can: not on macOS."""
+    if hasattr(os, "sched_setaffinity"):
+        with suppress(OSError):  # a container may forbid it
+            os.sched_setaffinity(0, to)
+
+
+def processor() -> str:
+    """What the processor can do: code that was compiled for one may not run on another."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    with suppress(OSError):  # macOS has no list of all, but a name
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        if name:
+            return f"{platform.machine()} {name}"
+    return platform.platform()
+
+
+def c_function(name: str, *arguments: type) -> Callable[..., int] | None:
+    """A function of the C library with arguments of these ctypes; None where it has none such.
+
+    Other threads run while it is at work.
+    """
+    try:
+        function = getattr(ctypes.CDLL(None), name, None)
+    except (OSError, TypeError):  # a Python that is linked statically; Windows
+        return None
+    if function is not None:
+        function.argtypes = arguments
+    return function
