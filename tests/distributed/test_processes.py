@@ -20,6 +20,8 @@ import pytest
 from mmattn.evaluate.predictions import read_predictions
 from tests.run.ended import assert_same_end, epochs_done, half_written, metrics, wait_until
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 6
 # Where the gradient of a parameter is 0 but for rounding (a bias before batch norm, of a unit that
 # is active in every clip of the first batch), Adam makes a step of any sign and full length of it.
@@ -218,8 +220,10 @@ def hosts() -> Iterator[Hosts]:
     names = tuple(f"mmattn-{os.getpid()}-{number}" for number in range(2))
     with ExitStack() as stack:
         for name in names:
-            if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
-                pytest.skip("machines of their own need root")
+            try:
+                run("ip", "netns", "add", name)
+            except (OSError, subprocess.CalledProcessError):
+                pytest.skip("machines of their own need root and ip")
             stack.callback(run, "ip", "netns", "delete", name)
         ends = ("type", "veth", "peer", "name", "cable", "netns", names[1])
         run("ip", "-n", names[0], "link", "add", "cable", *ends)
@@ -234,6 +238,7 @@ def hosts() -> Iterator[Hosts]:
             process.communicate()
 
 
+@pytest.mark.machine
 def test_two_machines_with_a_cut_cable_and_a_slow_process(commands, runs, hosts, tmp_path):
     """They have no common disk; the end has the same bits."""
     folder = tmp_path / "run"
@@ -263,6 +268,7 @@ def test_two_machines_with_a_cut_cable_and_a_slow_process(commands, runs, hosts,
     assert [path.name for path in (step / "arrays").glob("ocdbt.process_*")] == ["ocdbt.process_0"]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("meaning", ["127.0.1.1", "10.98.0.9"])
 def test_a_name_that_means_no_address_that_others_reach(commands, hosts, tmp_path, meaning):
     """As Debian's installer leaves it, or another machine's."""
@@ -329,19 +335,6 @@ def test_an_error_of_process_0_is_said_once(commands, runs):
     assert text.count("holds a run") == 1
 
 
-def test_an_error_of_another_process_is_shown_with_its_number(commands, tmp_path, monkeypatch):
-    script = tmp_path / "breaks.py"
-    script.write_text(
-        "import sys, time\n"
-        "if sys.argv[-1] == '0': time.sleep(60)\n"
-        "print('the disk is upside down'); sys.exit(9)\n"
-    )
-    monkeypatch.setitem(commands.environment, "PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
-    text = commands.run("mmattn", "launch", "-n", 2, "--", "breaks", code=9)
-    assert "process 1 of 2 ended with exit code 9; its last lines:" in text
-    assert "the disk is upside down" in text
-
-
 def test_processes_that_do_not_come_are_waited_for_no_longer_than_asked(commands, tmp_path):
     port = free_port()
     shared = (
@@ -375,41 +368,6 @@ def test_ctrl_c_is_heard_while_others_are_waited_for(commands, tmp_path):
     job.send_signal(signal.SIGINT)
     job.communicate(timeout=10)
     assert job.returncode in (-signal.SIGINT, 130)
-
-
-def test_options_that_do_not_fit_together(commands):
-    text = commands.run("experiments.no_aug", "--distributed.num-processes", 2, code=2)
-    assert "there is no --distributed.coordinator" in text
-
-
-def test_cores_are_divided_also_where_no_process_can_be_pinned(commands, tmp_path, monkeypatch):
-    (tmp_path / "tells.py").write_text(
-        "import sys; from pathlib import Path; from mmattn.machine import cores\n"
-        f"Path({str(tmp_path)!r}, sys.argv[-1]).write_text(str(cores()))\n"
-    )
-    (tmp_path / "as_on_macos.py").write_text(
-        "import os; del os.sched_getaffinity, os.sched_setaffinity; os.cpu_count = lambda: 5\n"
-        "from mmattn.launch import launch; launch(2, ['tells'])\n"
-    )
-    monkeypatch.setitem(commands.environment, "PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
-    commands.run("as_on_macos")
-    assert [(tmp_path / name).read_text() for name in "01"] == ["2", "3"]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["-n", 0, "--", "experiments.no_aug"], "-n 0: expected 1 process or more"),
-        (["-n", 2], "expected a module after --"),
-        (["-n", 2, "--", "experiments.compare"], "experiments.compare is a study"),
-        (
-            ["-n", 2, "--", "experiments.no_aug", "--distributed.timeout", 9],
-            "--distributed.timeout: mmattn launch gives",
-        ),
-    ],
-)
-def test_a_launch_of_nothing(commands, words, said):
-    assert said in commands.run("mmattn", "launch", *words, code=2)
 
 
 SLURM = {
