@@ -149,9 +149,8 @@ class _Hub:
             writer.close()
             return
         self._writers[number] = writer
-        life = asyncio.create_task(_show_life(writer))
+        _life = asyncio.create_task(_show_life(writer))
         why = await _hear(reader, number, lambda line: self._take(number, line))
-        life.cancel()
         writer.close()
         if self._writers.pop(number, None):
             self._tell(_line({"lost": why}))
@@ -183,7 +182,7 @@ async def _hear(reader: StreamReader, number: int, take: Callable[[bytes], None]
 
 
 async def _show_life(writer: StreamWriter) -> None:
-    while True:
+    while not writer.is_closing():
         writer.write(ALIVE)
         await asyncio.sleep(BEAT)
 
