@@ -149,8 +149,9 @@ class _Hub:
             writer.close()
             return
         self._writers[number] = writer
-        _life = asyncio.create_task(_show_life(writer))
+        life = asyncio.create_task(_show_life(writer))
         why = await _hear(reader, number, lambda line: self._take(number, line))
+        life.cancel()
         writer.close()
         if self._writers.pop(number, None):
             self._tell(_line({"lost": why}))
