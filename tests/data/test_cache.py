@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.machine import bytes_from_disk, forget
+from mmattn.data import cache
 from mmattn.data.cache import Rates, open_pack
 from mmattn.data.corpus import Corpus, find_files, open_corpus
 from mmattn.errors import UserError
@@ -130,6 +131,18 @@ def test_more_shards_than_files_may_be_open(corpus_folder, options, monkeypatch)
             open_corpus(config)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_macos_allows_fewer_open_files_than_it_says(monkeypatch):
+    """Its hard limit is none, and a soft limit of none is refused."""
+    asked = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    none = resource.RLIM_INFINITY
+    for soft, expected in ((256, [(10_240, none)]), (20_000, []), (none, [])):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, none))
+        cache._allow_files()
+        assert asked == expected
+        asked.clear()
 
 
 def test_touched_and_moved_files_find_the_same_pack(corpus_folder, options, tmp_path):
