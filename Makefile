@@ -3,21 +3,27 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test test-machine clean
+.PHONY: run test test-all lint test-machine clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m experiments.no_aug
 
-# Three workers suit two cores: much of the time tests wait for machines to boot or to end.
-test: $(VENV)/installed-test test-machine
+# The quick tests: they need no root and nothing outside of $(VENV).
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not machine and not browser"
+
+# All tests, or those of some marks: MARKS="slow or machine or browser" are those that `test` leaves
+# out. Three workers suit two cores: tests wait for machines to boot or to end.
+test-all: lint test-machine
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "$(MARKS)"
+
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 3 --dist worksteal
 
-# What the tests of remote training boot as "the instance", what speaks and fetches clips, and what
-# opens the pages; tests are skipped where it cannot be had. Only Debian has a Chromium that is no
-# snap.
-MACHINE = openssh-client rsync iproute2 mmdebstrap systemd-container espeak-ng git-lfs
+# What the tests of remote training boot as "the instance", what fetches clips, and what opens the
+# pages; tests are skipped where it cannot be had. Only Debian has a Chromium that is no snap.
+MACHINE = openssh-client rsync iproute2 mmdebstrap systemd-container git-lfs
 BROWSER = chromium chromium-driver
 test-machine:
 	@packages="$(MACHINE)"; \

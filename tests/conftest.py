@@ -1,17 +1,31 @@
-"""Four CPU devices, and runs of the real commands that share their compilations."""
+"""Four CPU devices, and the real commands in processes that share imports and compilations."""
 
 import fcntl
+import multiprocessing
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+# Here and in processes of the tests, because compiling takes longer than what is compiled.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+# A shell gives what it starts in the background SIGINT ignored, and so would the tests' processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A run of a few seconds on the built-in corpus.
 TINY = (
@@ -20,30 +34,26 @@ TINY = (
     *("--data.synthetic.video-width", "6", "--data.buckets", "2"),
     *("--model.audio-units", "8", "--model.video-units", "8"),
     *("--model.head-units", "16", "--model.head-dropout", "0.3"),
-    *(
-        "--train.epochs",
-        "12",
-        "--train.patience",
-        "12",
-        "--train.batch",
-        "8",
-        "--train.steps-per-dispatch",
-        "2",
-    ),
+    *("--train.epochs", "12", "--train.patience", "12"),
+    *("--train.batch", "8", "--train.steps-per-dispatch", "2"),
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """The longest test goes first, so that all workers end at about the same time."""
+    """Mark what opens pages; the longest test goes first, so that all workers end together."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("browser")
     items.sort(key=lambda item: item.path.name != "test_whole.py")
 
 
-# For processes in which compiling takes longer than what is compiled.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Third-party libraries that the commands import, which takes seconds.
+HEAVY = ("flax.nnx", "optax", "orbax.checkpoint", "sklearn.linear_model", "matplotlib.figure")
 
 
 class Commands:
-    """Starts the project's commands as a user does, in processes of their own."""
+    """The project's commands as a user starts them, in processes of their own."""
 
     tiny = TINY
 
@@ -52,14 +62,21 @@ class Commands:
         self.environment = {
             **os.environ,
             "COLUMNS": "100",
-            "XLA_FLAGS": QUICK,
             "JAX_COMPILATION_CACHE_DIR": str(common / "compilations"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
             "PYTHONWARNINGS": "error",
         }
+        self.forks = multiprocessing.get_context("forkserver")
+        self.forks.set_forkserver_preload(list(HEAVY))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            patch.delenv("PYTHONWARNINGS")  # some of what a fork warns of
+            forkserver.ensure_running()
 
     def start(self, module: str, *options: object) -> subprocess.Popen:
+        """Start `python -m module`, for a test that does something to the process."""
         return subprocess.Popen(
             [sys.executable, "-m", module, *map(str, options)],
             env=self.environment,
@@ -69,12 +86,33 @@ class Commands:
         )
 
     def run(self, module: str, *options: object, code: int = 0) -> str:
-        """Run to the end, check the exit code, return what was printed."""
-        process = self.start(module, *options)
-        text, _ = process.communicate(timeout=300)
-        assert process.returncode == code, text
+        """Run to the end, check the exit code, return what was printed.
+
+        The process is the fork of one that has imported the heavy libraries already.
+        """
+        words = [module, *map(str, options)]
+        with tempfile.NamedTemporaryFile("r", dir=self.common) as output:
+            process = self.forks.Process(target=_run, args=(words, output.name))
+            process.start()
+            try:
+                process.join()
+            finally:
+                process.kill()
+            text = output.read()
+        assert process.exitcode == code, text
         assert "Traceback" not in text
         return text
+
+
+def _run(words: list[str], output: str) -> None:
+    """Be `python -W error -m` with its words, and write what is printed to a file."""
+    os.environ["PYTHONWARNINGS"] = "error"
+    warnings.simplefilter("error")
+    descriptor = os.open(output, os.O_WRONLY)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +144,11 @@ def made_once(commands) -> Callable[[str, Callable[[Path], object]], Path]:
 @pytest.fixture(scope="session")
 def tiny_run(commands, made_once, tmp_path_factory) -> Path:
     """The folder of a complete small run on two devices; each worker has a copy."""
-    made = made_once(
-        "tiny", lambda to: commands.run("experiments.no_aug", *TINY, "--devices", 2, "--out", to)
-    )
+
+    def make(to: Path) -> None:
+        process = commands.start("experiments.no_aug", *TINY, "--devices", 2, "--out", to)
+        text, _ = process.communicate()
+        assert process.returncode == 0, text
+
+    made = made_once("tiny", make)
     return Path(shutil.copytree(made, tmp_path_factory.mktemp("run") / "tiny"))

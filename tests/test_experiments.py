@@ -33,6 +33,7 @@ def feature_files(commands, tmp_path_factory):
     return folder / "RAVDESS"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_experiment_runs(commands, feature_files, tmp_path, name):
     config = CONFIGS[name]

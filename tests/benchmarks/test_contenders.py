@@ -35,6 +35,7 @@ JOB = Job(
     config=replace(CONFIG, model=MODEL, data=replace(CONFIG.data, buckets=1)),
     scale=SCALE,
 )
+pytestmark = pytest.mark.slow
 PEERS = [name for name in contenders.CONTENDERS if name != "ours"]
 
 

@@ -44,6 +44,7 @@ ENTRY %main (state: f32[5]) -> pred[2,4] {
 """
 
 
+@pytest.mark.slow
 def test_processes_are_measured_and_the_page_is_written(commands, tmp_path):
     page = tmp_path / "page.md"
     text = commands.run(

@@ -45,6 +45,7 @@ def test_the_time_that_items_are_waited_for(monkeypatch):
     assert not any(waits)
 
 
+@pytest.mark.slow
 def test_the_share_of_a_real_training_that_waits(tmp_path):
     sizes = SyntheticConfig(clips=72, speakers=8, video_width=6, audio_width=4, audio_rate=10)
     config = replace(TINY, data=replace(TINY.data, synthetic=sizes))
@@ -79,6 +80,7 @@ def test_forgotten_files_are_as_they_were(tmp_path):
     assert path.read_bytes() == b"content"
 
 
+@pytest.mark.slow
 def test_the_command_measures_what_it_says(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)

@@ -144,6 +144,7 @@ def test_every_number_of_devices_is_measured_with_every_kind_of_scaling(monkeypa
         assert (one["most"], one["clips_per_s"], one["least"]) == (most, most - 1, most - 2)
 
 
+@pytest.mark.slow
 def test_the_command_measures_what_it_says(tmp_path):
     path = tmp_path / "found.json"
     options = {"devices": (1,), "batch": 12, "steps_per_dispatch": (2,), "simulated": ()}
@@ -156,6 +157,7 @@ def test_the_command_measures_what_it_says(tmp_path):
     assert found["best"]["devices"] == 1 and 12 % found["best"]["auto"] == 0
 
 
+@pytest.mark.slow
 def test_a_process_on_several_devices():
     job = Job("overhead", 3, (3,), (2,), TINY, SMALL)
     ((found,),) = measure([job], 1, "Measuring")

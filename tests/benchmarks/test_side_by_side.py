@@ -146,6 +146,7 @@ def test_a_job_survives_the_command_line():
     assert job_from_json(JOB.to_json()) == JOB
 
 
+@pytest.mark.slow
 def test_a_worker_works_until_it_dies_which_one_message_says():
     with started(JOB) as worker:
         answer = worker.round()
@@ -156,6 +157,7 @@ def test_a_worker_works_until_it_dies_which_one_message_says():
             worker.round()
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_says_why():
     broken = replace(JOB, scale=replace(JOB.scale, clips=3))
     with pytest.raises(UserError, match=r"(?s)ours ended with code 1.*fewer than 2 of them"):

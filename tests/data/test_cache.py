@@ -236,7 +236,7 @@ def start_slow_builder(root: Path, folder: Path) -> subprocess.Popen:
 
 
 def end_of(process: subprocess.Popen) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     return process.returncode, errors
 
 

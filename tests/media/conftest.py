@@ -11,17 +11,15 @@ from scipy.io import wavfile
 
 from mmattn.errors import UserError
 from mmattn.media.models import FOLDER, fetch_face_models
-from tests.media.talking import Truth, speech, write_clip, write_talking
+from tests.media.talking import Truth, babble, write_clip, write_talking
 
 Talking = Callable[..., tuple[Path, Truth]]
 
 
 @pytest.fixture(scope="session")
-def spoken(tmp_path_factory) -> tuple[np.ndarray, int]:
-    """3.9 seconds of speech: samples [n] and their rate."""
-    if shutil.which("espeak-ng") is None:
-        pytest.skip("espeak-ng is not installed: it speaks the texts of the clips")
-    return speech(tmp_path_factory.mktemp("speech"))
+def spoken() -> tuple[np.ndarray, int]:
+    """3.9 seconds of babble: samples [n] and their rate."""
+    return babble()
 
 
 @pytest.fixture(scope="session")

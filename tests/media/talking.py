@@ -1,10 +1,9 @@
-"""Clips of a face that talks: a photograph whose mouth follows the loudness of spoken text.
+"""Clips of a face that talks: a photograph whose mouth follows the loudness of babble.
 
-The photograph is scikit-image's astronaut (NASA, in the public domain); espeak-ng speaks; PyAV
-encodes. What is where at which time is known, so decoding and extraction can be held against it.
+The photograph is scikit-image's astronaut (NASA, in the public domain); PyAV encodes. What is where
+at which time is known, so decoding and extraction can be held against it.
 """
 
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,12 +13,11 @@ from pathlib import Path
 import av
 import numpy as np
 import skimage
-from scipy.io import wavfile
 from scipy.ndimage import gaussian_filter1d, map_coordinates
-from scipy.signal import resample_poly
 from skimage.transform import resize
 
-TEXT = "Kids are talking by the door. Dogs are sitting by the door."
+RATE, SECONDS = 44100, 3.93  # of the babble
+FORMANTS = np.array([(700, 1200, 2500), (300, 2200, 2900), (400, 800, 2300)])  # Hz: a, i, o
 LEVELS = 16  # openings of the mouth that are drawn
 # In pixels of the photograph, [x, y]: middles of the face and of a part without one.
 FACE, SUIT = np.array([224.0, 124.0]), np.array([190.0, 370.0])
@@ -48,12 +46,24 @@ class Truth:
     delay: float  # seconds that the picture is later than the sound
 
 
-def speech(folder: Path, text: str = TEXT) -> tuple[np.ndarray, int]:
-    """Spoken text: samples [n] float32 in -1..1, and their rate, 44,100 Hz."""
-    path = folder / "speech.wav"
-    subprocess.run(["espeak-ng", "-s", "160", "-w", str(path), text], check=True)
-    rate, samples = wavfile.read(path)
-    return resample_poly(samples.astype(np.float32) / 32768, 2, 1), 2 * rate
+def babble() -> tuple[np.ndarray, int]:
+    """Syllables of unequal length and loudness: samples [n] float32 in -1..1, and their rate."""
+    rng = np.random.default_rng(1)
+    time = np.arange(round(SECONDS * RATE)) / RATE
+    pitch = 120 + 25 * np.sin(2 * np.pi * 0.4 * time)  # Hz
+    harmonics = np.arange(1, 30) * pitch[:, None]
+    phase = np.cumsum(harmonics, axis=0) * 2 * np.pi / RATE
+    vowels = [
+        (np.sin(phase) / (1 + ((harmonics[..., None] - formants) / 90) ** 2).min(-1)).sum(1)
+        for formants in FORMANTS
+    ]
+    samples, start = np.zeros_like(time), 0.1
+    while start < SECONDS - 0.4:
+        length = rng.uniform(0.12, 0.35)
+        shape = np.sin(np.pi * ((time - start) / length).clip(0, 1)) ** 2
+        samples += rng.uniform(0.3, 1) * shape * vowels[rng.integers(len(vowels))]
+        start += length * rng.uniform(0.7, 1.3)
+    return (0.8 * samples / np.abs(samples).max()).astype(np.float32), RATE
 
 
 def envelope(samples: np.ndarray, rate: int, times: np.ndarray) -> np.ndarray:

@@ -126,6 +126,7 @@ def test_sound_that_comes_later_is_taken(ravdess_clips, config, tmp_path):
     assert set(read_streams(tmp_path / "to" / f"{clip.stem}.npz")[0]) == {"audio", "video"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_and_leaves_no_process_or_half_file(
     commands, talking, face_models, tmp_path
 ):
@@ -140,7 +141,7 @@ def test_ctrl_c_ends_it_and_leaves_no_process_or_half_file(
     children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == job.pid]
     assert children
     job.send_signal(signal.SIGINT)
-    words, _ = job.communicate(timeout=30)
+    words, _ = job.communicate()
     assert job.returncode == 130 and "interrupted" in words and "Traceback" not in words
     for child in children:
         while _parent(Path("/proc") / str(child)) is not None:
@@ -174,6 +175,7 @@ def die_at_three(job: Job, config: ExtractConfig) -> str:
     return job.clip.name
 
 
+@pytest.mark.slow
 def test_a_clip_that_kills_its_process_takes_no_other_with_it():
     jobs = [Job(Path(str(number)), Path()) for number in range(12)]
     found = {
@@ -187,6 +189,7 @@ def test_a_missing_model_is_one_error(folder, tmp_path):
         extract_clips([folder], tmp_path / "to", ExtractConfig(models=tmp_path), 2)
 
 
+@pytest.mark.slow
 def test_the_commands(commands, folder, face_models, tmp_path):
     """As a user types them; `align` on clips and on what was extracted agrees."""
     to = tmp_path / "features"

@@ -26,6 +26,7 @@ def test_it_computes_what_the_scans_compute(frames, clips, features, units, with
     compare(frames, clips, features, units, with_dx, reverse)
 
 
+@pytest.mark.slow
 @needs_kernel
 @pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")

@@ -54,6 +54,7 @@ def write_clips(folder: Path) -> None:
         )
 
 
+@pytest.mark.machine
 def test_a_run_needs_less_memory_than_its_corpus(commands, tmp_path, capped):
     group, used = capped
     write_clips(tmp_path / "clips")

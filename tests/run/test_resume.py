@@ -20,6 +20,7 @@ def go_on(commands, folder: Path):
     return commands.start("experiments.no_aug", *begun, "--out", folder)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(commands, tiny_run, tmp_path):
     folder, wait = tmp_path / "killed", random.Random(0)
     for number in range(4):
@@ -31,7 +32,7 @@ def test_killed_at_random_moments(commands, tiny_run, tmp_path):
         text, _ = process.communicate()
         assert number == 0 or "resumed after epoch" in text
     process = go_on(commands, folder)
-    text, _ = process.communicate(timeout=300)
+    text, _ = process.communicate()
     assert process.returncode == 0, text
     assert "resumed after epoch" in text
     assert_same_end(folder, tiny_run)
@@ -55,7 +56,7 @@ def test_sigterm_saves_inside_an_epoch(commands, tiny_run, tmp_path):
     process = go_on(commands, folder)
     wait_until(lambda: epochs_done(folder) >= 1, process)
     process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate()
     assert process.returncode == 75
     assert "SIGTERM" in text and "--resume" in text and "Traceback" not in text
     about = Checkpoints(folder).about("latest")
@@ -77,6 +78,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.machine
 def test_full_disk_keeps_the_last_checkpoint(commands, tiny_run, small_disk):
     folder = small_disk / "run"
     process = go_on(commands, folder)
@@ -85,7 +87,7 @@ def test_full_disk_keeps_the_last_checkpoint(commands, tiny_run, small_disk):
     with pytest.raises(OSError, match="No space left"), open(filler, "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate()
     assert process.returncode == 2, text
     assert "no space left on the disk while writing" in text and "Traceback" not in text
     about = Checkpoints(folder).about("latest")

@@ -11,7 +11,7 @@ from mmattn.train.shifts import OFFSETS, TEMPOS
 from tests.study.small import CONFIG
 
 
-@pytest.fixture(scope="module", params=["concat", "cross"])
+@pytest.fixture(scope="module", params=["concat", pytest.param("cross", marks=pytest.mark.slow)])
 def measured(request):
     """An untrained network's measures, its predictions, and the labels."""
     from dataclasses import replace

@@ -167,8 +167,13 @@ def save(folder, arrays) -> None:
     np.savez(folder / FILE, **arrays)
 
 
-def test_a_study_is_compared_to_the_reference_and_the_baseline(study):
-    concat, cross = compare(*study)
+@pytest.fixture(scope="module")
+def found(study):
+    return compare(*study)
+
+
+def test_a_study_is_compared_to_the_reference_and_the_baseline(found):
+    concat, cross = found
     assert (concat.fusion, cross.fusion) == ("concat", "cross")
     assert (concat.speakers, concat.clips) == (SPEAKERS, 96)
     difference = find(concat.rows, "uar", "audio_aug").difference
@@ -180,14 +185,13 @@ def test_a_study_is_compared_to_the_reference_and_the_baseline(study):
     assert concat.validation_uar == pytest.approx({REFERENCE: 0.9, "audio_aug": 0.6})
 
 
-def test_accuracy_by_the_time_of_the_cues(study):
-    concat, _ = compare(*study)
+def test_accuracy_by_the_time_of_the_cues(found):
+    concat, _ = found
     curve = next(curve for curve in concat.by_cue_time if curve.arm == REFERENCE)
     assert [point.value for point in curve.points] == pytest.approx([0.9] * 4, abs=0.1)
 
 
-def test_all_results_are_written(study, tmp_path):
-    found = compare(*study)
+def test_all_results_are_written(found):
     table = list(csv.DictReader(to_csv(found).splitlines()))
     row = next(row for row in table if (row["measure"], row["arm"]) == ("uar", "audio_aug"))
     assert float(row["difference"]) == find(found[0].rows, "uar", "audio_aug").difference.value
@@ -196,10 +200,9 @@ def test_all_results_are_written(study, tmp_path):
     assert "supported" in text
 
 
-def test_plots_are_drawn(study, tmp_path):
-    found = compare(*study)[0]
+def test_plots_are_drawn(found, tmp_path):
     for draw in (plot_differences, plot_curves_over):
-        draw(found, tmp_path / "plot.png")
+        draw(found[0], tmp_path / "plot.png")
         image = imread(tmp_path / "plot.png")[..., :3]
         inked = (image < 0.9).any(-1)
         assert 0.005 < inked.mean() < 0.5
@@ -207,5 +210,5 @@ def test_plots_are_drawn(study, tmp_path):
         assert not edges.any()  # nothing is cut off
 
 
-def test_the_same_measures_give_the_same_results(study):
-    assert to_csv(compare(*study)) == to_csv(compare(*study))
+def test_the_same_measures_give_the_same_results(study, found):
+    assert to_csv(compare(*study)) == to_csv(found)
