@@ -72,6 +72,7 @@ def test_processes_are_measured_and_the_page_is_written(commands, tmp_path):
     assert "## The model" in page.read_text() and page.with_suffix(".png").exists()
 
 
+@pytest.mark.slow
 def test_the_page_is_what_its_measurements_say(tmp_path):
     """Nobody changes a number by hand, or the model without writing the page again."""
     (tmp_path / "below").mkdir()

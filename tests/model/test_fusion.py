@@ -231,6 +231,7 @@ def test_no_neighbour_is_cut_off_at_any_tempo(kind):
         np.testing.assert_array_equal(found[clip, : len(here)], near.sum(1))
 
 
+@pytest.mark.slow
 def test_memory_grows_linearly_with_time():
     rates, window = (20, 10), 0.25
     regular = [ragged([np.arange(10 * rate) / rate]) for rate in rates]

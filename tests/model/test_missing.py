@@ -102,7 +102,7 @@ def probabilities(output: Output) -> np.ndarray:
     return np.asarray(jax.nn.softmax(output.logits))
 
 
-@pytest.mark.parametrize("fusion", MODELS)
+@pytest.mark.parametrize("fusion", ["concat", pytest.param("cross", marks=pytest.mark.slow)])
 def test_it_is_predicted_as_one_with_invalid_frames(kernel, fusion, whole, lacking, monkeypatch):
     predict_of = partial(predict, clips=CLIPS, model=MODELS[fusion])
     (_, complete), (_, found) = predict_of(whole), predict_of(lacking)

@@ -74,6 +74,7 @@ def test_a_nan_stays_in_its_clip():
     assert broken.tolist() == [[False] * 8, *[[row == 4 for row in range(8)]] * 2]
 
 
+@pytest.mark.slow
 def test_a_library_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "CACHE", tmp_path)
     compiler = native.find_compiler()

@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from selenium import webdriver
@@ -13,6 +14,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
+T = TypeVar("T")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
@@ -98,9 +100,11 @@ class Page:
             self.command(
                 "Input.dispatchMouseEvent", type="mouseMoved", x=left + shift, y=top, button="none"
             )
-        return WebDriverWait(self.driver, 5).until(
-            lambda _: self.text(f"#{name} .hoverlayer"), f"no hover text on {name}"
-        )
+        return self.wait(lambda: self.text(f"#{name} .hoverlayer"))
+
+    def wait(self, ready: Callable[[], T]) -> T:
+        """What `ready` returns as soon as it is true."""
+        return WebDriverWait(self.driver, 60).until(lambda _: ready())
 
     def complaints(self) -> list[dict]:
         return self.driver.get_log("browser")

@@ -306,8 +306,7 @@ def test_dark_screens_get_dark_plots(browser, run_page):
     browser.open(run_page, colours="dark")
     assert browser.run(colour) == "rgb(20, 23, 27)"
     browser.prefer("light")
-    browser.run("return new Promise((done) => setTimeout(done, 200))")
-    assert browser.run(colour) == "rgb(255, 255, 255)"
+    browser.wait(lambda: browser.run(colour) == "rgb(255, 255, 255)")
 
 
 def test_a_study_draws_its_verdicts_forests_and_curves(browser, study_page):

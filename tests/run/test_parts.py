@@ -100,14 +100,12 @@ def test_the_page_of_folds_has_the_pooled_scores(commands, run):
     assert (run / "report.html").read_bytes() == before
 
 
-def test_the_page_of_a_committee(commands, tmp_path):
-    options = [*commands.tiny, "--devices", 2, "--train.epochs", 1, "--members", 2]
-    commands.run("experiments.no_aug", *options, "--out", tmp_path / "run")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    before = (tmp_path / "run" / "report.html").read_bytes()
+def test_the_page_of_a_committee(commands, committee):
+    summary = json.loads((committee / "summary.json").read_text())
+    before = (committee / "report.html").read_bytes()
     page = before.decode()
     for side in ("validation", "test"):
         assert all(interval_text(score) in page for score in summary[side].values())
     assert "as member0 alone sees them" in page
-    commands.run("mmattn", "report", tmp_path / "run")
-    assert (tmp_path / "run" / "report.html").read_bytes() == before
+    commands.run("mmattn", "report", committee)
+    assert (committee / "report.html").read_bytes() == before

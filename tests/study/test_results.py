@@ -128,6 +128,7 @@ def test_agreement_of_seeds():
     assert np.isnan(seed_agreement([first, twin])).all()
 
 
+@pytest.mark.slow
 def test_agreement_of_seeds_has_the_error_of_its_pairs():
     """Unrelated attention: the t of the pseudo-values is beyond its 95 % as often as it should."""
     beyond = 0

@@ -155,6 +155,7 @@ def test_any_number_of_devices_gives_the_same_training(one_device, count):
     assert_same_run(train(count), one_device)
 
 
+@pytest.mark.slow
 def test_cross_attention_and_augmented_mixed_clips_train_alike_on_any_number_of_devices():
     expected = train(1, model=CROSS, augment=AUGMENT)
     assert_same_run(train(4, model=CROSS, augment=AUGMENT), expected, size=2e-5)
