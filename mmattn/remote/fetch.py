@@ -1,6 +1,6 @@
 """Results from the machine: consistent, verified, and never in the place of something better.
 
-The machine makes a consistent copy of hard links (`instance/outbox.py`) and says what is in it.
+The machine makes a consistent copy of hard links (`agent/outbox.py`) and says what is in it.
 What is not here yet goes to a folder beside the run's, is verified there, and only then moved in.
 """
 

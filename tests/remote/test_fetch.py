@@ -28,7 +28,9 @@ from mmattn.remote.cloud import CloudError
 from mmattn.remote.fetch import evaluate_command, fetch, fetched_all
 from mmattn.remote.runs import Busy, Member, Run
 from mmattn.remote.ssh import Access, CommandFailed, Machine, RemoteError, Unreachable
+from mmattn.remote.upload import AGENT
 from mmattn.train.checkpoints import Checkpoints
+from tests.remote.programs import program
 from tests.remote.waiting import wait_until
 
 SSH = """#!{python}
@@ -82,10 +84,8 @@ class FolderMachine(Machine):
                 "metrics": rows,
                 "checkpoints": [str(path) for path in kinds],
             }
-        command = [sys.executable, "-m", f"mmattn.remote.instance.{module}"]
-        done = subprocess.run(
-            [*command, self.files / job, *options], capture_output=True, text=True, timeout=timeout
-        )
+        command = program(module, self.files / job, *options)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
         if done.returncode:
             raise CommandFailed(module, done.returncode, done.stderr)
         return json.loads(done.stdout.rpartition("mmattn:")[2])
@@ -640,15 +640,14 @@ class SlowMachine(Machine):
 
 def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monkeypatch):
     base = guest.root / guest.home.lstrip("/") / run.base
-    guest.ssh(f"mkdir -p {run.base}/code/mmattn/remote {run.base}/job")
-    source = Path(module.__file__).parent / "instance"
-    shutil.copytree(source, base / "code/mmattn/remote/instance")
-    spec = {"argv": ["python3", "-c", JOB], "cwd": "../code", "environment": {}}
+    guest.ssh(f"mkdir -p {run.base}/code {run.base}/job")
+    shutil.copytree(AGENT, base / "agent")
+    spec = {"argv": ["python3", "-c", JOB], "cwd": "code", "environment": {}}
     (base / "job/spec.json").write_text(json.dumps(spec))
     guest.run(f"chown -R {guest.user}: {guest.home}/{run.base}")  # only an owner makes hard links
     guest.ssh(
-        f"cd {run.base}/code && setsid -f python3 -m mmattn.remote.instance.supervisor ../job "
-        "</dev/null >>../job/supervisor.log 2>&1"
+        f"cd {run.base} && setsid -f python3 agent supervisor job "
+        "</dev/null >>job/supervisor.log 2>&1"
     )
     known = tmp_path / "known_hosts"
     known.write_text(guest.known_hosts_line)

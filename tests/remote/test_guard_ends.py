@@ -16,13 +16,14 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.remote import control, teardown, user_data
+from mmattn.remote.agent.guard import BEAT_S
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.detached import run_detached
-from mmattn.remote.instance.guard import BEAT_S
 from mmattn.remote.launch import check_end, make_instance, wait_for_login
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import RemoteError
+from mmattn.remote.upload import send_agent
 from tests.remote.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -62,8 +63,7 @@ class Launched:
         wait_for_login(run, machine)
         check_end(run, machine)
         machine.run(f"mkdir -p {run.base}/code {run.base}/job")
-        package = str(PROJECT / "mmattn")
-        machine.rsync("--exclude=__pycache__", package, machine.remote("code/"), progress="code")
+        send_agent(machine)
         run_detached(run, machine, "job", ["python3", "-uc", code])
         run.started = True
         run.save()

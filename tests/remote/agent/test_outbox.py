@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.instance import outbox
-from mmattn.remote.instance.outbox import Busy, make_outbox
+from mmattn.remote.agent import outbox
+from mmattn.remote.agent.outbox import Busy, make_outbox
+from tests.remote.programs import program
 
 
 @pytest.fixture
@@ -254,11 +255,7 @@ def test_on_a_full_disk(base, tmp_path):
 
 
 def run_module(base: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "mmattn.remote.instance.outbox", str(base / "job")],
-        capture_output=True,
-        text=True,
-    )
+    return subprocess.run(program("outbox", base / "job"), capture_output=True, text=True)
 
 
 def test_one_at_a_time(base, monkeypatch):

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.instance import guard
-from mmattn.remote.instance.guard import Config, Memory, Seen, decide, report, taken_away
+from mmattn.remote.agent import guard
+from mmattn.remote.agent.guard import Config, Memory, Seen, decide, report, taken_away
+from tests.remote.programs import program
 from tests.remote.waiting import wait_until
 
 DAY, HOUR = 86400.0, 3600.0
@@ -195,13 +196,6 @@ server.notice = lambda: (200, NOTICE) if Path({notice!r}).exists() else (404, b"
 print("ready", flush=True)
 server.serve_forever()
 """
-# A beat is shorter than on a real machine.
-GUARD = """
-import sys
-from mmattn.remote.instance import guard
-guard.BEAT_S, guard.KILL_S = 0.1, 2.0
-guard.main()
-"""
 SAVE = """
 import signal, sys, time
 def save(*_):
@@ -266,9 +260,9 @@ class Machine:
         path.write_text(json.dumps(config))
         environment = {**os.environ, "PATH": f"{self.tools}:{os.environ['PATH']}"}
         with open(self.tools / "errors", "wb") as errors:
-            return self.inside(
-                sys.executable, "-c", GUARD, str(path), env=environment, stderr=errors
-            )
+            # A beat is shorter than on a real machine.
+            command = program("guard", path, BEAT_S=0.1, KILL_S=2.0)
+            return self.inside(*command, env=environment, stderr=errors)
 
     @property
     def calls(self) -> list[str]:

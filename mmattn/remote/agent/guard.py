@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import ProxyHandler, Request, build_opener
 
-from mmattn.remote.instance.job import LOCK, group_of, is_held, members, signal_job, write_json
+from .job import LOCK, group_of, is_held, members, signal_job, write_json
 
 CONFIG = "/etc/mmattn/guard.json"
 METADATA, METADATA_S = "http://169.254.169.254", 1.0
@@ -206,7 +206,3 @@ def main() -> None:
     while True:
         memory = _try(beat, config, memory) or memory
         time.sleep(BEAT_S)
-
-
-if __name__ == "__main__":
-    main()
