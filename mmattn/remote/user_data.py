@@ -10,7 +10,7 @@ from mmattn.remote import agent
 
 TIMER, GUARD = "mmattn-deadline.timer", "mmattn-guard.service"
 LIMIT = 16 * 1024  # of EC2, before its own encoding
-STOP_S = 85  # for the job to save: a spot machine has 120 s, noticed within 7 of them
+STOP_S = 85  # for the job to save: a spot machine has 120 s, the rest is for fetching that
 _AGENT = "/opt/mmattn/agent"
 _MODULES = ("__init__.py", "__main__.py", "job.py", "guard.py")
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -63,7 +64,7 @@ class FolderMachine(Machine):
         super().__init__(Access("me", "nowhere", 22, home / "known", None), run.folder, run.base)
         self.home, self.job = home, {"state": "running", "start": 1, "exit_code": None}
         self.after_rsync = self.before_rsync = lambda: None
-        self.unreachable = 0
+        self.unreachable, self.guard = 0, None
 
     @property
     def files(self) -> Path:
@@ -80,6 +81,7 @@ class FolderMachine(Machine):
             return {
                 "job": self.job,
                 "complete": (self.files / "run/summary.json").exists(),
+                "guard": self.guard,
                 "part": "",
                 "metrics": rows,
                 "checkpoints": [str(path) for path in kinds],
@@ -556,6 +558,25 @@ def test_watch_follows_to_the_end_through_drops(run, machine, said):
     text = said.read()
     assert text.count("fetched: checkpoints") > 2 and "trying again" in text
     assert "final 24" in text and Run.find(run.name).fetched == "complete"
+
+
+def test_watch_loses_no_time_once_the_machine_is_about_to_end(run, machine, monkeypatch):
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            machine.guard = {"reason": "spot"}
+            machine.checkpoint("latest", 14)
+        elif len(pauses) == 2:
+            machine.unreachable = 3
+        elif len(pauses) == 6:
+            machine.job = {"state": "ended", "start": 1, "exit_code": 75}
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
+    fetch(run, watch=True)
+    assert pauses == [module.POLL_S] + [module.HURRY_S] * 5
+    assert (run.results / "checkpoints/latest/14").is_dir()
 
 
 def test_a_real_run_evaluates_to_the_same_numbers(run, machine, tiny_run, commands):
