@@ -22,6 +22,13 @@ from typing import NamedTuple
 import fabric
 import invoke
 import paramiko
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from mmattn.console import progress as progress_bar
 from mmattn.errors import UserError
@@ -295,7 +302,7 @@ def ssh_config(access: Access) -> str:
 
 def check_tools() -> None:
     """UserError if the programs for transfers are missing or too old."""
-    for tool in ("ssh", "ssh-keygen", "rsync"):
+    for tool in ("ssh", "rsync"):
         if shutil.which(tool) is None:
             raise UserError(f"{tool} is not installed here: apt-get install openssh-client rsync")
     about = subprocess.run(["rsync", "--version"], capture_output=True, text=True).stdout
@@ -308,12 +315,12 @@ def make_key(path: Path) -> str:
     """An ed25519 key pair without a passphrase, made once; returns the public half."""
     public = path.with_name(f"{path.name}.pub")
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder, path.name)
-            options = ["-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(made)]
-            subprocess.run(["ssh-keygen", *options], check=True, stdout=subprocess.DEVNULL)
-            made.with_name(public.name).replace(public)
-            made.replace(path)  # last: with it, the pair is whole
+        key = Ed25519PrivateKey.generate()
+        line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        write_text(public, f"{line.decode()} mmattn\n")
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as made:  # for us alone
+            made.write(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        os.replace(made.name, path)  # last: with it, the pair is whole
     return public.read_text().strip()
 
 

@@ -16,7 +16,16 @@ from tests.remote.machines.guest import HandMade
 from tests.remote.machines.hypervisor import Hypervisor
 from tests.remote.machines.network import Network
 
+# Of fixtures that boot machines, or need root, ssh, rsync or ip.
+MACHINES = {"machine_image", "machine", "machine_in", "small_disk", "memory_limit"}
 _LOADER = botocore.loaders.Loader()
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what needs a machine."""
+    for item in items:
+        if MACHINES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("machine")
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,6 @@ TOOLS = {  # of what runs here, by the Debian package that has it
     "ip": "iproute2",
     "rsync": "rsync",
     "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
 }
 
 
