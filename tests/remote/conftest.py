@@ -7,7 +7,7 @@ from pathlib import Path
 import botocore.loaders
 import pytest
 
-from mmattn.remote import launch, teardown
+from mmattn.remote import deploy, launch, teardown
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.runs import Run
 from tests.remote.machines import image
@@ -17,7 +17,7 @@ from tests.remote.machines.hypervisor import Hypervisor
 from tests.remote.machines.network import Network
 
 # Of fixtures that boot machines, or need root, ssh, rsync or ip.
-MACHINES = {"machine_image", "machine", "machine_in", "small_disk", "memory_limit"}
+MACHINES = {"machine_image", "machine", "machine_in", "deploying", "small_disk", "memory_limit"}
 _LOADER = botocore.loaders.Loader()
 
 
@@ -93,6 +93,13 @@ def cloud_api(_api_server) -> CloudApi:
     """EC2's API, empty; its instances are names only. For programs: `.environment`."""
     _api_server.reset()
     return _api_server
+
+
+@pytest.fixture(autouse=True)
+def no_tools(request, monkeypatch) -> None:
+    """Programs for transfers are needed only where there is a machine to transfer to."""
+    if request.node.get_closest_marker("machine") is None:
+        monkeypatch.setattr(deploy, "check_tools", lambda: None)
 
 
 @pytest.fixture

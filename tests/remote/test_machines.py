@@ -362,7 +362,7 @@ def test_an_instance_that_is_terminated_takes_its_machine_down(cloud, start):
     instance_id, guest, _ = start(**ENDS)
     client(cloud.api).terminate_instances(InstanceIds=[instance_id])
     guest.wait_until_off(10)
-    assert "Halting system" in guest.console
+    assert "Reached target Final Step" in guest.console
     assert cloud.api.resources() == {"key pairs": 1, "security groups": 1}
 
 
