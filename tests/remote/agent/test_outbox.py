@@ -228,6 +228,7 @@ def test_without_room_for_links_the_files_themselves_are_named(base, monkeypatch
     assert answer["files"] == linked["files"]
 
 
+@pytest.mark.machine
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_on_a_full_disk(base, tmp_path):
     disk = tmp_path / "disk"
