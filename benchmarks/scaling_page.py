@@ -37,7 +37,7 @@ from mmattn.data.write import SECONDS
 from mmattn.errors import UserError
 from mmattn.evaluate.plots import BLUE, DPI, GREEN, ORANGE
 from mmattn.remote import prices
-from mmattn.remote.instance.fanout import KEY_HOURS
+from mmattn.remote.agent.fanout import KEY_HOURS
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64)  # machines
 GLOO = {  # how its latency can be split, and what is left out of the fit
@@ -274,7 +274,7 @@ table has both extremes.""",
   {assumed.cache / 1e9:.0f} GB of it in memory: each epoch deals the clips anew, so a machine needs
   all of them. Reading ahead is taken to keep the volume busy; that was not measured on one, but
   `python -m benchmarks.pipeline` says what it brings on a disk here.
-- Machine 0 sends the corpus to all others at once (`mmattn/remote/instance/fanout.py`), as fast as
+- Machine 0 sends the corpus to all others at once (`mmattn/remote/agent/fanout.py`), as fast as
   its network and the volumes allow.
 - ${assumed.on_demand:.2f} an hour on demand (us-east-1, {prices.DATE}), ${assumed.spot:.2f} on
   spot, ${assumed.volume:.2f} for the volume.

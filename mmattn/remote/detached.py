@@ -15,7 +15,7 @@ def run_detached(run: Run, machine: Machine, job: str, words: list[str]) -> None
     spec = {
         "run": run.name,
         "argv": words,
-        "cwd": "../code",
+        "cwd": "code",
         "environment": {"PYTHONUNBUFFERED": "1", "COLUMNS": "100"},
     }
     path = run.folder / "spec.json"
@@ -23,9 +23,8 @@ def run_detached(run: Run, machine: Machine, job: str, words: list[str]) -> None
     before = machine.call("snapshot", job=job)["job"].get("start") or 0
     machine.run(f"mkdir -p {run.base}/{job}")
     persist(machine, lambda: machine.rsync(str(path), machine.remote(f"{job}/"), progress="spec"))
-    supervisor = f"python3 -m mmattn.remote.instance.supervisor ../{job}"
-    log = f"../{job}/supervisor.log"
-    machine.run(f"cd {run.base}/code && setsid -f {supervisor} </dev/null >>{log} 2>&1")
+    supervisor = f"setsid -f python3 agent supervisor {job}"
+    machine.run(f"cd {run.base} && {supervisor} </dev/null >>{job}/supervisor.log 2>&1")
     end = time.monotonic() + 30
     while (machine.call("snapshot", job=job)["job"].get("start") or 0) <= before:
         if time.monotonic() > end:

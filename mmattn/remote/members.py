@@ -4,8 +4,8 @@ import shlex
 from contextlib import suppress
 
 from mmattn.console import say, waiting
+from mmattn.remote.agent.fanout import KEY_HOURS
 from mmattn.remote.detached import run_detached, wait_for
-from mmattn.remote.instance.fanout import KEY_HOURS
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Machine, RemoteError
 
@@ -47,7 +47,7 @@ def settle(run: Run, machines: list[Machine]) -> None:
 
 def stop_jobs(machines: list[Machine]) -> None:
     """Let the jobs save and end, all at the same time; kill those that do not."""
-    there = [one for one in machines if one.run(f"test ! -d {one.base}/code || echo yes").strip()]
+    there = [one for one in machines if one.run(f"test ! -d {one.base}/agent || echo yes").strip()]
     for machine in there:
         machine.call("stop")
     for machine in there:
@@ -74,8 +74,8 @@ def spread(run: Run, machines: list[Machine]) -> None:
         public = first.run(_key_command(run, addresses)).strip()
         for machine in others:
             machine.run(_admission(run, public))
-        module = "mmattn.remote.instance.fanout"
-        run_detached(run, first, "fanout", ["python3", "-m", module, "../fanout", *addresses])
+        words = ["python3", "../agent", "fanout", "../fanout", *addresses]
+        run_detached(run, first, "fanout", words)
         with waiting(f"copying from machine 0 to {len(others)} more"):
             job = wait_for(first, "fanout", "running")
     finally:

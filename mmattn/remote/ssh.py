@@ -22,17 +22,24 @@ from typing import NamedTuple
 import fabric
 import invoke
 import paramiko
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from mmattn.console import progress as progress_bar
 from mmattn.errors import UserError
 from mmattn.files import write_text
+from mmattn.remote.agent import MARKER
 
 # Paramiko logs with a traceback what it raises as well; without a handler that would be shown.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
-MARKER = "mmattn:"  # what a noisy .bashrc prints comes before it
 CONNECT_S = 10
-NO_CODE = 66  # exit code (EX_NOINPUT)
+NO_AGENT = 66  # exit code (EX_NOINPUT)
 MB = 1_000_000
 # rsync: protocol stream, socket and file input/output, timeouts; 255 is ssh itself.
 DISK_RSYNC = 11  # error in file input or output; which, is not always said
@@ -163,21 +170,21 @@ class Machine:
             return Unreachable(f"{self.access.name} is silent for {timeout:g} s")
         return Unreachable(f"{self.access.name}: connection lost{why}")
 
-    def call(self, module: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
-        """Run a module of mmattn.remote.instance on the machine and return the JSON it printed.
+    def call(self, program: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
+        """Run a program of mmattn.remote.agent on the machine and return the JSON it printed.
 
         Raises:
             RemoteError: as `run`, or the answer is no JSON.
         """
-        words = ["python3", "-m", f"mmattn.remote.instance.{module}", f"../{job}", *options]
-        code = f"{shlex.quote(self.base)}/code"
+        words = shlex.join(["python3", "agent", program, job, *options])
+        there = f"cd {shlex.quote(self.base)} 2>&- && test -d agent || exit {NO_AGENT}"
         try:
-            text = self.run(f"cd {code} 2>&- || exit {NO_CODE}; {shlex.join(words)}", timeout)
+            text = self.run(f"{there}; {words}", timeout)
         except CommandFailed as error:
-            if error.exit_code != NO_CODE:
+            if error.exit_code != NO_AGENT:
                 raise
             raise RemoteError(
-                f"{self.access.name} has no code of this run yet: `fab deploy` goes on"
+                f"{self.access.name} has nothing of this run yet: `fab deploy` goes on"
             ) from error
         _, marker, answer = text.rpartition(MARKER)
         try:
@@ -185,7 +192,7 @@ class Machine:
         except ValueError as error:
             what = answer if marker else text
             raise RemoteError(
-                f"{self.access.name}: expected JSON from {module}, got {_tail(what)!r}"
+                f"{self.access.name}: expected JSON from {program}, got {_tail(what)!r}"
             ) from error
 
     def rsync(self, *arguments: str, progress: str, total: int = 0) -> None:
@@ -295,7 +302,7 @@ def ssh_config(access: Access) -> str:
 
 def check_tools() -> None:
     """UserError if the programs for transfers are missing or too old."""
-    for tool in ("ssh", "ssh-keygen", "rsync"):
+    for tool in ("ssh", "rsync"):
         if shutil.which(tool) is None:
             raise UserError(f"{tool} is not installed here: apt-get install openssh-client rsync")
     about = subprocess.run(["rsync", "--version"], capture_output=True, text=True).stdout
@@ -308,12 +315,12 @@ def make_key(path: Path) -> str:
     """An ed25519 key pair without a passphrase, made once; returns the public half."""
     public = path.with_name(f"{path.name}.pub")
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder, path.name)
-            options = ["-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(made)]
-            subprocess.run(["ssh-keygen", *options], check=True, stdout=subprocess.DEVNULL)
-            made.with_name(public.name).replace(public)
-            made.replace(path)  # last: with it, the pair is whole
+        key = Ed25519PrivateKey.generate()
+        line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        write_text(public, f"{line.decode()} mmattn\n")
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as made:  # for us alone
+            made.write(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        os.replace(made.name, path)  # last: with it, the pair is whole
     return public.read_text().strip()
 
 

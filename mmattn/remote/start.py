@@ -16,10 +16,9 @@ def build_environment(run: Run, machines: list[Machine]) -> None:
     if run.built:
         return
     may_install = "no" if run.host else "yes"
-    script = "mmattn/remote/instance/environment.sh"
     for machine in machines:
         if machine.call("snapshot", job="build")["job"]["state"] != "running":
-            run_detached(run, machine, "build", ["bash", script, may_install])
+            run_detached(run, machine, "build", ["bash", "../agent/environment.sh", may_install])
     for machine in machines:
         with waiting(f"building the environment{_on(machine, machines)}"):
             job = wait_for(machine, "build", "running")

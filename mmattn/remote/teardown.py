@@ -173,7 +173,7 @@ def _clear_host(run: Run, force: bool) -> None:
 def _delete_there(run: Run, force: bool) -> None:
     """Stop a run's jobs on its host and delete its folder."""
     machine = run.machine()
-    if machine.run(f"test ! -d {run.base}/code || echo yes").strip():
+    if machine.run(f"test ! -d {run.base}/agent || echo yes").strip():
         job = machine.call("snapshot")["job"]
         if job["state"] == "running" and not force:
             raise UserError(f"{run.name} still runs on {run.host}: `fab stop` first")
@@ -183,7 +183,7 @@ def _delete_there(run: Run, force: bool) -> None:
             )
         for job in ("build", "job"):  # either would write on into what is being deleted
             machine.call("stop", "--wait", "60", "--kill", job=job, timeout=90)
-        machine.run(f"rm -rf {run.base}", timeout=300)
+    machine.run(f"rm -rf {run.base}", timeout=300)
     say(f"{run.name}: nothing is left on {run.host}")
 
 

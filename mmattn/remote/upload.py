@@ -11,19 +11,22 @@ from pathlib import Path
 from mmattn.console import progress, say
 from mmattn.errors import UserError
 from mmattn.files import write_json
-from mmattn.remote.instance.verify import sha256
+from mmattn.remote import agent
+from mmattn.remote.agent.verify import sha256
 from mmattn.remote.plan import folder_size
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Machine, RemoteError, Unreachable
 
+AGENT = Path(agent.__file__).parent
 MANIFEST = "manifest.json"
 RETRIES = 20  # of a transfer that is cut
 
 
 def upload(run: Run, machine: Machine) -> None:
-    """Code that git does not ignore, data, and what was fetched of an earlier machine."""
+    """Agent, code that git does not ignore, data, and what was fetched of an earlier machine."""
     code = _code_files()
-    sources = {f"code/{path}": Path(path) for path in code}
+    sources = {f"agent/{path.name}": path for path in sorted(AGENT.iterdir()) if path.is_file()}
+    sources |= {f"code/{path}": Path(path) for path in code}
     for number, folder in enumerate(run.data):
         inside = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         sources |= {f"data/{number}/{path.relative_to(folder)}": path for path in inside}
@@ -51,6 +54,7 @@ def _send(run: Run, machine: Machine, code: list[str]) -> None:
     machine.run(
         f"umask 077 && mkdir -p {run.base}/code {run.base}/data {run.base}/run {run.base}/job"
     )
+    persist(machine, lambda: send_agent(machine))
 
     def send(*arguments: str, title: str, total: int) -> None:
         persist(machine, lambda: machine.rsync(*arguments, progress=title, total=total))
@@ -74,6 +78,12 @@ def _send(run: Run, machine: Machine, code: list[str]) -> None:
         if log.exists():
             send(keep, str(log), machine.remote("job/"), title="earlier log", total=0)
     send(str(run.folder / MANIFEST), machine.remote(), title="manifest", total=0)
+
+
+def send_agent(machine: Machine) -> None:
+    """The programs that look after the job; of their own, they need the system's Python alone."""
+    own = ("--delete", "--exclude=__pycache__")
+    machine.rsync(*own, f"{AGENT}/", machine.remote("agent/"), progress="agent")
 
 
 def _code_files() -> list[str]:

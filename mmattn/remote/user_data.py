@@ -6,17 +6,13 @@ import json
 import time
 from pathlib import Path
 
-import mmattn.remote.instance
+from mmattn.remote import agent
 
 TIMER, GUARD = "mmattn-deadline.timer", "mmattn-guard.service"
 LIMIT = 16 * 1024  # of EC2, before its own encoding
-STOP_S = 85  # for the job to save: a spot machine has 120 s, noticed within 7 of them
-_HOME = "/opt/mmattn"
-_MODULES = (
-    "__init__.py",
-    "remote/__init__.py",
-    *(f"remote/instance/{name}.py" for name in ("__init__", "job", "guard")),
-)
+STOP_S = 85  # for the job to save: a spot machine has 120 s, the rest is for fetching that
+_AGENT = "/opt/mmattn/agent"
+_MODULES = ("__init__.py", "__main__.py", "job.py", "guard.py")
 
 
 def user_data(
@@ -52,15 +48,14 @@ def user_data(
         ),
         f"/etc/systemd/system/{GUARD}": (
             "[Unit]\nDescription=ends the machine when its job is over\n"
-            f"[Service]\nWorkingDirectory={_HOME}\n"
-            "ExecStart=/usr/bin/python3 -m mmattn.remote.instance.guard\n"
+            f"[Service]\nExecStart=/usr/bin/python3 {_AGENT} guard\n"
             "Restart=always\nRestartSec=5\nOOMScoreAdjust=-900\n"
             "[Install]\nWantedBy=multi-user.target\n"
         ),
     }
-    source = Path(mmattn.remote.instance.__file__).parents[2]
+    source = Path(agent.__file__).parent
     for name in _MODULES:
-        files[f"{_HOME}/mmattn/{name}"] = (source / name).read_text(encoding="utf-8")
+        files[f"{_AGENT}/{name}"] = (source / name).read_text(encoding="utf-8")
     document = {
         "ssh_keys": {"ed25519_private": host_key, "ed25519_public": host_key_public},
         "write_files": [

@@ -7,7 +7,7 @@ from pathlib import Path
 import botocore.loaders
 import pytest
 
-from mmattn.remote import launch, teardown
+from mmattn.remote import deploy, launch, teardown
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.runs import Run
 from tests.remote.machines import image
@@ -16,7 +16,16 @@ from tests.remote.machines.guest import HandMade
 from tests.remote.machines.hypervisor import Hypervisor
 from tests.remote.machines.network import Network
 
+# Of fixtures that boot machines, or need root, ssh, rsync or ip.
+MACHINES = {"machine_image", "machine", "machine_in", "deploying", "small_disk", "memory_limit"}
 _LOADER = botocore.loaders.Loader()
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what needs a machine."""
+    for item in items:
+        if MACHINES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("machine")
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +93,13 @@ def cloud_api(_api_server) -> CloudApi:
     """EC2's API, empty; its instances are names only. For programs: `.environment`."""
     _api_server.reset()
     return _api_server
+
+
+@pytest.fixture(autouse=True)
+def no_tools(request, monkeypatch) -> None:
+    """Programs for transfers are needed only where there is a machine to transfer to."""
+    if request.node.get_closest_marker("machine") is None:
+        monkeypatch.setattr(deploy, "check_tools", lambda: None)
 
 
 @pytest.fixture

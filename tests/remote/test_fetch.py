@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -28,7 +29,9 @@ from mmattn.remote.cloud import CloudError
 from mmattn.remote.fetch import evaluate_command, fetch, fetched_all
 from mmattn.remote.runs import Busy, Member, Run
 from mmattn.remote.ssh import Access, CommandFailed, Machine, RemoteError, Unreachable
+from mmattn.remote.upload import AGENT
 from mmattn.train.checkpoints import Checkpoints
+from tests.remote.programs import program
 from tests.remote.waiting import wait_until
 
 SSH = """#!{python}
@@ -61,7 +64,7 @@ class FolderMachine(Machine):
         super().__init__(Access("me", "nowhere", 22, home / "known", None), run.folder, run.base)
         self.home, self.job = home, {"state": "running", "start": 1, "exit_code": None}
         self.after_rsync = self.before_rsync = lambda: None
-        self.unreachable = 0
+        self.unreachable, self.guard = 0, None
 
     @property
     def files(self) -> Path:
@@ -78,14 +81,13 @@ class FolderMachine(Machine):
             return {
                 "job": self.job,
                 "complete": (self.files / "run/summary.json").exists(),
+                "guard": self.guard,
                 "part": "",
                 "metrics": rows,
                 "checkpoints": [str(path) for path in kinds],
             }
-        command = [sys.executable, "-m", f"mmattn.remote.instance.{module}"]
-        done = subprocess.run(
-            [*command, self.files / job, *options], capture_output=True, text=True, timeout=timeout
-        )
+        command = program(module, self.files / job, *options)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
         if done.returncode:
             raise CommandFailed(module, done.returncode, done.stderr)
         return json.loads(done.stdout.rpartition("mmattn:")[2])
@@ -558,6 +560,25 @@ def test_watch_follows_to_the_end_through_drops(run, machine, said):
     assert "final 24" in text and Run.find(run.name).fetched == "complete"
 
 
+def test_watch_loses_no_time_once_the_machine_is_about_to_end(run, machine, monkeypatch):
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            machine.guard = {"reason": "spot"}
+            machine.checkpoint("latest", 14)
+        elif len(pauses) == 2:
+            machine.unreachable = 3
+        elif len(pauses) == 6:
+            machine.job = {"state": "ended", "start": 1, "exit_code": 75}
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
+    fetch(run, watch=True)
+    assert pauses == [module.POLL_S] + [module.HURRY_S] * 5
+    assert (run.results / "checkpoints/latest/14").is_dir()
+
+
 def test_a_real_run_evaluates_to_the_same_numbers(run, machine, tiny_run, commands):
     shutil.rmtree(machine.files / "run")
     shutil.copytree(tiny_run, machine.files / "run")
@@ -640,15 +661,14 @@ class SlowMachine(Machine):
 
 def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monkeypatch):
     base = guest.root / guest.home.lstrip("/") / run.base
-    guest.ssh(f"mkdir -p {run.base}/code/mmattn/remote {run.base}/job")
-    source = Path(module.__file__).parent / "instance"
-    shutil.copytree(source, base / "code/mmattn/remote/instance")
-    spec = {"argv": ["python3", "-c", JOB], "cwd": "../code", "environment": {}}
+    guest.ssh(f"mkdir -p {run.base}/code {run.base}/job")
+    shutil.copytree(AGENT, base / "agent")
+    spec = {"argv": ["python3", "-c", JOB], "cwd": "code", "environment": {}}
     (base / "job/spec.json").write_text(json.dumps(spec))
     guest.run(f"chown -R {guest.user}: {guest.home}/{run.base}")  # only an owner makes hard links
     guest.ssh(
-        f"cd {run.base}/code && setsid -f python3 -m mmattn.remote.instance.supervisor ../job "
-        "</dev/null >>../job/supervisor.log 2>&1"
+        f"cd {run.base} && setsid -f python3 agent supervisor job "
+        "</dev/null >>job/supervisor.log 2>&1"
     )
     known = tmp_path / "known_hosts"
     known.write_text(guest.known_hosts_line)

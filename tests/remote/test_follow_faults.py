@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmattn.files import write_json
-from mmattn.remote.runs import Run
+from mmattn.remote.upload import AGENT
 from tests.remote.waiting import wait_until
 
 NAME = "no_aug-20261118-102000-ab12"
@@ -45,18 +45,12 @@ sys.exit(monitor.monitor(Run.find(), False, "--follow" in sys.argv))
 def job(guest) -> Path:
     """The folder, seen from here, of a job that its supervisor has started."""
     base = guest.root / guest.home.lstrip("/") / BASE
-    guest.ssh(f"mkdir -p {BASE}/code/mmattn/remote {BASE}/job {BASE}/run")
-    source = Path(sys.modules[Run.__module__].__file__).parents[1]
-    for name in ("__init__.py", "remote/__init__.py", "remote/instance"):
-        if (source / name).is_dir():
-            shutil.copytree(source / name, base / "code/mmattn" / name)
-        elif (source / name).exists():
-            shutil.copy(source / name, base / "code/mmattn" / name)
-    spec = {"argv": ["python3", "-c", JOB], "cwd": "../code", "environment": {}}
+    guest.ssh(f"mkdir -p {BASE}/code {BASE}/job {BASE}/run")
+    shutil.copytree(AGENT, base / "agent")
+    spec = {"argv": ["python3", "-c", JOB], "cwd": "code", "environment": {}}
     write_json(base / "job/spec.json", spec)
     guest.ssh(
-        f"cd {BASE}/code && setsid -f python3 -m mmattn.remote.instance.supervisor ../job "
-        "</dev/null >>../job/supervisor.log 2>&1"
+        f"cd {BASE} && setsid -f python3 agent supervisor job </dev/null >>job/supervisor.log 2>&1"
     )
     wait_until(lambda: (base / "job/job.log").exists())
     return base / "job"

@@ -17,10 +17,11 @@ import pytest
 
 from mmattn.files import write_json
 from mmattn.remote import start
+from mmattn.remote.agent.job import read_json
 from mmattn.remote.detached import run_detached
-from mmattn.remote.instance.job import read_json
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Access, Machine, RemoteError
+from mmattn.remote.upload import send_agent
 from tests.remote.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -75,8 +76,7 @@ class Job:
         base = self.run.base
         self.machine.run(f"mkdir -p {base}/code/experiments {base}/run {base}/venv/bin")
         self.machine.run(f"ln -sf /usr/bin/python3 {base}/venv/bin/python")
-        package, target = str(PROJECT / "mmattn"), self.machine.remote("code/")
-        self.machine.rsync("--exclude=__pycache__", package, target, progress="code")
+        send_agent(self.machine)
         path = f"{base}/code/experiments/no_aug.py"
         self.machine.run(f"echo {shlex.quote(code)} >{path}")
 
@@ -179,7 +179,7 @@ def test_a_start_that_is_cut_anywhere_is_gone_on_from(job, monkeypatch, number):
     def cut(step):
         def work(*arguments, **options):
             done = step(*arguments, **options)
-            asks = "instance.snapshot" in str(arguments)
+            asks = "agent snapshot" in str(arguments)
             if not asks and next(steps) == number:
                 raise KeyboardInterrupt
             return done

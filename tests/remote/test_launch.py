@@ -110,6 +110,7 @@ def test_the_instance_is_made_as_promised(run, plan, cloud_api):
     assert run.key.stat().st_mode & 0o777 == run.host_key.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_anywhere_is_gone_on_from(run, plan, cloud_api, monkeypatch, after):
     for cut in crashes(run, plan, monkeypatch, after):
@@ -123,6 +124,7 @@ def test_a_crash_anywhere_is_gone_on_from(run, plan, cloud_api, monkeypatch, aft
         assert not cloud_api.resources()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_teardown_after_a_crash_anywhere_leaves_nothing(run, plan, cloud_api, monkeypatch, after):
     for cut in crashes(run, plan, monkeypatch, after):

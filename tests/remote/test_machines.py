@@ -17,6 +17,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
 
+from mmattn.remote.ssh import make_key
 from tests.remote.machines.cloud_api import SPOT_PRICE, CloudApi, Fault, lost_answers
 from tests.remote.machines.guest import reach
 from tests.remote.machines.network import Network
@@ -297,16 +298,11 @@ def start(cloud, tmp_path):
     """`start(**options)`: an instance with a group, a key pair and a host key, and its machine."""
 
     def start(**options):
-        for name in ("client", "host"):
-            generate = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name]
-            subprocess.run(generate, check=True)
-        keys = {
-            "ed25519_private": (tmp_path / "host").read_text(),
-            "ed25519_public": (tmp_path / "host.pub").read_text(),
-        }
+        host = tmp_path / "host"
+        keys = {"ed25519_public": make_key(host), "ed25519_private": host.read_text()}
         ec2 = client(cloud.api)
-        public = (tmp_path / "client.pub").read_bytes()
-        ec2.import_key_pair(KeyName="k", PublicKeyMaterial=public)
+        public = make_key(tmp_path / "client")
+        ec2.import_key_pair(KeyName="k", PublicKeyMaterial=public.encode())
         group = ec2.create_security_group(GroupName="g", Description="d")["GroupId"]
         user_data = gzip.compress(f"#cloud-config\n{json.dumps({'ssh_keys': keys})}".encode())
         fixed = {"KeyName": "k", "SecurityGroupIds": [group], "UserData": user_data}
@@ -366,7 +362,7 @@ def test_an_instance_that_is_terminated_takes_its_machine_down(cloud, start):
     instance_id, guest, _ = start(**ENDS)
     client(cloud.api).terminate_instances(InstanceIds=[instance_id])
     guest.wait_until_off(10)
-    assert "Halting system" in guest.console
+    assert "Reached target Final Step" in guest.console
     assert cloud.api.resources() == {"key pairs": 1, "security groups": 1}
 
 

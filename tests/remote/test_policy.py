@@ -46,6 +46,7 @@ def test_the_policy_is_enough(run, cloud_api, spot):
     assert not cloud_api.resources()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [one for one in ACTIONS if one not in UNSEEN])
 def test_without_any_of_its_actions_something_is_refused(run, cloud_api, action):
     run.spot = True

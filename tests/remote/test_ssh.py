@@ -145,12 +145,12 @@ def test_a_silent_machine_whose_connection_ends_in_another_way(machine, monkeypa
 
 @pytest.fixture
 def answering(guest):
-    """Make a module that prints a text the one that `call("answer")` runs."""
-    inside = f"{guest.home}/mmattn/run/code/mmattn/remote/instance"
+    """Make the agent one that prints a text, whatever is called."""
+    inside = f"{guest.home}/mmattn/run/agent"
 
     def make(text: str) -> None:
         guest.run(f"mkdir -p {inside}")
-        (guest.root / inside.lstrip("/") / "answer.py").write_text(f"print({text!r})")
+        (guest.root / inside.lstrip("/") / "__main__.py").write_text(f"print({text!r})")
 
     yield make
     guest.run(f"rm -r {guest.home}/mmattn")

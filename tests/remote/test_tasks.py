@@ -1,5 +1,6 @@
 """The real `fab`: what it lists, explains, refuses, and what it leaves when it is cut."""
 
+import io
 import math
 import os
 import re
@@ -14,7 +15,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from fabric.main import make_program
 
+from mmattn.console import LOG, screen
 from mmattn.remote.runs import Member, Run
 from tests.remote.machines.cloud_api import Fault
 
@@ -44,10 +47,29 @@ class Shell:
         )
 
     def fab(self, *words: str, code: int = 0, answer: str = "") -> str:
-        """Run to the end, check the exit code, return what was shown."""
-        process = self.start(*words)
-        text = process.communicate(answer, timeout=120)[0]
-        assert process.returncode == code, text
+        """Run in this process to the end, check the exit code, return what was shown."""
+        shown, ended = io.StringIO(), 0
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            for name in ("stdout", "stderr"):
+                patch.setattr(sys, name, shown)
+            patch.setattr(sys, "stdin", io.StringIO(answer))
+            patch.setattr(sys, "argv", ["fab", *words])
+            patch.setattr(sys, "path", [*sys.path])
+            patch.setattr(screen, "file", shown)
+            for name, value in {"handlers": [], "propagate": True, "level": LOG.level}.items():
+                patch.setattr(LOG, name, value)
+            try:
+                make_program().run(["fab", *words])
+            except SystemExit as end:
+                ended = end.code
+        for name in ("fabfile", "tasks"):  # the next test has its own
+            sys.modules.pop(name, None)
+        text = shown.getvalue()
+        if isinstance(ended, str):  # as Python itself shows it
+            text, ended = f"{text}{ended}\n", 1
+        assert (ended or 0) == code, text
         assert "Traceback" not in text
         return text
 
@@ -107,7 +129,8 @@ def read_until(process: subprocess.Popen, sign: str) -> str:
 
 
 def test_the_tasks_are_listed_with_a_whole_sentence_each(shell):
-    listed = re.findall(r"^  (\w+) +(\S[^\n]*(?:\n {5,}[^\n]+)*)", shell.fab("--list"), re.M)
+    text = shell.start("--list").communicate(timeout=120)[0]
+    listed = re.findall(r"^  (\w+) +(\S[^\n]*(?:\n {5,}[^\n]+)*)", text, re.M)
     assert tuple(name for name, _ in listed) == TASKS
     for name, about in listed:
         assert re.fullmatch(r"[A-Z].*[a-z]\.", about, re.S), name
@@ -262,6 +285,7 @@ def test_without_a_yes_nothing_is_made(shell, cloud_api, answer):
     assert {path.name for path in (shell.folder / ".fab").iterdir()} == {"lock"}
 
 
+@pytest.mark.machine
 def test_an_interrupted_question_makes_nothing(shell, cloud_api):
     process = shell.start("deploy")
     read_until(process, "Deploy? [y/N]")

@@ -17,7 +17,7 @@ from tests.remote.test_whole import PROJECT, Session, copy_project
 from tests.remote.waiting import wait_until
 
 EXPERIMENT = "pair"
-ENVIRONMENT_FILE = "mmattn/remote/instance/environment.sh"
+ENVIRONMENT_FILE = "mmattn/remote/agent/environment.sh"
 ENVIRONMENT = "#!/usr/bin/env bash\nexec python3 -m venv --without-pip ../venv\n"
 CLIPS = ("1001_DFA_ANG_XX.npz", "1002_DFA_ANG_XX.npz")
 

@@ -152,6 +152,9 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
 
     follow_through_drops(session, guest, home)
 
+    # The training waits, so that it has not ended when it is interrupted, however slow this is.
+    group = json.loads((home / "job/status.json").read_text())["pid"]
+    guest.run(f"kill -STOP -{group}")
     text = session.fab("monitor", "--quick")
     assert f"of {EPOCHS}" in text
     assert "no final checkpoint yet" in session.fab("fetch")
@@ -163,6 +166,8 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     assert "still trains" in session.fab("teardown", code=2)
     watcher = session.start("fetch", "--watch")
     cloud.interrupt_spot(run.instance_id, notice_s=75)
+    wait_until(lambda: json.loads((home / "job/guard.json").read_text())["reason"] == "spot")
+    guest.run(f"kill -CONT -{group}")
     text = watcher.communicate(timeout=120)[0].decode()  # ends with the job, which has saved
     session.note(("fetch", "--watch"), text)
     assert "the job ended with exit code 75" in text

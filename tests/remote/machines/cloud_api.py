@@ -18,13 +18,14 @@ from urllib.parse import parse_qsl
 import boto3
 from moto import backends, settings
 from moto.core import DEFAULT_ACCOUNT_ID
-from moto.ec2.models import elastic_network_interfaces, instances
+from moto.ec2.models import amis, elastic_network_interfaces, instances
 from moto.ec2.models.instances import StateReason
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
     MotoRequestHandler,
     create_backend_app,
 )
+from moto.utilities.utils import load_resource
 from werkzeug.serving import make_server
 from werkzeug.test import Client, run_wsgi_app
 from werkzeug.wrappers import Response
@@ -123,6 +124,8 @@ class CloudApi:
         settings.ENABLE_AMI_VALIDATION = True
         settings.ENABLE_KEYPAIR_VALIDATION = True
         settings.EC2_ENABLE_INSTANCE_TYPE_VALIDATION = True
+        # Each reset makes all images anew; nobody asks for the thousand that are ECS's.
+        amis.load_resource = lambda path: [] if "/ecs/" in path else load_resource(path)
         elastic_network_interfaces.random_public_ip = lambda: self.new_address()
         instances.random_private_ip = lambda: self.new_private()
         logging.getLogger("werkzeug").setLevel(logging.WARNING)

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from mmattn.remote.ssh import make_key
 from tests.remote.machines.image import USER
 from tests.remote.machines.metadata import ADDRESS as METADATA_ADDRESS
 from tests.remote.machines.metadata import Metadata
@@ -278,14 +279,10 @@ class HandMade(Guest):
         wheelhouse: Path | None,
     ):
         self.key_file, host = folder / "client", folder / "host"
-        for path in (self.key_file, host):
-            generate = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path]
-            subprocess.run(generate, check=True)
-        public = host.with_suffix(".pub").read_text().strip()
+        public_key, public = make_key(self.key_file), make_key(host)
         self.known_hosts_line = f"{address} {public}\n"
         keys = {"ed25519_private": host.read_text(), "ed25519_public": public}
         user_data = "#cloud-config\n" + json.dumps({"ssh_keys": keys, **settings})
-        public_key = self.key_file.with_suffix(".pub").read_text().strip()
         super().__init__(network, address, image, user_data.encode(), public_key, wheelhouse)
         try:
             self.admit({f"{network.caller}/32"})

@@ -1,4 +1,8 @@
-"""The disk that guests boot from and the Python packages they install: each made once."""
+"""The disk that guests boot from and the Python packages they install: each made once.
+
+Like Amazon Linux 2023, Debian 11 has Python 3.9 for its own programs, and the one for training
+beside it under its own name. Debian 11 has no such package: it is built from Debian 12's source.
+"""
 
 import configparser
 import fcntl
@@ -7,14 +11,29 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CACHE = Path("~/.cache/mmattn-test").expanduser()
-RELEASE, PYTHON = "bookworm", "3.11"
+MIRROR, RELEASE, PYTHON = "http://deb.debian.org/debian", "bullseye", "3.11"
+SOURCE = f"{MIRROR}/pool/main/p/python3.11/python3.11_3.11.2.orig.tar.gz"
+SOURCE_SHA256 = "2411c74bda5bbcfcddaf4531f66d1adc73f247f529aee981b029513aefdbf849"
+BUILD = """
+tar xzf source.tar.gz
+cd Python-*
+./configure --prefix=/usr --with-ensurepip=no --disable-test-modules --without-static-libpython
+make -j$(nproc)
+make altinstall DESTDIR=/out
+"""
+BUILD_PACKAGES = (
+    *("gcc", "libc6-dev", "make", "zlib1g-dev", "libssl-dev", "libffi-dev", "libbz2-dev"),
+    *("liblzma-dev", "libsqlite3-dev"),
+)
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "cloud-init", "openssh-server", "rsync", "sudo"),
-    *("python3", "python3-venv", "iproute2", "ca-certificates", "procps"),
+    *("python3", "iproute2", "ca-certificates", "procps"),
 )
 USER = "ec2-user"
 FILES = {
@@ -29,13 +48,13 @@ FILES = {
     ),
     "etc/pip.conf": "[global]\nno-index = true\nfind-links = /wheelhouse\n",
 }
+_PYTHON = (RELEASE, SOURCE_SHA256, BUILD, *BUILD_PACKAGES)
 TOOLS = {  # of what runs here, by the Debian package that has it
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
     "ip": "iproute2",
     "rsync": "rsync",
     "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
 }
 
 
@@ -51,13 +70,36 @@ def image() -> Path:
     """The root file system of a Debian with cloud-init and sshd; guests only read it."""
 
     def build(folder: Path) -> None:
-        _run("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", RELEASE, folder)
+        _install(PACKAGES, folder)
+        shutil.copytree(python(), folder, symlinks=True, dirs_exist_ok=True)
         for name, text in FILES.items():
             (folder / name).write_text(text)
         for path in folder.glob("etc/ssh/ssh_host_*"):
             path.unlink()
 
-    return _made_once("image", [RELEASE, *PACKAGES, *FILES, *FILES.values()], build)
+    return _made_once("image", [*_PYTHON, *PACKAGES, *FILES, *FILES.values()], build)
+
+
+def python() -> Path:
+    """The files of the Python that guests train with, as they lie in their root."""
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=CACHE) as root:
+            _install(BUILD_PACKAGES, root)
+            with urllib.request.urlopen(SOURCE, timeout=60) as answer:
+                content = answer.read()
+            assert hashlib.sha256(content).hexdigest() == SOURCE_SHA256, SOURCE
+            Path(root, "source.tar.gz").write_bytes(content)
+            _run("chroot", root, "sh", "-ec", BUILD)
+            shutil.copytree(f"{root}/out", folder, symlinks=True, dirs_exist_ok=True)
+
+    return _made_once("python", [*_PYTHON], build)
+
+
+def _install(packages: Sequence[str], folder: Path | str) -> None:
+    """A Debian of these packages, and what they need, in a folder that is empty."""
+    include = f"--include={','.join(packages)}"
+    _run("mmdebstrap", "--variant=minbase", include, RELEASE, folder, MIRROR)
 
 
 def wheelhouse() -> Path:

@@ -1,7 +1,9 @@
-"""Compare files on the machine with a manifest: `verify JOB` prints the paths that differ.
+"""Compares files on the machine with a manifest: `verify JOB` tells the paths that differ.
 
 `manifest.json` in the run's folder maps each path below it to the sha256 of its content.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -10,17 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
-def main() -> None:
-    """Print `mmattn:{"wrong": [...]}`."""
+def main() -> dict[str, list[str]]:
+    """Returns the paths that differ, as "wrong"."""
     base = Path(sys.argv[1]).resolve().parent
     manifest = json.loads((base / "manifest.json").read_text(encoding="utf-8"))
     with ThreadPoolExecutor() as pool:
         found = pool.map(sha256, (base / path for path in manifest))
         wrong = [path for path, digest in zip(manifest, found) if manifest[path] != digest]
-    print("mmattn:" + json.dumps({"wrong": wrong}))
+    return {"wrong": wrong}
 
 
-def sha256(path: Path) -> "str | None":
+def sha256(path: Path) -> str | None:
     """The digest of a file's content in hexadecimal; None if there is no such file."""
     digest = hashlib.sha256()
     try:
@@ -30,7 +32,3 @@ def sha256(path: Path) -> "str | None":
     except OSError:
         return None
     return digest.hexdigest()
-
-
-if __name__ == "__main__":
-    main()

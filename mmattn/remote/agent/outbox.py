@@ -1,14 +1,13 @@
 """A consistent copy of a run's results, for `fab fetch`: `outbox JOB` on the machine.
 
 The copy is made of hard links in `outbox/{run,job}` beside the job's folder: it takes no space, and
-training may replace or delete its files while they are being sent. Prints the list of the files.
+training may replace or delete its files while they are being sent. Tells the list of the files.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -26,15 +25,14 @@ class Busy(Exception):
     """Later it may work."""
 
 
-def main() -> None:
-    """Make the copy and print `{"root", "complete", "files"}`."""
+def main() -> dict:
+    """Make the copy; returns `{"root", "complete", "files"}`."""
     base = Path(sys.argv[1]).resolve().parent
     try:
-        answer = make_outbox(base)
+        return make_outbox(base)
     except Busy as error:
         print(error, file=sys.stderr)
         sys.exit(BUSY)
-    print("mmattn:" + json.dumps(answer))
 
 
 def make_outbox(base: Path) -> dict:
@@ -171,7 +169,3 @@ def describe(root: Path, path: str) -> dict:
             left -= len(chunk)
     growing = path.endswith(".log")
     return {"path": path, "size": size, "sha256": digest.hexdigest(), "growing": growing}
-
-
-if __name__ == "__main__":
-    main()

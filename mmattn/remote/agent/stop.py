@@ -1,22 +1,21 @@
-"""Lets the job save and end: `stop JOB [--wait S] [--kill]`. Prints how the job is then."""
+"""Lets the job save and end: `stop JOB [--wait S] [--kill]`. Tells how the job is then."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import time
 from pathlib import Path
 
-from mmattn.remote.instance.job import LOCK, is_held, signal_job
-from mmattn.remote.instance.snapshot import MARKER, describe_job
+from .job import LOCK, is_held, signal_job
+from .snapshot import describe_job
 
 POLL_S = 0.2
 KILL_S = 10.0
 
 
-def main() -> None:
-    """Send SIGTERM once, and wait."""
+def main() -> dict:
+    """Send SIGTERM once, and wait; returns the job's state."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=Path)
     parser.add_argument("--wait", type=float, default=0.0, help="seconds at most")
@@ -26,7 +25,7 @@ def main() -> None:
     job = stop(folder, options.wait)
     if options.kill and kill(folder):
         job = describe_job(folder)
-    print(MARKER + json.dumps(job))
+    return job
 
 
 def stop(folder: Path, patience_s: float) -> dict:
@@ -52,7 +51,3 @@ def kill(folder: Path) -> bool:
         signal_job(folder, signal.SIGKILL, group=True)
         time.sleep(POLL_S)
     return found
-
-
-if __name__ == "__main__":
-    main()

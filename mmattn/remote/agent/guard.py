@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import signal
 import subprocess
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import ProxyHandler, Request, build_opener
 
-from mmattn.remote.instance.job import LOCK, group_of, is_held, members, signal_job, write_json
+from .job import LOCK, group_of, is_held, members, signal_job, write_json
 
 CONFIG = "/etc/mmattn/guard.json"
-METADATA, METADATA_S = "http://169.254.169.254", 1.0
+METADATA, METADATA_S = "http://169.254.169.254", 3.0
 BEAT_S = 5.0
 WORK = 0.01  # of one core: a job that uses less is idle
 KILL_S = 5.0
+OFF_S = 5.0  # to power off in order before EC2 takes the machine away
 POWER_OFF = (
     # Seconds to wait after each for the machine to go.
     (("systemctl", "poweroff"), 180),
@@ -51,8 +53,8 @@ class Seen(NamedTuple):
     """Processor time used by the living jobs; None if none lives."""
     connected: bool
     held: bool
-    spot: bool
-    """Whether the machine is about to be taken away."""
+    taken: float | None
+    """When EC2 takes the machine away (Unix time), if it has told so."""
 
 
 class Memory(NamedTuple):
@@ -73,7 +75,7 @@ def decide(config: Config, seen: Seen, before: Memory) -> tuple[str | None, Memo
     wanted = seen.connected or seen.held or _works(before, seen)
     memory = Memory(seen.clock, seen.cpu_s, seen.clock if wanted else before.wanted)
     reason = None
-    if seen.spot:
+    if seen.taken is not None:
         reason = "spot"
     elif seen.wall >= config.deadline - config.stop_s:
         reason = "deadline"
@@ -109,7 +111,7 @@ def look(job: Path) -> Seen:
         cpu_s=_try(cpu_used, job.parent),
         connected=bool(_try(connected)),
         held=bool(_try((job / "hold").exists)),
-        spot=bool(_try(taken_away, METADATA)),
+        taken=_try(taken_away, METADATA),
     )
 
 
@@ -139,8 +141,8 @@ def connected() -> bool:
     return any(row[1].endswith(":0016") and row[3] == "01" for row in rows)
 
 
-def taken_away(address: str) -> bool:
-    """Whether EC2's metadata service says that the spot machine ends in two minutes."""
+def taken_away(address: str) -> float | None:
+    """When a spot machine will end (Unix time), which EC2's metadata service tells 120 s before."""
     ask = build_opener(ProxyHandler({})).open
     header = "X-aws-ec2-metadata-token"
     token = Request(address + "/latest/api/token", method="PUT")
@@ -150,9 +152,10 @@ def taken_away(address: str) -> bool:
         with ask(token, timeout=METADATA_S) as answer:
             notice.add_header(header, answer.read().decode())
         with ask(notice, timeout=METADATA_S) as answer:
-            return "action" in json.loads(answer.read())
-    except (OSError, ValueError, HTTPException):  # 404: no notice
-        return False
+            end = json.loads(answer.read())["time"]
+        return calendar.timegm(time.strptime(end, "%Y-%m-%dT%H:%M:%SZ"))
+    except (OSError, ValueError, LookupError, HTTPException):  # 404: no notice
+        return None
 
 
 def stop_jobs(base: Path, stop_s: float) -> None:
@@ -191,7 +194,8 @@ def beat(config: Config, before: Memory) -> Memory:
     reason, memory = decide(config, seen, before)
     _try(publish, job, report(config, seen, memory, reason))
     if reason:
-        end = time.monotonic() + config.stop_s
+        left_s = 0.0 if seen.taken is None else seen.taken - OFF_S - seen.wall
+        end = seen.clock + max(config.stop_s, left_s)
         _try(stop_jobs, job.parent, config.stop_s)
         if reason in ("spot", "deadline") and seen.cpu_s is not None:
             time.sleep(max(0.0, end - time.monotonic()))  # for whoever fetches what was just saved
@@ -206,7 +210,3 @@ def main() -> None:
     while True:
         memory = _try(beat, config, memory) or memory
         time.sleep(BEAT_S)
-
-
-if __name__ == "__main__":
-    main()

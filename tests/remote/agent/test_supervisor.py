@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.instance.job import is_held
-from mmattn.remote.instance.snapshot import describe_job
-from mmattn.remote.instance.stop import stop
-from mmattn.remote.instance.supervisor import overwrite
+from mmattn.remote.agent.job import is_held
+from mmattn.remote.agent.snapshot import describe_job
+from mmattn.remote.agent.stop import stop
+from mmattn.remote.agent.supervisor import overwrite
+from tests.remote.programs import program
 
 SLEEP = "import time; print('ready'); time.sleep(60)"
 SAVE = """
@@ -84,7 +85,7 @@ def test_spec_that_is_missing_or_broken(job, spec, message):
 
 def test_second_supervisor_is_refused(job):
     job.python(SLEEP)
-    command = [sys.executable, "-m", "mmattn.remote.instance.supervisor", str(job.folder)]
+    command = program("supervisor", job.folder)
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 75
     assert "lives already" in second.stderr
@@ -167,7 +168,7 @@ def test_stop_lets_the_job_save(job, supervised):
     if not supervised:
         os.kill(job.status["supervisor"], signal.SIGKILL)
         job.wait_until(lambda: not is_held(job.folder))
-    command = [sys.executable, "-m", "mmattn.remote.instance.stop", str(job.folder), "--wait", "20"]
+    command = program("stop", job.folder, "--wait", 20)
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(answer.removeprefix("mmattn:"))
     assert (found["state"], found["exit_code"]) == (("ended", 75) if supervised else ("lost", None))

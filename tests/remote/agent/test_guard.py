@@ -18,18 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.instance import guard
-from mmattn.remote.instance.guard import Config, Memory, Seen, decide, report, taken_away
+from mmattn.remote.agent import guard
+from mmattn.remote.agent.guard import Config, Memory, Seen, decide, report, taken_away
+from tests.remote.programs import program
 from tests.remote.waiting import wait_until
 
 DAY, HOUR = 86400.0, 3600.0
 NOON = 1_800_000_000.0
 CONFIG = Config("/nowhere/job", deadline=NOON + DAY, grace_s=600, stop_s=100)
-NOTICE = b'{"action": "terminate", "time": "2026-11-25T02:30:00Z"}'
+NOTICE = b'{"action": "terminate", "time": "2027-01-15T08:02:00Z"}'  # two minutes after noon
 
 
 def seen(clock: float, cpu_s: float | None = None, **about) -> Seen:
-    usual = {"wall": NOON + clock, "connected": False, "held": False, "spot": False}
+    usual = {"wall": NOON + clock, "connected": False, "held": False, "taken": None}
     return Seen(**{**usual, "clock": clock, "cpu_s": cpu_s, **about})
 
 
@@ -67,12 +68,12 @@ def decide_all(*looks: Seen, config: Config = CONFIG) -> str | None:
         "deadline": ("deadline", [seen(5, 1, wall=NOON + DAY - 100)]),
         "deadline, though held": ("deadline", [seen(5, wall=NOON + DAY - 100, held=True)]),
         "deadline, though connected": ("deadline", [seen(5, wall=NOON + DAY, connected=True)]),
-        "spot": ("spot", [seen(5, 1, spot=True)]),
+        "spot": ("spot", [seen(5, 1, taken=NOON + 120)]),
         "spot, though held and connected": (
             "spot",
-            [seen(5, 1, spot=True, held=True, connected=True)],
+            [seen(5, 1, taken=NOON + 120, held=True, connected=True)],
         ),
-        "spot at the deadline": ("spot", [seen(5, 1, spot=True, wall=NOON + DAY)]),
+        "spot at the deadline": ("spot", [seen(5, 1, taken=NOON + DAY, wall=NOON + DAY)]),
         "clock jumps ahead": (None, [seen(5), seen(10, wall=NOON + HOUR), seen(599)]),
         "clock jumps back": ("ended", [seen(5), seen(600, wall=NOON - 20 * DAY)]),
     }.values(),
@@ -146,7 +147,7 @@ def metadata() -> Iterator[ThreadingHTTPServer]:
 
 def test_notice_is_seen(metadata, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody's business
-    assert taken_away(metadata.address)
+    assert taken_away(metadata.address) == NOON + 120
 
 
 @pytest.mark.parametrize(
@@ -155,12 +156,12 @@ def test_notice_is_seen(metadata, monkeypatch):
 )
 def test_no_notice(metadata, answer):
     metadata.notice = lambda: answer
-    assert not taken_away(metadata.address)
+    assert taken_away(metadata.address) is None
 
 
 def test_no_token_no_notice(metadata):
     metadata.tokens = False
-    assert not taken_away(metadata.address)
+    assert taken_away(metadata.address) is None
 
 
 def test_silent_or_missing_metadata_service(metadata, monkeypatch):
@@ -173,10 +174,10 @@ def test_silent_or_missing_metadata_service(metadata, monkeypatch):
 
     metadata.notice = silent
     begin = time.monotonic()
-    assert not taken_away(metadata.address)
+    assert taken_away(metadata.address) is None
     assert time.monotonic() - begin < 3
     wait.set()
-    assert not taken_away("http://127.0.0.1:1")
+    assert taken_away("http://127.0.0.1:1") is None
 
 
 SHIM = """#!/bin/sh
@@ -188,19 +189,13 @@ import sys
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_guard import NOTICE, Metadata
+from test_guard import Metadata
 server = ThreadingHTTPServer(("169.254.169.254", 80), Metadata)
 server.tokens = True
-server.notice = lambda: (200, NOTICE) if Path({notice!r}).exists() else (404, b"")
+notice = Path({notice!r})
+server.notice = lambda: (200, notice.read_bytes()) if notice.exists() else (404, b"")
 print("ready", flush=True)
 server.serve_forever()
-"""
-# A beat is shorter than on a real machine.
-GUARD = """
-import sys
-from mmattn.remote.instance import guard
-guard.BEAT_S, guard.KILL_S = 0.1, 2.0
-guard.main()
 """
 SAVE = """
 import signal, sys, time
@@ -266,9 +261,9 @@ class Machine:
         path.write_text(json.dumps(config))
         environment = {**os.environ, "PATH": f"{self.tools}:{os.environ['PATH']}"}
         with open(self.tools / "errors", "wb") as errors:
-            return self.inside(
-                sys.executable, "-c", GUARD, str(path), env=environment, stderr=errors
-            )
+            # A beat is shorter than on a real machine.
+            command = program("guard", path, BEAT_S=0.1, KILL_S=2.0)
+            return self.inside(*command, env=environment, stderr=errors)
 
     @property
     def calls(self) -> list[str]:
@@ -394,8 +389,12 @@ def test_spot_notice(machine, job_in):
     machine.guard()
     machine.wait_until(lambda: machine.said)
     machine.never_off(0.5)
-    notice.touch()
+    taken = time.time() + 12
+    end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(taken))
+    notice.with_suffix(".new").write_text(json.dumps({"action": "terminate", "time": end}))
+    notice.with_suffix(".new").rename(notice)
     machine.wait_until_off()
+    assert taken - guard.OFF_S - 1 < time.time()  # what was saved can be fetched until then
     assert machine.said["reason"] == "spot"
     assert job.status["exit_code"] == 75
 

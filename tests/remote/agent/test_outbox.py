@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.instance import outbox
-from mmattn.remote.instance.outbox import Busy, make_outbox
+from mmattn.remote.agent import outbox
+from mmattn.remote.agent.outbox import Busy, make_outbox
+from tests.remote.programs import program
 
 
 @pytest.fixture
@@ -227,6 +228,7 @@ def test_without_room_for_links_the_files_themselves_are_named(base, monkeypatch
     assert answer["files"] == linked["files"]
 
 
+@pytest.mark.machine
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_on_a_full_disk(base, tmp_path):
     disk = tmp_path / "disk"
@@ -254,11 +256,7 @@ def test_on_a_full_disk(base, tmp_path):
 
 
 def run_module(base: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "mmattn.remote.instance.outbox", str(base / "job")],
-        capture_output=True,
-        text=True,
-    )
+    return subprocess.run(program("outbox", base / "job"), capture_output=True, text=True)
 
 
 def test_one_at_a_time(base, monkeypatch):

@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mmattn.remote.instance.job import LOCK, STATUS, process, read_json, write_json
+from .job import LOCK, STATUS, process, read_json, write_json
 
 BUSY, NOT_FOUND, NOT_STARTED = 75, 127, 126  # EX_TEMPFAIL, and as a shell has them
 PATIENCE_S = 2.0  # with those who only ask for a moment whether a lock is held
@@ -165,7 +165,3 @@ def oom_kills() -> int:
     """How many processes the kernel has killed for want of memory."""
     lines = Path("/proc/vmstat").read_text().splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,8 @@ What listens where its machine's name says, as Gloo does unless it is told an ad
 of reach where cloud-init or an installer has given that name to the loopback.
 """
 
-import json
+from __future__ import annotations
+
 import re
 import socket
 import subprocess
@@ -14,17 +15,17 @@ from pathlib import Path
 HOSTS = Path("/etc/hosts")
 
 
-def main() -> None:
-    """Mend /etc/hosts if need be; prints the name and what it means now."""
+def main() -> dict[str, str | None]:
+    """Mend /etc/hosts if need be; returns the name and what it means now."""
     name, address = socket.gethostname(), sys.argv[2]
     if meaning(name) != address:
         text = mended(HOSTS.read_text(encoding="utf-8"), name, address)
         command = ["sudo", "-n", "tee", str(HOSTS)]
         subprocess.run(command, input=text, text=True, stdout=subprocess.DEVNULL, check=True)
-    print("mmattn:" + json.dumps({"name": name, "address": meaning(name)}))
+    return {"name": name, "address": meaning(name)}
 
 
-def meaning(name: str) -> "str | None":
+def meaning(name: str) -> str | None:
     """The first address of a name, which is what is listened at; None if it has none."""
     try:
         return socket.getaddrinfo(name, None)[0][4][0]
@@ -40,7 +41,3 @@ def mended(text: str, name: str, address: str) -> str:
     """
     lines = [re.sub(rf"(?<=\s){re.escape(name)}(?=\s|$)", "", line) for line in text.splitlines()]
     return "\n".join([f"{address} {name}", *map(str.rstrip, lines)]) + "\n"
-
-
-if __name__ == "__main__":
-    main()

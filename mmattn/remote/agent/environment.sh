@@ -5,8 +5,8 @@ set -euo pipefail
 may_install=$1
 
 usable_python() {
-    for name in python3.13 python3.12 python3.11 python3; do
-        if "$name" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+    for name in python3.14 python3.13 python3.12 python3.11 python3; do
+        if "$name" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$name"
             return
         fi
@@ -25,7 +25,7 @@ if [ "$may_install" = yes ]; then
     fi
 fi
 if ! python=$(usable_python); then
-    echo "expected Python 3.11 to 3.13 with its venv module, found $(python3 --version 2>&1)"
+    echo "expected Python 3.11 or newer with its venv module, found $(python3 --version 2>&1)"
     exit 2
 fi
 echo "$python: $("$python" --version)"

@@ -10,9 +10,8 @@ import shutil
 import time
 from pathlib import Path
 
-from mmattn.remote.instance.job import LOCK, STATUS, is_held, read_json
+from .job import LOCK, STATUS, is_held, read_json
 
-MARKER = "mmattn:"
 ROWS = 300
 LIMIT = 64 * 1024
 SAMPLE_S = 0.2
@@ -20,8 +19,8 @@ PARTS = ("fold[0-9]*", "member[0-9]*", "fold[0-9]*/member[0-9]*")
 SHOWN = ("start", "exit_code", "started", "ended", "out_of_memory")
 
 
-def main() -> None:
-    """Print the snapshot."""
+def main() -> dict:
+    """The snapshot that the command line asks for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=Path)
     parser.add_argument("--offset", type=int, default=0, help="into the log; -K: its last K bytes")
@@ -29,11 +28,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=LIMIT, help="bytes of the log")
     options = parser.parse_args()
     folder = options.job.resolve()
-    answer = {
-        **describe(folder),
-        "log": read_log(folder, options.offset, options.inode, options.limit),
-    }
-    print(MARKER + json.dumps(answer))
+    log = read_log(folder, options.offset, options.inode, options.limit)
+    return {**describe(folder), "log": log}
 
 
 def describe(folder: Path) -> dict:
@@ -199,7 +195,3 @@ def _renamed(folder: Path, inode: int, offset: int) -> Path | None:
         if about.st_ino == inode and about.st_size > offset:
             return path
     return None
-
-
-if __name__ == "__main__":
-    main()

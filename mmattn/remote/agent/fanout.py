@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-PARTS = ("code", "data", "manifest.json")
+PARTS = ("agent", "code", "data", "manifest.json")
 ATTEMPTS, PAUSE_S = 5, 3.0
 KEY_HOURS = 4  # after which the key is worth nothing, whatever was left
 
@@ -27,7 +27,7 @@ def main() -> None:
         sys.exit(f"not copied to {', '.join(left)}")
 
 
-def copy(folder: Path, addresses: "list[str]") -> "list[str]":
+def copy(folder: Path, addresses: list[str]) -> list[str]:
     """Copy to all at once, again where it is cut; returns the addresses where it failed."""
     left = addresses
     for attempt in range(ATTEMPTS):
@@ -39,7 +39,7 @@ def copy(folder: Path, addresses: "list[str]") -> "list[str]":
     return left
 
 
-def command(folder: Path, address: str) -> "list[str]":
+def command(folder: Path, address: str) -> list[str]:
     """The rsync to one machine, into the folder of the same name."""
     options = {
         "IdentityFile": folder / "key",
@@ -55,7 +55,3 @@ def command(folder: Path, address: str) -> "list[str]":
     parts = [part for part in PARTS if (folder.parent / part).exists()]
     rsync = ["rsync", "--archive", "--delete", "--partial-dir=.rsync-partial", "--timeout=30"]
     return [*rsync, "-e", shell, *parts, f"{address}:{folder.parent}/"]
-
-
-if __name__ == "__main__":
-    main()

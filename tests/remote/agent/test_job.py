@@ -1,17 +1,14 @@
 """A job's folder: locks, atomic files and processes that are surely the job's."""
 
-import ast
 import fcntl
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import mmattn.remote.instance
-from mmattn.remote.instance.job import (
+from mmattn.remote.agent.job import (
     group_of,
     is_held,
     members,
@@ -20,27 +17,9 @@ from mmattn.remote.instance.job import (
     signal_job,
     write_json,
 )
+from mmattn.remote.upload import AGENT
 
-SOURCES = sorted(Path(mmattn.remote.instance.__file__).parent.glob("*.py"))
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_the_systems_python_runs_it(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            names = [node.module]
-        for name in names:
-            ours = name.startswith("mmattn.remote.instance.")
-            assert ours or name.split(".")[0] in sys.stdlib_module_names, name
-
-
-def test_the_guards_packages_import_nothing():
-    for path in (SOURCES[0].parents[1] / "__init__.py", SOURCES[0].parent / "__init__.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert [type(node) for node in tree.body] == [ast.Expr], path
+SOURCES = sorted(AGENT.glob("*.py"))
 
 
 def test_lock_is_seen_and_asking_takes_nothing(tmp_path):

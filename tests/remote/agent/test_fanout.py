@@ -3,13 +3,14 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from mmattn.remote.instance import fanout, hosts
+from mmattn.remote.agent import fanout, hosts
+from mmattn.remote.upload import AGENT
+from tests.remote.programs import program
 
 RSYNC = """#!/bin/sh
 echo x >>{folder}/tries
@@ -30,14 +31,13 @@ def folder(tmp_path) -> Path:
 
 def begin(folder: Path, what: str) -> subprocess.Popen:
     """Copy to two machines with an rsync of the test's."""
-    program = folder / "bin/rsync"
-    program.parent.mkdir()
-    program.write_text(RSYNC.format(folder=folder, what=what))
-    program.chmod(0o755)
-    code = "from mmattn.remote.instance import fanout; fanout.PAUSE_S = 0; fanout.main()"
+    rsync = folder / "bin/rsync"
+    rsync.parent.mkdir()
+    rsync.write_text(RSYNC.format(folder=folder, what=what))
+    rsync.chmod(0o755)
     return subprocess.Popen(
-        [sys.executable, "-c", code, folder, "10.0.0.1", "10.0.0.2"],
-        env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"},
+        program("fanout", folder, "10.0.0.1", "10.0.0.2", PAUSE_S=0),
+        env={**os.environ, "PATH": f"{rsync.parent}:{os.environ['PATH']}"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -73,8 +73,11 @@ def test_the_key_is_gone_whatever_the_end(folder, end):
 @pytest.mark.parametrize("known", [True, False])
 def test_another_host_key_is_refused(guest, known):
     """A machine copies to itself, at its own address."""
+    quick = Path(fanout.__file__).read_text().replace("PAUSE_S = 5, 3.0", "PAUSE_S = 2, 0")
     files = {
-        "copy.py": Path(fanout.__file__).read_text().replace("PAUSE_S = 5, 3.0", "PAUSE_S = 2, 0"),
+        "x/agent/__init__.py": "",
+        "x/agent/__main__.py": (AGENT / "__main__.py").read_text(),
+        "x/agent/fanout.py": quick,
         "x/fanout/known_hosts": guest.known_hosts_line if known else guest.known_hosts_line[:-9],
         "x/code/file": "",
     }
@@ -86,7 +89,7 @@ def test_another_host_key_is_refused(guest, known):
     guest.ssh("ssh-keygen -q -t ed25519 -N '' -f x/fanout/key; "
               "cat x/fanout/key.pub >>.ssh/authorized_keys")  # fmt: skip
     guest.run(f"ip route replace {guest.address} dev lo", check=False)
-    text = guest.ssh(f"python3 copy.py x/fanout {guest.address} 2>&1; echo $?", check=False)
+    text = guest.ssh(f"python3 x/agent fanout x/fanout {guest.address} 2>&1; echo $?", check=False)
     assert text.endswith("0\n" if known else f"not copied to {guest.address}\n1\n"), text
     assert known or "Host key verification failed" in text
     assert "key\n" not in guest.ssh("ls x/fanout")

@@ -5,20 +5,20 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from mmattn.remote.instance.snapshot import describe, describe_job, read_log, read_rows
+from mmattn.remote.agent.snapshot import describe, describe_job, read_log, read_rows
+from tests.remote.programs import program
 
 BYTES = bytes(range(256)) * 5 + b"\xff\xfe\x80 half a li"
 
 
 def ask(folder: Path, *options: object) -> dict:
-    command = [sys.executable, "-m", "mmattn.remote.instance.snapshot", folder, *options]
-    text = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    command = program("snapshot", folder, *options)
+    text = subprocess.run(command, capture_output=True, text=True, check=True)
     assert text.stdout.count("\n") == 1
     assert text.stdout.startswith("mmattn:")
     return json.loads(text.stdout.removeprefix("mmattn:"))

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.instance.job import LOCK, STATUS, is_held, read_json
+from mmattn.remote.agent.job import LOCK, STATUS, is_held, read_json
+from tests.remote.programs import PYTHON, program
 from tests.remote.waiting import wait_until
+
+
+def pytest_report_collectionfinish() -> str:
+    """Which Python runs the agent's programs: 3.9 is that of Amazon Linux 2023."""
+    return f"agent's programs: {PYTHON}"
 
 
 class Job:
     """A job's folder in a run's, and what the tests do to it."""
 
     wait_until = staticmethod(wait_until)
-    interpreter = sys.executable
 
     def __init__(self, folder: Path):
         self.base, self.folder = folder.parent, folder
@@ -32,7 +37,7 @@ class Job:
 
     def supervise(self, *before: str) -> None:
         """Start the supervisor detached; with a few words before the command."""
-        command = [self.interpreter, "-m", "mmattn.remote.instance.supervisor", str(self.folder)]
+        command = program("supervisor", self.folder)
         with open(self.folder / "supervisor.log", "ab") as log:
             subprocess.run(
                 [*before, "setsid", "-f", *command],
