@@ -18,7 +18,7 @@ from tests.remote.waiting import wait_until
 
 EXPERIMENT = "pair"
 ENVIRONMENT_FILE = "mmattn/remote/agent/environment.sh"
-ENVIRONMENT = "#!/usr/bin/env bash\nexec python3 -m venv --without-pip ../venv\n"
+ENVIRONMENT = "#!/usr/bin/env bash\nexec python3.11 -m venv --without-pip ../venv\n"
 CLIPS = ("1001_DFA_ANG_XX.npz", "1002_DFA_ANG_XX.npz")
 
 
