@@ -1,4 +1,4 @@
-# `make run` and `make test` do all the set-up on a machine that has Python 3.11 to 3.13 and make.
+# `make run` and `make test` do all the set-up on a machine that has Python 3.11 to 3.14 and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
