@@ -110,7 +110,8 @@ def _claim_in_mp4(content: bytes, seconds: int) -> bytes:
         start = content.find(box, index)
         while start >= 0:
             ticks = film_ticks if ticks_at is None else _integer(content, start + ticks_at)
-            struct.pack_into(">I", claimed, start + duration_at, ticks * seconds)
+            duration = min(ticks * seconds, 2**32 - 2)  # newer FFmpegs write finer ticks
+            struct.pack_into(">I", claimed, start + duration_at, duration)
             start = content.find(box, start + 4)
     return bytes(claimed)
 
