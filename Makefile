@@ -8,9 +8,11 @@ BIN = $(VENV)/bin
 run: $(VENV)/installed
 	$(BIN)/python -m experiments.no_aug
 
-# The quick tests: they need no root and nothing outside of $(VENV).
+# The quick tests: they need no root and nothing outside of $(VENV). The tests of a file share what
+# one worker has trained.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not machine and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	    -m "not slow and not machine and not browser"
 
 # All tests, or those of some marks: MARKS="slow or machine or browser" are those that `test` leaves
 # out. Three workers suit two cores: tests wait for machines to boot or to end.

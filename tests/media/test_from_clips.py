@@ -59,6 +59,7 @@ def test_a_raw_clip_gives_what_its_feature_file_and_the_run_itself_gave(commands
         assert probability == pytest.approx(float(row[column]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_missing_modalities_and_bad_clips_are_said(commands, run, lacking_clips, faulty_clips):
     _, _, folder = run
     paths = [lacking_clips / name for name in ("mute.mp4", "faceless.mp4", "sound.wav")]
@@ -69,6 +70,7 @@ def test_missing_modalities_and_bad_clips_are_said(commands, run, lacking_clips,
     assert "no sound or picture can be read" in words and "1 of 4 clips" in words
 
 
+@pytest.mark.slow
 def test_other_features_are_refused(commands, run, tmp_path):
     clips, _, folder = run
     other = tmp_path / "other"
