@@ -1,5 +1,6 @@
 """EC2 through boto3: what a run needs, found again by its tags, and errors in plain words."""
 
+import functools
 import math
 import os
 import re
@@ -126,12 +127,10 @@ class Cloud:
         )
         with explained("AWS"):
             session = boto3.Session()
-            self._client = {
-                name: session.client(name, config=config)
-                for name in ("ec2", "ssm", "sts", "cloudwatch")
-            }
-        self.region = self._client["ec2"].meta.region_name
-        self.ec2 = self._client["ec2"]
+            # Each takes a moment to make: most commands need but one or two.
+            self._client = functools.cache(lambda name: session.client(name, config=config))
+            self.ec2 = self._client("ec2")
+        self.region = self.ec2.meta.region_name
 
     def caller(self) -> str:
         """Who calls: the ARN that the tags of a run name as its owner.
@@ -140,7 +139,7 @@ class Cloud:
         but with single sign-on it is the user.
         """
         with explained("sts:GetCallerIdentity"):
-            arn = self._client["sts"].get_caller_identity()["Arn"]
+            arn = self._client("sts").get_caller_identity()["Arn"]
         role = re.fullmatch(r"(.*:assumed-role/(?!AWSReservedSSO_)[^/]+)/.*", arn)
         return role[1] if role else arn
 
@@ -168,7 +167,7 @@ class Cloud:
         """The current Amazon Linux."""
         with explained("ssm:GetParameter"):
             name = IMAGE.format(architecture)
-            image_id = self._client["ssm"].get_parameter(Name=name)["Parameter"]["Value"]
+            image_id = self._client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
         with explained(f"image {image_id}"):
             (found,) = self.ec2.describe_images(ImageIds=[image_id])["Images"]
         root = found["RootDeviceName"]
@@ -321,7 +320,7 @@ class Cloud:
         common["TreatMissingData"] = "notBreaching"
         partition = self.caller().split(":")[1]
         common["AlarmActions"] = [f"arn:{partition}:automate:{self.region}:ec2:terminate"]
-        put = self._client["cloudwatch"].put_metric_alarm
+        put = self._client("cloudwatch").put_metric_alarm
         with explained(f"alarm {label}"):
             put(
                 **common,
@@ -422,7 +421,7 @@ class Cloud:
     def delete_alarm(self, name: str) -> None:
         """Delete an alarm; one that is gone is no error."""
         with explained(f"alarm {name}"):
-            self._client["cloudwatch"].delete_alarms(AlarmNames=[name])
+            self._client("cloudwatch").delete_alarms(AlarmNames=[name])
 
     def remains(self, run: str, label: str) -> dict[str, list[str]]:
         """What exists of a run by the API's own account, by kind; kinds with nothing are absent.
@@ -435,7 +434,7 @@ class Cloud:
             keys = self.ec2.describe_key_pairs(Filters=filters)["KeyPairs"]
             placements = self.ec2.describe_placement_groups(Filters=filters)["PlacementGroups"]
             volumes = self.ec2.describe_volumes(Filters=filters)["Volumes"]
-            alarms = self._client["cloudwatch"].describe_alarms(AlarmNamePrefix=f"{label}-")
+            alarms = self._client("cloudwatch").describe_alarms(AlarmNamePrefix=f"{label}-")
         found = {
             "instance": [one.id for one in self.instances(run=run) if one.state != "terminated"],
             "security group": [group["GroupId"] for group in groups],

@@ -46,7 +46,7 @@ class Seen(NamedTuple):
     """One look at the machine."""
 
     wall: float
-    """Unix time, for the deadline alone: it may jump."""
+    """Unix time, for what has a date alone: it may jump."""
     clock: float
     """Monotonic time, for durations."""
     cpu_s: float | None
@@ -197,8 +197,8 @@ def beat(config: Config, before: Memory) -> Memory:
         left_s = 0.0 if seen.taken is None else seen.taken - OFF_S - seen.wall
         end = seen.clock + max(config.stop_s, left_s)
         _try(stop_jobs, job.parent, config.stop_s)
-        if reason in ("spot", "deadline") and seen.cpu_s is not None:
-            time.sleep(max(0.0, end - time.monotonic()))  # for whoever fetches what was just saved
+        if reason == "spot" or (reason == "deadline" and seen.cpu_s is not None):
+            time.sleep(max(0.0, end - time.monotonic()))  # for whoever fetches
         power_off()
     return memory
 

@@ -27,6 +27,8 @@ cd Python-*
 make -j$(nproc)
 make altinstall DESTDIR=/out
 """
+# As an installer does it, and Amazon: programs of /bin are found in /usr/bin too.
+MERGE = 'for it in bin sbin lib lib64; do mkdir -p "$1/usr/$it"; ln -s "usr/$it" "$1/$it"; done'
 BUILD_PACKAGES = (
     *("gcc", "libc6-dev", "make", "zlib1g-dev", "libssl-dev", "libffi-dev", "libbz2-dev"),
     *("liblzma-dev", "libsqlite3-dev"),
@@ -77,7 +79,7 @@ def image() -> Path:
         for path in folder.glob("etc/ssh/ssh_host_*"):
             path.unlink()
 
-    return _made_once("image", [*_PYTHON, *PACKAGES, *FILES, *FILES.values()], build)
+    return _made_once("image", [*_PYTHON, MERGE, *PACKAGES, *FILES, *FILES.values()], build)
 
 
 def python() -> Path:
@@ -98,8 +100,8 @@ def python() -> Path:
 
 def _install(packages: Sequence[str], folder: Path | str) -> None:
     """A Debian of these packages, and what they need, in a folder that is empty."""
-    include = f"--include={','.join(packages)}"
-    _run("mmdebstrap", "--variant=minbase", include, RELEASE, folder, MIRROR)
+    options = ["--variant=minbase", f"--include={','.join(packages)}", f"--setup-hook={MERGE}"]
+    _run("mmdebstrap", *options, RELEASE, folder, MIRROR)
 
 
 def wheelhouse() -> Path:
