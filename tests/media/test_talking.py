@@ -89,7 +89,7 @@ def test_headers_that_claim_two_hours(faulty_clips):
         assert file.duration == 7200 * av.time_base
     film_header = (faulty_clips / "two-hours.mp4").read_bytes().partition(b"mvhd")[2]
     ticks, duration = struct.unpack_from(">II", film_header, 12)
-    assert duration == 7200 * ticks
+    assert duration == min(7200 * ticks, 2**32 - 2)  # as much as the field can hold
     for path in faulty_clips.glob("two-hours.*"):
         assert len(frames(path)) == 30
 
