@@ -72,7 +72,7 @@ class Commands:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
-            patch.delenv("PYTHONWARNINGS")  # some of what a fork warns of
+            patch.delenv("PYTHONWARNINGS")  # Python may warn of the forks themselves
             forkserver.ensure_running()
 
     def start(self, module: str, *options: object) -> subprocess.Popen:

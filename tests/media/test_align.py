@@ -79,7 +79,9 @@ def test_other_features_are_refused():
         movement({"audio": stream, "video": stream}, {"audio": log_mel})
 
 
-@pytest.mark.parametrize("name", ["shifted.mp4", "shifted.flv"])
+@pytest.mark.parametrize(
+    "name", ["shifted.mp4", pytest.param("shifted.flv", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("delay", [-0.2, 0.0, 0.1])
 def test_clips_shifted_by_known_amounts(talking, face_models, name, delay):
     path, _ = talking(name, video_delay=delay)
@@ -98,6 +100,7 @@ def test_a_start_offset_in_the_container_is_no_offset(talking, face_models):
         assert result.offset == pytest.approx(0, abs=FRAME)
 
 
+@pytest.mark.slow
 def test_suspects_are_listed_plotted_and_fail(talking, face_models, lacking_clips, tmp_path):
     for folder, delay in (("good", 0.0), ("bad", -0.2)):
         path, _ = talking("shifted.mp4", video_delay=delay)

@@ -49,6 +49,7 @@ def test_bad_clips_are_listed_and_the_others_done(folder, config, tmp_path, capl
     assert "3 clips of" in said and "MB each" in said
 
 
+@pytest.mark.slow
 def test_what_is_done_stays_and_what_changed_is_done_again(folder, config, tmp_path, caplog):
     to = tmp_path / "features"
     clips = [folder / "1001_DFA_ANG_XX.mp4", folder / "inner"]
@@ -116,6 +117,7 @@ def test_hidden_folders_are_not_searched(folder):
     assert len(find_clips([folder], (".mp4",))) == 4
 
 
+@pytest.mark.slow
 def test_sound_that_comes_later_is_taken(ravdess_clips, config, tmp_path):
     clip = tmp_path / "02-01-05-01-02-01-12.mp4"
     shutil.copy(ravdess_clips / clip.name, clip)
