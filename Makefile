@@ -2,22 +2,27 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+OLDEST = .venv-oldest
 
-.PHONY: run test test-all lint test-machine clean
+.PHONY: run test test-all test-oldest lint test-machine clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m experiments.no_aug
 
 # The quick tests: they need no root and nothing outside of $(VENV). The tests of a file share what
 # one worker has trained.
+QUICK = -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not machine and not browser"
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	    -m "not slow and not machine and not browser"
+	$(BIN)/python -m pytest $(QUICK)
 
 # All tests, or those of some marks: MARKS="slow or machine or browser" are those that `test` leaves
 # out. Three workers suit two cores: tests wait for machines to boot or to end.
 test-all: lint test-machine
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "$(MARKS)"
+
+# The quick tests with the oldest libraries that setup.cfg allows; these have wheels for Python 3.11.
+test-oldest: $(OLDEST)/installed-test
+	$(OLDEST)/bin/python -m pytest $(QUICK)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -41,9 +46,16 @@ $(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+$(OLDEST)/installed-test: $(VENV)/bin/python setup.cfg pyproject.toml
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --python 3.11 $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[test]'
+	touch $@
+
 $(VENV)/installed-test: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build *.egg-info

@@ -12,16 +12,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CACHE = Path("~/.cache/mmattn-test").expanduser()
-MIRROR, RELEASE, PYTHON = "http://deb.debian.org/debian", "bullseye", "3.11"
-SOURCE = f"{MIRROR}/pool/main/p/python3.11/python3.11_3.11.2.orig.tar.gz"
-SOURCE_SHA256 = "2411c74bda5bbcfcddaf4531f66d1adc73f247f529aee981b029513aefdbf849"
-BUILD = """
-tar xzf source.tar.gz
+RELEASE, PYTHON = "bullseye", "3.11"
+BUILD = f"""
+sed -n 's/^deb \\(.*\\) {RELEASE} main$/deb-src \\1 bookworm main/p' /etc/apt/sources.list \
+    > /etc/apt/sources.list.d/source.list
+apt-get -qq update
+apt-get -qq source --download-only python{PYTHON}
+tar xzf python*.orig.tar.gz
 cd Python-*
 ./configure --prefix=/usr --with-ensurepip=no --disable-test-modules --without-static-libpython
 make -j$(nproc)
@@ -50,7 +51,7 @@ FILES = {
     ),
     "etc/pip.conf": "[global]\nno-index = true\nfind-links = /wheelhouse\n",
 }
-_PYTHON = (RELEASE, SOURCE_SHA256, BUILD, *BUILD_PACKAGES)
+_PYTHON = (RELEASE, BUILD, *BUILD_PACKAGES)
 TOOLS = {  # of what runs here, by the Debian package that has it
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
@@ -88,10 +89,6 @@ def python() -> Path:
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=CACHE) as root:
             _install(BUILD_PACKAGES, root)
-            with urllib.request.urlopen(SOURCE, timeout=60) as answer:
-                content = answer.read()
-            assert hashlib.sha256(content).hexdigest() == SOURCE_SHA256, SOURCE
-            Path(root, "source.tar.gz").write_bytes(content)
             _run("chroot", root, "sh", "-ec", BUILD)
             shutil.copytree(f"{root}/out", folder, symlinks=True, dirs_exist_ok=True)
 
@@ -101,7 +98,7 @@ def python() -> Path:
 def _install(packages: Sequence[str], folder: Path | str) -> None:
     """A Debian of these packages, and what they need, in a folder that is empty."""
     options = ["--variant=minbase", f"--include={','.join(packages)}", f"--setup-hook={MERGE}"]
-    _run("mmdebstrap", *options, RELEASE, folder, MIRROR)
+    _run("mmdebstrap", *options, RELEASE, folder)
 
 
 def wheelhouse() -> Path:
