@@ -2,7 +2,7 @@
 
 import uuid
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,15 +14,6 @@ from mmattn.train import processes
 
 Kind = Literal["best", "final", "latest"]
 FIRST = {0}
-
-
-class Checkpoint(NamedTuple):
-    """Arrays and JSON of one checkpoint."""
-
-    arrays: Any
-    """A tree of NumPy arrays."""
-    about: dict
-    """Config, class names, widths, history: whatever is no array."""
 
 
 class Checkpoints:
