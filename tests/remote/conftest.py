@@ -22,10 +22,11 @@ _LOADER = botocore.loaders.Loader()
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what needs a machine."""
+    """Marks what needs a machine; it may first have to be made, and boot beside others."""
     for item in items:
         if MACHINES & set(getattr(item, "fixturenames", ())):
             item.add_marker("machine")
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 @pytest.fixture(autouse=True)
