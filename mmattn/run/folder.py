@@ -1,5 +1,7 @@
 """The files of a run's folder that say what the run is."""
 
+import fcntl
+import os
 import platform
 import subprocess
 import sys
@@ -10,15 +12,12 @@ from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mmattn.config import ExperimentConfig, config_from_json
 from mmattn.errors import UserError
 from mmattn.files import read_json, write_json
 from mmattn.machine import cores
 from mmattn.model import native
 
-LOCK = ".lock"
 SIDES = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
@@ -32,20 +31,22 @@ def check_new(folder: Path) -> None:
 
 def check_empty(folder: Path) -> None:
     """UserError if there is more in the folder than what every start writes."""
-    others = [path.name for path in folder.iterdir() if path.name not in (LOCK, "train.log")]
+    others = [path.name for path in folder.iterdir() if path.name != "train.log"]
     if others:
         raise UserError(f"--out {folder}: expected a new or empty folder, it has {others[0]}")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; UserError if another process does."""
+    """Hold a run's folder, which gets no file for it; UserError if another process does."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        held = FileLock(folder / LOCK, timeout=0).acquire()
-    except Timeout as error:
-        raise UserError(f"{folder}: another process is at work on this run") from error
-    with held:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another process is at work on this run") from error
+    finally:
+        os.close(descriptor)
 
 
 def read_config(folder: Path) -> ExperimentConfig:

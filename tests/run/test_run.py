@@ -17,7 +17,6 @@ from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import interval_text
 from mmattn.run.evaluate import _clips_to_evaluate
-from mmattn.run.folder import LOCK
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.loop import best_epoch, restore
 
@@ -27,7 +26,7 @@ def read(path):
 
 
 def test_the_folder_holds_everything(tiny_run):
-    assert {path.name for path in tiny_run.iterdir() if path.name != LOCK} == {
+    assert {path.name for path in tiny_run.iterdir()} == {
         *("config.json", "split.json", "environment.json", "metrics.jsonl", "train.log"),
         *("checkpoints", "predictions.csv", "predictions_validation.csv", "summary.json"),
         *("curves.png", "confusion.png", "attention.png", "report.html"),
