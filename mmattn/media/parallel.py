@@ -1,6 +1,7 @@
 """Many clips at once: over all cores, going on where it stopped, past clips that fail."""
 
 import multiprocessing
+import os
 import resource
 import signal
 import sys
@@ -28,6 +29,7 @@ from mmattn.media.extract import (
 )
 
 SUFFIXES = (".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".wav", ".flac")
+GRACE = 10.0  # seconds in which processes may end that are to
 DIED = "the process that read it died"
 Result = TypeVar("Result")
 
@@ -202,7 +204,7 @@ def _run(
     context = multiprocessing.get_context("spawn")  # a fork of threads and models is not safe
     pool = ProcessPoolExecutor(workers, context, _start_process)
     try:
-        futures = {pool.submit(work, job, config): job for job in jobs}
+        futures = {pool.submit(_do, work, job, config): job for job in jobs}
         broken = set()
         for future in as_completed(futures):
             try:
@@ -211,11 +213,21 @@ def _run(
                 broken.add(futures[future])
         return [job for job in jobs if job in broken]
     except BaseException:  # Ctrl-C too: what is begun need not end, its file is not there yet
-        for process in multiprocessing.active_children():
+        for process in (begun := multiprocessing.active_children()):
             process.terminate()
+        for process in begun:
+            process.join(GRACE)
+            process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _do(work: Callable, job: Job, config: ExtractConfig) -> Result:
+    try:
+        return work(job, config)
+    except SystemExit:  # of SIGTERM: the pool would take it for the job's result, and go on
+        os._exit(1)
 
 
 def _start_process() -> None:

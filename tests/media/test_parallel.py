@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import shutil
 import signal
@@ -184,6 +185,29 @@ def test_a_clip_that_kills_its_process_takes_no_other_with_it():
         job.clip.name: result for job, result in run_jobs(die_at_three, jobs, ExtractConfig(), 2)
     }
     assert found == {str(number): None if number == 3 else str(number) for number in range(12)}
+
+
+def fail_beside_a_long_job(job: Job, config: ExtractConfig) -> None:
+    if job.clip.name == "long":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as in a call of C++
+        (job.target / "begun").touch()
+        time.sleep(2)
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+            time.sleep(600)
+        finally:
+            (job.target / "cleaned up").touch()
+    while not (job.target / "begun").exists():
+        time.sleep(0.01)
+    raise UserError("the disk is full")
+
+
+def test_jobs_that_are_begun_end_with_the_one_that_fails(tmp_path):
+    jobs = [Job(Path(name), tmp_path) for name in ("long", "failing")]
+    with pytest.raises(UserError, match="the disk is full"):
+        list(run_jobs(fail_beside_a_long_job, jobs, ExtractConfig(), 2))
+    assert (tmp_path / "cleaned up").exists()
+    assert not multiprocessing.active_children()
 
 
 def test_a_missing_model_is_one_error(folder, tmp_path):
