@@ -191,8 +191,8 @@ def fail_beside_a_long_job(job: Job, config: ExtractConfig) -> None:
     if job.clip.name == "long":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as in a call of C++
         (job.target / "begun").touch()
-        time.sleep(2)
         try:
+            time.sleep(2)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             time.sleep(600)
         finally:
