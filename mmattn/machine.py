@@ -18,7 +18,8 @@ def own_cores() -> list[int]:
 
 def cores() -> int:
     """How many cores this process may use; NPROC in the environment says it to XLA too."""
-    return int(os.environ.get("NPROC", 0)) or len(own_cores())
+    said = os.environ.get("NPROC", "")
+    return int(said) if said.isdecimal() and int(said) else len(own_cores())
 
 
 def pin(to: Collection[int]) -> None:

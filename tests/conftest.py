@@ -92,7 +92,8 @@ class Commands:
         """
         words = [module, *map(str, options)]
         with tempfile.NamedTemporaryFile("r", dir=self.common) as output:
-            process = self.forks.Process(target=_run, args=(words, output.name))
+            given = (words, self.environment, output.name)
+            process = self.forks.Process(target=_run, args=given)
             process.start()
             try:
                 process.join()
@@ -104,9 +105,9 @@ class Commands:
         return text
 
 
-def _run(words: list[str], output: str) -> None:
+def _run(words: list[str], environment: dict[str, str], output: str) -> None:
     """Be `python -W error -m` with its words, and write what is printed to a file."""
-    os.environ["PYTHONWARNINGS"] = "error"
+    os.environ.update(environment)
     warnings.simplefilter("error")
     descriptor = os.open(output, os.O_WRONLY)
     os.dup2(descriptor, 1)

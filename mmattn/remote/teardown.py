@@ -173,7 +173,8 @@ def _clear_host(run: Run, force: bool) -> None:
 def _delete_there(run: Run, force: bool) -> None:
     """Stop a run's jobs on its host and delete its folder."""
     machine = run.machine()
-    if machine.run(f"test ! -d {run.base}/agent || echo yes").strip():
+    begun = f"test -d {run.base}/agent -o -e {run.base}/job/spec.json && echo yes || true"
+    if machine.run(begun).strip():  # without an agent, `call` refuses
         job = machine.call("snapshot")["job"]
         if job["state"] == "running" and not force:
             raise UserError(f"{run.name} still runs on {run.host}: `fab stop` first")

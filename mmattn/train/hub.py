@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import socket
+import time
 from asyncio import StreamReader, StreamWriter
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -21,51 +22,56 @@ from typing import Any
 from mmattn.console import complain, note
 from mmattn.errors import LostProcess, UserError
 
-LOST = 20.0  # seconds without a sign of life after which a process counts as lost
+LOST = 20.0  # seconds without a byte after which a process counts as lost
 BEAT = 1.0
-PARENT = "MMATTN_PARENT"  # the environment's name of the process that this one ends with
+PAUSE = 0.1
+PARENT = "MMATTN_PARENT"  # the environment's name of the launcher, with which a process ends
 LOOPBACK = "127.0.0.1"
-ALIVE, BYE, JAX = b"\n", b"bye\n", b"JAX\n"
-LONGEST = 2**31  # bytes of a line: the split of a large corpus is one
+BYE, JAX = b"bye", b"JAX\n"
 Place = tuple[str, int]
 
 
 class Link:
-    """This process's connection to the others; when one of them is lost, it ends this process.
+    """The connection of process `number` of `count` to the others, by way of process 0's `place`.
 
-    Args:
-        place: host and port of process 0.
-        number: of this process.
-        count: of processes.
-
-    Attributes:
-        coordinator: where JAX's coordinator is reached here; process 0 has to serve it there.
-        own: this machine's address on the way to process 0, once connected.
+    When one of them is lost, or `mmattn launch` that started them, it ends this process.
     """
 
     def __init__(self, place: Place, number: int, count: int):
         self._place, self._number, self._count = place, number, count
-        self.coordinator = LOOPBACK, free_port()
+        self._hub: _Hub | None = None
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._left = False
         self._loop = asyncio.new_event_loop()
         Thread(target=self._loop.run_forever, daemon=True).start()
+        Thread(target=self._outlive, args=(os.environ.get(PARENT),), daemon=True).start()
 
-    def serve(self, bind: Place) -> None:
-        """Serve the others at `bind` if this is process 0, and JAX; OSError if it cannot be."""
-        attend, at = partial(_tunnel, place=self._place, greeting=JAX), self.coordinator
+    def connect(self, bind: Place, timeout: float) -> str:
+        """Serve at `bind` if this is process 0; reach it; returns this machine's address there.
+
+        Raises:
+            OSError: nothing can listen at `bind`, or process 0 does not answer for so many seconds.
+        """
         if self._number == 0:
-            attend, at = _Hub(self._count, self.coordinator).attend, bind
-        self._do(asyncio.start_server(attend, *at, limit=LONGEST)).result()
-
-    def connect(self, timeout: float) -> None:
-        """Reach process 0; raises OSError if it does not answer for so many seconds."""
-        reader, self._writer = self._do(self._connect(timeout)).result()
-        self.own = self._writer.get_extra_info("sockname")[0]
+            self._hub = _Hub(self._count)
+            self._do(asyncio.start_server(self._hub.attend, *bind)).result()
+        reader, self._writer = self._do(_reach(self._place, timeout)).result()
         self._do(self._write(_line([self._number, self._count]))).result()
         self._do(_show_life(self._writer))
-        for end in _hear(reader, 0, self._take), _outlive(int(os.environ.get(PARENT, 0))):
-            self._do(end).add_done_callback(lambda done: self._end(done.result()))
+        self._do(_hear(reader, 0, self._take)).add_done_callback(
+            lambda end: self._end(end.result())
+        )
+        return self._writer.get_extra_info("sockname")[0]
+
+    def coordinator(self) -> str:
+        """Where JAX reaches its coordinator here and, in process 0, has to serve it, at once."""
+        if self._hub:
+            place = self._hub.coordinator = LOOPBACK, free_port()
+        else:
+            forward = partial(_tunnel, place=self._place, greeting=JAX)
+            server = self._do(asyncio.start_server(forward, LOOPBACK)).result()
+            place = server.sockets[0].getsockname()
+        return "{}:{}".format(*place)
 
     def exchange(self, value: Any, timeout: float | None = None) -> list:
         """Every process's JSON value, in their order; all have to call it.
@@ -91,17 +97,6 @@ class Link:
     def _do(self, work: Coroutine) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _connect(self, timeout: float) -> tuple[StreamReader, StreamWriter]:
-        end = self._loop.time() + timeout
-        while True:
-            try:
-                connecting = asyncio.open_connection(*self._place, limit=LONGEST)
-                return await asyncio.wait_for(connecting, end - self._loop.time())
-            except OSError:
-                if self._loop.time() + BEAT > end:
-                    raise
-            await asyncio.sleep(BEAT / 10)
-
     async def _write(self, line: bytes) -> None:
         self._writer.write(line)
         with suppress(OSError):  # the end of process 0, of which `_hear` tells
@@ -113,38 +108,44 @@ class Link:
             self._end(message["lost"])
         self._answers.put(message)
 
+    def _outlive(self, parent: str | None) -> None:
+        while parent in (None, str(os.getppid())):
+            time.sleep(BEAT)
+        self._end("mmattn launch ended")
+
     def _end(self, why: str) -> None:
         """End this process, whose main thread may wait in C++: an exception would not reach it."""
         if self._left:
             self._writer.close()
-        else:
-            message = f"{LostProcess.label}: {why}; `--resume` continues where the run was saved"
-            complain(message)
-            note(message)
-            os._exit(LostProcess.exit_code)
+            return
+        message = f"{LostProcess.label}: {why}; `--resume` continues where the run was saved"
+        complain(message)
+        note(message)
+        os._exit(LostProcess.exit_code)
 
 
 class _Hub:
-    """What process 0 serves to so many processes; JAX's coordinator is at a place of its own."""
+    """What process 0 serves to so many processes."""
 
-    def __init__(self, count: int, coordinator: Place):
-        self._coordinator = coordinator
+    def __init__(self, count: int):
+        self.coordinator: Place | None = None
         self._given: list[deque[bytes]] = [deque() for _ in range(count)]
         self._writers: dict[int, StreamWriter] = {}
 
     async def attend(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Serve a connection until it ends."""
-        greeting, count = await reader.readline(), len(self._given)
+        greeting, expected = await reader.readline(), len(self._given)
         if greeting == JAX:
-            await _tunnel(reader, writer, self._coordinator)
+            while self.coordinator is None:
+                await asyncio.sleep(PAUSE)
+            await _tunnel(reader, writer, self.coordinator)
             return
-        try:
-            number, expected = json.loads(greeting)
-        except (ValueError, TypeError):  # a stranger
-            writer.close()
-            return
-        if expected != count or number not in range(count) or number in self._writers:
-            writer.write(_line(f"process {number}: process 0 expects {count} processes, each once"))
+        number = count = None
+        with suppress(ValueError, TypeError):  # of a stranger
+            number, count = json.loads(greeting)
+        if count != expected or number not in range(count) or number in self._writers:
+            refusal = f"process {number}: process 0 expects {expected} processes, each once"
+            writer.write(_line(refusal))
             await reader.read()
             writer.close()
             return
@@ -160,7 +161,7 @@ class _Hub:
         if line == BYE:
             self._writers.pop(number, None)
         else:
-            self._given[number].append(line.rstrip())
+            self._given[number].append(line)
         if all(self._given):
             self._tell(b"[%s]\n" % b", ".join(values.popleft() for values in self._given))
 
@@ -171,10 +172,13 @@ class _Hub:
 
 async def _hear(reader: StreamReader, number: int, take: Callable[[bytes], None]) -> str:
     """Take the lines of a process until there are no more; returns what happened to it."""
+    parts: list[bytes] = []
     try:
-        while (line := await asyncio.wait_for(reader.readline(), LOST)).endswith(b"\n"):
-            if line != ALIVE:
-                take(line)
+        while data := await asyncio.wait_for(reader.read(2**20), LOST):
+            for index, part in enumerate(data.split(b"\n")):
+                if index and (line := b"".join(parts)):  # an empty one is a sign of life
+                    take(line)
+                parts = [part] if index else [*parts, part]
     except TimeoutError:
         return f"nothing was heard of process {number} for {LOST:g} s: it ended or is cut off"
     except OSError:
@@ -184,14 +188,21 @@ async def _hear(reader: StreamReader, number: int, take: Callable[[bytes], None]
 
 async def _show_life(writer: StreamWriter) -> None:
     while not writer.is_closing():
-        writer.write(ALIVE)
+        writer.write(b"\n")
         await asyncio.sleep(BEAT)
 
 
-async def _outlive(parent: int) -> str:
-    while parent in (0, os.getppid()):
-        await asyncio.sleep(BEAT)
-    return "mmattn launch ended"
+async def _reach(place: Place, timeout: float) -> tuple[StreamReader, StreamWriter]:
+    """Connect to a place, where perhaps nothing listens yet; OSError after so many seconds."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + timeout
+    while True:
+        try:
+            return await asyncio.wait_for(asyncio.open_connection(*place), end - clock())
+        except OSError:
+            if clock() + BEAT > end:
+                raise
+        await asyncio.sleep(PAUSE)
 
 
 async def _tunnel(
@@ -199,7 +210,7 @@ async def _tunnel(
 ) -> None:
     """Connect a client to the server at a place; the server's end is not passed on."""
     with suppress(OSError):
-        from_server, to_server = await asyncio.open_connection(*place)
+        from_server, to_server = await _reach(place, LOST)
         to_server.write(greeting)
         back = asyncio.create_task(_copy(from_server, writer))
         back.add_done_callback(lambda _: to_server.close())

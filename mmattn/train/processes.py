@@ -33,7 +33,7 @@ ENDED_TOGETHER = (0, Diverged.exit_code, Stopped.exit_code)
 LOOPBACKS = ("127.", "::1")
 # How Slurm and Open MPI tell how many processes there are, and which this is.
 SLURM, OPEN_MPI = "SLURM_STEP_NUM_TASKS SLURM_PROCID", "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK"
-AGREED = {kind.__name__: kind for kind in (UserError, Diverged, Stopped)}
+AGREED = {kind.__name__: kind for kind in (Diverged, Stopped)}
 
 
 class _State:
@@ -46,13 +46,10 @@ class _State:
 
 
 def start_processes(config: DistributedConfig) -> None:
-    """Meet the other processes; to be called before anything starts JAX's devices.
-
-    Does nothing for a process by itself: without the options, and not started by Slurm or Open MPI.
+    """Meet the others, if there are any; to be called before anything starts JAX's devices.
 
     Raises:
-        UserError: process 0 cannot listen at the coordinator's address, not all processes come
-            within the timeout, or the name of a machine means no address that others reach.
+        UserError: not all processes come in time, or no other reaches what a machine's name means.
     """
     address, count, number = _place(config)
     if count == 1:
@@ -61,23 +58,21 @@ def start_processes(config: DistributedConfig) -> None:
     link = Link(_split(address), number, count)
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address)
     patience = f"within {config.timeout:g} s (--distributed.timeout)"
-    what = f"process 0 cannot listen at {bind}"
+    what = "process 0 " + (f"does not answer {patience}" if number else f"cannot listen at {bind}")
     try:
-        link.serve(_split(bind))
-        what = f"process 0 does not answer there {patience}"
-        link.connect(config.timeout)
-        _check_name(link.own)
+        own = link.connect(_split(bind), config.timeout)
         what = f"not all of {count} processes came {patience}; each has a --distributed.process-id"
-        link.exchange(None, config.timeout)
+        addresses = link.exchange([own, _gloo_address()], config.timeout)
     except OSError as error:
         why = f": {error.strerror or error}".removesuffix(": ")
         raise UserError(f"--distributed.coordinator {address}: {what}{why}") from error
     _State.link, _State.number, _State.count = link, number, count
     atexit.register(link.leave)  # before JAX waits for the others
+    _check_addresses(addresses)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is heard by `AgreedStop`
     jax.distributed.initialize(
-        coordinator := "{}:{}".format(*link.coordinator),
+        coordinator := link.coordinator(),
         count,
         number,
         coordinator_bind_address=coordinator,
@@ -105,26 +100,31 @@ def _place(config: DistributedConfig) -> tuple[str, int, int]:
 
 
 def _split(address: str) -> tuple[str, int]:
-    host, port = address.rsplit(":", 1)
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise UserError(f"{address}: expected HOST:PORT of process 0")
     return host.strip("[]"), int(port)
 
 
-def _check_name(own: str) -> None:
-    """Raise UserError unless this machine's name means an address at which others reach it.
-
-    Gloo listens there. Where process 0 is reached by the loopback, `own`, so are all.
-    """
-    meant = None
+def _gloo_address() -> str | None:
+    """Where Gloo listens: the first address of this machine that its name means."""
     with suppress(OSError):
         for family, *_, address in socket.getaddrinfo(socket.gethostname(), 0):
             with suppress(OSError), socket.socket(family) as one:
-                one.bind(address)  # of another machine, it fails
-                meant = meant or address[0]
-    if meant is None or (meant.startswith(LOOPBACKS) and not own.startswith(LOOPBACKS)):
-        raise UserError(
-            f"{socket.gethostname()}, the name of this machine, means {meant or 'no address of it'}"
-            f"; expected one at which the other processes reach it, as {own} (see /etc/hosts)"
-        )
+                one.bind(address)
+                return address[0]
+    return None
+
+
+def _check_addresses(addresses: list[tuple[str, str | None]]) -> None:
+    """Raise UserError if Gloo, at the second of a process's addresses, would not be reached."""
+    several = not all(own.startswith(LOOPBACKS) for own, _ in addresses)
+    for number, (_, meant) in enumerate(addresses):
+        if meant is None or (several and meant.startswith(LOOPBACKS)):
+            raise agreed(
+                f"process {number}: the name of its machine means {meant or 'no address of it'}; "
+                "expected one at which the other processes reach it (see /etc/hosts)"
+            )
 
 
 def count() -> int:
@@ -169,11 +169,10 @@ def from_first(work: Callable[[], Any]) -> Any:
         try:
             said = {"value": work()}
         except UserError as error:
-            kind = type(error).__name__
-            said = {"error": kind if kind in AGREED else "UserError", "text": str(error)}
+            said = {"error": type(error).__name__, "text": str(error)}
     found = exchange(said)[0]
     if "error" in found:
-        raise agreed(found["text"], AGREED[found["error"]])
+        raise agreed(found["text"], AGREED.get(found["error"], UserError))
     return found["value"]
 
 
@@ -238,8 +237,10 @@ class AgreedStop:
 
     def is_set(self) -> bool:
         """The same answer in all processes."""
-        self._asked = any(exchange(self._asked))
-        return self._asked
+        asked = any(exchange(self._asked))
+        if asked:  # else SIGTERM may have come meanwhile, which counts at the next question
+            self._asked = True
+        return asked
 
 
 @contextmanager

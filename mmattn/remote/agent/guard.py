@@ -22,6 +22,7 @@ METADATA, METADATA_S = "http://169.254.169.254", 3.0
 BEAT_S = 5.0
 WORK = 0.01  # of one core: a job that uses less is idle
 KILL_S = 5.0
+NOTICE_S = 120.0  # before EC2 takes a spot machine away, it tells so
 OFF_S = 5.0  # to power off in order before EC2 takes the machine away
 POWER_OFF = (
     # Seconds to wait after each for the machine to go.
@@ -152,10 +153,13 @@ def taken_away(address: str) -> float | None:
         with ask(token, timeout=METADATA_S) as answer:
             notice.add_header(header, answer.read().decode())
         with ask(notice, timeout=METADATA_S) as answer:
-            end = json.loads(answer.read())["time"]
-        return calendar.timegm(time.strptime(end, "%Y-%m-%dT%H:%M:%SZ"))
-    except (OSError, ValueError, LookupError, HTTPException):  # 404: no notice
+            said = json.loads(answer.read())
+    except (OSError, ValueError, HTTPException):  # 404: no notice
         return None
+    try:
+        return calendar.timegm(time.strptime(said["time"], "%Y-%m-%dT%H:%M:%SZ"))
+    except (ValueError, LookupError, TypeError):
+        return time.time() + NOTICE_S if "action" in said else None
 
 
 def stop_jobs(base: Path, stop_s: float) -> None:

@@ -150,6 +150,11 @@ def test_notice_is_seen(metadata, monkeypatch):
     assert taken_away(metadata.address) == NOON + 120
 
 
+def test_a_notice_whose_time_is_not_understood_is_one_all_the_same(metadata):
+    metadata.notice = lambda: (200, b'{"action": "stop", "time": "soon"}')
+    assert 0 < taken_away(metadata.address) - time.time() <= guard.NOTICE_S
+
+
 @pytest.mark.parametrize(
     "answer",
     [(404, b"<html>"), (200, b"<html>"), (200, b""), (200, b"{}"), (500, b""), (200, b"\xff")],
