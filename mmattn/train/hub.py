@@ -7,6 +7,7 @@ same port and stay open at this end when process 0 is lost: this process says so
 
 import asyncio
 import json
+import math
 import os
 import queue
 import socket
@@ -24,7 +25,6 @@ from mmattn.errors import LostProcess, UserError
 
 LOST = 20.0  # seconds without a byte after which a process counts as lost
 BEAT = 1.0
-PAUSE = 0.1
 PARENT = "MMATTN_PARENT"  # the environment's name of the launcher, with which a process ends
 LOOPBACK = "127.0.0.1"
 BYE, JAX = b"bye", b"JAX\n"
@@ -81,10 +81,14 @@ class Link:
             UserError: process 0 does not expect this process.
         """
         self._do(self._write(_line(value))).result()
-        try:
-            answer = self._answers.get(timeout=timeout)
-        except queue.Empty:
-            raise TimeoutError from None
+        end = time.monotonic() + (math.inf if timeout is None else timeout)
+        while True:
+            try:
+                answer = self._answers.get(timeout=BEAT)  # Ctrl-C may just have missed the wait
+                break
+            except queue.Empty:
+                if time.monotonic() > end:
+                    raise TimeoutError from None
         if isinstance(answer, str):
             raise UserError(answer)
         return answer
@@ -137,7 +141,7 @@ class _Hub:
         greeting, expected = await reader.readline(), len(self._given)
         if greeting == JAX:
             while self.coordinator is None:
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(BEAT / 10)
             await _tunnel(reader, writer, self.coordinator)
             return
         number = count = None
@@ -202,7 +206,7 @@ async def _reach(place: Place, timeout: float) -> tuple[StreamReader, StreamWrit
         except OSError:
             if clock() + BEAT > end:
                 raise
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(BEAT / 10)
 
 
 async def _tunnel(

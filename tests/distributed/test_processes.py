@@ -340,7 +340,7 @@ def test_processes_that_do_not_come_are_waited_for_no_longer_than_asked(commands
         *("--distributed.num-processes", 2, "--distributed.timeout", 3),
         "--distributed.process-id",
     )
-    for number, why in ((0, "not all of 2 processes came"), (1, "process 0 does not answer there")):
+    for number, why in ((0, "not all of 2 processes came"), (1, "process 0 does not answer")):
         text = commands.run(*words(commands, tmp_path / "run"), *shared, number, code=2)
         assert f"--distributed.coordinator 127.0.0.1:{port}: {why}" in text and "within 3 s" in text
 
