@@ -45,7 +45,7 @@ from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import Split, make_split
 from mmattn.data.write import write_full_size
 from mmattn.errors import UserError
-from mmattn.train.devices import start_jax
+from mmattn.train.devices import start_devices
 from mmattn.train.loop import Trainer, epoch_plan, fit, make_trainer
 from mmattn.train.predict import Feed
 
@@ -91,7 +91,7 @@ class Pipeline:
         """All tables; `folder` is for the runs' checkpoints."""
         reading = measure_reading(config)
         say_reading(reading)
-        device_count = start_jax(self.devices, config.train.batch)
+        device_count = start_devices(self.devices, config.train.batch)
         corpus = open_corpus(config.data)
         split = make_split(corpus, config.data, config.seed)
         trainer = make_trainer(

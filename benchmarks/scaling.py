@@ -248,7 +248,7 @@ def say_best(best: dict[str, Any]) -> None:
 
 def auto_devices(batch: int) -> int:
     """What `--devices auto` gives here; asked in a process of its own, for it starts JAX."""
-    code = f"from mmattn.train.devices import start_jax; print(start_jax('auto', {batch}))"
+    code = f"from mmattn.train.devices import start_devices; print(start_devices('auto', {batch}))"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UserError(f"JAX did not start: exit code {done.returncode}, see above")

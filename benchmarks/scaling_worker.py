@@ -83,7 +83,7 @@ def overhead(job: Job) -> Callable[[], dict[str, Any]]:
     """
     most = max(job.steps)
     work = one_frame_work(_config(job, job.devices), job.scale)
-    devices.start_jax(job.devices, job.devices)
+    devices.start_devices(job.devices, job.devices)
     jax.local_devices()  # starts the threads
     before = memory("VmRSS")
     contestant = Contestant(work)

@@ -21,7 +21,7 @@ class Contestant(Contender):
 
     def __init__(self, work: Work):
         config = work.config
-        self.devices = devices.start_jax(config.devices, config.train.batch)
+        self.devices = devices.start_devices(config.devices, config.train.batch)
         self.learner = Learner(config.model, config.train, work.widths, work.classes, self.devices)
         key, rate = random_key(config.seed, "dropout"), np.float32(config.train.learning_rate)
         self.settings = Settings(key, work.class_weights, rate)

@@ -15,7 +15,7 @@ from mmattn.files import read_json
 from mmattn.run.experiment import to_predictions
 from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
 from mmattn.train.checkpoints import Kind
-from mmattn.train.devices import start_jax
+from mmattn.train.devices import start_devices
 from mmattn.train.loop import restore
 
 
@@ -35,7 +35,7 @@ def evaluate_run(
     """
     config = read_config(run)
     corpus = open_corpus(other.apply(config.data))
-    count = start_jax(device_count or config.devices, config.train.batch)
+    count = start_devices(device_count or config.devices, config.train.batch)
     _evaluate_folder(run, kind, config.seed, corpus, count)
 
 

@@ -40,7 +40,7 @@ from mmattn.run.folder import (
 from mmattn.run.views import view_clips
 from mmattn.train import processes
 from mmattn.train.checkpoints import Checkpoints
-from mmattn.train.devices import start_jax
+from mmattn.train.devices import start_devices
 from mmattn.train.loop import Trainer, best_epoch, fit, make_trainer, sigterm_asks
 from mmattn.train.predict import ClipPredictions
 from mmattn.train.step import TrainState
@@ -92,7 +92,7 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
     """Train and evaluate each part and put them together, until `asked` to stop."""
     corpus = _open_alike(config)
     groups = plan_parts(config, corpus, folder)
-    config = replace(config, devices=start_jax(config.devices, config.train.batch))
+    config = replace(config, devices=start_devices(config.devices, config.train.batch))
 
     def describe() -> None:
         write_config(folder, config)

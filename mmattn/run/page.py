@@ -19,7 +19,7 @@ from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
 from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
 from mmattn.run.views import choose_rows, view_clips
-from mmattn.train.devices import start_jax
+from mmattn.train.devices import start_devices
 from mmattn.train.loop import Trainer, best_epoch, restore
 from mmattn.train.shifts import OFFSETS, TEMPOS, measure_shifts
 from mmattn.train.step import TrainState
@@ -46,7 +46,7 @@ def report_run(run: Path, device_count: int | str | None, other: OtherDataConfig
     config = read_config(run)
     check_complete(run)
     corpus = open_corpus(other.apply(config.data))
-    count = start_jax(device_count or config.devices, config.train.batch)
+    count = start_devices(device_count or config.devices, config.train.batch)
     write_page(run, *best_network(run, corpus, count))
 
 

@@ -19,7 +19,7 @@ from mmattn.report.page import write_prediction_page
 from mmattn.run.folder import read_config
 from mmattn.run.predictor import Outcome, Prediction, Predictor
 from mmattn.train.checkpoints import Kind
-from mmattn.train.devices import start_jax
+from mmattn.train.devices import start_devices
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -56,7 +56,7 @@ def predict_run(
         raise UserError("CLIP...: expected one clip or more")
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         raise UserError(f"--html {html}: expected a file in a folder that is there")
-    start_jax(1, read_config(run).train.batch)
+    start_devices(1, read_config(run).train.batch)
     predictor = Predictor(run, kind, media)
     with progress("read", len(clips)) as advance:
         outcome = predictor.predict_all(clips, advance)

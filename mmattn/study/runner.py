@@ -26,7 +26,7 @@ from mmattn.run.folder import check_empty, locked
 from mmattn.study.measure import Measures, measure
 from mmattn.study.plan import SPLIT_SEED, Study
 from mmattn.train.checkpoints import Checkpoints
-from mmattn.train.devices import start_jax
+from mmattn.train.devices import start_devices
 from mmattn.train.loop import best_epoch, fit, make_trainer
 
 MEASURES = "measures.npz"
@@ -151,7 +151,7 @@ def _start_worker(cores: multiprocessing.Queue) -> None:
     """Take a core for this process: threads of several trainings would only be in the way."""
     pin([cores.get()])
     be_quiet()
-    start_jax(1, batch=1)
+    start_devices(1, batch=1)
 
 
 def _do(work: Callable, folder: Path, config: ExperimentConfig, fold: int | None) -> None:

@@ -19,7 +19,7 @@ AXIS = "devices"
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
-def start_jax(devices: int | str, batch: int) -> int:
+def start_devices(devices: int | str, batch: int) -> int:
     """Make JAX divide the CPU into devices; to be called before anything else starts JAX.
 
     Args:

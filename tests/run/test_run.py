@@ -70,13 +70,13 @@ import numpy as np
 from mmattn.config import config_from_json
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import split_from_json
-from mmattn.train.devices import start_jax
+from mmattn.train.devices import start_devices
 from mmattn.train.loop import restore
 run, out = map(Path, sys.argv[1:])
 config = config_from_json(json.loads((run / "config.json").read_text()))
 corpus = open_corpus(config.data)
 split = split_from_json(json.loads((run / "split.json").read_text()), corpus)
-trainer, state = restore(run, "best", corpus, np.arange(len(corpus)), start_jax(2, 8))
+trainer, state = restore(run, "best", corpus, np.arange(len(corpus)), start_devices(2, 8))
 found = trainer.predict(state, split.test)
 np.savez(out, probabilities=found.probabilities, **trainer.normaliser._asdict())
 """

@@ -187,7 +187,7 @@ def test_sums_and_numbers_of_devices():
 @pytest.mark.parametrize("count", [0, 25, -1, "30"])
 def test_more_devices_than_clips_or_none_are_refused(count):
     with pytest.raises(UserError, match=rf"--devices {count}: expected 1 to 24"):
-        devices.start_jax(count, batch=24)
+        devices.start_devices(count, batch=24)
 
 
 class ToldJax:
@@ -216,22 +216,22 @@ def test_auto_is_the_largest_divisor_of_the_batch_within_the_cores(
 ):
     monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(devices, "jax", ToldJax("cpu"))
-    assert devices.start_jax("auto", batch) == count
+    assert devices.start_devices("auto", batch) == count
     assert devices.jax.count == count
 
 
 def test_gpus_are_counted_and_not_made(monkeypatch):
     monkeypatch.setattr(devices, "jax", ToldJax("gpu"))
-    assert devices.start_jax("auto", 24) == 2
-    assert devices.start_jax(1, 24) == 1
+    assert devices.start_devices("auto", 24) == 2
+    assert devices.start_devices(1, 24) == 1
     with pytest.raises(UserError, match=r"--devices 3: JAX has 2 gpu device\(s\)"):
-        devices.start_jax(3, 24)
+        devices.start_devices(3, 24)
 
 
 def test_the_cpu_is_divided_before_jax_starts():
     program = (
-        "import jax; from mmattn.train.devices import start_jax; "
-        "print(start_jax('3', 24), jax.local_device_count())"
+        "import jax; from mmattn.train.devices import start_devices; "
+        "print(start_devices('3', 24), jax.local_device_count())"
     )
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     ended = subprocess.run(
