@@ -49,7 +49,7 @@ $(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
 $(OLDEST)/installed-test: $(VENV)/bin/python setup.cfg pyproject.toml
 	rm -rf $(OLDEST)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv venv --quiet --python 3.11 $(OLDEST)
+	$(BIN)/uv venv --quiet --seed --python 3.11 $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[test]'
 	touch $@
 
