@@ -108,6 +108,7 @@ class Commands:
 def _run(words: list[str], environment: dict[str, str], output: str) -> None:
     """Be `python -W error -m` with its words, and write what is printed to a file."""
     os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     warnings.simplefilter("error")
     descriptor = os.open(output, os.O_WRONLY)
     os.dup2(descriptor, 1)

@@ -138,15 +138,15 @@ class _Hub:
 
     async def attend(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Serve a connection until it ends."""
-        greeting, expected = await reader.readline(), len(self._given)
+        greeting, number, count, expected = b"", None, None, len(self._given)
+        with suppress(OSError, ValueError, TypeError):  # of a stranger
+            greeting = await reader.readline()
+            number, count = json.loads(greeting)
         if greeting == JAX:
             while self.coordinator is None:
                 await asyncio.sleep(BEAT / 10)
             await _tunnel(reader, writer, self.coordinator)
             return
-        number = count = None
-        with suppress(ValueError, TypeError):  # of a stranger
-            number, count = json.loads(greeting)
         if count != expected or number not in range(count) or number in self._writers:
             refusal = f"process {number}: process 0 expects {expected} processes, each once"
             writer.write(_line(refusal))

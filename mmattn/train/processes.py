@@ -1,7 +1,7 @@
 """Processes that train together, through JAX's distributed runtime.
 
 Process 0 alone reads and writes the run's folder. What it finds there, and what it could not do,
-goes to the others through a connection of our own; arrays go by JAX's collectives.
+goes to the others by a `Link`; what the devices compute together goes by JAX's collectives.
 """
 
 import atexit

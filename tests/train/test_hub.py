@@ -74,9 +74,10 @@ def test_a_process_too_many_is_told_so_and_disturbs_nobody(links, place, number,
     assert at_once([lambda link=link: link.exchange(7) for link in links]) == [[7, 7]] * 2
 
 
-def test_a_stranger_is_refused(links, place):
+@pytest.mark.parametrize("greeting", [b"GET / HTTP/1.1\n", b"x" * 10**6, b"[1]\n"])
+def test_a_stranger_is_refused(links, place, greeting):
     with socket.create_connection(place, PATIENCE) as stranger:
-        stranger.sendall(b"GET / HTTP/1.1\n")
+        stranger.sendall(greeting)
         assert b"process 0 expects 2 processes" in stranger.recv(100)
 
 

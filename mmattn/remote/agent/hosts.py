@@ -1,7 +1,7 @@
 """Lets this machine's name mean its private address: `hosts JOB ADDRESS`.
 
-What listens where its machine's name says, as Gloo does unless it is told an address, would be out
-of reach where cloud-init or an installer has given that name to the loopback.
+What listens where its machine's name says, as Gloo does, would be out of reach where
+cloud-init or an installer has given that name to the loopback.
 """
 
 from __future__ import annotations
