@@ -17,6 +17,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from mmattn.console import LOG
+
 jax.config.update("jax_num_cpu_devices", 4)
 
 # Here and in processes of the tests, because compiling takes longer than what is compiled.
@@ -115,6 +117,13 @@ def _run(words: list[str], environment: dict[str, str], output: str) -> None:
     os.dup2(descriptor, 2)
     sys.argv = words
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+@pytest.fixture(autouse=True)
+def plain_log(monkeypatch):
+    """What a test does to the project's logger ends with it."""
+    for name, value in {"handlers": [], "propagate": True, "level": LOG.level}.items():
+        monkeypatch.setattr(LOG, name, value)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -149,14 +148,11 @@ class Said(logging.Handler):
 
 
 @pytest.fixture
-def said() -> Iterator[Said]:
+def said() -> Said:
     handler = Said()
-    before = LOG.level
     LOG.setLevel(logging.INFO)
     LOG.addHandler(handler)
-    yield handler
-    LOG.removeHandler(handler)
-    LOG.setLevel(before)
+    return handler
 
 
 @pytest.fixture

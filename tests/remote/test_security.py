@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.console import LOG
 from mmattn.remote import launch
 from mmattn.remote.launch import make_instance
 from mmattn.remote.plan import Plan, make_plan
@@ -96,8 +95,7 @@ def test_nothing_secret_is_told_to_any_other_call(made, cloud_api):
         assert not [line for line in secret_lines(made) if line in str(told)]
 
 
-def test_what_is_said_and_logged_shows_no_secret(run, plan, cloud_api, capfd, monkeypatch, caplog):
-    monkeypatch.setattr(LOG, "propagate", True)
+def test_what_is_said_and_logged_shows_no_secret(run, plan, cloud_api, capfd, caplog):
     caplog.set_level(logging.INFO)
     run.save()
     make_instance(run, plan)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from fabric.main import make_program
 
-from mmattn.console import LOG, screen
+from mmattn.console import screen
 from mmattn.remote.runs import Member, Run
 from tests.remote.machines.cloud_api import Fault
 
@@ -58,8 +58,6 @@ class Shell:
             patch.setattr(sys, "argv", ["fab", *words])
             patch.setattr(sys, "path", [*sys.path])
             patch.setattr(screen, "file", shown)
-            for name, value in {"handlers": [], "propagate": True, "level": LOG.level}.items():
-                patch.setattr(LOG, name, value)
             try:
                 make_program().run(["fab", *words])
             except SystemExit as end:
