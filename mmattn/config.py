@@ -12,9 +12,40 @@ import tyro
 
 from mmattn.errors import UserError
 
-Modality = Literal["audio", "video"]
 Range = tuple[float, float]
 TOLD = tyro.conf.arg(help_behavior_hint="")  # the text says what happens without the option
+
+
+def _named(kind: type, metavar: str) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How a dict is written on the command line: NAME=VALUE or NAME=VALUE,VALUE… for each entry."""
+
+    def parse(words: list[str]) -> dict:
+        found = {}
+        for word in words:
+            name, _, text = word.partition("=")
+            if not (name and text) or name in found:
+                raise ValueError(f"{word!r}: expected each once as {metavar}")
+            values = tuple(map(kind, text.split(",")))
+            found[name] = values if "," in metavar else values[0]
+        return found
+
+    def show(value: dict) -> list[str]:
+        texts = {k: v if isinstance(v, tuple) else (v,) for k, v in value.items()}
+        return [f"{name}={','.join(map(str, values))}" for name, values in texts.items()]
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=show,
+    )
+
+
+NamedRanges = Annotated[dict[str, Range], _named(float, "MODALITY=LOW,HIGH"), TOLD]
+NamedNumbers = Annotated[dict[str, float], _named(float, "MODALITY=NUMBER"), TOLD]
+NamedSizes = Annotated[dict[str, tuple[int, ...]], _named(int, "MODALITY=UNITS,…"), TOLD]
+NamedText = Annotated[dict[str, str], _named(str, "NAME=COLUMN"), TOLD]
 
 
 @dataclass(frozen=True)
@@ -58,22 +89,32 @@ class DataConfig:
     """Which clips, with which labels, and how they are divided."""
 
     roots: Annotated[tuple[Path, ...], TOLD] = ()
-    """Folders of feature files, one .npz a clip (default: the built-in synthetic corpus)."""
-    labels: Literal["six", "ravdess8"] = "six"
-    """Label scheme of feature files; six: anger, disgust, fear, happy, neutral, sad."""
+    """Corpora: manifests, or folders that have a manifest.csv or are named as RAVDESS or CREMA-D
+    (default: the built-in synthetic corpus)."""
+    labels: Annotated[tuple[str, ...], TOLD] = ()
+    """Classes in order, as anger happy neutral=neutral,calm; what is not named is left out. Or six
+    (these and disgust, fear, sad) or ravdess8 (default: all of a manifest; six of named files)."""
+    target: str = "emotion"
+    """The manifest's column of the label."""
+    soft: bool = False
+    """Train on the raters' votes, the columns emotion.CLASS, instead of one label a clip."""
+    columns: NamedText = field(default_factory=dict)
+    """Columns that the manifest calls otherwise, as speaker=speaker_id."""
+    streams: Annotated[tuple[str, ...], TOLD] = ()
+    """Modalities that every clip must have (default: those of the model)."""
+    zero_is_missing: tuple[str, ...] = ("video",)
+    """Modalities in which a frame of zeros has no data: no face was found."""
     max_bad: int = 0
-    """Bad clips to put up with before the run stops."""
-    audio_rate: float | None = None
-    """Audio frames a second, for files without timestamps."""
-    video_rate: float | None = None
-    """Video frames a second, for files without timestamps."""
+    """Maximum number of unreadable clips to tolerate before the run stops."""
+    rates: NamedNumbers = field(default_factory=dict)
+    """Frames a second of files without timestamps."""
     cache: Path = Path("~/.cache/mmattn")
     """Where packed copies of feature files are kept."""
     overlap: bool = False
-    """Keep only the time that both streams of a clip cover."""
-    tile_audio: bool = False
-    """Give every audio frame of a clip their mean: a control without dynamics, as the earlier
-    system's audio features were."""
+    """Keep only the time that all streams of a clip cover."""
+    tile: Annotated[tuple[str, ...], TOLD] = ()
+    """Modalities of which every frame of a clip becomes their mean: a control without dynamics, as
+    the earlier system's audio features were."""
     split: Literal["speakers", "leaky-clips"] = "speakers"
     """By speaker, or the earlier system's random split of clips, which leaks speakers."""
     validation: float = 0.15
@@ -97,7 +138,7 @@ class OtherDataConfig:
     """Folders of feature files (default: the run's). If the run's own validation and test clips
     are not all there, the clips of speakers that it never saw are taken."""
     max_bad: int | None = None
-    """Bad clips to put up with (default: the run's)."""
+    """Maximum number of unreadable clips to tolerate (default: the run's)."""
     cache: Path | None = None
     """Where packed copies of feature files are kept (default: the run's)."""
 
@@ -119,24 +160,20 @@ class AugmentConfig:
     """Do all that is asked for, or, by chance, one of it or all, as the earlier system did."""
     probability: float = 1.0
     """Share of the clips that are changed at all."""
-    audio_noise: Range = (0.0, 0.0)
-    """Deviation of noise added to the audio features."""
-    video_noise: Range = (0.0, 0.0)
-    """Deviation of noise added to the video features."""
-    audio_scale: Range = (1.0, 1.0)
-    """Factor on the audio features."""
-    audio_tempo: Range = (1.0, 1.0)
-    """Tempo of the audio alone, which breaks its alignment with the video; above 1 is faster."""
-    video_tempo: Range = (1.0, 1.0)
-    """Tempo of the video alone."""
+    noise: NamedRanges = field(default_factory=dict)
+    """Standard deviation of Gaussian noise added to the features of a modality."""
+    scale: NamedRanges = field(default_factory=dict)
+    """Factor on the features of a modality."""
+    own_tempo: NamedRanges = field(default_factory=dict)
+    """Tempo of a modality alone, which breaks its alignment with the others; above 1 is faster."""
     tempo: Range = (1.0, 1.0)
-    """One tempo for both streams on their common time axis."""
-    video_dropout: float = 0.0
-    """Share of the video features that are set to their mean throughout a clip."""
-    video_gap: float = 0.0
-    """Longest gap (s) in which video frames are marked as without a face."""
+    """One tempo for all streams on their common time axis."""
+    dropout: NamedNumbers = field(default_factory=dict)
+    """Share of a modality's features that are set to their mean throughout a clip."""
+    gap: NamedNumbers = field(default_factory=dict)
+    """Longest gap (s) in which frames of a modality are marked as without data."""
     time_mask: float = 0.0
-    """Longest stretch (s) that is set to the mean in both modalities at once."""
+    """Longest stretch (s) that is set to the mean in all modalities at once."""
     feature_mask: float = 0.0
     """Largest share of neighbouring features that is set to the mean, in each modality."""
     drop_modality: float = 0.0
@@ -149,23 +186,23 @@ class AugmentConfig:
 class ModelConfig:
     """One bidirectional LSTM stack a modality, fusion with temporal attention, a dense head."""
 
-    modalities: tuple[Modality, ...] = ("audio", "video")
-    """The branches to build."""
-    fusion: Literal["concat", "cross"] = "concat"
-    """Pool each branch over time and concatenate; or let frames of one modality attend to frames
-    of the other by content and distance in seconds, and pool both on their common time axis."""
+    modalities: tuple[str, ...] = ("audio", "video")
+    """The encoders to build, by the names of the features in the files (NAME_features)."""
+    fusion: str = "concat"
+    """concat: pool each modality over time and concatenate; cross: let frames of one modality
+    attend to those of the others by content and distance in seconds, and pool all on their common
+    time axis."""
     cross_window: float = 0.5
     """Seconds to either side that a frame attends to (fusion cross)."""
     cross_heads: int = 2
     """Attention heads, each with a distance in time of its own (fusion cross)."""
     cross_units: int = 64
-    """Width of the joint frames (fusion cross)."""
-    audio_units: tuple[int, ...] = (128, 64)
-    """Units a direction of each audio LSTM layer."""
-    video_units: tuple[int, ...] = (256, 128)
-    """Units a direction of each video LSTM layer."""
+    """Feature dimension of the joint frames (fusion cross)."""
+    units: NamedSizes = field(default_factory=dict)
+    """Units a direction of each LSTM layer (default: 128,64; video=256,128)."""
     statistics: bool = False
-    """Average with a linear classifier on time statistics of the features, trained jointly."""
+    """Average with a linear classifier on functionals of the features over time, trained
+    jointly."""
     head_units: tuple[int, ...] = (256, 128)
     """Units of each dense layer after the branches are joined."""
     input_dropout: float = 0.2
@@ -176,6 +213,10 @@ class ModelConfig:
     """Dropout after the attention."""
     head_dropout: tuple[float, ...] = (0.5, 0.4)
     """Dropout after each dense layer."""
+
+    def units_of(self, modality: str) -> tuple[int, ...]:
+        """Units a direction of each LSTM layer of a modality."""
+        return self.units.get(modality, (256, 128) if modality == "video" else (128, 64))
 
 
 @dataclass(frozen=True)
@@ -273,6 +314,11 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The modalities that every clip must have."""
+        return self.data.streams or self.model.modalities
+
     def check(self) -> None:
         """Raise UserError at the first option whose value cannot be."""
         self.distributed.check()
@@ -296,40 +342,33 @@ class ExperimentConfig:
             ),
             ("data.buckets", data.buckets, data.buckets > 0, "1 or more"),
             (
-                "data.labels / audio-rate / video-rate",
+                "data.labels / rates / soft",
                 "without --data.roots",
-                bool(data.roots)
-                or (data.labels, data.audio_rate, data.video_rate) == ("six", None, None),
+                bool(data.roots) or not (data.labels or data.rates or data.soft),
                 "feature files: the built-in corpus has six classes and its own rates",
             ),
             *(
                 (f"augment.{name}", ends, least <= ends[0] <= ends[1] < most, expected)
-                for names, least, most, expected in (
-                    (("audio_noise", "video_noise"), 0, math.inf, "0 ≤ low ≤ high"),
-                    (("audio_scale",), 0, math.inf, "0 ≤ low ≤ high"),
-                    (("tempo", "audio_tempo", "video_tempo"), 0.25, 4, "0.25 ≤ low ≤ high < 4"),
+                for name, least, most, expected in (
+                    ("noise", 0, math.inf, "0 ≤ low ≤ high"),
+                    ("scale", 0, math.inf, "0 ≤ low ≤ high"),
+                    ("tempo", 0.25, 4, "0.25 ≤ low ≤ high < 4"),
+                    ("own_tempo", 0.25, 4, "0.25 ≤ low ≤ high < 4"),
                 )
-                for name in names
-                for ends in (getattr(augment, name),)
+                for ends in _each(getattr(augment, name))
             ),
             *(
                 (f"augment.{name}", value, 0 <= value <= most, f"0 to {most}")
                 for name, most in (
                     ("probability", 1),
-                    ("video_dropout", 1),
+                    ("dropout", 1),
                     ("feature_mask", 1),
                     ("drop_modality", 1),
-                    ("video_gap", 60),
+                    ("gap", 60),
                     ("time_mask", 60),
                     ("mixup", 100),
                 )
-                for value in (getattr(augment, name),)
-            ),
-            (
-                "model.fusion cross",
-                f"with --model.modalities {model.modalities}",
-                model.fusion == "concat" or set(model.modalities) == {"audio", "video"},
-                "audio and video",
+                for value in _each(getattr(augment, name))
             ),
             (
                 "model.cross-window",
@@ -349,9 +388,23 @@ class ExperimentConfig:
             ("data.max-bad", data.max_bad, data.max_bad >= 0, "0 or more"),
             (
                 "model.modalities",
-                model.modalities,
+                " ".join(model.modalities),
                 0 < len(set(model.modalities)) == len(model.modalities),
-                "audio, video or both",
+                "one or more, each once",
+            ),
+            *(
+                (option, f"{name}: no such modality", name in self.streams, " ".join(self.streams))
+                for option, names in (
+                    ("model.modalities", model.modalities),
+                    ("model.units", model.units),
+                    ("data.rates", data.rates),
+                    ("data.tile", data.tile),
+                    *(
+                        (f"augment.{operation}", getattr(augment, operation))
+                        for operation in ("noise", "scale", "own_tempo", "dropout", "gap")
+                    ),
+                )
+                for name in names
             ),
             (
                 "model.head-dropout",
@@ -362,9 +415,8 @@ class ExperimentConfig:
             *(
                 (f"model.{name}", units, bool(units) and min(units) > 0, "layers of 1 unit or more")
                 for name, units in (
-                    ("audio-units", model.audio_units),
                     ("head-units", model.head_units),
-                    ("video-units", model.video_units),
+                    *(("units", units) for units in model.units.values()),
                 )
             ),
             *(
@@ -387,11 +439,43 @@ class ExperimentConfig:
         return value
 
 
+def _each(value: dict | float | Range) -> list:
+    """The values of a dict, or the value itself."""
+    return [*value.values()] if isinstance(value, dict) else [value]
+
+
 def config_from_json(value: dict) -> ExperimentConfig:
     """The config of a stored run; UserError if a field is missing, unknown or of another type."""
     try:
         return dacite.from_dict(
-            ExperimentConfig, value, dacite.Config(cast=[tuple, Path], strict=True)
+            ExperimentConfig, _renewed(value), dacite.Config(cast=[tuple, Path], strict=True)
         )
     except dacite.DaciteError as error:
         raise UserError(f"the stored config does not fit this version: {error}") from error
+
+
+def _renewed(value: dict) -> dict:
+    """The config of a run of version 1, which had audio and video alone, as this one has it."""
+    if "audio_units" not in value.get("model", {}):
+        return value
+    data, model, augment = (dict(value[part]) for part in ("data", "model", "augment"))
+
+    def moved(part: dict, name: str, neutral: object) -> dict:
+        both = {one: part.pop(f"{one}_{name}", neutral) for one in ("audio", "video")}
+        return {one: number for one, number in both.items() if number != neutral}
+
+    model["units"] = moved(model, "units", None)
+    data |= {
+        "rates": moved(data, "rate", None),
+        "labels": [data["labels"]] if data["roots"] else [],
+        "streams": ["audio", "video"],
+        "tile": ["audio"] if data.pop("tile_audio") else [],
+    }
+    augment |= {
+        "noise": moved(augment, "noise", [0.0, 0.0]),
+        "scale": moved(augment, "scale", [1.0, 1.0]),
+        "own_tempo": moved(augment, "tempo", [1.0, 1.0]),
+        "dropout": moved(augment, "dropout", 0.0),
+        "gap": moved(augment, "gap", 0.0),
+    }
+    return {**value, "data": data, "model": model, "augment": augment}

@@ -7,47 +7,33 @@ from typing import NamedTuple
 import numpy as np
 
 from mmattn.config import AugmentConfig
-from mmattn.data.augment import Frames, Pair, augment, mix, stretched
-from mmattn.data.clips import valid_frames
+from mmattn.data.augment import Streams, augment, mix, stretched
 from mmattn.data.corpus import Corpus
-from mmattn.data.normalise import Normaliser, normalise_audio, normalise_video
-
-
-class Sequence(NamedTuple):
-    """Padded frames of one modality; the leading axes are those of the batch."""
-
-    frames: np.ndarray
-    """[…, B, T, F] float32, normalised; 0 in the padding and where a frame is invalid."""
-    valid: np.ndarray
-    """[…, B, T] bool, False in the padding and where a frame has no data (no face)."""
-    length: np.ndarray
-    """[…, B] int32 frames of each clip, invalid ones included."""
-    times: np.ndarray
-    """[…, B, T] float32 seconds, 0 in the padding."""
+from mmattn.data.normalise import Normaliser, normalise
+from mmattn.data.stream import PADDING, Stream
 
 
 class Batch(NamedTuple):
     """Clips for the network; the leading axes of every array are the same."""
 
-    audio: Sequence
-    video: Sequence
+    streams: dict[str, Stream]
+    """By modality, padded: frames […, B, T, F] float32, normalised, 0 where they are not valid;
+    times […, B, T] float32 seconds."""
     label: np.ndarray
     """[…, B] int32 class number."""
-    other_label: np.ndarray
+    mixup_label: np.ndarray
     """[…, B] int32 class number of the clip that is mixed in."""
-    share: np.ndarray
-    """[…, B] float32 share of the clip itself, 1 where nothing is mixed in."""
+    mixup_lambda: np.ndarray
+    """[…, B] float32 weight of the clip itself, 1 where nothing is mixed in."""
+    target: np.ndarray | None
+    """[…, B, K] float32 distribution over the classes, if the labels are soft; mixed already."""
     weight: np.ndarray
-    """[…, B] float32, 1 for a clip and 0 for the filler of an incomplete batch."""
+    """[…, B] float32, 1 for a clip and 0 for the padding of an incomplete batch."""
     clip: np.ndarray
-    """[…, B] int32 position in the corpus, -1 for filler."""
+    """[…, B] int32 position in the corpus, -1 for padding."""
 
 
-class Bucket(NamedTuple):
-    """A padded shape and the clips that fit it."""
-
-    audio_frames: int
-    video_frames: int
+Bucket = dict[str, int]  # a padded shape: frames by modality
 
 
 class Dispatch(NamedTuple):
@@ -61,20 +47,17 @@ class Dispatch(NamedTuple):
 def make_buckets(corpus: Corpus, clips: np.ndarray, count: int) -> list[Bucket]:
     """Padded shapes, short to long, that hold about equally many of the clips.
 
-    Clips are ordered by audio length; a bucket is as long as its longest clip in each modality,
-    and at least as long as the bucket before, so that a clip fits every later bucket too. Where
-    all lack a modality it still has a frame, of padding: the network needs one.
+    Clips are ordered by their length in the first modality; a bucket is as long as its longest clip
+    in each modality, and at least as long as the bucket before, so that a clip fits every later
+    bucket too. Where all lack a modality it still has a frame, of padding: the network needs one.
     """
-    audio, video = corpus.audio.lengths[clips], corpus.video.lengths[clips]
-    order = np.lexsort((video, audio))
+    lengths = {name: stream.lengths[clips] for name, stream in corpus.streams.items()}
+    order = np.lexsort([*lengths.values()][::-1])
     buckets: list[Bucket] = []
     for part in np.array_split(order, min(count, len(clips))):
-        before = buckets[-1] if buckets else Bucket(0, 0)
-        bucket = Bucket(
-            max(before.audio_frames, int(audio[part].max()), 1),
-            max(before.video_frames, int(video[part].max()), 1),
-        )
-        if bucket != before:
+        before = buckets[-1] if buckets else dict.fromkeys(lengths, 1)
+        bucket = {name: max(before[name], int(of[part].max())) for name, of in lengths.items()}
+        if not buckets or bucket != before:
             buckets.append(bucket)
     return buckets
 
@@ -101,12 +84,12 @@ def plan_epoch(
         rng: shuffles within and between buckets; None keeps the order of the corpus.
     """
     clips = np.sort(clips)
-    audio, video = corpus.audio.lengths[clips], corpus.video.lengths[clips]
+    lengths = {name: stream.lengths[clips] for name, stream in corpus.streams.items()}
     left_over = np.empty(0, clips.dtype)
     dispatches = []
     placed = np.zeros(len(clips), bool)
     for bucket in buckets:
-        fits = (audio <= bucket.audio_frames) & (video <= bucket.video_frames) & ~placed
+        fits = np.all([of <= bucket[name] for name, of in lengths.items()], axis=0) & ~placed
         placed |= fits
         members = clips[fits]
         if rng is not None:
@@ -136,15 +119,15 @@ class Augmentation(NamedTuple):
         """Whether other clips are mixed in."""
         return self.config.mixup > 0
 
-    def change(self, clip: int, pair: Pair) -> Pair:
+    def change(self, clip: int, streams: Streams) -> Streams:
         """The clip as this epoch has it."""
-        return augment(pair, self.config, self._rng("augment", clip))
+        return augment(streams, self.config, self._rng("augment", clip))
 
     def partners(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each clip [n] of a batch, whom it is mixed with [n] and its own share [n] ≥ ½."""
+        """For each clip [n] of a batch, which it is mixed with [n] and its own weight [n] ≥ ½."""
         rng = self._rng("mixup", *clips[:1])
-        share = rng.beta(self.config.mixup, self.config.mixup, len(clips))
-        return rng.permutation(clips), np.maximum(share, 1 - share)
+        own = rng.beta(self.config.mixup, self.config.mixup, len(clips))
+        return rng.permutation(clips), np.maximum(own, 1 - own)
 
     def _rng(self, purpose: str, clip: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(purpose.encode()), self.epoch, clip])
@@ -163,34 +146,38 @@ def collate(
     """Normalised, padded arrays of a dispatch, with leading axes [devices, steps, clips].
 
     Position p of a batch lies on device p // clips; the steps that the dispatch does not fill
-    and the places that a batch does not fill are filler. Of the devices only the `own` ones are
+    and the places that a batch does not fill are padding. Of the devices only the `own` ones are
     in the arrays, and of the clips only theirs are read.
     """
     share = -(-batch // devices)
     wanted = _places_of(own, devices, batch)
     lead = ((wanted.stop - wanted.start) // share, steps, share)
-    frames = dispatch.bucket
+    bucket = dispatch.bucket
     if augmentation:
-        frames = Bucket(*(stretched(length, augmentation.config) for length in frames))
+        bucket = {name: stretched(bucket[name], augmentation.config) for name in bucket}
     result = Batch(
-        _blank(lead, frames.audio_frames, corpus.audio.width),
-        _blank(lead, frames.video_frames, corpus.video.width),
+        {name: _blank(lead, bucket[name], corpus.streams[name].width) for name in bucket},
         label=np.zeros(lead, np.int32),
-        other_label=np.zeros(lead, np.int32),
-        share=np.ones(lead, np.float32),
+        mixup_label=np.zeros(lead, np.int32),
+        mixup_lambda=np.ones(lead, np.float32),
+        target=None if corpus.targets is None else np.zeros((*lead, corpus.classes), np.float32),
         weight=np.zeros(lead, np.float32),
         clip=np.full(lead, -1, np.int32),
     )
     for step, clips in enumerate(dispatch.batches):
-        for position, (clip, pair, other, part) in enumerate(
+        for position, (clip, streams, other, weight) in enumerate(
             _prepare(corpus, clips, normaliser, augmentation, wanted)
         ):
             device, place = divmod(position, share)
             at = device, step, place
-            _fill(result.audio, at, pair.audio)
-            _fill(result.video, at, pair.video)
-            result.label[at], result.other_label[at] = corpus.labels[clip], corpus.labels[other]
-            result.share[at], result.weight[at], result.clip[at] = part, 1, clip
+            for name, stream in streams.items():
+                for padded, array in zip(result.streams[name], stream, strict=True):
+                    padded[at][: len(array)] = array
+            result.label[at], result.mixup_label[at] = corpus.labels[clip], corpus.labels[other]
+            result.mixup_lambda[at], result.weight[at], result.clip[at] = weight, 1, clip
+            if result.target is not None:
+                both = corpus.targets[clip], corpus.targets[other]
+                result.target[at] = weight * both[0] + (1 - weight) * both[1]
     return result
 
 
@@ -207,8 +194,8 @@ def read_ahead(
     for batch_clips in dispatch.batches:
         clips, others, _ = _mixing(batch_clips, augmentation, wanted)
         for clip in dict.fromkeys([*clips, *others]):
-            corpus.audio.read_ahead(clip)
-            corpus.video.read_ahead(clip)
+            for stream in corpus.streams.values():
+                stream.read_ahead(clip)
 
 
 def places(dispatch: Dispatch, devices: int, batch: int) -> Iterator[tuple[int, int, int, int]]:
@@ -220,19 +207,12 @@ def places(dispatch: Dispatch, devices: int, batch: int) -> Iterator[tuple[int, 
             yield clip, device, step, place
 
 
-def normalised(corpus: Corpus, clip: int, normaliser: Normaliser) -> Pair:
-    """Both streams of a clip, ready for the network or to be augmented."""
-    audio, video = corpus.audio.clip(clip), corpus.video.clip(clip)
-    return Pair(
-        Frames(
-            normalise_audio(normaliser, audio),
-            corpus.audio.clip_times(clip),
-            np.ones(len(audio), bool),
-        ),
-        Frames(
-            normalise_video(normaliser, video), corpus.video.clip_times(clip), valid_frames(video)
-        ),
-    )
+def normalised(corpus: Corpus, clip: int, normaliser: Normaliser) -> Streams:
+    """The streams of a clip, ready for the network or to be augmented."""
+    return {
+        name: normalise(normaliser, name, stream.clip(clip))
+        for name, stream in corpus.streams.items()
+    }
 
 
 def _prepare(
@@ -241,29 +221,28 @@ def _prepare(
     normaliser: Normaliser,
     augmentation: Augmentation | None,
     wanted: slice,
-) -> Iterator[tuple[int, Pair, int, float]]:
-    """Each wanted clip of a batch, its streams, the clip mixed into it (or itself), its own share.
+) -> Iterator[tuple[int, Streams, int, float]]:
+    """Each wanted clip of a batch, its streams, the clip mixed into it (or itself), its own weight.
 
     A clip's streams are made once, also if it is mixed into another.
     """
     mixed = augmentation is not None and augmentation.mixes
-    clips, others, shares = _mixing(clips, augmentation, wanted)
-    needed = dict.fromkeys([*clips, *others])
-    pairs = {clip: normalised(corpus, clip, normaliser) for clip in needed}
+    clips, others, weights = _mixing(clips, augmentation, wanted)
+    made = {clip: normalised(corpus, clip, normaliser) for clip in dict.fromkeys([*clips, *others])}
     if augmentation is not None:
-        pairs = {clip: augmentation.change(clip, pair) for clip, pair in pairs.items()}
-    for clip, other, share in zip(clips, others, shares, strict=True):
-        yield clip, mix(pairs[clip], pairs[other], share) if mixed else pairs[clip], other, share
+        made = {clip: augmentation.change(clip, streams) for clip, streams in made.items()}
+    for clip, other, weight in zip(clips, others, weights, strict=True):
+        yield clip, mix(made[clip], made[other], weight) if mixed else made[clip], other, weight
 
 
 def _mixing(
     clips: np.ndarray, augmentation: Augmentation | None, wanted: slice
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The wanted clips of a batch, the clips mixed into them, and their own shares."""
-    others, shares = clips, np.ones(len(clips))
+    """The wanted clips of a batch, the clips mixed into them, and their own weights."""
+    others, weights = clips, np.ones(len(clips))
     if augmentation is not None and augmentation.mixes:
-        others, shares = augmentation.partners(clips)
-    return clips[wanted], others[wanted], shares[wanted]
+        others, weights = augmentation.partners(clips)
+    return clips[wanted], others[wanted], weights[wanted]
 
 
 def _places_of(own: slice | None, devices: int, batch: int) -> slice:
@@ -273,18 +252,9 @@ def _places_of(own: slice | None, devices: int, batch: int) -> slice:
     return slice(first * share, last * share)
 
 
-def _blank(lead: tuple[int, ...], frames: int, width: int) -> Sequence:
-    return Sequence(
+def _blank(lead: tuple[int, ...], frames: int, width: int) -> Stream:
+    return Stream(
         np.zeros((*lead, frames, width), np.float32),
+        np.full((*lead, frames), PADDING),
         np.zeros((*lead, frames), bool),
-        np.zeros(lead, np.int32),
-        np.zeros((*lead, frames), np.float32),
     )
-
-
-def _fill(sequence: Sequence, at: tuple[int, ...], stream: Frames) -> None:
-    length = len(stream.frames)
-    sequence.frames[at][:length] = stream.frames
-    sequence.valid[at][:length] = stream.valid
-    sequence.times[at][:length] = stream.times
-    sequence.length[at] = length

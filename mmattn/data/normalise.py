@@ -1,33 +1,23 @@
 """Mean and deviation of every feature, from the training clips alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
-from typing import NamedTuple
 
 import numpy as np
 
-from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus
+from mmattn.data.stream import Ragged, Stream
 
 BLOCKS = 64  # that clips are measured in, so that the result is the same for any processes
 # A deviation below this share of the mean is the rounding of float32, not a signal.
 _CONSTANT = 1e-6
 
 
-class Normaliser(NamedTuple):
-    """Subtracted from and divided into the frames; float32."""
-
-    audio_mean: np.ndarray  # [Fa]
-    audio_std: np.ndarray  # [Fa]
-    video_mean: np.ndarray  # [Fv]
-    video_std: np.ndarray  # [Fv]
-
-
-class Moments(NamedTuple):
-    """Of B blocks of clips, over all valid frames; float64."""
-
-    audio: np.ndarray  # [B, 1 + 2 Fa], frames, mean and sum of squared differences from it
-    video: np.ndarray  # [B, 1 + 2 Fv]
+# By name: MODALITY_mean and MODALITY_std [F] float32, subtracted from and divided into the frames.
+Normaliser = dict[str, np.ndarray]
+# By modality, of B blocks of clips [B, 1 + 2 F] float64: the number of valid frames, their mean and
+# sum of squared differences from it.
+Moments = dict[str, np.ndarray]
 
 
 def fit_normaliser(corpus: Corpus, train: np.ndarray) -> Normaliser:
@@ -41,40 +31,41 @@ def measure_blocks(corpus: Corpus, train: np.ndarray, own: range) -> Moments:
     Several processes measure some each. Blocks beyond the last have no frames.
     """
     blocks = [*np.array_split(train, BLOCKS)] + own.stop * [train[:0]]
-    audio, video = (
-        [
-            _moments((valid(stream.clip(clip)) for clip in blocks[number]), stream.width)
-            for number in own
-        ]
-        for stream, valid in ((corpus.audio, np.asarray), (corpus.video, _with_faces))
-    )
-    return Moments(np.array(audio), np.array(video))
+
+    def valid_frames(ragged: Ragged, clips: np.ndarray) -> Iterator[np.ndarray]:
+        for frames, _, valid in map(ragged.clip, clips):
+            yield frames[valid]
+
+    return {
+        name: np.array([_moments(valid_frames(ragged, blocks[n]), ragged.width) for n in own])
+        for name, ragged in corpus.streams.items()
+    }
 
 
 def normaliser_of(moments: Moments) -> Normaliser:
     """The statistics of all blocks together."""
-    return Normaliser(*_mean_and_deviation(moments.audio), *_mean_and_deviation(moments.video))
+    return {
+        f"{name}_{what}": values
+        for name, blocks in moments.items()
+        for what, values in zip(("mean", "std"), _mean_and_deviation(blocks), strict=True)
+    }
 
 
-def blank_normaliser(audio_width: int, video_width: int) -> Normaliser:
-    """Zeros, to be replaced."""
-    widths = (audio_width, audio_width, video_width, video_width)
-    return Normaliser(*(np.zeros(width, np.float32) for width in widths))
+def blank_normaliser(widths: Mapping[str, int]) -> Normaliser:
+    """Zeros for these features of a frame by modality, to be replaced."""
+    return {
+        f"{name}_{what}": np.zeros(width, np.float32)
+        for name, width in widths.items()
+        for what in ("mean", "std")
+    }
 
 
-def normalise_audio(normaliser: Normaliser, frames: np.ndarray) -> np.ndarray:
-    """Normalised audio frames [T, Fa] float32."""
-    return (frames - normaliser.audio_mean) / normaliser.audio_std
-
-
-def normalise_video(normaliser: Normaliser, frames: np.ndarray) -> np.ndarray:
-    """Normalised video frames [T, Fv] float32; those without a face are zero afterwards too."""
-    normal = (frames - normaliser.video_mean) / normaliser.video_std
-    return normal * valid_frames(frames)[..., None]
-
-
-def _with_faces(video: np.ndarray) -> np.ndarray:
-    return video[valid_frames(video)]
+def normalise(normaliser: Normaliser, name: str, stream: Stream) -> Stream:
+    """A stream of that modality with normalised frames; those that are not valid become zero."""
+    frames = stream.frames - normaliser[f"{name}_mean"]
+    frames /= normaliser[f"{name}_std"]
+    frames *= stream.valid[..., None]
+    return stream._replace(frames=frames)
 
 
 def _moments(parts: Iterable[np.ndarray], width: int) -> np.ndarray:

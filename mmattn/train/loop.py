@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from mmattn.config import ExperimentConfig, ModelConfig, TrainConfig, config_from_json
+from mmattn.config import ExperimentConfig, TrainConfig, config_from_json
 from mmattn.console import progress, say
 from mmattn.data.batches import Augmentation, Bucket, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
@@ -30,7 +29,7 @@ from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
 from mmattn.evaluate.metrics import confusion_counts, uar
 from mmattn.files import write_text
-from mmattn.model.fusion import Reach, reach_of
+from mmattn.model.fusion import fusion_of
 from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, Kind
 from mmattn.train.loss import balanced_class_weights
@@ -64,17 +63,16 @@ class Trainer:
         clips: np.ndarray,
         device_count: int,
     ):
-        widths = {"audio": corpus.audio.width, "video": corpus.video.width}
         classes = len(corpus.class_names)
         self.config, self.corpus, self.normaliser = config, corpus, normaliser
         self.device_count = device_count
         self.learner = compiled_learner(
             config.model,
             config.train,
-            tuple(widths.items()),
+            corpus.widths,
             classes,
             device_count,
-            _reach(corpus, config.model),
+            fusion_of(config.model.fusion).geometry(corpus.streams, config.model),
         )
         self.initial = self.learner.initial(config.seed)
         if class_weights is None:
@@ -86,7 +84,7 @@ class Trainer:
         self.about = {
             "config": config.to_json(),
             "class_names": list(corpus.class_names),
-            "widths": widths,
+            "widths": corpus.widths,
             "devices": device_count,
             "extractor": corpus.extractor,
         }
@@ -157,27 +155,17 @@ class Trainer:
         return {"state": state, "sums": sums, "normaliser": normaliser}
 
 
-@lru_cache(2)  # the second is of process 0 alone, which writes the results
-def compiled_learner(
-    model: ModelConfig,
-    train: TrainConfig,
-    widths: tuple[tuple[str, int], ...],
-    classes: int,
-    device_count: int,
-    reach: tuple[tuple[str, Reach], ...],
-) -> Learner:
-    """A learner that the folds and members of a run share, so that each shape compiles once."""
-    return Learner(model, train, dict(widths), classes, device_count, dict(reach))
+_learners: dict[str, Learner] = {}
 
 
-def _reach(corpus: Corpus, model: ModelConfig) -> tuple[tuple[str, Reach], ...]:
-    """By modality, what cross-attention must see for these clips."""
-    if model.fusion == "concat":
-        return ()
-    streams = {"audio": (corpus.audio, corpus.video), "video": (corpus.video, corpus.audio)}
-    return tuple(
-        (name, reach_of(own, other, model.cross_window)) for name, (own, other) in streams.items()
-    )
+def compiled_learner(*about: Any) -> Learner:
+    """A learner, see there, that the folds and members of a run share: each shape compiles once."""
+    key = repr(about)  # configs hold dicts, which cannot be hashed
+    if key not in _learners:
+        while len(_learners) > 1:  # the second is of process 0 alone, which writes the results
+            del _learners[next(iter(_learners))]
+        _learners[key] = Learner(*about)
+    return _learners[key]
 
 
 def make_trainer(
@@ -219,7 +207,7 @@ def fit(
         check_extractor(folder, about, trainer.corpus, split.train)
         fitted = trainer.normaliser
         state, sums = trainer.load(checkpoints, "latest")
-        if not all(map(np.array_equal, fitted, trainer.normaliser)):
+        if not all(np.array_equal(fitted[name], trainer.normaliser[name]) for name in fitted):
             raise UserError(f"{folder}: the training clips are not those that it began with")
         sums = devices.place_own(sums)
         history, done = about["history"], about["dispatches"]
@@ -435,18 +423,18 @@ def restore(
     if about is None:
         raise UserError(f"{folder}: expected a {kind} checkpoint, found none")
     check_extractor(folder, about, corpus, clips)
-    widths = {"audio": corpus.audio.width, "video": corpus.video.width}
-    if widths != about["widths"]:
+    if corpus.widths != about["widths"]:
         raise UserError(
-            f"{folder} was trained on widths {about['widths']}, the clips have {widths}"
+            f"{folder} was trained on features a frame {about['widths']}, the clips have "
+            f"{corpus.widths}"
         )
     if list(corpus.class_names) != about["class_names"]:
         raise UserError(
             f"{folder} was trained on the classes {', '.join(about['class_names'])}, the clips "
             f"have {', '.join(corpus.class_names)}"
         )
-    blank = blank_normaliser(corpus.audio.width, corpus.video.width)
     config = config_from_json(about["config"])
+    blank = blank_normaliser(corpus.widths)
     trainer = Trainer(config, corpus, blank, None, clips, device_count)
     return trainer, trainer.load(checkpoints, kind)[0]
 
@@ -456,8 +444,8 @@ def check_extractor(folder: Path, about: dict, corpus: Corpus, clips: np.ndarray
 
     Only the modalities that its network uses and the clips have are compared.
     """
-    streams = {"audio": corpus.audio, "video": corpus.video}
-    used = [m for m in about["config"]["model"]["modalities"] if streams[m].lengths[clips].any()]
+    modalities = about["config"]["model"]["modalities"]
+    used = [m for m in modalities if corpus.streams[m].lengths[clips].any()]
     # Checkpoints of earlier versions do not say.
     both = corpus.extractor, about.get("extractor", {})
     found = difference(*({m: own[m] for m in used if m in own} for own in both))

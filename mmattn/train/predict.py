@@ -132,13 +132,11 @@ def _each_clip(call: Callable, feed: Feed, clips: np.ndarray) -> Iterator[tuple]
     for dispatch, (_, placed) in zip(plan, feed(plan, steps=1), strict=True):
         results = devices.fetch(call(placed))
         for clip, *place in places(dispatch, feed.devices, feed.batch):
-            lengths = {
-                "audio": feed.corpus.audio.lengths[clip],
-                "video": feed.corpus.video.lengths[clip],
-            }
+            streams = feed.corpus.streams
+            lengths = {name: stream.lengths[clip] for name, stream in streams.items()}
 
-            def cut(streams, lengths=lengths):
-                return {name: values[: lengths[name]].copy() for name, values in streams.items()}
+            def cut(found, lengths=lengths):
+                return {name: values[: lengths[name]].copy() for name, values in found.items()}
 
             yield rows[clip], jax.tree.map(lambda x, at=tuple(place): x[at], results), cut
 

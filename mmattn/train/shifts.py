@@ -1,44 +1,47 @@
-"""What a trained network makes of audio that comes late or runs at another tempo than the video."""
+"""What a trained network makes of a stream that comes late or runs at another tempo than others."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from mmattn.config import AugmentConfig
-from mmattn.data.augment import Frames, change_tempo, stretched
-from mmattn.data.batches import Bucket
-from mmattn.data.clips import Ragged, Stream, pack_streams
+from mmattn.data.augment import change_tempo, stretched
 from mmattn.data.corpus import Corpus
+from mmattn.data.stream import Ragged, pack_streams
+from mmattn.model.fusion import fusion_of
 from mmattn.train.loop import Trainer
 from mmattn.train.step import TrainState
 
-OFFSETS = np.linspace(-0.4, 0.4, 9)  # seconds that the audio comes late
-TEMPOS = np.linspace(0.8, 1.2, 5)  # of the audio alone
+OFFSETS = np.linspace(-0.4, 0.4, 9)  # seconds that the stream comes late
+TEMPOS = np.linspace(0.8, 1.2, 5)  # of the stream alone
 
 
-def measure_shifts(trainer: Trainer, state: TrainState, test: np.ndarray) -> dict[str, np.ndarray]:
-    """Whether each clip is right when its audio comes late, or runs at another tempo.
+def measure_shifts(
+    trainer: Trainer, state: TrainState, test: np.ndarray, name: str
+) -> dict[str, np.ndarray]:
+    """Whether each clip is right when one modality comes late, or runs at another tempo.
 
     right_at_offset [n, 9], right_at_tempo [n, 5].
     """
-    corpus = trainer.corpus
-    reads_times = trainer.config.model.fusion == "cross"  # else all offsets are the same to it
+    corpus, streams = trainer.corpus, trainer.corpus.streams
 
     def right(other: Corpus, rows: np.ndarray, buckets=None) -> np.ndarray:
         found = trainer.with_corpus(other, buckets).predict(state, rows)
         return (found.probabilities.argmax(1) == corpus.labels[test]).astype(float)
 
     at_offset = []
-    for offset in OFFSETS if reads_times else [0.0]:
-        audio = replace(corpus.audio, delay=offset)
-        at_offset.append(right(replace(corpus, audio=audio), test))
+    # Without times, all offsets are the same to the network.
+    for offset in OFFSETS if fusion_of(trainer.config.model.fusion).uses_times else [0.0]:
+        late = {**streams, name: replace(streams[name], delay=offset)}
+        at_offset.append(right(replace(corpus, streams=late), test))
     at_tempo = []
     slowest = AugmentConfig(tempo=(TEMPOS[0], 1.0))
-    longest = corpus.audio.lengths[test].max(), corpus.video.lengths[test].max()
-    bucket = Bucket(int(stretched(longest[0], slowest)), int(longest[1]))
+    bucket = {other: int(stream.lengths[test].max()) for other, stream in streams.items()}
+    bucket[name] = stretched(bucket[name], slowest)
     for tempo in TEMPOS:
-        audio = pack_streams([_at_tempo(corpus.audio, clip, tempo) for clip in test])
-        other = clips_of(corpus, test, audio=audio, video=corpus.video.select(test))
+        others = {other: stream.select(test) for other, stream in streams.items()}
+        changed = _at_tempo(streams[name], test, tempo)
+        other = clips_of(corpus, test, {**others, name: changed})
         at_tempo.append(right(other, np.arange(len(test)), [bucket]))
     return {
         "right_at_offset": np.broadcast_to(np.stack(at_offset, 1), (len(test), len(OFFSETS))),
@@ -46,20 +49,20 @@ def measure_shifts(trainer: Trainer, state: TrainState, test: np.ndarray) -> dic
     }
 
 
-def clips_of(corpus: Corpus, clips: np.ndarray, audio: Ragged, video: Ragged) -> Corpus:
+def clips_of(corpus: Corpus, clips: np.ndarray, streams: dict[str, Ragged]) -> Corpus:
     """A corpus of these clips [n] with other streams."""
     return replace(
         corpus,
         names=tuple(corpus.names[clip] for clip in clips),
         speakers=corpus.speakers[clips],
         labels=corpus.labels[clips],
-        audio=audio,
-        video=video,
+        streams=streams,
+        targets=None,
         cues=None,
     )
 
 
-def _at_tempo(audio: Ragged, clip: int, tempo: float) -> Stream:
-    frames, times = audio.clip(clip), audio.clip_times(clip)
-    changed = change_tempo(Frames(frames, times, np.ones(len(frames), bool)), tempo, times[0])
-    return Stream(changed.frames, changed.times)
+def _at_tempo(ragged: Ragged, clips: np.ndarray, tempo: float) -> Ragged:
+    streams = [ragged.clip(clip) for clip in clips]
+    changed = [change_tempo(stream, tempo, stream.times[0]) for stream in streams]
+    return pack_streams(changed, ragged.zero_is_missing)

@@ -1,7 +1,7 @@
 """Pure functions of a training step and of a prediction, and the state they work on."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -14,12 +14,11 @@ from jax import Array
 
 from mmattn.config import ModelConfig, TrainConfig
 from mmattn.data.batches import Batch
-from mmattn.model.fusion import Reach
 from mmattn.model.layers import Training
 from mmattn.model.network import Network, Output
 from mmattn.train import devices
 from mmattn.train.flat import FlatTree
-from mmattn.train.loss import focal_loss
+from mmattn.train.loss import focal_loss, soft_focal_loss
 
 
 class TrainState(NamedTuple):
@@ -113,9 +112,9 @@ class Learner:
         widths: Mapping[str, int],
         classes: int,
         device_count: int,
-        reach: Mapping[str, Reach] | None = None,
+        geometry: Hashable = None,
     ):
-        self._make_network = partial(Network, model, widths, classes, reach=reach)
+        self._make_network = partial(Network, model, widths, classes, geometry=geometry)
         network = nnx.eval_shape(lambda: self._make_network(rngs=nnx.Rngs(0)))
         self.graph, params, _ = nnx.split(network, nnx.Param, nnx.BatchStat)
         self.gamma = train.gamma
@@ -232,15 +231,17 @@ class Learner:
         """The training loss [B] of each clip: focal, plus cross-entropy of the linear classifier.
 
         Each classifier has a loss of its own, so neither leaves its work to the other. Of a mixed
-        clip it is the mean over both labels, weighed by their shares (Zhang et al., 2018).
+        clip it is the mean over both labels, weighed by lambda (Zhang et al., 2018).
         """
 
         def mixed(logits, gamma):
+            if batch.target is not None:
+                return soft_focal_loss(logits, batch.target, gamma, settings.class_weights)
             own, other = (
                 focal_loss(logits, labels, gamma, settings.class_weights)
-                for labels in (batch.label, batch.other_label)
+                for labels in (batch.label, batch.mixup_label)
             )
-            return batch.share * own + (1 - batch.share) * other
+            return batch.mixup_lambda * own + (1 - batch.mixup_lambda) * other
 
         loss = mixed(output.head_logits, self.gamma)
         if output.statistics_logits is None:
@@ -265,13 +266,13 @@ class Learner:
 
         def inspect(batch):
             def highest_logits(frames):
-                replaced = {
-                    name: getattr(batch, name)._replace(frames=x) for name, x in frames.items()
+                streams = {
+                    name: batch.streams[name]._replace(frames=x) for name, x in frames.items()
                 }
-                output = network(batch._replace(**replaced))
+                output = network(batch._replace(streams=streams))
                 return output.logits.max(-1).sum(), output.embeddings
 
-            frames = {name: getattr(batch, name).frames for name in network.branches}
+            frames = {name: batch.streams[name].frames for name in network.branches}
             gradient, embeddings = jax.grad(highest_logits, has_aux=True)(frames)
             product = jax.tree.map(lambda g, x: (g * x).sum(-1), gradient, frames)
             return Inspection(embeddings, product)

@@ -14,13 +14,14 @@ kinds, so one modality alone says nothing about the class.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 
 from mmattn.config import SyntheticConfig
-from mmattn.data.clips import Clip, Cue, Stream
-from mmattn.data.names import SIX
+from mmattn.data.labels import SIX
+from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
 
 SHORTEST, LONGEST = 2.0, 5.0  # seconds of a clip
@@ -43,6 +44,27 @@ MODALITIES = ("audio", "video")
 _CLIP, _SPEAKER, _DIRECTIONS = 0, 1, 2
 
 Bump = tuple[float, int]  # middle in seconds, direction
+
+
+@dataclass(frozen=True)
+class Cue:
+    """An event that was put into a synthetic clip."""
+
+    modality: str
+    kind: int
+    time: float  # seconds, the middle of the event
+    decoy: bool  # it says nothing about the class
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A synthetic clip."""
+
+    name: str
+    speaker: str
+    label: int  # of SIX
+    streams: dict[str, Stream]
+    cues: tuple[Cue, ...]
 
 
 def draw_clips(config: SyntheticConfig) -> Iterator[Clip]:
@@ -71,13 +93,14 @@ def draw_clip(config: SyntheticConfig, index: int, directions: dict[str, np.ndar
         signal = _render(times, bumps[modality], directions[modality], modality)
         signal += NOISE * rng.standard_normal(signal.shape)
         offset, gain = _speaker(config.seed, number, speaker, signal.shape[1])
-        streams[modality] = Stream((offset + gain * signal).astype(np.float32), times)
+        frames = (offset + gain * signal).astype(np.float32)
+        streams[modality] = make_stream(frames, times, modality == "video")
     return Clip(
         name=f"synthetic-{index:06d}",
         speaker=f"synthetic-{speaker:03d}",
-        emotion=SIX[label],
+        label=label,
+        streams=streams,
         cues=tuple(sorted(cues, key=lambda cue: cue.time)),
-        **streams,
     )
 
 

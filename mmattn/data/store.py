@@ -1,13 +1,15 @@
 """The packed copy of many feature files: raw binary files, memory-mapped, found by content.
 
     CACHE/<key>/        one pack: audio-00000.frames, audio-00000.times, video-00000.frames, … in
-                        shards of SHARD bytes, clips.npy (where each clip is) and index.json
-    CACHE/index/<sig>   the key of the pack for files with these paths, sizes and times of change
+                        shards of SHARD bytes, audio.npy, … (where each file is), and index.json
+    CACHE/index/<sig>   the key of the pack for files with these paths, sizes and times of change,
+                        and their rows in it
     CACHE/.build-*/     a pack in the making, locked for as long as its process lives
     CACHE/lock          held for moments, while a pack is begun or put in its place
 
-The key is made of every file's name and content. A pack appears by renaming a finished folder, so
-a half-written one is never seen; what a killed process leaves is removed by the next that builds.
+The key is made of the files' contents alone: other names, labels or splits pack nothing again. A
+pack appears by renaming a finished folder, so a half-written one is never seen; what a killed
+process leaves is removed by the next that builds.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ import resource
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +32,20 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mmattn.console import progress
-from mmattn.data.clips import BadClip, Clip, Ragged, Stream, decode_clip
-from mmattn.data.extractor import MODALITIES
+from mmattn.data.feature_file import BadClip, decode
+from mmattn.data.stream import Ragged, Stream
 from mmattn.errors import UserError
 
-FORMAT = 3  # to be raised when reading or packing changes
+FORMAT = 4  # to be raised when reading or packing changes
 SHARD = 2**32  # bytes of frames in a file; more only where a single clip is longer
 THREADS = 4
 OPEN_MAX = 10_240  # files of a process on macOS, whatever its limit says
 CHUNK = 64  # files read ahead, so that few clips are in memory
-PLACE = np.dtype([(modality, np.int64, 3) for modality in MODALITIES] + [("extractor", np.int64)])
-"""Of a clip: shard, first row and frames of each modality; the number of its extractor."""
+PLACE = np.dtype("i8, i8, i8, f8, f8")
+PLACE.names = ("shard", "row", "frames", "first", "last")
+"""Where one modality of a file is: shard, first row, frames; the first and last time in seconds."""
+
+Rates = Mapping[str, float]  # frames a second for files without timestamps, by modality
 
 
 @dataclass(frozen=True)
@@ -48,27 +53,19 @@ class ClipFile:
     """A feature file as found on disk."""
 
     path: str
-    relative: str  # below its root
     size: int  # bytes
     mtime_ns: int
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Frames a second for files without timestamps."""
-
-    audio: float | None = None
-    video: float | None = None
-
-
-@dataclass(frozen=True)
 class Pack:
-    """All clips of a list of files, in its order; a bad clip has a reason and no frames."""
+    """What is in N files, in the order that they were asked for."""
 
-    audio: Ragged
-    video: Ragged
-    reasons: tuple[str | None, ...]
-    extractors: tuple[dict[str, dict], ...]  # by modality, of each clip; equal ones are one object
+    streams: dict[str, Ragged]  # by modality; no frames where a file lacks it or it is of no use
+    spans: dict[str, np.ndarray]  # by modality [N, 2], the first and last time in seconds
+    reasons: list[dict[str, str]]  # of each file, why a modality is of no use; "" for all of them
+    extractors: list[dict[str, dict]]  # of each file, by modality; equal ones are one object
+    rows: np.ndarray  # [N] int64, equal for files of equal content
 
 
 def open_pack(files: Sequence[ClipFile], folder: Path, rates: Rates) -> Pack:
@@ -77,14 +74,16 @@ def open_pack(files: Sequence[ClipFile], folder: Path, rates: Rates) -> Pack:
     Raises UserError if the cache cannot be written.
     """
     folder = folder.expanduser()
-    stats = [(file.path, file.relative, file.size, file.mtime_ns) for file in files]
+    rates = dict(sorted(rates.items()))
+    stats = [(file.path, file.size, file.mtime_ns) for file in files]
     signature = _hash(FORMAT, rates, stats)
     with contextlib.suppress(OSError):
-        if pack := _load(folder / (folder / "index" / signature).read_text()):
+        key, *rows = (folder / "index" / signature).read_text().split()
+        if pack := _load(folder / key, np.array(rows, np.int64)):
             return pack
     if pack := _find_by_content(files, folder, rates, signature):
         return pack
-    if pack := _load(_build(files, folder, rates, signature)):
+    if pack := _load(*_build(files, folder, rates, signature)):
         return pack
     raise UserError(f"the cache {folder} was changed by something else while it was in use")
 
@@ -93,24 +92,28 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _content_key(files: Sequence[ClipFile], digests: Sequence[str], rates: Rates) -> str:
-    names = [file.relative for file in files]
-    return _hash(FORMAT, rates, list(zip(names, digests, strict=True)))
+def _content_key(digests: Sequence[str], rates: Rates) -> str:
+    return _hash(FORMAT, rates, sorted(set(digests)))
 
 
 def _find_by_content(
     files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str
 ) -> Pack | None:
-    """The pack of files that were touched or moved but not altered."""
+    """The pack of files that were touched, renamed or moved but not altered."""
     if not os.path.exists(folder / "index"):
         return None
     digests = list(_in_threads(_digest, files, "Comparing with the cache"))
-    key = _content_key(files, digests, rates)
-    pack = _load(folder / key)
+    key = _content_key(digests, rates)
+    try:
+        row = {digest: number for number, digest in enumerate(_read_index(folder / key)["digests"])}
+        rows = _rows_of(files, digests, row)
+    except (OSError, ValueError, KeyError):
+        return None
+    pack = _load(folder / key, rows)
     if pack and all(digests):
         # Failing to write only means that the next start compares again.
         with contextlib.suppress(OSError):
-            _remember(folder, signature, key)
+            _remember(folder, signature, key, rows)
     return pack
 
 
@@ -135,31 +138,37 @@ def _in_threads(work: Callable, files: Sequence[ClipFile], title: str) -> Iterat
 # Reading a pack
 
 
-def _load(folder: Path) -> Pack | None:
-    """Map the pack in `folder`; None if there is none or a file of it is missing or cut short.
+def _read_index(folder: Path) -> dict:
+    return json.loads((folder / "index.json").read_text())
+
+
+def _load(folder: Path, rows: np.ndarray) -> Pack | None:
+    """Map these rows of the pack in `folder`; None if it is missing, damaged or cut short.
 
     Raises UserError if it has more shards than this process may open files.
     """
     _allow_files()
     try:
-        index = json.loads((folder / "index.json").read_text())
-        places = np.load(folder / "clips.npy", allow_pickle=False)
-        audio, video = (
-            _map_stream(folder, modality, index[modality], places[modality])
-            for modality in MODALITIES
-        )
-    except (OSError, ValueError, EOFError) as error:
+        index = _read_index(folder)
+        streams, spans = {}, {}
+        for modality, shards in index["streams"].items():
+            places = np.load(folder / f"{modality}.npy", allow_pickle=False)[rows]
+            streams[modality] = _map_stream(folder, modality, shards, places)
+            spans[modality] = np.stack([places["first"], places["last"]], axis=1)
+    except (OSError, ValueError, EOFError, IndexError) as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise UserError(
                 f"cannot open the cache {folder}: {error.strerror}; a process has to map all its "
                 "files, and `ulimit -n` is how many it may open"
             ) from error
         return None
-    reasons = [None] * len(places)
-    for clip, reason in index["reasons"].items():
-        reasons[int(clip)] = reason
-    extractors = tuple(index["extractors"][number] for number in places["extractor"])
-    return Pack(audio, video, tuple(reasons), extractors)
+    return Pack(
+        streams,
+        spans,
+        [index["reasons"].get(str(row), {}) for row in rows],
+        [index["extractors"][index["extractor"][row]] for row in rows],
+        rows,
+    )
 
 
 def _allow_files() -> None:
@@ -173,13 +182,13 @@ def _allow_files() -> None:
 def _map_stream(folder: Path, modality: str, index: dict, places: np.ndarray) -> Ragged:
     width = index["width"]
     shards = tuple(
-        Stream(
+        (
             _map_file(folder / f"{modality}-{number:05d}.frames", np.float32, (rows, width)),
             _map_file(folder / f"{modality}-{number:05d}.times", np.float64, (rows,)),
         )
         for number, rows in enumerate(index["rows"])
     )
-    return Ragged(shards, *np.ascontiguousarray(places.T))
+    return Ragged(shards, *(np.ascontiguousarray(places[n]) for n in ("shard", "row", "frames")))
 
 
 def _map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
@@ -197,65 +206,65 @@ def _map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _StreamWriter:
-    """Appends one modality of clip after clip to shards, others for each width that is met."""
+    """Appends one modality of file after file to shards, others for each width that is met."""
 
     def __init__(self, folder: Path, modality: str):
         self.folder, self.modality = folder, modality
-        self.places: list[tuple[int, int, int]] = []  # shard, first row, frames
-        self.widths: list[int] = []  # 0: a clip without frames
+        self.places: dict[int, tuple] = {}  # by row, as PLACE says
+        self.widths: dict[int, int] = {}
         self.rows: defaultdict[int, list[int]] = defaultdict(lambda: [0])  # of each shard, by width
 
-    def append(self, stream: Stream | None) -> int:
-        """Write a clip, or keep count of one that cannot be used; the number of bytes."""
-        length, width = stream.frames.shape if stream else (0, 0)
+    def append(self, row: int, stream: Stream) -> int:
+        """Write a stream; the number of bytes."""
+        length, width = stream.frames.shape
         rows = self.rows[width]
         if rows[-1] and 4 * width * (rows[-1] + length) > SHARD:
             rows.append(0)
         shard = len(rows) - 1
-        self.places.append((shard, rows[-1], length))
-        self.widths.append(width)
+        self.places[row] = (shard, rows[-1], length, stream.times[0], stream.times[-1])
+        self.widths[row] = width
         rows[-1] += length
-        if not stream:
-            return 0
         for what, array in (("frames", stream.frames), ("times", stream.times)):
             with open(self.folder / f"{self.modality}-{width}-{shard:05d}.{what}", "ab") as file:
                 file.write(array)  # array.tofile would say nothing of a full disk
         return stream.frames.nbytes + stream.times.nbytes
 
-    def finish(self, reasons: dict[int, str]) -> dict:
-        """Keep the commonest width, add the reason to clips of another; this part of the index."""
-        clips = Counter(width for width in self.widths if width)
-        width = max(clips, key=lambda width: (clips[width], width), default=0)
-        for clip, other in enumerate(self.widths):
-            if other not in (0, width):
-                self.places[clip] = (0, 0, 0)
-                reasons.setdefault(
-                    clip,
+    def finish(self, count: int, reasons: dict[int, dict[str, str]]) -> dict:
+        """Keep the commonest width, add the reason to others; this part of the index."""
+        files = Counter(self.widths.values())
+        width = max(files, key=lambda width: (files[width], width))
+        places = np.zeros(count, PLACE)
+        for row, other in self.widths.items():
+            if other == width:
+                places[row] = self.places[row]
+            else:
+                reasons[row][self.modality] = (
                     f"{self.modality}_features are {other} wide, "
-                    f"{width} in {clips[width]} of {clips.total()} clips",
+                    f"{width} in {files[width]} of {files.total()} files"
                 )
-        for what in ("frames", "times"):
-            for path in self.folder.glob(f"{self.modality}-*-*.{what}"):
-                _, of_width, shard = path.stem.split("-")
-                if int(of_width) == width:
-                    path.rename(self.folder / f"{self.modality}-{shard}.{what}")
-                else:
-                    path.unlink()
-            if not width:
-                (self.folder / f"{self.modality}-00000.{what}").touch()
+        for path in self.folder.glob(f"{self.modality}-*-*.*"):
+            *_, of_width, shard = path.stem.split("-")
+            if int(of_width) == width:
+                path.rename(self.folder / f"{self.modality}-{shard}{path.suffix}")
+            else:
+                path.unlink()
+        with open(self.folder / f"{self.modality}.npy", "wb") as file:
+            np.save(file, places, allow_pickle=False)
         return {"width": width, "rows": self.rows[width]}
 
 
-def _build(files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str) -> Path:
-    """Read all files into a new pack and put it into the cache; the folder of the pack."""
+def _build(
+    files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str
+) -> tuple[Path, np.ndarray]:
+    """Read all files into a new pack and put it into the cache; its folder and the files' rows."""
     sizes: Counter[str] = Counter()
     try:
         with _building(folder) as build:
-            digests = _pack(files, build, rates, sizes)
-            key = _content_key(files, digests, rates)
+            digests, rows = _pack(files, build, rates, sizes)
+            key = _content_key(digests, rates)
             _publish(build, folder / key)
             if all(digests):
-                _remember(folder, signature, key)
+                _remember(folder, signature, key, rows)
     except OSError as error:
         needed = sum(file.size for file in files)
         if sizes["packed"]:
@@ -264,52 +273,65 @@ def _build(files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str
             f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
             "are needed there; --data.cache names another folder"
         ) from error
-    return folder / key
+    return folder / key, rows
 
 
-def _pack(files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[str]) -> list[str]:
-    """Write all clips and the index; the digest of every file. `sizes` counts bytes meanwhile."""
-    writers = {modality: _StreamWriter(build, modality) for modality in MODALITIES}
-    digests: list[str] = []
-    reasons: dict[int, str] = {}  # of bad clips, by number
+def _pack(
+    files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[str]
+) -> tuple[list[str], np.ndarray]:
+    """Write all files and the index; the digest and row of each. `sizes` counts bytes meanwhile."""
+    writers: dict[str, _StreamWriter] = {}
+    row: dict[str, int] = {}  # of each content
+    reasons: defaultdict[int, dict[str, str]] = defaultdict(dict)
     extractors: dict[str, int] = {}  # JSON of each that is met, numbered
     extractor: list[int] = []
-    clips = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
-    with contextlib.closing(clips):  # or the bar would stay on the screen after an error
-        for file, (digest, clip) in zip(files, clips, strict=True):
-            if not isinstance(clip, Clip):
-                reasons[len(digests)] = clip
+    digests: list[str] = []
+    found = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
+    with contextlib.closing(found):  # or the bar would stay on the screen after an error
+        for file, (digest, streams, made_by) in zip(files, found, strict=True):
             digests.append(digest)
-            made_by = json.dumps(clip.extractor if isinstance(clip, Clip) else {}, sort_keys=True)
-            extractor.append(extractors.setdefault(made_by, len(extractors)))
-            for modality, writer in writers.items():
-                stream = getattr(clip, modality) if isinstance(clip, Clip) else None
-                sizes["packed"] += writer.append(stream)
             sizes["read"] += file.size
-    index = {modality: writer.finish(reasons) for modality, writer in writers.items()}
-    index["reasons"] = reasons
-    index["extractors"] = [json.loads(made_by) for made_by in extractors]
-    places = np.empty(len(files), PLACE)
-    for modality, writer in writers.items():
-        places[modality] = writer.places
-    places["extractor"] = extractor
-    with open(build / "clips.npy", "wb") as file:
-        np.save(file, places, allow_pickle=False)
+            if (content := digest or file.path) in row:
+                continue
+            number = row[content] = len(row)
+            made_by = json.dumps(made_by, sort_keys=True)
+            extractor.append(extractors.setdefault(made_by, len(extractors)))
+            for modality, stream in streams.items():
+                if isinstance(stream, str):
+                    reasons[number][modality] = stream
+                    continue
+                writer = writers.setdefault(modality, _StreamWriter(build, modality))
+                sizes["packed"] += writer.append(number, stream)
+    index = {
+        "streams": {name: writer.finish(len(row), reasons) for name, writer in writers.items()},
+        "reasons": reasons,
+        "extractors": [json.loads(made_by) for made_by in extractors],
+        "extractor": extractor,
+        "digests": list(row),
+    }
     (build / "index.json").write_text(json.dumps(index))
-    return digests
+    return digests, _rows_of(files, digests, row)
 
 
-def _read(file: ClipFile, rates: Rates) -> tuple[str, Clip | str]:
-    """SHA-256 of a file and the clip in it, or the reason why there is none."""
+def _rows_of(
+    files: Sequence[ClipFile], digests: Sequence[str], row: Mapping[str, int]
+) -> np.ndarray:
+    """The row of each file; one that cannot be read goes by its path."""
+    both = zip(files, digests, strict=True)
+    return np.array([row[digest or file.path] for file, digest in both], np.int64)
+
+
+def _read(file: ClipFile, rates: Rates) -> tuple[str, dict[str, Stream | str], dict[str, dict]]:
+    """SHA-256 of a file, what is in it, and its extractor; see `decode`."""
+    digest = ""
     try:
         content = Path(file.path).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        return digest, *decode(content, rates)
     except OSError as error:
-        return "", f"unreadable: {error.strerror}"
-    digest = hashlib.sha256(content).hexdigest()
-    try:
-        return digest, decode_clip(Path(file.path).stem, content, rates.audio, rates.video)
+        return "", {"": f"unreadable: {error.strerror}"}, {}
     except BadClip as error:
-        return digest, str(error)
+        return digest, {"": str(error)}, {}
 
 
 @contextlib.contextmanager
@@ -338,7 +360,7 @@ def _publish(build: Path, target: Path) -> None:
     for path in (*build.iterdir(), build):
         _sync(path)
     with FileLock(target.parent / "lock"):
-        if _load(target):
+        if _load(target, np.zeros(0, np.int64)):
             return
         if target.exists():  # damaged; as a leftover it is removed later
             os.rename(target, tempfile.mkdtemp(prefix=".build-", dir=target.parent))
@@ -347,12 +369,12 @@ def _publish(build: Path, target: Path) -> None:
         _sync(target.parent)
 
 
-def _remember(folder: Path, signature: str, key: str) -> None:
-    """Note which pack belongs to files as they are now, for a quick second start."""
+def _remember(folder: Path, signature: str, key: str, rows: np.ndarray) -> None:
+    """Note what in which pack belongs to files as they are now, for a quick second start."""
     with FileLock(folder / "lock"):
         (folder / "index").mkdir(exist_ok=True)
         partial = folder / "index.partial"
-        partial.write_text(key)
+        partial.write_text(" ".join([key, *map(str, rows)]))
         os.replace(partial, folder / "index" / signature)
 
 

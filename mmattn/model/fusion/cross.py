@@ -1,9 +1,11 @@
-"""Fusion on a common time axis: frames of one modality attend to near frames of the other.
+"""Fusion on a common time axis: frames of one modality attend to near frames of the others.
 
-Both sequences carry their times in seconds, and only differences of times enter, so a shift of
-both streams changes nothing and a shift of one does.
+All streams carry their times in seconds, and only differences of times enter, so a shift of all of
+them changes nothing and a shift of one does.
 """
 
+from collections.abc import Collection, Iterator, Mapping
+from itertools import accumulate, permutations
 from typing import NamedTuple
 
 import jax
@@ -13,18 +15,18 @@ from flax import nnx
 from jax import Array
 
 from mmattn.config import ModelConfig
-from mmattn.data.batches import Sequence
-from mmattn.data.clips import Ragged
+from mmattn.data.stream import PADDING, Ragged, Stream
+from mmattn.model.encoder import Encoder
+from mmattn.model.fusion.fused import Attended, Fused
 from mmattn.model.layers import Dropout, TemporalAttention, Training
 
 CHUNK_S = 1.0  # seconds of frames that attend to the same slice of the other modality
 NARROWEST = 0.05  # seconds, initial width of the narrowest head
 ROUNDING = 1e-4  # seconds; a frame at the window's edge is near, however its time is rounded
-FAR = 1e6  # seconds; the time of padding, beyond every window
 
 
-class Reach(NamedTuple):
-    """How cross-attention from one modality is cut into chunks."""
+class Window(NamedTuple):
+    """How attention from one modality to another is cut into chunks."""
 
     chunk: int
     """Frames of a chunk."""
@@ -32,8 +34,8 @@ class Reach(NamedTuple):
     """Frames of the other modality that a chunk can see."""
 
 
-def reach_of(own: Ragged, other: Ragged, window: float) -> Reach:
-    """The reach with which frames of `own` see all of `other` within `window` seconds.
+def window_of(own: Ragged, other: Ragged, window: float) -> Window:
+    """The chunks with which frames of `own` see all of `other` within `window` seconds.
 
     It serves the clips given, and the same clips at other tempos, which have the same mean spacing,
     evenly, but other lengths. Clips may lack a modality.
@@ -42,16 +44,7 @@ def reach_of(own: Ragged, other: Ragged, window: float) -> Reach:
     span = max(own.longest_span(chunk), (chunk - 1) * own.spacings().max(initial=0))
     seen = span + 2 * (window + ROUNDING)
     others = max(other.most_within(seen), int(seen / other.spacings().min(initial=np.inf)) + 1)
-    return Reach(chunk, others + 1)  # one more, as times are rounded
-
-
-class Attended(NamedTuple):
-    """What the frames of one modality attend to in the other."""
-
-    weights: Array
-    """[B, T, K] mean over the heads; they sum to 1, or to 0 where no frame is near."""
-    distance: Array
-    """[B, T, K] seconds from the frame to each of K neighbours, later ones positive."""
+    return Window(chunk, others + 1)  # one more, as times are rounded
 
 
 class CrossAttention(nnx.Module):
@@ -64,17 +57,17 @@ class CrossAttention(nnx.Module):
     linearly with time.
     """
 
-    def __init__(self, config: ModelConfig, reach: Reach):
+    def __init__(self, config: ModelConfig, chunks: Window):
         """Heads of graded widths, all centred on the frame itself.
 
         Args:
             config: heads and window.
-            reach: see `reach_of`.
+            chunks: see `window_of`.
         """
         heads, window = config.cross_heads, config.cross_window
         self.centre = nnx.Param(jnp.zeros(heads))
         self.log_width = nnx.Param(jnp.log(jnp.geomspace(min(NARROWEST, window), window, heads)))
-        self.heads, self.window, self.reach = heads, window + ROUNDING, reach
+        self.heads, self.window, self.chunks = heads, window + ROUNDING, chunks
 
     def __call__(
         self, query: Array, times: Array, key: Array, value: Array, others: Array, valid: Array
@@ -83,7 +76,7 @@ class CrossAttention(nnx.Module):
 
         Args:
             query: [B, T, D] of the frames that attend.
-            times: [B, T] their times (s), increasing; `FAR` in the padding.
+            times: [B, T] their times (s), increasing; `PADDING` in the padding.
             key: [B, S, D] of the other modality's frames.
             value: [B, S, D] likewise.
             others: [B, S] their times, likewise.
@@ -93,10 +86,10 @@ class CrossAttention(nnx.Module):
             [B, T, D], zeros where no valid frame is within the window; the weights.
         """
         clips, length, units = query.shape
-        slots = min(self.reach.others, key.shape[1])
-        padding = -length % self.reach.chunk
-        times = jnp.pad(times, ((0, 0), (0, padding)), constant_values=FAR)
-        times = times.reshape(clips, -1, self.reach.chunk)
+        slots = min(self.chunks.others, key.shape[1])
+        padding = -length % self.chunks.chunk
+        times = jnp.pad(times, ((0, 0), (0, padding)), constant_values=PADDING)
+        times = times.reshape(clips, -1, self.chunks.chunk)
         start = jax.vmap(jnp.searchsorted)(others, times[:, :, 0] - self.window)
         start = jnp.clip(start, 0, key.shape[1] - slots)
         key, value, others, valid = (_slices(x, start, slots) for x in (key, value, others, valid))
@@ -125,21 +118,23 @@ class CrossAttention(nnx.Module):
         return x.reshape(*x.shape[:3], self.heads, -1).swapaxes(2, 3)
 
 
-class CrossFusion(nnx.Module):
-    """Cross-attention both ways, then temporal attention over the frames of both modalities.
+class Cross(nnx.Module):
+    """Each modality attends to each other, then temporal attention over the frames of all.
 
-    With a frame's own projection u and what it attends to a, its joint frame is
+    With a frame's own projection u and what it attends to in the others a, its joint frame is
     relu(u + W [a, u ⊙ a]): the product (Kim et al., 2017) tells a coincidence from its parts. In
-    the temporal attention both modalities have the same say, whatever their frame rates.
+    the temporal attention all modalities have the same weight, whatever their frame rates.
     """
+
+    Encoder = Encoder
+    uses_times = True
 
     def __init__(
         self,
-        features: dict[str, int],
+        features: Mapping[str, int],
         config: ModelConfig,
-        reach: dict[str, Reach],
-        stream: int,
-        *,
+        geometry: tuple[tuple[str, Window], ...],
+        streams: Iterator[int],
         rngs: nnx.Rngs,
     ):
         """Build with random parameters.
@@ -147,74 +142,98 @@ class CrossFusion(nnx.Module):
         Args:
             features: of an embedded frame, by modality.
             config: heads, units, window and dropout.
-            reach: by modality; see `reach_of`.
-            stream: random stream of the dropout.
+            geometry: of the clips; see `geometry`.
+            streams: numbers for the random streams of dropout.
             rngs: of the parameters.
         """
-        units = config.cross_units
+        units, others = config.cross_units, len(features) - 1
         # Query, key, value and own projection at once.
         self.project = nnx.Dict(
             {name: nnx.Linear(width, 4 * units, rngs=rngs) for name, width in features.items()}
         )
-        self.cross = nnx.Dict({name: CrossAttention(config, reach[name]) for name in features})
+        self.cross = nnx.Dict({name: CrossAttention(config, chunks) for name, chunks in geometry})
+        wide = 2 * units * others
         self.join = nnx.Dict(
-            {name: nnx.Linear(2 * units, units, use_bias=False, rngs=rngs) for name in features}
+            {
+                name: nnx.Linear(wide, units, use_bias=False, rngs=rngs)
+                for name in (features if others else ())
+            }
         )
         self.attention = TemporalAttention(units, bounded=False, rngs=rngs)
-        self.dropout = Dropout(config.pooled_dropout, stream)
+        self.dropout = Dropout(config.pooled_dropout, next(streams))
         self.features = units
+
+    @staticmethod
+    def geometry(
+        streams: Mapping[str, Ragged], config: ModelConfig
+    ) -> tuple[tuple[str, Window], ...]:
+        """The chunks of each ordered pair of the model's modalities, for these clips."""
+        return tuple(
+            (
+                _pair(one, other, config.modalities),
+                window_of(streams[one], streams[other], config.cross_window),
+            )
+            for one, other in permutations(config.modalities, 2)
+        )
 
     def __call__(
         self,
-        embeddings: dict[str, Array],
-        sequences: dict[str, Sequence],
+        encoders: Mapping[str, Encoder],
+        embeddings: Mapping[str, Array],
+        streams: Mapping[str, Stream],
         training: Training | None,
-    ) -> tuple[Array, dict[str, Array], dict[str, Attended]]:
+    ) -> Fused:
         """Fuse and pool.
 
         Args:
-            embeddings: by modality, [T, B, H].
-            sequences: by modality; their times and valid frames.
+            encoders: by modality.
+            embeddings: what they gave, [T, B, H].
+            streams: by modality; their times and valid frames.
             training: see `Training`.
 
         Returns:
-            [B, units]; by modality, the temporal attention [B, T], which sums to 1 over both
-            together; by modality, what its frames attend to in the other.
+            [B, units]; the temporal attention, which sums to 1 over all modalities together; what
+            the frames of each attend to in the others.
         """
-        times = {name: _times(sequence) for name, sequence in sequences.items()}
         parts = {
             name: jnp.split(self.project[name](x.swapaxes(0, 1)), 4, axis=-1)
-            for name, x in embeddings.items()
+            for name, x in sorted(embeddings.items())
         }
         joint, bias, attended = [], [], {}
-        for name, other in (("audio", "video"), ("video", "audio")):
-            query, _, _, own = parts[name]
-            _, key, value, _ = parts[other]
-            valid = sequences[other].valid
-            found, attended[name] = self.cross[name](
-                query, times[name], key, value, times[other], valid
-            )
-            both = jnp.concatenate([found, own * found], axis=-1)
-            joint.append(jax.nn.relu(own + self.join[name](both)))
-            bias.append(_same_say(sequences[name].valid))
+        for name, (query, _, _, own) in parts.items():
+            found, attended[name] = [], {}
+            for other in (other for other in parts if other != name):
+                _, key, value, _ = parts[other]
+                there, valid = streams[other].times, streams[other].valid
+                attend = self.cross[_pair(name, other, parts)]
+                one, attended[name][other] = attend(
+                    query, streams[name].times, key, value, there, valid
+                )
+                found.append(one)
+            if found:
+                both = jnp.concatenate([*found, *(own * one for one in found)], axis=-1)
+                own = own + self.join[name](both)
+            joint.append(jax.nn.relu(own))
+            bias.append(_length_bias(streams[name].valid))
         joint, bias = jnp.concatenate(joint, axis=1), jnp.concatenate(bias, axis=1)
-        valid = jnp.concatenate([sequences["audio"].valid, sequences["video"].valid], axis=1)
+        valid = jnp.concatenate([streams[name].valid for name in parts], axis=1)
         pooled, weights = self.attention(joint.swapaxes(0, 1), valid.T, bias.T)
-        split = times["audio"].shape[1]
-        attention = {"audio": weights.T[:, :split], "video": weights.T[:, split:]}
-        return self.dropout(pooled, training), attention, attended
+        ends = accumulate(embeddings[name].shape[0] for name in parts)
+        attention = jnp.split(weights.T, [*ends][:-1], axis=1)
+        return Fused(
+            self.dropout(pooled, training), dict(zip(parts, attention, strict=True)), attended
+        )
 
 
-def _same_say(valid: Array) -> Array:
+def _pair(name: str, other: str, modalities: Collection[str]) -> str:
+    """The name of the attention from one modality to another: of two, that of the first."""
+    return name if len(modalities) == 2 else f"{name}_{other}"
+
+
+def _length_bias(valid: Array) -> Array:
     """Scores [B, T] by which as many frames as there are weigh as much as one."""
     count = jnp.maximum(valid.sum(1, keepdims=True), 1)
     return jnp.broadcast_to(-jnp.log(count), valid.shape)
-
-
-def _times(sequence: Sequence) -> Array:
-    """[B, T] seconds; far away in the padding, so that times never decrease."""
-    inside = jnp.arange(sequence.times.shape[-1]) < sequence.length[:, None]
-    return jnp.where(inside, sequence.times, FAR)
 
 
 def _slices(x: Array, start: Array, size: int) -> Array:

@@ -1,0 +1,134 @@
+"""From `--data.roots` to one table: manifests, and folders of files named as a known corpus's."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from mmattn.data.corpora import CORPORA
+from mmattn.data.manifest import Manifest, read_manifest
+from mmattn.errors import UserError
+
+MANIFESTS = ("manifest.csv", "manifest.tsv")
+
+
+def read_table(
+    roots: Sequence[Path], rename: Mapping[str, str], target: str
+) -> tuple[Manifest, list[str]]:
+    """The clips of all roots, sorted by name, and the .npz files that no corpus names so.
+
+    Raises UserError if a root is neither a manifest nor a folder of feature files.
+    """
+    tables, folders = [], []
+    for root in sorted({root.expanduser().resolve() for root in roots}):
+        inside = [root / name for name in MANIFESTS if (root / name).is_file()]
+        if inside or root.is_file():
+            tables.append(read_manifest(*inside[:1] or [root], rename, target))
+        elif root.is_dir():
+            folders.append(root)
+        else:
+            raise UserError(f"there is no folder or manifest {root} (--data.roots)")
+    unnamed: list[str] = []
+    if folders:
+        named, unnamed = named_table(find_files(folders))
+        tables.append(named)
+    return (tables[0] if len(tables) == 1 else join(tables)), unnamed
+
+
+def named_table(paths: Sequence[str]) -> tuple[Manifest, list[str]]:
+    """The table of files from their names alone, and the paths of those that no corpus names so."""
+    rows, unnamed = [], []
+    for path in paths:
+        stem = Path(path).stem
+        row = next(filter(None, (corpus.row(stem) for corpus in CORPORA.values())), None)
+        if row:
+            rows.append({"file": path, "clip": stem, **row})
+        else:
+            unnamed.append(path)
+    columns = {name: [row.get(name, "") for row in rows] for name in chain(*rows)}
+    empty = [""] * len(rows)
+    open_end = np.full(len(rows), np.nan)
+    table = Manifest(
+        path=None,
+        clips=columns.get("clip", []),
+        files={"": columns.get("file", [])},
+        speakers=[f"{row['corpus']}-{row['speaker']}" for row in rows],
+        emotions=columns.get("emotion", []),
+        votes={},
+        start=open_end,
+        end=open_end,
+        splits=empty,
+        corpora=columns.get("corpus", []),
+        columns=columns,
+        lines=[0] * len(rows),
+    )
+    return table, unnamed
+
+
+def join(tables: Sequence[Manifest]) -> Manifest:
+    """All clips of several tables; a column that one of them lacks is empty there."""
+
+    def cells(name: str) -> list:
+        return [*chain(*(getattr(table, name) for table in tables))]
+
+    def columns(name: str, fill: object) -> dict[str, list]:
+        parts = [(getattr(table, name), [fill] * len(table)) for table in tables]
+        names = dict.fromkeys(chain(*(part for part, _ in parts)))
+        return {one: [*chain(*(part.get(one, none) for part, none in parts))] for one in names}
+
+    return Manifest(
+        path=None,
+        clips=cells("clips"),
+        files=columns("files", ""),
+        speakers=cells("speakers"),
+        emotions=cells("emotions"),
+        votes={name: np.array(of) for name, of in columns("votes", 0.0).items()},
+        start=np.array(cells("start")),
+        end=np.array(cells("end")),
+        splits=cells("splits"),
+        corpora=cells("corpora"),
+        columns=columns("columns", ""),
+        lines=cells("lines"),
+    )
+
+
+def find_files(folders: Iterable[Path]) -> list[str]:
+    """Every .npz file below the folders, sorted by file name, then by place."""
+    found = []
+    seen: set[tuple[int, int]] = set()  # folders: a root may be inside another, links in circles
+    for root in sorted(set(folders)):
+        if _identity(str(root)) in seen:
+            continue
+        below = _walk(str(root), seen)
+        if not below:
+            raise UserError(f"there are no .npz files in {root} (--data.roots)")
+        found += below
+    return [path for *_, path in sorted(found)]
+
+
+def _walk(root: str, seen: set[tuple[int, int]]) -> list[tuple[str, str, str]]:
+    """The .npz files below a root, but not those in folders that were `seen`: stem, path below the
+    root, path."""
+    found = []
+    for folder, below, names in os.walk(root, onerror=_cannot_read, followlinks=True):
+        if _identity(folder) in seen:
+            below.clear()
+            continue
+        seen.add(_identity(folder))
+        below.sort()  # of two ways to a folder the same is always taken
+        for name in names:
+            if name.endswith(".npz"):
+                path = os.path.join(folder, name)
+                found.append((name.removesuffix(".npz"), os.path.relpath(path, root), path))
+    return found
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _cannot_read(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error

@@ -1,0 +1,52 @@
+"""The encoders: a bidirectional LSTM stack a modality, with temporal attention or without."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from mmattn.config import ModelConfig
+from mmattn.data.stream import Stream
+from mmattn.model.layers import Dropout, TemporalAttention, Training
+from mmattn.model.lstm import LSTM
+
+
+class Encoder(nnx.Module):
+    """A bidirectional LSTM stack over the frames of one modality."""
+
+    def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
+        layers, dropouts = [], []
+        for number, width in enumerate(units):
+            rate = config.layer_dropout if number else config.input_dropout
+            dropouts.append(Dropout(rate, next(streams)))
+            layers.append(
+                [LSTM(features, width, reverse=back, rngs=rngs) for back in (False, True)]
+            )
+            features = 2 * width
+        self.dropouts = nnx.List(dropouts)
+        self.layers = nnx.List(nnx.List(pair) for pair in layers)
+        self.features = features
+
+    def encode(self, stream: Stream, training: Training | None) -> Array:
+        """Embed normalised frames: [T, B, H], 0 in the padding."""
+        x, length = stream.frames.swapaxes(0, 1), stream.length
+        for dropout, (ahead, back) in zip(self.dropouts, self.layers, strict=True):
+            x = dropout(x, training)
+            x = jnp.concatenate([ahead(x, length), back(x, length)], axis=-1)
+        return x
+
+
+class Branch(Encoder):
+    """An encoder and temporal attention over its frames."""
+
+    def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
+        super().__init__(features, units, config, streams, rngs)
+        self.attention = TemporalAttention(self.features, rngs=rngs)
+        self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
+
+    def pool(self, x: Array, valid: Array, training: Training | None) -> tuple[Array, Array]:
+        """Frames [T, B, H] and valid [B, T] -> [B, H] and attention [B, T].
+
+        A clip without valid frames gives zeros.
+        """
+        pooled, attention = self.attention(x, valid.T)
+        return self.pooled_dropout(pooled, training), attention.T
