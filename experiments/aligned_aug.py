@@ -11,11 +11,10 @@ from mmattn.config import AugmentConfig, ExperimentConfig
 CONFIG = ExperimentConfig(
     name="aligned_aug",
     augment=AugmentConfig(
-        audio_noise=(0.05, 0.2),
-        audio_scale=(0.9, 1.1),
-        video_noise=(0.05, 0.2),
-        video_dropout=0.1,
-        video_gap=0.2,
+        noise={"audio": (0.05, 0.2), "video": (0.05, 0.2)},
+        scale={"audio": (0.9, 1.1)},
+        dropout={"video": 0.1},
+        gap={"video": 0.2},
     ),
 )
 

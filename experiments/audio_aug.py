@@ -12,9 +12,9 @@ CONFIG = ExperimentConfig(
     name="audio_aug",
     augment=AugmentConfig(
         pick="one-or-all",
-        audio_noise=(0.005, 0.02),
-        audio_scale=(0.9, 1.1),
-        audio_tempo=(0.9, 1.1),
+        noise={"audio": (0.005, 0.02)},
+        scale={"audio": (0.9, 1.1)},
+        own_tempo={"audio": (0.9, 1.1)},
     ),
 )
 

@@ -26,18 +26,18 @@ MIX = audio_aug.CONFIG.augment
 SYNC = sync_aug.CONFIG.augment
 ARMS = {
     REFERENCE: AugmentConfig(),
-    "audio_noise": AugmentConfig(audio_noise=MIX.audio_noise),
-    "audio_scale": AugmentConfig(audio_scale=MIX.audio_scale),
-    "audio_tempo": AugmentConfig(audio_tempo=MIX.audio_tempo),
+    "audio_noise": AugmentConfig(noise=MIX.noise),
+    "audio_scale": AugmentConfig(scale=MIX.scale),
+    "audio_tempo": AugmentConfig(own_tempo=MIX.own_tempo),
     "audio_aug": MIX,
-    "both_tempo": AugmentConfig(audio_tempo=MIX.audio_tempo, video_tempo=MIX.audio_tempo),
+    "both_tempo": AugmentConfig(own_tempo=dict.fromkeys(("audio", "video"), (0.9, 1.1))),
     "sync_tempo": AugmentConfig(tempo=SYNC.tempo),
     "sync_aug": SYNC,
     "aligned_aug": aligned_aug.CONFIG.augment,
     "feature_aug": feature_aug.CONFIG.augment,
 }
 CONTROLS = {name: ARMS[name] for name in (REFERENCE, "audio_tempo", "audio_aug", "sync_tempo")}
-MODEL = ModelConfig(audio_units=(32,), video_units=(32,), head_units=(64,), head_dropout=(0.3,))
+MODEL = ModelConfig(units={"audio": (32,), "video": (32,)}, head_units=(64,), head_dropout=(0.3,))
 TRAIN = TrainConfig(
     epochs=16, batch=32, learning_rate=3e-3, schedule="cosine", patience=0, save_every=1000
 )
@@ -90,7 +90,7 @@ RAVDESS = Block(
     ExperimentConfig(
         name="compare",
         data=DataConfig(
-            labels="ravdess8", folds="ravdess", overlap=True, validation=0.25, buckets=2
+            labels=("ravdess8",), folds="ravdess", overlap=True, validation=0.25, buckets=2
         ),
         model=MODEL,
         train=replace(TRAIN, epochs=15, learning_rate=2e-3, weight_decay=3.0),

@@ -10,7 +10,7 @@ from mmattn.config import DataConfig, ExperimentConfig
 
 CONFIG = ExperimentConfig(
     name="ravdess",
-    data=DataConfig(labels="ravdess8", folds="ravdess", validation=0.25),
+    data=DataConfig(labels=("ravdess8",), folds="ravdess", validation=0.25),
 )
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ from mmattn.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
 CONFIG = ExperimentConfig(
     name="ravdess_tuned",
     members=8,
-    data=DataConfig(labels="ravdess8", folds="ravdess", overlap=True),
+    data=DataConfig(labels=("ravdess8",), folds="ravdess", overlap=True),
     model=ModelConfig(
-        audio_units=(32,),
-        video_units=(32,),
+        units={"audio": (32,), "video": (32,)},
         statistics=True,
         head_units=(64,),
         head_dropout=(0.5,),

@@ -12,8 +12,7 @@ CONFIG = ExperimentConfig(
     name="sync_aug",
     augment=AugmentConfig(
         tempo=(0.9, 1.1),
-        audio_noise=(0.005, 0.02),
-        video_noise=(0.005, 0.02),
+        noise={"audio": (0.005, 0.02), "video": (0.005, 0.02)},
     ),
 )
 

@@ -42,6 +42,11 @@ def _named(kind: type, metavar: str) -> tyro.constructors.PrimitiveConstructorSp
     )
 
 
+def _hash(config: object) -> int:
+    """Of a config that holds dicts."""
+    return hash(repr(config))
+
+
 NamedRanges = Annotated[dict[str, Range], _named(float, "MODALITY=LOW,HIGH"), TOLD]
 NamedNumbers = Annotated[dict[str, float], _named(float, "MODALITY=NUMBER"), TOLD]
 NamedSizes = Annotated[dict[str, tuple[int, ...]], _named(int, "MODALITY=UNITS,…"), TOLD]
@@ -88,6 +93,8 @@ class SyntheticConfig:
 class DataConfig:
     """Which clips, with which labels, and how they are divided."""
 
+    __hash__ = _hash
+
     roots: Annotated[tuple[Path, ...], TOLD] = ()
     """Corpora: manifests, or folders that have a manifest.csv or are named as RAVDESS or CREMA-D
     (default: the built-in synthetic corpus)."""
@@ -125,6 +132,8 @@ class DataConfig:
     """Named test folds: ravdess, crema-d, or a JSON file {"test_speakers": [[…], …]}."""
     fold: int | Literal["all"] = "all"
     """Which fold is the test set, from 0; all: one training for each fold at hand."""
+    groups: Annotated[tuple[str, ...], TOLD] = ()
+    """The manifest's columns that scores are also given by (default: corpus and sex)."""
     buckets: int = 4
     """Padded lengths that clips are grouped into; each is compiled once."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -152,9 +161,11 @@ class OtherDataConfig:
 class AugmentConfig:
     """What is done to training clips, anew in each epoch; nothing by default.
 
-    It acts on normalised features: every feature has deviation 1. A strength is drawn for each clip
+    It acts on normalised features: every feature has standard deviation 1. A strength is drawn for each clip
     between the two numbers of a range.
     """
+
+    __hash__ = _hash
 
     pick: Literal["all", "one-or-all"] = "all"
     """Do all that is asked for, or, by chance, one of it or all, as the earlier system did."""
@@ -185,6 +196,8 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """One bidirectional LSTM stack a modality, fusion with temporal attention, a dense head."""
+
+    __hash__ = _hash
 
     modalities: tuple[str, ...] = ("audio", "video")
     """The encoders to build, by the names of the features in the files (NAME_features)."""

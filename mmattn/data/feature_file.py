@@ -4,7 +4,7 @@ import io
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -37,13 +37,14 @@ class BadClip(Exception):
 
 
 def read_features(
-    path: Path, rates: Mapping[str, float] | None = None
+    path: Path, rates: Mapping[str, float] | None = None, wanted: Collection[str] | None = None
 ) -> tuple[dict[str, Stream], dict[str, dict]]:
     """The streams of a feature file, and their extractor, both by modality.
 
     Args:
         path: of the file.
         rates: frames a second for streams without times, by modality.
+        wanted: modalities, of which not all need be there; by default all that are.
 
     Raises:
         BadClip: the file or a stream in it is unreadable, or two streams do not overlap in time.
@@ -52,7 +53,8 @@ def read_features(
         content = path.read_bytes()
     except OSError as error:
         raise BadClip(f"unreadable: {error.strerror}") from error
-    streams, extractor = decode(content, rates or {})
+    found, extractor = decode(content, rates or {})
+    streams = {name: one for name, one in found.items() if wanted is None or name in wanted}
     for stream in streams.values():
         if isinstance(stream, str):
             raise BadClip(stream)

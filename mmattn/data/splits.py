@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.config import DataConfig
+from mmattn.data.corpora import CORPORA
 from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
 
@@ -28,21 +29,13 @@ class Split:
     leaking: bool = False  # speakers are on several sides, by request
 
 
-def _published_folds(name: str) -> list[list[str]]:
-    """Test speakers of each fold in the lists published with HiCMAE."""
-    if name == "ravdess":
-        return [[f"ravdess-{actor:02d}" for actor in range(n, n + 4)] for n in range(1, 25, 4)]
-    ends = (1001, 1019, 1037, 1055, 1073, 1092)
-    return [[f"crema-d-{actor}" for actor in range(start, end)] for start, end in pairwise(ends)]
-
-
 def fold_speakers(folds: str) -> list[list[str]]:
     """Test speakers of each fold of `ravdess`, `crema-d` or a JSON file; UserError if unclear."""
-    if folds in ("ravdess", "crema-d"):
-        return _published_folds(folds)
+    if folds in CORPORA:
+        return CORPORA[folds].FOLDS
     wanted = (
-        '--data.folds is ravdess, crema-d or a JSON file {"test_speakers": '
-        '[["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}'
+        f"--data.folds is {', '.join(CORPORA)} or a JSON file "
+        '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}'
     )
     try:
         lists = json.loads(Path(folds).expanduser().read_text())["test_speakers"]

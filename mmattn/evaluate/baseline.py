@@ -3,44 +3,26 @@
 A temporal model has to beat it.
 """
 
-from collections.abc import Collection
-
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from mmattn.config import Modality
+from mmattn.data.stream import Stream
 from mmattn.evaluate.metrics import confusion_counts, uar
 
 STRENGTHS = np.logspace(-4, 1, 11).tolist()
 MAX_ITERATIONS = 5000
 
 
-def time_statistics(
-    audio: np.ndarray,
-    video: np.ndarray,
-    video_valid: np.ndarray,
-    modalities: Collection[Modality] = ("audio", "video"),
-) -> np.ndarray:
-    """Statistics over time of one clip [5 * (Fa + Fv)] float64, or of one modality alone.
+def time_statistics(stream: Stream) -> np.ndarray:
+    """Functionals over time of one modality of a clip [5 * F] float64.
 
-    Audio [Ta, Fa], video [Tv, Fv], video_valid [Tv] bool: the frames with a face. For each
-    modality, audio first: mean, standard deviation, minimum, maximum and mean absolute difference
-    of neighbouring frames. A modality without valid frames gives zeros.
+    Of the valid frames: mean, standard deviation, minimum, maximum and mean absolute difference of
+    neighbours. Without valid frames all are zero.
     """
-    parts = []
-    if "audio" in modalities:
-        parts.append(_frame_statistics(audio, np.ones(len(audio), bool)))
-    if "video" in modalities:
-        parts.append(_frame_statistics(video, video_valid))
-    return np.concatenate(parts)
-
-
-def _frame_statistics(frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The five statistics [5 * F] of the valid [T] ones of frames [T, F]."""
-    frames = np.asarray(frames, np.float64)
+    frames, valid = np.asarray(stream.frames, np.float64), stream.valid
     kept = frames[valid]
     if not len(kept):
         return np.zeros(5 * frames.shape[1])

@@ -135,12 +135,13 @@ def plot_attention(
 
 def _draw_clip(axes: Axes, clip: ClipView, predicted: str) -> None:
     axes.axhline(1, color="black", linewidth=0.6, linestyle=":", zorder=1)
-    if clip.audio:
-        axes.plot(clip.audio.times, clip.audio.ratio, color=BLUE, linewidth=1.3)
-    if clip.video:
+    audio, video = (clip.streams.get(name) for name in ("audio", "video"))
+    if audio:
+        axes.plot(audio.times, audio.ratio, color=BLUE, linewidth=1.3)
+    if video:
         style = {"color": ORANGE, "linewidth": 1.3, "marker": ".", "markersize": 4}
-        axes.plot(clip.video.times, clip.video.ratio, **style)
-        for start, end in clip.video.gaps:
+        axes.plot(video.times, video.ratio, **style)
+        for start, end in video.gaps:
             axes.axvspan(start, end, color=GREY, alpha=0.3, linewidth=0)
     for modality, time, decoy in clip.cues or ():
         if not decoy:
@@ -155,15 +156,15 @@ def _draw_clip(axes: Axes, clip: ClipView, predicted: str) -> None:
 def _attention_legend(clips: Sequence[ClipView]) -> list[Line2D | Patch]:
     """An entry for each thing that occurs in some clip."""
     handles = []
-    if any(clip.audio for clip in clips):
+    if any("audio" in clip.streams for clip in clips):
         handles.append(Line2D([], [], color=BLUE, label="audio"))
-    if any(clip.video for clip in clips):
+    if any("video" in clip.streams for clip in clips):
         handles.append(Line2D([], [], color=ORANGE, marker=".", label="video"))
     cued = {modality for clip in clips for modality, _, decoy in clip.cues or () if not decoy}
     for modality in sorted(cued):
         style = {"color": COLOURS[modality], "marker": "|", "markersize": 12, "linestyle": "none"}
         handles.append(Line2D([], [], label=f"{modality} cue", **style))
-    if any(clip.video and clip.video.gaps for clip in clips):
+    if any(one.gaps for clip in clips for one in clip.streams.values()):
         handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="no face"))
     return handles
 

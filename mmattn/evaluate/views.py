@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmattn.config import Modality
-
 
 @dataclass(frozen=True, eq=False)
 class StreamView:
@@ -39,19 +37,19 @@ class StreamView:
 
 @dataclass(frozen=True, eq=False)
 class ClipView:
-    """What is shown of a clip; a modality that the run or the clip lacks is None.
+    """What is shown of a clip.
 
     speaker, label: the true class's name, None where they are not known; probabilities [K]; cues:
-    the (modality, time in s, is a decoy) of each, where they are known.
+    the (modality, time in s, is a decoy) of each, where they are known; streams: by modality, those
+    that the run and the clip have.
     """
 
     clip: str
     speaker: str | None
     label: str | None
     probabilities: np.ndarray
-    audio: StreamView | None
-    video: StreamView | None
-    cues: Sequence[tuple[Modality, float, bool]] | None = None
+    streams: dict[str, StreamView]
+    cues: Sequence[tuple[str, float, bool]] | None = None
 
 
 def ratio_to_uniform(attention: np.ndarray, valid: np.ndarray) -> np.ndarray:

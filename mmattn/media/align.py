@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from mmattn.data.clips import Stream
+from mmattn.data.stream import Stream
 from mmattn.evaluate.cca import CCA
 from mmattn.evaluate.correlation import Frames, lag_curve, peak_lag
 from mmattn.media.audio import loudness
@@ -70,7 +70,7 @@ def movement(streams: dict[str, Stream], extractor: dict[str, dict]) -> Movement
     smooth = gaussian_filter1d(amplitude, SMOOTH / hop)
     column = list(DISTANCES).index(OPENING)
     return Movement(
-        Stream(video.frames[:, [column]], video.times), Stream(smooth[:, None], audio.times)
+        video._replace(frames=video.frames[:, [column]]), audio._replace(frames=smooth[:, None])
     )
 
 

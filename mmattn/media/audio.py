@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.signal.windows import hann
 
-from mmattn.data.clips import Stream
+from mmattn.data.stream import Stream, make_stream
 from mmattn.media.decode import BadMedia
 
 BLOCK = 4096  # windows at once: hours of sound need no more memory than minutes
@@ -50,7 +50,7 @@ class LogMel:
             block = windows[first : first + BLOCK] * hann(length, sym=False)
             power = np.abs(np.fft.rfft(block, size)) ** 2
             frames[first : first + BLOCK] = np.log(power @ filters.T + FLOOR)
-        return Stream(frames, (np.arange(len(windows)) * hop + length / 2) / rate)
+        return make_stream(frames, (np.arange(len(windows)) * hop + length / 2) / rate)
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from scipy.stats import zscore
 
 from mmattn.config import ExtractConfig
 from mmattn.console import progress, say, say_table
-from mmattn.data.clips import BadClip, read_streams
+from mmattn.data.feature_file import BadClip, read_features
 from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.files import write_text
 from mmattn.media import is_feature_file
@@ -84,10 +84,9 @@ def check_clip(job: Job, config: ExtractConfig) -> Checked:
 
 def _movement(clip: Path, config: ExtractConfig) -> Movement:
     if is_feature_file(clip):
-        return movement(*read_streams(clip))
+        return movement(*read_features(clip))
     found = extract_clip(clip, config)
-    streams = {"audio": found.audio, "video": found.video}
-    return movement({name: one for name, one in streams.items() if one}, found.extractor)
+    return movement(found.streams, found.extractor)
 
 
 def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmattn.data.clips import Stream
+from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
 from mmattn.media.decode import BadMedia
 
@@ -46,7 +46,7 @@ class EGeMAPS:
         table = _smile().process_signal(np.clip(samples, -1, _LOUDEST), rate)
         # Only the starts: the ends do not tell the windows, and the last is the sound's.
         starts = table.index.get_level_values("start").total_seconds().to_numpy()
-        return Stream(table.to_numpy(np.float32), starts + _MIDDLE)
+        return make_stream(table.to_numpy(np.float32), starts + _MIDDLE)
 
 
 def _smile():

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mmattn.config import ExtractConfig
-from mmattn.data.clips import MIN_FRAMES, Stream
+from mmattn.data.feature_file import MIN_FRAMES
+from mmattn.data.stream import Stream, make_stream
 from mmattn.data.extractor import difference
 from mmattn.errors import UserError
 from mmattn.files import write_bytes
@@ -37,10 +38,8 @@ SOUND_ALONE = (".wav", ".flac")  # in which RAVDESS's 03-* files come
 class Extraction(NamedTuple):
     """What was taken from a clip."""
 
-    audio: Stream | None
-    """None if nothing is heard."""
-    video: Stream | None
-    """Rows of zeros where no face is seen; None if it is seen in no picture."""
+    streams: dict[str, Stream]
+    """By modality; no audio if nothing is heard, no video if a face is seen in no frame."""
     extractor: dict[str, dict]
     """By modality that is there, the name, version and settings of what took it."""
     notes: tuple[str, ...]
@@ -64,19 +63,19 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
     sound, notes = heard_sound(path, track)
     audio = _audio_features(config)(sound.samples, sound.rate) if sound else None
     if audio:
-        audio = Stream(audio.frames, audio.times + sound.start)
+        audio = audio._replace(times=audio.times + sound.start)
     video, last = _follow_face(path, config, notes)
     ends += [last] if last is not None else []
     check_length(claimed_seconds(path), max(ends, default=0.0))
     for name, stream in (("sound", audio), ("video", video)):
         if stream and len(stream.times) < MIN_FRAMES:
             raise BadMedia(f"its {name} has {len(stream.times)} frames; expected {MIN_FRAMES}")
-    if audio is None and video is None:
+    both = {"audio": audio, "video": video}
+    streams = {name: stream for name, stream in both.items() if stream}
+    if not streams:
         raise BadMedia(f"nothing to learn from: {'; '.join(notes)}")
-    records = extractor_of(config)
-    present = {"audio": audio, "video": video}
-    extractor = {name: records[name] for name, stream in present.items() if stream}
-    return Extraction(audio, video, extractor, tuple(notes), max(ends))
+    extractor = {name: record for name, record in extractor_of(config).items() if name in streams}
+    return Extraction(streams, extractor, tuple(notes), max(ends))
 
 
 def extractor_of(config: ExtractConfig) -> dict[str, dict]:
@@ -187,7 +186,7 @@ def _follow_face(
         notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} pictures")
     nothing = np.zeros_like(seen[0])
     frames = np.stack([nothing if row is None else row for row in rows])
-    return Stream(frames, np.array(times)), times[-1]
+    return make_stream(frames, np.array(times), zero_is_missing=True), times[-1]
 
 
 def _audio_features(config: ExtractConfig) -> LogMel | EGeMAPS:

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table
-from mmattn.data.clips import BadClip, read_streams
+from mmattn.data.feature_file import BadClip, read_features
 from mmattn.data.extractor import difference
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
@@ -154,7 +154,7 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
     if not job.target.exists():
         return False
     try:
-        _, extractor = read_streams(job.target)
+        _, extractor = read_features(job.target)
     except BadClip as error:
         raise UserError(
             f"{job.target} is no feature file ({error}); choose another --to"

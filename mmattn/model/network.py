@@ -49,9 +49,7 @@ class StatisticsClassifier(nnx.Module):
         zeros = nnx.initializers.zeros
         self.linear = nnx.Linear(5 * features, classes, kernel_init=zeros, rngs=rngs)
 
-    def __call__(
-        self, streams: list[Stream], training: Training | None, weight: Array
-    ) -> Array:
+    def __call__(self, streams: list[Stream], training: Training | None, weight: Array) -> Array:
         """Logits [B, K] from normalised frames."""
         statistics = [
             time_statistics(stream.frames.swapaxes(0, 1), stream.valid.T) for stream in streams

@@ -62,8 +62,8 @@ def _pack_clip(
         "views": [
             {
                 "probabilities": np.round(view.probabilities, 4).tolist(),
-                "audio": _pack_stream(view.audio, pool),
-                "video": _pack_stream(view.video, pool),
+                "audio": _pack_stream(view.streams.get("audio"), pool),
+                "video": _pack_stream(view.streams.get("video"), pool),
             }
             for view in views
         ],

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmattn.config import Modality, OtherDataConfig
+from mmattn.config import OtherDataConfig
 from mmattn.console import progress, say_table
-from mmattn.data.clips import valid_frames
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, split_from_json
 from mmattn.evaluate.baseline import linear_baseline, time_statistics
@@ -25,7 +24,7 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
     predictions are pooled.
     """
     config = read_config(run)
-    corpus = open_corpus(other.apply(config.data))
+    corpus = open_corpus(other.apply(config.data), config.streams)
     statistics = corpus_statistics(corpus, config.model.modalities)
     found: dict[str, dict] = {}
     splits = list(run.rglob("split.json"))
@@ -43,15 +42,12 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
     write_json(run / "baseline.json", {"leaking": split["leaking"], "test": found})
 
 
-def corpus_statistics(corpus: Corpus, modalities: Collection[Modality]) -> np.ndarray:
-    """Time statistics of all clips [N, D]."""
+def corpus_statistics(corpus: Corpus, modalities: Collection[str]) -> np.ndarray:
+    """Functionals over time of all clips [N, D], of one modality after the other."""
     return np.stack(
         [
-            time_statistics(
-                corpus.audio.clip(clip),
-                corpus.video.clip(clip),
-                valid_frames(corpus.video.clip(clip)),
-                modalities,
+            np.concatenate(
+                [time_statistics(corpus.streams[name].clip(clip)) for name in sorted(modalities)]
             )
             for clip in range(len(corpus))
         ]

@@ -34,7 +34,7 @@ def evaluate_run(
         UserError: no run, no checkpoint, or clips that do not fit the network.
     """
     config = read_config(run)
-    corpus = open_corpus(other.apply(config.data))
+    corpus = open_corpus(other.apply(config.data), config.streams)
     count = start_devices(device_count or config.devices, config.train.batch)
     _evaluate_folder(run, kind, config.seed, corpus, count)
 

@@ -128,10 +128,10 @@ def _open_alike(config: ExperimentConfig) -> Corpus:
     Raises UserError if a process finds other clips than process 0, or cannot read them.
     """
     opened: list[Corpus] = []
-    processes.from_first(lambda: opened.append(open_corpus(config.data)))
+    processes.from_first(lambda: opened.append(open_corpus(config.data, config.streams)))
     found, failure = "", None
     try:
-        opened = opened or [open_corpus(config.data)]
+        opened = opened or [open_corpus(config.data, config.streams)]
         if processes.count() > 1:
             found = _digest(opened[0])
     except UserError as error:
@@ -145,10 +145,13 @@ def _open_alike(config: ExperimentConfig) -> Corpus:
 
 
 def _digest(corpus: Corpus) -> str:
-    """Tells corpora apart by their clips' names, labels and lengths."""
-    arrays = (corpus.labels, corpus.audio.lengths, corpus.video.lengths)
-    names = "\n".join(corpus.names).encode()
-    return hashlib.sha256(b"".join([names, *(array.tobytes() for array in arrays)])).hexdigest()
+    """Tells corpora apart by their clips' names, speakers, labels and lengths."""
+    texts = (corpus.names, corpus.class_names, corpus.speakers, *corpus.streams)
+    arrays = [corpus.labels, *(stream.lengths for stream in corpus.streams.values())]
+    if corpus.targets is not None:
+        arrays.append(corpus.targets)
+    parts = ["\n".join(text).encode() for text in texts] + [array.tobytes() for array in arrays]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 class Part(NamedTuple):

@@ -15,6 +15,7 @@ from mmattn.data.splits import split_from_json
 from mmattn.evaluate.metrics import mean_over_clips, scores
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.files import read_json
+from mmattn.model.fusion import fusion_of
 from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
 from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
@@ -45,7 +46,7 @@ def report_run(run: Path, device_count: int | str | None, other: OtherDataConfig
     """
     config = read_config(run)
     check_complete(run)
-    corpus = open_corpus(other.apply(config.data))
+    corpus = open_corpus(other.apply(config.data), config.streams)
     count = start_devices(device_count or config.devices, config.train.batch)
     write_page(run, *best_network(run, corpus, count))
 
@@ -124,10 +125,10 @@ def _split_facts(
 
 def _facts(config: ExperimentConfig, start: dict) -> dict[str, str]:
     """What was trained, when, where and by which versions."""
-    versions, both = start["versions"], len(config.model.modalities) == 2
-    fusion = f"audio and video, fusion {config.model.fusion}"
+    versions, modalities = start["versions"], config.model.modalities
+    joined = f"{', '.join(modalities[:-1])} and {modalities[-1]}, fusion {config.model.fusion}"
     return {
-        "Network": fusion if both else f"{config.model.modalities[0]} alone",
+        "Network": joined if len(modalities) > 1 else f"{modalities[0]} alone",
         "Augmentation": _changes(config.augment),
         "Seed": str(config.seed),
         "Started": f"{start['time']} on {config.devices} × {start['device']}",
@@ -141,10 +142,15 @@ def _changes(config: AugmentConfig) -> str:
     texts = []
     for field in fields(config):
         value = getattr(config, field.name)
-        if value != field.default:
-            ends = value if isinstance(value, tuple) else (value,)
-            texts.append(f"{field.name} {' to '.join(map(str, ends))}")
+        if isinstance(value, dict):
+            texts += [f"{field.name} of {name} {_range(one)}" for name, one in value.items()]
+        elif value != field.default:
+            texts.append(f"{field.name} {_range(value)}")
     return ", ".join(texts) or "none"
+
+
+def _range(value: object) -> str:
+    return " to ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _history(folder: Path) -> list[dict]:
@@ -153,14 +159,15 @@ def _history(folder: Path) -> list[dict]:
 
 
 def _curves(trainer: Trainer, state: TrainState, test: np.ndarray) -> Iterator[CurvePlot]:
-    """Accuracy over a test-time offset and tempo of the audio; none without both modalities."""
-    if len(trainer.config.model.modalities) < 2:
+    """Accuracy over a test-time offset and tempo of the first modality; none of one alone."""
+    name, *others = trainer.config.model.modalities
+    if not others:
         return
     drawn = test
     if len(test) > SHIFTED:
         rng = np.random.default_rng(trainer.config.seed)
         drawn = np.sort(rng.choice(test, SHIFTED, replace=False))
-    right = measure_shifts(trainer, state, drawn)
+    right = measure_shifts(trainer, state, drawn, name)
 
     def curve(key: str, x: np.ndarray) -> list[Curve]:
         speakers = trainer.corpus.speakers[drawn]
@@ -168,11 +175,12 @@ def _curves(trainer: Trainer, state: TrainState, test: np.ndarray) -> Iterator[C
         return [Curve(trainer.config.name, x, *accuracy)]
 
     of = f" {len(drawn)} of {len(test)} test clips, drawn." if len(drawn) < len(test) else ""
-    note = f"The audio is dated so much later (right) or earlier than it was recorded.{of}"
-    if trainer.config.model.fusion == "concat":
-        note += " Fusion concat reads no times, so that an offset changes nothing."
-    points = curve("right_at_offset", 1000 * OFFSETS)
-    yield CurvePlot("Audio offset", "audio late by (ms)", "accuracy", points, note)
-    note = f"The audio alone is made slower (left) or faster than it was recorded.{of}"
+    note = f"The {name} is dated so much later (right) or earlier than it was recorded.{of}"
+    fusion = trainer.config.model.fusion
+    if not fusion_of(fusion).uses_times:
+        note += f" Fusion {fusion} reads no times, so that an offset changes nothing."
+    points, title = curve("right_at_offset", 1000 * OFFSETS), name.capitalize()
+    yield CurvePlot(f"{title} offset", f"{name} late by (ms)", "accuracy", points, note)
+    note = f"The {name} alone is made slower (left) or faster than it was recorded.{of}"
     points = curve("right_at_tempo", TEMPOS)
-    yield CurvePlot("Audio tempo", "tempo of the audio", "accuracy", points, note)
+    yield CurvePlot(f"{title} tempo", f"tempo of the {name}", "accuracy", points, note)

@@ -104,8 +104,7 @@ def write_html(path: Path, predictor: Predictor, outcome: Outcome) -> None:
     """Write the page of an outcome with a prediction or more; see `write_prediction_page`."""
     predictions = outcome.predictions
     views = [
-        ClipView(str(one.path), None, None, one.probabilities, **_both(one.streams))
-        for one in predictions
+        ClipView(str(one.path), None, None, one.probabilities, one.streams) for one in predictions
     ]
     write_prediction_page(
         path,
@@ -117,10 +116,6 @@ def write_html(path: Path, predictor: Predictor, outcome: Outcome) -> None:
         [(str(failed), reason) for failed, reason in outcome.failures],
         shlex.join(["mmattn", *sys.argv[1:]]),
     )
-
-
-def _both(streams: dict[str, StreamView]) -> dict[str, StreamView | None]:
-    return {name: streams.get(name) for name in ("audio", "video")}
 
 
 def _footage(predictor: Predictor, prediction: Prediction) -> Footage:

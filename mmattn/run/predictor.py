@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mmattn.config import ExtractConfig, config_from_json
-from mmattn.data.clips import BadClip, Stream, pack_streams, read_streams, valid_frames
-from mmattn.data.corpus import Corpus, crop_to_overlap, tile_audio
+from mmattn.data.corpus import Corpus, crop_to_overlap, tile
 from mmattn.data.extractor import difference
+from mmattn.data.feature_file import BadClip, read_features
+from mmattn.data.stream import Stream, make_stream, pack_streams
 from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.media import explain_missing_library, is_feature_file
@@ -155,7 +156,7 @@ class Predictor:
         """Read or extract a clip as for training. Raises BadClip."""
         streams, extractor, notes = self._read(path)
         used = self.config.model.modalities
-        streams, blind = _without_faces(streams)
+        streams, blind = self._with_data(streams)
         there = [name for name in used if name in streams]
         if not there:
             raise BadClip(_nothing_to_see(used, streams, blind))
@@ -169,7 +170,7 @@ class Predictor:
     def _read(self, path: Path) -> tuple[dict[str, Stream], dict[str, dict], tuple[str, ...]]:
         """The streams of a clip, what made them, both by modality, and notes. Raises BadClip."""
         if is_feature_file(path):
-            return *read_streams(path, self.config.data.audio_rate, self.config.data.video_rate), ()
+            return *read_features(path, self.config.data.rates, self.widths), ()
         with explain_missing_library():
             from mmattn.media.decode import BadMedia
             from mmattn.media.extract import extract_clip
@@ -181,9 +182,22 @@ class Predictor:
             found = extract_clip(path, config)
         except BadMedia as error:
             raise BadClip(str(error)) from error
-        streams = {"audio": found.audio, "video": found.video}
-        there = {name: stream for name, stream in streams.items() if stream is not None}
-        return there, found.extractor, found.notes
+        return found.streams, found.extractor, found.notes
+
+    def _with_data(self, streams: dict[str, Stream]) -> tuple[dict[str, Stream], tuple[str, ...]]:
+        """The streams without those of which no frame has data, and what to say of them."""
+        kept = {
+            name: stream
+            for name, stream in streams.items()
+            if name not in self.config.data.zero_is_missing or stream.frames.any()
+        }
+        blind = [
+            f"no {'face' if name == 'video' else 'data'} in any of its {len(stream.times)} {name} "
+            "frames"
+            for name, stream in streams.items()
+            if name not in kept
+        ]
+        return kept, tuple(blind)
 
     def _check_features(self, streams: dict[str, Stream], extractor: dict[str, dict]) -> None:
         """BadClip where features are not such as the run was trained on."""
@@ -208,32 +222,30 @@ class Predictor:
             corpus = crop_to_overlap(corpus) if data.overlap else corpus
         except UserError as error:
             raise BadClip(str(error).removeprefix(f"{name}: ")) from error
-        corpus = tile_audio(corpus) if data.tile_audio else corpus
-        return {
-            name: Stream(clips.clip(0), clips.clip_times(0))
-            for name, clips in (("audio", corpus.audio), ("video", corpus.video))
-        }
+        for tiled in data.tile:
+            corpus = tile(corpus, tiled)
+        return {name: stream.clip(0) for name, stream in corpus.streams.items()}
 
     def _corpus(self, names: Sequence[str], clips: Sequence[dict[str, Stream]]) -> Corpus:
         """Clips whose classes and speakers are not known."""
-        audio, video = (
-            pack_streams([streams.get(name) or self._no(name) for streams in clips])
-            for name in ("audio", "video")
-        )
         return Corpus(
             description="clips to predict",
             names=tuple(names),
             speakers=np.full(len(names), ""),
             labels=np.full(len(names), -1, np.int32),
             class_names=self.class_names,
-            audio=audio,
-            video=video,
-            cues=None,
+            streams={
+                name: pack_streams(
+                    [streams.get(name) or self._no(name) for streams in clips],
+                    name in self.config.data.zero_is_missing,
+                )
+                for name in self.widths
+            },
             extractor=self.extractor,
         )
 
     def _no(self, modality: str) -> Stream:
-        return Stream(np.zeros((0, self.widths[modality]), np.float32), np.zeros(0))
+        return make_stream(np.zeros((0, self.widths[modality]), np.float32), np.zeros(0))
 
     def _ask(self, ready: Sequence[_Ready]) -> Outcome:
         """Ask the networks about clips; one that breaks them is asked about alone."""
@@ -251,7 +263,7 @@ class Predictor:
                 one.path,
                 self.class_names,
                 view.probabilities,
-                {name: getattr(view, name) for name in ("audio", "video") if getattr(view, name)},
+                view.streams,
                 one.missing,
                 one.notes,
             )
@@ -282,19 +294,8 @@ def _trainings(folder: Path) -> list[Path]:
     return [training for part in parts for training in _trainings(part)]
 
 
-def _without_faces(
-    streams: dict[str, Stream],
-) -> tuple[dict[str, Stream], tuple[str, ...]]:
-    """The streams without a video in which no face is seen, and what to say of that."""
-    video = streams.get("video")
-    if video is None or valid_frames(video.frames).any():
-        return streams, ()
-    kept = {name: stream for name, stream in streams.items() if name != "video"}
-    return kept, (f"no face in any of {len(video.times)} video frames",)
-
-
 def _nothing_to_see(used: Sequence[str], streams: dict[str, Stream], blind: Sequence[str]) -> str:
-    has = " and ".join(streams) if streams else "neither audio nor video"
+    has = " and ".join(streams) if streams else "nothing of it"
     return "; ".join([f"it has {has}, the run predicts from {' and '.join(used)}", *blind])
 
 
@@ -303,11 +304,9 @@ def _mean_view(views: Sequence[ClipView]) -> ClipView:
     first = views[0]
     streams = {
         name: replace(
-            getattr(first, name),
-            attention=np.mean([getattr(view, name).attention for view in views], axis=0),
+            stream, attention=np.mean([view.streams[name].attention for view in views], axis=0)
         )
-        for name in ("audio", "video")
-        if getattr(first, name)
+        for name, stream in first.streams.items()
     }
     probabilities = np.mean([view.probabilities for view in views], axis=0)
-    return replace(first, probabilities=probabilities, **streams)
+    return replace(first, probabilities=probabilities, streams=streams)

@@ -35,7 +35,7 @@ def clip_view(
     """
     streams = {
         name: StreamView(stream.times, attention[name], stream.frames, stream.valid)
-        for name, stream in normalised(corpus, clip, normaliser)._asdict().items()
+        for name, stream in normalised(corpus, clip, normaliser).items()
         if name in attention and len(stream.times)
     }
     known = corpus.labels[clip] >= 0
@@ -45,8 +45,7 @@ def clip_view(
         str(corpus.speakers[clip]) if known else None,
         corpus.class_names[corpus.labels[clip]] if known else None,
         probabilities,
-        streams.get("audio"),
-        streams.get("video"),
+        streams,
         cues,
     )
 

@@ -5,13 +5,14 @@ The clips are the test clips as they are, without augmentation. What is costly i
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
-from mmattn.data.clips import Ragged, Stream, pack_streams, valid_frames
+from mmattn.data.corpora.synthetic import TAU
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split
-from mmattn.data.synthetic import TAU
+from mmattn.data.stream import Ragged, pack_streams
 from mmattn.evaluate import attention, correlation
 from mmattn.evaluate.cca import fit_cca
 from mmattn.evaluate.faithfulness import deletion_and_insertion, emap
@@ -53,7 +54,7 @@ def measure(trainer: Trainer, state: TrainState, split: Split, seed: int) -> Mea
         "meeting": meeting_times(corpus, test),
         **measure_correlation(corpus, fitted, fit_on, test, inside, rng),
         **measure_attention(corpus, test, found),
-        **measure_shifts(trainer, state, test),
+        **measure_shifts(trainer, state, test, "audio"),
         **_spread(len(test), few, of_few),
         **_spread(len(test), *measure_interaction(trainer, state, test, rng)),
     }
@@ -116,16 +117,15 @@ def measure_attention(corpus: Corpus, test: np.ndarray, found: ClipPredictions) 
     }
     rows: dict[str, list[float]] = {name: [] for name in (*of_cues, "cue_error", "agreement")}
     for clip, weights in zip(test, found.attention, strict=True):
-        audio, video = corpus.audio.clip_times(clip), corpus.video.clip_times(clip)
-        places = {"audio": (audio, np.ones(len(audio), bool))}
-        places["video"] = video, valid_frames(corpus.video.clip(clip))
+        streams = {name: stream.clip(clip) for name, stream in corpus.streams.items()}
+        places = {name: (stream.times, stream.valid) for name, stream in streams.items()}
         cues = {name: np.array(true_cues(corpus, clip, name)) for name in places}
         for name, of in of_cues.items():
             rows[name].append(np.mean([of(weights[m], *places[m], cues[m], TAU) for m in places]))
         errors = [attention.centroid_error(weights[m], *places[m], cues[m]) for m in places]
         rows["cue_error"].append(np.mean(errors))
-        both = weights["audio"], audio, weights["video"], video
-        rows["agreement"].append(attention.agreement(*both))
+        both = ((weights[m], places[m][0]) for m in ("audio", "video"))
+        rows["agreement"].append(attention.agreement(*chain(*both)))
     return {name: np.array(values) for name, values in rows.items()}
 
 
@@ -151,21 +151,18 @@ def measure_faithfulness(
     """
     corpus, clips = trainer.corpus, test[few]
     valid = [
-        {
-            "audio": np.ones(corpus.audio.lengths[clip], bool),
-            "video": valid_frames(corpus.video.clip(clip)),
-        }
-        for clip in clips
+        {name: stream.clip(clip).valid for name, stream in corpus.streams.items()} for clip in clips
     ]
     predicted = found.probabilities[few].argmax(1)
-    means = {"audio": trainer.normaliser.audio_mean, "video": trainer.normaliser.video_mean}
 
     def probability_of(masks) -> np.ndarray:
         streams = {
-            name: _with_mean(getattr(corpus, name), clips, [mask[name] for mask in masks], mean)
-            for name, mean in means.items()
+            name: _with_mean(
+                stream, clips, [mask[name] for mask in masks], trainer.normaliser[f"{name}_mean"]
+            )
+            for name, stream in corpus.streams.items()
         }
-        other = trainer.with_corpus(clips_of(corpus, clips, **streams))
+        other = trainer.with_corpus(clips_of(corpus, clips, streams))
         probabilities = other.predict(state, np.arange(len(clips))).probabilities
         return probabilities[np.arange(len(clips)), predicted]
 
@@ -228,8 +225,9 @@ def measure_interaction(
     rows = np.sort(rng.permutation(len(test))[:PAIRED])
     clips = test[rows]
     audio, video = (index.ravel() for index in np.meshgrid(clips, clips, indexing="ij"))
-    streams = {"audio": corpus.audio.select(audio), "video": corpus.video.select(video)}
-    pairs = clips_of(corpus, audio, **streams)
+    chosen = {"audio": audio, "video": video}
+    streams = {name: corpus.streams[name].select(rows) for name, rows in chosen.items()}
+    pairs = clips_of(corpus, audio, streams)
     probabilities = trainer.with_corpus(pairs).predict(state, np.arange(len(audio))).probabilities
     logits = np.log(np.maximum(probabilities, 1e-30)).reshape(len(clips), len(clips), -1)
     labels = corpus.labels[clips]
@@ -239,13 +237,13 @@ def measure_interaction(
 
 
 def _frames(corpus: Corpus, clips: np.ndarray, inside: ClipInspections) -> list[correlation.Frames]:
+    streams = corpus.streams
     return [
         correlation.Frames(
             embeddings["audio"],
-            corpus.audio.clip_times(clip),
+            streams["audio"].clip_times(clip),
             embeddings["video"],
-            corpus.video.clip_times(clip),
-            valid_frames(corpus.video.clip(clip)),
+            *streams["video"].clip(clip)[1:],
         )
         for clip, embeddings in zip(clips, inside.embeddings, strict=True)
     ]
@@ -255,12 +253,11 @@ def _with_mean(
     stream: Ragged, clips: np.ndarray, masks: Sequence[np.ndarray], mean: np.ndarray
 ) -> Ragged:
     """The clips alone, with the mean in the place of the masked frames."""
-    return pack_streams(
-        [
-            Stream(np.where(mask[:, None], mean, stream.clip(clip)), stream.clip_times(clip))
-            for clip, mask in zip(clips, masks, strict=True)
-        ]
-    )
+    changed = []
+    for clip, mask in zip(clips, masks, strict=True):
+        one = stream.clip(clip)
+        changed.append(one._replace(frames=np.where(mask[:, None], mean, one.frames)))
+    return pack_streams(changed, stream.zero_is_missing)
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:

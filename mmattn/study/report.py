@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.console import say, say_table, waiting
-from mmattn.data.corpus import open_corpus
+from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import make_split
 from mmattn.evaluate.comparison import Difference, Interval
@@ -215,7 +215,7 @@ def write_page(study: Study, folder: Path, found: Sequence[Comparison], command:
         [forest for one in found for forest in _forests(one)],
         [plot for one in found for plot in _plots(one)],
         _views(study, folder, first.fusion),
-        open_corpus(first.block.config.data).class_names,
+        _corpus(first.block).class_names,
         command,
         f"{seconds / 60:.0f} core minutes of training and measuring",
     )
@@ -255,11 +255,15 @@ def _drawn(curve: CurveOf, x: np.ndarray) -> Curve:
     return Curve(curve.arm, x, *(np.array(part) for part in zip(*curve.points, strict=True)))
 
 
+def _corpus(block: Block) -> Corpus:
+    return open_corpus(block.config.data, block.config.streams)
+
+
 def _views(study: Study, folder: Path, fusion: str) -> dict[str, list[ClipView]]:
     """Some test clips of the first block as its arms see them, under seed 0."""
     block = study.blocks[0]
     fold = block.folds[0]
-    corpus = open_corpus(block.config.data)
+    corpus = _corpus(block)
     split = make_split(corpus, block.config.data, SPLIT_SEED, fold)
     normaliser = fit_normaliser(corpus, split.train)
     number = {name: clip for clip, name in enumerate(corpus.names)}

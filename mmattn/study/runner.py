@@ -66,7 +66,7 @@ def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) 
     """Train one cell, measure the best checkpoint on the test clips, keep the measures alone."""
     begin = time.perf_counter()
     with log_to(folder / "train.log"):
-        corpus = _corpus(config.data)
+        corpus = _corpus(config.data, config.streams)
         split = make_split(corpus, config.data, SPLIT_SEED, fold)
         trainer = make_trainer(config, corpus, split, device_count=1)
         history = fit(trainer, split, folder, resume=False, asked=threading.Event())
@@ -81,7 +81,7 @@ def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) 
 
 def test_linear_baseline(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
     """The linear baseline on the same test clips."""
-    corpus = _corpus(config.data)
+    corpus = _corpus(config.data, config.streams)
     split = make_split(corpus, config.data, SPLIT_SEED, fold)
     statistics = corpus_statistics(corpus, config.model.modalities)
     found = test_baseline(corpus, statistics, split)
@@ -161,8 +161,8 @@ def _do(work: Callable, folder: Path, config: ExperimentConfig, fold: int | None
 
 
 @lru_cache(2)
-def _corpus(data: DataConfig) -> Corpus:
-    return open_corpus(data)
+def _corpus(data: DataConfig, streams: tuple[str, ...]) -> Corpus:
+    return open_corpus(data, streams)
 
 
 def _write(folder: Path, measures: Measures) -> None:

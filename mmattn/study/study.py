@@ -61,7 +61,7 @@ def _at_hand(block: Block, data: OtherDataConfig) -> Block:
         replace(config, augment=augment).check()
     if config.data.folds is None:
         return replace(block, config=config)
-    folds = tuple(folds_at_hand(open_corpus(config.data), config.data))
+    folds = tuple(folds_at_hand(open_corpus(config.data, config.streams), config.data))
     if not folds:
         raise UserError(
             f"no fold of {config.data.folds} has a speaker in {', '.join(map(str, roots))}"

@@ -4,8 +4,9 @@ import copy
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from mmattn.config import ExperimentConfig, TrainConfig, config_from_json
+from mmattn.config import ExperimentConfig, ModelConfig, TrainConfig, config_from_json
 from mmattn.console import progress, say
 from mmattn.data.batches import Augmentation, Bucket, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
@@ -69,7 +70,7 @@ class Trainer:
         self.learner = compiled_learner(
             config.model,
             config.train,
-            corpus.widths,
+            tuple(corpus.widths.items()),
             classes,
             device_count,
             fusion_of(config.model.fusion).geometry(corpus.streams, config.model),
@@ -155,17 +156,17 @@ class Trainer:
         return {"state": state, "sums": sums, "normaliser": normaliser}
 
 
-_learners: dict[str, Learner] = {}
-
-
-def compiled_learner(*about: Any) -> Learner:
-    """A learner, see there, that the folds and members of a run share: each shape compiles once."""
-    key = repr(about)  # configs hold dicts, which cannot be hashed
-    if key not in _learners:
-        while len(_learners) > 1:  # the second is of process 0 alone, which writes the results
-            del _learners[next(iter(_learners))]
-        _learners[key] = Learner(*about)
-    return _learners[key]
+@lru_cache(2)  # the second is of process 0 alone, which writes the results
+def compiled_learner(
+    model: ModelConfig,
+    train: TrainConfig,
+    widths: tuple[tuple[str, int], ...],
+    classes: int,
+    device_count: int,
+    geometry: Hashable,
+) -> Learner:
+    """A learner that the folds and members of a run share, so that each shape compiles once."""
+    return Learner(model, train, dict(widths), classes, device_count, geometry)
 
 
 def make_trainer(

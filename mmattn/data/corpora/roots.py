@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmattn.data.corpora import CORPORA
+from mmattn.data.corpora import from_names, row_of
 from mmattn.data.manifest import Manifest, read_manifest
 from mmattn.errors import UserError
 
@@ -16,8 +16,8 @@ MANIFESTS = ("manifest.csv", "manifest.tsv")
 
 def read_table(
     roots: Sequence[Path], rename: Mapping[str, str], target: str
-) -> tuple[Manifest, list[str]]:
-    """The clips of all roots, sorted by name, and the .npz files that no corpus names so.
+) -> tuple[Manifest, list[tuple[str, str]]]:
+    """The clips of all roots; the feature files that no corpus names so, each with the reason.
 
     Raises UserError if a root is neither a manifest nor a folder of feature files.
     """
@@ -30,41 +30,15 @@ def read_table(
             folders.append(root)
         else:
             raise UserError(f"there is no folder or manifest {root} (--data.roots)")
-    unnamed: list[str] = []
-    if folders:
-        named, unnamed = named_table(find_files(folders))
-        tables.append(named)
-    return (tables[0] if len(tables) == 1 else join(tables)), unnamed
-
-
-def named_table(paths: Sequence[str]) -> tuple[Manifest, list[str]]:
-    """The table of files from their names alone, and the paths of those that no corpus names so."""
-    rows, unnamed = [], []
-    for path in paths:
-        stem = Path(path).stem
-        row = next(filter(None, (corpus.row(stem) for corpus in CORPORA.values())), None)
-        if row:
-            rows.append({"file": path, "clip": stem, **row})
-        else:
-            unnamed.append(path)
-    columns = {name: [row.get(name, "") for row in rows] for name in chain(*rows)}
-    empty = [""] * len(rows)
-    open_end = np.full(len(rows), np.nan)
-    table = Manifest(
-        path=None,
-        clips=columns.get("clip", []),
-        files={"": columns.get("file", [])},
-        speakers=[f"{row['corpus']}-{row['speaker']}" for row in rows],
-        emotions=columns.get("emotion", []),
-        votes={},
-        start=open_end,
-        end=open_end,
-        splits=empty,
-        corpora=columns.get("corpus", []),
-        columns=columns,
-        lines=[0] * len(rows),
-    )
-    return table, unnamed
+    named, unnamed = [], []
+    for path in find_files(folders):
+        try:
+            row_of(Path(path).stem)
+            named.append(path)
+        except ValueError as error:
+            unnamed.append((path, f"{error}; `mmattn manifest` makes a table of other clips"))
+    tables.append(from_names(named))
+    return join(tables), unnamed
 
 
 def join(tables: Sequence[Manifest]) -> Manifest:
@@ -79,7 +53,7 @@ def join(tables: Sequence[Manifest]) -> Manifest:
         return {one: [*chain(*(part.get(one, none) for part, none in parts))] for one in names}
 
     return Manifest(
-        path=None,
+        path=next((table.path for table in tables if table.path), None),
         clips=cells("clips"),
         files=columns("files", ""),
         speakers=cells("speakers"),
