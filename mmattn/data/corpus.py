@@ -31,6 +31,8 @@ class Corpus:
     video: Ragged
     cues: tuple[tuple[Cue, ...], ...] | None  # what is in each clip, if the clips are synthetic
     extractor: dict[str, dict] = field(default_factory=dict)  # by modality, if the files say
+    groups: dict[str, np.ndarray] = field(default_factory=dict)  # columns [N] str, "" not known
+    targets: np.ndarray | None = None  # [N, K] share of the raters for each class
 
     def __len__(self) -> int:
         return len(self.names)
