@@ -1,6 +1,6 @@
 """Scores as tables, for the screen, the run's log and the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmattn.console import say, say_table
@@ -72,43 +72,34 @@ def score_table(splits: Mapping[str, Scores]) -> Table:
     return Table("All classes.", ("", *splits), rows, note)
 
 
-def group_tables(groups: Mapping[str, Mapping], at_once: int = len(METRICS)) -> list[Table]:
-    """What `group_scores` found, a table a column for each `at_once` metrics.
-
-    Of more than 12 groups those with the most clips are shown.
-    """
-    tables = []
-    for column, found in groups.items():
-        if "left_out" in found:
-            continue
-        values = found["values"]
-        largest = sorted(values, key=lambda name: -values[name]["clips"])[:MOST_GROUPS]
-        shown = titles(*values.values())
-        note = "95 % intervals are over speakers, drawn within each group. "
-        if len(largest) < len(values):
-            note += f"The {MOST_GROUPS} of {len(values)} groups with the most clips. "
-        note += (
-            "The largest difference is that of the highest and the lowest group with two "
-            "speakers or more; by chance it is above 0 where there are many groups."
-        )
-        for first in range(0, len(shown), at_once):
-            names = list(shown)[first : first + at_once]
-            rows = [
-                (value, scores["speakers"], scores["clips"], *(_interval(scores, names)))
-                for value, scores in values.items()
-                if value in largest
-            ]
-            rows.append(("largest difference", None, None, *_interval(found["differences"], names)))
-            columns = (column, "speakers", "clips", *(shown[name] for name in names))
-            tables.append(Table(f"By {column}.", columns, rows, note))
-    return tables
+def group_tables(groups: Mapping[str, Mapping]) -> list[Table]:
+    """What `group_scores` found, a table a column; of more than 12 groups those with most clips."""
+    found = {column: one for column, one in groups.items() if "left_out" not in one}
+    return [_group_table(column, **one) for column, one in found.items()]
 
 
-def _interval(found: Mapping[str, Mapping], names: Sequence[str]) -> list[Interval]:
-    return [
-        Interval(*(found.get(name, {}).get(key) for key in ("value", "low", "high")))
-        for name in names
+def _group_table(column: str, values: Mapping[str, Mapping], differences: Mapping) -> Table:
+    shown = titles(*values.values())
+    most = sorted(values, key=lambda name: -values[name]["clips"])[:MOST_GROUPS]
+    rows = [
+        (name, scores["speakers"], scores["clips"], *_intervals(scores, shown))
+        for name, scores in values.items()
+        if name in most
     ]
+    rows.append(("largest difference", None, None, *_intervals(differences, shown)))
+    note = (
+        "In brackets: 95 % interval over speakers, drawn within each group. The difference is that "
+        "of the highest and the lowest group with two speakers or more; of many groups it is above "
+        "0 by chance."
+    )
+    if len(most) < len(values):
+        note += f" Shown are the {len(most)} of {len(values)} groups with the most clips."
+    return Table(f"By {column}.", (column, "speakers", "clips", *shown.values()), rows, note)
+
+
+def _intervals(found: Mapping[str, Mapping], names: Iterable[str]) -> list[Interval]:
+    ends = ("value", "low", "high")
+    return [Interval(*(found.get(name, {}).get(key) for key in ends)) for name in names]
 
 
 def class_table(predictions: Predictions) -> Table:
@@ -141,9 +132,12 @@ def say_ties(predictions: Mapping[str, Predictions]) -> None:
 
 
 def say_groups(title: str, groups: Mapping[str, Mapping]) -> None:
-    """Say what `group_scores` found, three metrics at once, and which columns it left out."""
-    for table in group_tables(groups, at_once=3):
-        _say(f"{title}, by {table.columns[0]}", table)
+    """Say what `group_scores` found, two metrics at once, and which columns it left out."""
+    for table in group_tables(groups):
+        for first in range(3, len(table.columns), 2):
+            shown = [0, 1, 2, *range(first, len(table.columns))[:2]]
+            columns, *rows = ([row[n] for n in shown] for row in (table.columns, *table.rows))
+            _say(f"{title}, by {table.columns[0]}", Table("", columns, rows))
     for column, found in groups.items():
         if "left_out" in found:
             say(f"no scores by {column}: it has {found['left_out']}")
