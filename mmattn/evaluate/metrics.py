@@ -60,13 +60,13 @@ METRICS = {
     ),
     "cross_entropy": Metric(
         "cross-entropy",
-        "of the predictions to the raters' distribution in nats, better when lower",
+        "of predictions to the raters' distribution, in nats, better when lower",
         lambda sums: sums.soft[..., 1] / sums.soft[..., 0],
         soft=True,
     ),
     "js_divergence": Metric(
         "JS divergence",
-        "Jensen-Shannon divergence of predictions and raters in bits, 0 to 1, better when lower",
+        "Jensen-Shannon divergence of predictions and raters, in bits, better when lower",
         lambda sums: sums.soft[..., 2] / sums.soft[..., 0],
         soft=True,
     ),

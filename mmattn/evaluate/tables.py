@@ -88,9 +88,9 @@ def _group_table(column: str, values: Mapping[str, Mapping], differences: Mappin
     ]
     rows.append(("largest difference", None, None, *_intervals(differences, shown)))
     note = (
-        "In brackets: 95 % interval over speakers, drawn within each group. The difference is that "
-        "of the highest and the lowest group with two speakers or more; of many groups it is above "
-        "0 by chance."
+        "In brackets: 95 % interval over speakers, drawn within each group; who is in several is "
+        "drawn for all of them at once. The difference is that of the highest and the lowest group "
+        "with two speakers or more; of many groups it is above 0 by chance."
     )
     if len(most) < len(values):
         note += f" Shown are the {len(most)} of {len(values)} groups with the most clips."
