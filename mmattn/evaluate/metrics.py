@@ -19,6 +19,7 @@ from mmattn.evaluate.predictions import Predictions
 CALIBRATION_BINS = 15
 INTERVAL = (0.025, 0.975)
 UNKNOWN = "unknown"  # the group of clips whose cell is empty
+MOST_VALUES = 100  # of a group column that is scored
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a float32 softmax, but for zero
 
 Score = dict[str, float | None]
@@ -111,7 +112,8 @@ def group_scores(
         two, so it may reach below 0. Of more than two groups that are alike, the largest
         difference is above 0 by chance. Groups without an interval (fewer than two speakers) are
         compared only where fewer than two have one; "unknown" never is. A column with one value,
-        or with fewer than 5 clips a value on average, has only {"left_out": the reason}.
+        with more than 100 or with fewer than 5 clips a value on average is not scored and has
+        {"left_out": the reason}.
     """
     return {
         column: _scores_of_column(predictions, np.asarray(cells, str), seed, resamples)
@@ -124,7 +126,7 @@ def _scores_of_column(
 ) -> dict[str, Any]:
     cells = np.where(cells == "", UNKNOWN, cells)
     names = np.unique(cells)
-    if len(names) == 1 or 5 * len(names) > len(cells):
+    if not 1 < len(names) <= min(MOST_VALUES, len(cells) / 5):
         return {"left_out": f"{len(names)} values in {len(cells)} clips"}
     parts = {name: predictions.select(cells == name) for name in names.tolist()}
     values = {

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from mmattn.evaluate.plots import COLOURS, GREEN, Epoch
@@ -84,7 +83,7 @@ def write_run_page(
     about_clips: Sequence[str] = (),
     curves: Sequence[CurvePlot] = (),
     note: str | None = None,
-    groups: Mapping[str, Mapping] = MappingProxyType({}),
+    groups: Mapping[str, Mapping] | None = None,
 ) -> None:
     """Write the page of a run, atomically.
 
@@ -100,13 +99,13 @@ def write_run_page(
         about_clips: paragraphs: which clips they are and what network sees them.
         curves: over a test-time offset and tempo.
         note: a warning at the top: that the split leaks speakers, for one.
-        groups: what `metrics.group_scores` gives for the test set.
+        groups: what `metrics.group_scores` gives for the test set, if there are any.
     """
     plots = _Plots()
     shown = table(score_table(scores)) + table(class_table(predictions))
     shown += paragraphs(filter(None, [ties_text("test", predictions)]))
     sections = {"scores": ("Scores", shown)}
-    if tables := group_tables(groups):
+    if tables := group_tables(groups or {}):
         sections["groups"] = ("Scores by group", "".join(map(table, tables)))
     if history:
         shown = _side_by_side(plots, loss_figure(history), score_figure(history))

@@ -266,10 +266,8 @@ def _write_training(
         network = best_network(folder, corpus, own)
     note = split.description if split.leaking else None
     plot_curves(history, folder / "curves.png", note)
-    labels, rows = np.unique(
-        corpus.labels[split.test], return_index=True
-    )  # the first of each class
-    views = view_clips(*network, split.test[rows[labels >= 0]])
+    classes, first = np.unique(corpus.labels[split.test], return_index=True)
+    views = view_clips(*network, split.test[first[classes >= 0]])
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(predictions["test"], f"Test, each class; {split.description}")
     best = best_epoch(history)
