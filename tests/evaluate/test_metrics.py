@@ -17,6 +17,7 @@ from sklearn.metrics import (
 from mmattn.evaluate.metrics import (
     METRICS,
     Metric,
+    _joint_draws,
     calibration_bins,
     confusion,
     cross_entropy,
@@ -376,6 +377,15 @@ def test_groups_of_different_speakers_are_drawn_apart():
     column = groups_of(list("abcd"), [0] * 4, [0, 1, 0, 1], list("xxyy"))
     gap = column["differences"]["accuracy"]
     assert (gap["value"], gap["low"], gap["high"]) == (0, -1, 1)
+
+
+def test_every_resample_has_as_many_speakers_of_each_group():
+    x, y, shared = np.array(["a", "b", "c"]), np.array(["d", "e"]), np.array(["e", "f"])
+    names, drawn = _joint_draws([y, x, shared], seed=0, resamples=500)
+    assert names.tolist() == list("abcdef")
+    assert (drawn[:, :3].sum(axis=1) == 3).all()
+    assert (drawn[:, 3:].sum(axis=1) == 3).all()  # of d, e and f, who belong together
+    assert (drawn.max(axis=0) >= 2).all() and (drawn.min(axis=0) == 0).all()
 
 
 def test_groups_of_the_same_speakers_are_drawn_together():
