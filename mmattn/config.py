@@ -161,8 +161,8 @@ class OtherDataConfig:
 class AugmentConfig:
     """What is done to training clips, anew in each epoch; nothing by default.
 
-    It acts on normalised features: every feature has standard deviation 1. A strength is drawn for each clip
-    between the two numbers of a range.
+    It acts on normalised features: every feature has standard deviation 1. A strength is drawn for
+    each clip between the two numbers of a range.
     """
 
     __hash__ = _hash

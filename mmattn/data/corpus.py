@@ -124,7 +124,7 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str]) -> Corpus:
     _check_features(table)
     shared = table.files.get("", [""] * len(table))
     paths = {
-        name: [own or either for own, either in zip(table.files.get(name, shared), shared, strict=True)]
+        name: [a or b for a, b in zip(table.files.get(name, shared), shared, strict=True)]
         for name in modalities
     }
     row = {path: row for row, path in enumerate(sorted({*chain(*paths.values())} - {""}))}

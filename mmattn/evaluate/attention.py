@@ -7,9 +7,10 @@ no attention, no cue, no frame near a cue.
 """
 
 import numpy as np
-from scipy.special import rel_entr
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
+
+from mmattn.evaluate.metrics import jensen_shannon
 
 _ROUNDING = 1e-5  # of a float32 softmax, relative to the mean attention
 
@@ -114,9 +115,7 @@ def agreement(
     video = _binned(video_attention, video_edges, edges)
     if not audio.sum() > 0 or not video.sum() > 0:
         return np.nan
-    audio, video = audio / audio.sum(), video / video.sum()
-    middle = (audio + video) / 2
-    divergence = (rel_entr(audio, middle) + rel_entr(video, middle)).sum() / (2 * np.log(2))
+    divergence = jensen_shannon(audio / audio.sum(), video / video.sum())
     return float(np.clip(1 - divergence, 0, 1))
 
 

@@ -1,38 +1,194 @@
 """Scores of predictions, with intervals from a bootstrap over speakers.
 
-Every score is a function of sums over clips (a confusion matrix, calibration bins), so sums per
+Every score is a function of sums over clips (a confusion matrix, calibration bins, …), so sums per
 speaker are made once and a resample of speakers is a weighted sum of them. Confusion matrices
-are [true, predicted] throughout; leading axes, such as resamples, are free.
+are [true, predicted] throughout; leading axes, such as resamples, are free. `METRICS` is the one
+table of scores: what is in it is in summaries, tables and on the page.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import rel_entr
 
 from mmattn.evaluate.predictions import Predictions
 
 CALIBRATION_BINS = 15
 INTERVAL = (0.025, 0.975)
+UNKNOWN = "unknown"  # the group of clips whose cell is empty
+MOST_VALUES = 100  # of a group column that is scored
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a float32 softmax, but for zero
+
+Score = dict[str, float | None]
 
 
-def scores(
-    predictions: Predictions, seed: int = 0, resamples: int = 2000
-) -> dict[str, dict[str, float | None]]:
-    """UAR, accuracy, macro-F1 and ECE, each as {"value", "low", "high"}.
+class Sums(NamedTuple):
+    """Sums over clips; leading axes, such as speakers or resamples, are free.
+
+    confusion [..., K, K] and bins [..., 15, 3] (clips, hits, summed confidence) of the clips with
+    a label; soft [..., 3] (clips, summed cross-entropy, summed divergence) of all clips, None
+    without targets.
+    """
+
+    confusion: np.ndarray
+    bins: np.ndarray
+    soft: np.ndarray | None
+
+
+class Metric(NamedTuple):
+    """A score: its title in tables, what it means there, and its value [...] of sums.
+
+    One that is `soft` compares with the raters' distribution and exists only with targets.
+    """
+
+    title: str
+    meaning: str
+    value: Callable[[Sums], np.ndarray]
+    soft: bool = False
+
+
+METRICS = {
+    "uar": Metric("UAR", "mean of the classes' recalls", lambda sums: uar(sums.confusion)),
+    "accuracy": Metric("accuracy", "share of right clips", lambda sums: accuracy(sums.confusion)),
+    "macro_f1": Metric(
+        "macro-F1", "mean of the classes' F1", lambda sums: macro_f1(sums.confusion)
+    ),
+    "ece": Metric(
+        "ECE", "expected calibration error, better when lower", lambda sums: ece(sums.bins)
+    ),
+    "cross_entropy": Metric(
+        "cross-entropy",
+        "of predictions to the raters' distribution, in nats, better when lower",
+        lambda sums: sums.soft[..., 1] / sums.soft[..., 0],
+        soft=True,
+    ),
+    "js_divergence": Metric(
+        "JS divergence",
+        "Jensen-Shannon divergence of predictions and raters, in bits, better when lower",
+        lambda sums: sums.soft[..., 2] / sums.soft[..., 0],
+        soft=True,
+    ),
+}
+
+
+def scores(predictions: Predictions, seed: int = 0, resamples: int = 2000) -> dict[str, Score]:
+    """Each of `METRICS` that the predictions can have, as {"value", "low", "high"}.
 
     Low and high are the ends of the 95 % percentile interval over resamples of whole speakers
-    (clips of a speaker depend on each other). With fewer than two speakers they are None. ECE
-    grows when fewer different clips are drawn, so its interval sits high, at times above the
-    value.
+    (clips of a speaker depend on each other). With fewer than two speakers, or an unknown one
+    among them, they are None. A value is None, and a resample left out, where there is no clip
+    to score. ECE grows when fewer different clips are drawn, so its interval sits high, at times
+    above the value.
     """
-    confusions, bins = _speaker_sums(predictions)
-    values = _measures(confusions.sum(axis=0), bins.sum(axis=0))
-    if len(confusions) < 2:
-        return {name: _score(value, None, None) for name, value in values.items()}
-    drawn = _draws(len(confusions), seed, resamples)
-    resampled = _measures(np.tensordot(drawn, confusions, 1), np.tensordot(drawn, bins, 1))
+    sums = _speaker_sums(predictions)
+    resampled = {}
+    if _has_interval(predictions.speakers):
+        resampled = _resampled(sums, _draws(len(sums.confusion), seed, resamples))
+    values = _values(Sums(*(None if part is None else part.sum(axis=0) for part in sums)))
+    return {name: _score(value, resampled.get(name)) for name, value in values.items()}
+
+
+def group_scores(
+    predictions: Predictions,
+    groups: Mapping[str, np.ndarray],
+    seed: int = 0,
+    resamples: int = 2000,
+) -> dict[str, dict[str, Any]]:
+    """Scores of the clips of each value of each group column, and how far they are apart.
+
+    Args:
+        predictions: of N clips.
+        groups: the columns by name, each [N] str; an empty cell is of the group "unknown".
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Returns:
+        By column, {"values", "differences"}. Values: by name {"speakers", "clips", **scores}, the
+        speakers drawn within the group. Differences: by metric {"highest", "lowest", "value",
+        "low", "high"}, the largest difference between two groups; the interval is that of these
+        two, so it may reach below 0. Of more than two groups that are alike, the largest
+        difference is above 0 by chance. Groups without an interval (fewer than two speakers) are
+        compared only where fewer than two have one; "unknown" never is. A column with one value,
+        with more than 100 or with fewer than 5 clips a value on average is not scored and has
+        {"left_out": the reason}.
+    """
     return {
-        name: _score(value, *np.quantile(resampled[name], INTERVAL))
-        for name, value in values.items()
+        column: _scores_of_column(predictions, np.asarray(cells, str), seed, resamples)
+        for column, cells in groups.items()
     }
+
+
+def _scores_of_column(
+    predictions: Predictions, cells: np.ndarray, seed: int, resamples: int
+) -> dict[str, Any]:
+    cells = np.where(cells == "", UNKNOWN, cells)
+    names = np.unique(cells)
+    if not 1 < len(names) <= min(MOST_VALUES, len(cells) / 5):
+        return {"left_out": f"{len(names)} values in {len(cells)} clips"}
+    parts = {name: predictions.select(cells == name) for name in names.tolist()}
+    values = {
+        name: {
+            "speakers": len(np.unique(part.speakers[part.speakers != ""])),
+            "clips": len(part.clips),
+            **scores(part, seed, resamples),
+        }
+        for name, part in parts.items()
+    }
+    known = [name for name in parts if name != UNKNOWN]
+    sure = [name for name in known if _has_interval(parts[name].speakers)]
+    compared = {name: parts[name] for name in (sure if len(sure) > 1 else known)}
+    differences = _differences(compared, values, seed, resamples if len(sure) > 1 else 0)
+    return {"values": values, "differences": differences}
+
+
+def _differences(
+    parts: Mapping[str, Predictions], values: Mapping[str, dict], seed: int, resamples: int
+) -> dict[str, dict[str, Any]]:
+    """The largest difference between two of the parts in each metric; see `group_scores`."""
+    resampled: dict[str, dict] = {name: {} for name in parts}
+    if resamples:
+        speakers = [np.unique(part.speakers) for part in parts.values()]
+        names, drawn = _joint_draws(speakers, seed, resamples)
+        resampled = {
+            name: _resampled(_speaker_sums(part), drawn[:, np.searchsorted(names, own)])
+            for (name, part), own in zip(parts.items(), speakers, strict=True)
+        }
+    found = {}
+    for metric in METRICS:
+        value = {
+            name: values[name][metric]["value"]
+            for name in parts
+            if values[name].get(metric, {}).get("value") is not None
+        }
+        if len(value) > 1:
+            lowest, *_, highest = sorted(value, key=value.get)
+            gaps = resampled[highest][metric] - resampled[lowest][metric] if resamples else None
+            gap = _score(value[highest] - value[lowest], gaps)
+            found[metric] = {"highest": highest, "lowest": lowest, **gap}
+    return found
+
+
+def _joint_draws(
+    groups: list[np.ndarray], seed: int, resamples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """All speakers [S] of groups, each [S_g] names, and how often each is drawn [R, S].
+
+    Drawn within each group; groups that share speakers are one, so that these count as often in
+    both and differences are paired.
+    """
+    names, speaker = np.unique(np.concatenate(groups), return_inverse=True)
+    group = len(names) + np.repeat(np.arange(len(groups)), [len(own) for own in groups])
+    shape = (len(names) + len(groups),) * 2
+    links = coo_array((np.ones(len(speaker)), (speaker, group)), shape=shape)
+    block = connected_components(links, directed=False)[1][: len(names)]
+    rng = np.random.default_rng(seed)  # one for all: groups are drawn apart from each other
+    drawn = np.empty((resamples, len(names)))
+    for own in (block == one for one in np.unique(block)):
+        drawn[:, own] = _draws(own.sum(), rng, resamples)
+    return names, drawn
 
 
 def mean_over_clips(
@@ -40,13 +196,13 @@ def mean_over_clips(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean [...] of values [n, ...] over the clips of speakers [n]; the ends of its interval [...].
 
-    Low and high as in `scores`, from the same resamples of speakers; NaN with fewer than two.
+    Low and high as in `scores`, from the same resamples of speakers; NaN where it has none.
     """
     names, speaker = np.unique(speakers, return_inverse=True)
     sums = np.zeros((len(names), *values.shape[1:]))
     np.add.at(sums, speaker, values)
     mean = values.mean(axis=0)
-    if len(names) < 2:
+    if not _has_interval(names):
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     drawn = _draws(len(names), seed, resamples)
     clips = (drawn @ np.bincount(speaker)).reshape(-1, *[1] * mean.ndim)
@@ -54,8 +210,8 @@ def mean_over_clips(
 
 
 def scores_by_speaker(predictions: Predictions) -> dict[str, np.ndarray]:
-    """UAR, accuracy, macro-F1 and ECE over the clips of each speaker [P], speakers in order."""
-    return _measures(*_speaker_sums(predictions))
+    """Each of `METRICS` over the clips of each speaker [P], speakers in order."""
+    return _values(_speaker_sums(predictions))
 
 
 def per_class(predictions: Predictions) -> list[dict[str, str | float | int | None]]:
@@ -85,7 +241,8 @@ def confusion(predictions: Predictions) -> np.ndarray:
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix [K, K] int of labels [N] and predicted [N], both in 0…K-1."""
+    """Confusion matrix [K, K] int of labels [N], -1 for a clip not to count, and predicted [N]."""
+    labels, predicted = labels[labels >= 0], predicted[labels >= 0]
     pairs = np.bincount(labels * classes + predicted, minlength=classes**2)
     return pairs.reshape(classes, classes)
 
@@ -125,36 +282,80 @@ def ece(bins: np.ndarray) -> np.ndarray:
 
 def calibration_bins(predictions: Predictions) -> np.ndarray:
     """Clips, hits and summed confidence [15, 3] of equal bins (0, 1/15] … (14/15, 1]."""
-    return _speaker_sums(predictions)[1].sum(axis=0)
+    return _speaker_sums(predictions).bins.sum(axis=0)
 
 
-def _draws(speakers: int, seed: int, resamples: int) -> np.ndarray:
+def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Cross-entropy -Σ p log q (nats) [...] of probabilities q to targets p, both [..., K].
+
+    A q below the smallest normal float32, to which a softmax in float32 rounds down to 0, counts
+    as that number: no class costs more than 87.3 nats.
+    """
+    return -(targets * np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))).sum(axis=-1)
+
+
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence (bits) [...] of distributions p and q, both [..., K].
+
+    (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2: 0 where they are equal, 1 where they have no
+    class in common (Lin, Divergence measures based on the Shannon entropy, IEEE Transactions on
+    Information Theory 37, 1991).
+    """
+    middle = (p + q) / 2
+    return (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=-1) / (2 * np.log(2))
+
+
+def _has_interval(speakers: np.ndarray) -> bool:
+    """Whether there are two of the speakers [N] or more to resample, and none is unknown ("").
+
+    Clips without a speaker are neither of one person nor each of another.
+    """
+    names = np.unique(speakers)
+    return len(names) > 1 and names[0] != ""
+
+
+def _draws(speakers: int, seed: int | np.random.Generator, resamples: int) -> np.ndarray:
     """How often each resample draws each speaker [R, S]."""
     uniform = np.full(speakers, 1 / speakers)
     return np.random.default_rng(seed).multinomial(speakers, uniform, size=resamples)
 
 
-def _measures(confusion: np.ndarray, bins: np.ndarray) -> dict[str, np.ndarray]:
-    return {
-        "uar": uar(confusion),
-        "accuracy": accuracy(confusion),
-        "macro_f1": macro_f1(confusion),
-        "ece": ece(bins),
-    }
+def _values(sums: Sums) -> dict[str, np.ndarray]:
+    """Each metric [...] of sums; NaN where there is no clip to score."""
+    with np.errstate(invalid="ignore"):
+        return {
+            name: metric.value(sums)
+            for name, metric in METRICS.items()
+            if not metric.soft or sums.soft is not None
+        }
 
 
-def _speaker_sums(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Confusion matrix [S, K, K] and calibration bins [S, 15, 3] of each speaker, float64."""
+def _resampled(sums: Sums, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """Each metric [R] of the sums of speakers [S, ...] that are drawn [R, S] times."""
+    parts = (None if part is None else np.tensordot(drawn, part, 1) for part in sums)
+    return _values(Sums(*parts))
+
+
+def _speaker_sums(predictions: Predictions) -> Sums:
+    """Sums over the clips of each speaker [S, ...], float64, speakers in order."""
     names, speaker = np.unique(predictions.speakers, return_inverse=True)
     classes = len(predictions.class_names)
-    predicted, confidence = predictions.predicted, predictions.probabilities.max(axis=1)
+    soft = None
+    if predictions.targets is not None:
+        both = predictions.targets, predictions.probabilities
+        columns = np.stack([np.ones(len(speaker)), cross_entropy(*both), jensen_shannon(*both)], 1)
+        soft = np.zeros((len(names), 3))
+        np.add.at(soft, speaker, columns)
+    known = predictions.labels >= 0
+    speaker, labels = speaker[known], predictions.labels[known]
+    predicted = predictions.predicted[known]
+    confidence = predictions.probabilities.max(axis=1)[known]
     confusions = np.zeros((len(names), classes, classes))
-    np.add.at(confusions, (speaker, predictions.labels, predicted), 1)
-    hits = predictions.labels == predicted
+    np.add.at(confusions, (speaker, labels, predicted), 1)
     bins = np.zeros((len(names), CALIBRATION_BINS, 3))
-    columns = np.stack([np.ones_like(confidence), hits, confidence], axis=1)
+    columns = np.stack([np.ones_like(confidence), labels == predicted, confidence], axis=1)
     np.add.at(bins, (speaker, _calibration_bin(confidence)), columns)
-    return confusions, bins
+    return Sums(confusions, bins, soft)
 
 
 def _calibration_bin(confidence: np.ndarray) -> np.ndarray:
@@ -177,9 +378,9 @@ def _ratio(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
 
 
-def _score(value: float, low: float | None, high: float | None) -> dict[str, float | None]:
-    return {
-        "value": float(value),
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
-    }
+def _score(value: float, resampled: np.ndarray | None) -> Score:
+    """A value with the ends of the 95 % interval of resampled ones [R], if there are any."""
+    low = high = None
+    if resampled is not None and (known := resampled[np.isfinite(resampled)]).size:
+        low, high = map(float, np.quantile(known, INTERVAL))
+    return {"value": float(value) if np.isfinite(value) else None, "low": low, "high": high}

@@ -13,6 +13,7 @@ from mmattn.errors import UserError
 from mmattn.files import write_text
 
 FIXED_COLUMNS = ("clip", "speaker", "label", "predicted")
+TARGET = "target."  # begins the column of the raters' share of a class
 SUM_TOLERANCE = 1e-3  # float32 softmax is far within it, logits or counts are far outside
 
 
@@ -20,8 +21,11 @@ SUM_TOLERANCE = 1e-3  # float32 softmax is far within it, logits or counts are f
 class Predictions:
     """Class probabilities of N clips over K classes; raises ValueError where they make no sense.
 
-    clips: N different names; speakers [N] str; labels [N] int, the true classes;
-    probabilities [N, K] float64, rows summing to one; class_names: K different names.
+    clips: N different names; speakers [N] str, "" where not known; labels [N] int, the true
+    classes; probabilities [N, K] float64, rows summing to one; class_names: K different names;
+    targets [N, K] float64, rows summing to one, or None: how the raters divide between the
+    classes. With targets, a label may be -1: the raters tie, and the clip counts only where
+    predictions are compared with targets.
     """
 
     clips: tuple[str, ...]
@@ -29,9 +33,13 @@ class Predictions:
     labels: np.ndarray
     probabilities: np.ndarray
     class_names: tuple[str, ...]
+    targets: np.ndarray | None = None
 
     def __post_init__(self):
-        for name, dtype in (("speakers", str), ("labels", np.int64), ("probabilities", np.float64)):
+        types = {"speakers": str, "labels": np.int64, "probabilities": np.float64}
+        if self.targets is not None:
+            types["targets"] = np.float64
+        for name, dtype in types.items():
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
         _check_shapes(self)
         _check_values(self)
@@ -41,12 +49,30 @@ class Predictions:
         """Most probable class of each clip [N] int; the first one of a tie."""
         return self.probabilities.argmax(axis=1)
 
+    @property
+    def ties(self) -> int:
+        """How many clips have no label."""
+        return int((self.labels < 0).sum())
+
+    def select(self, rows: np.ndarray) -> "Predictions":
+        """The predictions of the clips at rows: their numbers [n], or a mask [N] bool."""
+        return Predictions(
+            tuple(np.array(self.clips)[rows].tolist()),
+            self.speakers[rows],
+            self.labels[rows],
+            self.probabilities[rows],
+            self.class_names,
+            None if self.targets is None else self.targets[rows],
+        )
+
 
 def _check_shapes(predictions: Predictions) -> None:
     count, classes = len(predictions.clips), len(predictions.class_names)
     if not count:
         raise ValueError("predictions of no clips")
     expected = {"speakers": (count,), "labels": (count,), "probabilities": (count, classes)}
+    if predictions.targets is not None:
+        expected["targets"] = (count, classes)
     for name, shape in expected.items():
         actual = getattr(predictions, name).shape
         if actual != shape:
@@ -57,13 +83,19 @@ def _check_values(predictions: Predictions) -> None:
     for name in ("clips", "class_names"):
         if repeated := _repeated(getattr(predictions, name)):
             raise ValueError(f"{name} given twice: {_some(repeated)}")
-    probabilities, labels = predictions.probabilities, predictions.labels
-    classes = len(predictions.class_names)
-    bad = ~(np.isfinite(probabilities) & (probabilities >= 0)).all(axis=1)
-    _refuse(predictions, bad, "probabilities that are negative or not finite")
-    bad = np.abs(probabilities.sum(axis=1) - 1) > SUM_TOLERANCE
-    _refuse(predictions, bad, f"probabilities that do not sum to 1 within {SUM_TOLERANCE}")
-    _refuse(predictions, (labels < 0) | (labels >= classes), f"labels outside 0…{classes - 1}")
+    # A cell or column of the file would mean two things.
+    if bad := [name for name in predictions.class_names if not name or name.startswith(TARGET)]:
+        raise ValueError(f"class names that are empty or begin with {TARGET}: {bad}")
+    for name in ("probabilities", "targets"):
+        if (shares := getattr(predictions, name)) is not None:
+            bad = ~(np.isfinite(shares) & (shares >= 0)).all(axis=1)
+            _refuse(predictions, bad, f"{name} that are negative or not finite")
+            bad = np.abs(shares.sum(axis=1) - 1) > SUM_TOLERANCE
+            _refuse(predictions, bad, f"{name} that do not sum to 1 within {SUM_TOLERANCE}")
+    labels, classes = predictions.labels, len(predictions.class_names)
+    lowest = 0 if predictions.targets is None else -1
+    bad = (labels < lowest) | (labels >= classes)
+    _refuse(predictions, bad, f"labels outside {lowest}…{classes - 1}")
 
 
 def _refuse(predictions: Predictions, bad: np.ndarray, fault: str) -> None:
@@ -85,7 +117,8 @@ def _some(names: Sequence[str]) -> str:
 def join(parts: Sequence[Predictions]) -> Predictions:
     """Predictions of several test folds as one, in the order given.
 
-    Raises UserError if a clip is in more than one of them or if their classes differ.
+    Raises UserError if a clip is in more than one of them, if their classes differ or if some have
+    targets and others do not.
     """
     for part in parts[1:]:
         if part.class_names != parts[0].class_names:
@@ -93,6 +126,8 @@ def join(parts: Sequence[Predictions]) -> Predictions:
                 f"predictions over different classes cannot be joined: "
                 f"{', '.join(parts[0].class_names)} and {', '.join(part.class_names)}"
             )
+    if len({part.targets is None for part in parts}) > 1:
+        raise UserError("predictions with and without the raters' targets cannot be joined")
     clips = tuple(clip for part in parts for clip in part.clips)
     if repeated := _repeated(clips):
         raise UserError(f"clips in more than one of the joined predictions: {_some(repeated)}")
@@ -102,43 +137,55 @@ def join(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.probabilities for part in parts]),
         parts[0].class_names,
+        None if parts[0].targets is None else np.concatenate([part.targets for part in parts]),
     )
 
 
 def combine(parts: Sequence[Predictions]) -> Predictions:
     """What the parts of a run say together: for each clip the mean over those that predict it."""
-    predicted: dict[str, list[tuple[str, int, np.ndarray]]] = {}
+    places: dict[str, list[tuple[Predictions, int]]] = {}
     for part in parts:
-        rows = zip(part.clips, part.speakers, part.labels, part.probabilities, strict=True)
-        for clip, *rest in rows:
-            predicted.setdefault(clip, []).append(tuple(rest))
+        for row, clip in enumerate(part.clips):
+            places.setdefault(clip, []).append((part, row))
+    first = [found[0] for found in places.values()]
+    means = [
+        np.mean([part.probabilities[row] for part, row in found], axis=0)
+        for found in places.values()
+    ]
+    soft = parts[0].targets is not None
     return Predictions(
-        tuple(predicted),
-        np.array([rows[0][0] for rows in predicted.values()]),
-        np.array([rows[0][1] for rows in predicted.values()]),
-        np.stack([np.mean([row[2] for row in rows], axis=0) for rows in predicted.values()]),
+        tuple(places),
+        np.array([part.speakers[row] for part, row in first]),
+        np.array([part.labels[row] for part, row in first]),
+        np.stack(means),
         parts[0].class_names,
+        np.stack([part.targets[row] for part, row in first]) if soft else None,
     )
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write CSV `clip,speaker,label,predicted,<class names>`, exactly readable and atomically.
 
-    Label and predicted are class names; a column a class holds its probability.
+    Label and predicted are class names, a label of -1 is empty; a column a class holds its
+    probability. With targets, a column `target.<class name>` a class follows.
     """
     names = predictions.class_names
+    shares, header = predictions.probabilities, [*FIXED_COLUMNS, *names]
+    if predictions.targets is not None:
+        shares = np.concatenate([shares, predictions.targets], axis=1)
+        header += [TARGET + name for name in names]
     rows = zip(
         predictions.clips,
         predictions.speakers,
-        (names[label] for label in predictions.labels),
+        ("" if label < 0 else names[label] for label in predictions.labels),
         (names[label] for label in predictions.predicted),
-        predictions.probabilities.tolist(),
+        shares.tolist(),
         strict=True,
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*FIXED_COLUMNS, *names])
-    writer.writerows([*fixed, *map(repr, probabilities)] for *fixed, probabilities in rows)
+    writer.writerow(header)
+    writer.writerows([*fixed, *map(repr, numbers)] for *fixed, numbers in rows)
     write_text(path, text.getvalue())
 
 
@@ -147,15 +194,20 @@ def read_predictions(path: Path) -> Predictions:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.reader(file, strict=True)
-            names = _class_names(path, next(reader, []))
-            rows = [_parse(f"{path}:{reader.line_num}", row, names) for row in reader]
+            columns = _columns(path, next(reader, []))
+            classes = len(columns) // 2
+            soft = columns[classes:] == tuple(TARGET + name for name in columns[:classes])
+            names = columns[:classes] if soft else columns
+            rows = [_parse(f"{path}:{reader.line_num}", row, names, len(columns)) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not rows:
         raise UserError(f"{path}: a header but no clips")
-    clips, speakers, labels, predicted, probabilities = zip(*rows, strict=True)
+    clips, speakers, labels, predicted, numbers = zip(*rows, strict=True)
+    shares = np.array(numbers)
+    targets = shares[:, len(names) :] if soft else None
     try:
-        predictions = Predictions(clips, speakers, labels, probabilities, names)
+        predictions = Predictions(clips, speakers, labels, shares[:, : len(names)], names, targets)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     differs = np.flatnonzero(predictions.predicted != predicted)
@@ -165,7 +217,8 @@ def read_predictions(path: Path) -> Predictions:
     return predictions
 
 
-def _class_names(path: Path, header: list[str]) -> tuple[str, ...]:
+def _columns(path: Path, header: list[str]) -> tuple[str, ...]:
+    """The columns of numbers: the class names and, if there are targets, theirs."""
     fixed = len(FIXED_COLUMNS)
     if tuple(header[:fixed]) != FIXED_COLUMNS or len(header) == fixed:
         raise UserError(
@@ -175,18 +228,18 @@ def _class_names(path: Path, header: list[str]) -> tuple[str, ...]:
     return tuple(header[fixed:])
 
 
-def _parse(place: str, row: list[str], names: tuple[str, ...]) -> tuple:
-    """Clip, speaker, label, predicted, probabilities of one line."""
-    width = len(FIXED_COLUMNS) + len(names)
+def _parse(place: str, row: list[str], names: tuple[str, ...], numbers: int) -> tuple:
+    """Clip, speaker, label, predicted and the numbers of one line."""
+    width = len(FIXED_COLUMNS) + numbers
     if len(row) != width:
         raise UserError(f"{place}: expected {width} fields, got {len(row)}")
-    clip, speaker, *classes = row[: len(FIXED_COLUMNS)]
-    for name in classes:
+    clip, speaker, label, predicted = row[: len(FIXED_COLUMNS)]
+    for name in (label, predicted) if label or numbers == len(names) else (predicted,):
         if name not in names:
             raise UserError(f"{place}: class {name!r} is none of {', '.join(names)}")
-    label, predicted = map(names.index, classes)
+    known = names.index(label) if label else -1
     try:
-        probabilities = [float(text) for text in row[len(FIXED_COLUMNS) :]]
+        shares = [float(text) for text in row[len(FIXED_COLUMNS) :]]
     except ValueError as error:
         raise UserError(f"{place}: a probability is no number: {error}") from error
-    return clip, speaker, label, predicted, probabilities
+    return clip, speaker, known, names.index(predicted), shares

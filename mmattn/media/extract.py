@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mmattn.config import ExtractConfig
+from mmattn.data.extractor import difference
 from mmattn.data.feature_file import MIN_FRAMES
 from mmattn.data.stream import Stream, make_stream
-from mmattn.data.extractor import difference
 from mmattn.errors import UserError
 from mmattn.files import write_bytes
 from mmattn.media.audio import LogMel

@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table
-from mmattn.data.feature_file import BadClip, read_features
 from mmattn.data.extractor import difference
+from mmattn.data.feature_file import BadClip, read_features
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
 from mmattn.media import egemaps

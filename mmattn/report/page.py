@@ -8,7 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 from mmattn.evaluate.plots import COLOURS, GREEN, Epoch
 from mmattn.evaluate.predictions import Predictions
-from mmattn.evaluate.tables import Scores, Table, class_table, score_table
+from mmattn.evaluate.tables import (
+    Scores,
+    Table,
+    class_table,
+    group_tables,
+    score_table,
+    ties_text,
+)
 from mmattn.evaluate.views import ClipView
 from mmattn.files import write_text
 from mmattn.report.clips import LARGEST, pack_viewer
@@ -76,6 +83,7 @@ def write_run_page(
     about_clips: Sequence[str] = (),
     curves: Sequence[CurvePlot] = (),
     note: str | None = None,
+    groups: Mapping[str, Mapping] | None = None,
 ) -> None:
     """Write the page of a run, atomically.
 
@@ -91,10 +99,14 @@ def write_run_page(
         about_clips: paragraphs: which clips they are and what network sees them.
         curves: over a test-time offset and tempo.
         note: a warning at the top: that the split leaks speakers, for one.
+        groups: what `metrics.group_scores` gives for the test set, if there are any.
     """
     plots = _Plots()
     shown = table(score_table(scores)) + table(class_table(predictions))
+    shown += paragraphs(filter(None, [ties_text("test", predictions)]))
     sections = {"scores": ("Scores", shown)}
+    if tables := group_tables(groups or {}):
+        sections["groups"] = ("Scores by group", "".join(map(table, tables)))
     if history:
         shown = _side_by_side(plots, loss_figure(history), score_figure(history))
         sections["training"] = ("Learning curves", shown)

@@ -12,7 +12,7 @@ from mmattn.data.splits import Split, split_from_json
 from mmattn.evaluate.baseline import linear_baseline, time_statistics
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
-from mmattn.evaluate.tables import MEASURES, interval_text
+from mmattn.evaluate.tables import interval_text, titles
 from mmattn.files import read_json, write_json
 from mmattn.run.folder import check_complete, parts_of, read_config
 
@@ -30,15 +30,16 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
     splits = list(run.rglob("split.json"))
     with progress("linear baseline", len(splits), "splits") as advance:
         _test_folder(run, run, corpus, statistics, config.seed, found, advance)
+    shown = titles(*found.values())
     rows = [
-        (name, *(interval_text(score[measure]) for measure in MEASURES))
+        (name, *(interval_text(score[metric]) for metric in shown))
         for name, score in found.items()
         if "member" not in name
     ]
     split = read_json(splits[0])
     title = f"Linear baseline on time statistics, test; {corpus.description}"
     title += f"; {split['description']}" if split["leaking"] else ""
-    say_table(title, ("", *MEASURES.values()), rows)
+    say_table(title, ("", *shown.values()), rows)
     write_json(run / "baseline.json", {"leaking": split["leaking"], "test": found})
 
 
@@ -82,7 +83,10 @@ def _test_folder(
 
 def test_baseline(corpus: Corpus, statistics: np.ndarray, split: Split) -> Predictions:
     """Predictions of the split's test clips from statistics [N, D] of all clips."""
-    train, validation, test = split.train, split.validation, split.test
+    train, validation = (
+        clips[corpus.labels[clips] >= 0] for clips in (split.train, split.validation)
+    )
+    test = split.test
     probabilities = linear_baseline(
         statistics[train],
         corpus.labels[train],
@@ -92,6 +96,6 @@ def test_baseline(corpus: Corpus, statistics: np.ndarray, split: Split) -> Predi
         len(corpus.class_names),
     )
     names = tuple(corpus.names[clip] for clip in test)
-    return Predictions(
-        names, corpus.speakers[test], corpus.labels[test], probabilities, corpus.class_names
-    )
+    targets = None if corpus.targets is None else corpus.targets[test]
+    speakers, labels = corpus.speakers[test], corpus.labels[test]
+    return Predictions(names, speakers, labels, probabilities, corpus.class_names, targets)

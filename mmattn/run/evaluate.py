@@ -10,10 +10,11 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.errors import UserError
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
-from mmattn.evaluate.tables import say_per_class, say_scores
+from mmattn.evaluate.tables import say_groups, say_per_class, say_scores, say_ties
 from mmattn.files import read_json
 from mmattn.run.experiment import to_predictions
 from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
+from mmattn.run.groups import scores_by_group
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
 from mmattn.train.loop import restore
@@ -48,7 +49,9 @@ def _evaluate_folder(
         check_complete(folder)
         tested = [_evaluate_folder(part, kind, seed, corpus, device_count) for part in parts]
         together = combine(tested)
-        say_scores(f"{folder}, all parts together", {"test": scores(together, seed)})
+        title = f"{folder}, all parts together"
+        say_scores(title, {"test": scores(together, seed)})
+        say_groups(title, scores_by_group(corpus, together, seed))
         return together
     document = read_json(folder / "split.json")
     sides = _clips_to_evaluate(document, corpus)
@@ -67,6 +70,8 @@ def _evaluate_folder(
     found = {side: scores(part, seed) for side, part in predictions.items()}
     title = f"{folder}, {kind} checkpoint; {counts} clips of {corpus.description}"
     say_scores(f"{title}; {document['description']}", found)
+    say_ties(predictions)
+    say_groups(f"{folder}, {list(found)[-1]}", scores_by_group(corpus, last, seed))
     return last
 
 

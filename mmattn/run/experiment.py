@@ -25,7 +25,15 @@ from mmattn.evaluate.predictions import (
     read_predictions,
     write_predictions,
 )
-from mmattn.evaluate.tables import MEASURES, interval_text, say_per_class, say_scores
+from mmattn.evaluate.tables import (
+    cell_text,
+    interval_text,
+    say_groups,
+    say_per_class,
+    say_scores,
+    say_ties,
+    titles,
+)
 from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.run.folder import (
     SIDES,
@@ -37,6 +45,7 @@ from mmattn.run.folder import (
     write_config,
     write_environment,
 )
+from mmattn.run.groups import scores_by_group
 from mmattn.run.views import view_clips
 from mmattn.train import processes
 from mmattn.train.checkpoints import Checkpoints
@@ -260,8 +269,8 @@ def _write_training(
         network = best_network(folder, corpus, own)
     note = split.description if split.leaking else None
     plot_curves(history, folder / "curves.png", note)
-    _, rows = np.unique(corpus.labels[split.test], return_index=True)  # the first of each class
-    views = view_clips(*network, split.test[rows])
+    classes, first = np.unique(corpus.labels[split.test], return_index=True)
+    views = view_clips(*network, split.test[first[classes >= 0]])
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(predictions["test"], f"Test, each class; {split.description}")
     best = best_epoch(history)
@@ -318,24 +327,29 @@ def write_results(
     plot_confusion(predictions["test"], folder / "confusion.png", "Test clips", note)
     found = {side: scores(one, seed) for side, one in predictions.items()}
     say_scores(f"{corpus.description}; {what}", found)
+    say_ties(predictions)
+    groups = scores_by_group(corpus, predictions["test"], seed)
+    say_groups("Test", groups)
     if folder == run:
         from mmattn.run.page import best_network, write_page
 
         own = processes.share(read_config(folder).devices)
         write_page(folder, *network or best_network(folder, corpus, own))
-    summary = {**found, "data": corpus.description, "what": what, **about, **environment()}
-    write_json(folder / "summary.json", summary)
+    ties = {side: one.ties for side, one in predictions.items()}
+    summary = {**found, "groups": groups, "ties": ties, "data": corpus.description, "what": what}
+    write_json(folder / "summary.json", {**summary, **about, **environment()})
     say(f"results in {folder}")
 
 
 def to_predictions(corpus: Corpus, clips: np.ndarray, found: ClipPredictions) -> Predictions:
-    """Predictions with the names, speakers and labels of the clips [n]."""
+    """Predictions with the names, speakers, labels and targets of the clips [n]."""
     return Predictions(
         tuple(corpus.names[clip] for clip in clips),
         corpus.speakers[clips],
         corpus.labels[clips],
         found.probabilities,
         corpus.class_names,
+        None if corpus.targets is None else corpus.targets[clips],
     )
 
 
@@ -357,27 +371,31 @@ def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> No
     """Join the folds' tests: each clip is predicted by networks that never saw its speaker."""
     pooled = join([read_predictions(part / SIDES["test"]) for part in parts])
     tests = {part.name: read_json(part / "summary.json")["test"] for part in parts}
+    shown = titles(*tests.values())
     rows = [
-        (name, *(interval_text(found[measure]) for measure in MEASURES))
-        for name, found in tests.items()
+        (name, *(interval_text(found[metric]) for metric in shown)) for name, found in tests.items()
     ]
     mean = _mean_scores(parts)
-    rows.append(("mean", *(f"{mean['test'][measure]:.3f}" for measure in MEASURES)))
-    say_table("Test, by fold", ("", *MEASURES.values()), rows)
+    rows.append(("mean", *(cell_text(mean["test"][metric]) for metric in shown)))
+    say_table("Test, by fold", ("", *shown.values()), rows)
     what = f"test clips of {len(parts)} folds together"
     write_results(folder, folder, {"test": pooled}, corpus, seed, what, mean_over_folds=mean)
 
 
 def _mean_scores(parts: list[Path]) -> dict:
-    """The mean of each score over the parts' summaries, by side."""
+    """The mean of each score over the parts' summaries, by side; None if a part lacks it."""
     summaries = [read_json(part / "summary.json") for part in parts]
     return {
         side: {
-            measure: float(np.mean([one[side][measure]["value"] for one in summaries]))
-            for measure in MEASURES
+            metric: _mean([one[side][metric]["value"] for one in summaries])
+            for metric in titles(*(one[side] for one in summaries))
         }
         for side in SIDES
     }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else float(np.mean(values))
 
 
 def _say_data(corpus: Corpus, split: Split) -> None:

@@ -19,6 +19,7 @@ from mmattn.model.fusion import fusion_of
 from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
 from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
+from mmattn.run.groups import scores_by_group
 from mmattn.run.views import choose_rows, view_clips
 from mmattn.train.devices import start_devices
 from mmattn.train.loop import Trainer, best_epoch, restore
@@ -102,6 +103,7 @@ def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
             [f"{about}."],
             list(_curves(trainer, state, test)) if alone else [],
             LEAK_NOTE if document["leaking"] else None,
+            scores_by_group(corpus, predictions["test"], config.seed),
         )
 
 

@@ -22,7 +22,7 @@ from mmattn.report.figures import Curve, CurvePlot, Forest
 from mmattn.run.views import clip_view
 from mmattn.study.claims import MEASURES
 from mmattn.study.measure import LAGS
-from mmattn.study.plan import REFERENCE, SPLIT_SEED, Cell, Study
+from mmattn.study.plan import REFERENCE, SPLIT_SEED, Block, Cell, Study
 from mmattn.study.plots import CLEAR, plot_curves_over, plot_differences
 from mmattn.study.results import CUE_TIMES, Comparison, CurveOf, compare
 from mmattn.study.runner import load_measures

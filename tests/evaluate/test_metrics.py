@@ -4,18 +4,26 @@ from math import factorial, prod
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     confusion_matrix,
     f1_score,
+    log_loss,
     precision_recall_fscore_support,
 )
 
 from mmattn.evaluate.metrics import (
+    METRICS,
+    Metric,
+    _joint_draws,
     calibration_bins,
     confusion,
+    cross_entropy,
     ece,
+    group_scores,
+    jensen_shannon,
     mean_over_clips,
     per_class,
     scores,
@@ -26,9 +34,9 @@ from mmattn.evaluate.predictions import Predictions
 NAMES = ("anger", "disgust", "fear", "happy")
 
 
-def build(speakers, labels, probabilities) -> Predictions:
+def build(speakers, labels, probabilities, targets=None) -> Predictions:
     clips = tuple(f"clip{row}" for row in range(len(labels)))
-    return Predictions(clips, speakers, labels, probabilities, NAMES)
+    return Predictions(clips, speakers, labels, probabilities, NAMES, targets)
 
 
 def certain(speakers, labels, predicted) -> Predictions:
@@ -233,3 +241,196 @@ def test_the_mean_over_clips_has_the_interval_of_the_scores():
 def test_the_mean_over_clips_of_one_speaker_has_no_interval():
     mean, low, high = mean_over_clips(np.array([[1.0], [0.0]]), np.array(["a", "a"]))
     assert mean == [0.5] and np.isnan(low) and np.isnan(high)
+
+
+def soft(seed=0, clips=300, speakers=9) -> Predictions:
+    """Predictions of clips whose targets are votes of three raters, with ties."""
+    random = np.random.default_rng(seed)
+    targets = random.multinomial(3, np.full(4, 1 / 4), clips) / 3
+    labels = np.where(targets.max(1) > 0.5, targets.argmax(1), -1)
+    hard = drawn(seed, clips, speakers)
+    return build(hard.speakers, labels, hard.probabilities, targets)
+
+
+def test_without_targets_there_are_the_four_scores_of_labels():
+    assert list(scores(drawn())) == ["uar", "accuracy", "macro_f1", "ece"]
+    assert list(scores(soft())) == [*scores(drawn()), "cross_entropy", "js_divergence"]
+
+
+def test_distances_of_distributions_by_hand():
+    p, q = np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 1, 0]]), np.array([[0.5, 0.25, 0.25]])
+    entropy = -(0.5 * np.log(0.5) + 0.5 * np.log(0.25)), np.log(2), np.log(4)
+    np.testing.assert_allclose(cross_entropy(p, q), entropy)
+    np.testing.assert_allclose(jensen_shannon(p, np.roll(p, 1, axis=0))[1:], [0.3112781, 1], 1e-6)
+    assert (jensen_shannon(p, p) == 0).all()
+    nowhere = cross_entropy(np.array([1.0, 0]), np.array([0.0, 1]))
+    assert (
+        nowhere == pytest.approx(-np.log(np.finfo(np.float32).tiny)) == pytest.approx(87.34, 1e-3)
+    )
+
+
+def test_soft_scores_equal_scipy_and_scikit_learn():
+    predictions = soft()
+    targets, probabilities = predictions.targets, predictions.probabilities
+    actual = values(predictions)
+    divergence = np.mean(jensenshannon(targets, probabilities, base=2, axis=1) ** 2)
+    assert actual["js_divergence"] == pytest.approx(divergence, abs=1e-12)
+    clips, classes = np.nonzero(targets)
+    expected = log_loss(classes, probabilities[clips], sample_weight=targets[clips, classes])
+    assert actual["cross_entropy"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_interval_of_a_soft_score_can_be_enumerated():
+    # a: no divergence in one clip, b: 1 bit in each of three; aa 0, ab 3/4, bb 1.
+    targets = np.eye(4)[[0, 1, 1, 1]]
+    two = build(list("abbb"), [0, 1, 1, 1], np.eye(4)[[0, 2, 2, 2]], targets)
+    assert scores(two)["js_divergence"] == pytest.approx({"value": 0.75, "low": 0, "high": 1})
+
+
+def test_ties_count_in_soft_scores_alone():
+    predictions = soft()
+    known = predictions.labels >= 0
+    assert 0 < predictions.ties == (~known).sum()
+    found = scores(predictions)
+    without = scores(rows(predictions, known))
+    for name in without:
+        assert found[name] == without[name]
+    assert found["cross_entropy"] != scores(predictions.select(known))["cross_entropy"]
+    assert confusion(predictions).sum() == known.sum() == calibration_bins(predictions)[:, 0].sum()
+
+
+def test_without_any_label_there_are_soft_scores_alone():
+    predictions = soft().select(soft().labels < 0)
+    found = scores(predictions)
+    for name, score in found.items():
+        if METRICS[name].soft:
+            assert score["low"] < score["value"] < score["high"]
+        else:
+            assert score == {"value": None, "low": None, "high": None}
+
+
+def test_resamples_without_a_label_are_left_out():
+    # a has one right clip, b a tie: aa and ab give 1, bb gives nothing.
+    two = build(["a", "b"], [0, -1], np.eye(4)[[0, 0]], [[1, 0, 0, 0], [0.5, 0.5, 0, 0]])
+    assert scores(two)["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_an_unknown_speaker_leaves_no_interval():
+    predictions = drawn()
+    speakers = np.where(predictions.speakers == "s3", "", predictions.speakers)
+    unknown = build(speakers, predictions.labels, predictions.probabilities)
+    for name, score in scores(unknown).items():
+        assert score == {"value": scores(predictions)[name]["value"], "low": None, "high": None}
+    mean, low, high = mean_over_clips(predictions.probabilities, speakers)
+    np.testing.assert_allclose(mean, predictions.probabilities.mean(axis=0))
+    assert np.isnan(low).all() and np.isnan(high).all()
+
+
+def test_a_new_metric_is_one_entry_of_the_table(monkeypatch):
+    error = Metric(
+        "error rate", "share of wrong clips", lambda sums: 1 - METRICS["accuracy"].value(sums)
+    )
+    monkeypatch.setitem(METRICS, "error", error)
+    predictions = drawn()
+    found = scores(predictions)
+    assert found["error"]["value"] == pytest.approx(1 - found["accuracy"]["value"])
+    assert found["error"]["low"] == pytest.approx(1 - found["accuracy"]["high"])
+    by_speaker = scores_by_speaker(predictions)
+    np.testing.assert_allclose(by_speaker["error"], 1 - by_speaker["accuracy"])
+    halves = np.where(np.isin(predictions.speakers, ["s1", "s2", "s3"]), "one", "two")
+    column = group_scores(predictions, {"half": halves})["half"]
+    assert "error" in column["values"]["one"] and "error" in column["differences"]
+
+
+def test_group_rows_are_the_scores_of_the_clips_of_the_group():
+    predictions = soft()
+    sex = np.where(np.isin(predictions.speakers, ["s1", "s2", "s3"]), "female", "male")
+    sex[predictions.speakers == "s4"] = ""
+    column = group_scores(predictions, {"sex": sex}, seed=4)["sex"]
+    assert list(column["values"]) == ["female", "male", "unknown"]
+    for name, speakers in (("female", 3), ("male", 5), ("unknown", 1)):
+        own = sex == (name if name != "unknown" else "")
+        expected = {"speakers": speakers, "clips": int(own.sum())}
+        assert column["values"][name] == expected | scores(predictions.select(own), seed=4)
+    for name, gap in column["differences"].items():
+        ends = {gap["highest"], gap["lowest"]}
+        assert ends == {"female", "male"}  # not those who are of no known group
+        one, other = (column["values"][end][name]["value"] for end in ends)
+        assert gap["value"] == pytest.approx(abs(one - other))
+
+
+def groups_of(speakers, labels, predicted, cells, seed=0) -> dict:
+    """Repeat the clips five times: columns may have a value for every fifth clip."""
+    five = certain(np.repeat(speakers, 5), np.repeat(labels, 5), np.repeat(predicted, 5))
+    return group_scores(five, {"column": np.repeat(cells, 5)}, seed)["column"]
+
+
+def test_the_interval_of_a_difference_can_be_enumerated():
+    # x: a right, b wrong, so 0, ½, 1; y: c and d right. The larger is y.
+    column = groups_of(list("abcd"), [0] * 4, [0, 1, 0, 0], list("xxyy"))
+    expected = {"highest": "y", "lowest": "x", "value": 0.5, "low": 0.0, "high": 1.0}
+    assert column["differences"]["accuracy"] == expected
+
+
+def test_groups_of_different_speakers_are_drawn_apart():
+    # x and y are alike; drawn alike, their difference would always be 0.
+    column = groups_of(list("abcd"), [0] * 4, [0, 1, 0, 1], list("xxyy"))
+    gap = column["differences"]["accuracy"]
+    assert (gap["value"], gap["low"], gap["high"]) == (0, -1, 1)
+
+
+def test_every_resample_has_as_many_speakers_of_each_group():
+    x, y, shared = np.array(["a", "b", "c"]), np.array(["d", "e"]), np.array(["e", "f"])
+    names, drawn = _joint_draws([y, x, shared], seed=0, resamples=500)
+    assert names.tolist() == list("abcdef")
+    assert (drawn[:, :3].sum(axis=1) == 3).all()
+    assert (drawn[:, 3:].sum(axis=1) == 3).all()  # of d, e and f, who belong together
+    assert (drawn.max(axis=0) >= 2).all() and (drawn.min(axis=0) == 0).all()
+
+
+def test_groups_of_the_same_speakers_are_drawn_together():
+    # Each of five speakers is right in 2 of 4 clips more under "high" than under "low".
+    speakers = np.repeat(list("abcde"), 8)
+    cells = np.tile(np.repeat(["high", "low"], 4), 5)
+    right = np.concatenate([[1, 1, 1, one, 1, 0, 0, one] for one in (0, 1, 0, 1, 1)])
+    column = groups_of(speakers, [0] * 40, 1 - right, cells)
+    gap = column["differences"]["accuracy"]
+    assert [gap["value"], gap["low"], gap["high"]] == pytest.approx([0.5, 0.5, 0.5])
+    own = column["values"]["high"]["accuracy"]
+    assert own["low"] < own["value"] < own["high"]
+
+
+def test_of_several_groups_those_furthest_apart_are_compared():
+    column = groups_of(list("abcdef"), [0] * 6, [0, 1, 0, 0, 1, 1], list("xxyyzz"))
+    gap = column["differences"]["accuracy"]
+    assert (gap["highest"], gap["lowest"], gap["value"]) == ("y", "z", 1)
+
+
+def test_a_group_of_one_speaker_is_not_compared_with_larger_ones():
+    column = groups_of(list("abcde"), [0] * 5, [0, 1, 0, 0, 1], list("xxyyz"))
+    assert column["values"]["z"]["accuracy"] == {"value": 0.0, "low": None, "high": None}
+    assert column["differences"]["accuracy"]["lowest"] == "x"
+
+
+@pytest.mark.parametrize("speakers", ["abcc", ["", "", "", ""]])
+def test_differences_without_enough_known_speakers_have_no_interval(speakers):
+    column = groups_of(list(speakers), [0] * 4, [0, 1, 0, 0], list("xyyy"))
+    gap = column["differences"]["accuracy"]
+    assert gap["value"] == pytest.approx(1 / 3) and gap["low"] is gap["high"] is None
+    assert column["values"]["x"]["speakers"] == len(set(speakers[0]))
+
+
+def test_columns_that_divide_nothing_or_into_too_small_groups_are_left_out():
+    predictions = drawn(clips=30)
+    columns = {
+        "language": np.full(30, "deu"),
+        "empty": np.full(30, ""),
+        "six": np.arange(30) % 6,
+        "age": np.arange(30) % 7,
+    }
+    found = group_scores(predictions, columns)
+    assert found["language"] == found["empty"] == {"left_out": "1 values in 30 clips"}
+    assert found["age"] == {"left_out": "7 values in 30 clips"}
+    assert list(found["six"]["values"]) == list("012345")
+    many = group_scores(drawn(clips=600), {"dialogue": np.arange(600) % 101})
+    assert many["dialogue"] == {"left_out": "101 values in 600 clips"}

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from mmattn.errors import UserError
-from mmattn.evaluate.predictions import Predictions, join, read_predictions, write_predictions
+from mmattn.evaluate.predictions import (
+    Predictions,
+    combine,
+    join,
+    read_predictions,
+    write_predictions,
+)
 
 
 def predictions(**changes) -> Predictions:
@@ -16,12 +22,22 @@ def predictions(**changes) -> Predictions:
     return Predictions(**(fields | changes))
 
 
+TARGETS = [[1, 0], [1 / 3, 2 / 3], [0.5, 0.5]]
+
+
+def soft(**changes) -> Predictions:
+    return predictions(**({"labels": [0, 1, -1], "targets": TARGETS} | changes))
+
+
 def assert_same(actual: Predictions, expected: Predictions) -> None:
     assert actual.clips == expected.clips
     assert actual.class_names == expected.class_names
     np.testing.assert_array_equal(actual.speakers, expected.speakers)
     np.testing.assert_array_equal(actual.labels, expected.labels)
     np.testing.assert_array_equal(actual.probabilities, expected.probabilities)
+    assert (actual.targets is None) == (expected.targets is None)
+    if expected.targets is not None:
+        np.testing.assert_array_equal(actual.targets, expected.targets)
 
 
 def test_predicted_is_the_most_probable_class_and_the_first_of_a_tie():
@@ -43,6 +59,12 @@ def test_predicted_is_the_most_probable_class_and_the_first_of_a_tie():
         ({"probabilities": [[0.7, 0.3], [np.nan, 1], [0.6, 0.4]]}, "not finite: a2"),
         ({"probabilities": [[0.7, 0.3], [-0.1, 1.1], [0.6, 0.4]]}, "negative or not finite: a2"),
         ({"probabilities": [[0.7, 0.3], [0.2, 0.8], [0.6, 0.402]]}, "sum to 1 within 0.001: b1"),
+        ({"targets": TARGETS, "labels": [-2, 0, 1]}, "labels outside -1…1: a1"),
+        ({"targets": TARGETS[:2]}, r"targets: expected shape \(3, 2\), got \(2, 2\)"),
+        ({"targets": [[1, 0], [2, 1], [1, 0]]}, "targets that do not sum to 1 within 0.001: a2"),
+        ({"targets": [[1, 0], [2, -1], [1, 0]]}, "targets that are negative or not finite: a2"),
+        ({"class_names": ("a", "target.a")}, r"begin with target.: \['target.a'\]"),
+        ({"class_names": ("", "a")}, "class names that are empty"),
     ],
 )
 def test_predictions_that_make_no_sense_are_refused(changes, message):
@@ -63,6 +85,18 @@ def test_join_keeps_every_clip_in_order():
     assert pooled.speakers.tolist() == ["a", "a", "b", "c", "c", "d"]
     assert pooled.labels.tolist() == [0, 1, 1, 1, 0, 0]
     assert_same(join([predictions()]), predictions())
+
+
+def test_targets_go_along_when_predictions_are_put_together_or_chosen():
+    other = soft(clips=("c1", "c2", "d1"), targets=TARGETS[::-1])
+    np.testing.assert_array_equal(join([soft(), other]).targets, TARGETS + TARGETS[::-1])
+    members = [soft(probabilities=[[one, 1 - one]] * 3) for one in (0.75, 0.5)]
+    assert_same(combine(members), soft(probabilities=[[0.625, 0.375]] * 3))
+    assert_same(soft().select(np.arange(3)), soft())
+    one = soft().select(np.array([False, False, True]))
+    assert (one.clips, one.ties, one.targets.tolist()) == (("b1",), 1, [[0.5, 0.5]])
+    with pytest.raises(UserError, match="with and without the raters' targets"):
+        join([soft(), predictions(clips=("c1", "c2", "d1"))])
 
 
 def test_joining_a_clip_twice_or_different_classes_is_an_error():
@@ -99,6 +133,18 @@ def test_the_file_names_classes_and_replaces_an_older_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_targets_are_columns_of_their_own_and_a_tie_has_no_label(tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, soft())
+    assert path.read_text().splitlines() == [
+        "clip,speaker,label,predicted,happy,sad,target.happy,target.sad",
+        "a1,a,happy,happy,0.7,0.3,1.0,0.0",
+        f"a2,a,sad,sad,0.2,0.8,{1 / 3},{2 / 3}",
+        "b1,b,,happy,0.6,0.4,0.5,0.5",
+    ]
+    assert_same(read_predictions(path), soft())
+
+
 def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
     path = tmp_path / "predictions.csv"
     path.write_text("old")
@@ -110,6 +156,7 @@ def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
 
 
 HEADER = "clip,speaker,label,predicted,happy,sad\n"
+SOFT = HEADER.strip() + ",target.happy,target.sad\n"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +177,10 @@ HEADER = "clip,speaker,label,predicted,happy,sad\n"
         (HEADER + "a1,a,happy,sad,0.7,0.3\n", "predicted is not the most probable class: a1"),
         (HEADER + "a1,a,happy,happy,0.7,0.3\n" * 2, "clips given twice: a1"),
         (HEADER + '"a1,a,happy', "cannot be read"),
+        (HEADER + "a1,a,,happy,0.7,0.3\n", ":2: class '' is none of happy, sad"),
+        (SOFT + "a1,a,,happy,0.7,0.3\n", ":2: expected 8 fields, got 6"),
+        (SOFT + "a1,a,,,0.7,0.3,1,0\n", ":2: class '' is none of happy, sad"),
+        (SOFT + "a1,a,,happy,0.7,0.3,1,1\n", "targets that do not sum to 1"),
         (HEADER.replace("happy", "sad") + "a1,a,sad,sad,0.7,0.3\n", "class_names given twice"),
     ],
 )

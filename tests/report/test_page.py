@@ -13,9 +13,9 @@ from selenium.webdriver.common.keys import Keys
 from mmattn.config import SyntheticConfig
 from mmattn.data.names import SIX
 from mmattn.data.synthetic import draw_clips
-from mmattn.evaluate.metrics import scores
+from mmattn.evaluate.metrics import METRICS, Metric, group_scores, scores
 from mmattn.evaluate.predictions import Predictions
-from mmattn.evaluate.tables import Interval, Table
+from mmattn.evaluate.tables import Interval, Table, interval_text
 from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.report.clips import STEP
 from mmattn.report.figures import Curve, CurvePlot, Forest, plain
@@ -299,6 +299,39 @@ def test_a_page_without_history_and_clips_leaves_them_out(tmp_path):
     page = path.read_text()
     assert re.findall('<a href="(#[^"]+)"', page) == ["#scores", "#answers"]
     assert '<p class="note" role="note">It leaks.</p>' in page
+
+
+def test_groups_and_ties_have_their_place(browser, tmp_path, monkeypatch):
+    error = Metric(
+        "error rate", "share of wrong clips", lambda sums: 1 - METRICS["accuracy"].value(sums)
+    )
+    monkeypatch.setitem(METRICS, "error", error)
+    hard = answers()
+    tied = replace(
+        hard,
+        labels=np.where(np.arange(60) < 6, -1, hard.labels),
+        targets=np.full((60, 6), 1 / 6),
+        speakers=np.repeat([f"s{n}" for n in range(12)], 5),
+    )
+    columns = {HOSTILE: np.repeat(["f", SHORT, ""], 20), "age": np.arange(60).astype(str)}
+    groups = group_scores(tied, columns)
+    path = tmp_path / "report.html"
+    write_run_page(path, "A run", {}, {"test": scores(tied)}, tied, "it", groups=groups)
+    browser.open(path, width=375)
+    assert "Raters tie in 6 of 60 test clips" in browser.text("#scores")
+    assert "error rate: share of wrong clips" in browser.text("#scores")
+    cells = browser.run(
+        "return [...document.querySelectorAll('#groups tr')]"
+        ".map((row) => [...row.children].map((cell) => cell.textContent))"
+    )
+    assert cells[0] == [HOSTILE, "speakers", "clips", *(one.title for one in METRICS.values())]
+    found = groups[HOSTILE]["values"]
+    for row, (name, one) in zip(cells[1:-1], found.items(), strict=True):
+        assert row == [name, "4", "20", *(interval_text(one[metric]) for metric in METRICS)]
+    assert list(found) == [SHORT, "f", "unknown"] and cells[-1][0] == "largest difference"
+    assert browser.run("return window.hacked ?? null") is None
+    assert browser.run("return document.documentElement.scrollWidth") == 375
+    assert browser.complaints() == []
 
 
 def test_dark_screens_get_dark_plots(browser, run_page):
