@@ -160,7 +160,7 @@ def collate(
         label=np.zeros(lead, np.int32),
         mixup_label=np.zeros(lead, np.int32),
         mixup_lambda=np.ones(lead, np.float32),
-        target=None if corpus.targets is None else np.zeros((*lead, corpus.classes), np.float32),
+        target=None if corpus.targets is None else np.zeros((*lead, len(corpus.class_names)), np.float32),
         weight=np.zeros(lead, np.float32),
         clip=np.full(lead, -1, np.int32),
     )
