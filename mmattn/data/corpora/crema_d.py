@@ -1,0 +1,114 @@
+"""CREMA-D: what its file names and its raters say, and the published folds.
+
+Cao et al. (2014), doi:10.1109/TAFFC.2014.2336244; github.com/CheyneyComputerScience/CREMA-D.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import entr
+
+from mmattn.data.labels import SIX, majority
+from mmattn.errors import UserError
+
+TITLE = "CREMA-D"
+EXAMPLE = "1001_DFA_ANG_XX"
+_ENDS = (1001, 1019, 1037, 1055, 1073, 1092)
+FOLDS = [[f"crema-d-{actor}" for actor in range(*ends)] for ends in pairwise(_ENDS)]  # HiCMAE's
+VOTES = {"voice": 1, "face": 2, "audio-visual": 3}  # what raters were shown
+_EMOTIONS = dict(zip(("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"), SIX, strict=True))
+_LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified", "X": "unspecified"}
+_NAME = re.compile(
+    rf"(1\d{{3}})_([A-Z]{{3}})_({'|'.join(_EMOTIONS)})_({'|'.join(_LEVELS)})", re.ASCII
+)
+
+
+def row(stem: str) -> dict[str, str] | None:
+    """The cells of a clip by column; None if the name is another corpus's."""
+    match = _NAME.fullmatch(stem)
+    if not match:
+        return None
+    actor, sentence, emotion, level = match.groups()
+    return {
+        "corpus": "crema-d",
+        "speaker": actor,
+        "emotion": _EMOTIONS[emotion],
+        "level": _LEVELS[level],
+        "sentence": sentence,
+    }
+
+
+def ratings(folder: Path, votes: str = "audio-visual") -> dict[str, dict[str, str]]:
+    """What raters said of each clip, and who acts in it: further cells by stem.
+
+    `emotion.NAME` are the votes of those who were shown `votes`; `perceived` is the majority of
+    the audio-visual ones, empty where tied. Of a clip's three rows in the table, the first digit
+    of their ids alone tells what the raters were shown.
+
+    Args:
+        folder: with tabulatedVotes.csv and VideoDemographics.csv of the repository.
+        votes: one of VOTES.
+
+    Raises:
+        UserError: a file is missing or a line is not as it should be.
+    """
+    actors = dict(_read(folder / "VideoDemographics.csv", _actor))
+    counts = dict(_read(folder / "tabulatedVotes.csv", lambda cells: _counts(cells, actors)))
+    found = {}
+    for (kind, stem), votes_of in counts.items():
+        if kind == VOTES[votes]:
+            both = counts.get((VOTES["audio-visual"], stem), [0, 0])
+            tied = both.count(max(both)) > 1
+            found[stem] = {
+                **actors[stem[:4]],
+                "perceived": "" if tied else SIX[both.index(max(both))],
+                **{f"emotion.{name}": str(n) for name, n in zip(SIX, votes_of, strict=True)},
+            }
+    return found
+
+
+def _actor(cells: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    further = {name.lower(): cells[name] for name in ("Age", "Race", "Ethnicity")}
+    return cells["ActorID"], {"sex": cells["Sex"].lower(), **further}
+
+
+def _counts(cells: Mapping[str, str], actors: Collection[str]) -> tuple[tuple[int, str], list[int]]:
+    """What raters were shown and the clip; votes in the order of SIX."""
+    kind, stem = int(cells[""]) // 100_000, cells["fileName"]
+    counts = [int(cells[letter]) for letter in "ADFHNS"]
+    if kind not in VOTES.values() or not row(stem) or stem[:4] not in actors:
+        raise ValueError("expected the id and the name of a clip of one of the actors")
+    if min(counts) < 0 or not any(counts):
+        raise ValueError("expected votes, of sum 1 or more")
+    return (kind, stem), counts
+
+
+def _read(path: Path, parse: Callable[[Mapping[str, str]], Any]) -> Iterator[Any]:
+    """Each line of a table, parsed."""
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    for cells in reader:
+        try:
+            yield parse(cells)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error!r}, found {cells}") from error
+
+
+def agreement(rated: Mapping[str, Mapping[str, str]]) -> tuple[int, float, float, float]:
+    """Of the votes in `ratings`: how they agree with the emotion that actors intended.
+
+    Returns:
+        Clips; share whose only majority is the intended emotion; share that is tied; mean entropy
+        of a clip's votes, -sum p log2 p, in bits (from about ten votes it is biased low).
+    """
+    votes = np.array([[int(cells[f"emotion.{name}"]) for name in SIX] for cells in rated.values()])
+    p = votes / votes.sum(axis=1, keepdims=True)
+    intended = [SIX.index((row(stem) or {})["emotion"]) for stem in rated]
+    seen = majority(p)
+    entropy = entr(p).sum(axis=1).mean() / np.log(2)
+    return len(rated), float(np.mean(seen == intended)), float(np.mean(seen < 0)), float(entropy)

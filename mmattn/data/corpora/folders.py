@@ -1,0 +1,98 @@
+"""A corpus that lies in folders: its clips, and rows of them by what is in their paths."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from mmattn.errors import UserError
+
+Row = dict[str, str]
+Read = Callable[[str], tuple[str, Row]]  # path without suffix: what no other clip shares, cells
+
+
+def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counter[str]]:
+    """Paths below a folder of its clips, by name and suffix, and how many others by suffix.
+
+    Hidden files and folders are passed over. UserError if there are no clips.
+    """
+    found, others, seen = [], Counter(), set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # by links in a circle
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in sorted(below) if not name.startswith(".")]
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in suffixes:
+                found.append(path.relative_to(folder))
+            else:
+                others[path.suffix] += 1
+    if not found:
+        raise UserError(f"{folder}: expected clips ({', '.join(suffixes)}), found none")
+    found.sort(key=lambda path: (path.stem, suffixes.index(path.suffix.lower()), path))
+    return [path.as_posix() for path in found], others
+
+
+def read_rows(files: Sequence[str], read: Read) -> tuple[list[Row], list[tuple[str, str]]]:
+    """A row for each file, in the order of paths, and files that are left out with the reason."""
+    rows, left_out, first = [], [], {}
+    for file in files:
+        try:
+            key, cells = read(os.path.splitext(file)[0])
+        except ValueError as error:
+            left_out.append((file, str(error)))
+            continue
+        if first.setdefault(key, file) != file:
+            left_out.append((file, f"the same clip as {first[key]}"))
+        else:
+            rows.append({"file": file, **cells})
+    return sorted(rows, key=lambda cells: cells["file"]), left_out
+
+
+def by_name(corpus: ModuleType) -> Read:
+    """Rows from the file names of a corpus; files that differ in modality alone are one clip."""
+
+    def read(path: str) -> tuple[str, Row]:
+        stem = path.rpartition("/")[2]
+        cells = corpus.row(stem)
+        if cells is None:
+            raise ValueError(f"not named as in {corpus.TITLE} ({corpus.EXAMPLE})")
+        key = str(cells | {"modality": ""}) if "modality" in cells else stem
+        return key, {"clip": stem, **cells}
+
+    return read
+
+
+def by_pattern(pattern: str) -> Read:
+    """Rows from paths like '{emotion}/{speaker}_{take}', without suffix.
+
+    A name in braces is a column and stands for one character or more, but no /. A path that can be
+    divided in several ways is refused: '{speaker}_{take}' does not say what is what in 'a_1_2'.
+
+    >>> by_pattern("{emotion}/{speaker}_{take}")("bored/01_2")[1]
+    {'emotion': 'bored', 'speaker': '01', 'take': '2'}
+    """
+    parts = re.split(r"\{(.*?)\}", pattern)
+    names = parts[1::2]
+    odd = [name for name in names if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)]
+    if odd or not names or len(set(names)) < len(names) or {"file", "clip"} & set(names):
+        raise UserError(
+            f"--pattern {pattern!r}: expected names of columns in braces, each once and none of "
+            "them file or clip, as in '{emotion}/{speaker}_{take}'"
+        )
+    literal = [re.escape(part) for part in parts[::2]]
+    least, most = (re.compile(group.join(literal)) for group in ("([^/]+?)", "([^/]+)"))
+
+    def read(path: str) -> tuple[str, Row]:
+        match = least.fullmatch(path)
+        if not match:
+            raise ValueError(f"does not fit the pattern {pattern}")
+        if match.groups() != most.fullmatch(path).groups():
+            raise ValueError(f"fits the pattern {pattern} in several ways")
+        return path, dict(zip(names, match.groups(), strict=True))
+
+    return read

@@ -1,0 +1,81 @@
+"""Classes made of a corpus's emotions: order, merging, leaving out; hard and soft labels."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from mmattn.errors import UserError
+
+SIX = ("anger", "disgust", "fear", "happy", "neutral", "sad")
+RAVDESS8 = ("neutral", "calm", "happy", "sad", "anger", "fear", "disgust", "surprised")
+RESERVED = ("clip", "speaker", "label", "predicted")  # columns of predictions.csv
+
+Classes = Mapping[str, tuple[str, ...]]  # class: the emotions merged into it; in order of labels
+SCHEMES: dict[str, Classes] = {
+    "six": {name: (name,) for name in SIX} | {"neutral": ("neutral", "calm")},
+    "ravdess8": {name: (name,) for name in RAVDESS8},
+}
+
+
+def parse_labels(given: str | Sequence[str], present: Collection[str]) -> Classes:
+    """The classes of `--data.labels`: `six`, `ravdess8`, or `anger neutral=neutral,calm`.
+
+    Args:
+        given: a scheme, or classes in order; emotions that are not mentioned are left out. With
+            nothing given, every emotion is a class, in alphabetical order.
+        present: emotions of the corpus.
+
+    Raises:
+        UserError: fewer than two classes, one twice, an emotion in two or in no row.
+
+    >>> parse_labels(["neutral=neutral,calm", "sad"], {"calm", "neutral", "sad"})
+    {'neutral': ('neutral', 'calm'), 'sad': ('sad',)}
+    """
+    given = [given] if isinstance(given, str) else list(given) or sorted(present)
+    if len(given) == 1 and given[0] in SCHEMES:
+        return SCHEMES[given[0]]
+    pairs = [text.partition("=") for text in given]
+    classes = {name: tuple(merged.split(",")) if sign else (name,) for name, sign, merged in pairs}
+    sources = [source for merged in classes.values() for source in merged]
+    faults = [f"{name!r} is a class twice" for name in _twice([name for name, *_ in pairs])]
+    faults += [f"{source!r} is in two classes" for source in _twice(sources)]
+    faults += [f"no row has {source!r}" for source in sources if source not in present]
+    faults += [f"no class may be named {name!r}" for name in classes if name in ("", *RESERVED)]
+    if len(classes) < 2:
+        faults.append("expected two classes or more")
+    if faults:
+        there = ", ".join(sorted(present))
+        said = "; ".join(dict.fromkeys(faults))
+        raise UserError(f"--data.labels {' '.join(given)}: {said} (the emotions are: {there})")
+    return classes
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def hard_labels(classes: Classes, emotions: Sequence[str]) -> np.ndarray:
+    """[N] int32; -1 for emotions that no class has."""
+    label = {source: k for k, merged in enumerate(classes.values()) for source in merged}
+    return np.array([label.get(emotion, -1) for emotion in emotions], np.int32)
+
+
+def soft_labels(classes: Classes, votes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[N, K] float32: shares of the votes [N] by emotion, merged; rows sum to 1.
+
+    A row without a vote for any class is 0 throughout: the clip is left out.
+    """
+    none = np.zeros_like(next(iter(votes.values())))
+    columns = [
+        sum((votes.get(source, none) for source in merged), none) for merged in classes.values()
+    ]
+    merged = np.stack(columns, axis=1)
+    total = merged.sum(axis=1, keepdims=True)
+    return np.divide(merged, total, out=np.zeros_like(merged), where=total > 0).astype(np.float32)
+
+
+def majority(soft: np.ndarray) -> np.ndarray:
+    """[N] int32 labels with the only largest share of soft labels [N, K]; -1 where tied or 0."""
+    second, first = np.partition(soft, -2, axis=1)[:, -2:].T
+    return np.where(first - second > 1e-6, soft.argmax(axis=1), -1).astype(np.int32)
