@@ -154,20 +154,23 @@ def _read_cells(path: Path, rename: Mapping[str, str]) -> tuple[_Cells, list[int
         ) from error
     stream = io.StringIO(text, newline="")
     reader = csv.reader(stream, delimiter=_separator(path), skipinitialspace=True)
+    rows = filter(None, reader)
+    cells, lines, faults = [], [], []
     try:
-        rows = [(reader.line_num, row) for row in reader if row]
+        header = _read_header(path, next(rows, []), rename)
+        width = len(header)
+        for row in rows:
+            if len(row) != width:
+                expected = f"{width}, as in the header"
+                faults.append(Fault(len(lines), "", expected, f"{len(row)} cells"))
+                row = [""] * width
+            cells += row  # flat: a million lists would keep the garbage collector busy
+            lines.append(reader.line_num)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: expected CSV: {error}") from error
-    header = _read_header(path, rows.pop(0)[1] if rows else [], rename)
-    if not rows:
+    if not lines:
         raise UserError(f"{path}: expected a row a clip, found none")
-    faults, width = [], len(header)
-    for row, (line, cells) in enumerate(rows):
-        if len(cells) != width:
-            faults.append(Fault(row, "", f"{width}, as in the header", f"{len(cells)} cells"))
-            rows[row] = line, [""] * width
-    cells = map(list, zip(*(cells for _, cells in rows), strict=True))
-    return dict(zip(header, cells, strict=True)), [line for line, _ in rows], faults
+    return {name: cells[at::width] for at, name in enumerate(header)}, lines, faults
 
 
 def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> list[str]:
