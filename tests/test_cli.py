@@ -27,6 +27,7 @@ assert not heavy, heavy
         ("mmattn", '"report",', "--data.roots"),
         ("mmattn", '"baseline",', "RUN"),
         ("mmattn", '"corpus",', "--clips"),
+        ("mmattn", '"manifest",', "--pattern"),
         ("mmattn", '"predict",', "--html"),
         ("mmattn", '"download",', "crema-d"),
         ("mmattn", '"extract",', "--to"),

@@ -18,7 +18,7 @@ from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
-from mmattn.media import egemaps
+from mmattn.media import SUFFIXES, egemaps
 from mmattn.media.decode import BadMedia
 from mmattn.media.extract import (
     FASTEST,
@@ -28,7 +28,6 @@ from mmattn.media.extract import (
     write_features,
 )
 
-SUFFIXES = (".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".wav", ".flac")
 GRACE = 10.0  # seconds in which processes may end that are to
 DIED = "the process that read it died"
 Result = TypeVar("Result")
