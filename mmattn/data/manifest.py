@@ -132,6 +132,15 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, str]], overwrite: boo
     write_text(path, text.getvalue())
 
 
+def rows_of(manifest: Manifest) -> list[dict[str, str]]:
+    """The cells of each row by column."""
+    names = [*manifest.columns]
+    return [
+        dict(zip(names, cells, strict=True))
+        for cells in zip(*manifest.columns.values(), strict=True)
+    ]
+
+
 def _place(column: str) -> int:
     """Known columns come first, votes last."""
     name = "file" if column.startswith("file.") else column
