@@ -211,7 +211,9 @@ def _split_units(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int)
     every = np.unique(units)
     test = max(1, round(data.test * len(every)))
     validation = max(1, round(data.validation * len(every)))
-    what = "speakers" if data.disjoint == ("speaker",) else " and ".join(data.disjoint) + " units"
+    what = "speakers"
+    if set(every) != {*corpus.speakers}:
+        what = f"groups of clips that share a file or the {' or '.join(data.disjoint)}"
     if test + validation >= len(every):
         raise UserError(
             f"{len(every)} {what} are too few for {test} to test, {validation} to validate "

@@ -121,11 +121,9 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
 def write_features(path: Path, found: Extraction) -> None:
     """Write a feature file, atomically."""
     arrays = {"extractor": np.array(json.dumps(found.extractor, sort_keys=True))}
-    for name in ("audio", "video"):
-        stream = getattr(found, name)
-        if stream:
-            arrays[f"{name}_features"] = stream.frames
-            arrays[f"{name}_timestamps"] = stream.times
+    for name, stream in found.streams.items():
+        arrays[f"{name}_features"] = stream.frames
+        arrays[f"{name}_timestamps"] = stream.times
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_bytes(path, content.getvalue())
