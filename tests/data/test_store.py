@@ -209,6 +209,29 @@ def test_files_of_equal_content_are_packed_once(write_clip, tmp_path):
     assert one_of_each.rows.tolist() == [0, 1] and len(packs(tmp_path / "cache")) == 1
 
 
+def test_a_pack_serves_files_in_any_order_and_with_any_that_cannot_be_read(write_clip, tmp_path):
+    """Also where another has built it meanwhile, or built it anew after damage."""
+    files = [str(write_clip(tmp_path / f"{name}.npz", seed=ord(name))) for name in "abc"]
+    gone = [str(tmp_path / name) for name in ("0.npz", "z.npz")]
+    for name in gone:
+        os.symlink(tmp_path / "nowhere", name)
+
+    def lengths_and_first(names: list[str]) -> list:
+        status = [os.stat(name) if name in files else os.lstat(name) for name in names]
+        found = [ClipFile(name, of.st_size, 0) for name, of in zip(names, status, strict=True)]
+        audio = open_pack(found, tmp_path / "cache", {}).streams["audio"]
+        return [audio.clip(row).frames[:1].tolist() for row in range(len(names))]
+
+    a, b, c = lengths_and_first(files)
+    assert lengths_and_first(files[::-1]) == [c, b, a]
+    assert lengths_and_first([gone[0], *files]) == [[], a, b, c]
+    assert lengths_and_first([*files[::-1], gone[1]]) == [c, b, a, []]
+    for pack in packs(tmp_path / "cache"):
+        os.unlink(pack / "audio.npy")
+    assert lengths_and_first(files[::-1]) == [c, b, a]
+    assert lengths_and_first(files) == [a, b, c]
+
+
 def test_each_modality_is_packed_as_far_as_it_is_there(clip_arrays, write_clip, tmp_path):
     """Whichever modalities a file has, and whatever is wrong with one of them."""
     text = {"text_features": np.ones((6, 5)), "text_timestamps": np.arange(6) / 6}
