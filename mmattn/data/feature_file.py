@@ -15,6 +15,7 @@ from mmattn.data.extractor import parse_extractor
 from mmattn.data.stream import Stream, make_stream
 
 MIN_FRAMES = 5
+LATEST = 1e5  # seconds: later times are hardly seconds of a clip, and run into those of padding
 ATTEMPTS = 5
 FEATURES = "_features"  # after the modality's name
 # What NumPy and zipfile raise on files that are cut short, altered or not archives at all.
@@ -147,7 +148,10 @@ def _read_stream(archive: np.lib.npyio.NpzFile, modality: str, rate: float | Non
     if len(bad_rows):
         count = np.count_nonzero(~np.isfinite(frames))
         raise BadClip(f"{key} has {count} values that are not finite, first in frame {bad_rows[0]}")
-    return make_stream(frames, _read_times(archive, modality, len(frames), rate))
+    times = _read_times(archive, modality, len(frames), rate)
+    if times[-1] > LATEST:
+        raise BadClip(f"{modality} ends at {times[-1]:g} s, expected at most {LATEST:g}")
+    return make_stream(frames, times)
 
 
 def _read_times(

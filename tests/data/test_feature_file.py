@@ -230,6 +230,10 @@ BAD_ARRAYS = {
         "audio_timestamps does not increase: 0.1 s, then 0.1 s in frame 6",
     ),
     "times that go back": ({"video_timestamps": put(3, 0.0)}, "0.1333 s, then 0 s in frame 3"),
+    "times of a calendar": (
+        {"video_timestamps": 1.7e9 + np.arange(15) / 15},
+        r"video ends at 1.7e\+09 s, expected at most 100000",
+    ),
     "no times and no rate": (
         {"audio_timestamps": None},
         "audio_timestamps is missing and --data.rates audio=… is not given",

@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 from mmattn.config import ModelConfig
-from mmattn.data.augment import Frames, change_tempo
-from mmattn.data.batches import Batch, Sequence
-from mmattn.data.clips import Ragged, Stream, pack_streams
-from mmattn.model.fusion import FAR, ROUNDING, CrossAttention, CrossFusion, Reach, reach_of
+from mmattn.data.augment import change_tempo
+from mmattn.data.batches import Batch
+from mmattn.data.stream import PADDING, Ragged, Stream, make_stream, pack_streams
+from mmattn.model.fusion.cross import ROUNDING, Cross, CrossAttention, Window, window_of
 from tests.model.compiled import Model
+from tests.model.test_network import batch_of, with_streams
 
 WIDTHS = {"audio": 3, "video": 4}
 CONFIG = ModelConfig(
@@ -22,8 +23,7 @@ CONFIG = ModelConfig(
     cross_window=0.5,
     cross_heads=2,
     cross_units=8,
-    audio_units=(4,),
-    video_units=(3,),
+    units={"audio": (4,), "video": (3,)},
     head_units=(8,),
     head_dropout=(0.1,),
 )
@@ -36,7 +36,7 @@ def irregular(rng, length: int, rate: float) -> np.ndarray:
 
 
 def ragged(times: list[np.ndarray]) -> Ragged:
-    return pack_streams([Stream(np.zeros((len(own), 1), np.float32), own) for own in times])
+    return pack_streams([make_stream(np.zeros((len(own), 1), np.float32), own) for own in times])
 
 
 def padded(rows: list[np.ndarray], frames: int, fill: float) -> np.ndarray:
@@ -69,9 +69,9 @@ def without_invalid(side: Side) -> Side:
     return Side(*kept)
 
 
-def layer_of(reach: Reach, config: ModelConfig = CONFIG) -> CrossAttention:
+def layer_of(chunks: Window, config: ModelConfig = CONFIG) -> CrossAttention:
     """Heads that look a little ahead or back, at content and distance."""
-    layer = CrossAttention(config, reach)
+    layer = CrossAttention(config, chunks)
     layer.centre[...] = jnp.linspace(-0.1, 0.2, config.cross_heads)
     return layer
 
@@ -82,10 +82,10 @@ def attend(layer: CrossAttention, own: Side, other: Side, frames: tuple[int, int
     return run_layer(
         *nnx.split(layer),
         padded(own.x, frames[0], garbage),
-        padded(own.times, frames[0], FAR),
+        padded(own.times, frames[0], PADDING),
         padded(key, frames[1], garbage),
         padded(other.x, frames[1], garbage),
-        padded(other.times, frames[1], FAR),
+        padded(other.times, frames[1], PADDING),
         padded(other.valid, frames[1], 0).astype(bool),
     )
 
@@ -123,10 +123,10 @@ def test_it_equals_attention_over_all_frames_in_float64(rates, heads):
     config = ModelConfig(cross_window=0.5, cross_heads=heads, cross_units=8)
     own = draw_side(0, tuple(int(seconds * rates[0]) for seconds in (4, 1.5, 6)), rates[0])
     other = draw_side(1, tuple(int(seconds * rates[1]) for seconds in (4, 2.5, 5)), rates[1])
-    reach = reach_of(ragged(own.times), ragged(other.times), config.cross_window)
-    layer = layer_of(reach, config)
+    chunks = window_of(ragged(own.times), ragged(other.times), config.cross_window)
+    layer = layer_of(chunks, config)
     lengths = max(map(len, own.times)), max(map(len, other.times)) + 3
-    assert lengths[0] > 2 * reach.chunk and lengths[1] > reach.others
+    assert lengths[0] > 2 * chunks.chunk and lengths[1] > chunks.others
     found, attended = attend(layer, own, other, lengths)
     for clip, times in enumerate(own.times):
         expected, weights, near, distance = dense(layer, own, other, clip)
@@ -143,7 +143,7 @@ def test_it_equals_attention_over_all_frames_in_float64(rates, heads):
 
 def test_padding_and_invalid_frames_have_no_influence():
     own, other = draw_side(2, (30, 12), 10.0), draw_side(3, (30, 20), 10.0)
-    layer = layer_of(reach_of(ragged(own.times), ragged(other.times), 0.5))
+    layer = layer_of(window_of(ragged(own.times), ragged(other.times), 0.5))
     expected, attended = attend(layer, own, other, (33, 34))
     found, theirs = attend(layer, own, other, (33, 34), garbage=1e6)
     spoilt = other._replace(
@@ -170,7 +170,7 @@ def test_a_frame_with_nothing_near_gets_zeros_and_finite_gradients():
     own, other = draw_side(4, (20, 20), 10.0), draw_side(5, (20, 20), 10.0)
     other.times[0][:] += 30
     other.valid[1][10:] = False
-    layer = layer_of(reach_of(ragged(own.times), ragged(other.times), 0.5))
+    layer = layer_of(window_of(ragged(own.times), ragged(other.times), 0.5))
     found, attended = attend(layer, own, other, (20, 20))
     assert not found[0].any() and not attended.weights[0].any()
     far = np.abs(other.times[1][:10] - own.times[1][:, None]).min(1) > 0.6
@@ -208,13 +208,13 @@ def test_no_neighbour_is_cut_off_at_any_tempo(kind):
     rng = np.random.default_rng(0)
     streams = hand_made_streams(rng, kind)
     layer = layer_of(
-        reach_of(*map(ragged, streams), 0.5), ModelConfig(cross_units=1, cross_heads=1)
+        window_of(*map(ragged, streams), 0.5), ModelConfig(cross_units=1, cross_heads=1)
     )
     layer.log_width[...] = jnp.zeros(1)  # no weight is too small to be seen
 
     def at_tempo(times: np.ndarray, factor: float) -> np.ndarray:
         frames = np.zeros((len(times), 1), np.float32)
-        return change_tempo(Frames(frames, times, np.ones(len(times), bool)), factor, 0.0).times
+        return change_tempo(make_stream(frames, times), factor, 0.0).times
 
     own, other = [], []
     for tempos in ((None, None), (1, 1), (0.9, 1), (1.1, 1), (1, 0.9), (0.9, 1.1), (0.9, 0.9)):
@@ -222,8 +222,8 @@ def test_no_neighbour_is_cut_off_at_any_tempo(kind):
             streams_at += [x if tempo is None else at_tempo(x, tempo) for x in times]
     frames = max(map(len, own)), max(map(len, other))
     query, key = (np.zeros((len(own), size, 1), np.float32) for size in frames)
-    times = [padded(side, size, FAR) for side, size in zip((own, other), frames, strict=True)]
-    inputs = query, times[0], key, key, times[1], times[1] < FAR
+    times = [padded(side, size, PADDING) for side, size in zip((own, other), frames, strict=True)]
+    inputs = query, times[0], key, key, times[1], times[1] < PADDING
     _, attended = run_layer(*nnx.split(layer), *inputs)
     found = (np.asarray(attended.weights) > 0).sum(-1)
     for clip, (here, there) in enumerate(zip(own, other, strict=True)):
@@ -235,11 +235,11 @@ def test_no_neighbour_is_cut_off_at_any_tempo(kind):
 def test_memory_grows_linearly_with_time():
     rates, window = (20, 10), 0.25
     regular = [ragged([np.arange(10 * rate) / rate]) for rate in rates]
-    reach = reach_of(*regular, window)
+    chunks = window_of(*regular, window)
 
-    def temporary(seconds: int, reach: Reach) -> int:
+    def temporary(seconds: int, chunks: Window) -> int:
         graph, state = nnx.split(
-            layer_of(reach, ModelConfig(cross_window=window, cross_heads=2, cross_units=8))
+            layer_of(chunks, ModelConfig(cross_window=window, cross_heads=2, cross_units=8))
         )
 
         def loss(state, query, times, key, others, valid):
@@ -253,9 +253,9 @@ def test_memory_grows_linearly_with_time():
         compiled = jax.jit(jax.grad(loss, (0, 1, 3))).lower(state, *arrays).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    linear = [temporary(seconds, reach) for seconds in (20, 40, 80)]
+    linear = [temporary(seconds, chunks) for seconds in (20, 40, 80)]
     assert linear[2] < 5 * linear[0]
-    at_once = [temporary(seconds, Reach(20 * seconds, 10 * seconds)) for seconds in (20, 80)]
+    at_once = [temporary(seconds, Window(20 * seconds, 10 * seconds)) for seconds in (20, 80)]
     assert at_once[1] > 12 * at_once[0]
     assert linear[2] < at_once[1] / 10
 
@@ -264,17 +264,17 @@ class Fusion:
     """Cross-attention both ways and temporal attention, on embeddings of width 4."""
 
     def __init__(self):
-        reach = dict.fromkeys(WIDTHS, Reach(8, 40))
-        layer = CrossFusion(dict.fromkeys(WIDTHS, 4), CONFIG, reach, stream=0, rngs=nnx.Rngs(0))
+        geometry = tuple((name, Window(8, 40)) for name in WIDTHS)
+        layer = Cross(dict.fromkeys(WIDTHS, 4), CONFIG, geometry, iter([0]), rngs=nnx.Rngs(0))
         self.graph, self.state = nnx.split(layer)
 
     @partial(jax.jit, static_argnums=0)
-    def __call__(self, embeddings, sequences, scores):
+    def __call__(self, embeddings, streams, scores):
         """Pooled [B, D] and temporal attention by modality [B, T], with its scores by a factor."""
         layer = nnx.merge(self.graph, self.state, copy=True)
         layer.attention.kernel[...] *= scores
         embeddings = {name: x.swapaxes(0, 1) for name, x in embeddings.items()}
-        return layer(embeddings, sequences, None)[:2]
+        return layer({}, embeddings, streams, None)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -284,58 +284,57 @@ def fusion() -> Fusion:
 
 @pytest.fixture
 def embedded():
-    """Embeddings and sequences of two clips, with invalid frames and padding."""
-    embeddings, sequences = {}, {}
+    """Embeddings and streams of two clips, with invalid frames and padding."""
+    embeddings, streams = {}, {}
     for seed, (name, rate, lengths) in enumerate((("audio", 10, (30, 18)), ("video", 5, (14, 9)))):
         rng = np.random.default_rng(seed)
         frames = max(lengths)
         inside = np.arange(frames) < np.array(lengths)[:, None]
         x = rng.standard_normal((2, frames, 4)).astype(np.float32) * inside[..., None]
         valid = inside & (rng.random((2, frames)) < 0.8)
-        times = padded([irregular(rng, length, rate) for length in lengths], frames, 0)
+        times = padded([irregular(rng, length, rate) for length in lengths], frames, PADDING)
         embeddings[name] = x
-        sequences[name] = Sequence(x, valid, np.array(lengths, np.int32), times)
-    return embeddings, sequences
+        streams[name] = Stream(x, times, valid)
+    return embeddings, streams
 
 
 def test_an_invalid_frame_is_as_good_as_none(fusion, embedded):
-    embeddings, sequences = embedded
-    expected, attention = fusion(embeddings, sequences, scores=1.0)
+    embeddings, streams = embedded
+    expected, attention = fusion(embeddings, streams, scores=1.0)
     spoilt = {
-        name: np.where(sequences[name].valid[..., None], x, np.float32(1e3))
+        name: np.where(streams[name].valid[..., None], x, np.float32(1e3))
         for name, x in embeddings.items()
     }
-    for changed in ((spoilt, sequences), deleted(*embedded)):
+    for changed in ((spoilt, streams), deleted(*embedded)):
         found, weights = fusion(*changed, scores=1.0)
         np.testing.assert_allclose(found, expected, atol=2e-6)
         for name in WIDTHS:
             np.testing.assert_allclose(weights[name].sum(1), attention[name].sum(1), atol=1e-6)
-    assert not any(np.asarray(attention[name])[~sequences[name].valid].any() for name in WIDTHS)
+    assert not any(np.asarray(attention[name])[~streams[name].valid].any() for name in WIDTHS)
 
 
-def deleted(embeddings, sequences):
+def deleted(embeddings, streams):
     """The clips without their invalid frames."""
     kept_x, kept = {}, {}
-    for name, part in sequences.items():
+    for name, part in streams.items():
         rows = list(part.valid)
         frames = part.valid.shape[1]
         kept_x[name], times = (
-            padded([x[row] for x, row in zip(array, rows, strict=True)], frames, 0)
-            for array in (embeddings[name], part.times)
+            padded([x[row] for x, row in zip(array, rows, strict=True)], frames, fill)
+            for array, fill in ((embeddings[name], 0), (part.times, PADDING))
         )
-        length = part.valid.sum(1).astype(np.int32)
-        kept[name] = Sequence(kept_x[name], np.arange(frames) < length[:, None], length, times)
+        kept[name] = Stream(kept_x[name], times, times < PADDING)
     return kept_x, kept
 
 
 def test_both_modalities_have_the_same_say_whatever_their_rates(fusion, embedded):
-    embeddings, sequences = embedded
-    _, attention = fusion(embeddings, sequences, scores=0.0)
-    for name, part in sequences.items():
+    embeddings, streams = embedded
+    _, attention = fusion(embeddings, streams, scores=0.0)
+    for name, part in streams.items():
         count = part.valid.sum(1, keepdims=True)
         np.testing.assert_allclose(attention[name], part.valid * 0.5 / count, rtol=1e-5)
-    without = sequences["video"]._replace(valid=np.zeros_like(sequences["video"].valid))
-    _, attention = fusion(embeddings, sequences | {"video": without}, scores=0.0)
+    without = streams["video"]._replace(valid=np.zeros_like(streams["video"].valid))
+    _, attention = fusion(embeddings, streams | {"video": without}, scores=0.0)
     np.testing.assert_allclose(attention["audio"].sum(1), 1, rtol=1e-5)
     assert not attention["video"].any()
 
@@ -343,24 +342,25 @@ def test_both_modalities_have_the_same_say_whatever_their_rates(fusion, embedded
 @pytest.mark.parametrize("name", ["audio", "video"])
 def test_twice_the_frames_of_a_modality_change_nothing(fusion, embedded, name):
     """Each frame is there twice, at almost the same time."""
-    embeddings, sequences = embedded
-    pooled, attention = fusion(embeddings, sequences, scores=1.0)
-    _, valid, length, times = sequences[name]
+    embeddings, streams = embedded
+    pooled, attention = fusion(embeddings, streams, scores=1.0)
+    _, times, valid = streams[name]
     times = np.repeat(times, 2, 1)
     times[:, 1::2] += 1e-5
     x = np.repeat(embeddings[name], 2, 1)
-    twice = Sequence(x, np.repeat(valid, 2, 1), 2 * length, times)
-    found, weights = fusion(embeddings | {name: x}, sequences | {name: twice}, scores=1.0)
+    twice = Stream(x, times, np.repeat(valid, 2, 1))
+    found, weights = fusion(embeddings | {name: x}, streams | {name: twice}, scores=1.0)
     np.testing.assert_allclose(found, pooled, atol=1e-4)
     np.testing.assert_allclose(weights[name][:, ::2] * 2, attention[name], atol=1e-4)
 
 
 RATES = {"audio": 12.0, "video": 4.0}  # many frames are exactly at the window's edge
 LENGTHS = {"audio": (36, 20, 30), "video": (12, 8, 7)}
-REACH = {"audio": Reach(13, 10), "video": Reach(5, 40)}
+OTHER = {"audio": "video", "video": "audio"}
+GEOMETRY = (("audio", Window(13, 10)), ("video", Window(5, 40)))
 
 
-def sequence(name: str) -> Sequence:
+def stream(name: str) -> Stream:
     """Regular frames, some of them invalid."""
     rng = np.random.default_rng(len(name) + ord(name[0]))
     length = np.array(LENGTHS[name], np.int32)
@@ -369,48 +369,43 @@ def sequence(name: str) -> Sequence:
     valid = inside & (rng.random(inside.shape) < 0.9)
     x = rng.standard_normal((*valid.shape, WIDTHS[name])).astype(np.float32)
     x[~valid] = 0
-    return Sequence(x, valid, length, np.where(inside, number / RATES[name], np.float32(0)))
+    return Stream(x, np.where(inside, number / np.float32(RATES[name]), PADDING), valid)
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    labels, ones = np.arange(3, dtype=np.int32), np.ones(3, np.float32)
-    return Batch(sequence("audio"), sequence("video"), labels, labels, ones, ones, labels)
+    return batch_of(audio=stream("audio"), video=stream("video"))
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model(CONFIG, WIDTHS, REACH)
+    return Model(CONFIG, WIDTHS, GEOMETRY)
 
 
-def inside(part: Sequence) -> np.ndarray:
-    return np.arange(part.valid.shape[1]) < part.length[:, None]
-
-
-def shifted(part: Sequence, seconds: float) -> Sequence:
-    return part._replace(times=np.where(inside(part), part.times + np.float32(seconds), 0))
+def shifted(part: Stream, seconds: float) -> Stream:
+    later = part.times + np.float32(seconds)
+    return part._replace(times=np.where(part.times < PADDING, later, PADDING))
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1 / 3, -0.9, 7.77])
 def test_a_shift_of_both_streams_changes_nothing_and_of_one_does(model, batch, seconds):
     expected = model.predict(batch).logits
-    both = batch._replace(audio=shifted(batch.audio, seconds), video=shifted(batch.video, seconds))
+    both = batch_of(**{name: shifted(part, seconds) for name, part in batch.streams.items()})
     # Times of some seconds are rounded to 5e-7 s, and logits are up to 10.
     np.testing.assert_allclose(model.predict(both).logits, expected, atol=5e-4)
     for name in WIDTHS:
-        one = batch._replace(**{name: shifted(getattr(batch, name), seconds)})
+        one = with_streams(batch, **{name: shifted(batch.streams[name], seconds)})
         assert np.abs(model.predict(one).logits - expected).max(1).min() > 1e-2
 
 
 def test_garbage_in_the_padding_changes_no_bit(model, batch):
-    def spoil(part: Sequence) -> Sequence:
+    def spoil(part: Stream) -> Stream:
         noise = 1e3 * np.random.default_rng(9).standard_normal(part.frames.shape)
-        frames = np.where(inside(part)[..., None], part.frames, noise).astype(np.float32)
-        return part._replace(
-            frames=frames, times=np.where(inside(part), part.times, noise[..., 0]).astype("f4")
-        )
+        inside = part.times < PADDING
+        frames = np.where(inside[..., None], part.frames, noise).astype(np.float32)
+        return part._replace(frames=frames)
 
-    garbage = batch._replace(audio=spoil(batch.audio), video=spoil(batch.video))
+    garbage = batch_of(**{name: spoil(part) for name, part in batch.streams.items()})
     for run in (model.predict, model.train):
         jax.tree.map(np.testing.assert_array_equal, run(garbage), run(batch))
 
@@ -420,9 +415,9 @@ def test_attention_sums_to_one_over_both_modalities(model, batch):
     total = sum(weights.sum(1) for weights in output.attention.values())
     np.testing.assert_allclose(total, 1, rtol=1e-5)
     for name in WIDTHS:
-        valid = getattr(batch, name).valid
+        valid = batch.streams[name].valid
         assert (np.asarray(output.attention[name]) > 0)[valid].all()
-        to_the_other = np.asarray(output.attended[name].weights).sum(-1)
+        to_the_other = np.asarray(output.attended[name][OTHER[name]].weights).sum(-1)
         near = to_the_other > 0
         np.testing.assert_allclose(to_the_other[near], 1, rtol=1e-5)
         assert near[valid].mean() > 0.5
@@ -433,11 +428,11 @@ def test_attention_sums_to_one_over_both_modalities(model, batch):
 def test_a_missing_modality_is_harmless(model, batch, missing, how):
     changed = batch
     for name in missing:
-        part = Sequence(*(array.copy() for array in getattr(batch, name)))
+        part = Stream(*(array.copy() for array in batch.streams[name]))
         part.frames[0], part.valid[0] = 0, False
         if how == "no frames":
-            part.length[0], part.times[0] = 0, 0
-        changed = changed._replace(**{name: part})
+            part.times[0] = PADDING
+        changed = with_streams(changed, **{name: part})
     output = model.predict(changed)
     for values in jax.tree.leaves((output, model.train(changed))):
         assert np.isfinite(values).all()
@@ -453,12 +448,12 @@ def test_training_reaches_every_parameter(model, batch):
         assert np.abs(gradient).max() > 0
 
 
-def test_the_reach_by_hand():
+def test_the_window_by_hand():
     """Two frames a second; what the other sees is 1 s of them and half a second to either side."""
     own = ragged([np.arange(7) / 2, np.arange(3) / 2])
     other = ragged([np.arange(13) / 4])
-    assert reach_of(own, other, 0.5) == Reach(chunk=3, others=9 + 1)
-    assert reach_of(other, own, 0.5) == Reach(chunk=5, others=5 + 1)
+    assert window_of(own, other, 0.5) == Window(chunk=3, others=9 + 1)
+    assert window_of(other, own, 0.5) == Window(chunk=5, others=5 + 1)
     crowded = ragged([np.array([0, 0.01, 0.02, 0.03, 4.0])])
-    assert reach_of(crowded, other, 0.5).chunk == 4
+    assert window_of(crowded, other, 0.5).chunk == 4
     assert ROUNDING < 1e-3
