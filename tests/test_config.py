@@ -21,24 +21,42 @@ TEMPO = "expected 0.25 ≤ low ≤ high < 4"
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("augment", {"audio_noise": (-0.1, 0.1)}, "--augment.audio-noise (-0.1, 0.1): expected 0"),
-        ("augment", {"video_noise": (0.2, 0.1)}, "--augment.video-noise (0.2, 0.1): expected 0"),
-        ("augment", {"video_noise": (0.1, float("nan"))}, "--augment.video-noise (0.1, nan): "),
-        ("augment", {"audio_scale": (0.5, float("inf"))}, "--augment.audio-scale (0.5, inf): "),
+        ("augment", {"noise": {"audio": (-0.1, 0.1)}}, "--augment.noise (-0.1, 0.1): expected 0"),
+        ("augment", {"noise": {"video": (0.2, 0.1)}}, "--augment.noise (0.2, 0.1): expected 0"),
+        ("augment", {"noise": {"video": (0.1, float("nan"))}}, "--augment.noise (0.1, nan): "),
+        ("augment", {"scale": {"audio": (0.5, float("inf"))}}, "--augment.scale (0.5, inf): "),
         ("augment", {"tempo": (0.2, 1.0)}, f"--augment.tempo (0.2, 1.0): {TEMPO}"),
-        ("augment", {"audio_tempo": (1.1, 0.9)}, f"--augment.audio-tempo (1.1, 0.9): {TEMPO}"),
-        ("augment", {"video_tempo": (1.0, 4.0)}, f"--augment.video-tempo (1.0, 4.0): {TEMPO}"),
+        (
+            "augment",
+            {"own_tempo": {"audio": (1.1, 0.9)}},
+            f"--augment.own-tempo (1.1, 0.9): {TEMPO}",
+        ),
+        (
+            "augment",
+            {"own_tempo": {"video": (1.0, 4.0)}},
+            f"--augment.own-tempo (1.0, 4.0): {TEMPO}",
+        ),
         ("augment", {"probability": 1.5}, "--augment.probability 1.5: expected 0 to 1"),
-        ("augment", {"video_dropout": -0.1}, "--augment.video-dropout -0.1: expected 0 to 1"),
+        ("augment", {"dropout": {"video": -0.1}}, "--augment.dropout -0.1: expected 0 to 1"),
         ("augment", {"feature_mask": 2.0}, "--augment.feature-mask 2.0: expected 0 to 1"),
         ("augment", {"drop_modality": 1.1}, "--augment.drop-modality 1.1: expected 0 to 1"),
-        ("augment", {"video_gap": -1.0}, "--augment.video-gap -1.0: expected 0 to 60"),
+        ("augment", {"gap": {"video": -1.0}}, "--augment.gap -1.0: expected 0 to 60"),
         ("augment", {"time_mask": 61.0}, "--augment.time-mask 61.0: expected 0 to 60"),
         ("augment", {"mixup": -0.2}, "--augment.mixup -0.2: expected 0 to 100"),
+        ("model", {"modalities": ()}, "--model.modalities : expected one or more, each once"),
+        ("model", {"modalities": ("a", "a")}, "--model.modalities a a: expected one or more"),
         (
             "model",
-            {"fusion": "cross", "modalities": ("audio",)},
-            "--model.fusion cross with --model.modalities ('audio',): expected audio and video",
+            {"units": {"text": (8,)}},
+            "--model.units text: no such modality: expected audio video",
+        ),
+        ("model", {"units": {"audio": ()}}, "--model.units (): expected layers of 1 unit or more"),
+        ("data", {"tile": ("text",)}, "--data.tile text: no such modality: expected audio video"),
+        ("data", {"streams": ("audio",)}, "--model.modalities video: no such modality: expected a"),
+        (
+            "augment",
+            {"gap": {"text": 0.1}},
+            "--augment.gap text: no such modality: expected audio video",
         ),
         ("model", {"cross_window": 0.0}, "--model.cross-window 0.0: expected above 0 and at most"),
         ("model", {"cross_window": float("inf")}, "--model.cross-window inf: expected above 0"),
@@ -62,9 +80,12 @@ def test_wrong_values_are_named_with_what_was_expected(part, change, message):
 @pytest.mark.parametrize(
     ("part", "change"),
     [
-        ("augment", {"tempo": (0.25, 3.9), "audio_noise": (0.0, 5.0), "probability": 0.0}),
-        ("augment", {"mixup": 100.0, "video_gap": 60.0, "drop_modality": 1.0}),
+        ("augment", {"tempo": (0.25, 3.9), "noise": {"audio": (0.0, 5.0)}, "probability": 0.0}),
+        ("augment", {"mixup": 100.0, "gap": {"video": 60.0}, "drop_modality": 1.0}),
         ("model", {"fusion": "cross", "modalities": ("video", "audio"), "cross_units": 2}),
+        ("model", {"fusion": "cross", "modalities": ("audio",)}),
+        ("model", {"modalities": ("text", "audio", "video"), "units": {"text": (8, 4)}}),
+        ("data", {"streams": ("audio", "text", "video"), "tile": ("text",)}),
         ("train", {"patience": 0, "save_every": 1000}),
     ],
 )
@@ -73,7 +94,9 @@ def test_values_at_their_ends_are_right(part, change):
 
 
 def test_a_stored_config_comes_back_whole():
-    augment = AugmentConfig(pick="one-or-all", tempo=(0.9, 1.1), audio_noise=(0.0, 0.1), mixup=0.4)
+    augment = AugmentConfig(
+        pick="one-or-all", tempo=(0.9, 1.1), noise={"audio": (0.0, 0.1)}, mixup=0.4
+    )
     config = replace(GOOD, augment=augment, model=replace(GOOD.model, fusion="cross"))
     assert config_from_json(config.to_json()) == config
 

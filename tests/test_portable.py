@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from mmattn.data.clips import read_streams
+from mmattn.data.feature_file import read_features
 
 IMPORT_ALL = """
 import importlib, pkgutil
@@ -62,10 +62,9 @@ def runs(commands, tmp_path_factory) -> dict[str, Path]:
             *("--data.labels", "ravdess8", "--devices", 2, "--train.batch", 8),
             *("--train.epochs", 3, "--train.patience", 3, "--train.steps-per-dispatch", 2),
             *(
-                "--model.audio-units",
-                8,
-                "--model.video-units",
-                8,
+                "--model.units",
+                "audio=8",
+                "video=8",
                 "--model.head-units",
                 8,
                 "--model.head-dropout",
@@ -115,6 +114,6 @@ def test_sound_is_extracted_the_same(commands, tmp_path):
         text = commands.run(*words, "mmattn", "extract", tmp_path / "clips", *options)
         assert "2 clips of 2 s" in text
     for path in (tmp_path / "usual").iterdir():
-        expected, _ = read_streams(path)
-        found, _ = read_streams(tmp_path / "plain" / path.name)
+        expected, _ = read_features(path)
+        found, _ = read_features(tmp_path / "plain" / path.name)
         np.testing.assert_array_equal(found["audio"].frames, expected["audio"].frames)

@@ -10,18 +10,19 @@ from flax import nnx
 
 from mmattn.config import DataConfig, ModelConfig, SyntheticConfig
 from mmattn.data import batches
-from mmattn.data.augment import Pair, drop_modality
+from mmattn.data.augment import Streams, drop_modality
 from mmattn.data.batches import Dispatch, collate, make_buckets, normalised
-from mmattn.data.clips import Stream, pack_streams
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import Normaliser, fit_normaliser
+from mmattn.data.stream import Stream, pack_streams
 from mmattn.model import native
-from mmattn.model.fusion import reach_of
+from mmattn.model.fusion import fusion_of
+from mmattn.model.fusion.cross import window_of
 from mmattn.model.network import Network, Output
 
 SIZES = {"clips": 12, "speakers": 2, "audio_width": 4, "video_width": 3, "audio_rate": 12}
 DATA = DataConfig(synthetic=SyntheticConfig(**SIZES, video_rate=10))
-SMALL = {"cross_units": 4, "audio_units": (4,), "video_units": (3,), "head_units": ()}
+SMALL = {"cross_units": 4, "units": {"audio": (4,), "video": (3,)}, "head_units": ()}
 MODELS = {
     fusion: ModelConfig(**SMALL, head_dropout=(), statistics=True, fusion=fusion)
     for fusion in ("concat", "cross")
@@ -47,32 +48,25 @@ def kernel(request):
 
 @pytest.fixture(scope="module")
 def whole() -> Corpus:
-    return open_corpus(DATA)
+    return open_corpus(DATA, ("audio", "video"))
 
 
 @pytest.fixture(scope="module")
 def lacking(whole) -> Corpus:
     """The corpus with some streams that have no frames."""
     streams = {}
-    for name, ragged in streams_of(whole).items():
-        ends = [0 if LACKS.get(clip) == name else None for clip in range(len(whole))]
-        streams[name] = pack_streams(
-            [
-                Stream(ragged.clip(clip)[:end], ragged.clip_times(clip)[:end])
-                for clip, end in enumerate(ends)
-            ]
-        )
-    return replace(whole, **streams)
+    for name, ragged in whole.streams.items():
+        clips = [ragged.clip(clip) for clip in range(len(whole))]
+        for clip in (clip for clip, lost in LACKS.items() if lost == name):
+            clips[clip] = Stream(*(array[:0] for array in clips[clip]))
+        streams[name] = pack_streams(clips, ragged.zero_is_missing)
+    return replace(whole, streams=streams)
 
 
-def streams_of(corpus: Corpus) -> dict:
-    return {"audio": corpus.audio, "video": corpus.video}
-
-
-def with_invalid(corpus: Corpus, clip: int, normaliser: Normaliser) -> Pair:
+def with_invalid(corpus: Corpus, clip: int, normaliser: Normaliser) -> Streams:
     """`normalised`, but with all frames of a modality invalid, as in training."""
-    pair = normalised(corpus, clip, normaliser)
-    return drop_modality(pair, LACKS[clip]) if clip in LACKS else pair
+    streams = normalised(corpus, clip, normaliser)
+    return drop_modality(streams, LACKS[clip]) if clip in LACKS else streams
 
 
 def predict(corpus: Corpus, clips: np.ndarray, model: ModelConfig) -> tuple[Network, Output]:
@@ -80,11 +74,9 @@ def predict(corpus: Corpus, clips: np.ndarray, model: ModelConfig) -> tuple[Netw
     normaliser = fit_normaliser(corpus, OTHERS)
     dispatch = Dispatch(*make_buckets(corpus, clips, 1), [clips])
     batch = collate(corpus, dispatch, normaliser, 1, len(clips), 1)
-    streams = streams_of(corpus)
-    widths = {name: ragged.width for name, ragged in streams.items()}
-    audio, video = (ragged.select(clips) for ragged in streams.values())
-    reach = {"audio": reach_of(audio, video, 0.5), "video": reach_of(video, audio, 0.5)}
-    network = nnx.eval_shape(lambda: Network(model, widths, 6, nnx.Rngs(0), reach))
+    streams = {name: ragged.select(clips) for name, ragged in corpus.streams.items()}
+    geometry = fusion_of(model.fusion).geometry(streams, model)
+    network = nnx.eval_shape(lambda: Network(model, corpus.widths, 6, nnx.Rngs(0), geometry))
     graph, params, rest = nnx.split(network, nnx.Param, ...)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.5, x.shape)), params)
@@ -138,6 +130,6 @@ def test_concatenation_has_zeros_in_its_place(whole, lacking):
 def test_it_does_not_change_how_far_cross_attention_must_see(lacking):
     others = np.array([0, *OTHERS])
     for own, other in (("audio", "video"), ("video", "audio")):
-        streams = streams_of(lacking)[own], streams_of(lacking)[other]
-        expected = reach_of(*(ragged.select(others) for ragged in streams), 0.5)
-        assert reach_of(*streams, 0.5) == expected
+        streams = lacking.streams[own], lacking.streams[other]
+        expected = window_of(*(ragged.select(others) for ragged in streams), 0.5)
+        assert window_of(*streams, 0.5) == expected

@@ -15,7 +15,7 @@ from mmattn.data.batches import Augmentation, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.errors import UserError
-from mmattn.model.fusion import reach_of
+from mmattn.model.fusion import fusion_of
 from mmattn.train import devices
 from mmattn.train.loss import balanced_class_weights
 from mmattn.train.predict import ClipPredictions, Feed, predict_clips
@@ -23,8 +23,7 @@ from mmattn.train.step import NO_SUMS, Learner, Settings, Sums, TrainState
 
 BATCH, STEPS, EPOCHS = 10, 4, 2  # on 4 devices 3, 3, 3 and 1 clips
 MODEL = ModelConfig(
-    audio_units=(4,),
-    video_units=(3,),
+    units={"audio": (4,), "video": (3,)},
     head_units=(8,),
     input_dropout=0.1,
     pooled_dropout=0.1,
@@ -35,14 +34,13 @@ MODEL = ModelConfig(
 CROSS = ModelConfig(
     fusion="cross",
     cross_units=4,
-    audio_units=(4,),
-    video_units=(3,),
+    units={"audio": (4,), "video": (3,)},
     head_units=(),
     input_dropout=0.0,
     pooled_dropout=0.0,
     head_dropout=(),
 )
-AUGMENT = AugmentConfig(tempo=(0.9, 1.1), audio_noise=(0.1, 0.2), mixup=0.5)
+AUGMENT = AugmentConfig(tempo=(0.9, 1.1), noise={"audio": (0.1, 0.2)}, mixup=0.5)
 WIDTHS = {"audio": 4, "video": 3}
 
 
@@ -50,16 +48,14 @@ WIDTHS = {"audio": 4, "video": 3}
 def corpus() -> Corpus:
     sizes = {"audio_width": WIDTHS["audio"], "video_width": WIDTHS["video"]}
     rates = {"audio_rate": 12, "video_rate": 10}
-    return open_corpus(
-        DataConfig(synthetic=SyntheticConfig(clips=72, speakers=4, **sizes, **rates))
-    )
+    data = DataConfig(synthetic=SyntheticConfig(clips=72, speakers=4, **sizes, **rates))
+    return open_corpus(data, ("audio", "video"))
 
 
 @cache
 def learner(count: int, model: ModelConfig = MODEL) -> Learner:
-    streams = corpus().audio, corpus().video
-    reach = {"audio": reach_of(*streams, 0.5), "video": reach_of(*streams[::-1], 0.5)}
-    return Learner(model, TrainConfig(weight_decay=0.01, gamma=2.0), WIDTHS, 6, count, reach)
+    geometry = fusion_of(model.fusion).geometry(corpus().streams, model)
+    return Learner(model, TrainConfig(weight_decay=0.01, gamma=2.0), WIDTHS, 6, count, geometry)
 
 
 CLIPS = np.random.default_rng(0).permutation(72)[:52]  # the last batch has two clips

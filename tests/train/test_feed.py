@@ -7,9 +7,9 @@ import pytest
 
 from mmattn.config import AugmentConfig, DataConfig, SyntheticConfig
 from mmattn.data.batches import Augmentation, make_buckets, plan_epoch
-from mmattn.data.clips import Ragged
 from mmattn.data.corpus import open_corpus
 from mmattn.data.normalise import fit_normaliser
+from mmattn.data.stream import Ragged
 from mmattn.train.predict import AHEAD, Feed
 
 BATCH = 4
@@ -18,7 +18,8 @@ BATCH = 4
 @pytest.mark.parametrize("augment", [None, AugmentConfig(mixup=0.5)])
 def test_clips_are_read_ahead_of_the_batches_that_have_them(monkeypatch, augment):
     sizes = {"audio_width": 3, "video_width": 3, "audio_rate": 10, "video_rate": 10}
-    corpus = open_corpus(DataConfig(synthetic=SyntheticConfig(clips=48, speakers=4, **sizes)))
+    data = DataConfig(synthetic=SyntheticConfig(clips=48, speakers=4, **sizes))
+    corpus = open_corpus(data, ("audio", "video"))
     clips = np.arange(48)
     buckets = make_buckets(corpus, clips, 1)
     plan = plan_epoch(corpus, clips, buckets, BATCH, 1, np.random.default_rng(0))
@@ -41,5 +42,5 @@ def test_clips_are_read_ahead_of_the_batches_that_have_them(monkeypatch, augment
     assert len(begun) == 2 * BATCH * (1 + 2 * AHEAD)
     begun.clear()
     assert len(list(feed(plan, 1, augmentation))) == len(plan)
-    streams = {id(corpus.audio), id(corpus.video)}
+    streams = {id(stream) for stream in corpus.streams.values()}
     assert sorted(begun) == sorted((stream, at) for stream in streams for at in clips)

@@ -10,7 +10,7 @@ from mmattn.train.loss import focal_loss
 from mmattn.train.step import Learner, Settings
 
 MODEL = ModelConfig(
-    modalities=("audio",), audio_units=(2,), head_units=(), head_dropout=(), statistics=True
+    modalities=("audio",), units={"audio": (2,)}, head_units=(), head_dropout=(), statistics=True
 )
 LOGITS = np.log(np.array([[3.0, 1.0]] * 4, np.float32))  # probabilities ¾ and ¼
 OWN, OTHER = np.array([0, 0, 1, 1], np.int32), np.array([0, 1, 0, 1], np.int32)
@@ -20,7 +20,7 @@ SHARES = np.array([0.5, 0.75, 0.75, 1.0], np.float32)
 def loss(gamma, shares, statistics=None, weights=(1.0, 1.0)) -> np.ndarray:
     learner = Learner(MODEL, TrainConfig(gamma=gamma), {"audio": 2}, 2, 1)
     nothing = [None] * len(Batch._fields)
-    batch = Batch(*nothing)._replace(label=OWN, other_label=OTHER, share=shares)
+    batch = Batch(*nothing)._replace(label=OWN, mixup_label=OTHER, mixup_lambda=shares)
     output = Output(LOGITS, LOGITS, statistics, None, {}, {}, {})
     settings = Settings(None, np.array(weights, np.float32), np.float32(0))
     return np.asarray(learner.loss(output, batch, settings))

@@ -18,7 +18,7 @@ from mmattn.config import (
     SyntheticConfig,
     TrainConfig,
 )
-from mmattn.data.batches import Bucket, Dispatch, collate, make_buckets
+from mmattn.data.batches import Dispatch, collate, make_buckets
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, make_split
 from mmattn.errors import Stopped, UserError
@@ -31,13 +31,12 @@ CONFIG = ExperimentConfig(
     name="test",
     data=DataConfig(buckets=1, synthetic=SyntheticConfig(**SIZES, video_rate=10)),
     augment=AugmentConfig(
-        tempo=(0.9, 1.1), audio_noise=(0.1, 0.2), video_noise=(0.1, 0.2), mixup=0.4
+        tempo=(0.9, 1.1), noise={"audio": (0.1, 0.2), "video": (0.1, 0.2)}, mixup=0.4
     ),
     model=ModelConfig(
         fusion="cross",
         cross_units=4,
-        audio_units=(4,),
-        video_units=(3,),
+        units={"audio": (4,), "video": (3,)},
         head_units=(5,),
         input_dropout=0.0,
         pooled_dropout=0.0,
@@ -49,7 +48,7 @@ CONFIG = ExperimentConfig(
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    return open_corpus(CONFIG.data)
+    return open_corpus(CONFIG.data, CONFIG.streams)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +67,12 @@ def network_of(trainer: Trainer, state) -> nnx.Module:
     return nnx.merge(trainer.learner.graph, *weights)
 
 
+def with_audio(corpus: Corpus, **changes) -> Corpus:
+    """The corpus with another audio stream."""
+    audio = replace(corpus.streams["audio"], **changes)
+    return replace(corpus, streams=corpus.streams | {"audio": audio})
+
+
 def test_inside_the_network(trainer, corpus):
     """Embeddings are the network's; gradient × input is the slope as a frame grows."""
     state, _ = trainer.start()
@@ -80,19 +85,20 @@ def test_inside_the_network(trainer, corpus):
     run = jax.jit(lambda weights, batch: nnx.merge(graph, weights)(batch))
     output = run(weights, batch)
     for place, clip in enumerate(clips):
-        lengths = {"audio": corpus.audio.lengths[clip], "video": corpus.video.lengths[clip]}
-        for name, length in lengths.items():
+        for name, stream in corpus.streams.items():
+            length = stream.lengths[clip]
             np.testing.assert_allclose(
                 found.embeddings[place][name], output.embeddings[name][place, :length], atol=1e-6
             )
             assert len(found.gradient_input[place][name]) == length
     for name in ("audio", "video"):
-        frame, part = 5, getattr(batch, name)
+        frame, part = 5, batch.streams[name]
         ends = []
         for factor in (1.01, 0.99):
             frames = part.frames.copy()
             frames[:, frame] *= factor
-            changed = batch._replace(**{name: part._replace(frames=frames)})
+            streams = batch.streams | {name: part._replace(frames=frames)}
+            changed = batch._replace(streams=streams)
             ends.append(np.asarray(run(weights, changed).logits, np.float64))
         highest = output.logits.argmax(1)
         slope = ((ends[0] - ends[1]) / 0.02)[range(len(clips)), highest]
@@ -104,7 +110,7 @@ def test_inside_the_network(trainer, corpus):
 def test_other_clips_are_predicted_as_by_a_trainer_of_theirs(trainer, corpus):
     state, _ = trainer.start()
     clips = np.arange(9)
-    late = replace(corpus, audio=replace(corpus.audio, delay=0.3))
+    late = with_audio(corpus, delay=0.3)
     found = trainer.with_corpus(late).predict(state, clips)
     own = Trainer(CONFIG, late, trainer.normaliser, trainer.settings.class_weights, clips, 2)
     assert own.learner is trainer.learner  # nothing is compiled anew
@@ -117,15 +123,15 @@ def test_other_clips_are_predicted_as_by_a_trainer_of_theirs(trainer, corpus):
     plain = trainer.predict(state, clips)
     assert np.abs(plain.probabilities - expected.probabilities).max() > 1e-5
     assert trainer.feed.corpus is trainer.corpus is corpus
-    longer = [Bucket(99, 99)]
+    longer = [{"audio": 99, "video": 99}]
     assert trainer.with_corpus(late, longer).feed.buckets == longer != trainer.feed.buckets
 
 
 def test_a_clip_without_audio_is_predicted_and_seen_from_inside(trainer, corpus):
     state, _ = trainer.start()
-    lengths = corpus.audio.lengths.copy()
+    lengths = corpus.streams["audio"].lengths.copy()
     lengths[2] = 0
-    silent = replace(corpus, audio=replace(corpus.audio, lengths=lengths))
+    silent = with_audio(corpus, lengths=lengths)
     clips = np.array([7, 2, 30])
     lacking, plain = trainer.with_corpus(silent), trainer
     found, expected = lacking.predict(state, clips), plain.predict(state, clips)
@@ -135,7 +141,7 @@ def test_a_clip_without_audio_is_predicted_and_seen_from_inside(trainer, corpus)
     inside = lacking.inspect(state, clips)
     for values in (found.attention[1], inside.gradient_input[1]):
         assert values["audio"].shape == (0,)
-        assert len(values["video"]) == corpus.video.lengths[2]
+        assert len(values["video"]) == corpus.streams["video"].lengths[2]
         assert np.isfinite(values["video"]).all()
 
 
@@ -260,8 +266,8 @@ def test_a_modality_that_is_not_used_or_not_there_may_be_of_another_extractor(co
     check_extractor(folder, about(("video",), extractor=RECORDS), other, clips)
     with pytest.raises(UserError, match=r"run: .* audio hop"):
         check_extractor(folder, about(("audio",), extractor=RECORDS), other, clips)
-    silent = replace(corpus.audio, lengths=0 * corpus.audio.lengths)
-    video_alone = replace(corpus, audio=silent, extractor={"video": RECORDS["video"]})
+    silent = with_audio(corpus, lengths=0 * corpus.streams["audio"].lengths)
+    video_alone = replace(silent, extractor={"video": RECORDS["video"]})
     check_extractor(folder, about(extractor=RECORDS), video_alone, clips)
 
 
