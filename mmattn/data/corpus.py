@@ -320,7 +320,8 @@ def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> s
     titles = {name: CORPORA[name].TITLE if name in CORPORA else name for name in order}
     clips = " and ".join(f"{counts[name]} {titles[name]}" for name in order)
     known = len({*speakers} - {""})
-    said = f"{known} speakers" if speakers.all() else f"{known} known speakers"
+    unknown = int((speakers == "").sum())
+    said = f"{known} speakers" + f" and {unknown} clips, SPEAKERS UNKNOWN," * bool(unknown)
     return f"{clips} clips of {said} from {', '.join(map(str, roots))}"
 
 

@@ -22,6 +22,7 @@ from mmattn.errors import UserError
 DRAWS = 2000  # random divisions of the units, of which the best balanced is taken
 SIDES = ("train", "validation", "test")
 LEAK, UNKNOWN = "LEAKS SPEAKERS", "SPEAKERS UNKNOWN"
+CAVEATS = {False: None, True: LEAK, "unknown": UNKNOWN}  # by `Split.leaking`
 
 
 @dataclass(frozen=True)

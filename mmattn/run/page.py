@@ -28,10 +28,13 @@ from mmattn.train.step import TrainState
 
 VIEWED = 60  # clips in the viewer
 SHIFTED = 2000  # clips of which the audio is shifted and made slower
-LEAK_NOTE = (
-    "THE SPLIT LEAKS SPEAKERS: clips were divided by chance, so those in the test are of speakers "
-    "in the training. The scores say nothing about new speakers."
-)
+NOTES = {
+    False: None,
+    True: "THE SPLIT LEAKS SPEAKERS: those in the test are in the training too. The scores say "
+    "nothing about new speakers.",
+    "unknown": "SPEAKERS UNKNOWN: those in the test may be in the training too, and no interval can "
+    "be given.",
+}
 
 
 def report_run(run: Path, device_count: int | str | None, other: OtherDataConfig) -> None:
@@ -102,7 +105,7 @@ def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
             view_clips(trainer, state, shown),
             [f"{about}."],
             list(_curves(trainer, state, test)) if alone else [],
-            LEAK_NOTE if document["leaking"] else None,
+            NOTES[document["leaking"]],
             scores_by_group(corpus, predictions["test"], config.seed),
         )
 
