@@ -32,8 +32,8 @@ NOTES = {
     False: None,
     True: "THE SPLIT LEAKS SPEAKERS: those in the test are in the training too. The scores say "
     "nothing about new speakers.",
-    "unknown": "SPEAKERS UNKNOWN: those in the test may be in the training too, and no interval can "
-    "be given.",
+    "unknown": "SPEAKERS UNKNOWN: those in the test may be in the training too; no interval can be "
+    "given.",
 }
 
 
