@@ -185,21 +185,6 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Write a synthetic corpus of feature files as large as RAVDESS and CREMA-D together."""
-
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """A new or empty folder."""
-    clips: int = 8882
-    seed: int = 0
-
-    def __call__(self) -> None:
-        from mmattn.data.write import write_full_size
-
-        write_full_size(self.folder, self.clips, self.seed)
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Write the table of a corpus, a row a clip, and show what was understood of its files."""
 
@@ -321,7 +306,6 @@ def main() -> None:
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
-        | Annotated[Corpus, tyro.conf.subcommand("corpus")]
         | Annotated[Manifest, tyro.conf.subcommand("manifest")]
         | Annotated[Extract, tyro.conf.subcommand("extract")]
         | Annotated[Align, tyro.conf.subcommand("align")]

@@ -141,8 +141,9 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str]) -> Corpus:
     faults = list(unnamed)
     good, places = [], {}
     for clip in sorted(range(len(table)), key=table.clips.__getitem__):
-        name, where = table.clips[clip], next(of[clip] for of in paths.values() if of[clip])
-        reason = reasons.get(clip) or _fault(pack, {name: of[clip] for name, of in rows.items()})
+        files = (of[clip] for of in (*paths.values(), *table.files.values()))
+        name, where = table.clips[clip], next(filter(None, files))
+        reason = _fault(pack, {name: of[clip] for name, of in rows.items()}) or reasons.get(clip)
         if not reason and places.setdefault(name, where) is not where:
             reason = f"has the same name as {places[name]}"
         if reason:
@@ -271,7 +272,7 @@ def _groups(columns: Mapping[str, np.ndarray], data: DataConfig) -> dict[str, np
 
 def _report_bad(faults: Sequence[tuple[str, str]], clips: int, max_bad: int) -> None:
     if faults:
-        say_table(f"{len(faults)} bad clips of {clips}", ("file", "reason"), faults)
+        say_table(f"{len(faults)} bad clips of {clips}", ("file", "reason"), sorted(faults))
     if len(faults) > max_bad:
         raise UserError(
             f"{len(faults)} of {clips} clips are bad (see the table) and {max_bad} are allowed; "
