@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from mmattn.data.write import CLIPS, RATES, SECONDS, WIDTHS
+from benchmarks.full_size import CLIPS, RATES, SECONDS, WIDTHS
 from mmattn.remote import prices
 
 MACHINE, VCPUS = "c5.24xlarge", 96

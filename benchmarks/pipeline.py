@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from benchmarks.full_size import write_full_size
 from benchmarks.machine import (
     bytes_from_disk,
     check_json,
@@ -43,7 +44,6 @@ from mmattn.data.clips import Ragged
 from mmattn.data.corpus import Corpus, find_files, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import Split, make_split
-from mmattn.data.write import write_full_size
 from mmattn.errors import UserError
 from mmattn.train.devices import start_devices
 from mmattn.train.loop import Trainer, epoch_plan, fit, make_trainer

@@ -30,10 +30,10 @@ from benchmarks.distributed import (
     read_result,
     scaling_rows,
 )
+from benchmarks.full_size import SECONDS
 from benchmarks.machine import command
 from benchmarks.scaling import WEAK
 from mmattn.console import say
-from mmattn.data.write import SECONDS
 from mmattn.errors import UserError
 from mmattn.evaluate.plots import BLUE, DPI, GREEN, ORANGE
 from mmattn.remote import prices

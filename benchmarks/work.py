@@ -1,6 +1,6 @@
 """The work that all contenders share: ragged batches of the full-size corpus, and its FLOP.
 
-The lengths are those that `mmattn corpus` draws for RAVDESS and CREMA-D together; clips are
+The lengths are those that `benchmarks.full_size` draws for RAVDESS and CREMA-D together; clips are
 grouped by the project's own buckets, so a batch has the padded shape that it has in training.
 """
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.full_size import CLIPS, RATES, SECONDS, SPREAD, WIDTHS
 from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig, ModelConfig
 from mmattn.data.batches import Batch, Bucket, Dispatch, collate, make_buckets, plan_epoch
@@ -17,7 +18,6 @@ from mmattn.data.clips import Ragged, Stream
 from mmattn.data.corpus import Corpus
 from mmattn.data.names import SIX
 from mmattn.data.normalise import Normaliser
-from mmattn.data.write import CLIPS, RATES, SECONDS, SPREAD, WIDTHS
 from mmattn.errors import UserError
 
 TRAINING_SHARE = 0.8  # 7,104 of the 8,882 clips are for training

@@ -185,18 +185,39 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Write a synthetic corpus of feature files as large as RAVDESS and CREMA-D together."""
+class Manifest:
+    """Write the table of a corpus, a row a clip, and show what was understood of its files."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """A new or empty folder."""
-    clips: int = 8882
-    seed: int = 0
+    """Raw clips or feature files."""
+    corpus: str | None = None
+    """Whose file names these are: ravdess or crema-d."""
+    pattern: str | None = None
+    """Or what the paths say, without suffix: '{emotion}/{speaker}_{take}'."""
+    audformat: Path | None = None
+    """Or a database in audformat, whose paths begin at FOLDER (extra [audformat])."""
+    ratings: Path | None = None
+    """With crema-d: folder of its tabulatedVotes.csv and VideoDemographics.csv."""
+    votes: Literal["audio-visual", "voice", "face"] = "audio-visual"
+    """Which votes --ratings adds: of raters who saw and heard, only heard or only saw the clip."""
+    to: Path | None = None
+    """The table (default: FOLDER/manifest.csv); .tsv has tabs."""
+    overwrite: bool = False
+    """Replace a table that is there."""
 
     def __call__(self) -> None:
-        from mmattn.data.write import write_full_size
+        from mmattn.run.manifest import make_manifest
 
-        write_full_size(self.folder, self.clips, self.seed)
+        make_manifest(
+            self.folder,
+            self.to or self.folder / "manifest.csv",
+            self.corpus,
+            self.pattern,
+            self.audformat,
+            self.ratings,
+            self.votes,
+            self.overwrite,
+        )
 
 
 Workers = int | Literal["auto"]
@@ -285,7 +306,7 @@ def main() -> None:
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
-        | Annotated[Corpus, tyro.conf.subcommand("corpus")]
+        | Annotated[Manifest, tyro.conf.subcommand("manifest")]
         | Annotated[Extract, tyro.conf.subcommand("extract")]
         | Annotated[Align, tyro.conf.subcommand("align")]
         | Annotated[Download, tyro.conf.subcommand("download")]

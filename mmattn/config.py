@@ -122,14 +122,18 @@ class DataConfig:
     tile: Annotated[tuple[str, ...], TOLD] = ()
     """Modalities of which every frame of a clip becomes their mean: a control without dynamics, as
     the earlier system's audio features were."""
-    split: Literal["speakers", "leaky-clips"] = "speakers"
-    """By speaker, or the earlier system's random split of clips, which leaks speakers."""
+    split: Literal["speakers", "column", "leaky-clips"] = "speakers"
+    """By speaker, as the manifest's column split says, or the earlier system's random split of
+    clips, which leaks speakers."""
+    disjoint: tuple[str, ...] = ("speaker",)
+    """Columns of which no value may be in two of the splits."""
     validation: float = 0.15
     """Share of the speakers for validation (with folds: of those outside the test fold)."""
     test: float = 0.15
     """Share of the speakers for the test set (without folds)."""
     folds: str | None = None
-    """Named test folds: ravdess, crema-d, or a JSON file {"test_speakers": [[…], …]}."""
+    """Test folds: a column of the manifest, one fold a value (speaker leaves one speaker out);
+    ravdess or crema-d, as published; or a JSON file {"test_speakers": [[…], …]}."""
     fold: int | Literal["all"] = "all"
     """Which fold is the test set, from 0; all: one training for each fold at hand."""
     groups: Annotated[tuple[str, ...], TOLD] = ()

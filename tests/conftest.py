@@ -34,7 +34,7 @@ TINY = (
     *("--data.synthetic.clips", "144", "--data.synthetic.speakers", "12"),
     *("--data.synthetic.audio-rate", "20", "--data.synthetic.audio-width", "8"),
     *("--data.synthetic.video-width", "6", "--data.buckets", "2"),
-    *("--model.audio-units", "8", "--model.video-units", "8"),
+    *("--model.units", "audio=8", "video=8"),
     *("--model.head-units", "16", "--model.head-dropout", "0.3"),
     *("--train.epochs", "12", "--train.patience", "12"),
     *("--train.batch", "8", "--train.steps-per-dispatch", "2"),

@@ -26,7 +26,7 @@ assert not heavy, heavy
         ("mmattn", '"evaluate",', "--checkpoint"),
         ("mmattn", '"report",', "--data.roots"),
         ("mmattn", '"baseline",', "RUN"),
-        ("mmattn", '"corpus",', "--clips"),
+        ("mmattn", '"manifest",', "--pattern"),
         ("mmattn", '"predict",', "--html"),
         ("mmattn", '"download",', "crema-d"),
         ("mmattn", '"extract",', "--to"),

@@ -152,7 +152,7 @@ def collate(
     share = -(-batch // devices)
     wanted = _places_of(own, devices, batch)
     lead = ((wanted.stop - wanted.start) // share, steps, share)
-    bucket = dispatch.bucket
+    bucket, classes = dispatch.bucket, len(corpus.class_names)
     if augmentation:
         bucket = {name: stretched(bucket[name], augmentation.config) for name in bucket}
     result = Batch(
@@ -160,7 +160,7 @@ def collate(
         label=np.zeros(lead, np.int32),
         mixup_label=np.zeros(lead, np.int32),
         mixup_lambda=np.ones(lead, np.float32),
-        target=None if corpus.targets is None else np.zeros((*lead, corpus.classes), np.float32),
+        target=None if corpus.targets is None else np.zeros((*lead, classes), np.float32),
         weight=np.zeros(lead, np.float32),
         clip=np.full(lead, -1, np.int32),
     )

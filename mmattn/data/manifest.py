@@ -81,24 +81,20 @@ def read_manifest(
     files = _find_files(path.parent, paths, faults)
     start, end = (_numbers(name, columns.get(name, empty), faults) for name in ("start", "end"))
     begin = np.nan_to_num(start)
-    faults += [
-        Fault(row, "end", f"above start, {begin[row]:g}") for row in np.flatnonzero(end <= begin)
-    ]
+    turned = np.flatnonzero(end <= begin)
+    faults += [Fault(row, "end", f"above start, {begin[row]:g}") for row in turned]
     votes = {name: _numbers(VOTES + name, columns[VOTES + name], faults) for name in names}
     votes = {name: np.nan_to_num(column) for name, column in votes.items()}
     emotions = columns.get(target, empty)
-    faults += _check_emotions(target, emotions, votes)
+    if target is not None:
+        faults += _check_emotions(target, emotions, votes)
     splits = [_SPLITS.get(cell.lower()) for cell in columns.get("split", empty)]
     unknown = (row for row, split in enumerate(splits) if split is None)
     faults += [Fault(row, "split", "train, validation or test") for row in unknown]
     clips = _name_clips(columns, list(paths.values()))
     bounds = (begin.tolist(), np.nan_to_num(end, nan=np.inf).tolist())
     parts = zip(*paths.values(), *bounds, strict=True)
-    doubles = (
-        *_find_doubles("clip", clips, lines),
-        *_find_doubles(next(iter(paths)), parts, lines),
-    )
-    faults += {fault.row: fault for fault in doubles}.values()
+    faults += _find_doubles(next(iter(paths)), parts, clips, lines)
     faults = [fault for fault in faults if fault.row not in ragged or not fault.column]
     if faults:
         refuse(path, columns, lines, faults)
@@ -136,6 +132,15 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, str]], overwrite: boo
     write_text(path, text.getvalue())
 
 
+def rows_of(manifest: Manifest) -> list[dict[str, str]]:
+    """The cells of each row by column."""
+    names = [*manifest.columns]
+    return [
+        dict(zip(names, cells, strict=True))
+        for cells in zip(*manifest.columns.values(), strict=True)
+    ]
+
+
 def _place(column: str) -> int:
     """Known columns come first, votes last."""
     name = "file" if column.startswith("file.") else column
@@ -158,20 +163,23 @@ def _read_cells(path: Path, rename: Mapping[str, str]) -> tuple[_Cells, list[int
         ) from error
     stream = io.StringIO(text, newline="")
     reader = csv.reader(stream, delimiter=_separator(path), skipinitialspace=True)
+    rows = filter(None, reader)
+    cells, lines, faults = [], [], []
     try:
-        rows = [(reader.line_num, row) for row in reader if row]
+        header = _read_header(path, next(rows, []), rename)
+        width = len(header)
+        for row in rows:
+            if len(row) != width:
+                expected = f"{width}, as in the header"
+                faults.append(Fault(len(lines), "", expected, f"{len(row)} cells"))
+                row = [""] * width
+            cells += row  # flat: a million lists would keep the garbage collector busy
+            lines.append(reader.line_num)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: expected CSV: {error}") from error
-    header = _read_header(path, rows.pop(0)[1] if rows else [], rename)
-    if not rows:
+    if not lines:
         raise UserError(f"{path}: expected a row a clip, found none")
-    faults, width = [], len(header)
-    for row, (line, cells) in enumerate(rows):
-        if len(cells) != width:
-            faults.append(Fault(row, "", f"{width}, as in the header", f"{len(cells)} cells"))
-            rows[row] = line, [""] * width
-    cells = map(list, zip(*(cells for _, cells in rows), strict=True))
-    return dict(zip(header, cells, strict=True)), [line for line, _ in rows], faults
+    return {name: cells[at::width] for at, name in enumerate(header)}, lines, faults
 
 
 def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> list[str]:
@@ -194,37 +202,27 @@ def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> li
 
 def _numbers(column: str, cells: list[str], faults: list[Fault]) -> np.ndarray:
     """[N] float64, NaN where a cell is empty or not a finite number of at least 0."""
-    values = np.array([_number(cell) for cell in cells])
+    values = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        if cell:
+            try:
+                values[row] = float(cell)
+            except ValueError:
+                values[row] = -1
     bad = (values < 0) | np.isinf(values)
     faults += [Fault(row, column, "a number, 0 or more") for row in np.flatnonzero(bad)]
     return np.where(bad, np.nan, values)
 
 
-def _number(cell: str) -> float:
-    """NaN for an empty cell, -1 for words."""
-    try:
-        return float(cell) if cell else np.nan
-    except ValueError:
-        return -1.0
-
-
 def _check_emotions(
-    target: str | None, emotions: list[str], votes: Mapping[str, np.ndarray]
+    target: str, emotions: list[str], votes: Mapping[str, np.ndarray]
 ) -> Iterator[Fault]:
-    if votes:
-        silent = np.sum(list(votes.values()), axis=0) == 0
-        some = f"{VOTES}{next(iter(votes))}"
-        yield from (
-            Fault(row, some, "a vote for any emotion", "sum 0") for row in np.flatnonzero(silent)
-        )
-    elif target is not None:
-        yield from (
-            Fault(row, target, "an emotion") for row, name in enumerate(emotions) if not name
-        )
-    expected = f"no class named {', '.join(RESERVED)}"
+    expected = f"an emotion, but not {', '.join(RESERVED)}"
     for row, name in enumerate(emotions):
-        if name in RESERVED:
+        if name in RESERVED or not (name or votes):
             yield Fault(row, target, expected)
+    for row in np.flatnonzero(np.sum(list(votes.values()), axis=0) == 0 if votes else []):
+        yield Fault(row, VOTES + next(iter(votes)), "a vote for any emotion", "sum 0")
     yield from (Fault(0, VOTES + name, expected, name) for name in RESERVED if name in votes)
 
 
@@ -237,9 +235,9 @@ def _find_files(folder: Path, paths: _Cells, faults: list[Fault]) -> dict[str, l
         for number, row in enumerate(missing):
             expected = f"a file below {folder.name}/"
             if _NOT_PORTABLE.search(cells[row]):
-                expected += ", with / and without .."
+                expected += ", with / and without . and .."
             elif number < SHOWN and (near := _near(cells[row], known)):
-                expected += f" ({near} is there)"
+                expected += f" ({near} is {'no file' if near == cells[row] else 'there'})"
             faults.append(Fault(row, name, expected))
     for row, cells in enumerate(zip(*paths.values(), strict=True)):
         if not any(cells):
@@ -293,9 +291,13 @@ def _name_clips(columns: _Cells, paths: Sequence[list[str]]) -> list[str]:
     ]
 
 
-def _find_doubles(column: str, keys: Iterable[object], lines: list[int]) -> Iterator[Fault]:
+def _find_doubles(
+    column: str, parts: Iterable[tuple], clips: list[str], lines: list[int]
+) -> Iterator[Fault]:
+    """A fault for each row with the part of a file, or else the id, of an earlier one."""
     first: dict[object, int] = {}
-    for row, key in enumerate(keys):
-        if (earlier := first.setdefault(key, row)) != row:
-            found = key if isinstance(key, str) else key[0]
-            yield Fault(row, column, f"once, it is in line {lines[earlier]}", found)
+    for row, (part, clip) in enumerate(zip(parts, clips, strict=True)):
+        for name, key, found in ((column, part, ""), ("clip", clip, clip)):
+            if (earlier := first.setdefault(key, row)) != row:
+                yield Fault(row, name, f"once, it is in line {lines[earlier]}", found)
+                break

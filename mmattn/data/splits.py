@@ -1,20 +1,27 @@
-"""Which clips train, validate and test: by speaker, by named folds, or by clip (it leaks)."""
+"""Which clips train, validate and test: by speaker, by folds, as the table says, or by clip.
+
+What must not be parted, such as the clips of a speaker, is a unit; splits are made of units.
+"""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from mmattn.config import DataConfig
 from mmattn.data.corpora import CORPORA
 from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
 
-DRAWS = 2000  # random divisions of the speakers, of which the best balanced is taken
+DRAWS = 2000  # random divisions of the units, of which the best balanced is taken
 SIDES = ("train", "validation", "test")
-LEAK = "LEAKS SPEAKERS"
+LEAK, UNKNOWN = "LEAKS SPEAKERS", "SPEAKERS UNKNOWN"
 
 
 @dataclass(frozen=True)
@@ -26,15 +33,38 @@ class Split:
     test: np.ndarray
     description: str  # one line
     fold: int | None = None
-    leaking: bool = False  # speakers are on several sides, by request
+    leaking: bool | Literal["unknown"] = False  # speakers are on several sides, by request
+
+
+class Fold(NamedTuple):
+    """A test set by name."""
+
+    title: str
+    tests: np.ndarray  # [N] bool, of all clips
+
+
+def named_folds(corpus: Corpus, folds: str) -> list[Fold]:
+    """The folds of `data.folds`: one a value of a column, or one a list of test speakers.
+
+    Raises UserError if it is unclear.
+    """
+    if folds in corpus.columns:
+        of = corpus.speakers if folds == "speaker" else corpus.columns[folds]
+        return [Fold(value, of == value) for value in sorted({*of.tolist()} - {""}, key=_natural)]
+    return [Fold(_some(test), np.isin(corpus.speakers, test)) for test in fold_speakers(folds)]
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def fold_speakers(folds: str) -> list[list[str]]:
-    """Test speakers of each fold of `ravdess`, `crema-d` or a JSON file; UserError if unclear."""
+    """Test speakers of each fold of a known corpus or a JSON file; UserError if unclear."""
     if folds in CORPORA:
         return CORPORA[folds].FOLDS
     wanted = (
-        f"--data.folds is {', '.join(CORPORA)} or a JSON file "
+        f"--data.folds is {', '.join(CORPORA)}, a column of the manifest or a JSON file "
         '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}'
     )
     try:
@@ -54,11 +84,9 @@ def fold_speakers(folds: str) -> list[list[str]]:
 
 
 def folds_at_hand(corpus: Corpus, data: DataConfig) -> list[int]:
-    """The folds that have test speakers in the corpus; none without `data.folds`."""
-    if data.folds is None:
-        return []
-    present = set(corpus.speakers)
-    return [n for n, fold in enumerate(fold_speakers(data.folds)) if present & set(fold)]
+    """The folds that have test clips in the corpus; none without `data.folds`."""
+    folds = named_folds(corpus, data.folds) if data.folds else []
+    return [number for number, fold in enumerate(folds) if fold.tests.any()]
 
 
 def chosen_folds(corpus: Corpus, data: DataConfig) -> list[int | None]:
@@ -85,27 +113,84 @@ def make_split(
 ) -> Split:
     """Divide the clips; the same for the same names, labels and seed.
 
-    The members of a committee share the test speakers; of the others each is for validation with
-    exactly one member.
+    The networks of an ensemble share the test clips; of the other units each is for validation with
+    exactly one of them.
 
     Raises UserError if there are too few speakers or a side would be of no use.
     """
     for option, share in (("validation", data.validation), ("test", data.test)):
         if not 0 < share < 1:
             raise UserError(f"--data.{option} must be between 0 and 1, not {share}")
+    if data.split != "speakers" and (data.folds is not None or members > 1):
+        option = "members" if members > 1 else "data.folds"
+        raise UserError(f"--data.split {data.split} cannot have --{option}")
     if data.split == "leaky-clips":
-        if data.folds is not None:
-            raise UserError("--data.split leaky-clips divides clips and cannot have --data.folds")
-        if members > 1:
-            raise UserError("--data.split leaky-clips cannot have --members")
         split = _split_clips(corpus, data, seed)
-    elif members > 1:
-        split = _split_committee(corpus, data, seed, fold, member, members)
-    elif fold is None:
-        split = _split_speakers(corpus, data, seed)
     else:
-        split = _split_fold(corpus, data, seed, fold)
+        units = _units(corpus, data, given=data.split == "column" or fold is not None)
+        if data.split == "column":
+            split = _split_by_column(corpus, units, data, seed)
+        elif members > 1:
+            split = _split_ensemble(corpus, units, data, seed, fold, member, members)
+        elif fold is None:
+            split = _split_units(corpus, units, data, seed)
+        else:
+            split = _split_fold(corpus, units, data, seed, fold)
+        split = _with_caveat(split, corpus, data)
+        contents = () if corpus.contents is None else corpus.contents.T
+        for of in contents:
+            _check_apart(split, of, np.array(corpus.names), "clips of the same file are")
     check_split(split, corpus)
+    return split
+
+
+def _units(corpus: Corpus, data: DataConfig, given: bool) -> np.ndarray:
+    """The unit of each clip [N] str: joined are those that share a file or a value of a column of
+    `data.disjoint`. A clip without such a value is by itself, if the split is `given`.
+
+    Raises UserError if there is no such column, or clips lack a value and a split is to be drawn.
+    """
+    values = []
+    for name in data.disjoint:
+        if name != "speaker" and name not in corpus.columns:
+            there = ", ".join(corpus.columns) or "none"
+            raise UserError(f"--data.disjoint {name}: expected a column of the manifest: {there}")
+        values.append(corpus.speakers if name == "speaker" else corpus.columns[name])
+        if unknown := int((values[-1] == "").sum()) * (not given):
+            raise UserError(
+                f"{unknown} of {len(corpus)} clips have no {name}, so no split by it can be drawn; "
+                "--data.disjoint names another column, --data.split column takes the manifest's "
+                "split, and --data.split leaky-clips divides clips by chance"
+            )
+    alone = np.array([f"clip {name}" for name in corpus.names])
+    values = [np.where(of == "", alone, of) for of in values]
+    names = values[0] if values else alone
+    values += [] if corpus.contents is None else [*corpus.contents.T]
+    edges, nodes = [], len(corpus)
+    for of in values:
+        found, number = np.unique(of, return_inverse=True)
+        edges.append(nodes + number)
+        nodes += len(found)
+    clips = np.tile(np.arange(len(corpus)), len(edges))
+    ends = np.concatenate(edges) if edges else clips
+    graph = coo_array((np.ones(len(ends), bool), (clips, ends)), (nodes, nodes))
+    unit = connected_components(graph, directed=False)[1][: len(corpus)]
+    order = np.lexsort((names, unit))
+    _, first, number = np.unique(unit[order], return_index=True, return_inverse=True)
+    units = np.empty_like(names)
+    units[order] = names[order][first][number]  # a unit is named for the first of its values
+    return units
+
+
+def _with_caveat(split: Split, corpus: Corpus, data: DataConfig) -> Split:
+    """The split, flagged if speakers are unknown or, where that was asked for, on two sides."""
+    used = np.concatenate([getattr(split, side) for side in SIDES])
+    if (corpus.speakers[used] == "").any():
+        return replace(split, leaking="unknown", description=f"{split.description}, {UNKNOWN}")
+    sides = [corpus.speakers[getattr(split, side)] for side in SIDES]
+    shared = sum(len(np.unique(side)) for side in sides) > len(np.unique(corpus.speakers[used]))
+    if shared and "speaker" not in data.disjoint:
+        return replace(split, leaking=True, description=f"{split.description}, {LEAK}")
     return split
 
 
@@ -113,7 +198,7 @@ def _split_clips(corpus: Corpus, data: DataConfig, seed: int) -> Split:
     """The earlier system's way: every class is divided by chance, whoever speaks."""
     rng = np.random.default_rng([seed, 0])
     sides: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
-    for label in range(len(corpus.class_names)):
+    for label in (*range(len(corpus.class_names)), -1):
         clips = rng.permutation(np.flatnonzero(corpus.labels == label))
         test, both = np.round(len(clips) * np.cumsum([data.test, data.validation])).astype(int)
         for side, part in zip(SIDES, (clips[both:], clips[test:both], clips[:test]), strict=True):
@@ -122,106 +207,137 @@ def _split_clips(corpus: Corpus, data: DataConfig, seed: int) -> Split:
     return Split(**arrays, description=f"random clips, {LEAK}, seed {seed}", leaking=True)
 
 
-def _split_speakers(corpus: Corpus, data: DataConfig, seed: int) -> Split:
-    speakers = np.unique(corpus.speakers)
-    test = max(1, round(data.test * len(speakers)))
-    validation = max(1, round(data.validation * len(speakers)))
-    if test + validation >= len(speakers):
+def _split_units(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int) -> Split:
+    every = np.unique(units)
+    test = max(1, round(data.test * len(every)))
+    validation = max(1, round(data.validation * len(every)))
+    what = "speakers" if data.disjoint == ("speaker",) else " and ".join(data.disjoint) + " units"
+    if test + validation >= len(every):
         raise UserError(
-            f"{len(speakers)} speakers are too few for {test} to test, {validation} to validate "
+            f"{len(every)} {what} are too few for {test} to test, {validation} to validate "
             "and at least 1 to train"
         )
-    sides = _balanced(corpus, speakers, (test, validation), seed)
-    return _by_speakers(corpus, sides[1], sides[0], f"speakers, seed {seed}", None)
+    tests, validates = _balanced(corpus, units, every, (test, validation), seed)
+    return _by_units(units, validates, np.isin(units, tests), f"{what}, seed {seed}", None)
 
 
-def _split_fold(corpus: Corpus, data: DataConfig, seed: int, fold: int) -> Split:
-    test, rest = _fold_speakers_at_hand(corpus, data, fold)
+def _split_fold(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int, fold: int) -> Split:
+    chosen, rest = _fold_at_hand(corpus, units, data, fold)
+    validates = _draw_validation(corpus, units, rest, data, seed, f"outside fold {fold}")
+    text = f"fold {fold} of {data.folds}, validation speakers by seed {seed}"
+    return _by_units(units, validates, chosen.tests, text, fold)
+
+
+def _draw_validation(
+    corpus: Corpus, units: np.ndarray, rest: np.ndarray, data: DataConfig, seed: int, where: str
+) -> np.ndarray:
+    """Of the units that do not test, those to validate."""
     validation = max(1, round(data.validation * len(rest)))
     if validation >= len(rest):
         raise UserError(
-            f"{len(rest)} speakers outside fold {fold} are too few for {validation} to validate "
+            f"{len(rest)} speakers {where} are too few for {validation} to validate "
             "and at least 1 to train"
         )
-    (chosen,) = _balanced(corpus, rest, (validation,), seed)
-    text = f"fold {fold} of {data.folds}, validation speakers by seed {seed}"
-    return _by_speakers(corpus, chosen, test, text, fold)
+    return _balanced(corpus, units, rest, (validation,), seed)[0]
 
 
-def _fold_speakers_at_hand(
-    corpus: Corpus, data: DataConfig, fold: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The fold's test speakers and the others, of those in the corpus."""
-    folds = fold_speakers(data.folds)
+def _split_by_column(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int) -> Split:
+    """As the column `split` says; where it names no validation, that is drawn from training."""
+    said = corpus.columns.get("split", np.full(len(corpus), ""))
+    sides = {side: np.flatnonzero(said == side) for side in SIDES}
+    left_out = len(corpus) - sum(map(len, sides.values()))
+    text = "the column split" + (f" ({left_out} clips without one left out)" if left_out else "")
+    if len(sides["train"]) and not len(sides["validation"]):
+        rest = np.unique(units[sides["train"]])
+        chosen = _draw_validation(corpus, units, rest, data, seed, "to train")
+        validates = np.isin(units, chosen) & (said == "train")
+        sides["validation"] = np.flatnonzero(validates)
+        sides["train"] = np.flatnonzero((said == "train") & ~validates)
+        text += f", validation speakers by seed {seed}"
+    return Split(**sides, description=text)
+
+
+def _fold_at_hand(
+    corpus: Corpus, units: np.ndarray, data: DataConfig, fold: int
+) -> tuple[Fold, np.ndarray]:
+    """A fold, and the units outside of it."""
+    folds = named_folds(corpus, data.folds)
     if not 0 <= fold < len(folds):
         raise UserError(f"--data.fold {fold}: {data.folds!r} has folds 0 to {len(folds) - 1}")
-    speakers = np.unique(corpus.speakers)
-    test = np.intersect1d(speakers, folds[fold])
-    if not len(test):
+    chosen = folds[fold]
+    if not chosen.tests.any():
         raise UserError(
-            f"fold {fold} of {data.folds!r} tests {_some(folds[fold])}, and the corpus has "
-            f"{_some(speakers)}"
+            f"fold {fold} of {data.folds!r} tests {chosen.title}, and the corpus has "
+            f"{_some(corpus.speakers)}"
         )
-    return test, np.setdiff1d(speakers, test)
+    return chosen, np.setdiff1d(units, units[chosen.tests])
 
 
-def _split_committee(
-    corpus: Corpus, data: DataConfig, seed: int, fold: int | None, member: int, members: int
+def _split_ensemble(
+    corpus: Corpus,
+    units: np.ndarray,
+    data: DataConfig,
+    seed: int,
+    fold: int | None,
+    member: int,
+    members: int,
 ) -> Split:
-    """The test speakers of the fold or of the seed; the others are divided among the members."""
+    """The test clips of the fold or of the seed; the other units are divided among the networks."""
     if fold is None:
-        speakers = np.unique(corpus.speakers)
-        (test,) = _balanced(corpus, speakers, (max(1, round(data.test * len(speakers))),), seed)
-        rest = np.setdiff1d(speakers, test)
+        every = np.unique(units)
+        (test,) = _balanced(corpus, units, every, (max(1, round(data.test * len(every))),), seed)
+        tests, rest = np.isin(units, test), np.setdiff1d(every, test)
     else:
-        test, rest = _fold_speakers_at_hand(corpus, data, fold)
+        (_, tests), rest = _fold_at_hand(corpus, units, data, fold)
     if len(rest) < members:
         raise UserError(
             f"{len(rest)} speakers besides the test are too few for --members {members}: each "
             "needs its own to validate"
         )
     sizes = [len(part) for part in np.array_split(rest, members)]
-    groups = _balanced(corpus, rest, tuple(sizes[:-1]), seed)
+    groups = _balanced(corpus, units, rest, tuple(sizes[:-1]), seed)
     groups.append(np.setdiff1d(rest, np.concatenate(groups)))
     place = f"seed {seed}" if fold is None else f"fold {fold} of {data.folds}"
     text = f"speakers, {place}, member {member} of {members}"
-    return _by_speakers(corpus, groups[member], test, text, fold)
+    return _by_units(units, groups[member], tests, text, fold)
 
 
 def _balanced(
-    corpus: Corpus, speakers: np.ndarray, sizes: tuple[int, ...], seed: int
+    corpus: Corpus, units: np.ndarray, some: np.ndarray, sizes: tuple[int, ...], seed: int
 ) -> list[np.ndarray]:
-    """Disjoint sets of speakers of the given sizes, and the rest, all with alike class shares.
+    """Of `some` units disjoint sets of the given sizes, and the rest, all with alike class shares.
 
-    Of DRAWS random divisions the one is taken whose class proportions are nearest to those of all
-    `speakers`, the first if several are.
+    Of DRAWS random divisions the one is taken whose class proportions are nearest to those of all,
+    the first if several are. `units` [N] are those of the clips.
     """
     rng = np.random.default_rng([seed, 1])
-    counts = np.array(
-        [
-            np.bincount(
-                corpus.labels[corpus.speakers == speaker], minlength=len(corpus.class_names)
-            )
-            for speaker in speakers
-        ]
-    )
+    kept = np.isin(units, some)
+    counts = np.zeros((len(some), len(corpus.class_names)))
+    np.add.at(counts, np.searchsorted(some, units[kept]), _class_shares(corpus)[kept])
     whole = counts.sum(axis=0) / counts.sum()
-    bounds = [0, *np.cumsum(sizes), len(speakers)]
+    bounds = [0, *np.cumsum(sizes), len(some)]
     best, least = None, np.inf
     for _ in range(DRAWS):
-        order = rng.permutation(len(speakers))
+        order = rng.permutation(len(some))
         sides = np.add.reduceat(counts[order], bounds[:-1], axis=0)
         shares = sides / sides.sum(axis=1, keepdims=True)
         cost = np.abs(shares - whole).sum().round(9)  # rounded: a tie must not hang on the last bit
         if cost < least:
             best, least = order, cost
-    return [np.sort(speakers[best[a:b]]) for a, b in pairwise(bounds[:-1])]
+    return [np.sort(some[best[a:b]]) for a, b in pairwise(bounds[:-1])]
 
 
-def _by_speakers(
-    corpus: Corpus, validation: np.ndarray, test: np.ndarray, description: str, fold: int | None
+def _class_shares(corpus: Corpus) -> np.ndarray:
+    """[N, K] soft labels, or the labels one-hot."""
+    if corpus.targets is not None:
+        return corpus.targets
+    return np.eye(len(corpus.class_names))[corpus.labels]
+
+
+def _by_units(
+    units: np.ndarray, validation: np.ndarray, tests: np.ndarray, description: str, fold: int | None
 ) -> Split:
-    validates, tests = np.isin(corpus.speakers, validation), np.isin(corpus.speakers, test)
+    validates = np.isin(units, validation)
     return Split(
         np.flatnonzero(~validates & ~tests),
         np.flatnonzero(validates),
@@ -233,24 +349,30 @@ def _by_speakers(
 
 def check_split(split: Split, corpus: Corpus) -> None:
     """UserError if a side is empty, shares clips or speakers with another, or lacks a class."""
-    sides = {side: getattr(split, side) for side in SIDES}
-    for side, clips in sides.items():
-        if not len(clips):
+    for side in SIDES:
+        if not len(getattr(split, side)):
             raise UserError(f"the split has no {side} clips ({split.description})")
-    for what, of in (("clips", np.array(corpus.names)), ("speakers", corpus.speakers)):
-        if what == "speakers" and split.leaking:
-            continue
-        for first, second in (SIDES[:2], SIDES[1:], SIDES[::2]):
-            both = np.intersect1d(of[sides[first]], of[sides[second]])
-            if len(both):
-                raise UserError(f"{what} in both {first} and {second}: {_some(both)}")
-    counts = np.bincount(corpus.labels[split.train], minlength=len(corpus.class_names))
+    names = np.array(corpus.names)
+    _check_apart(split, names, names, "clips")
+    if split.leaking is not True:
+        _check_apart(split, corpus.speakers, corpus.speakers, "speakers")
+    counts = _class_shares(corpus)[split.train].sum(axis=0)
     missing = [corpus.class_names[label] for label in np.flatnonzero(counts == 0)]
     if missing:
         raise UserError(
             f"no training clip of the class {', '.join(missing)} among {len(split.train)} "
             f"({split.description})"
         )
+
+
+def _check_apart(split: Split, of: np.ndarray, names: np.ndarray, what: str) -> None:
+    """UserError if a value of `of` [N] is on two sides, with the names [N] of its clips."""
+    for first, second in (SIDES[:2], SIDES[1:], SIDES[::2]):
+        both = np.intersect1d(of[getattr(split, first)], of[getattr(split, second)])
+        both = both[both != ""] if both.dtype.kind == "U" else both
+        if len(both):
+            shared = names[np.isin(of, both)]
+            raise UserError(f"{what} in both {first} and {second}: {_some(shared)}")
 
 
 def split_to_json(split: Split, corpus: Corpus) -> dict:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mmattn.errors import UserError
 
+SUFFIXES = (".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".wav", ".flac")
+
 
 @contextmanager
 def explain_missing_library() -> Iterator[None]:

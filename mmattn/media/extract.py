@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmattn.config import ExtractConfig
+from mmattn.data.corpora import ravdess
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import MIN_FRAMES
 from mmattn.data.stream import Stream, make_stream
@@ -120,11 +121,9 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
 def write_features(path: Path, found: Extraction) -> None:
     """Write a feature file, atomically."""
     arrays = {"extractor": np.array(json.dumps(found.extractor, sort_keys=True))}
-    for name in ("audio", "video"):
-        stream = getattr(found, name)
-        if stream:
-            arrays[f"{name}_features"] = stream.frames
-            arrays[f"{name}_timestamps"] = stream.times
+    for name, stream in found.streams.items():
+        arrays[f"{name}_features"] = stream.frames
+        arrays[f"{name}_timestamps"] = stream.times
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_bytes(path, content.getvalue())
@@ -153,9 +152,9 @@ def heard_sound(path: Path, track: Sound | None) -> tuple[Sound | None, list[str
 
 def sound_beside(path: Path) -> Path | None:
     """The file of sound alone of a clip's RAVDESS take, if it lies beside the clip."""
-    if path.stem[:3] not in ("01-", "02-"):
+    if not (name := ravdess.audio_of(path.stem)):
         return None
-    others = (path.with_name(f"03-{path.stem[3:]}{suffix}") for suffix in SOUND_ALONE)
+    others = (path.with_name(name + suffix) for suffix in SOUND_ALONE)
     return next((other for other in others if other.exists()), None)
 
 

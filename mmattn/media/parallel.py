@@ -14,11 +14,14 @@ from typing import NamedTuple, TypeVar
 
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table
+from mmattn.data.corpora import ravdess
+from mmattn.data.corpora.roots import MANIFESTS, find_manifest
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features
+from mmattn.data.manifest import Manifest, read_manifest, rows_of, write_manifest
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
-from mmattn.media import egemaps
+from mmattn.media import SUFFIXES, egemaps
 from mmattn.media.decode import BadMedia
 from mmattn.media.extract import (
     FASTEST,
@@ -28,7 +31,6 @@ from mmattn.media.extract import (
     write_features,
 )
 
-SUFFIXES = (".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".wav", ".flac")
 GRACE = 10.0  # seconds in which processes may end that are to
 DIED = "the process that read it died"
 Result = TypeVar("Result")
@@ -63,13 +65,16 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
     """
     if not 0 < config.video_rate <= FASTEST:
         raise UserError(f"--video-rate {config.video_rate}: expected above 0, at most {FASTEST:g}")
-    jobs = find_jobs(clips, to)
+    tables = {path: table for path in clips if (table := find_manifest(path))}
+    listed = [read_manifest(table, target=None) for table in tables.values()]
+    jobs = find_jobs([path for path in clips if path not in tables], to, listed)
     left = [job for job in jobs if not _is_done(job, config)]
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} clips are in {to} already")
     if config.audio == "egemaps":
         say(egemaps.LICENCE)
     if not left:
+        _write_tables(listed, jobs, to)
         return
     workers = min(workers, len(left))
     begin = time.perf_counter()
@@ -78,20 +83,51 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
         for job, done in run_jobs(extract_to_file, left, config, workers):
             found[job] = done or Done(failure=DIED)
             advance(1)
+    _write_tables(listed, [job for job in jobs if job not in found or not found[job].failure], to)
     _say_results(found, time.perf_counter() - begin, workers, to)
 
 
-def find_jobs(clips: Sequence[Path], to: Path) -> list[Job]:
-    """Each clip with its feature file, which lies in `to` as the clip lies in the folder given.
+def find_jobs(clips: Sequence[Path], to: Path, tables: Sequence[Manifest] = ()) -> list[Job]:
+    """Each clip with its feature file, which lies in `to` as the clip lies in the folder given, or
+    in that of a table.
 
     Raises UserError, also where two clips would have one file.
     """
     owners: dict[Path, Path] = {}
-    for clip, below in find_clips(clips, SUFFIXES):
+    found = find_clips(clips, SUFFIXES) if clips or not tables else []
+    for table in tables:
+        if "" not in table.files:
+            raise UserError(f"{table.path}: expected the column file, of raw clips")
+        paths = map(Path, dict.fromkeys(table.files[""]))
+        found += [(path, path.relative_to(table.path.parent)) for path in paths]
+    for clip, below in found:
         target = (to / below).with_suffix(".npz")
         if owners.setdefault(target, clip) != clip:
             raise UserError(f"{owners[target]} and {clip} would both become {target}")
     return [Job(clip, target) for target, clip in owners.items()]
+
+
+def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
+    """The rows of the clips that are extracted, as a table of their feature files.
+
+    Raises UserError if there is a table with other rows: somebody may have edited it.
+    """
+    if not tables:
+        return
+    path, place = to / MANIFESTS[0], {str(job.clip): job.target for job in jobs}
+    rows = [
+        {**cells, "file": place[file].relative_to(to).as_posix(), "corpus": corpus}
+        for table in tables
+        for file, corpus, cells in zip(table.files[""], table.corpora, rows_of(table), strict=True)
+        if file in place
+    ]
+    if path.exists() and any(row not in rows for row in rows_of(read_manifest(path, target=None))):
+        raise UserError(
+            f"{path} has other rows than {' and '.join(str(table.path) for table in tables)} "
+            "would give; move it away, and the same command writes it anew"
+        )
+    write_manifest(path, rows, overwrite=True)
+    say(f"{path}: {len(rows)} clips; next: python -m experiments.no_aug --data.roots {to}")
 
 
 def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
@@ -139,11 +175,11 @@ def _hidden(path: Path) -> bool:
 def _fullest(paths: Sequence[Path]) -> list[Path]:
     """The paths without those of RAVDESS takes that a path with a lower first number has too."""
     takes: dict[str, str] = {}
-    for path in paths:
-        kind, take = path.stem[:3], path.stem[3:]
-        if kind in ("01-", "02-", "03-"):
-            takes[take] = min(takes.get(take, kind), kind)
-    return [path for path in paths if takes.get(path.stem[3:], path.stem[:3]) == path.stem[:3]]
+    for stem in (path.stem for path in paths if ravdess.row(path.stem)):
+        takes[stem[3:]] = min(takes.get(stem[3:], stem), stem)
+    return [
+        path for path in paths if not ravdess.row(path.stem) or takes[path.stem[3:]] == path.stem
+    ]
 
 
 def _is_done(job: Job, config: ExtractConfig) -> bool:

@@ -33,7 +33,7 @@ from mmattn.files import write_text
 from mmattn.model.fusion import fusion_of
 from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, Kind
-from mmattn.train.loss import balanced_class_weights
+from mmattn.train.loss import balanced_class_weights, soft_class_weights
 from mmattn.train.predict import (
     ClipInspections,
     ClipPredictions,
@@ -177,8 +177,11 @@ def make_trainer(
     moments = processes.arrays_from_all(measure_blocks(corpus, split.train, own))
     weights = None
     if config.train.class_weights:
-        labels = corpus.labels[split.train]
-        weights = balanced_class_weights(labels, len(corpus.class_names))
+        if corpus.targets is not None:
+            weights = soft_class_weights(corpus.targets[split.train])
+        else:
+            labels = corpus.labels[split.train]
+            weights = balanced_class_weights(labels, len(corpus.class_names))
     clips = np.concatenate([split.train, split.validation, split.test])
     return Trainer(config, corpus, normaliser_of(moments), weights, clips, device_count)
 
@@ -338,7 +341,7 @@ def _epoch_row(
         "train_loss": total.loss / total.clips,
         "train_accuracy": total.correct / total.clips,
         "validation_loss": float(predictions.loss.mean()),
-        "validation_accuracy": float((predicted == labels).mean()),
+        "validation_accuracy": float((predicted == labels)[labels >= 0].mean()),
         "validation_uar": float(uar(counts)),
         "learning_rate": rate,
         "clips_per_s": len(split.train) / trained,

@@ -31,7 +31,7 @@ def read_database(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
         table[bound] = table[bound].dt.total_seconds()
     rows = table.astype(object).where(table.notna(), "").astype(str).to_dict("records")
     for row in rows:
-        if row.get("end") == "":  # audformat's way to say: the whole file
-            row["start"] = row["start"].removeprefix("0.0")
+        if (row.get("start"), row.get("end")) == ("0.0", ""):  # the whole file
+            row["start"] = ""
     left_out = [(row["file"], "no emotion") for row in rows if not row["emotion"]]
     return [row for row in rows if row["emotion"]], left_out

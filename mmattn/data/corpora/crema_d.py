@@ -11,10 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.special import entr
-
-from mmattn.data.labels import SIX, majority
+from mmattn.data.labels import SIX
 from mmattn.errors import UserError
 
 TITLE = "CREMA-D"
@@ -97,18 +94,3 @@ def _read(path: Path, parse: Callable[[Mapping[str, str]], Any]) -> Iterator[Any
             yield parse(cells)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}, line {reader.line_num}: {error!r}, found {cells}") from error
-
-
-def agreement(rated: Mapping[str, Mapping[str, str]]) -> tuple[int, float, float, float]:
-    """Of the votes in `ratings`: how they agree with the emotion that actors intended.
-
-    Returns:
-        Clips; share whose only majority is the intended emotion; share that is tied; mean entropy
-        of a clip's votes, -sum p log2 p, in bits (from about ten votes it is biased low).
-    """
-    votes = np.array([[int(cells[f"emotion.{name}"]) for name in SIX] for cells in rated.values()])
-    p = votes / votes.sum(axis=1, keepdims=True)
-    intended = [SIX.index((row(stem) or {})["emotion"]) for stem in rated]
-    seen = majority(p)
-    entropy = entr(p).sum(axis=1).mean() / np.log(2)
-    return len(rated), float(np.mean(seen == intended)), float(np.mean(seen < 0)), float(entropy)

@@ -33,3 +33,8 @@ def row(stem: str) -> dict[str, str] | None:
         "channel": ("speech", "song")[int(channel) - 1],
         "sex": ("female", "male")[int(actor) % 2],
     }
+
+
+def audio_of(stem: str) -> str | None:
+    """The name of the file with the sound alone of the same take, for names of files with video."""
+    return f"03-{stem[3:]}" if _NAME.fullmatch(stem) and not stem.startswith("03") else None

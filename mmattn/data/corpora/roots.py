@@ -23,9 +23,8 @@ def read_table(
     """
     tables, folders = [], []
     for root in sorted({root.expanduser().resolve() for root in roots}):
-        inside = [root / name for name in MANIFESTS if (root / name).is_file()]
-        if inside or root.is_file():
-            tables.append(read_manifest(*inside[:1] or [root], rename, target))
+        if manifest := find_manifest(root):
+            tables.append(read_manifest(manifest, rename, target))
         elif root.is_dir():
             folders.append(root)
         else:
@@ -39,6 +38,13 @@ def read_table(
             unnamed.append((path, f"{error}; `mmattn manifest` makes a table of other clips"))
     tables.append(from_names(named))
     return join(tables), unnamed
+
+
+def find_manifest(path: Path) -> Path | None:
+    """The manifest that a path is or that lies in the folder that it is."""
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        return path
+    return next((one for name in MANIFESTS if (one := path / name).is_file()), None)
 
 
 def join(tables: Sequence[Manifest]) -> Manifest:

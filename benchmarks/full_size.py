@@ -1,13 +1,21 @@
-"""A corpus of feature files with the names, sizes and lengths of RAVDESS and CREMA-D together."""
+"""A corpus of feature files with the names, sizes and lengths of RAVDESS and CREMA-D together.
+
+python -m benchmarks.full_size FOLDER
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
 
+from benchmarks.machine import command
 from mmattn.console import progress
-from mmattn.data.names import RAVDESS8, SIX, ClipName, parse_name
+from mmattn.data.corpora import row_of
+from mmattn.data.labels import RAVDESS8, SIX
 from mmattn.errors import UserError
 
 CLIPS = {"ravdess": 1440, "crema-d": 7442}
@@ -19,6 +27,20 @@ CREMA_D_SENTENCES = (
     *("IEO", "TIE", "IOM", "IWW", "TAI", "MTI"),
     *("IWL", "ITH", "DFA", "ITS", "TSI", "WSI"),
 )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write a synthetic corpus of feature files as large as RAVDESS and CREMA-D together."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """A new or empty folder."""
+    clips: int = sum(CLIPS.values())
+    """Fewer: a random part of both corpora."""
+    seed: int = 0
+
+    def __call__(self) -> None:
+        write_full_size(self.folder, self.clips, self.seed)
 
 
 def write_full_size(folder: Path, clips: int = sum(CLIPS.values()), seed: int = 0) -> None:
@@ -38,13 +60,14 @@ def write_full_size(folder: Path, clips: int = sum(CLIPS.values()), seed: int = 
     }
     with progress("Writing feature files", len(names)) as advance:
         for number, name in enumerate(names):
-            place = _place(folder, name)
+            row, rng = row_of(name), np.random.default_rng([seed, 0, number])
+            place = _place(folder, name, row)
             place.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(place, **_draw(name, offsets, np.random.default_rng([seed, 0, number])))
+            np.savez(place, **_draw(row, offsets, rng))
             advance(1)
 
 
-def _choose_names(clips: int, seed: int) -> list[ClipName]:
+def _choose_names(clips: int, seed: int) -> list[str]:
     total = sum(CLIPS.values())
     if not 2 <= clips <= total:
         raise UserError(f"between 2 and {total} clips can be written, not {clips}")
@@ -54,7 +77,7 @@ def _choose_names(clips: int, seed: int) -> list[ClipName]:
     for stems, count in ((_ravdess_stems(), ravdess), (_crema_d_stems(), clips - ravdess)):
         every = list(stems)
         chosen += [every[index] for index in sorted(rng.permutation(len(every))[:count])]
-    return [parse_name(stem) for stem in chosen]
+    return chosen
 
 
 def _ravdess_stems() -> Iterator[str]:
@@ -76,21 +99,26 @@ def _crema_d_stems() -> Iterator[str]:
             yield f"{actor}_{sentence}_{emotion}_{level}"
 
 
-def _place(folder: Path, name: ClipName) -> Path:
-    if name.corpus == "ravdess":
-        return folder / "RAVDESS" / f"Actor_{name.speaker[-2:]}" / f"{name.stem}.npz"
-    return folder / "CREMA-D" / f"{name.stem}.npz"
+def _place(folder: Path, name: str, row: dict[str, str]) -> Path:
+    if row["corpus"] == "ravdess":
+        return folder / "RAVDESS" / f"Actor_{row['speaker']}" / f"{name}.npz"
+    return folder / "CREMA-D" / f"{name}.npz"
 
 
 def _draw(
-    name: ClipName, offsets: dict[str, np.ndarray], rng: np.random.Generator
+    row: dict[str, str], offsets: dict[str, np.ndarray], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    seconds = max(1.0, SECONDS[name.corpus] * (1 + SPREAD * rng.standard_normal()))
-    arrays = {"emotion_label": np.array(SIX.index(name.emotion) if name.emotion in SIX else -1)}
+    corpus, emotion = row["corpus"], row["emotion"]
+    seconds = max(1.0, SECONDS[corpus] * (1 + SPREAD * rng.standard_normal()))
+    arrays = {"emotion_label": np.array(SIX.index(emotion) if emotion in SIX else -1)}
     for modality, width in WIDTHS.items():
         frames = round(seconds * RATES[modality])
         noise = rng.standard_normal((frames, width), np.float32)
-        offset = 0.1 * offsets[modality][RAVDESS8.index(name.emotion)]
+        offset = 0.1 * offsets[modality][RAVDESS8.index(emotion)]
         arrays[f"{modality}_features"] = noise + offset.astype(np.float32)
         arrays[f"{modality}_timestamps"] = np.arange(frames) / RATES[modality]
     return arrays
+
+
+if __name__ == "__main__":
+    command(Options, "full_size", Options.__doc__)

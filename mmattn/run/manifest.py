@@ -1,0 +1,129 @@
+"""The table of a corpus written from its files, and what was understood of them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.special import entr
+
+from mmattn.console import say, say_table
+from mmattn.data.corpora import CORPORA, crema_d, row_of
+from mmattn.data.corpora.audformat import read_database
+from mmattn.data.corpora.folders import Row, by_name, by_pattern, find_clips, read_rows
+from mmattn.data.labels import SIX, majority
+from mmattn.data.manifest import write_manifest
+from mmattn.errors import UserError
+from mmattn.media import SUFFIXES
+
+SHOWN = 10  # files that are left out
+
+
+def make_manifest(
+    folder: Path,
+    to: Path,
+    corpus: str | None = None,
+    pattern: str | None = None,
+    database: Path | None = None,
+    rated: Path | None = None,
+    votes: str = "audio-visual",
+    overwrite: bool = False,
+) -> None:
+    """Write the table of the clips in a folder to `to`, and say what is in it.
+
+    Args:
+        folder: raw clips or feature files.
+        to: in the folder or above it.
+        corpus: one of CORPORA; this, `pattern` or `database` says how to read the files.
+        pattern: as in `folders.by_pattern`.
+        database: a folder in audformat; its paths begin at `folder`.
+        rated: CREMA-D's files of ratings, for `votes` of its raters.
+        overwrite: replace a table that is there.
+
+    Raises:
+        UserError: options do not go together, no clip is understood, or the table is there.
+    """
+    if sum(way is not None for way in (corpus, pattern, database)) != 1:
+        raise UserError("expected one of --corpus, --pattern and --audformat: nothing is guessed")
+    if corpus not in (None, *CORPORA):
+        raise UserError(f"--corpus {corpus}: expected {' or '.join(CORPORA)}")
+    if rated and corpus != "crema-d":
+        raise UserError("--ratings: expected --corpus crema-d")
+    try:
+        below = folder.resolve().relative_to(to.parent.resolve())
+    except ValueError as error:
+        raise UserError(f"--to {to}: expected a file in {folder} or above it") from error
+    if database:
+        rows, left_out = read_database(database)
+    else:
+        read = by_pattern(pattern) if pattern is not None else by_name(CORPORA[corpus])
+        files, others = find_clips(folder, (".npz", *SUFFIXES))
+        rows, left_out = read_rows(files, read)
+        if others:
+            kinds = ", ".join(
+                f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items())
+            )
+            say(f"other files, which are no clips: {kinds}")
+    if rated:
+        rows, unrated = _add_ratings(rows, rated, votes)
+        left_out += unrated
+    if left_out:
+        first = f", the first {SHOWN}" if len(left_out) > SHOWN else ""
+        title = f"{len(left_out)} of {len(left_out) + len(rows)} clips left out{first}"
+        say_table(title, ("file", "why"), left_out[:SHOWN], left=True)
+    if not rows:
+        raise UserError(f"{folder}: no clip is left, nothing was written")
+    rows = [{"corpus": folder.resolve().name, **row} for row in rows]
+    for row in rows:
+        row["file"] = (below / row["file"]).as_posix()
+    write_manifest(to, rows, overwrite)
+    _say_contents(rows, to)
+
+
+def agreement(rated: Mapping[str, Mapping[str, str]]) -> tuple[int, float, float, float]:
+    """Of the votes in `crema_d.ratings`: how they agree with the emotion that actors intended.
+
+    Returns:
+        Clips; share whose only majority is the intended emotion; share that is tied; mean entropy
+        of a clip's votes, -sum p log2 p, in bits (from about ten votes it is biased low).
+    """
+    votes = np.array([[int(cells[f"emotion.{name}"]) for name in SIX] for cells in rated.values()])
+    p = votes / votes.sum(axis=1, keepdims=True)
+    intended = [SIX.index(row_of(stem)["emotion"]) for stem in rated]
+    seen = majority(p)
+    entropy = entr(p).sum(axis=1).mean() / np.log(2)
+    return len(rated), float(np.mean(seen == intended)), float(np.mean(seen < 0)), float(entropy)
+
+
+def _add_ratings(
+    rows: Sequence[Row], folder: Path, votes: str
+) -> tuple[list[Row], list[tuple[str, str]]]:
+    """The rows with the ratings of their clips, and clips without any, with the reason."""
+    rated = crema_d.ratings(folder, votes)
+    here = {row["clip"]: rated[row["clip"]] for row in rows if row["clip"] in rated}
+    stated = []
+    for name, some in (("all rated clips", rated), ("clips here", here)):
+        if some:
+            clips, agreed, tied, bits = agreement(some)
+            stated.append((name, clips, f"{agreed:.1%}", f"{tied:.1%}", f"{bits:.3f}"))
+    columns = ("", "clips", "intended", "tied", "entropy (bits)")
+    title = f"Votes for what is seen and heard ({votes}): majority = intended emotion"
+    say_table(title, columns, stated)
+    unrated = [(row["file"], "no ratings") for row in rows if row["clip"] not in rated]
+    return [row | here[row["clip"]] for row in rows if row["clip"] in here], unrated
+
+
+def _say_contents(rows: Sequence[Row], path: Path) -> None:
+    clips = Counter(row.get("emotion", "") for row in rows)
+    pairs = {(row.get("emotion", ""), row["corpus"], row.get("speaker", "")) for row in rows}
+    speakers = Counter(emotion for emotion, _, speaker in pairs if speaker)
+    known = len({(corpus, speaker) for _, corpus, speaker in pairs if speaker})
+    say_table(
+        f"{path}: {len(rows)} clips, {f'speakers: {known}' if known else 'SPEAKERS UNKNOWN'}",
+        ("emotion", "clips", "speakers"),
+        [(emotion or "unknown", clips[emotion], speakers[emotion]) for emotion in sorted(clips)],
+    )
+    if all(row["file"].lower().endswith(".npz") for row in rows):
+        say(f"next: python -m experiments.no_aug --data.roots {path}")
+    else:
+        say(f"next: mmattn extract {path} --to FEATURES")
