@@ -130,7 +130,10 @@ def plot_attention(
     rows[-1].set_xlabel("time (s)")
     figure.supylabel("attention (1 = uniform)", fontsize=10)
     figure.legend(
-        handles=_attention_legend(clips, colours), loc="outside upper center", ncols=6, frameon=False
+        handles=_attention_legend(clips, colours),
+        loc="outside upper center",
+        ncols=6,
+        frameon=False,
     )
     figure.savefig(path, dpi=DPI)
 
