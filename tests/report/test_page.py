@@ -383,10 +383,10 @@ def test_sixty_clips_are_three_megabytes(tmp_path):
         times = np.arange(frames) / frames
         return StreamView(times, random.random(frames), random.normal(size=(frames, width)))
 
-    clips = [
-        ClipView(f"c{row}", "s", "sad", np.full(6, 1 / 6), noise(350, 64), noise(105, 7))
-        for row in range(60)
-    ]
+    clips = []
+    for row in range(60):
+        streams = {"audio": noise(350, 64), "video": noise(105, 7)}
+        clips.append(ClipView(f"c{row}", "s", "sad", np.full(6, 1 / 6), streams))
     page, without = write_run(tmp_path / "r.html", clips), write_run(tmp_path / "w.html", [])
     assert page.stat().st_size - without.stat().st_size < 3e6
 
