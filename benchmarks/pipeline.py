@@ -19,6 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -40,10 +42,11 @@ from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig
 from mmattn.console import progress, say, say_table
 from mmattn.data.batches import Augmentation, Dispatch, collate
-from mmattn.data.clips import Ragged
-from mmattn.data.corpus import Corpus, find_files, open_corpus
+from mmattn.data.corpora.roots import find_files
+from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import Split, make_split
+from mmattn.data.stream import Ragged
 from mmattn.errors import UserError
 from mmattn.train.devices import start_devices
 from mmattn.train.loop import Trainer, epoch_plan, fit, make_trainer
@@ -92,7 +95,7 @@ class Pipeline:
         reading = measure_reading(config)
         say_reading(reading)
         device_count = start_devices(self.devices, config.train.batch)
-        corpus = open_corpus(config.data)
+        corpus = open_corpus(config.data, config.streams)
         split = make_split(corpus, config.data, config.seed)
         trainer = make_trainer(
             replace(config, train=replace(config.train, epochs=1)), corpus, split, device_count
@@ -122,20 +125,21 @@ class Pipeline:
 def measure_reading(config: ExperimentConfig) -> dict[str, Any]:
     """{"files", "megabytes", "rows"}: a row for each way to the corpus, with its seconds."""
     data = config.data
-    files = find_files(data.roots)
-    forget(file.path for file in files)
-    rows = [_reading("read, check and pack: files on disk", lambda: open_corpus(data))]
+    open_all = partial(open_corpus, data, config.streams)
+    files = [Path(file) for file in find_files(data.roots)]
+    forget(files)
+    rows = [_reading("read, check and pack: files on disk", open_all)]
     shutil.rmtree(data.cache)
-    rows.append(_reading("read, check and pack: files in memory", lambda: open_corpus(data)))
-    rows.append(_reading("open from the cache", lambda: open_corpus(data)))
-    corpus = open_corpus(data)
+    rows.append(_reading("read, check and pack: files in memory", open_all))
+    rows.append(_reading("open from the cache", open_all))
+    corpus = open_all()
     forget_corpus(corpus, data.cache)
     train = make_split(corpus, data, config.seed).train
     fitting = "fit the normalisation to the training clips: cache on disk"
     rows.append(_reading(fitting, lambda: fit_normaliser(corpus, train)))
     return {
         "files": len(files),
-        "megabytes": sum(file.size for file in files) / 1e6,
+        "megabytes": sum(file.stat().st_size for file in files) / 1e6,
         "rows": rows,
     }
 
@@ -216,17 +220,17 @@ def read_when_needed(corpus: Corpus) -> Corpus:
         def read_ahead(self, index):
             pass
 
-    audio, video = (
-        NothingAhead(*(getattr(stream, one.name) for one in fields(stream)))
-        for stream in (corpus.audio, corpus.video)
-    )
-    return replace(corpus, audio=audio, video=video)
+    streams = {
+        name: NothingAhead(*(getattr(stream, one.name) for one in fields(stream)))
+        for name, stream in corpus.streams.items()
+    }
+    return replace(corpus, streams=streams)
 
 
 def forget_corpus(corpus: Corpus, cache: Path) -> None:
     """Drop what is in memory of a corpus and of the cache that it is mapped from."""
-    for shard in (*corpus.audio.shards, *corpus.video.shards):
-        for array in (shard.frames, shard.times):
+    for stream in corpus.streams.values():
+        for array in chain(*stream.shards):
             array.base.madvise(mmap.MADV_DONTNEED)
     forget(path for path in cache.rglob("*") if path.is_file())
 

@@ -23,7 +23,7 @@ from benchmarks.scaling import Job, job_from_json
 from benchmarks.work import Scale, Work, draw_corpus, make_work
 from benchmarks.worker import memory
 from mmattn.config import ExperimentConfig
-from mmattn.data.batches import Batch, Bucket, Dispatch
+from mmattn.data.batches import Batch, Dispatch
 from mmattn.model.layers import Training
 from mmattn.model.network import Network
 from mmattn.train import devices
@@ -122,12 +122,12 @@ def one_frame_work(config: ExperimentConfig, scale: Scale) -> Work:
     steps, batch = config.train.steps_per_dispatch, config.train.batch
     corpus = draw_corpus(replace(scale, clips=steps * batch), config.seed)
     one = np.ones(len(corpus), np.int64)
-    audio, video = (replace(stream, lengths=one) for stream in (corpus.audio, corpus.video))
+    streams = {name: replace(stream, lengths=one) for name, stream in corpus.streams.items()}
     batches = list(np.arange(len(corpus)).reshape(steps, batch))
     return Work(
         config,
-        replace(corpus, audio=audio, video=video),
-        [Dispatch(Bucket(1, 1), batches)],
+        replace(corpus, streams=streams),
+        [Dispatch(dict.fromkeys(streams, 1), batches)],
         np.ones(len(corpus.class_names), np.float32),
     )
 

@@ -5,7 +5,6 @@ grouped by the project's own buckets, so a batch has the padded shape that it ha
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +13,10 @@ from benchmarks.full_size import CLIPS, RATES, SECONDS, SPREAD, WIDTHS
 from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig, ModelConfig
 from mmattn.data.batches import Batch, Bucket, Dispatch, collate, make_buckets, plan_epoch
-from mmattn.data.clips import Ragged, Stream
 from mmattn.data.corpus import Corpus
-from mmattn.data.names import SIX
+from mmattn.data.labels import SIX
 from mmattn.data.normalise import Normaliser
+from mmattn.data.stream import Ragged, Stream
 from mmattn.errors import UserError
 
 TRAINING_SHARE = 0.8  # 7,104 of the 8,882 clips are for training
@@ -49,7 +48,7 @@ class Work(NamedTuple):
     @property
     def widths(self) -> dict[str, int]:
         """Features of a frame, by modality."""
-        return {"audio": self.corpus.audio.width, "video": self.corpus.video.width}
+        return self.corpus.widths
 
     @property
     def classes(self) -> int:
@@ -64,7 +63,7 @@ class Work(NamedTuple):
     @property
     def flop(self) -> int:
         """FLOP of a training step on all batches."""
-        lengths = {"audio": self.corpus.audio.lengths, "video": self.corpus.video.lengths}
+        lengths = {name: stream.lengths for name, stream in self.corpus.streams.items()}
         return sum(
             clip_flop(self.config.model, self.widths, {m: int(n[clip]) for m, n in lengths.items()})
             for batch in self._batches()
@@ -77,7 +76,7 @@ class Work(NamedTuple):
         for dispatch in self.dispatches:
             steps, size = len(dispatch.batches), self.config.train.batch
             arrays = collate(self.corpus, dispatch, blank_normaliser(self), 1, size, steps)
-            found += [_map(arrays, lambda x, n=n: x[0, n]) for n in range(steps)]
+            found += [_batch_at(arrays, n) for n in range(steps)]
         return found
 
     def singles(self) -> list["Work"]:
@@ -96,16 +95,22 @@ class Work(NamedTuple):
         return [batch for dispatch in self.dispatches for batch in dispatch.batches]
 
 
-def _map(batch: Batch, change) -> Batch:
-    audio, video = (type(s)(*map(change, s)) for s in (batch.audio, batch.video))
-    return Batch(audio, video, *map(change, batch[2:]))
+def _batch_at(batch: Batch, step: int) -> Batch:
+    streams = {
+        name: Stream(*(array[0, step] for array in stream))
+        for name, stream in batch.streams.items()
+    }
+    return Batch(streams, *(array if array is None else array[0, step] for array in batch[1:]))
 
 
 def blank_normaliser(work: Work) -> Normaliser:
     """Leaves the frames, which are normal noise, as they are."""
-    audio, video = work.widths["audio"], work.widths["video"]
-    zeros, ones = (partial(make, dtype=np.float32) for make in (np.zeros, np.ones))
-    return Normaliser(zeros(audio), ones(audio), zeros(video), ones(video))
+    kinds = {"mean": np.zeros, "std": np.ones}
+    return {
+        f"{name}_{kind}": make(width, np.float32)
+        for name, width in work.widths.items()
+        for kind, make in kinds.items()
+    }
 
 
 def make_work(
@@ -156,9 +161,7 @@ def draw_corpus(scale: Scale, seed: int) -> Corpus:
         speakers=np.zeros(scale.clips, str),
         labels=labels,
         class_names=SIX,
-        audio=streams["audio"],
-        video=streams["video"],
-        cues=None,
+        streams=streams,
     )
 
 
@@ -167,7 +170,7 @@ def _draw_stream(lengths: np.ndarray, width: int, rng: np.random.Generator) -> R
     rows = 2 * int(lengths.max())
     frames = rng.standard_normal((rows, width), np.float32)
     starts = rng.integers(rows - lengths)
-    return Ragged((Stream(frames, np.zeros(rows)),), np.zeros_like(lengths), starts, lengths)
+    return Ragged(((frames, np.zeros(rows)),), np.zeros_like(lengths), starts, lengths)
 
 
 def clip_flop(model: ModelConfig, widths: dict[str, int], frames: dict[str, int]) -> int:
@@ -185,9 +188,8 @@ def clip_flop(model: ModelConfig, widths: dict[str, int], frames: dict[str, int]
     1453441024
     """
     total = 0
-    for modality, layers in (("audio", model.audio_units), ("video", model.video_units)):
-        features = widths[modality]
-        for number, units in enumerate(layers):
+    for modality, features in widths.items():
+        for number, units in enumerate(model.units_of(modality)):
             a_column = 2 * 2 * frames[modality] * 4 * units  # both directions; multiply and add
             total += a_column * (3 * (features + units) - (0 if number else features))
             features = 2 * units

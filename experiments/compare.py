@@ -79,7 +79,7 @@ BLOCKS = (
         "tiled",
         "Synthetic. As unimodal, with each clip's audio replaced by its mean, like the earlier "
         "system's audio features: a control in which tempo can break nothing.",
-        replace(UNIMODAL, data=replace(UNIMODAL.data, tile_audio=True)),
+        replace(UNIMODAL, data=replace(UNIMODAL.data, tile=("audio",))),
         ("cross",),
         CONTROLS,
     ),

@@ -57,11 +57,12 @@ NamedText = Annotated[dict[str, str], _named(str, "NAME=COLUMN"), TOLD]
 class ExtractConfig:
     """Which features are taken from raw clips."""
 
-    audio: Literal["log-mel", "egemaps"] = "log-mel"
-    """64 log-mel bands; or openSMILE's eGeMAPSv02 low-level descriptors (extra [opensmile])."""
-    video: Literal["face-mesh", "dlib", "facenet"] = "face-mesh"
+    audio: Literal["log-mel", "egemaps", "none"] = "log-mel"
+    """64 log-mel bands; or openSMILE's eGeMAPSv02 low-level descriptors (extra [opensmile]); or no
+    audio features."""
+    video: Literal["face-mesh", "dlib", "facenet", "none"] = "face-mesh"
     """Distances in the face's geometry; or a face embedding: 128 numbers (extra [dlib]), 512
-    (extra [facenet])."""
+    (extra [facenet]); or no video features, which needs no face models."""
     video_rate: float = 15.0
     """Pictures a second at most; clips that have more are thinned out."""
     models: Path = Path("~/.cache/mmattn/models")

@@ -52,7 +52,7 @@ def test_a_typo_gets_a_suggestion(commands):
         (["--train.batch", "0"], ["--train.batch 0", "2 or more"]),
         (["--train.batch", "many"], ["--train.batch", "many"]),
         (["--model.head-dropout", "0.5"], ["--model.head-dropout", "--model.head-units"]),
-        (["--model.modalities"], ["--model.modalities", "audio, video or both"]),
+        (["--model.modalities"], ["--model.modalities", "one or more, each once"]),
         (["--data.roots", "/nowhere/at/all"], ["/nowhere/at/all", "--data.roots"]),
         (["--data.synthetic.speakers", "2"], ["2 speakers are too few"]),
         (["--data.fold", "1"], ["--data.folds"]),
@@ -60,7 +60,7 @@ def test_a_typo_gets_a_suggestion(commands):
         (["--resume"], ["config.json"]),
         (["--model.head-units", "0", "0"], ["--model.head-units", "1 unit or more"]),
         (["--data.labels", "ravdess8"], ["--data.labels", "without --data.roots"]),
-        (["--augment.audio-tempo", "1.1", "0.9"], ["--augment.audio-tempo (1.1, 0.9)", "≤ high"]),
+        (["--augment.own-tempo", "audio=1.1,0.9"], ["--augment.own-tempo (1.1, 0.9)", "≤ high"]),
     ],
 )
 def test_wrong_options_are_one_clear_message(commands, tmp_path, options, words):

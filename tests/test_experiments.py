@@ -20,7 +20,7 @@ CONFIGS = {
 }
 SMALL = (
     *("--members", 1, "--devices", 2, "--data.buckets", 1, "--train.epochs", 1),
-    *("--model.audio-units", 4, "--model.video-units", 4),
+    *("--model.units", "audio=4", "video=4"),
     *("--model.head-units", 8, "--model.head-dropout", "0.1"),
 )
 
@@ -29,7 +29,7 @@ SMALL = (
 def feature_files(commands, tmp_path_factory):
     """About 70 RAVDESS-named feature files, as wide as the real ones."""
     folder = tmp_path_factory.mktemp("corpus") / "files"
-    commands.run("mmattn", "corpus", folder, "--clips", 420)
+    commands.run("benchmarks.full_size", folder, "--clips", 420)
     return folder / "RAVDESS"
 
 

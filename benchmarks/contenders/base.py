@@ -59,9 +59,9 @@ class Layer(NamedTuple):
 def lstm_layers(work: Work) -> Iterator[tuple[str, list[tuple[Layer, Layer]]]]:
     """Of each modality: its name and, for each layer, both directions."""
     model = work.config.model
-    for modality, every in (("audio", model.audio_units), ("video", model.video_units)):
-        features, pairs = work.widths[modality], []
-        for number, units in enumerate(every):
+    for modality, features in work.widths.items():
+        pairs = []
+        for number, units in enumerate(model.units_of(modality)):
             prefix = f"branches.{modality}.layers.{number}"
             pairs.append(
                 tuple(Layer(f"{prefix}.{back:d}", features, units, back) for back in (False, True))

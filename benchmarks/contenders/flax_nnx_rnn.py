@@ -163,7 +163,7 @@ def _place(batch: Batch) -> tuple[dict[str, Any], Array]:
             jnp.asarray(stream.valid.T),
             jnp.asarray(stream.length),
         )
-        for name, stream in (("audio", batch.audio), ("video", batch.video))
+        for name, stream in batch.streams.items()
     }
     return streams, jnp.asarray(batch.label)
 

@@ -124,7 +124,7 @@ class KerasContender(Contender):
 
 
 def _place(batch: Batch) -> tuple[list[Any], Any]:
-    arrays = [array for stream in (batch.audio, batch.video) for array in stream[:2]]
+    arrays = [array for stream in batch.streams.values() for array in (stream.frames, stream.valid)]
     return [ops.convert_to_tensor(array) for array in arrays], ops.convert_to_tensor(batch.label)
 
 

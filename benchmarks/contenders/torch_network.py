@@ -18,7 +18,8 @@ from benchmarks.contenders.base import (
     reorder_gates,
 )
 from benchmarks.work import Work
-from mmattn.data.batches import Batch, Sequence
+from mmattn.data.batches import Batch
+from mmattn.data.stream import Stream
 from mmattn.machine import cores
 
 
@@ -178,18 +179,18 @@ class TorchContender(Contender):
 
 
 def _place(batch: Batch) -> TorchBatch:
-    streams = {"audio": _place_stream(batch.audio), "video": _place_stream(batch.video)}
+    streams = {name: _place_stream(stream) for name, stream in batch.streams.items()}
     return TorchBatch(streams, torch.from_numpy(batch.label.astype(np.int64)))
 
 
-def _place_stream(sequence: Sequence) -> Frames:
-    length = torch.from_numpy(sequence.length.astype(np.int64))
-    clips, frames = sequence.valid.shape
+def _place_stream(stream: Stream) -> Frames:
+    length = torch.from_numpy(stream.length.astype(np.int64))
+    clips, frames = stream.valid.shape
     time = torch.arange(frames)[:, None]
     mirror = torch.where(time < length, length - 1 - time, time)
     return Frames(
-        torch.from_numpy(sequence.frames).swapaxes(0, 1).contiguous(),
-        torch.from_numpy(sequence.valid).T.contiguous(),
+        torch.from_numpy(stream.frames).swapaxes(0, 1).contiguous(),
+        torch.from_numpy(stream.valid).T.contiguous(),
         length,
         (mirror * clips + torch.arange(clips)).flatten(),
     )

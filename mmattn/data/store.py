@@ -4,8 +4,8 @@
                         shards of SHARD bytes, audio.npy, … (where each file is), and index.json
     CACHE/index/<sig>   the key of the pack for files with these paths, sizes and times of change,
                         and their rows in it
-    CACHE/.build-*/     a pack in the making, locked for as long as its process lives
-    CACHE/lock          held for moments, while a pack is begun or put in its place
+    CACHE/.build-*/     a pack in the making
+    CACHE/lock          held while a pack is made, so that of several processes one makes it
 
 The key is made of the files' contents alone: other names, labels or splits pack nothing again. A
 pack appears by renaming a finished folder, so a half-written one is never seen; what a killed
@@ -31,10 +31,11 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mmattn.console import progress
+from mmattn.console import progress, say
 from mmattn.data.feature_file import BadClip, decode
 from mmattn.data.stream import Ragged, Stream
 from mmattn.errors import UserError
+from mmattn.files import write_text
 
 FORMAT = 4  # to be raised when reading or packing changes
 SHARD = 2**32  # bytes of frames in a file; more only where a single clip is longer
@@ -77,15 +78,45 @@ def open_pack(files: Sequence[ClipFile], folder: Path, rates: Rates) -> Pack:
     rates = dict(sorted(rates.items()))
     stats = [(file.path, file.size, file.mtime_ns) for file in files]
     signature = _hash(FORMAT, rates, stats)
+    if pack := _recall(folder, signature) or _find_by_content(files, folder, rates, signature):
+        return pack
+    sizes: Counter[str] = Counter()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            pack = _recall(folder, signature) or _build(files, folder, rates, signature, sizes)
+    except OSError as error:
+        needed = sum(file.size for file in files)
+        if sizes["packed"]:
+            needed *= sizes["packed"] / sizes["read"]
+        raise UserError(
+            f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
+            "are needed there; --data.cache names another folder"
+        ) from error
+    if not pack:
+        raise UserError(f"the cache {folder} was changed by something else while it was in use")
+    return pack
+
+
+def _recall(folder: Path, signature: str) -> Pack | None:
+    """The pack that was noted for files as they are now."""
     with contextlib.suppress(OSError, ValueError):
         key, *rows = (folder / "index" / signature).read_text().split()
-        if pack := _load(folder / key, np.array(rows, np.int64)):
-            return pack
-    if pack := _find_by_content(files, folder, rates, signature):
-        return pack
-    if pack := _load(*_build(files, folder, rates, signature)):
-        return pack
-    raise UserError(f"the cache {folder} was changed by something else while it was in use")
+        return _load(folder / key, np.array(rows, np.int64))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process packs into {folder}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _hash(*parts: object) -> str:
@@ -259,34 +290,33 @@ class _StreamWriter:
 
 
 def _build(
-    files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str
-) -> tuple[Path, np.ndarray]:
-    """Read all files into a new pack and put it into the cache; its folder and the files' rows."""
-    sizes: Counter[str] = Counter()
+    files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str, sizes: Counter[str]
+) -> Pack | None:
+    """Read all files into a new pack and put it in its place; `sizes` counts bytes meanwhile."""
+    for leftover in folder.glob(".build-*"):  # of a killed process: this one has the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
     try:
-        with _building(folder) as build:
-            digests, key, rows = _pack(files, build, rates, sizes)
-            _publish(build, folder / key)
-            if all(digests):
-                _remember(folder, signature, key, rows)
-    except OSError as error:
-        needed = sum(file.size for file in files)
-        if sizes["packed"]:
-            needed *= sizes["packed"] / sizes["read"]
-        raise UserError(
-            f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
-            "are needed there; --data.cache names another folder"
-        ) from error
-    return folder / key, rows
+        digests, key, rows = _pack(files, build, rates, sizes)
+        for path in (*build.iterdir(), build):
+            _sync(path)
+        target = folder / key
+        if target.exists() and not _load(target, rows):  # damaged; as a leftover it is removed
+            os.rename(target, tempfile.mkdtemp(prefix=".build-", dir=folder))
+        if not target.exists():
+            os.rename(build, target)
+            _sync(folder)
+        if all(digests):
+            _remember(folder, signature, key, rows)
+        return _load(target, rows)
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
 
 
 def _pack(
     files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[str]
 ) -> tuple[list[str], str, np.ndarray]:
-    """Write all files and the index; the digests, the key and the row of each file.
-
-    `sizes` counts bytes meanwhile.
-    """
+    """Write all files and the index; the digests, the key and the row of each file."""
     writers: dict[str, _StreamWriter] = {}
     reasons: defaultdict[str, dict[str, str]] = defaultdict(dict)  # by content, as all here
     extractor: dict[str, str] = {}  # JSON
@@ -330,48 +360,10 @@ def _read(file: ClipFile, rates: Rates) -> tuple[str, dict[str, Stream | str], d
         return digest, {"": str(error)}, {}
 
 
-@contextlib.contextmanager
-def _building(folder: Path) -> Iterator[Path]:
-    """A new folder to build in, locked while the block runs and removed if it is still there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        with FileLock(folder / "lock"):
-            _remove_leftovers(folder)
-            build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
-            stack.enter_context(FileLock(build / "lock"))
-            stack.callback(shutil.rmtree, build, ignore_errors=True)
-        yield build
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were building: a lock goes with its process."""
-    for leftover in folder.glob(".build-*"):
-        in_use_or_gone = contextlib.suppress(Timeout, FileNotFoundError)
-        with in_use_or_gone, FileLock(leftover / "lock", timeout=0):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _publish(build: Path, target: Path) -> None:
-    """Put a finished pack in its place, unless another process has put the same there."""
-    for path in (*build.iterdir(), build):
-        _sync(path)
-    with FileLock(target.parent / "lock"):
-        if _load(target, np.zeros(0, np.int64)):
-            return
-        if target.exists():  # damaged; as a leftover it is removed later
-            os.rename(target, tempfile.mkdtemp(prefix=".build-", dir=target.parent))
-        (build / "lock").unlink()
-        os.rename(build, target)
-        _sync(target.parent)
-
-
 def _remember(folder: Path, signature: str, key: str, rows: np.ndarray) -> None:
     """Note what in which pack belongs to files as they are now, for a quick second start."""
-    with FileLock(folder / "lock"):
-        (folder / "index").mkdir(exist_ok=True)
-        partial = folder / "index.partial"
-        partial.write_text(" ".join([key, *map(str, rows)]))
-        os.replace(partial, folder / "index" / signature)
+    (folder / "index").mkdir(exist_ok=True)
+    write_text(folder / "index" / signature, " ".join([key, *map(str, rows)]))
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from mmattn.evaluate.views import ClipView
 DPI = 120
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito, colour-blind
 COLOURS = {"audio": BLUE, "video": ORANGE}
+OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")  # of modalities that have no colour of their own
+DENSE = 150  # frames above which a line of attention has no markers
 
 Epoch = Mapping[str, float]
 
@@ -118,34 +120,43 @@ def plot_attention(
 ) -> None:
     """Attention over time, a row a clip, as a ratio to uniform attention over the valid frames.
 
-    Vertical marks are true cues in the colour of their modality; grey shade is video frames
-    without a face.
+    Vertical marks are true cues in the colour of their modality; grey shade is frames without data.
     """
+    colours = modality_colours(clips)
     figure = _figure(9, 0.9 + 1.65 * len(clips), note)
     rows = figure.subplots(len(clips), 1, sharex=True, squeeze=False)[:, 0]
     for axes, clip in zip(rows, clips, strict=True):
-        _draw_clip(axes, clip, class_names[clip.probabilities.argmax()])
+        _draw_clip(axes, clip, class_names[clip.probabilities.argmax()], colours)
     rows[-1].set_xlabel("time (s)")
     figure.supylabel("attention (1 = uniform)", fontsize=10)
     figure.legend(
-        handles=_attention_legend(clips), loc="outside upper center", ncols=6, frameon=False
+        handles=_attention_legend(clips, colours),
+        loc="outside upper center",
+        ncols=6,
+        frameon=False,
     )
     figure.savefig(path, dpi=DPI)
 
 
-def _draw_clip(axes: Axes, clip: ClipView, predicted: str) -> None:
+def modality_colours(clips: Sequence[ClipView]) -> dict[str, str]:
+    """The colour of each modality of the clips and their cues, in the order that these come in."""
+    names = dict.fromkeys(name for clip in clips for name in clip.streams)
+    names |= dict.fromkeys(sorted(cue[0] for clip in clips for cue in clip.cues or ()))
+    others = cycle(OTHERS)
+    return {name: COLOURS.get(name) or next(others) for name in names}
+
+
+def _draw_clip(axes: Axes, clip: ClipView, predicted: str, colours: Mapping[str, str]) -> None:
     axes.axhline(1, color="black", linewidth=0.6, linestyle=":", zorder=1)
-    audio, video = (clip.streams.get(name) for name in ("audio", "video"))
-    if audio:
-        axes.plot(audio.times, audio.ratio, color=BLUE, linewidth=1.3)
-    if video:
-        style = {"color": ORANGE, "linewidth": 1.3, "marker": ".", "markersize": 4}
-        axes.plot(video.times, video.ratio, **style)
-        for start, end in video.gaps:
+    for name, stream in clip.streams.items():
+        marker = "." if len(stream.times) <= DENSE else None
+        style = {"color": colours[name], "linewidth": 1.3, "marker": marker, "markersize": 4}
+        axes.plot(stream.times, stream.ratio, **style)
+        for start, end in stream.gaps:
             axes.axvspan(start, end, color=GREY, alpha=0.3, linewidth=0)
     for modality, time, decoy in clip.cues or ():
         if not decoy:
-            axes.axvline(time, color=COLOURS[modality], linewidth=1, alpha=0.6, zorder=0)
+            axes.axvline(time, color=colours[modality], linewidth=1, alpha=0.6, zorder=0)
     verdict = "right" if clip.label == predicted else f"predicted {predicted}"
     text = f"{clip.clip}: {clip.label}, {verdict}"
     axes.set_title(text, parse_math=False, fontsize=9, loc="left", pad=3)
@@ -153,19 +164,21 @@ def _draw_clip(axes: Axes, clip: ClipView, predicted: str) -> None:
     axes.margins(x=0.01)
 
 
-def _attention_legend(clips: Sequence[ClipView]) -> list[Line2D | Patch]:
+def _attention_legend(
+    clips: Sequence[ClipView], colours: Mapping[str, str]
+) -> list[Line2D | Patch]:
     """An entry for each thing that occurs in some clip."""
-    handles = []
-    if any("audio" in clip.streams for clip in clips):
-        handles.append(Line2D([], [], color=BLUE, label="audio"))
-    if any("video" in clip.streams for clip in clips):
-        handles.append(Line2D([], [], color=ORANGE, marker=".", label="video"))
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=colour, label=name)
+        for name, colour in colours.items()
+        if any(name in clip.streams for clip in clips)
+    ]
     cued = {modality for clip in clips for modality, _, decoy in clip.cues or () if not decoy}
     for modality in sorted(cued):
-        style = {"color": COLOURS[modality], "marker": "|", "markersize": 12, "linestyle": "none"}
+        style = {"color": colours[modality], "marker": "|", "markersize": 12, "linestyle": "none"}
         handles.append(Line2D([], [], label=f"{modality} cue", **style))
     if any(one.gaps for clip in clips for one in clip.streams.values()):
-        handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="no face"))
+        handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="no data"))
     return handles
 
 

@@ -32,7 +32,7 @@ class StreamView:
     @property
     def gaps(self) -> list[tuple[float, float]]:
         """Start and end (s) of each run of frames that are not valid."""
-        return spans_without_face(self.times, self.known)
+        return spans_without_data(self.times, self.known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def ratio_to_uniform(attention: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return np.where(valid, attention / attention[valid].mean(), np.nan)
 
 
-def spans_without_face(times: np.ndarray, valid: np.ndarray) -> list[tuple[float, float]]:
+def spans_without_data(times: np.ndarray, valid: np.ndarray) -> list[tuple[float, float]]:
     """Start and end (s) of each run of frames that are not valid [T], half a frame wider."""
     half = np.diff(times).mean() / 2 if len(times) > 1 else 0.0
     edges = np.flatnonzero(np.diff(np.concatenate([[False], ~valid, [False]]).astype(int)))

@@ -122,6 +122,18 @@ def claimed_seconds(path: Path) -> float | None:
         return None if container.duration is None else container.duration / av.time_base
 
 
+def last_packet(path: Path, kind: str) -> float:
+    """When the last packet of the streams of a kind (audio, video) begins, in seconds; else 0.
+
+    For streams that are not decoded. Raises BadMedia.
+    """
+    with _opened(path) as container:
+        streams = [stream for stream in container.streams if stream.type == kind]
+        packets = container.demux(streams) if streams else ()
+        times = [float(one.pts * one.time_base) for one in packets if one.pts is not None]
+        return max(times) - (container.start_time or 0) / av.time_base if times else 0.0
+
+
 def check_length(claimed: float | None, found: float) -> None:
     """Raise BadMedia if a clip ends (s) well before its header says it does."""
     if claimed is not None and claimed - found > max(SHORT, SHORT_SHARE * claimed):

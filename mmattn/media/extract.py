@@ -1,4 +1,4 @@
-"""One clip to two streams of features: what is heard and whose face is seen, each when."""
+"""One clip to streams of features: what is heard and whose face is seen, each when."""
 
 import io
 import json
@@ -23,6 +23,7 @@ from mmattn.media.decode import (
     Sound,
     check_length,
     claimed_seconds,
+    last_packet,
     read_frames,
     read_sound,
 )
@@ -33,6 +34,8 @@ from mmattn.media.models import FACE_DETECTOR, model_file
 
 FASTEST = 1000.0  # pictures a second
 MANY = 0.2  # share of pictures without a face that is worth a word
+NONE = {"name": "none", "version": 1, "settings": {}}  # the record of what is not extracted
+MADE = {"audio": ("log-mel", "egemaps"), "video": ("face-mesh", "dlib", "facenet")}
 SOUND_ALONE = (".wav", ".flac")  # in which RAVDESS's 03-* files come
 
 
@@ -42,7 +45,8 @@ class Extraction(NamedTuple):
     streams: dict[str, Stream]
     """By modality; no audio if nothing is heard, no video if a face is seen in no frame."""
     extractor: dict[str, dict]
-    """By modality that is there, the name, version and settings of what took it."""
+    """By modality that is there, the name, version and settings of what took it; and NONE for one
+    that was not asked for."""
     notes: tuple[str, ...]
     """What the user should know: what is missing or came from elsewhere."""
     seconds: float
@@ -56,58 +60,61 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
     The same clip gives the same numbers, bit for bit.
 
     Raises:
-        BadMedia: it cannot be read, or has neither sound nor a face.
+        BadMedia: it cannot be read, or has nothing of what is asked for.
         UserError: a model file or a library is missing.
     """
-    track = read_sound(path)
-    ends = [track.end] if track else []
-    sound, notes = heard_sound(path, track)
-    audio = _audio_features(config)(sound.samples, sound.rate) if sound else None
-    if audio:
-        audio = audio._replace(times=audio.times + sound.start)
-    video, last = _follow_face(path, config, notes)
-    ends += [last] if last is not None else []
-    check_length(claimed_seconds(path), max(ends, default=0.0))
-    for name, stream in (("sound", audio), ("video", video)):
-        if stream and len(stream.times) < MIN_FRAMES:
+    streams, ends, notes = {}, [0.0], []
+    for name, take in (("audio", _hear), ("video", _follow_face)):
+        asked = getattr(config, name) != "none"
+        stream, end = take(path, config, notes) if asked else (None, last_packet(path, name))
+        ends.append(end)
+        if stream:
+            streams[name] = stream
+    check_length(claimed_seconds(path), max(ends))
+    for name, stream in streams.items():
+        if len(stream.times) < MIN_FRAMES:
             raise BadMedia(f"its {name} has {len(stream.times)} frames; expected {MIN_FRAMES}")
-    both = {"audio": audio, "video": video}
-    streams = {name: stream for name, stream in both.items() if stream}
     if not streams:
         raise BadMedia(f"nothing to learn from: {'; '.join(notes)}")
-    extractor = {name: record for name, record in extractor_of(config).items() if name in streams}
+    extractor = {
+        name: record
+        for name, record in extractor_of(config).items()
+        if name in streams or record == NONE
+    }
     return Extraction(streams, extractor, tuple(notes), max(ends))
 
 
 def extractor_of(config: ExtractConfig) -> dict[str, dict]:
     """By modality, what a feature file says of how its features were made."""
+    audio = NONE if config.audio == "none" else _audio_features(config).record()
+    if config.video == "none":
+        return {"audio": audio, "video": NONE}
     video = _video_features(config).record()
     settings = {"rate": config.video_rate, **video["settings"]}
-    return {"audio": _audio_features(config).record(), "video": {**video, "settings": settings}}
+    return {"audio": audio, "video": {**video, "settings": settings}}
 
 
 def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractConfig:
     """The config that makes features like those that an extractor's record tells of.
 
     Args:
-        extractor: by modality, as in a feature file; a modality that is not there may be anything.
-        default: for that, and for the places of files.
+        extractor: by modality, as in a feature file; a modality that is not there is left out.
+        default: for the places of files.
 
     Raises:
         UserError: this version has no such extractor.
     """
     names = {modality: record["name"] for modality, record in extractor.items()}
-    known = {"audio": ("log-mel", "egemaps"), "video": ("face-mesh", "dlib", "facenet")}
     for modality, name in names.items():
-        if name not in known[modality]:
+        if name not in MADE.get(modality, ()):
             raise UserError(
                 f"{modality} features by {name!r} are not made here; expected "
-                f"{', '.join(known[modality])}"
+                f"{', '.join(MADE.get(modality, ('feature files that have them',)))}"
             )
     rate = extractor.get("video", {"settings": {}})["settings"].get("rate", default.video_rate)
     if not (isinstance(rate, float | int) and 0 < rate <= FASTEST):
         raise UserError(f"video features at {rate!r} pictures a second cannot be made")
-    config = replace(default, video_rate=rate, **names)
+    config = replace(default, video_rate=rate, **{**dict.fromkeys(MADE, "none"), **names})
     made = extractor_of(config)
     wanted = {modality: made[modality] for modality in extractor}
     if wanted != extractor:
@@ -163,9 +170,21 @@ def face_tracker(config: ExtractConfig) -> FaceTracker:
     return FaceTracker(_face_models(config)[0])
 
 
+def _hear(path: Path, config: ExtractConfig, notes: list[str]) -> tuple[Stream | None, float]:
+    """The features of what is heard, and when the clip's own sound ends (s)."""
+    track = read_sound(path)
+    sound, said = heard_sound(path, track)
+    notes += said
+    end = track.end if track else 0.0
+    if sound is None:
+        return None, end
+    audio = _audio_features(config)(sound.samples, sound.rate)
+    return audio._replace(times=audio.times + sound.start), end
+
+
 def _follow_face(
     path: Path, config: ExtractConfig, notes: list[str]
-) -> tuple[Stream | None, float | None]:
+) -> tuple[Stream | None, float]:
     """The features of the face that is followed, and when the last picture is seen (s)."""
     _, features = _face_models(config)
     track = face_tracker(config)
@@ -176,7 +195,7 @@ def _follow_face(
         rows.append(None if face is None else features(picture, face))
     if not times:
         notes.append("it has no pictures")
-        return None, None
+        return None, 0.0
     seen = [row for row in rows if row is not None]
     if not seen:
         notes.append(f"no face is seen in its {len(rows)} pictures")

@@ -65,6 +65,8 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
     """
     if not 0 < config.video_rate <= FASTEST:
         raise UserError(f"--video-rate {config.video_rate}: expected above 0, at most {FASTEST:g}")
+    if config.audio == config.video == "none":
+        raise UserError("--audio none --video none: expected one of them")
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
     jobs = find_jobs([path for path in clips if path not in tables], to, listed)
@@ -196,7 +198,7 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
             f"{job.target} is no feature file ({error}); choose another --to"
         ) from error
     made = extractor_of(config)
-    wanted = {name: made[name] for name in extractor}
+    wanted = {name: made[name] for name in extractor if name in made}
     if extractor != wanted or not extractor:
         raise UserError(
             f"{job.target} holds other features than asked for "

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mmattn.evaluate.plots import modality_colours
 from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.report.footage import Footage
 
@@ -40,6 +41,7 @@ def pack_viewer(
     return {
         "arms": list(arms),
         "classes": list(class_names),
+        "colours": modality_colours([view for views in arms.values() for view in views]),
         "step": STEP,
         "clips": clips,
         "pool": list(pool),
@@ -62,17 +64,16 @@ def _pack_clip(
         "views": [
             {
                 "probabilities": np.round(view.probabilities, 4).tolist(),
-                "audio": _pack_stream(view.streams.get("audio"), pool),
-                "video": _pack_stream(view.streams.get("video"), pool),
+                "streams": {
+                    name: _pack_stream(stream, pool) for name, stream in view.streams.items()
+                },
             }
             for view in views
         ],
     }
 
 
-def _pack_stream(stream: StreamView | None, pool: dict[str, int]) -> dict[str, Any] | None:
-    if stream is None:
-        return None
+def _pack_stream(stream: StreamView, pool: dict[str, int]) -> dict[str, Any]:
     valid = stream.known
     steps = np.clip(np.round(stream.features / STEP), -127, 127)
     return {

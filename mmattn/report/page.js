@@ -5,6 +5,7 @@
   const byId = (id) => document.getElementById(id);
   const touch = matchMedia("(pointer: coarse)").matches;
   const CONFIG = { displayModeBar: false, responsive: true };
+  const DENSE = 150; // frames above which a line of attention has no markers
   // ColorBrewer's PRGn, safe for the colour-blind; its middle is the page's panel.
   const DIVERGING = ["#762a83", "#af8dc3", null, "#7fbf7b", "#1b7837"];
 
@@ -48,7 +49,8 @@
     }
   }
 
-  function viewer({ arms, classes, clips, pool, step }) {
+  function viewer({ arms, classes, colours, clips, pool, step }) {
+    const modalities = Object.keys(colours);
     const search = byId("search");
     const filter = byId("filter");
     const select = byId("clip");
@@ -155,27 +157,27 @@
         `<line x1="0" y1="6" x2="22" y2="6" stroke="${colour}" stroke-width="${width}"` +
         ` stroke-dasharray="${dash}"/>`;
       const entries = [];
-      for (const modality of ["audio", "video"]) {
-        if (views.some((view) => view[modality])) {
-          entries.push([`${modality} attention`, line(page.colours[modality])]);
+      for (const modality of modalities) {
+        if (views.some((view) => view.streams[modality])) {
+          entries.push([`${modality} attention`, line(colours[modality])]);
         }
       }
-      for (const modality of ["audio", "video"]) {
+      for (const modality of modalities) {
         for (const decoy of [false, true]) {
           if (clip.cues.some((cue) => cue.modality === modality && cue.decoy === decoy)) {
-            const mark = line(page.colours[modality], decoy ? "3 3" : "", decoy ? 1 : 2);
+            const mark = line(colours[modality], decoy ? "3 3" : "", decoy ? 1 : 2);
             const upright = `<g transform="rotate(90 11 6)">${mark}</g>`;
             entries.push([`${modality} ${decoy ? "decoy" : "cue"}`, upright]);
           }
         }
       }
       if (clip.faces.length) {
-        const style = `fill="none" stroke="${page.colours.video}" stroke-width="2"`;
+        const style = `fill="none" stroke="${colours.video}" stroke-width="2"`;
         entries.push(["face shown below", `<circle cx="11" cy="6" r="5" ${style}/>`]);
       }
-      if (views.some((view) => view.video?.gaps.length)) {
+      if (views.some((view) => Object.values(view.streams).some((stream) => stream.gaps.length))) {
         const box = `<rect width="22" height="12" fill="${css("--shade")}"/>`;
-        entries.push(["no face", box]);
+        entries.push(["no data", box]);
       }
       byId("key").replaceChildren(
         ...entries.map(([text, mark]) => {
@@ -204,12 +206,11 @@
     // modality.
     function drawTime(clip) {
       const shown = shownArms();
-      const first = clip.views[shown[0]];
-      const modalities = ["audio", "video"].filter((modality) => first[modality]);
+      const first = clip.views[shown[0]].streams;
       const panels = [
         ...(clip.sound ? [{ sound: clip.sound, height: 60 }] : []),
         ...shown.map((arm) => ({ arm, height: shown.length > 1 ? 110 : 190 })),
-        ...modalities.map((modality) => ({ modality, height: modality === "audio" ? 150 : 110 })),
+        ...Object.keys(first).map((modality) => ({ modality, height: 130 })),
       ];
       const gap = 30;
       const inner = panels.reduce((sum, panel) => sum + panel.height + gap, 0);
@@ -242,7 +243,8 @@
       let below = inner;
       let highest = 0;
       const attentionAxes = [];
-      const spans = { audio: [], video: [] }; // panels, in paper coordinates, that a cue is drawn in
+      // Panels, in paper coordinates, that the cues of each modality are drawn in.
+      const spans = Object.fromEntries(modalities.map((modality) => [modality, []]));
       panels.forEach((panel, number) => {
         const top = below - gap + 8;
         below -= panel.height + gap;
@@ -258,13 +260,12 @@
           addSound(data, panel.sound, axis.replace("axis", ""));
           Object.assign(layout[axis], { showgrid: false, showticklabels: false, fixedrange: true });
         } else {
-          const view = clip.views[panel.arm];
-          highest = Math.max(highest, addAttention(data, view, axis.replace("axis", "")));
+          const { streams } = clip.views[panel.arm];
+          highest = Math.max(highest, addAttention(data, streams, axis.replace("axis", "")));
           addFaces(data, clip.faces, axis.replace("axis", ""));
-          addGaps(layout.shapes, view.video?.gaps ?? [], domain);
+          Object.values(streams).forEach(({ gaps }) => addGaps(layout.shapes, gaps, domain));
           attentionAxes.push(axis);
-          spans.audio.push(domain);
-          spans.video.push(domain);
+          modalities.forEach((modality) => spans[modality].push(domain));
         }
         layout.annotations.push({
           text: panelTitle(panel, first),
@@ -285,7 +286,7 @@
       layout.xaxis = {
         title: { text: "time (s)", standoff: 6 },
         anchor: `y${panels.length}`,
-        range: range([...modalities.map((modality) => first[modality]), clip.sound]),
+        range: range([...Object.values(first), clip.sound]),
         hoverformat: ".2f",
         showspikes: true,
         spikemode: "across",
@@ -298,30 +299,30 @@
       Plotly.react(time, data, themed(layout), CONFIG);
     }
 
-    function panelTitle({ arm, modality, sound }, view) {
+    function panelTitle({ arm, modality, sound }, streams) {
       if (sound) {
         return "sound";
       }
       if (modality) {
-        return `${modality} features (${view[modality].count})`;
+        return `${modality} features (${streams[modality].count})`;
       }
       return arms.length > 1 ? `attention, <b>${armName(arm)}</b>` : "attention (1 = uniform)";
     }
 
     // Adds a line a modality, returns the highest value.
-    function addAttention(data, view, yaxis) {
+    function addAttention(data, streams, yaxis) {
       let highest = 0;
-      for (const modality of ["audio", "video"].filter((name) => view[name])) {
-        const y = floats(view[modality].attention);
+      for (const [modality, stream] of Object.entries(streams)) {
+        const y = floats(stream.attention);
         highest = Math.max(highest, ...y.filter(Number.isFinite));
         data.push({
           type: "scatter",
-          mode: modality === "audio" ? "lines" : "lines+markers",
+          mode: y.length > DENSE ? "lines" : "lines+markers",
           name: `${modality} attention`,
-          x: floats(view[modality].times),
+          x: floats(stream.times),
           y,
           yaxis,
-          line: { color: page.colours[modality], width: 1.6 },
+          line: { color: colours[modality], width: 1.6 },
           marker: { size: 4 },
           hovertemplate: `${modality} attention %{y:.2f}<extra></extra>`,
         });
@@ -354,7 +355,7 @@
           marker: {
             symbol: "circle-open",
             size: 11,
-            color: page.colours.video,
+            color: colours.video,
             line: { width: 2 },
           },
         });
@@ -389,7 +390,7 @@
       for (const [x0, x1] of gaps) {
         shapes.push({
           type: "rect",
-          name: "no face",
+          name: "no data",
           layer: "below",
           yref: "paper",
           ...{ x0, x1, y0, y1 },
@@ -409,7 +410,7 @@
             ...{ x0: time, x1: time, y0, y1 },
             opacity: decoy ? 0.6 : 0.9,
             line: {
-              color: page.colours[modality],
+              color: colours[modality],
               width: decoy ? 1 : 2,
               dash: decoy ? "4px 4px" : "solid",
             },

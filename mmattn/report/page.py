@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mmattn.evaluate.plots import COLOURS, GREEN, Epoch
+from mmattn.evaluate.plots import GREEN, Epoch
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.tables import (
     Scores,
@@ -34,7 +34,7 @@ from mmattn.report.figures import (
 )
 from mmattn.report.footage import Footage
 
-VIEWER_COLOURS = {**COLOURS, "right": GREEN, "arms": CYCLE}
+VIEWER_COLOURS = {"right": GREEN, "arms": CYCLE}
 FOOT = (
     "<p>In every plot: point to read values, drag to zoom, double-click to see all again. This "
     "page is one file and asks nothing of the network.</p>"

@@ -25,7 +25,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 BAR = 50  # characters of a probability of 1
 LINE = 40  # characters of attention over time
-NO_FACE = "·"
+NO_DATA = "·"
 
 
 def predict_run(
@@ -169,7 +169,7 @@ def bar(share: float, width: int = BAR) -> str:
 def attention_lines(streams: dict[str, StreamView]) -> Iterator[str]:
     """Of each modality, attention over the same seconds in blocks, and where it is highest.
 
-    The highest block is the highest attention of the modality; dots are frames without a face.
+    The highest block is the highest attention of the modality; dots are frames without data.
     """
     ends = [stream.times[place] for stream in streams.values() for place in (0, -1)]
     if not ends:
@@ -196,5 +196,5 @@ def _block(stream: StreamView, low: float, high: float) -> str:
         return BLOCKS[0]
     known = stream.ratio[inside & stream.known]
     if not len(known):
-        return NO_FACE
+        return NO_DATA
     return BLOCKS[max(1, round(8 * known.max() / np.nanmax(stream.ratio)))]

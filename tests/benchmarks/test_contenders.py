@@ -18,8 +18,7 @@ from experiments.no_aug import CONFIG
 from mmattn.config import ModelConfig
 
 MODEL = ModelConfig(
-    audio_units=(3, 2),
-    video_units=(4, 3),
+    units={"audio": (3, 2), "video": (4, 3)},
     head_units=(16, 8),
     input_dropout=0,
     layer_dropout=0,
@@ -100,11 +99,12 @@ def reference_loss(work, parameters) -> float:
         [
             np.concatenate(
                 [
-                    pool(stream.clip(clip).astype(np.float64), parameters, f"branches.{modality}")
-                    for modality, stream in (
-                        ("audio", work.corpus.audio),
-                        ("video", work.corpus.video),
+                    pool(
+                        work.corpus.streams[modality].clip(clip).frames.astype(np.float64),
+                        parameters,
+                        f"branches.{modality}",
                     )
+                    for modality in ("audio", "video")
                 ]
             )
             for clip in clips
@@ -123,7 +123,7 @@ def reference_loss(work, parameters) -> float:
 
 def test_ours_agrees_with_the_equations_in_float64(ours):
     work, rng, step = JOB.work(), np.random.default_rng(0), 1e-6
-    lengths = work.corpus.audio.lengths[work.dispatches[0].batches[0]]
+    lengths = work.corpus.streams["audio"].lengths[work.dispatches[0].batches[0]]
     assert len(set(lengths)) > 1  # the batch is ragged
     parameters = {name: p.astype(np.float64) for name, p in draw_parameters(work).items()}
     assert ours["loss"] == pytest.approx(reference_loss(work, parameters), rel=1e-5)

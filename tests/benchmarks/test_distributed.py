@@ -51,7 +51,7 @@ def test_processes_are_measured_and_the_page_is_written(commands, tmp_path):
         *("benchmarks.scaling_page", "--page", page, "--shapes", "1x2", "2x1"),
         # One number of clips a device, 12: there is one program to compile.
         *("--batch", 24, "--clips", 12, "--sizes", 1000, 5001, "--rounds", 1),
-        *("--model.modalities", "video", "--model.video-units", 4),
+        *("--model.modalities", "video", "--model.units", "video=4"),
         *("--model.head-units", 8, "--model.head-dropout", 0.3),
     )
     assert "1,000" in text and "2 × 1" in text

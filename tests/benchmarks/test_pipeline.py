@@ -20,7 +20,7 @@ TINY = ExperimentConfig(
     name="no_aug",
     data=DataConfig(buckets=1),
     model=ModelConfig(
-        modalities=("video",), video_units=(3,), head_units=(8,), head_dropout=(0.2,)
+        modalities=("video",), units={"video": (3,)}, head_units=(8,), head_dropout=(0.2,)
     ),
     train=TrainConfig(epochs=1, batch=8, steps_per_dispatch=2),
 )
@@ -49,7 +49,7 @@ def test_the_time_that_items_are_waited_for(monkeypatch):
 def test_the_share_of_a_real_training_that_waits(tmp_path):
     sizes = SyntheticConfig(clips=72, speakers=8, video_width=6, audio_width=4, audio_rate=10)
     config = replace(TINY, data=replace(TINY.data, synthetic=sizes))
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(config.data, config.streams)
     split = make_split(corpus, config.data, 0)
     trainer = make_trainer(config, corpus, split, DEVICES)
     plan = epoch_plan(trainer, split.train, 0)

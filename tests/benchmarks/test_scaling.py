@@ -23,7 +23,7 @@ TINY = ExperimentConfig(
     name="no_aug",
     data=DataConfig(buckets=2),
     model=ModelConfig(
-        modalities=("video",), video_units=(4,), head_units=(8,), head_dropout=(0.2,)
+        modalities=("video",), units={"video": (4,)}, head_units=(8,), head_dropout=(0.2,)
     ),
 )
 SMALL = Scale(clips=100, widths={"audio": 4, "video": 3}, rates={"audio": 6.0, "video": 4.0})

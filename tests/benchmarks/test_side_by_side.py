@@ -27,7 +27,9 @@ JOB = Job(
     per_bucket=8,
     config=replace(
         CONFIG,
-        model=ModelConfig(audio_units=(3,), video_units=(3,), head_units=(4,), head_dropout=(0.5,)),
+        model=ModelConfig(
+            units={"audio": (3,), "video": (3,)}, head_units=(4,), head_dropout=(0.5,)
+        ),
         data=replace(CONFIG.data, buckets=1),
     ),
     scale=Scale(clips=40, widths={"audio": 5, "video": 4}, rates={"audio": 5.0, "video": 3.0}),

@@ -13,23 +13,24 @@ def test_every_batch_is_full_ragged_and_padded_to_its_bucket():
     batches = work.batches()
     assert len(batches) == 4 * 2
     assert work.clips == 8 * 24
-    shapes = [tuple(d.bucket) for d in work.dispatches for _ in d.batches]
-    for batch, (audio_frames, video_frames) in zip(batches, shapes, strict=True):
-        assert batch.audio.frames.shape == (24, audio_frames, 89)
-        assert batch.video.frames.shape == (24, video_frames, 512)
+    shapes = [d.bucket for d in work.dispatches for _ in d.batches]
+    for batch, shape in zip(batches, shapes, strict=True):
+        audio, video = batch.streams["audio"], batch.streams["video"]
+        assert audio.frames.shape == (24, shape["audio"], 89)
+        assert video.frames.shape == (24, shape["video"], 512)
         assert batch.weight.all()
-        assert len(set(batch.audio.length)) > 1
-        np.testing.assert_array_equal(batch.video.valid.sum(-1), batch.video.length)
+        assert len(set(audio.length)) > 1
+        np.testing.assert_array_equal(video.valid.sum(-1), video.length)
 
 
 def test_everyone_gets_the_same_work():
     for one, other in zip(make_work(8, 8).batches(), make_work(8, 8).batches(), strict=True):
-        np.testing.assert_array_equal(one.audio.frames, other.audio.frames)
+        np.testing.assert_array_equal(one.streams["audio"].frames, other.streams["audio"].frames)
         np.testing.assert_array_equal(one.label, other.label)
 
 
 def test_flop_by_hand():
-    model = ModelConfig(audio_units=(3,), video_units=(1, 2))
+    model = ModelConfig(units={"audio": (3,), "video": (1, 2)})
     widths, frames = {"audio": 5, "video": 4}, {"audio": 7, "video": 2}
     # Both directions, two FLOP a multiplication; input kernel without, with dX; recurrent kernel.
     audio = 2 * 2 * 7 * 12 * (2 * 5 + 3 * 3)
@@ -45,6 +46,7 @@ def test_flop_of_the_full_size_network():
 def test_the_flop_of_work_are_those_of_its_clips_without_padding():
     work = make_work(batch=2, per_bucket=2)
     every = [clip for dispatch in work.dispatches for batch in dispatch.batches for clip in batch]
-    lengths = zip(work.corpus.audio.lengths[every], work.corpus.video.lengths[every], strict=True)
+    audio, video = (work.corpus.streams[name].lengths[every] for name in ("audio", "video"))
+    lengths = zip(audio, video, strict=True)
     expected = sum(clip_flop(ModelConfig(), WIDTHS, {"audio": a, "video": v}) for a, v in lengths)
     assert work.flop == expected

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -345,17 +346,24 @@ def end_of(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def test_of_two_builders_the_slower_drops_its_pack(corpus_folder, options, tmp_path):
+def test_of_two_builders_the_second_waits_and_finds_the_pack_of_the_first(
+    corpus_folder, options, tmp_path, monkeypatch
+):
     slow = start_slow_builder(corpus_folder, tmp_path)
-    first = content(open_both(options(corpus_folder)))
-    assert len(builds(tmp_path / "cache")) == 1  # what lives is not taken for a leftover
-    (pack,) = packs(tmp_path / "cache")
-    born = pack.stat().st_ino
-    (tmp_path / "go").touch()
-    assert end_of(slow) == (0, "")
+    said: list[str] = []
+    monkeypatch.setattr(store, "say", said.append)
+    monkeypatch.setattr(store, "_pack", None)  # it cannot be packed here
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(open_both, options(corpus_folder))
+        while not said:
+            assert not second.done()
+            time.sleep(0.01)
+        assert said == [f"another process packs into {tmp_path / 'cache'}: waiting for it"]
+        (tmp_path / "go").touch()
+        assert end_of(slow) == (0, "")
+        assert len(second.result()) == 32
     assert builds(tmp_path / "cache") == []
-    assert pack.stat().st_ino == born
-    assert content(open_both(options(corpus_folder))) == first
+    assert len(packs(tmp_path / "cache")) == 1
 
 
 def test_what_a_killed_builder_leaves_is_removed_and_not_used(corpus_folder, options, tmp_path):

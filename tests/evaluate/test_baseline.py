@@ -5,6 +5,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mmattn.data.stream import Stream
 from mmattn.evaluate.baseline import STRENGTHS, best_strength, linear_baseline, time_statistics
 
 AUDIO = np.array([[1.0], [4.0], [2.0], [1.0]])
@@ -12,40 +13,36 @@ VIDEO = np.array([[0.0, 1.0], [9.0, 9.0], [2.0, 1.0], [6.0, 4.0]])
 FACES = np.array([True, False, True, True])
 
 
+def statistics(frames: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    valid = np.ones(len(frames), bool) if valid is None else valid
+    return time_statistics(Stream(frames, np.arange(len(frames)) / 10, valid))
+
+
 def test_time_statistics_by_hand():
     audio = [2, np.sqrt(1.5), 1, 4, (3 + 2 + 1) / 3]
+    np.testing.assert_allclose(statistics(AUDIO), audio)
     valid = VIDEO[[0, 2, 3]]
     change = [4, 3]  # from the third to the fourth frame: the second has no face on either side
     video = np.concatenate([valid.mean(0), valid.std(0), valid.min(0), valid.max(0), change])
-    both = time_statistics(AUDIO, VIDEO, FACES)
-    np.testing.assert_allclose(both, [*audio, *video])
-    np.testing.assert_allclose(time_statistics(AUDIO, VIDEO, FACES, ["audio"]), audio)
-    np.testing.assert_allclose(time_statistics(AUDIO, VIDEO, FACES, ["video"]), video)
+    np.testing.assert_allclose(statistics(VIDEO, FACES), video)
 
 
 def test_frames_without_a_face_change_nothing():
     garbage = np.where(FACES[:, None], VIDEO, np.nan)
-    np.testing.assert_array_equal(
-        time_statistics(AUDIO, garbage, FACES), time_statistics(AUDIO, VIDEO, FACES)
-    )
+    np.testing.assert_array_equal(statistics(garbage, FACES), statistics(VIDEO, FACES))
 
 
 def test_a_modality_without_frames_gives_zeros():
-    np.testing.assert_array_equal(
-        time_statistics(AUDIO, VIDEO, np.zeros(4, bool), ["video"]), np.zeros(10)
-    )
-    nothing = time_statistics(np.zeros((0, 3)), VIDEO, FACES, ["audio"])
-    np.testing.assert_array_equal(nothing, np.zeros(15))
+    np.testing.assert_array_equal(statistics(VIDEO, np.zeros(4, bool)), np.zeros(10))
+    np.testing.assert_array_equal(statistics(np.zeros((0, 3))), np.zeros(15))
 
 
 def test_a_single_frame_does_not_change_or_vary():
-    one = time_statistics(AUDIO[:1], VIDEO, FACES, ["audio"])
-    np.testing.assert_array_equal(one, [1, 0, 1, 1, 0])
+    np.testing.assert_array_equal(statistics(AUDIO[:1]), [1, 0, 1, 1, 0])
 
 
 def test_half_precision_is_summed_in_double():
-    frames = np.full((5000, 1), 100, np.float16)
-    mean, deviation, *_ = time_statistics(frames, VIDEO, FACES, ["audio"])
+    mean, deviation, *_ = statistics(np.full((5000, 1), 100, np.float16))
     assert (mean, deviation) == (100, 0)
 
 

@@ -9,6 +9,7 @@ from matplotlib.image import imread
 from mmattn.evaluate.plots import (
     best_epoch,
     learning_rate_drops,
+    modality_colours,
     plot_attention,
     plot_confusion,
     plot_curves,
@@ -51,10 +52,11 @@ def stream(rate: int, peak: float) -> StreamView:
     return StreamView(times, attention, np.zeros((len(times), 2)), np.ones(len(times), bool))
 
 
-def example(peak: float = 1.0, **changes) -> ClipView:
+def example(peak: float = 1.0, without: str = "", cues=None, **streams) -> ClipView:
+    streams = {"audio": stream(100, peak), "video": stream(15, peak), **streams}
+    streams.pop(without, None)
     name = "clip_$1_$2"  # no mathematics
-    view = ClipView(name, "s", "happy", np.array([0.1, 0.9]), stream(100, peak), stream(15, peak))
-    return replace(view, **changes)
+    return ClipView(name, "s", "happy", np.array([0.1, 0.9]), streams, cues)
 
 
 def image(path: Path) -> np.ndarray:
@@ -143,43 +145,52 @@ def test_attention_is_drawn_where_it_is(tmp_path):
 
 
 def test_a_missing_modality_is_not_drawn(tmp_path):
-    assert share(attention_image(tmp_path, example(audio=None)), BLUE) == 0
-    assert share(attention_image(tmp_path, example(video=None)), ORANGE) == 0
+    assert share(attention_image(tmp_path, example(without="audio")), BLUE) == 0
+    assert share(attention_image(tmp_path, example(without="video")), ORANGE) == 0
     assert share(attention_image(tmp_path, example()), BLUE) > 0
 
 
-def test_frames_without_a_face_are_shaded(tmp_path):
-    video = example().video
+def test_a_third_modality_has_a_colour_of_its_own(tmp_path):
+    drawn = modality_colours([example(text=stream(5, 1.0))])["text"]
+    assert share(attention_image(tmp_path, example(text=stream(5, 1.0))), drawn) > 0
+    pixels = attention_image(tmp_path, example())
+    assert share(pixels, drawn) == 0 < share(pixels, BLUE)
+
+
+@pytest.mark.parametrize("name", ["video", "text"])
+def test_frames_without_data_are_shaded(tmp_path, name):
+    video = stream(15, peak=1.0)
     valid = (video.times < 1.3) | (video.times > 2)
     gap = replace(video, valid=valid)
     shade = "#e0e0e0"
-    assert share(attention_image(tmp_path, example(video=gap)), shade) > 0.1
+    assert share(attention_image(tmp_path, example(**{name: gap})), shade) > 0.1
     assert share(attention_image(tmp_path, example()), shade) < 0.01
 
 
 def test_cues_and_several_clips(tmp_path):
-    plain, cued = example(), example(cues=[("audio", 0.5, False), ("video", 2.5, False)])
+    cues = [("audio", 0.5, False), ("video", 2.5, False)]
+    plain, cued = example(), example(cues=cues)
     decoys = example(cues=[("audio", 0.5, True)])
     assert np.array_equal(attention_image(tmp_path, plain), attention_image(tmp_path, decoys))
     assert np.abs(attention_image(tmp_path, plain) - attention_image(tmp_path, cued)).max() > 0.3
     mixed = [
         plain,
         cued,
-        replace(cued, audio=None),
+        example(without="audio", cues=cues),
         replace(plain, probabilities=np.array([1.0, 0.0])),
     ]
     assert len(attention_image(tmp_path, *mixed)) > 2 * len(attention_image(tmp_path, plain))
 
 
 def test_a_note_is_drawn(tmp_path):
-    plain = attention_image(tmp_path, example(video=None))
-    noted = attention_image(tmp_path, example(video=None), note="leaks $ speakers $")
+    plain = attention_image(tmp_path, example(without="video"))
+    noted = attention_image(tmp_path, example(without="video"), note="leaks $ speakers $")
     assert share(plain, ORANGE) == 0
     assert share(noted, ORANGE) > 0
 
 
 def test_a_clip_without_any_face_or_frame(tmp_path):
-    video = example().video
+    video = stream(15, peak=1.0)
     none = replace(video, attention=np.zeros(45), valid=np.zeros(45, bool))
     attention_image(tmp_path, example(video=none))
     empty = StreamView(np.zeros(0), np.zeros(0), np.zeros((0, 2)), np.zeros(0, bool))

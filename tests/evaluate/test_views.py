@@ -1,6 +1,6 @@
 import numpy as np
 
-from mmattn.evaluate.views import StreamView, ratio_to_uniform, spans_without_face
+from mmattn.evaluate.views import StreamView, ratio_to_uniform, spans_without_data
 
 
 def test_ratio_to_uniform_by_hand():
@@ -14,9 +14,9 @@ def test_ratio_to_uniform_by_hand():
 def test_spans_without_a_face_by_hand():
     times, valid = np.arange(6) * 0.2, np.array([False, True, False, False, True, False])
     expected = [(-0.1, 0.1), (0.3, 0.7), (0.9, 1.1)]
-    np.testing.assert_allclose(spans_without_face(times, valid), expected)
-    assert spans_without_face(times, np.ones(6, bool)) == []
-    assert spans_without_face(np.array([0.4]), np.array([False])) == [(0.4, 0.4)]
+    np.testing.assert_allclose(spans_without_data(times, valid), expected)
+    assert spans_without_data(times, np.ones(6, bool)) == []
+    assert spans_without_data(np.array([0.4]), np.array([False])) == [(0.4, 0.4)]
 
 
 def test_a_stream_without_gaps_is_valid_throughout():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmattn.config import ExtractConfig
-from mmattn.data.clips import Stream
+from mmattn.data.stream import make_stream
 from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.media.align import LAGS, Movement, align, movement, read_curve
 from mmattn.media.check import check_clips
@@ -25,7 +25,9 @@ def drawn(late: float, noise: float = 0.3, seed: int = 0) -> Movement:
 
     video, audio = np.arange(0, 4, 1 / 30), np.arange(0.01, 4, 0.02)
     mouth = 9 + signal(video) + noise * rng.standard_normal(len(video))
-    return Movement(Stream(mouth[:, None], video), Stream(signal(audio - late)[:, None], audio))
+    return Movement(
+        make_stream(mouth[:, None], video), make_stream(signal(audio - late)[:, None], audio)
+    )
 
 
 @pytest.mark.parametrize("late", [-0.3, -0.1, 0.0, 0.04, 0.25])
@@ -40,7 +42,7 @@ def test_pictures_without_a_face_do_not_count():
     clip = drawn(0.1)
     spoilt = clip.opening.frames.copy()
     spoilt[20:50] = 0
-    found = align(clip._replace(opening=Stream(spoilt, clip.opening.times)))
+    found = align(clip._replace(opening=make_stream(spoilt, clip.opening.times)))
     assert found.offset == pytest.approx(100, abs=10) and found.correlation > 0.9
 
 
@@ -65,13 +67,13 @@ def test_confidence_is_what_the_next_peak_lacks():
 
 def test_what_does_not_move_is_refused():
     clip = drawn(0)
-    still = Stream(np.ones_like(clip.opening.frames), clip.opening.times)
+    still = make_stream(np.ones_like(clip.opening.frames), clip.opening.times)
     with pytest.raises(BadMedia, match="do not move"):
         align(clip._replace(opening=still))
 
 
 def test_other_features_are_refused():
-    stream = Stream(np.ones((9, 4), np.float32), np.arange(9.0))
+    stream = make_stream(np.ones((9, 4), np.float32), np.arange(9.0))
     log_mel = {"name": "log-mel", "version": 1, "settings": {}}
     with pytest.raises(BadMedia, match="no video"):
         movement({"audio": stream}, {"audio": log_mel})
@@ -86,7 +88,7 @@ def test_other_features_are_refused():
 def test_clips_shifted_by_known_amounts(talking, face_models, name, delay):
     path, _ = talking(name, video_delay=delay)
     found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
-    result = align(movement({"audio": found.audio, "video": found.video}, found.extractor))
+    result = align(movement(found.streams, found.extractor))
     # A picture that is late is a sound that is early.
     assert result.offset == pytest.approx(-1000 * delay, abs=FRAME)
     assert result.sure and result.suspect == (abs(delay) > 0.08)
@@ -96,7 +98,7 @@ def test_a_start_offset_in_the_container_is_no_offset(talking, face_models):
     for name in ("late.mp4", "late.flv"):
         path, _ = talking(name, start_offset=0.2)
         found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
-        result = align(movement({"audio": found.audio, "video": found.video}, found.extractor))
+        result = align(movement(found.streams, found.extractor))
         assert result.offset == pytest.approx(0, abs=FRAME)
 
 
@@ -133,7 +135,7 @@ def test_real_clips_are_near_zero(face_models, ravdess):
     curves = []
     for path in sorted((ravdess / "ravdess_clips").rglob("01-*.mp4")):
         found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
-        result = align(movement({"audio": found.audio, "video": found.video}, found.extractor))
+        result = align(movement(found.streams, found.extractor))
         assert not result.suspect, path.name
         curves.append(result.curve)
     together = read_curve(np.mean(curves, axis=0))

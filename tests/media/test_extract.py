@@ -1,15 +1,17 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mmattn.config import ExtractConfig
-from mmattn.data.clips import read_streams
+from mmattn.data.feature_file import read_features
 from mmattn.errors import UserError
 from mmattn.media.align import movement
 from mmattn.media.audio import loudness as loudness_of
 from mmattn.media.decode import BadMedia
 from mmattn.media.extract import config_like, extract_clip, extractor_of, write_features
+from tests.media.talking import write_clip
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def config(face_models) -> ExtractConfig:
 
 def opening_and_loudness(found) -> tuple[np.ndarray, np.ndarray]:
     """Of each picture."""
-    opening, sound = movement({"audio": found.audio, "video": found.video}, found.extractor)
+    opening, sound = movement(found.streams, found.extractor)
     return opening.frames[:, 0], np.interp(opening.times, sound.times, sound.frames[:, 0])
 
 
@@ -31,7 +33,7 @@ def test_mouth_opening_follows_the_loudness(talking, config, name):
     assert np.corrcoef(opening, loudness)[0, 1] >= 0.85
     assert np.corrcoef(opening, truth.opening[: len(opening)])[0, 1] >= 0.9
     assert found.notes == ()
-    assert found.video.frames.any(axis=1).all()
+    assert found.streams["video"].frames.any(axis=1).all()
     assert found.seconds == pytest.approx(3.9, abs=0.1)
 
 
@@ -58,14 +60,14 @@ def test_a_feature_file_says_what_made_it(talking, config, tmp_path):
     path, _ = talking("short.mp4", seconds=1.0)
     found = extract_clip(path, config)
     write_features(tmp_path / "clip.npz", found)
-    streams, extractor = read_streams(tmp_path / "clip.npz")
+    streams, extractor = read_features(tmp_path / "clip.npz")
     assert extractor == found.extractor == extractor_of(config)
     assert extractor["audio"]["name"] == "log-mel"
     assert extractor["audio"]["settings"]["hop"] == 0.02
     assert extractor["video"]["settings"]["rate"] == 30
     for name in ("audio", "video"):
-        np.testing.assert_array_equal(streams[name].frames, getattr(found, name).frames)
-        np.testing.assert_array_equal(streams[name].times, getattr(found, name).times)
+        np.testing.assert_array_equal(streams[name].frames, found.streams[name].frames)
+        np.testing.assert_array_equal(streams[name].times, found.streams[name].times)
     with np.load(tmp_path / "clip.npz", allow_pickle=False) as archive:
         assert json.loads(str(archive["extractor"])) == extractor
 
@@ -82,9 +84,47 @@ def test_a_feature_file_says_what_made_it(talking, config, tmp_path):
 )
 def test_a_modality_that_is_missing_is_missing(lacking_clips, config, name, missing, note):
     found = extract_clip(lacking_clips / name, config)
-    assert getattr(found, missing) is None and missing not in found.extractor
-    assert len(found.extractor) == 1
+    assert (
+        list(found.streams)
+        == list(found.extractor)
+        == [{"audio": "video", "video": "audio"}[missing]]
+    )
     assert len(found.notes) == 1 and found.notes[0].startswith(note)
+
+
+def test_one_modality_alone_is_that_of_both(talking, config, tmp_path):
+    path, _ = talking("talking.mp4")
+    both = extract_clip(path, config)
+    for name, other in (("audio", "video"), ("video", "audio")):
+        alone = extract_clip(path, replace(config, **{other: "none"}))
+        assert list(alone.streams) == [name] and alone.notes == ()
+        for one, same in zip(alone.streams[name], both.streams[name], strict=True):
+            np.testing.assert_array_equal(one, same)
+        assert alone.extractor[name] == both.extractor[name]
+        assert alone.extractor[other]["name"] == "none"
+        assert alone.seconds == pytest.approx(both.seconds, abs=0.1)
+
+
+def test_audio_alone_needs_no_face_models(talking, lacking_clips, tmp_path):
+    config = ExtractConfig(models=tmp_path, video="none")
+    path, _ = talking("short.mp4", seconds=1.0)
+    assert list(extract_clip(path, config).streams) == ["audio"]
+    with pytest.raises(BadMedia, match=r"nothing to learn from: it has no sound track$"):
+        extract_clip(lacking_clips / "mute.mp4", config)
+
+
+def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, tmp_path):
+    """Two seconds of sound and four of pictures are no clip that is cut short."""
+    samples, rate = spoken
+    pictures = [np.zeros((64, 64, 3), np.uint8)] * 40
+    for suffix in (".mp4", ".flv"):
+        path = tmp_path / f"short-sound{suffix}"
+        write_clip(path, pictures, np.arange(40) / 10, 10, (samples[: 2 * rate], rate, 0))
+        found = extract_clip(path, ExtractConfig(models=tmp_path, video="none"))
+        assert found.streams["audio"].times[-1] == pytest.approx(2, abs=0.1)
+        assert found.seconds == pytest.approx(3.9, abs=0.1)
+    with pytest.raises(BadMedia, match="cut short: its header says 1"):
+        extract_clip(faulty_clips / "cut.flv", ExtractConfig(models=tmp_path, video="none"))
 
 
 def test_sound_comes_from_the_same_take(ravdess_clips, config):
@@ -95,13 +135,15 @@ def test_sound_comes_from_the_same_take(ravdess_clips, config):
     whole = extract_clip(ravdess_clips / "01-01-05-01-02-01-12.mp4", config)
     opening, loudness = opening_and_loudness(silent)
     assert np.corrcoef(opening, loudness)[0, 1] >= 0.85
-    count = min(len(silent.audio.times), len(whole.audio.times))
-    heard = (loudness_of(one.audio.frames[:count]) for one in (silent, whole))
+    audios = [one.streams["audio"] for one in (silent, whole)]
+    count = min(len(audio.times) for audio in audios)
+    heard = (loudness_of(audio.frames[:count]) for audio in audios)
     assert np.corrcoef(*heard)[0, 1] > 0.99
     # The file of sound alone starts with the first picture.
-    assert silent.audio.times[0] == pytest.approx(silent.video.times[0] + 0.0125, abs=1e-6)
+    first = silent.streams["video"].times[0]
+    assert audios[0].times[0] == pytest.approx(first + 0.0125, abs=1e-6)
     alone = extract_clip(ravdess_clips / "02-01-06-01-02-01-12.mp4", config)
-    assert alone.audio is None and alone.notes == ("it has a silent sound track",)
+    assert "audio" not in alone.streams and alone.notes == ("it has a silent sound track",)
 
 
 def test_bad_clips_say_why(faulty_clips, config):
@@ -128,7 +170,7 @@ def test_a_record_gives_the_config_back(config):
     dlib = ExtractConfig(video="dlib", audio="egemaps", video_rate=10.0)
     assert config_like(extractor_of(dlib), ExtractConfig()) == dlib
     audio = {"audio": extractor_of(dlib)["audio"]}
-    assert config_like(audio, ExtractConfig()) == ExtractConfig(audio="egemaps")
+    assert config_like(audio, ExtractConfig()) == ExtractConfig(audio="egemaps", video="none")
 
 
 @pytest.mark.parametrize(
@@ -144,4 +186,10 @@ def test_features_of_another_version_cannot_be_made(config, change, words):
     extractor = extractor_of(config)
     asked = {**extractor, "video": {**extractor["video"], **change}}
     with pytest.raises(UserError, match=words):
+        config_like(asked, config)
+
+
+def test_another_modality_cannot_be_made(config):
+    asked = {"text": {"name": "bert", "version": 1, "settings": {}}}
+    with pytest.raises(UserError, match="text features by 'bert' are not made here; expected fea"):
         config_like(asked, config)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmattn.config import ExtractConfig
-from mmattn.data.clips import read_streams
+from mmattn.data.feature_file import read_features
 from mmattn.errors import Incomplete, UserError
 from mmattn.media.parallel import Job, extract_clips, find_clips, find_jobs, run_jobs
 
@@ -42,7 +42,7 @@ def test_bad_clips_are_listed_and_the_others_done(folder, config, tmp_path, capl
     assert {str(path.relative_to(to)) for path in to.rglob("*")} == {
         *("1001_DFA_ANG_XX.npz", "inner", "inner/two words é.npz", "mute.npz")
     }
-    streams, extractor = read_streams(to / "inner/two words é.npz")
+    streams, extractor = read_features(to / "inner/two words é.npz")
     assert set(streams) == set(extractor) == {"audio", "video"}
     said = caplog.text
     for words in ("it has no sound track", "the file is empty", "no sound or picture", "cut short"):
@@ -85,6 +85,19 @@ def test_features_of_another_kind_are_not_overwritten(folder, config, tmp_path):
     assert (to / "1001_DFA_ANG_XX.npz").read_bytes() == b"mine"
 
 
+def test_one_modality_is_not_taken_for_both(folder, config, tmp_path):
+    clip, to = folder / "1001_DFA_ANG_XX.mp4", tmp_path / "to"
+    alone = ExtractConfig(models=config.models, video="none")
+    extract_clips([clip], to, alone, 1)
+    extract_clips([clip], to, alone, 1)  # it is there already
+    with pytest.raises(UserError, match="video: none version 1 instead of face-mesh version 1"):
+        extract_clips([clip], to, config, 1)
+    (to / "1001_DFA_ANG_XX.npz").unlink()
+    extract_clips([clip], to, config, 1)
+    with pytest.raises(UserError, match="video: face-mesh version 1 instead of none version 1"):
+        extract_clips([clip], to, alone, 1)
+
+
 def test_bad_options_are_named(folder, config, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -102,6 +115,9 @@ def test_bad_options_are_named(folder, config, tmp_path):
     rate = ExtractConfig(models=config.models, video_rate=0)
     with pytest.raises(UserError, match="--video-rate 0: expected above 0"):
         extract_clips([folder], tmp_path / "to", rate, 1)
+    nothing = ExtractConfig(models=config.models, audio="none", video="none")
+    with pytest.raises(UserError, match="--audio none --video none: expected one of them"):
+        extract_clips([folder], tmp_path / "to", nothing, 1)
     assert not (tmp_path / "to").exists()
 
 
@@ -123,10 +139,10 @@ def test_sound_that_comes_later_is_taken(ravdess_clips, config, tmp_path):
     clip = tmp_path / "02-01-05-01-02-01-12.mp4"
     shutil.copy(ravdess_clips / clip.name, clip)
     extract_clips([clip], tmp_path / "to", config, 1)
-    assert set(read_streams(tmp_path / "to" / f"{clip.stem}.npz")[0]) == {"video"}
+    assert set(read_features(tmp_path / "to" / f"{clip.stem}.npz")[0]) == {"video"}
     shutil.copyfile(ravdess_clips / f"03-{clip.stem[3:]}.wav", tmp_path / f"03-{clip.stem[3:]}.wav")
     extract_clips([clip], tmp_path / "to", config, 1)
-    assert set(read_streams(tmp_path / "to" / f"{clip.stem}.npz")[0]) == {"audio", "video"}
+    assert set(read_features(tmp_path / "to" / f"{clip.stem}.npz")[0]) == {"audio", "video"}
 
 
 @pytest.mark.slow
@@ -233,6 +249,6 @@ def test_the_commands(commands, folder, face_models, tmp_path):
 
 def test_features_are_finite_and_in_order(folder, config, tmp_path):
     extract_clips([folder / "1001_DFA_ANG_XX.mp4"], tmp_path, config, 1)
-    streams, _ = read_streams(tmp_path / "1001_DFA_ANG_XX.npz")
+    streams, _ = read_features(tmp_path / "1001_DFA_ANG_XX.npz")
     assert streams["audio"].frames.shape[1] == 64 and streams["video"].frames.shape[1] == 32
     assert np.diff(streams["video"].times).min() > 1 / 15 - 2e-3

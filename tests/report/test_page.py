@@ -11,8 +11,8 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from mmattn.config import SyntheticConfig
-from mmattn.data.names import SIX
-from mmattn.data.synthetic import draw_clips
+from mmattn.data.corpora.synthetic import draw_clips
+from mmattn.data.labels import SIX
 from mmattn.evaluate.metrics import METRICS, Metric, group_scores, scores
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.tables import Interval, Table, interval_text
@@ -29,8 +29,7 @@ def view(seed: int, clip, sharp: float = 2.0) -> ClipView:
     """A synthetic clip with attention that rises at its cues."""
     random = np.random.default_rng([seed, int(clip.name[-6:])])
     streams = {}
-    for modality in ("audio", "video"):
-        stream = getattr(clip, modality)
+    for modality, stream in clip.streams.items():
         near = sum(
             sharp * np.exp(-(((stream.times - cue.time) / 0.1) ** 2))
             for cue in clip.cues
@@ -44,8 +43,8 @@ def view(seed: int, clip, sharp: float = 2.0) -> ClipView:
     video = replace(streams["video"], valid=valid, attention=streams["video"].attention * valid)
     probabilities = random.dirichlet([0.3] * 6)
     cues = [(cue.modality, cue.time, cue.decoy) for cue in clip.cues]
-    speaker, label = clip.speaker, clip.emotion
-    return ClipView(clip.name, speaker, label, probabilities, streams["audio"], video, cues)
+    speaker, label = clip.speaker, SIX[clip.label]
+    return ClipView(clip.name, speaker, label, probabilities, {**streams, "video": video}, cues)
 
 
 @pytest.fixture(scope="module")
@@ -160,30 +159,31 @@ def test_the_plots_of_a_run_hold_its_numbers(browser, run_page):
 def test_the_viewer_shows_what_it_was_given(browser, run_page, views):
     browser.open(run_page)
     first = views[0]
+    heard, seen = first.streams["audio"], first.streams["video"]
     audio, video, audio_features, video_features = browser.data("clip-time")
-    valid = first.video.valid
-    np.testing.assert_allclose(audio["x"], first.audio.times, atol=1e-5)
-    np.testing.assert_allclose(audio["y"], first.audio.ratio, rtol=1e-5)
+    valid = seen.valid
+    np.testing.assert_allclose(audio["x"], heard.times, atol=1e-5)
+    np.testing.assert_allclose(audio["y"], heard.ratio, rtol=1e-5)
     shown = np.array(video["y"], float)  # null where there was no face
-    np.testing.assert_allclose(shown, first.video.ratio, rtol=1e-5)
+    np.testing.assert_allclose(shown, seen.ratio, rtol=1e-5)
     z = np.array(audio_features["z"]).T
-    np.testing.assert_allclose(z, first.audio.features.clip(-6.35, 6.35), atol=STEP / 2 + 1e-6)
+    np.testing.assert_allclose(z, heard.features.clip(-6.35, 6.35), atol=STEP / 2 + 1e-6)
     z = np.array(video_features["z"], float).T
     assert np.isnan(z[~valid]).all()
-    np.testing.assert_allclose(z[valid], first.video.features[valid], atol=STEP / 2 + 1e-6)
+    np.testing.assert_allclose(z[valid], seen.features[valid], atol=STEP / 2 + 1e-6)
     (bars,) = browser.data("clip-classes")
     np.testing.assert_allclose(bars["x"], first.probabilities, atol=1e-4)
     shapes = browser.run("return document.getElementById('clip-time').layout.shapes")
     drawn_at = {(shape.get("name"), shape["x0"]) for shape in shapes}
     for modality, time, decoy in first.cues:
         assert (f"{modality} {'decoy' if decoy else 'cue'}", round(time, 4)) in drawn_at
-    gap = next(shape for shape in shapes if shape.get("name") == "no face")
+    gap = next(shape for shape in shapes if shape.get("name") == "no data")
     assert (gap["x0"], gap["x1"]) == pytest.approx((9.5 / 15, 13.5 / 15), abs=1e-3)
 
 
 def test_pointing_at_a_frame_reads_its_values(browser, run_page, views):
     browser.open(run_page)
-    audio = views[0].audio
+    audio = views[0].streams["audio"]
     ratio = audio.attention[40] * len(audio.times)
     text = browser.hover("clip-time", 0, audio.times[40], ratio)
     assert f"audio attention {ratio:.2f}" in text and f"{audio.times[40]:.2f}" in text
@@ -203,7 +203,7 @@ def test_choosing_another_clip_redraws(browser, run_page, views):
     browser.choose("#clip", f"{third.clip} · {third.label}")
     assert browser.text("#clip-title").startswith(f"{third.clip}: {third.label}, ")
     after = browser.data("clip-time")
-    np.testing.assert_allclose(after[0]["x"], third.audio.times, atol=1e-5)
+    np.testing.assert_allclose(after[0]["x"], third.streams["audio"].times, atol=1e-5)
     assert after[0]["y"] != before[0]["y"] and after[2]["z"] != before[2]["z"]
     np.testing.assert_allclose(browser.data("clip-classes")[0]["x"], third.probabilities, atol=1e-4)
 
@@ -279,13 +279,13 @@ def test_hostile_names_are_text(browser, views, tmp_path):
 
 
 def test_a_run_without_audio_and_with_one_epoch(browser, views, tmp_path):
-    clips = [replace(one, audio=None, cues=None) for one in views[:2]]
+    clips = [replace(one, streams={"video": one.streams["video"]}, cues=None) for one in views[:2]]
     browser.open(write_run(tmp_path / "r.html", clips, epochs=1))
     assert [trace["name"] for trace in browser.data("clip-time")] == [
         "video attention",
         "video features",
     ]
-    assert browser.text("#key") == "video attentionno face"
+    assert browser.text("#key") == "video attentionno data"
     (train, _) = browser.data("plot-0")
     assert train["x"] == [1]
     assert browser.run("return document.querySelectorAll('#plot-0 .point').length") == 2
@@ -383,10 +383,10 @@ def test_sixty_clips_are_three_megabytes(tmp_path):
         times = np.arange(frames) / frames
         return StreamView(times, random.random(frames), random.normal(size=(frames, width)))
 
-    clips = [
-        ClipView(f"c{row}", "s", "sad", np.full(6, 1 / 6), noise(350, 64), noise(105, 7))
-        for row in range(60)
-    ]
+    clips = []
+    for row in range(60):
+        streams = {"audio": noise(350, 64), "video": noise(105, 7)}
+        clips.append(ClipView(f"c{row}", "s", "sad", np.full(6, 1 / 6), streams))
     page, without = write_run(tmp_path / "r.html", clips), write_run(tmp_path / "w.html", [])
     assert page.stat().st_size - without.stat().st_size < 3e6
 

@@ -36,16 +36,17 @@ def views() -> list[ClipView]:
     audio, video = stream(50, 0.0, 1.0, 0), stream(15, 0.1, 1.4, 1)
     valid = np.arange(45) < 40
     video = replace(video, valid=valid, attention=video.attention * valid)
+    both = {"audio": audio, "video": video}
     return [
-        ClipView("clips/talk.mp4", None, None, np.array([0.2, 0.7, 0.1]), audio, video),
-        ClipView("clips/features.npz", None, None, np.array([0.1, 0.3, 0.6]), audio, video),
-        ClipView("clips/mute.mp4", None, None, np.array([0.5, 0.3, 0.2]), None, video),
+        ClipView("clips/talk.mp4", None, None, np.array([0.2, 0.7, 0.1]), both),
+        ClipView("clips/features.npz", None, None, np.array([0.1, 0.3, 0.6]), both),
+        ClipView("clips/mute.mp4", None, None, np.array([0.5, 0.3, 0.2]), {"video": video}),
     ]
 
 
 @pytest.fixture(scope="module")
 def footage(views) -> list[Footage]:
-    video = views[0].video
+    video = views[0].streams["video"]
     faces = tuple(
         Face(float(video.times[frame]), float(video.ratio[frame]), picture(40 * number))
         for number, frame in enumerate(most_attended(video))
@@ -91,8 +92,9 @@ def test_sound_attention_and_features_are_over_the_same_seconds(browser, page, v
     np.testing.assert_allclose(above["x"], sound.times, atol=1e-5)
     np.testing.assert_allclose(above["y"], sound.loudness, atol=1e-5)
     np.testing.assert_allclose(below["y"], -sound.loudness, atol=1e-5)
-    np.testing.assert_allclose(audio["y"], views[0].audio.ratio, rtol=1e-5)
-    np.testing.assert_allclose(np.array(video["y"], float), views[0].video.ratio, rtol=1e-5)
+    np.testing.assert_allclose(audio["y"], views[0].streams["audio"].ratio, rtol=1e-5)
+    ratio = views[0].streams["video"].ratio
+    np.testing.assert_allclose(np.array(video["y"], float), ratio, rtol=1e-5)
     low, high = browser.run("return document.getElementById('clip-time').layout.xaxis.range")
     assert low <= 0 and high >= 3.2  # the sound lasts longer than the features
     text = browser.hover("clip-time", 2, audio["x"][50], audio["y"][50])
@@ -144,7 +146,7 @@ def test_keys_go_from_clip_to_clip_and_a_missing_modality_is_said(browser, page)
         "Clip 3 of 3 in the list; it has no sound track; no audio: predicted from video alone."
     )
     assert names_of(browser) == ["video attention", "faces", "video features"]
-    assert browser.text("#key") == "video attentionface shown belowno face"
+    assert browser.text("#key") == "video attentionface shown belowno data"
     browser.press("body", Keys.ARROW_LEFT)
     assert browser.text("#clip-title") == "clips/features.npz: predicted sad"
 

@@ -81,10 +81,11 @@ def test_its_viewer_shows_the_test_clips(browser, tiny_run):
     assert browser.text("#clip-title") == f"{last['clip']}: {last['label']}, {verdict}"
     (bars,) = browser.data("clip-classes")
     np.testing.assert_allclose(bars["x"], [float(p) for p in list(last.values())[4:]], atol=1e-4)
-    corpus = open_corpus(read_config(tiny_run).data)
+    config = read_config(tiny_run)
+    corpus = open_corpus(config.data, config.streams)
     clip = corpus.names.index(last["clip"])
     audio = browser.data("clip-time")[0]
-    np.testing.assert_allclose(audio["x"], corpus.audio.clip_times(clip), atol=1e-5)
+    np.testing.assert_allclose(audio["x"], corpus.streams["audio"].clip_times(clip), atol=1e-5)
     drawn = browser.run(
         "return document.getElementById('clip-time').layout.shapes"
         ".filter((shape) => /cue|decoy/.test(shape.name)).map((shape) => [shape.name, shape.x0])"
@@ -112,7 +113,8 @@ def test_a_run_killed_between_page_and_summary_resumes(commands, tiny_run, copy)
 def test_a_split_that_leaks_is_warned_of(copy):
     document = read(copy / "split.json")
     (copy / "split.json").write_text(json.dumps(document | {"leaking": True}))
-    corpus = open_corpus(read_config(copy).data)
+    config = read_config(copy)
+    corpus = open_corpus(config.data, config.streams)
     write_page(copy, *best_network(copy, corpus, 2))
     page = (copy / "report.html").read_text()
     assert re.search('<p class="note" role="note">THE SPLIT LEAKS SPEAKERS', page)

@@ -62,7 +62,7 @@ def test_a_run_needs_less_memory_than_its_corpus(commands, tmp_path, capped):
         *(sys.executable, "-m", "experiments.no_aug", "--out", tmp_path / "run"),
         *("--data.roots", tmp_path / "clips", "--data.cache", tmp_path / "cache"),
         *("--devices", 1, "--train.epochs", 1, "--train.batch", 8, "--train.steps-per-dispatch", 1),
-        *("--model.audio-units", 4, "--model.video-units", 4),
+        *("--model.units", "audio=4", "video=4"),
         *("--model.head-units", 8, "--model.head-dropout", 0.1),
     ]
     join = f'echo $$ > {group}/cgroup.procs && exec "$@"'

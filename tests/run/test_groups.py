@@ -10,6 +10,7 @@ import pytest
 from mmattn.console import log_to, start_logging
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, split_from_json
+from mmattn.evaluate.baseline import time_statistics
 from mmattn.evaluate.metrics import group_scores, scores
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.run.baseline import corpus_statistics
@@ -21,14 +22,16 @@ from mmattn.run.folder import SIDES, read_config
 
 @pytest.fixture(scope="module")
 def split(tiny_run) -> Split:
-    corpus = open_corpus(read_config(tiny_run).data)
+    config = read_config(tiny_run)
+    corpus = open_corpus(config.data, config.streams)
     return split_from_json(json.loads((tiny_run / "split.json").read_text()), corpus)
 
 
 @pytest.fixture(scope="module")
 def corpus(tiny_run, split) -> Corpus:
     """The run's corpus with a group column, raters' targets and ties outside of the training."""
-    corpus = open_corpus(read_config(tiny_run).data)
+    config = read_config(tiny_run)
+    corpus = open_corpus(config.data, config.streams)
     random = np.random.default_rng(0)
     labels = np.where(random.random(len(corpus)) < 0.2, -1, corpus.labels)
     labels[split.train] = corpus.labels[split.train]
@@ -67,6 +70,14 @@ def test_evaluation_says_groups_and_ties(tiny_run, corpus, split, tmp_path):
     assert f"{tiny_run}, test, by take" in text
     assert f"Raters tie in {found.ties} of {len(found.clips)} test clips" in text
     np.testing.assert_array_equal(found.targets, corpus.targets[split.test])
+
+
+def test_statistics_are_those_of_one_modality_after_the_other(corpus):
+    both = corpus_statistics(corpus, ("audio", "video"))
+    alone = [corpus_statistics(corpus, (name,)) for name in ("audio", "video")]
+    np.testing.assert_array_equal(both, np.concatenate(alone, axis=1))
+    of_audio = time_statistics(corpus.streams["audio"].clip(3))
+    np.testing.assert_array_equal(alone[0][3], of_audio)
 
 
 def test_the_baseline_is_fitted_to_clips_with_a_label(corpus, split):

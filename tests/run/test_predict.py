@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from PIL import Image
 
 import mmattn
 from mmattn.config import ExtractConfig
-from mmattn.data.clips import Stream
 from mmattn.data.corpus import open_corpus
+from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.views import StreamView
@@ -41,17 +40,15 @@ def write_features(path: Path, streams: dict[str, Stream], extractor: dict | Non
 
 
 def streams_of(corpus, clip: int) -> dict[str, Stream]:
-    return {
-        name: Stream(clips.clip(clip), clips.clip_times(clip))
-        for name, clips in (("audio", corpus.audio), ("video", corpus.video))
-    }
+    return {name: clips.clip(clip) for name, clips in corpus.streams.items()}
 
 
 @pytest.fixture(scope="session")
 def clip_files(tiny_run, tmp_path_factory) -> list[Path]:
     """The test clips of the tiny run as feature files, in the order of its predictions.csv."""
     folder = tmp_path_factory.mktemp("clips")
-    corpus = open_corpus(read_config(tiny_run).data)
+    config = read_config(tiny_run)
+    corpus = open_corpus(config.data, config.streams)
     return [
         write_features(folder / f"{name}.npz", streams_of(corpus, corpus.names.index(name)))
         for name in read_predictions(tiny_run / "predictions.csv").clips
@@ -68,8 +65,8 @@ def draw(actor: int, emotion: int) -> dict[str, Stream]:
     rng = np.random.default_rng([actor, emotion])
     audio, video = np.arange(2 + 30 + actor) / 20, 0.1 + np.arange(22 + emotion) / 15
     return {
-        "audio": Stream(3 + rng.normal(size=(len(audio), 5)).astype(np.float32), audio),
-        "video": Stream(rng.normal(size=(len(video), 4)).astype(np.float32), video),
+        "audio": make_stream(3 + rng.normal(size=(len(audio), 5)).astype(np.float32), audio),
+        "video": make_stream(rng.normal(size=(len(video), 4)).astype(np.float32), video),
     }
 
 
@@ -96,7 +93,7 @@ def file_run(commands, tmp_path_factory) -> Path:
         commands,
         tmp_path_factory.mktemp("files"),
         *("--model.fusion", "cross", "--model.cross-units", 8, "--data.overlap"),
-        "--data.tile-audio",
+        *("--data.tile", "audio"),
     )
 
 
@@ -162,11 +159,12 @@ def test_folds_and_committees_are_averaged(commands, committee, clip_files, tmp_
 
 def masked(streams: dict[str, Stream], name: str) -> dict[str, Stream]:
     """The streams with a modality in which nothing is ever seen."""
-    return {**streams, name: Stream(np.zeros_like(streams[name].frames), streams[name].times)}
+    return {**streams, name: make_stream(np.zeros_like(streams[name].frames), streams[name].times)}
 
 
 def test_a_missing_video_is_like_one_without_a_face(tiny_run, clip_files, tmp_path):
-    corpus = open_corpus(read_config(tiny_run).data)
+    config = read_config(tiny_run)
+    corpus = open_corpus(config.data, config.streams)
     streams = streams_of(corpus, corpus.names.index(clip_files[0].stem))
     without = write_features(tmp_path / "sound.npz", {"audio": streams["audio"]})
     faceless = write_features(tmp_path / "faceless.npz", masked(streams, "video"))
@@ -193,7 +191,7 @@ def test_a_missing_sound_is_said_and_the_rest_predicted(file_run, tmp_path):
 def test_a_run_of_one_modality_needs_that_one(commands, tmp_path):
     run = train_on_files(commands, tmp_path, "--model.modalities", "audio")
     streams = draw(1, 1)
-    wide = Stream(np.ones((20, 9), np.float32), np.arange(20) / 15)
+    wide = make_stream(np.ones((20, 9), np.float32), np.arange(20) / 15)
     other = {**EXTRACTOR, "video": {**VIDEO, "version": 2}}
     paths = [
         write_features(tmp_path / "picture.npz", {"video": streams["video"]}, EXTRACTOR),
@@ -207,7 +205,7 @@ def test_a_run_of_one_modality_needs_that_one(commands, tmp_path):
 
 
 def changed(streams: dict[str, Stream], name: str, **changes) -> dict[str, Stream]:
-    return {**streams, name: replace(streams[name], **changes)}
+    return {**streams, name: streams[name]._replace(**changes)}
 
 
 WHOLE = draw(1, 1)
@@ -273,9 +271,11 @@ def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch)
         asked.append(config)
         if path.stem == "broken":
             raise extract.BadMedia("no sound or picture can be read")
-        audio = None if path.stem == "silent" else streams["audio"]
-        notes = () if audio else ("it has no sound track",)
-        return extract.Extraction(audio, streams["video"], EXTRACTOR, notes, 2.0)
+        if path.stem == "silent":
+            heard, notes = {"video": streams["video"]}, ("it has no sound track",)
+        else:
+            heard, notes = streams, ()
+        return extract.Extraction(heard, EXTRACTOR, notes, 2.0)
 
     like = ExtractConfig(video_rate=15.0, models=tmp_path)
     monkeypatch.setattr(extract, "extract_clip", extract_clip)

@@ -74,11 +74,11 @@ from mmattn.train.devices import start_devices
 from mmattn.train.loop import restore
 run, out = map(Path, sys.argv[1:])
 config = config_from_json(json.loads((run / "config.json").read_text()))
-corpus = open_corpus(config.data)
+corpus = open_corpus(config.data, config.streams)
 split = split_from_json(json.loads((run / "split.json").read_text()), corpus)
 trainer, state = restore(run, "best", corpus, np.arange(len(corpus)), start_devices(2, 8))
 found = trainer.predict(state, split.test)
-np.savez(out, probabilities=found.probabilities, **trainer.normaliser._asdict())
+np.savez(out, probabilities=found.probabilities, **trainer.normaliser)
 """
 
 
@@ -89,9 +89,10 @@ def test_the_checkpoint_predicts_the_same_to_the_last_bit(commands, tiny_run, tm
     found = np.load(tmp_path / "found.npz")
     stored = read_predictions(tiny_run / "predictions.csv")
     np.testing.assert_array_equal(found["probabilities"], stored.probabilities)
-    corpus = open_corpus(config_from_json(read(tiny_run / "config.json")).data)
+    config = config_from_json(read(tiny_run / "config.json"))
+    corpus = open_corpus(config.data, config.streams)
     split = split_from_json(read(tiny_run / "split.json"), corpus)
-    for name, expected in fit_normaliser(corpus, split.train)._asdict().items():
+    for name, expected in fit_normaliser(corpus, split.train).items():
         np.testing.assert_array_equal(found[name], expected)
 
 
@@ -125,7 +126,7 @@ def test_a_broken_training_names_step_and_clips(commands, tmp_path):
 
 def test_other_clips_are_those_of_speakers_never_seen(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(config.data, config.streams)
     document = read(tiny_run / "split.json")
     sides = _clips_to_evaluate(document, corpus)
     split = split_from_json(document, corpus)
@@ -140,22 +141,22 @@ def test_other_clips_are_those_of_speakers_never_seen(tiny_run):
 
 def test_clips_that_do_not_fit_the_network(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(config.data, config.streams)
     clips = np.arange(len(corpus))
     classes = replace(corpus, class_names=corpus.class_names[:-1])
     with pytest.raises(UserError, match=r"classes anger, disgust.*sad, the clips have anger"):
         restore(tiny_run, "best", classes, clips, 2)
     synthetic = replace(config.data.synthetic, audio_width=9)
-    wide = open_corpus(replace(config.data, synthetic=synthetic))
+    wide = open_corpus(replace(config.data, synthetic=synthetic), config.streams)
     with pytest.raises(UserError, match=r"'audio': 8.*'audio': 9"):
         restore(tiny_run, "best", wide, clips, 2)
 
 
 def test_a_prediction_that_is_not_finite_names_its_clip(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(config.data, config.streams)
     clips = np.arange(4)
     trainer, state = restore(tiny_run, "best", corpus, clips, 2)
-    corpus.video.clip(2)[3] = np.nan
+    corpus.streams["video"].clip(2).frames[3] = np.nan
     with pytest.raises(Diverged, match=f"not finite for {corpus.names[2]};"):
         trainer.predict(state, clips)

@@ -24,7 +24,7 @@ CONFIG = ExperimentConfig(
         ),
     ),
     model=ModelConfig(
-        audio_units=(4,), video_units=(4,), head_units=(8,), head_dropout=(0.1,), cross_units=8
+        units={"audio": (4,), "video": (4,)}, head_units=(8,), head_dropout=(0.1,), cross_units=8
     ),
     train=TrainConfig(epochs=2, batch=16, patience=0, save_every=9, steps_per_dispatch=1),
 )

@@ -17,7 +17,7 @@ def measured(request):
     from dataclasses import replace
 
     config = replace(CONFIG, model=replace(CONFIG.model, fusion=request.param))
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(config.data, config.streams)
     split = make_split(corpus, config.data, 0)
     trainer = make_trainer(config, corpus, split, 1)
     state, _ = trainer.start()
@@ -67,7 +67,7 @@ def test_costly_measures_are_of_the_same_few_clips(measured):
 
 
 def test_meetings_are_where_the_true_cues_are():
-    corpus = open_corpus(CONFIG.data)
+    corpus = open_corpus(CONFIG.data, CONFIG.streams)
     times = meeting_times(corpus, np.arange(20))
     for clip, time in enumerate(times):
         true = [cue.time for cue in corpus.cues[clip] if not cue.decoy]

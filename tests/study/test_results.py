@@ -153,7 +153,7 @@ def test_folds_are_joined():
 def study(tmp_path_factory):
     """A complete study of made-up trainings: `audio_aug` is worse by 0.3 in accuracy."""
     folder = tmp_path_factory.mktemp("study")
-    arms = {REFERENCE: AugmentConfig(), "audio_aug": AugmentConfig(audio_tempo=(0.9, 1.1))}
+    arms = {REFERENCE: AugmentConfig(), "audio_aug": AugmentConfig(own_tempo={"audio": (0.9, 1.1)})}
     config = ExperimentConfig(name="compare")
     study = Study((Block("made-up", "Made up.", config, ("concat", "cross"), arms),), seeds=5)
     for cell in study.cells():

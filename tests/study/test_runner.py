@@ -16,7 +16,7 @@ from mmattn.study.runner import MEASURES, load_measures
 from mmattn.study.study import run_study
 from tests.study.small import CONFIG
 
-ARMS = {REFERENCE: AugmentConfig(), "audio_tempo": AugmentConfig(audio_tempo=(0.9, 1.1))}
+ARMS = {REFERENCE: AugmentConfig(), "audio_tempo": AugmentConfig(own_tempo={"audio": (0.9, 1.1)})}
 STUDY = Study((Block("small", "Synthetic, in small.", CONFIG, ("cross",), ARMS),), seeds=1)
 
 
@@ -96,7 +96,7 @@ def test_the_real_studies_are_sound():
     ("words", "message"),
     [
         (["--quick", "--data.roots", "x"], "--quick: expected without --data.roots"),
-        (["--data.roots", "/nowhere"], "there is no folder /nowhere"),
+        (["--data.roots", "/nowhere"], "there is no folder or manifest /nowhere"),
         (["--seeds", "0"], "--seeds 0: expected 1 or more"),
     ],
 )
