@@ -227,7 +227,7 @@ class Cross(nnx.Module):
 
 def _pair(name: str, other: str, modalities: Collection[str]) -> str:
     """The name of the attention from one modality to another: of two, that of the first."""
-    return name if len(modalities) == 2 else f"{name}_{other}"
+    return name if len(modalities) == 2 else f"{name}-{other}"  # no name has a -
 
 
 def _length_bias(valid: Array) -> Array:
