@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import wavfile
-
 from mmattn.data.clips import read_streams
+from scipy.io import wavfile
 
 IMPORT_ALL = """
 import importlib, pkgutil

@@ -50,17 +50,21 @@ class Corpus:
         return {name: stream.width for name, stream in self.streams.items()}
 
 
-def open_corpus(data: DataConfig, modalities: Sequence[str]) -> Corpus:
+def open_corpus(data: DataConfig, modalities: Sequence[str], known: Sequence[str] = ()) -> Corpus:
     """The clips under `data.roots`, or the built-in synthetic ones if there are no roots.
 
     Args:
         data: which clips, with which labels.
         modalities: what every clip must have.
+        known: classes of a network that the clips are for; they need not all be there.
 
     Raises:
         UserError: files are missing, too many are unreadable, or extractors are mixed.
     """
-    corpus = (_corpus_of_files if data.roots else _synthetic_corpus)(data, modalities)
+    if data.roots:
+        corpus = _corpus_of_files(data, modalities, known)
+    else:
+        corpus = _synthetic_corpus(data, modalities)
     if data.overlap:
         corpus = crop_to_overlap(corpus)
     for name in data.tile:
@@ -116,7 +120,7 @@ def _between(times: np.ndarray, start: float, end: float) -> tuple[int, int]:
     return np.searchsorted(times, start, "left"), np.searchsorted(times, end, "right")
 
 
-def _corpus_of_files(data: DataConfig, modalities: Sequence[str]) -> Corpus:
+def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequence[str]) -> Corpus:
     for name, rate in data.rates.items():
         if not 0 < rate < np.inf:
             raise UserError(f"--data.rates {name}={rate}: expected above 0")
@@ -141,8 +145,9 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str]) -> Corpus:
     faults = list(unnamed)
     good, places = [], {}
     for clip in sorted(range(len(table)), key=table.clips.__getitem__):
-        name, where = table.clips[clip], next(of[clip] for of in paths.values() if of[clip])
-        reason = reasons.get(clip) or _fault(pack, {name: of[clip] for name, of in rows.items()})
+        files = (of[clip] for of in (*paths.values(), *table.files.values()))
+        name, where = table.clips[clip], next(filter(None, files))
+        reason = _fault(pack, {name: of[clip] for name, of in rows.items()}) or reasons.get(clip)
         if not reason and places.setdefault(name, where) is not where:
             reason = f"has the same name as {places[name]}"
         if reason:
@@ -150,7 +155,7 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str]) -> Corpus:
         else:
             good.append(clip)
     _report_bad(faults, len(table) + len(unnamed), data.max_bad)
-    labels, class_names, targets = _labels(table, good, data)
+    labels, class_names, targets = _labels(table, good, data, known)
     kept = (labels >= 0) if targets is None else targets.any(axis=1)
     clips = np.array(good)[kept]
     if not len(clips):
@@ -235,16 +240,15 @@ def _fault(pack: Pack, rows: Mapping[str, int]) -> str | None:
 
 
 def _labels(
-    table: Manifest, clips: Sequence[int], data: DataConfig
+    table: Manifest, clips: Sequence[int], data: DataConfig, known: Sequence[str]
 ) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
     """Of these clips [n] the labels [n], the classes, and soft labels [n, K] if asked for."""
     emotions = [table.emotions[clip] for clip in clips]
     votes = {name: of[clips] for name, of in table.votes.items()}
     if data.soft and not votes:
         raise UserError(f"--data.soft: expected columns emotion.CLASS, {table.path} has none")
-    classes = parse_labels(
-        data.labels or (() if table.path else ("six",)), {*filter(None, emotions), *votes}
-    )
+    asked = data.labels or known or (() if table.path else ("six",))
+    classes = parse_labels(asked, {*filter(None, emotions), *votes}, every=not known)
     soft = soft_labels(classes, votes) if votes else None
     labels = hard_labels(classes, emotions)
     if soft is not None:
@@ -271,7 +275,7 @@ def _groups(columns: Mapping[str, np.ndarray], data: DataConfig) -> dict[str, np
 
 def _report_bad(faults: Sequence[tuple[str, str]], clips: int, max_bad: int) -> None:
     if faults:
-        say_table(f"{len(faults)} bad clips of {clips}", ("file", "reason"), faults)
+        say_table(f"{len(faults)} bad clips of {clips}", ("file", "reason"), sorted(faults))
     if len(faults) > max_bad:
         raise UserError(
             f"{len(faults)} of {clips} clips are bad (see the table) and {max_bad} are allowed; "
@@ -320,7 +324,8 @@ def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> s
     titles = {name: CORPORA[name].TITLE if name in CORPORA else name for name in order}
     clips = " and ".join(f"{counts[name]} {titles[name]}" for name in order)
     known = len({*speakers} - {""})
-    said = f"{known} speakers" if speakers.all() else f"{known} known speakers"
+    unknown = int((speakers == "").sum())
+    said = f"{known} speakers" + f" and {unknown} clips, SPEAKERS UNKNOWN," * bool(unknown)
     return f"{clips} clips of {said} from {', '.join(map(str, roots))}"
 
 

@@ -18,13 +18,16 @@ SCHEMES: dict[str, Classes] = {
 }
 
 
-def parse_labels(given: str | Sequence[str], present: Collection[str]) -> Classes:
+def parse_labels(
+    given: str | Sequence[str], present: Collection[str], every: bool = True
+) -> Classes:
     """The classes of `--data.labels`: `six`, `ravdess8`, or `anger neutral=neutral,calm`.
 
     Args:
         given: a scheme, or classes in order; emotions that are not mentioned are left out. With
             nothing given, every emotion is a class, in alphabetical order.
         present: emotions of the corpus.
+        every: whether each emotion that is asked for must be among them.
 
     Raises:
         UserError: fewer than two classes, one twice, an emotion in two or in no row.
@@ -40,8 +43,8 @@ def parse_labels(given: str | Sequence[str], present: Collection[str]) -> Classe
     sources = [source for merged in classes.values() for source in merged]
     faults = [f"{name!r} is a class twice" for name in _twice([name for name, *_ in pairs])]
     faults += [f"{source!r} is in two classes" for source in _twice(sources)]
-    faults += [f"no row has {source!r}" for source in sources if source not in present]
-    faults += [f"no class may be named {name!r}" for name in classes if name in ("", *RESERVED)]
+    faults += [f"no row has {source!r}" for source in sources if every and source not in present]
+    faults += [f"no class may be named {name!r}" for name in classes if is_reserved(name)]
     if len(classes) < 2:
         faults.append("expected two classes or more")
     if faults:
@@ -49,6 +52,11 @@ def parse_labels(given: str | Sequence[str], present: Collection[str]) -> Classe
         said = "; ".join(dict.fromkeys(faults))
         raise UserError(f"--data.labels {' '.join(given)}: {said} (the emotions are: {there})")
     return classes
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a class cannot have that name: it is a column of predictions.csv."""
+    return name in ("", *RESERVED) or name.startswith("target.")
 
 
 def _twice(names: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from mmattn.errors import UserError
 DRAWS = 2000  # random divisions of the units, of which the best balanced is taken
 SIDES = ("train", "validation", "test")
 LEAK, UNKNOWN = "LEAKS SPEAKERS", "SPEAKERS UNKNOWN"
+CAVEATS = {False: None, True: LEAK, "unknown": UNKNOWN}  # by `Split.leaking`
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,10 @@ def make_split(
         units = _units(corpus, data, given=data.split == "column" or fold is not None)
         if data.split == "column":
             split = _split_by_column(corpus, units, data, seed)
-        elif members > 1:
-            split = _split_ensemble(corpus, units, data, seed, fold, member, members)
-        elif fold is None:
-            split = _split_units(corpus, units, data, seed)
         else:
-            split = _split_fold(corpus, units, data, seed, fold)
+            split = _split_units(corpus, units, data, seed, fold, member, members)
         split = _with_caveat(split, corpus, data)
-        contents = () if corpus.contents is None else corpus.contents.T
-        for of in contents:
+        for of in () if corpus.contents is None else corpus.contents.T:
             _check_apart(split, of, np.array(corpus.names), "clips of the same file are")
     check_split(split, corpus)
     return split
@@ -207,73 +203,7 @@ def _split_clips(corpus: Corpus, data: DataConfig, seed: int) -> Split:
     return Split(**arrays, description=f"random clips, {LEAK}, seed {seed}", leaking=True)
 
 
-def _split_units(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int) -> Split:
-    every = np.unique(units)
-    test = max(1, round(data.test * len(every)))
-    validation = max(1, round(data.validation * len(every)))
-    what = "speakers" if data.disjoint == ("speaker",) else " and ".join(data.disjoint) + " units"
-    if test + validation >= len(every):
-        raise UserError(
-            f"{len(every)} {what} are too few for {test} to test, {validation} to validate "
-            "and at least 1 to train"
-        )
-    tests, validates = _balanced(corpus, units, every, (test, validation), seed)
-    return _by_units(units, validates, np.isin(units, tests), f"{what}, seed {seed}", None)
-
-
-def _split_fold(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int, fold: int) -> Split:
-    chosen, rest = _fold_at_hand(corpus, units, data, fold)
-    validates = _draw_validation(corpus, units, rest, data, seed, f"outside fold {fold}")
-    text = f"fold {fold} of {data.folds}, validation speakers by seed {seed}"
-    return _by_units(units, validates, chosen.tests, text, fold)
-
-
-def _draw_validation(
-    corpus: Corpus, units: np.ndarray, rest: np.ndarray, data: DataConfig, seed: int, where: str
-) -> np.ndarray:
-    """Of the units that do not test, those to validate."""
-    validation = max(1, round(data.validation * len(rest)))
-    if validation >= len(rest):
-        raise UserError(
-            f"{len(rest)} speakers {where} are too few for {validation} to validate "
-            "and at least 1 to train"
-        )
-    return _balanced(corpus, units, rest, (validation,), seed)[0]
-
-
-def _split_by_column(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int) -> Split:
-    """As the column `split` says; where it names no validation, that is drawn from training."""
-    said = corpus.columns.get("split", np.full(len(corpus), ""))
-    sides = {side: np.flatnonzero(said == side) for side in SIDES}
-    left_out = len(corpus) - sum(map(len, sides.values()))
-    text = "the column split" + (f" ({left_out} clips without one left out)" if left_out else "")
-    if len(sides["train"]) and not len(sides["validation"]):
-        rest = np.unique(units[sides["train"]])
-        chosen = _draw_validation(corpus, units, rest, data, seed, "to train")
-        validates = np.isin(units, chosen) & (said == "train")
-        sides["validation"] = np.flatnonzero(validates)
-        sides["train"] = np.flatnonzero((said == "train") & ~validates)
-        text += f", validation speakers by seed {seed}"
-    return Split(**sides, description=text)
-
-
-def _fold_at_hand(
-    corpus: Corpus, units: np.ndarray, data: DataConfig, fold: int
-) -> tuple[Fold, np.ndarray]:
-    """A fold, and the units outside of it."""
-    folds = named_folds(corpus, data.folds)
-    if not 0 <= fold < len(folds):
-        raise UserError(f"--data.fold {fold}: {data.folds!r} has folds 0 to {len(folds) - 1}")
-    chosen = folds[fold]
-    if not chosen.tests.any():
-        raise UserError(
-            f"fold {fold} of {data.folds!r} tests {chosen.title}, and the corpus has "
-            f"{_some(corpus.speakers)}"
-        )
-    return chosen, np.setdiff1d(units, units[chosen.tests])
-
-
-def _split_ensemble(
+def _split_units(
     corpus: Corpus,
     units: np.ndarray,
     data: DataConfig,
@@ -282,24 +212,84 @@ def _split_ensemble(
     member: int,
     members: int,
 ) -> Split:
-    """The test clips of the fold or of the seed; the other units are divided among the networks."""
-    if fold is None:
-        every = np.unique(units)
-        (test,) = _balanced(corpus, units, every, (max(1, round(data.test * len(every))),), seed)
-        tests, rest = np.isin(units, test), np.setdiff1d(every, test)
-    else:
-        (_, tests), rest = _fold_at_hand(corpus, units, data, fold)
-    if len(rest) < members:
-        raise UserError(
-            f"{len(rest)} speakers besides the test are too few for --members {members}: each "
-            "needs its own to validate"
+    """The test units of the fold or drawn; of the others, those to validate this network."""
+    every, speakers = np.unique(units), "speakers"
+    if {*every} != {*corpus.speakers}:
+        speakers = f"groups of clips that share a file or the {' or '.join(data.disjoint)}"
+    if fold is not None:
+        chosen = _fold_at_hand(corpus, data, fold)
+        tests, place = chosen.tests, f"fold {fold} of {data.folds}"
+        rest, where = np.setdiff1d(every, units[tests]), f"{speakers} outside fold {fold}"
+        drawn = (
+            _draw(corpus, units, rest, {"validate": data.validation}, seed, where)
+            if members == 1
+            else []
         )
-    sizes = [len(part) for part in np.array_split(rest, members)]
-    groups = _balanced(corpus, units, rest, tuple(sizes[:-1]), seed)
-    groups.append(np.setdiff1d(rest, np.concatenate(groups)))
-    place = f"seed {seed}" if fold is None else f"fold {fold} of {data.folds}"
-    text = f"speakers, {place}, member {member} of {members}"
-    return _by_units(units, groups[member], tests, text, fold)
+        text = f"{place}, validation speakers by seed {seed}"
+    else:
+        shares = {"test": data.test, "validate": data.validation}
+        if members > 1:
+            del shares["validate"]
+        test, *drawn = _draw(corpus, units, every, shares, seed, speakers)
+        tests, place = np.isin(units, test), f"seed {seed}"
+        rest, text = np.setdiff1d(every, test), f"{speakers}, {place}"
+    if members > 1:
+        if len(rest) < members:
+            raise UserError(
+                f"{len(rest)} speakers besides the test are too few for --members {members}: each "
+                "needs its own to validate"
+            )
+        sizes = [len(part) for part in np.array_split(rest, members)]
+        groups = _balanced(corpus, units, rest, tuple(sizes[:-1]), seed)
+        groups.append(np.setdiff1d(rest, np.concatenate(groups)))
+        drawn, text = [groups[member]], f"speakers, {place}, member {member} of {members}"
+    validates = np.isin(units, drawn[0])
+    train = ~validates & ~tests
+    return Split(*map(np.flatnonzero, (train, validates, tests)), text, fold)
+
+
+def _draw(
+    corpus: Corpus,
+    units: np.ndarray,
+    some: np.ndarray,
+    shares: dict[str, float],
+    seed: int,
+    units_are: str,
+) -> list[np.ndarray]:
+    """Of `some` units disjoint sets of these shares, of one unit or more each."""
+    sizes = tuple(max(1, round(share * len(some))) for share in shares.values())
+    if sum(sizes) >= len(some):
+        wanted = ", ".join(f"{n} to {what}" for n, what in zip(sizes, shares, strict=True))
+        raise UserError(f"{len(some)} {units_are} are too few for {wanted} and at least 1 to train")
+    return _balanced(corpus, units, some, sizes, seed)
+
+
+def _split_by_column(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int) -> Split:
+    """As the column `split` says; where it names no validation, that is drawn from training."""
+    said = corpus.columns.get("split", np.full(len(corpus), ""))
+    text = "the column split"
+    if left_out := int((said == "").sum()):
+        text += f" ({left_out} clips without one left out)"
+    if "train" in said and "validation" not in said:
+        rest = np.unique(units[said == "train"])
+        (chosen,) = _draw(
+            corpus, units, rest, {"validate": data.validation}, seed, "speakers to train"
+        )
+        said = np.where(np.isin(units, chosen) & (said == "train"), "validation", said)
+        text += f", validation speakers by seed {seed}"
+    return Split(*(np.flatnonzero(said == side) for side in SIDES), text)
+
+
+def _fold_at_hand(corpus: Corpus, data: DataConfig, fold: int) -> Fold:
+    folds = named_folds(corpus, data.folds)
+    if not 0 <= fold < len(folds):
+        raise UserError(f"--data.fold {fold}: {data.folds!r} has folds 0 to {len(folds) - 1}")
+    if not folds[fold].tests.any():
+        raise UserError(
+            f"fold {fold} of {data.folds!r} tests {folds[fold].title}, and the corpus has "
+            f"{_some(corpus.speakers)}"
+        )
+    return folds[fold]
 
 
 def _balanced(
@@ -332,19 +322,6 @@ def _class_shares(corpus: Corpus) -> np.ndarray:
     if corpus.targets is not None:
         return corpus.targets
     return np.eye(len(corpus.class_names))[corpus.labels]
-
-
-def _by_units(
-    units: np.ndarray, validation: np.ndarray, tests: np.ndarray, description: str, fold: int | None
-) -> Split:
-    validates = np.isin(units, validation)
-    return Split(
-        np.flatnonzero(~validates & ~tests),
-        np.flatnonzero(validates),
-        np.flatnonzero(tests),
-        description,
-        fold,
-    )
 
 
 def check_split(split: Split, corpus: Corpus) -> None:

@@ -4,8 +4,8 @@
                         shards of SHARD bytes, audio.npy, … (where each file is), and index.json
     CACHE/index/<sig>   the key of the pack for files with these paths, sizes and times of change,
                         and their rows in it
-    CACHE/.build-*/     a pack in the making, locked for as long as its process lives
-    CACHE/lock          held for moments, while a pack is begun or put in its place
+    CACHE/.build-*/     a pack in the making
+    CACHE/lock          held while a pack is made, so that of several processes one makes it
 
 The key is made of the files' contents alone: other names, labels or splits pack nothing again. A
 pack appears by renaming a finished folder, so a half-written one is never seen; what a killed
@@ -31,10 +31,11 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mmattn.console import progress
+from mmattn.console import progress, say
 from mmattn.data.feature_file import BadClip, decode
 from mmattn.data.stream import Ragged, Stream
 from mmattn.errors import UserError
+from mmattn.files import write_text
 
 FORMAT = 4  # to be raised when reading or packing changes
 SHARD = 2**32  # bytes of frames in a file; more only where a single clip is longer
@@ -77,23 +78,63 @@ def open_pack(files: Sequence[ClipFile], folder: Path, rates: Rates) -> Pack:
     rates = dict(sorted(rates.items()))
     stats = [(file.path, file.size, file.mtime_ns) for file in files]
     signature = _hash(FORMAT, rates, stats)
-    with contextlib.suppress(OSError):
+    if pack := _recall(folder, signature) or _find_by_content(files, folder, rates, signature):
+        return pack
+    sizes: Counter[str] = Counter()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            pack = _recall(folder, signature) or _build(files, folder, rates, signature, sizes)
+    except OSError as error:
+        needed = sum(file.size for file in files)
+        if sizes["packed"]:
+            needed *= sizes["packed"] / sizes["read"]
+        raise UserError(
+            f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
+            "are needed there; --data.cache names another folder"
+        ) from error
+    if not pack:
+        raise UserError(f"the cache {folder} was changed by something else while it was in use")
+    return pack
+
+
+def _recall(folder: Path, signature: str) -> Pack | None:
+    """The pack that was noted for files as they are now."""
+    with contextlib.suppress(OSError, ValueError):
         key, *rows = (folder / "index" / signature).read_text().split()
-        if pack := _load(folder / key, np.array(rows, np.int64)):
-            return pack
-    if pack := _find_by_content(files, folder, rates, signature):
-        return pack
-    if pack := _load(*_build(files, folder, rates, signature)):
-        return pack
-    raise UserError(f"the cache {folder} was changed by something else while it was in use")
+        return _load(folder / key, np.array(rows, np.int64))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process packs into {folder}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _hash(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _content_key(digests: Sequence[str], rates: Rates) -> str:
-    return _hash(FORMAT, rates, sorted(set(digests)))
+def _place(
+    files: Sequence[ClipFile], digests: Sequence[str], rates: Rates
+) -> tuple[str, dict[str, int], np.ndarray]:
+    """The key of the pack of these files, the row of each content in it, and that of each file.
+
+    Contents are in the order of their digests, whoever packs them; of a file that cannot be read
+    the path stands for it.
+    """
+    contents = [digest or file.path for file, digest in zip(files, digests, strict=True)]
+    row = {content: number for number, content in enumerate(sorted(set(contents)))}
+    rows = np.array([row[content] for content in contents], np.int64)
+    return _hash(FORMAT, rates, list(row)), row, rows
 
 
 def _find_by_content(
@@ -103,12 +144,7 @@ def _find_by_content(
     if not os.path.exists(folder / "index"):
         return None
     digests = list(_in_threads(_digest, files, "Comparing with the cache"))
-    key = _content_key(digests, rates)
-    try:
-        row = {digest: number for number, digest in enumerate(_read_index(folder / key)["digests"])}
-        rows = _rows_of(files, digests, row)
-    except (OSError, ValueError, KeyError):
-        return None
+    key, _, rows = _place(files, digests, rates)
     pack = _load(folder / key, rows)
     if pack and all(digests):
         # Failing to write only means that the next start compares again.
@@ -210,35 +246,35 @@ class _StreamWriter:
 
     def __init__(self, folder: Path, modality: str):
         self.folder, self.modality = folder, modality
-        self.places: dict[int, tuple] = {}  # by row, as PLACE says
-        self.widths: dict[int, int] = {}
+        self.places: dict[str, tuple] = {}  # by content, as PLACE says
+        self.widths: dict[str, int] = {}
         self.rows: defaultdict[int, list[int]] = defaultdict(lambda: [0])  # of each shard, by width
 
-    def append(self, row: int, stream: Stream) -> int:
+    def append(self, content: str, stream: Stream) -> int:
         """Write a stream; the number of bytes."""
         length, width = stream.frames.shape
         rows = self.rows[width]
         if rows[-1] and 4 * width * (rows[-1] + length) > SHARD:
             rows.append(0)
         shard = len(rows) - 1
-        self.places[row] = (shard, rows[-1], length, stream.times[0], stream.times[-1])
-        self.widths[row] = width
+        self.places[content] = (shard, rows[-1], length, stream.times[0], stream.times[-1])
+        self.widths[content] = width
         rows[-1] += length
         for what, array in (("frames", stream.frames), ("times", stream.times)):
             with open(self.folder / f"{self.modality}-{width}-{shard:05d}.{what}", "ab") as file:
                 file.write(array)  # array.tofile would say nothing of a full disk
         return stream.frames.nbytes + stream.times.nbytes
 
-    def finish(self, count: int, reasons: dict[int, dict[str, str]]) -> dict:
+    def finish(self, row: Mapping[str, int], reasons: dict[str, dict[str, str]]) -> dict:
         """Keep the commonest width, add the reason to others; this part of the index."""
         files = Counter(self.widths.values())
         width = max(files, key=lambda width: (files[width], width))
-        places = np.zeros(count, PLACE)
-        for row, other in self.widths.items():
+        places = np.zeros(len(row), PLACE)
+        for content, other in self.widths.items():
             if other == width:
-                places[row] = self.places[row]
+                places[row[content]] = self.places[content]
             else:
-                reasons[row][self.modality] = (
+                reasons[content][self.modality] = (
                     f"{self.modality}_features are {other} wide, "
                     f"{width} in {files[width]} of {files.total()} files"
                 )
@@ -254,71 +290,61 @@ class _StreamWriter:
 
 
 def _build(
-    files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str
-) -> tuple[Path, np.ndarray]:
-    """Read all files into a new pack and put it into the cache; its folder and the files' rows."""
-    sizes: Counter[str] = Counter()
+    files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str, sizes: Counter[str]
+) -> Pack | None:
+    """Read all files into a new pack and put it in its place; `sizes` counts bytes meanwhile."""
+    for leftover in folder.glob(".build-*"):  # of a killed process: this one has the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
     try:
-        with _building(folder) as build:
-            digests, rows = _pack(files, build, rates, sizes)
-            key = _content_key(digests, rates)
-            _publish(build, folder / key)
-            if all(digests):
-                _remember(folder, signature, key, rows)
-    except OSError as error:
-        needed = sum(file.size for file in files)
-        if sizes["packed"]:
-            needed *= sizes["packed"] / sizes["read"]
-        raise UserError(
-            f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
-            "are needed there; --data.cache names another folder"
-        ) from error
-    return folder / key, rows
+        digests, key, rows = _pack(files, build, rates, sizes)
+        for path in (*build.iterdir(), build):
+            _sync(path)
+        target = folder / key
+        if target.exists() and not _load(target, rows):  # damaged; as a leftover it is removed
+            os.rename(target, tempfile.mkdtemp(prefix=".build-", dir=folder))
+        if not target.exists():
+            os.rename(build, target)
+            _sync(folder)
+        if all(digests):
+            _remember(folder, signature, key, rows)
+        return _load(target, rows)
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
 
 
 def _pack(
     files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[str]
-) -> tuple[list[str], np.ndarray]:
-    """Write all files and the index; the digest and row of each. `sizes` counts bytes meanwhile."""
+) -> tuple[list[str], str, np.ndarray]:
+    """Write all files and the index; the digests, the key and the row of each file."""
     writers: dict[str, _StreamWriter] = {}
-    row: dict[str, int] = {}  # of each content
-    reasons: defaultdict[int, dict[str, str]] = defaultdict(dict)
-    extractors: dict[str, int] = {}  # JSON of each that is met, numbered
-    extractor: list[int] = []
+    reasons: defaultdict[str, dict[str, str]] = defaultdict(dict)  # by content, as all here
+    extractor: dict[str, str] = {}  # JSON
     digests: list[str] = []
     found = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
     with contextlib.closing(found):  # or the bar would stay on the screen after an error
         for file, (digest, streams, made_by) in zip(files, found, strict=True):
             digests.append(digest)
             sizes["read"] += file.size
-            if (content := digest or file.path) in row:
+            if (content := digest or file.path) in extractor:
                 continue
-            number = row[content] = len(row)
-            made_by = json.dumps(made_by, sort_keys=True)
-            extractor.append(extractors.setdefault(made_by, len(extractors)))
+            extractor[content] = json.dumps(made_by, sort_keys=True)
             for modality, stream in streams.items():
                 if isinstance(stream, str):
-                    reasons[number][modality] = stream
+                    reasons[content][modality] = stream
                     continue
                 writer = writers.setdefault(modality, _StreamWriter(build, modality))
-                sizes["packed"] += writer.append(number, stream)
+                sizes["packed"] += writer.append(content, stream)
+    key, row, rows = _place(files, digests, rates)
+    kinds = {made_by: number for number, made_by in enumerate(sorted(set(extractor.values())))}
     index = {
-        "streams": {name: writer.finish(len(row), reasons) for name, writer in writers.items()},
-        "reasons": reasons,
-        "extractors": [json.loads(made_by) for made_by in extractors],
-        "extractor": extractor,
-        "digests": list(row),
+        "streams": {name: writers[name].finish(row, reasons) for name in sorted(writers)},
+        "reasons": {row[content]: reason for content, reason in reasons.items()},
+        "extractors": [json.loads(made_by) for made_by in kinds],
+        "extractor": [kinds[extractor[content]] for content in row],
     }
     (build / "index.json").write_text(json.dumps(index))
-    return digests, _rows_of(files, digests, row)
-
-
-def _rows_of(
-    files: Sequence[ClipFile], digests: Sequence[str], row: Mapping[str, int]
-) -> np.ndarray:
-    """The row of each file; one that cannot be read goes by its path."""
-    both = zip(files, digests, strict=True)
-    return np.array([row[digest or file.path] for file, digest in both], np.int64)
+    return digests, key, rows
 
 
 def _read(file: ClipFile, rates: Rates) -> tuple[str, dict[str, Stream | str], dict[str, dict]]:
@@ -334,48 +360,10 @@ def _read(file: ClipFile, rates: Rates) -> tuple[str, dict[str, Stream | str], d
         return digest, {"": str(error)}, {}
 
 
-@contextlib.contextmanager
-def _building(folder: Path) -> Iterator[Path]:
-    """A new folder to build in, locked while the block runs and removed if it is still there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        with FileLock(folder / "lock"):
-            _remove_leftovers(folder)
-            build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
-            stack.enter_context(FileLock(build / "lock"))
-            stack.callback(shutil.rmtree, build, ignore_errors=True)
-        yield build
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were building: a lock goes with its process."""
-    for leftover in folder.glob(".build-*"):
-        in_use_or_gone = contextlib.suppress(Timeout, FileNotFoundError)
-        with in_use_or_gone, FileLock(leftover / "lock", timeout=0):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _publish(build: Path, target: Path) -> None:
-    """Put a finished pack in its place, unless another process has put the same there."""
-    for path in (*build.iterdir(), build):
-        _sync(path)
-    with FileLock(target.parent / "lock"):
-        if _load(target, np.zeros(0, np.int64)):
-            return
-        if target.exists():  # damaged; as a leftover it is removed later
-            os.rename(target, tempfile.mkdtemp(prefix=".build-", dir=target.parent))
-        (build / "lock").unlink()
-        os.rename(build, target)
-        _sync(target.parent)
-
-
 def _remember(folder: Path, signature: str, key: str, rows: np.ndarray) -> None:
     """Note what in which pack belongs to files as they are now, for a quick second start."""
-    with FileLock(folder / "lock"):
-        (folder / "index").mkdir(exist_ok=True)
-        partial = folder / "index.partial"
-        partial.write_text(" ".join([key, *map(str, rows)]))
-        os.replace(partial, folder / "index" / signature)
+    (folder / "index").mkdir(exist_ok=True)
+    write_text(folder / "index" / signature, " ".join([key, *map(str, rows)]))
 
 
 def _sync(path: Path) -> None:

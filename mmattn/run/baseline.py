@@ -7,14 +7,14 @@ import numpy as np
 
 from mmattn.config import OtherDataConfig
 from mmattn.console import progress, say_table
-from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split, split_from_json
 from mmattn.evaluate.baseline import linear_baseline, time_statistics
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
 from mmattn.evaluate.tables import interval_text, titles
 from mmattn.files import read_json, write_json
-from mmattn.run.folder import check_complete, parts_of, read_config
+from mmattn.run.folder import check_complete, corpus_of, parts_of, read_config
 
 
 def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
@@ -24,7 +24,7 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
     predictions are pooled.
     """
     config = read_config(run)
-    corpus = open_corpus(other.apply(config.data), config.streams)
+    corpus = corpus_of(run, other)
     statistics = corpus_statistics(corpus, config.model.modalities)
     found: dict[str, dict] = {}
     splits = list(run.rglob("split.json"))

@@ -6,14 +6,14 @@ import numpy as np
 
 from mmattn.config import OtherDataConfig
 from mmattn.console import say
-from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
 from mmattn.evaluate.tables import say_groups, say_per_class, say_scores, say_ties
 from mmattn.files import read_json
 from mmattn.run.experiment import to_predictions
-from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
+from mmattn.run.folder import SIDES, check_complete, corpus_of, parts_of, read_config
 from mmattn.run.groups import scores_by_group
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
@@ -35,7 +35,7 @@ def evaluate_run(
         UserError: no run, no checkpoint, or clips that do not fit the network.
     """
     config = read_config(run)
-    corpus = open_corpus(other.apply(config.data), config.streams)
+    corpus = corpus_of(run, other)
     count = start_devices(device_count or config.devices, config.train.batch)
     _evaluate_folder(run, kind, config.seed, corpus, count)
 

@@ -15,7 +15,14 @@ import numpy as np
 from mmattn.config import ExperimentConfig, config_from_json
 from mmattn.console import be_quiet, log_to, say, say_table
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.splits import Split, chosen_folds, make_split, split_from_json, split_to_json
+from mmattn.data.splits import (
+    CAVEATS,
+    Split,
+    chosen_folds,
+    make_split,
+    split_from_json,
+    split_to_json,
+)
 from mmattn.errors import Stopped, UserError
 from mmattn.evaluate.metrics import confusion, per_class, scores
 from mmattn.evaluate.predictions import (
@@ -316,7 +323,7 @@ def write_results(
         corpus: where they come from.
         seed: of the bootstrap.
         what: split and model in one line.
-        note: drawn in the plot: that the split leaks.
+        note: what is wrong with the split, said with the scores and in the plot.
         network: at its best epoch, if the folder is of one training.
         about: more for the summary.
     """
@@ -326,6 +333,7 @@ def write_results(
         write_predictions(folder / SIDES[side], one)
     plot_confusion(predictions["test"], folder / "confusion.png", "Test clips", note)
     found = {side: scores(one, seed) for side, one in predictions.items()}
+    what = f"{what}, {note}" if note and note not in what else what
     say_scores(f"{corpus.description}; {what}", found)
     say_ties(predictions)
     groups = scores_by_group(corpus, predictions["test"], seed)
@@ -363,8 +371,8 @@ def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int, run
     )
     predictions = {"validation": join(validation), "test": combine(test)}
     mean = _mean_scores(parts)
-    what = f"{folder.name}, committee of {len(parts)}"
-    write_results(folder, run, predictions, corpus, seed, what, mean_over_members=mean)
+    what, note = f"{folder.name}, committee of {len(parts)}", _caveat(parts[0])
+    write_results(folder, run, predictions, corpus, seed, what, note, mean_over_members=mean)
 
 
 def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> None:
@@ -378,8 +386,15 @@ def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> No
     mean = _mean_scores(parts)
     rows.append(("mean", *(cell_text(mean["test"][metric]) for metric in shown)))
     say_table("Test, by fold", ("", *shown.values()), rows)
-    what = f"test clips of {len(parts)} folds together"
-    write_results(folder, folder, {"test": pooled}, corpus, seed, what, mean_over_folds=mean)
+    what, note = f"test clips of {len(parts)} folds together", _caveat(parts[0])
+    results = {"test": pooled}
+    write_results(folder, folder, results, corpus, seed, what, note, mean_over_folds=mean)
+
+
+def _caveat(part: Path) -> str | None:
+    """What is wrong with the split of a fold or of a network of an ensemble."""
+    path = next(path for path in sorted(part.rglob("split.json")))
+    return CAVEATS[read_json(path)["leaking"]]
 
 
 def _mean_scores(parts: list[Path]) -> dict:

@@ -12,8 +12,10 @@ from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from mmattn.config import ExperimentConfig, config_from_json
+from mmattn.config import ExperimentConfig, OtherDataConfig, config_from_json
+from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.errors import UserError
+from mmattn.evaluate.predictions import read_predictions
 from mmattn.files import read_json, write_json
 from mmattn.machine import cores
 from mmattn.model import native
@@ -59,6 +61,22 @@ def read_config(folder: Path) -> ExperimentConfig:
 def parts_of(folder: Path) -> list[Path]:
     """The folders of a run's folds or of a committee's members; none for a single training."""
     return sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
+
+
+def first_training(folder: Path) -> Path:
+    """The folder of a run's first training: the run's own if it has no parts."""
+    parts = parts_of(folder)
+    return first_training(parts[0]) if parts else folder
+
+
+def corpus_of(run: Path, other: OtherDataConfig) -> Corpus:
+    """The clips of a run, or such as `other` names, with the run's classes.
+
+    Raises UserError if there is no run, or its clips cannot be read.
+    """
+    config, predictions = read_config(run), first_training(run) / SIDES["test"]
+    known = read_predictions(predictions).class_names if predictions.exists() else ()
+    return open_corpus(other.apply(config.data), config.streams, known)
 
 
 def check_complete(folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmattn.config import AugmentConfig, ExperimentConfig, OtherDataConfig
 from mmattn.console import waiting
-from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.corpus import Corpus
 from mmattn.data.splits import split_from_json
 from mmattn.evaluate.metrics import mean_over_clips, scores
 from mmattn.evaluate.predictions import read_predictions
@@ -18,7 +18,14 @@ from mmattn.files import read_json
 from mmattn.model.fusion import fusion_of
 from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
-from mmattn.run.folder import SIDES, check_complete, parts_of, read_config
+from mmattn.run.folder import (
+    SIDES,
+    check_complete,
+    corpus_of,
+    first_training,
+    parts_of,
+    read_config,
+)
 from mmattn.run.groups import scores_by_group
 from mmattn.run.views import choose_rows, view_clips
 from mmattn.train.devices import start_devices
@@ -28,10 +35,13 @@ from mmattn.train.step import TrainState
 
 VIEWED = 60  # clips in the viewer
 SHIFTED = 2000  # clips of which the audio is shifted and made slower
-LEAK_NOTE = (
-    "THE SPLIT LEAKS SPEAKERS: clips were divided by chance, so those in the test are of speakers "
-    "in the training. The scores say nothing about new speakers."
-)
+NOTES = {
+    False: None,
+    True: "THE SPLIT LEAKS SPEAKERS: those in the test are in the training too. The scores say "
+    "nothing about new speakers.",
+    "unknown": "SPEAKERS UNKNOWN: those in the test may be in the training too; no interval can be "
+    "given.",
+}
 
 
 def report_run(run: Path, device_count: int | str | None, other: OtherDataConfig) -> None:
@@ -47,7 +57,7 @@ def report_run(run: Path, device_count: int | str | None, other: OtherDataConfig
     """
     config = read_config(run)
     check_complete(run)
-    corpus = open_corpus(other.apply(config.data), config.streams)
+    corpus = corpus_of(run, other)
     count = start_devices(device_count or config.devices, config.train.batch)
     write_page(run, *best_network(run, corpus, count))
 
@@ -102,15 +112,9 @@ def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
             view_clips(trainer, state, shown),
             [f"{about}."],
             list(_curves(trainer, state, test)) if alone else [],
-            LEAK_NOTE if document["leaking"] else None,
+            NOTES[document["leaking"]],
             scores_by_group(corpus, predictions["test"], config.seed),
         )
-
-
-def first_training(folder: Path) -> Path:
-    """The folder of a run's first training: the run's own if it has no parts."""
-    parts = parts_of(folder)
-    return first_training(parts[0]) if parts else folder
 
 
 def _split_facts(

@@ -70,7 +70,7 @@ def options(tmp_path):
 
     def make(*roots: Path, **changes) -> DataConfig:
         return DataConfig(
-            **{"roots": roots, "labels": "ravdess8", "cache": tmp_path / "cache"} | changes
+            **{"roots": roots, "labels": ("ravdess8",), "cache": tmp_path / "cache"} | changes
         )
 
     return make

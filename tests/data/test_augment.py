@@ -1,5 +1,6 @@
 """Augmentation: what each operation does to values, time, alignment and validity."""
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -7,8 +8,7 @@ import pytest
 
 from mmattn.config import AugmentConfig, SyntheticConfig
 from mmattn.data.augment import (
-    Frames,
-    Pair,
+    Streams,
     add_gap,
     add_noise,
     augment,
@@ -21,61 +21,75 @@ from mmattn.data.augment import (
     scale,
     stretched,
 )
-from mmattn.data.synthetic import BUMP, TAU, draw_clips
+from mmattn.data.corpora.synthetic import BUMP, TAU, draw_clips
+from mmattn.data.stream import Stream
 
 TEMPO = (0.9, 1.1)
 ALL = AugmentConfig(
     tempo=TEMPO,
-    audio_tempo=TEMPO,
-    video_tempo=TEMPO,
-    audio_scale=(0.8, 0.9),
-    audio_noise=(0.1, 0.2),
-    video_noise=(0.1, 0.2),
-    video_dropout=0.5,
-    video_gap=1.0,
+    own_tempo={"audio": TEMPO, "video": TEMPO},
+    scale={"audio": (0.8, 0.9)},
+    noise={"audio": (0.1, 0.2), "video": (0.1, 0.2)},
+    dropout={"video": 0.5},
+    gap={"video": 1.0},
     time_mask=1.0,
     feature_mask=0.9,
     drop_modality=1.0,
 )
-NAMES = [name for name, value in vars(ALL).items() if value != getattr(AugmentConfig(), name)]
-EACH = {name: AugmentConfig(**{name: getattr(ALL, name)}) for name in NAMES}
+EACH = {}  # of ALL, one operation at a time
+for operation, strength in vars(ALL).items():
+    if isinstance(strength, dict):
+        for modality, own in strength.items():
+            EACH[f"{operation} {modality}"] = AugmentConfig(**{operation: {modality: own}})
+    elif strength != getattr(AugmentConfig(), operation):
+        EACH[operation] = AugmentConfig(**{operation: strength})
 
 
-def frames_of(values, times, valid=None) -> Frames:
+def frames_of(values, times, valid=None) -> Stream:
     values, times = np.array(values, np.float32), np.array(times, np.float64)
     valid = np.ones(len(times), bool) if valid is None else np.array(valid, bool)
-    return Frames(values * valid[:, None], times, valid)
+    return Stream(values * valid[:, None], times, valid)
 
 
-def random_frames(rng, length, width, rate, start=0.0, invalid=0.0) -> Frames:
+def random_frames(rng, length, width, rate, start=0.0, invalid=0.0) -> Stream:
     values = rng.standard_normal((length, width))
     return frames_of(values, start + np.arange(length) / rate, rng.random(length) >= invalid)
 
 
-def random_pair(seed=0, invalid=0.2) -> Pair:
+def pair_of(audio: Stream, video: Stream) -> Streams:
+    return {"audio": audio, "video": video}
+
+
+def random_pair(seed=0, invalid=0.2) -> Streams:
     rng = np.random.default_rng(seed)
     audio = random_frames(rng, int(rng.integers(100, 300)), 12, 100)
-    return Pair(audio, random_frames(rng, int(rng.integers(20, 60)), 8, 15, 0.4, invalid))
+    return pair_of(audio, random_frames(rng, int(rng.integers(20, 60)), 8, 15, 0.4, invalid))
 
 
-def bumps(middles, times, deviation) -> Frames:
+def bumps(middles, times, deviation) -> Stream:
     """A feature an event: a Gaussian bump at its time."""
     return frames_of(np.exp(-0.5 * ((times[:, None] - middles) / deviation) ** 2), times)
 
 
-def located(frames: Frames) -> np.ndarray:
+def located(frames: Stream) -> np.ndarray:
     """Seconds [F] of each feature's bump, by its centroid."""
     return frames.times @ frames.frames / frames.frames.sum(axis=0)
 
 
-def spacing(frames: Frames) -> float:
+def spacing(frames: Stream) -> float:
     return (frames.times[-1] - frames.times[0]) / (len(frames.times) - 1)
 
 
-def same(one: Pair, other: Pair) -> bool:
+def both(one: Streams, other: Streams) -> Iterator[tuple[Stream, Stream]]:
+    """A modality of both clips after the other."""
+    assert [*one] == [*other]
+    return zip(one.values(), other.values(), strict=True)
+
+
+def same(one: Streams, other: Streams) -> bool:
     return all(
         np.array_equal(a, b)
-        for left, right in zip(one, other, strict=True)
+        for left, right in both(one, other)
         for a, b in zip(left, right, strict=True)
     )
 
@@ -91,18 +105,18 @@ def random_events(seed):
     last = min(times[-1] for times in streams) - 0.4
     middles = rng.uniform(first, last, 10)
     parts = (bumps(middles, times, np.diff(times).mean() * 0.8) for times in streams)
-    return middles, Pair(*parts), rng
+    return middles, pair_of(*parts), rng
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_synchronised_tempo_keeps_simultaneous_events_simultaneous(seed):
     middles, pair, rng = random_events(seed)
     changed = augment(pair, EACH["tempo"], rng)
-    half = max(spacing(pair.audio), spacing(pair.video)) / 2
-    factor = pair.audio.times[0] / changed.audio.times[0]
+    half = max(spacing(pair["audio"]), spacing(pair["video"])) / 2
+    factor = pair["audio"].times[0] / changed["audio"].times[0]
     assert TEMPO[0] <= factor <= TEMPO[1]
-    assert np.abs(located(changed.audio) - located(changed.video)).max() < half
-    for before, after in zip(pair, changed, strict=True):
+    assert np.abs(located(changed["audio"]) - located(changed["video"])).max() < half
+    for before, after in both(pair, changed):
         assert np.abs(located(after) - middles / factor).max() < spacing(before) / 2
         assert spacing(after) == pytest.approx(spacing(before), rel=1e-9)
 
@@ -111,10 +125,10 @@ def test_synchronised_tempo_keeps_simultaneous_events_simultaneous(seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_tempo_of_one_modality_parts_events_the_more_the_later_they_are(modality, seed):
     middles, pair, rng = random_events(seed)
-    changed = augment(pair, EACH[f"{modality}_tempo"], rng)
+    changed = augment(pair, EACH[f"own_tempo {modality}"], rng)
     kept = "video" if modality == "audio" else "audio"
-    assert getattr(changed, kept) is getattr(pair, kept)
-    before, after = getattr(pair, modality), getattr(changed, modality)
+    assert changed[kept] is pair[kept]
+    before, after = pair[modality], changed[modality]
     assert after.times[0] == before.times[0]
     moved = located(after) - middles
     since = middles - before.times[0]
@@ -168,18 +182,18 @@ def test_labels_of_meeting_cues_survive_a_shared_tempo_but_not_one_of_audio_alon
     lost = 0
     for clip in draw_clips(config):
         cues = [[c for c in clip.cues if c.modality == name] for name in BUMP]
-        streams = zip(cues, (clip.audio, clip.video), BUMP.values(), strict=True)
-        pair = Pair(
+        streams = zip(cues, clip.streams.values(), BUMP.values(), strict=True)
+        pair = pair_of(
             *(bumps(np.array([c.time for c in own]), s.times, width) for own, s, width in streams)
         )
         true = [not audio.decoy and not video.decoy for audio, video in product(*cues)]
         meet = {}
-        for name in ("tempo", "audio_tempo"):
+        for name in ("tempo", "own_tempo audio"):
             changed = augment(pair, EACH[name], np.random.default_rng(int(clip.name[-6:])))
-            apart = np.abs(np.subtract.outer(*map(located, changed)))
+            apart = np.abs(np.subtract.outer(*map(located, changed.values())))
             meet[name] = (apart < TAU).ravel().tolist()
         assert meet["tempo"] == true
-        lost += meet["audio_tempo"] != true
+        lost += meet["own_tempo audio"] != true
     assert lost > 0.4 * 300
 
 
@@ -189,7 +203,7 @@ def test_every_operation_keeps_what_all_must_keep(name, seed):
     pair, untouched = random_pair(seed), random_pair(seed)
     changed = augment(pair, EACH[name], np.random.default_rng(seed))
     assert same(pair, untouched)
-    for before, after in zip(pair, changed, strict=True):
+    for before, after in both(pair, changed):
         assert (after.frames.dtype, after.times.dtype, after.valid.dtype) == (
             np.float32,
             np.float64,
@@ -226,46 +240,52 @@ def test_nothing_asked_for_returns_the_same_objects(config):
 
 
 def test_lengths_never_exceed_what_is_foreseen_and_reach_it():
-    lengths = np.arange(1, 400)
+    lengths = range(1, 400)
     for low in (0.25, 0.77, 0.9, 1.0):
-        config = AugmentConfig(tempo=(low, low), audio_tempo=(low, 1.0), video_tempo=(0.8, 2.0))
+        config = AugmentConfig(
+            tempo=(low, low), own_tempo={"audio": (low, 1.0), "video": (0.8, 2.0)}
+        )
         slowest = min(low, 0.8)
-        bound = stretched(lengths, config)
+        bound = [stretched(length, config) for length in lengths]
         for length in (1, 2, 5, 38, 399):
             frames = frames_of(np.zeros((length, 1)), np.arange(length) / 15)
             once = change_tempo(frames, low, 0.0)
             assert len(change_tempo(once, slowest, 0.0).times) == bound[length - 1]
             for seed in range(10):
-                changed = augment(Pair(frames, frames), config, np.random.default_rng(seed))
-                assert max(len(part.times) for part in changed) <= bound[length - 1]
-    assert (stretched(lengths, AugmentConfig(tempo=(1.1, 1.2))) == lengths).all()
+                changed = augment(pair_of(frames, frames), config, np.random.default_rng(seed))
+                assert max(len(part.times) for part in changed.values()) <= bound[length - 1]
+    faster = AugmentConfig(tempo=(1.1, 1.2))
+    assert [stretched(length, faster) for length in lengths] == [*lengths]
 
 
 def test_each_operation_draws_the_same_whichever_others_are_on():
     pair = random_pair(invalid=0)
     for seed in range(20):
         alone = augment(pair, EACH["tempo"], np.random.default_rng(seed))
-        noisy = AugmentConfig(tempo=TEMPO, video_noise=(0.1, 0.2), time_mask=1.0)
+        noisy = AugmentConfig(tempo=TEMPO, noise={"video": (0.1, 0.2)}, time_mask=1.0)
         together = augment(pair, noisy, np.random.default_rng(seed))
-        np.testing.assert_array_equal(alone.audio.times, together.audio.times)
-        scaled = augment(pair, EACH["audio_scale"], np.random.default_rng(seed)).audio.frames
-        both = AugmentConfig(audio_scale=(0.8, 0.9), audio_noise=(0.1, 0.2))
-        noise = augment(pair, EACH["audio_noise"], np.random.default_rng(seed)).audio.frames
-        sum_of_both = augment(pair, both, np.random.default_rng(seed)).audio.frames
-        np.testing.assert_allclose(sum_of_both - scaled, noise - pair.audio.frames, atol=1e-6)
+        np.testing.assert_array_equal(alone["audio"].times, together["audio"].times)
+        scaled = augment(pair, EACH["scale audio"], np.random.default_rng(seed))["audio"].frames
+        two = AugmentConfig(scale={"audio": (0.8, 0.9)}, noise={"audio": (0.1, 0.2)})
+        noise = augment(pair, EACH["noise audio"], np.random.default_rng(seed))["audio"].frames
+        sum_of_both = augment(pair, two, np.random.default_rng(seed))["audio"].frames
+        np.testing.assert_allclose(sum_of_both - scaled, noise - pair["audio"].frames, atol=1e-6)
 
 
 def test_one_or_all_picks_each_equally_often():
     pair = random_pair()
     config = AugmentConfig(
-        audio_scale=(2.0, 2.0), video_dropout=1.0, audio_tempo=(0.5, 0.5), pick="one-or-all"
+        scale={"audio": (2.0, 2.0)},
+        dropout={"video": 1.0},
+        own_tempo={"audio": (0.5, 0.5)},
+        pick="one-or-all",
     )
     rng = np.random.default_rng(0)
     counts = {}
     for _ in range(2000):
-        audio, video = augment(pair, config, rng)
-        slow = len(audio.times) != len(pair.audio.times)
-        loud = audio.frames[0, 0] != pair.audio.frames[0, 0]
+        audio, video = augment(pair, config, rng).values()
+        slow = len(audio.times) != len(pair["audio"].times)
+        loud = audio.frames[0, 0] != pair["audio"].frames[0, 0]
         done = (slow, bool(loud), not video.frames.any())
         counts[done] = counts.get(done, 0) + 1
     expected = {(True, False, False), (False, True, False), (False, False, True), (True,) * 3}
@@ -275,7 +295,7 @@ def test_one_or_all_picks_each_equally_often():
 
 def test_the_share_of_clips_that_are_changed():
     pair = random_pair()
-    config = AugmentConfig(audio_scale=(2.0, 2.0), probability=0.8)
+    config = AugmentConfig(scale={"audio": (2.0, 2.0)}, probability=0.8)
     rng = np.random.default_rng(0)
     changed = sum(augment(pair, config, rng) is not pair for _ in range(2000))
     assert abs(changed - 1600) < 4 * np.sqrt(2000 * 0.16)
@@ -284,8 +304,10 @@ def test_the_share_of_clips_that_are_changed():
 def test_strengths_fill_their_range():
     pair = random_pair()
     rng = np.random.default_rng(0)
-    config = AugmentConfig(audio_scale=(0.9, 1.1))
-    factors = [augment(pair, config, rng).audio.frames / pair.audio.frames for _ in range(300)]
+    config = AugmentConfig(scale={"audio": (0.9, 1.1)})
+    factors = [
+        augment(pair, config, rng)["audio"].frames / pair["audio"].frames for _ in range(300)
+    ]
     factors = [factor[0, 0] for factor in factors]
     assert 0.9 <= min(factors) < 0.905 and 1.095 < max(factors) <= 1.1001
 
@@ -328,9 +350,9 @@ def test_gaps_are_one_run_no_longer_than_asked_for():
     pair = random_pair(invalid=0)
     longest = 0
     for seed in range(300):
-        changed = augment(pair, AugmentConfig(video_gap=0.5), np.random.default_rng(seed))
-        assert changed.audio is pair.audio
-        gone = np.flatnonzero(~changed.video.valid)
+        changed = augment(pair, AugmentConfig(gap={"video": 0.5}), np.random.default_rng(seed))
+        assert changed["audio"] is pair["audio"]
+        gone = np.flatnonzero(~changed["video"].valid)
         assert not len(gone) or len(gone) == gone[-1] - gone[0] + 1
         longest = max(longest, len(gone))
     assert longest == 8  # 0.5 s at 15 frames a second
@@ -339,19 +361,19 @@ def test_gaps_are_one_run_no_longer_than_asked_for():
 def test_a_time_mask_covers_the_same_seconds_in_both():
     audio = frames_of(np.ones((400, 2)), np.arange(400) / 100)
     video = frames_of(np.ones((45, 3)), 0.9 + np.arange(45) / 15)
-    by_hand = mask_time(Pair(audio, video), 1.0, 1.2)
-    assert np.flatnonzero(by_hand.audio.frames[:, 1] == 0).tolist() == list(range(100, 120))
-    assert np.flatnonzero(by_hand.video.frames[:, 1] == 0).tolist() == [2, 3, 4]
+    for stream, expected in ((audio, list(range(100, 120))), (video, [2, 3, 4])):
+        by_hand = mask_time(stream, 1.0, 1.2)
+        assert np.flatnonzero(by_hand.frames[:, 1] == 0).tolist() == expected
     seen = 0
     for seed in range(200):
         changed = augment(
-            Pair(audio, video), AugmentConfig(time_mask=1.0), np.random.default_rng(seed)
+            pair_of(audio, video), AugmentConfig(time_mask=1.0), np.random.default_rng(seed)
         )
-        assert changed.audio.valid.all() and changed.video.valid.all()
-        masked = audio.times[~changed.audio.frames.any(axis=1)]
+        assert changed["audio"].valid.all() and changed["video"].valid.all()
+        masked = audio.times[~changed["audio"].frames.any(axis=1)]
         if len(masked):
             assert masked[-1] - masked[0] < 1.0
-            gone = ~changed.video.frames.any(axis=1)
+            gone = ~changed["video"].frames.any(axis=1)
             inside = (masked[0] <= video.times) & (video.times <= masked[-1])
             near = (masked[0] - 0.01 < video.times) & (video.times < masked[-1] + 0.01)
             assert gone[inside].all() and not gone[~near].any()
@@ -379,14 +401,14 @@ def test_one_modality_is_lost_in_the_share_of_clips_asked_for_and_never_both():
     lost = np.zeros(2)
     for _ in range(2000):
         changed = augment(pair, AugmentConfig(drop_modality=0.4), rng)
-        gone = [not part.valid.any() for part in changed]
+        gone = [not part.valid.any() for part in changed.values()]
         assert sum(gone) < 2
         lost += gone
     assert np.abs(lost - 400).max() < 4 * np.sqrt(2000 * 0.16)
-    for number, modality in enumerate(("audio", "video")):
+    for modality, kept in (("audio", "video"), ("video", "audio")):
         changed = drop_modality(pair, modality)
-        assert not changed[number].frames.any() and not changed[number].valid.any()
-        assert changed[1 - number] is pair[1 - number]
+        assert not changed[modality].frames.any() and not changed[modality].valid.any()
+        assert changed[kept] is pair[kept]
 
 
 def test_a_clip_without_any_face_keeps_its_audio():
@@ -397,18 +419,18 @@ def test_a_clip_without_any_face_keeps_its_audio():
 def test_mixing_by_hand():
     audio = frames_of([[10], [20], [30]], [0, 1, 2])
     video = frames_of([[1], [2], [3], [0]], [0.5, 1.0, 1.5, 2.0], [1, 1, 1, 0])
-    other = Pair(
+    other = pair_of(
         frames_of([[4], [8]], [0.5, 1.5]),
         frames_of([[0], [8], [12], [16]], [0.5, 0.9, 1.1, 2.5], [0, 1, 1, 1]),
     )
-    mixed = mix(Pair(audio, video), other, 0.75)
-    np.testing.assert_allclose(mixed.audio.frames[:, 0], [7.5, 15 + 1.5, 22.5])
+    mixed = mix(pair_of(audio, video), other, 0.75)
+    np.testing.assert_allclose(mixed["audio"].frames[:, 0], [7.5, 15 + 1.5, 22.5])
     np.testing.assert_allclose(
-        mixed.video.frames[:, 0],
+        mixed["video"].frames[:, 0],
         [0.75, 1.5 + 0.25 * 10, 2.25 + 0.25 * (12 + 4 * 0.4 / 1.4), 0],
         rtol=1e-6,
     )
-    for before, after in zip((audio, video), mixed, strict=True):
+    for before, after in zip((audio, video), mixed.values(), strict=True):
         assert after.frames.dtype == np.float32
         np.testing.assert_array_equal(after.times, before.times)
         np.testing.assert_array_equal(after.valid, before.valid)
@@ -419,9 +441,9 @@ def test_mixing_keeps_both_clips_aligned():
     for seed in range(20):
         middles, other, _ = random_events(seed)
         times = np.arange(0, 8, 0.01), np.arange(0.03, 8, 0.06)
-        silent = Pair(*(frames_of(np.zeros((len(own), 10)), own) for own in times))
+        silent = pair_of(*(frames_of(np.zeros((len(own), 10)), own) for own in times))
         mixed = mix(silent, other, 0.3)
-        for part, source in zip(mixed, other, strict=True):
+        for part, source in both(mixed, other):
             half = max(spacing(part), spacing(source)) / 2
             assert np.abs(located(part) - middles).max() < half
 
@@ -437,8 +459,40 @@ def test_everything_at_once():
     for seed in range(100):
         pair = random_pair(seed)
         changed = augment(pair, ALL, np.random.default_rng(seed))
-        assert any(part.valid.any() for part in changed)
-        for before, after in zip(pair, changed, strict=True):
+        assert any(part.valid.any() for part in changed.values())
+        for before, after in both(pair, changed):
             assert len(after.times) <= stretched(len(before.times), ALL)
             assert np.isfinite(after.frames).all()
             assert not after.frames[~after.valid].any()
+
+
+def test_a_third_modality_is_augmented_like_the_others():
+    """Each operation on all or one of three; what it draws for two of them is as without it."""
+    pair = random_pair(invalid=0)
+    text = random_frames(np.random.default_rng(9), 12, 5, 3)
+    three = {"audio": pair["audio"], "text": text, "video": pair["video"]}
+    for seed in range(10):
+        for config in (EACH["tempo"], EACH["noise audio"], EACH["gap video"]):
+            found = augment(three, config, np.random.default_rng(seed))
+            expected = augment(pair, config, np.random.default_rng(seed))
+            assert same({name: found[name] for name in pair}, expected)
+        for changed in (
+            augment(three, AugmentConfig(own_tempo={"text": TEMPO}), np.random.default_rng(seed)),
+            augment(three, AugmentConfig(noise={"text": (1, 2)}), np.random.default_rng(seed)),
+        ):
+            assert changed["audio"] is pair["audio"] and changed["video"] is pair["video"]
+            assert not np.array_equal(changed["text"].times, text.times) or not np.array_equal(
+                changed["text"].frames, text.frames
+            )
+    slow = AugmentConfig(tempo=(0.8, 0.8), own_tempo={"text": (0.5, 0.5)})
+    slowed = augment(three, slow, np.random.default_rng(0))
+    assert len(slowed["text"].times) == stretched(12, slow) == 1 + round(round(11 / 0.8) / 0.5)
+    mixed = mix(three, augment(three, EACH["tempo"], np.random.default_rng(1)), 0.75)
+    np.testing.assert_array_equal(mixed["text"].times, text.times)
+    assert not np.array_equal(mixed["text"].frames, text.frames)
+    rng, lost = np.random.default_rng(0), []
+    for _ in range(900):
+        changed = augment(three, AugmentConfig(drop_modality=1.0), rng)
+        lost += [name for name, stream in changed.items() if not stream.valid.any()]
+    assert len(lost) == 900  # one of each clip
+    assert all(abs(lost.count(name) - 300) < 4 * np.sqrt(900 * 2 / 9) for name in three)

@@ -22,9 +22,9 @@ from mmattn.data.batches import (
     plan_epoch,
     read_ahead,
 )
-from mmattn.data.clips import Ragged, Stream, pack_streams
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.normalise import Normaliser, fit_normaliser
+from mmattn.data.normalise import fit_normaliser
+from mmattn.data.stream import PADDING, Ragged, make_stream, pack_streams
 from mmattn.train import devices
 from mmattn.train.predict import Feed, predict_clips
 from mmattn.train.step import NO_SUMS, Learner, Settings
@@ -32,22 +32,33 @@ from mmattn.train.step import NO_SUMS, Learner, Settings
 BATCH, STEPS = 8, 3
 
 
-def ragged(*clips) -> Ragged:
-    return pack_streams(
-        [Stream(np.array(clip, np.float32), np.arange(len(clip), dtype=float)) for clip in clips]
-    )
+def ragged(*clips, zero_is_missing: bool = False) -> Ragged:
+    """Clips whose frames are a second apart."""
+    streams = [
+        make_stream(np.array(clip, np.float32), np.arange(len(clip) * 1.0)) for clip in clips
+    ]
+    return pack_streams(streams, zero_is_missing)
 
 
 def corpus_of(audio: Ragged, video: Ragged, labels) -> Corpus:
     names = tuple(f"{number}" for number in range(len(audio)))
-    kinds = tuple("abc")
-    return Corpus("test", names, np.array(names), np.array(labels), kinds, audio, video, None)
+    streams = {"audio": audio, "video": video}
+    return Corpus("test", names, np.array(names), np.array(labels), tuple("abc"), streams)
+
+
+def shape(audio: int, video: int) -> Bucket:
+    return {"audio": audio, "video": video}
+
+
+def lengths(corpus: Corpus, name: str = "audio") -> np.ndarray:
+    return corpus.streams[name].lengths
 
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
     sizes = {"audio_width": 3, "video_width": 3, "audio_rate": 12, "video_rate": 10}
-    return open_corpus(DataConfig(synthetic=SyntheticConfig(clips=150, speakers=5, **sizes)))
+    data = DataConfig(synthetic=SyntheticConfig(clips=150, speakers=5, **sizes))
+    return open_corpus(data, ("audio", "video"))
 
 
 CLIPS = np.random.default_rng(3).permutation(150)[:107]  # 13 whole batches and three clips
@@ -88,8 +99,7 @@ def test_clips_fit_their_bucket_and_most_of_them_no_shorter_one(corpus, buckets)
     for dispatch in plan(corpus, buckets):
         for clip in np.concatenate(dispatch.batches):
             fits = [
-                corpus.audio.lengths[clip] <= bucket.audio_frames
-                and corpus.video.lengths[clip] <= bucket.video_frames
+                all(lengths(corpus, name)[clip] <= bucket[name] for name in bucket)
                 for bucket in buckets
             ]
             assert fits[buckets.index(dispatch.bucket)]
@@ -100,10 +110,9 @@ def test_clips_fit_their_bucket_and_most_of_them_no_shorter_one(corpus, buckets)
 def test_buckets_are_few_and_nested_and_the_last_holds_every_clip(corpus, buckets):
     assert len(buckets) == 4
     for short, long in pairwise(buckets):
-        assert short.audio_frames <= long.audio_frames
-        assert short.video_frames <= long.video_frames
-    assert buckets[-1] == (corpus.audio.lengths.max(), corpus.video.lengths.max())
-    held = [np.mean(corpus.audio.lengths <= bucket.audio_frames) for bucket in buckets]
+        assert short["audio"] <= long["audio"] and short["video"] <= long["video"]
+    assert buckets[-1] == shape(lengths(corpus).max(), lengths(corpus, "video").max())
+    held = [np.mean(lengths(corpus) <= bucket["audio"]) for bucket in buckets]
     np.testing.assert_allclose(held, [0.25, 0.5, 0.75, 1], atol=0.05)
 
 
@@ -111,22 +120,24 @@ def test_equal_lengths_share_a_bucket_and_a_long_video_widens_those_after_it():
     audio = ragged(*(np.ones((length, 1)) for length in (4, 4, 4, 6, 6, 9)))
     video = ragged(*(np.ones((length, 1)) for length in (2, 2, 2, 8, 3, 3)))
     corpus = corpus_of(audio, video, [0] * 6)
-    assert make_buckets(corpus, np.arange(6), 6) == [(4, 2), (6, 3), (6, 8), (9, 8)]
-    assert make_buckets(corpus, np.arange(6), 2) == [(4, 2), (9, 8)]
-    assert make_buckets(corpus, np.array([0, 1, 2]), 3) == [(4, 2)]
+    four = [shape(4, 2), shape(6, 3), shape(6, 8), shape(9, 8)]
+    assert make_buckets(corpus, np.arange(6), 6) == four
+    assert make_buckets(corpus, np.arange(6), 2) == [shape(4, 2), shape(9, 8)]
+    assert make_buckets(corpus, np.array([0, 1, 2]), 3) == [shape(4, 2)]
 
 
 def test_a_bucket_has_a_frame_of_a_modality_that_its_clips_lack():
     audio = ragged(*(np.ones((length, 1)) for length in (0, 0, 4)))
-    video = pack_streams(3 * [Stream(np.zeros((0, 2), np.float32), np.zeros(0))])
+    video = pack_streams(3 * [make_stream(np.zeros((0, 2), np.float32), np.zeros(0))])
     corpus = corpus_of(audio, video, [0] * 3)
-    assert make_buckets(corpus, np.arange(3), 3) == [(1, 1), (4, 1)]
-    (dispatch,) = plan_epoch(corpus, np.array([0, 1]), [Bucket(1, 1)], BATCH, STEPS, None)
-    normaliser = Normaliser(*(np.ones(width, np.float32) for width in (1, 1, 2, 2)))
+    assert make_buckets(corpus, np.arange(3), 3) == [shape(1, 1), shape(4, 1)]
+    (dispatch,) = plan_epoch(corpus, np.array([0, 1]), [shape(1, 1)], BATCH, STEPS, None)
+    normaliser = fit_normaliser(corpus, np.array([2]))
     batch = collate(corpus, dispatch, normaliser, devices=1, batch=2, steps=1)
-    for part, width in ((batch.audio, 1), (batch.video, 2)):
+    for name, width in corpus.widths.items():
+        part = batch.streams[name]
         assert part.frames.shape == (1, 1, 2, 1, width)
-        assert not any(map(np.any, part))
+        assert not part.frames.any() and not part.valid.any() and not part.length.any()
     assert batch.weight.tolist() == [[[1, 1]]]
 
 
@@ -168,20 +179,23 @@ def test_dispatches_of_one_step_have_the_same_batches(corpus, buckets):
 @pytest.fixture
 def three_clips() -> Corpus:
     audio = ragged([[3, 1], [5, 1]], [[1, 1], [3, 3], [7, 1]], [[9, 9]])
-    video = ragged([[8], [0], [4]], [[6]], [[0], [2]])
+    video = ragged([[8], [0], [4]], [[6]], [[0], [2]], zero_is_missing=True)
     return corpus_of(audio, video, [2, 0, 1])
 
 
-NORMALISER = Normaliser(*(np.array(x, np.float32) for x in ([3, 1], [2, 1], [4], [2])))
+NORMALISER = {
+    **{"audio_mean": np.float32([3, 1]), "audio_std": np.float32([2, 1])},
+    **{"video_mean": np.float32([4]), "video_std": np.float32([2])},
+}
 
 
 def test_collate_by_hand(three_clips):
-    dispatch = Dispatch(Bucket(4, 3), [np.array([2, 0, 1]), np.array([1])])
+    dispatch = Dispatch(shape(4, 3), [np.array([2, 0, 1]), np.array([1])])
     batch = collate(three_clips, dispatch, NORMALISER, devices=1, batch=3, steps=3)
     assert batch.clip.tolist() == [[[2, 0, 1], [1, -1, -1], [-1, -1, -1]]]
     assert batch.weight.tolist() == [[[1, 1, 1], [1, 0, 0], [0, 0, 0]]]
     assert batch.label.tolist() == [[[1, 2, 0], [0, 0, 0], [0, 0, 0]]]
-    audio, video = batch.audio, batch.video
+    audio, video = batch.streams["audio"], batch.streams["video"]
     first_step = [
         [[3, 8], [0, 0], [0, 0], [0, 0]],
         [[0, 0], [1, 0], [0, 0], [0, 0]],
@@ -199,18 +213,20 @@ def test_collate_by_hand(three_clips):
     assert video.length.tolist() == [[[2, 3, 1], [1, 0, 0], [0, 0, 0]]]
     inside = np.arange(4) < audio.length[..., None]
     np.testing.assert_array_equal(audio.valid, inside)
-    np.testing.assert_array_equal(audio.times, np.where(inside, np.arange(4), 0))
-    assert video.times[0, 0].tolist() == [[0, 1, 0], [0, 1, 2], [0, 0, 0]]
-    np.testing.assert_array_equal(batch.other_label, batch.label)
-    assert (batch.share == 1).all() and batch.share.dtype == audio.times.dtype == np.float32
+    np.testing.assert_array_equal(audio.times, np.where(inside, np.arange(4), PADDING))
+    far = PADDING
+    assert video.times[0, 0].tolist() == [[0, 1, far], [0, 1, 2], [0, far, far]]
+    np.testing.assert_array_equal(batch.mixup_label, batch.label)
+    assert (batch.mixup_lambda == 1).all() and batch.target is None
+    assert batch.mixup_lambda.dtype == audio.times.dtype == np.float32
     for part in (audio, video):
         assert not part.frames[0, 1, 1:].any() and not part.frames[0, 2].any()
         assert not part.valid[0, 1, 1:].any() and not part.valid[0, 2].any()
-        assert part.frames.dtype == np.float32 and part.length.dtype == np.int32
+        assert part.frames.dtype == np.float32 and part.valid.dtype == bool
 
 
 def test_places_on_devices_that_do_not_divide_the_batch(three_clips):
-    dispatch = Dispatch(Bucket(3, 3), [np.array([0, 1, 2, 0, 1]), np.array([2, 1])])
+    dispatch = Dispatch(shape(3, 3), [np.array([0, 1, 2, 0, 1]), np.array([2, 1])])
     batch = collate(three_clips, dispatch, NORMALISER, devices=3, batch=5, steps=2)
     assert batch.clip.tolist() == [[[0, 1], [2, 1]], [[2, 0], [-1, -1]], [[1, -1], [-1, -1]]]
     np.testing.assert_array_equal(batch.weight, batch.clip >= 0)
@@ -243,7 +259,7 @@ def test_a_process_makes_and_reads_the_clips_of_its_own_devices(monkeypatch, cor
 
 
 def test_where_each_clip_of_a_dispatch_lies(three_clips):
-    dispatch = Dispatch(Bucket(3, 3), [np.array([0, 1, 2, 0, 1]), np.array([2, 1])])
+    dispatch = Dispatch(shape(3, 3), [np.array([0, 1, 2, 0, 1]), np.array([2, 1])])
     batch = collate(three_clips, dispatch, NORMALISER, devices=3, batch=5, steps=2)
     found = list(places(dispatch, devices=3, batch=5))
     assert len(found) == (batch.clip >= 0).sum()
@@ -252,10 +268,9 @@ def test_where_each_clip_of_a_dispatch_lies(three_clips):
 
 ROUGH = AugmentConfig(
     tempo=(0.8, 1.2),
-    audio_tempo=(0.9, 1.1),
-    audio_noise=(0.1, 0.2),
-    video_noise=(0.1, 0.2),
-    video_gap=0.5,
+    own_tempo={"audio": (0.9, 1.1)},
+    noise={"audio": (0.1, 0.2), "video": (0.1, 0.2)},
+    gap={"video": 0.5},
     probability=0.8,
 )
 
@@ -272,8 +287,9 @@ def by_clip(batch: Batch) -> dict[int, list[np.ndarray]]:
     """All arrays of each clip, without padding of time."""
     found = {}
     for place in zip(*np.nonzero(batch.clip >= 0), strict=True):
-        rest = [np.asarray(array[place]) for array in batch[2:6]]
-        for part in (batch.audio, batch.video):
+        labels = (batch.label, batch.mixup_label, batch.mixup_lambda, batch.weight)
+        rest = [np.asarray(array[place]) for array in labels]
+        for part in batch.streams.values():
             for array in (part.frames, part.valid, part.times):
                 rest.append(array[place][: part.length[place]])
         found[int(batch.clip[place])] = rest
@@ -301,20 +317,21 @@ def test_augmentation_depends_on_seed_epoch_and_clip_alone(corpus, buckets):
 
 
 def test_the_padding_is_as_long_as_the_longest_can_get(corpus, buckets):
-    slowest = AugmentConfig(tempo=(0.8, 0.8), audio_tempo=(0.9, 0.9))
-    longest = np.argsort(corpus.audio.lengths)[-5:]
+    slowest = AugmentConfig(tempo=(0.8, 0.8), own_tempo={"audio": (0.9, 0.9)})
+    longest = np.argsort(lengths(corpus))[-5:]
     batch = augmented(corpus, Dispatch(buckets[-1], [longest]), slowest)
-    for part, frames in zip((batch.audio, batch.video), buckets[-1], strict=True):
-        assert part.frames.shape[-2] == stretched(frames, slowest)
+    assert [*batch.streams] == [*buckets[-1]]
+    for name, part in batch.streams.items():
+        assert part.frames.shape[-2] == stretched(buckets[-1][name], slowest)
         inside = np.arange(part.valid.shape[-1]) < part.length[..., None]
-        assert not part.times[~inside].any() and not part.valid[~inside].any()
+        assert (part.times[~inside] == PADDING).all() and not part.valid[~inside].any()
         assert not part.frames[~inside].any() and not part.frames[~part.valid].any()
         assert (np.diff(part.times)[inside[..., 1:]] > 0).all()
-    assert batch.audio.length.max() == stretched(corpus.audio.lengths.max(), slowest)
+    assert batch.streams["audio"].length.max() == stretched(lengths(corpus).max(), slowest)
 
 
 def test_without_an_option_nothing_changes(corpus, buckets):
-    dispatch = Dispatch(buckets[1], [CLIPS[corpus.audio.lengths[CLIPS] <= buckets[1][0]][:7]])
+    dispatch = Dispatch(buckets[1], [CLIPS[lengths(corpus)[CLIPS] <= buckets[1]["audio"]][:7]])
     plain = collate(corpus, dispatch, fit_normaliser(corpus, CLIPS), 2, 7, 2)
     same = collate(
         *(corpus, dispatch, fit_normaliser(corpus, CLIPS), 2, 7, 2),
@@ -325,7 +342,7 @@ def test_without_an_option_nothing_changes(corpus, buckets):
 
 def test_mixup_by_hand(corpus, buckets):
     """Another clip of the batch, at the same seconds, with the smaller share."""
-    clips = np.array([clip for clip in CLIPS if corpus.audio.lengths[clip] > 40][:12])
+    clips = np.array([clip for clip in CLIPS if lengths(corpus)[clip] > 40][:12])
     config = AugmentConfig(mixup=0.5)
     batch = augmented(corpus, Dispatch(buckets[-1], [clips]), config)
     others, shares = Augmentation(config, 0, 0).partners(clips)
@@ -333,18 +350,32 @@ def test_mixup_by_hand(corpus, buckets):
     assert ((shares >= 0.5) & (shares <= 1)).all() and len(set(shares)) == len(clips)
     np.testing.assert_array_equal(batch.clip[0, 0], clips)
     np.testing.assert_array_equal(batch.label[0, 0], corpus.labels[clips])
-    np.testing.assert_array_equal(batch.other_label[0, 0], corpus.labels[others])
-    np.testing.assert_allclose(batch.share[0, 0], shares, rtol=1e-6)
+    np.testing.assert_array_equal(batch.mixup_label[0, 0], corpus.labels[others])
+    np.testing.assert_allclose(batch.mixup_lambda[0, 0], shares, rtol=1e-6)
     normaliser = fit_normaliser(corpus, CLIPS)
     for place, (clip, other, share) in enumerate(zip(clips, others, shares, strict=True)):
-        own, mixed_in = (normalised(corpus, one, normaliser).audio for one in (clip, other))
-        assert batch.audio.length[0, 0, place] == len(own.frames)
+        own, mixed_in = (normalised(corpus, one, normaliser)["audio"] for one in (clip, other))
+        assert batch.streams["audio"].length[0, 0, place] == len(own.frames)
         both = min(len(own.frames), len(mixed_in.frames))  # regular times from 0: the same frames
-        found = batch.audio.frames[0, 0, place]
+        found = batch.streams["audio"].frames[0, 0, place]
         expected = share * own.frames[:both] + (1 - share) * mixed_in.frames[:both]
         np.testing.assert_allclose(found[:both], expected, atol=1e-5)
         alone = slice(both, len(own.frames))
         np.testing.assert_allclose(found[alone], share * own.frames[alone], atol=1e-5)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_soft_labels_are_mixed_by_the_same_shares(corpus, buckets, mixup):
+    clips, config = CLIPS[:7], AugmentConfig(mixup=mixup, noise={"audio": (0.1, 0.1)})
+    soft = np.random.default_rng(0).dirichlet(np.ones(6), len(corpus)).astype(np.float32)
+    batch = augmented(replace(corpus, targets=soft), Dispatch(buckets[-1], [clips]), config)
+    plain = augmented(corpus, Dispatch(buckets[-1], [clips]), config)
+    shares = plain.mixup_lambda[0, 0, :, None]
+    others = Augmentation(config, 0, 0).partners(clips)[0] if mixup else clips
+    expected = shares * soft[clips] + (1 - shares) * soft[others]
+    np.testing.assert_allclose(batch.target[0, 0], expected, atol=1e-6)
+    assert plain.target is None and batch.target.dtype == np.float32
+    jax.tree.map(np.testing.assert_array_equal, batch._replace(target=None), plain)
 
 
 def test_who_is_mixed_with_whom_depends_on_the_batch_seed_and_epoch():
@@ -362,10 +393,10 @@ def test_mixup_acts_on_augmented_clips(corpus, buckets):
     config = AugmentConfig(tempo=(1.2, 1.2), mixup=0.5)
     batch = augmented(corpus, Dispatch(buckets[-1], [clips]), config)
     plain = augmented(corpus, Dispatch(buckets[-1], [clips]), AugmentConfig(tempo=(1.2, 1.2)))
-    np.testing.assert_array_equal(batch.audio.length, plain.audio.length)
-    np.testing.assert_array_equal(batch.audio.times, plain.audio.times)
-    assert (batch.audio.length[0, 0] < corpus.audio.lengths[clips]).all()
-    assert not np.array_equal(batch.audio.frames, plain.audio.frames)
+    np.testing.assert_array_equal(batch.streams["audio"].length, plain.streams["audio"].length)
+    np.testing.assert_array_equal(batch.streams["audio"].times, plain.streams["audio"].times)
+    assert (batch.streams["audio"].length[0, 0] < lengths(corpus)[clips]).all()
+    assert not np.array_equal(batch.streams["audio"].frames, plain.streams["audio"].frames)
 
 
 class Compilations:
@@ -397,7 +428,7 @@ def test_training_and_prediction_are_compiled_once_a_bucket(corpus, monkeypatch)
     buckets = make_buckets(corpus, np.arange(len(corpus)), 3)
     # Without dropout: random numbers take longest to compile.
     rates = {"input_dropout": 0.0, "pooled_dropout": 0.0, "head_dropout": (0.0,)}
-    config = ModelConfig(("audio",), audio_units=(2,), head_units=(3,), **rates)
+    config = ModelConfig(("audio",), units={"audio": (2,)}, head_units=(3,), **rates)
     learner = Learner(config, TrainConfig(), {"audio": 3}, classes=6, device_count=2)
     feed = Feed(corpus, fit_normaliser(corpus, clips), buckets, BATCH, 2)
     state = learner.hold(learner.initial(seed=0))
@@ -412,7 +443,9 @@ def test_training_and_prediction_are_compiled_once_a_bucket(corpus, monkeypatch)
                 count = np.int32(len(dispatch.batches))
                 state, sums, _ = learner.train(state, sums, placed, count, settings)
             predict_clips(learner, state, settings, feed, clips)
-        assert {dispatch.bucket for dispatch in dispatches} == set(buckets)
+        assert {tuple(one.bucket.items()) for one in dispatches} == {
+            tuple(b.items()) for b in buckets
+        }
         assert np.asarray(sums.clips).sum() == len(clips)
         compiled.append(compilations.count)
     assert traces == {"_train_steps": 3, "_predict": 3}

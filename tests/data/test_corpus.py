@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,14 @@ import pytest
 
 from mmattn.config import DataConfig, SyntheticConfig
 from mmattn.data import corpus as corpus_module
-from mmattn.data.clips import Stream, pack_streams
-from mmattn.data.corpus import Corpus, crop_to_overlap, find_files, open_corpus, tile_audio
+from mmattn.data.corpora import roots as roots_module
+from mmattn.data.corpora.roots import find_files
+from mmattn.data.corpus import Corpus, crop_to_overlap, open_corpus, tile
+from mmattn.data.labels import SIX
+from mmattn.data.stream import Stream, make_stream, pack_streams
 from mmattn.errors import UserError
+
+open_both = partial(open_corpus, modalities=("audio", "video"))
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def messages(monkeypatch):
 
 
 def test_clips_come_with_speaker_and_label_in_the_order_of_their_names(corpus_folder, options):
-    corpus = open_corpus(options(corpus_folder))
+    corpus = open_both(options(corpus_folder))
     assert len(corpus) == 32
     assert list(corpus.names) == sorted(corpus.names)
     for index, name in enumerate(corpus.names):
@@ -39,29 +45,35 @@ def test_clips_come_with_speaker_and_label_in_the_order_of_their_names(corpus_fo
         assert corpus.labels[index] == int(name[6:8]) - 1
         (path,) = corpus_folder.rglob(f"{name}.npz")
         with np.load(path) as arrays:
-            np.testing.assert_array_equal(corpus.audio.clip(index), arrays["audio_features"])
-            np.testing.assert_array_equal(corpus.video.clip(index), arrays["video_features"])
             np.testing.assert_array_equal(
-                corpus.video.clip_times(index), arrays["video_timestamps"]
+                corpus.streams["audio"].clip(index).frames, arrays["audio_features"]
+            )
+            np.testing.assert_array_equal(
+                corpus.streams["video"].clip(index).frames, arrays["video_features"]
+            )
+            np.testing.assert_array_equal(
+                corpus.streams["video"].clip_times(index), arrays["video_timestamps"]
             )
     assert corpus.description == f"32 RAVDESS clips of 4 speakers from {corpus_folder}"
 
 
 def test_nested_flat_and_split_over_roots_is_the_same_corpus(corpus_folder, options, tmp_path):
-    nested = open_corpus(options(corpus_folder))
+    nested = open_both(options(corpus_folder))
     parts = [tmp_path / "z", tmp_path / "a"]
     for number, path in enumerate(sorted(corpus_folder.rglob("*.npz"), reverse=True)):
         parts[number % 2].mkdir(exist_ok=True)
         shutil.copy(path, parts[number % 2])
-    flat = open_corpus(options(*parts))
+    flat = open_both(options(*parts))
     assert flat.names == nested.names
     assert (flat.labels == nested.labels).all()
     for index in range(len(nested)):
-        np.testing.assert_array_equal(flat.audio.clip(index), nested.audio.clip(index))
+        np.testing.assert_array_equal(
+            flat.streams["audio"].clip(index).frames, nested.streams["audio"].clip(index).frames
+        )
 
 
 def test_the_order_of_the_file_system_does_not_matter(corpus_folder, monkeypatch):
-    walk = corpus_module.os.walk
+    walk = roots_module.os.walk
 
     def backwards(*arguments, **options):
         for folder, below, names in walk(*arguments, **options):
@@ -69,7 +81,7 @@ def test_the_order_of_the_file_system_does_not_matter(corpus_folder, monkeypatch
             yield folder, below, sorted(names, reverse=True)
 
     files = find_files([corpus_folder])
-    monkeypatch.setattr(corpus_module.os, "walk", backwards)
+    monkeypatch.setattr(roots_module.os, "walk", backwards)
     assert find_files([corpus_folder]) == files
 
 
@@ -80,10 +92,10 @@ def test_a_root_inside_another_and_links_in_circles_count_once(corpus_folder):
 
 
 def test_six_leaves_surprised_out_and_says_so(corpus_folder, options, messages):
-    corpus = open_corpus(options(corpus_folder, labels="six"))
+    corpus = open_both(options(corpus_folder, labels=("six",)))
     assert len(corpus) == 28
     assert not any(name[6:8] == "08" for name in corpus.names)
-    assert messages == ["4 clips left out: surprised is not among the labels 'six'"]
+    assert messages == [f"4 clips left out: surprised is not among the labels {', '.join(SIX)}"]
     calm = [index for index, name in enumerate(corpus.names) if name[6:8] == "02"]
     assert {corpus.class_names[label] for label in corpus.labels[calm]} == {"neutral"}
 
@@ -93,27 +105,29 @@ def test_bad_clips_are_listed_and_counted(corpus_folder, options, tables, write_
     broken.write_bytes(b"broken")
     odd = write_clip(corpus_folder / "clip.npz")
     with pytest.raises(UserError, match=r"2 of 33 clips are bad .* 1 are allowed; --data.max-bad"):
-        open_corpus(options(corpus_folder, max_bad=1))
+        open_both(options(corpus_folder, max_bad=1))
     assert [path for path, _ in tables] == [str(broken), str(odd)]
     assert "neither RAVDESS" in tables[1][1]
-    assert len(open_corpus(options(corpus_folder, max_bad=2))) == 31
+    assert len(open_both(options(corpus_folder, max_bad=2))) == 31
 
 
 def test_the_commonest_width_is_right(corpus_folder, options, tables, write_clip):
     first = sorted(corpus_folder.rglob("*.npz"))[0]
     write_clip(first, audio_features=np.ones((50, 9), np.float32))
-    corpus = open_corpus(options(corpus_folder, max_bad=1))
-    assert tables == [(str(first), "audio_features are 9 wide, 4 in 31 of 32 clips")]
-    assert (len(corpus), corpus.audio.width) == (31, 4)
+    corpus = open_both(options(corpus_folder, max_bad=1))
+    assert tables == [(str(first), "audio_features are 9 wide, 4 in 31 of 32 files")]
+    assert (len(corpus), corpus.widths) == (31, {"audio": 4, "video": 3})
     for index, name in enumerate(corpus.names):
         with np.load(next(corpus_folder.rglob(f"{name}.npz"))) as arrays:
-            np.testing.assert_array_equal(corpus.video.clip(index), arrays["video_features"])
+            np.testing.assert_array_equal(
+                corpus.streams["video"].clip(index).frames, arrays["video_features"]
+            )
 
 
 def test_the_same_name_in_two_roots_is_bad(corpus_folder, options, tmp_path, tables, write_corpus):
     other = write_corpus(tmp_path / "other", actors=1, seed=5)
     with pytest.raises(UserError, match="8 of 40"):
-        open_corpus(options(corpus_folder, other))
+        open_both(options(corpus_folder, other))
     path, reason = tables[0]
     assert reason == f"has the same name as {corpus_folder}/Actor_01/{Path(path).name}"
     assert path.startswith(str(other))
@@ -121,50 +135,54 @@ def test_the_same_name_in_two_roots_is_bad(corpus_folder, options, tmp_path, tab
 
 def test_missing_and_empty_roots(corpus_folder, options, tmp_path):
     with pytest.raises(UserError, match=r"there is no folder .*/nowhere"):
-        open_corpus(options(corpus_folder, tmp_path / "nowhere"))
+        open_both(options(corpus_folder, tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no \.npz files in .*/empty"):
-        open_corpus(options(corpus_folder, tmp_path / "empty"))
+        open_both(options(corpus_folder, tmp_path / "empty"))
 
 
 def test_no_clips_left(options, tmp_path, write_clip):
     write_clip(tmp_path / "clips" / "03-01-08-01-01-01-01.npz")
-    with pytest.raises(UserError, match="no clips are left of 1 files"):
-        open_corpus(options(tmp_path / "clips", labels="six"))
+    with pytest.raises(UserError, match="no clips are left of 1 for the labels "):
+        open_both(options(tmp_path / "clips", labels=("six",)))
     (tmp_path / "clips" / "03-01-08-01-01-01-01.npz").write_bytes(b"")
-    with pytest.raises(UserError, match="no clips are left of 1 files"):
-        open_corpus(options(tmp_path / "clips", max_bad=1))
+    with pytest.raises(UserError, match="no clips are left of 1 for the labels "):
+        open_both(options(tmp_path / "clips", max_bad=1))
 
 
 @pytest.mark.parametrize("rate", [0, -1.0, float("nan"), float("inf")])
 def test_rates_must_be_above_zero(corpus_folder, options, rate):
-    with pytest.raises(UserError, match=r"--data.video-rate must be above 0"):
-        open_corpus(options(corpus_folder, video_rate=rate))
+    with pytest.raises(UserError, match=rf"--data.rates video={rate}: expected above 0"):
+        open_both(options(corpus_folder, rates={"video": rate}))
 
 
 def test_the_real_subset(real_features, options, messages):
-    corpus = open_corpus(options(real_features))
+    corpus = open_both(options(real_features))
     assert (len(corpus), len(set(corpus.speakers))) == (720, 12)
     assert np.bincount(corpus.labels).tolist() == [48] + 7 * [96]
-    assert (corpus.audio.width, corpus.video.width) == (64, 7)
-    assert (corpus.audio.lengths.min(), corpus.video.lengths.min()) > (50, 20)
-    six = open_corpus(options(real_features, labels="six"))
+    assert corpus.widths == {"audio": 64, "video": 7}
+    assert (corpus.streams["audio"].lengths.min(), corpus.streams["video"].lengths.min()) > (50, 20)
+    six = open_both(options(real_features, labels=("six",)))
     assert len(six) == 624
-    assert messages == ["96 clips left out: surprised is not among the labels 'six'"]
+    assert messages == [f"96 clips left out: surprised is not among the labels {', '.join(SIX)}"]
 
 
 def test_overlap_keeps_what_both_streams_cover(write_clip, options, tmp_path):
     root = tmp_path / "clips"
     path = root / "03-01-01-01-01-01-01.npz"
     write_clip(path, seconds=2, video_timestamps=lambda times: times + 0.51)
-    whole = open_corpus(options(root))
-    cropped = open_corpus(options(root, overlap=True))
-    times = whole.audio.clip_times(0)
-    kept = (times >= 0.51) & (times <= whole.video.clip_times(0)[-1])
-    np.testing.assert_array_equal(cropped.audio.clip_times(0), times[kept])
-    np.testing.assert_array_equal(cropped.audio.clip(0), whole.audio.clip(0)[kept])
-    last = np.searchsorted(whole.video.clip_times(0), times[-1], "right")
-    np.testing.assert_array_equal(cropped.video.clip(0), whole.video.clip(0)[:last])
+    whole = open_both(options(root))
+    cropped = open_both(options(root, overlap=True))
+    times = whole.streams["audio"].clip_times(0)
+    kept = (times >= 0.51) & (times <= whole.streams["video"].clip_times(0)[-1])
+    np.testing.assert_array_equal(cropped.streams["audio"].clip_times(0), times[kept])
+    np.testing.assert_array_equal(
+        cropped.streams["audio"].clip(0).frames, whole.streams["audio"].clip(0).frames[kept]
+    )
+    last = np.searchsorted(whole.streams["video"].clip_times(0), times[-1], "right")
+    np.testing.assert_array_equal(
+        cropped.streams["video"].clip(0).frames, whole.streams["video"].clip(0).frames[:last]
+    )
 
 
 def test_too_little_overlap_names_the_clip(write_clip, options, tmp_path):
@@ -172,20 +190,24 @@ def test_too_little_overlap_names_the_clip(write_clip, options, tmp_path):
     path = root / "03-01-01-01-01-01-01.npz"
     write_clip(path, seconds=2, video_timestamps=lambda times: times + 1.9)
     with pytest.raises(UserError, match=r"03-01-01-01-01-01-01.*expected 5 or more video frames"):
-        open_corpus(options(root, overlap=True))
+        open_both(options(root, overlap=True))
 
 
 def test_tiled_audio_is_each_clip_s_mean_at_the_same_times(corpus_folder, options):
-    plain = open_corpus(options(corpus_folder))
-    tiled = open_corpus(options(corpus_folder, tile_audio=True))
+    plain = open_both(options(corpus_folder))
+    tiled = open_both(options(corpus_folder, tile=("audio",)))
     for clip in range(len(plain)):
-        audio = plain.audio.clip(clip)
+        audio = plain.streams["audio"].clip(clip).frames
         expected = np.broadcast_to(np.float64(audio).mean(0), audio.shape)
-        np.testing.assert_allclose(tiled.audio.clip(clip), expected, atol=1e-6)
-        assert not np.ptp(tiled.audio.clip(clip), axis=0).any()
-        np.testing.assert_array_equal(tiled.audio.clip_times(clip), plain.audio.clip_times(clip))
-        np.testing.assert_array_equal(tiled.video.clip(clip), plain.video.clip(clip))
-    assert tiled.audio.clip(0).dtype == np.float32
+        np.testing.assert_allclose(tiled.streams["audio"].clip(clip).frames, expected, atol=1e-6)
+        assert not np.ptp(tiled.streams["audio"].clip(clip).frames, axis=0).any()
+        np.testing.assert_array_equal(
+            tiled.streams["audio"].clip_times(clip), plain.streams["audio"].clip_times(clip)
+        )
+        np.testing.assert_array_equal(
+            tiled.streams["video"].clip(clip).frames, plain.streams["video"].clip(clip).frames
+        )
+    assert tiled.streams["audio"].clip(0).frames.dtype == np.float32
     assert "without dynamics" in tiled.description and tiled.names == plain.names
 
 
@@ -194,9 +216,13 @@ def test_tiled_audio_is_the_mean_of_what_the_crop_has_left(write_clip, options, 
     late = {"video_timestamps": 0.5 + np.arange(15) / 15}
     write_clip(path, seconds=1.0, **late)
     data = options(path.parent, overlap=True)
-    cropped, tiled = open_corpus(data), open_corpus(replace(data, tile_audio=True))
-    assert len(cropped.audio.clip(0)) == 25
-    np.testing.assert_allclose(tiled.audio.clip(0)[7], cropped.audio.clip(0).mean(0), atol=1e-6)
+    cropped, tiled = open_both(data), open_both(replace(data, tile=("audio",)))
+    assert len(cropped.streams["audio"].clip(0).frames) == 25
+    np.testing.assert_allclose(
+        tiled.streams["audio"].clip(0).frames[7],
+        cropped.streams["audio"].clip(0).frames.mean(0),
+        atol=1e-6,
+    )
 
 
 def made_by(hop: float, version: int = 2) -> np.ndarray:
@@ -211,16 +237,16 @@ def made_by(hop: float, version: int = 2) -> np.ndarray:
 
 
 def test_the_extractor_of_all_clips_is_the_corpus_s(corpus_folder, options, write_clip):
-    assert open_corpus(options(corpus_folder)).extractor == {}
+    assert open_both(options(corpus_folder)).extractor == {}
     for path in corpus_folder.rglob("*.npz"):
         write_clip(path, extractor=made_by(0.02))
-    corpus = open_corpus(options(corpus_folder, overlap=True, tile_audio=True))
+    corpus = open_both(options(corpus_folder, overlap=True, tile=("audio",)))
     assert corpus.extractor == json.loads(made_by(0.02).item())
 
 
 def test_drawn_clips_have_no_extractor():
     synthetic = SyntheticConfig(clips=12, speakers=2)
-    assert open_corpus(DataConfig(synthetic=synthetic)).extractor == {}
+    assert open_both(DataConfig(synthetic=synthetic)).extractor == {}
 
 
 def test_clips_of_several_extractors(corpus_folder, options, write_clip):
@@ -230,7 +256,7 @@ def test_clips_of_several_extractors(corpus_folder, options, write_clip):
         write_clip(path, extractor=made_by(0.02))
     write_clip(paths[0], extractor=made_by(0.01, version=1))
     with pytest.raises(UserError) as caught:
-        open_corpus(options(corpus_folder))
+        open_both(options(corpus_folder))
     assert str(caught.value) == (
         "the features of the clips come from 3 extractors, expected one: "
         f"30 like {paths[2]}; "
@@ -246,36 +272,103 @@ def test_clips_that_are_left_out_may_be_of_another_extractor(corpus_folder, opti
     surprised = sorted(corpus_folder.rglob("03-01-08-*.npz"))
     for path in surprised:
         write_clip(path, extractor=made_by(0.02))
-    corpus = open_corpus(options(corpus_folder, labels="six"))
+    corpus = open_both(options(corpus_folder, labels=("six",)))
     assert len(corpus) == 28 and corpus.extractor == {}
 
 
 def lacking_one_modality() -> Corpus:
     """Three clips: all of it, without audio, without video. The video begins and ends later."""
-    audio = Stream(np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) / 10)
-    video = Stream(np.ones((20, 3), np.float32), 0.5 + np.arange(20) / 10)
-    silent, blind = (Stream(stream.frames[:0], stream.times[:0]) for stream in (audio, video))
-    return Corpus(
-        description="test",
-        names=tuple("abc"),
-        speakers=np.array(["s", "s", "s"]),
-        labels=np.zeros(3, np.int32),
-        class_names=("one",),
-        audio=pack_streams([audio, silent, audio]),
-        video=pack_streams([video, video, blind]),
-        cues=None,
-    )
+    audio = make_stream(np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) / 10)
+    video = make_stream(np.ones((20, 3), np.float32), 0.5 + np.arange(20) / 10)
+    silent, blind = (Stream(*(array[:0] for array in stream)) for stream in (audio, video))
+    streams = {
+        "audio": pack_streams([audio, silent, audio]),
+        "video": pack_streams([video, video, blind], zero_is_missing=True),
+    }
+    return Corpus("test", tuple("abc"), np.array(3 * ["s"]), np.zeros(3, int), ("one",), streams)
 
 
 def test_a_clip_that_lacks_a_modality_is_not_cropped():
     cropped = crop_to_overlap(lacking_one_modality())
-    assert cropped.audio.lengths.tolist() == [15, 0, 20]
-    assert cropped.video.lengths.tolist() == [15, 20, 0]
+    assert cropped.streams["audio"].lengths.tolist() == [15, 0, 20]
+    assert cropped.streams["video"].lengths.tolist() == [15, 20, 0]
 
 
 def test_a_clip_without_audio_has_none_that_is_tiled():
     corpus = lacking_one_modality()
-    tiled = tile_audio(corpus)
-    assert tiled.audio.lengths.tolist() == [20, 0, 20]
-    np.testing.assert_array_equal(tiled.audio.shards[0].frames, 40 * [[19, 20]])
-    assert tiled.audio.clip(0).dtype == np.float32
+    tiled = tile(corpus, "audio")
+    assert tiled.streams["audio"].lengths.tolist() == [20, 0, 20]
+    np.testing.assert_array_equal(tiled.streams["audio"].shards[0][0], 40 * [[19, 20]])
+    assert tiled.streams["audio"].clip(0).frames.dtype == np.float32
+
+
+def test_of_one_modality_no_other_is_needed(corpus_folder, options, tables, write_clip):
+    """Nor looked at: it may be missing, broken, at other times or of other widths."""
+    expected = open_corpus(options(corpus_folder), ("audio",))
+    first, second, third, fourth = sorted(corpus_folder.rglob("*.npz"))[:4]
+    for path, change in (
+        (first, {"video_features": None, "video_timestamps": None}),
+        (second, {"video_features": np.full((15, 3), np.nan)}),
+        (third, {"video_timestamps": 100 + np.arange(15) / 15}),
+        (fourth, {"video_features": np.ones((15, 9))}),
+    ):
+        with np.load(path) as arrays:
+            audio = {key: arrays[key] for key in arrays.files if key.startswith("audio")}
+        write_clip(path, **audio | change)
+    found = open_corpus(options(corpus_folder), ("audio",))
+    assert found.names == expected.names and [*found.streams] == ["audio"]
+    for clip in range(32):
+        for array, other in zip(
+            found.streams["audio"].clip(clip), expected.streams["audio"].clip(clip), strict=True
+        ):
+            np.testing.assert_array_equal(array, other)
+    with pytest.raises(UserError, match="4 of 32 clips are bad"):
+        open_both(options(corpus_folder))
+    assert [path for path, _ in tables] == [str(path) for path in (first, second, third, fourth)]
+    for (_, reason), words in zip(
+        tables,
+        (
+            "video_features is missing; the file has audio_features",
+            "video_features has 45 values that are not finite",
+            "do not overlap in time",
+            "video_features are 9 wide, 3 in 29 of 30 files",
+        ),
+        strict=True,
+    ):
+        assert words in reason
+
+
+def test_a_modality_that_no_file_has(corpus_folder, options, tables):
+    with pytest.raises(UserError, match="32 of 32 clips are bad"):
+        open_corpus(options(corpus_folder), ("text", "audio"))
+    expected = "text_features is missing; the file has audio_features, video_features"
+    assert {reason for _, reason in tables} == {expected}
+
+
+def test_features_of_several_files_are_joined_by_row(options, tmp_path, tables, write_clip):
+    """Cells may be empty where the modality is not asked for."""
+    root = tmp_path / "clips"
+    rows = ["file.audio,file.video,speaker,emotion"]
+    for number in range(4):
+        audio = write_clip(root / f"a{number}.npz", seed=number, video_features=None)
+        video = write_clip(root / f"v{number}.npz", seed=9 + number, audio_features=None)
+        rows.append(f"{audio.name},{video.name if number else ''},s{number},{'xy'[number % 2]}")
+    (root / "manifest.csv").write_text("\n".join([*rows, ""]))
+    data = options(root, labels=())
+    audio = open_corpus(data, ("audio",))
+    assert len(audio) == 4 and audio.class_names == ("x", "y")
+    with pytest.raises(UserError, match="1 of 4 clips are bad"):
+        open_corpus(data, ("video", "audio"))
+    assert tables.pop() == (str(root / "a0.npz"), "no file of video is named")
+    both = open_corpus(replace(data, max_bad=1), ("video", "audio"))
+    assert both.names == ("a1", "a2", "a3") and [*both.streams] == ["video", "audio"]
+    for clip, name in enumerate(both.names):
+        for modality, file in (("audio", name), ("video", f"v{name[1]}")):
+            with np.load(root / f"{file}.npz") as arrays:
+                frames = both.streams[modality].clip(clip).frames
+                np.testing.assert_array_equal(frames, arrays[f"{modality}_features"])
+    for modalities in (("video",), ("text",)):
+        tables.clear()
+        with pytest.raises(UserError, match="of 4 clips are bad"):
+            open_corpus(data, modalities)
+        assert tables[0] == (str(root / "a0.npz"), f"no file of {modalities[0]} is named")

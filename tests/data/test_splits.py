@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from mmattn.config import DataConfig
-from mmattn.data.clips import Stream, pack_streams
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import (
     check_split,
@@ -18,6 +17,7 @@ from mmattn.data.splits import (
     split_from_json,
     split_to_json,
 )
+from mmattn.data.stream import make_stream, pack_streams
 from mmattn.errors import UserError
 
 SIDES = ("train", "validation", "test")
@@ -31,16 +31,14 @@ def corpus_of(counts: dict[str, tuple[int, ...]]) -> Corpus:
         for label, count in enumerate(of_class)
         for number in range(count)
     )
-    streams = pack_streams([Stream(np.ones((1, 1), np.float32), np.zeros(1))] * len(clips))
+    streams = pack_streams([make_stream(np.ones((1, 1), np.float32), np.zeros(1))] * len(clips))
     return Corpus(
         description="test",
         names=tuple(name for name, _, _ in clips),
         speakers=np.array([speaker for _, speaker, _ in clips]),
         labels=np.array([label for _, _, label in clips], np.int32),
         class_names=tuple("abcdefgh"[: len(next(iter(counts.values())))]),
-        audio=streams,
-        video=streams,
-        cues=None,
+        streams={"audio": streams},
     )
 
 
@@ -147,7 +145,7 @@ def test_folds_that_cannot_be_read(tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(UserError, match=reason):
         fold_speakers(str(path))
-    with pytest.raises(UserError, match=r"--data.folds is ravdess, crema-d or"):
+    with pytest.raises(UserError, match=r"--data.folds is ravdess, crema-d, a column of"):
         fold_speakers(str(tmp_path / "missing.json"))
 
 
@@ -167,8 +165,7 @@ def test_too_few_speakers_outside_a_fold(twelve):
         names=tuple(twelve.names[clip] for clip in kept),
         speakers=twelve.speakers[kept],
         labels=twelve.labels[kept],
-        audio=twelve.audio.select(kept),
-        video=twelve.video.select(kept),
+        streams={"audio": twelve.streams["audio"].select(kept)},
     )
     with pytest.raises(UserError, match="1 speakers outside fold 0 are too few"):
         make_split(few, DataConfig(folds="ravdess"), 0, 0)
@@ -234,3 +231,109 @@ def test_a_written_split_is_checked_when_read(twelve):
     document["test"]["clips"].append("gone")
     with pytest.raises(UserError, match=r"1 of 24 test clips .* not in the corpus: gone"):
         split_from_json(document, twelve)
+
+
+def with_columns(corpus: Corpus, **columns) -> Corpus:
+    return replace(corpus, columns={name: np.array(cells) for name, cells in columns.items()})
+
+
+@pytest.fixture
+def told(twelve) -> Corpus:
+    """By actor: 1 to 6 train, 7 and 8 validate, 9 and 10 test, the rest is on no side."""
+    number = [int(speaker[-2:]) for speaker in twelve.speakers]
+    side = [*7 * ["train"], *2 * ["validation"], *2 * ["test"], "", ""]
+    return with_columns(twelve, split=[side[n] for n in number])
+
+
+def test_the_split_of_a_column(told):
+    data = DataConfig(split="column")
+    split = make_split(told, data, 0)
+    sizes = [len(speakers(told, split, side)) for side in SIDES]
+    assert sizes == [6, 2, 2] and not split.leaking
+    assert split.description == "the column split (24 clips without one left out)"
+    for side in SIDES:
+        assert set(told.columns["split"][getattr(split, side)]) == {side}
+    whole = np.where(told.columns["split"] == "validation", "train", told.columns["split"])
+    drawn = make_split(with_columns(told, split=whole), data, 0)
+    assert [len(speakers(told, drawn, side)) for side in SIDES] == [7, 1, 2]
+    np.testing.assert_array_equal(drawn.test, split.test)
+    with pytest.raises(UserError, match="the split has no train clips"):
+        make_split(with_columns(told), data, 0)
+    with pytest.raises(UserError, match=r"--data.split column cannot have --data.folds"):
+        make_split(told, replace(data, folds="ravdess"), 0, 0)
+
+
+def test_a_column_that_parts_a_speaker(told):
+    said = told.columns["split"].copy()
+    said[0] = "test"
+    parted, data = with_columns(told, split=said), DataConfig(split="column")
+    with pytest.raises(UserError, match="speakers in both train and test: ravdess-01"):
+        make_split(parted, data, 0)
+    split = make_split(parted, replace(data, disjoint=()), 0)
+    assert split.leaking is True and "LEAKS SPEAKERS" in split.description
+
+
+def test_folds_of_a_column(twelve):
+    """In natural order; a clip without a value tests in none."""
+    take = [["10", "9", "", "9b"][clip % 4] for clip in range(len(twelve))]
+    corpus, data = with_columns(twelve, take=take), DataConfig(folds="take", disjoint=("take",))
+    assert chosen_folds(corpus, data) == [0, 1, 2]
+    for fold, value in enumerate(("9", "9b", "10")):
+        split = make_split(corpus, data, 0, fold)
+        assert set(corpus.columns["take"][split.test]) == {value}
+        assert split.leaking is True
+    one_out = DataConfig(folds="speaker")
+    corpus = with_columns(twelve, speaker=[name[-2:] for name in twelve.speakers])
+    assert chosen_folds(corpus, one_out) == list(range(12))
+    split = make_split(corpus, one_out, 0, 3)
+    assert speakers(corpus, split, "test") == {"ravdess-04"} and not split.leaking
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clips_that_share_a_value_or_a_file_stay_together(twelve, seed):
+    """Couples of speakers read the same script; one clip of 1 is in a file of 12's."""
+    script = [str((int(speaker[-2:]) - 1) // 2) for speaker in twelve.speakers]
+    contents = np.arange(len(twelve))[:, None]
+    contents[-1] = 0
+    corpus = replace(with_columns(twelve, script=script), contents=contents)
+    data = DataConfig(disjoint=("speaker", "script"), test=0.2, validation=0.2)
+    split = make_split(corpus, data, seed)
+    scripts = [set(corpus.columns["script"][getattr(split, side)]) for side in SIDES]
+    assert sum(map(len, scripts)) == 6 and len(set.union(*scripts)) == 6
+    assert any({"0", "5"} <= side for side in scripts)
+    assert "share a file or the speaker or script" in split.description
+    assert sum(len(getattr(split, side)) for side in SIDES) == len(corpus)
+
+
+def test_a_file_on_two_sides_of_a_given_split_is_named(told):
+    contents = np.arange(len(told))[:, None]
+    contents[-30] = 0  # of a speaker who tests
+    with pytest.raises(UserError, match="clips of the same file are in both train and test"):
+        make_split(replace(told, contents=contents), DataConfig(split="column"), 0)
+
+
+def test_unknown_speakers_are_flagged_where_the_split_is_given_and_no_split_is_drawn(told):
+    unknown = np.where(told.speakers == "ravdess-03", "", told.speakers)
+    corpus = replace(told, speakers=unknown)
+    for given, fold in ((DataConfig(split="column"), None), (DataConfig(folds="ravdess"), 2)):
+        split = make_split(corpus, given, 0, fold)
+        assert split.leaking == "unknown" and "SPEAKERS UNKNOWN" in split.description
+        again = split_from_json(json.loads(json.dumps(split_to_json(split, corpus))), corpus)
+        assert again.leaking == "unknown"
+    with pytest.raises(UserError, match="12 of 144 clips have no speaker, so no split by it can"):
+        make_split(corpus, DataConfig(), 0)
+    with pytest.raises(UserError, match="expected a column of the manifest: split"):
+        make_split(corpus, DataConfig(disjoint=("session",)), 0)
+
+
+def test_soft_labels_are_balanced_by_their_mass():
+    """Half of the speakers are mostly the one class to their raters, as all are by label."""
+    corpus = corpus_of({f"s{n:02d}": (4, 0) for n in range(24)})
+    high = np.array([int(speaker[1:]) % 2 for speaker in corpus.speakers])
+    mass = np.where(high, 0.9, 0.1).astype(np.float32)
+    soft = replace(corpus, targets=np.stack([mass, 1 - mass], axis=1))
+    split = make_split(soft, DataConfig(validation=0.25, test=0.25), 0)
+    for side in SIDES:
+        assert mass[getattr(split, side)].mean() == pytest.approx(0.5)
+    with pytest.raises(UserError, match="no training clip of the class b"):
+        make_split(corpus, DataConfig(), 0)

@@ -11,9 +11,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmattn.config import DataConfig, SyntheticConfig
+from mmattn.data.corpora.synthetic import (
+    APART,
+    JITTER,
+    ORDERS,
+    STEP,
+    TAU,
+    _directions,
+    draw_clips,
+)
 from mmattn.data.corpus import open_corpus
-from mmattn.data.names import SIX
-from mmattn.data.synthetic import APART, JITTER, ORDERS, STEP, TAU, _directions, draw_clips
+from mmattn.data.labels import SIX
 from mmattn.errors import UserError
 
 RULES = ("unimodal", "coincidence")
@@ -36,7 +44,7 @@ def meetings():
 
 @pytest.fixture(scope="module")
 def ordered():
-    return open_corpus(DataConfig(synthetic=SyntheticConfig(rule="unimodal")))
+    return open_corpus(DataConfig(synthetic=SyntheticConfig(rule="unimodal")), ("audio", "video"))
 
 
 def cues_of(clip, modality: str) -> list:
@@ -66,14 +74,14 @@ def test_a_clip_depends_on_seed_and_index_alone(rule):
     other = list(draw_clips(SyntheticConfig(rule=rule, clips=5, seed=1)))
     for one, same, different in zip(few, many, other, strict=True):
         assert (one.name, one.cues) == (same.name, same.cues)
-        assert one.audio.frames.tobytes() == same.audio.frames.tobytes()
-        assert one.video.frames.tobytes() == same.video.frames.tobytes()
+        assert one.streams["audio"].frames.tobytes() == same.streams["audio"].frames.tobytes()
+        assert one.streams["video"].frames.tobytes() == same.streams["video"].frames.tobytes()
         assert one.cues != different.cues
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_sizes_and_balance(rule):
-    corpus = open_corpus(DataConfig(synthetic=SyntheticConfig(rule=rule)))
+    corpus = open_corpus(DataConfig(synthetic=SyntheticConfig(rule=rule)), ("audio", "video"))
     assert len(corpus) == len(corpus.cues) == 864
     assert list(corpus.names) == sorted(corpus.names)
     table = {
@@ -81,7 +89,10 @@ def test_sizes_and_balance(rule):
     }
     assert len(table) == 24 * 6
     assert np.bincount(corpus.labels).tolist() == [144] * 6
-    for part, rate, width in ((corpus.audio, 100, 24), (corpus.video, 15, 16)):
+    for part, rate, width in (
+        (corpus.streams["audio"], 100, 24),
+        (corpus.streams["video"], 15, 16),
+    ):
         seconds = part.lengths / rate
         assert 1.9 < seconds.min() < 2.1
         assert 4.9 < seconds.max() < 5.1
@@ -92,7 +103,9 @@ def test_sizes_and_balance(rule):
 
 
 def test_speakers_have_offsets_of_their_own(ordered):
-    means = np.array([ordered.audio.clip(i).mean(axis=0) for i in range(len(ordered))])
+    means = np.array(
+        [ordered.streams["audio"].clip(i).frames.mean(axis=0) for i in range(len(ordered))]
+    )
     of_speaker = np.array(
         [means[ordered.speakers == s].mean(axis=0) for s in set(ordered.speakers)]
     )
@@ -107,7 +120,7 @@ def test_cues_are_where_they_are_said_to_be(rule):
     for number, modality in enumerate(("audio", "video")):
         directions = _directions(config.seed, number, getattr(config, f"{modality}_width"))
         for clip in draw_clips(config):
-            stream = getattr(clip, modality)
+            stream = clip.streams[modality]
             along = (stream.frames - np.median(stream.frames, axis=0)) @ directions.T
             for cue in cues_of(clip, modality):
                 if rule == "unimodal" and (not cue.decoy or cue.kind == 3):
@@ -128,11 +141,11 @@ def order_at(frames: np.ndarray, times: np.ndarray, middle: float, step: float) 
 @pytest.mark.parametrize("modality", ["audio", "video"])
 @pytest.mark.parametrize("tempo", [0.9, 1.0, 1.1])
 def test_every_ordered_cue_tells_the_class_by_itself_at_any_tempo(ordered, modality, tempo):
-    part = getattr(ordered, modality)
+    part = ordered.streams[modality]
     directions = _directions(0, ("audio", "video").index(modality), part.width)
     right = total = 0
     for index, cues in enumerate(ordered.cues[:240]):
-        frames = part.clip(index)
+        frames = part.clip(index).frames
         along = (frames - np.median(frames, axis=0)) @ directions.T
         times = part.clip_times(index) / tempo
         true = [cue for cue in cues if cue.modality == modality and not cue.decoy]
@@ -145,8 +158,12 @@ def test_every_ordered_cue_tells_the_class_by_itself_at_any_tempo(ordered, modal
 
 
 def test_statistics_over_time_tell_an_ordered_class_badly(ordered):
-    audio = np.array([statistics(ordered.audio.clip(i)) for i in range(len(ordered))])
-    video = np.array([statistics(ordered.video.clip(i)) for i in range(len(ordered))])
+    audio = np.array(
+        [statistics(ordered.streams["audio"].clip(i).frames) for i in range(len(ordered))]
+    )
+    video = np.array(
+        [statistics(ordered.streams["video"].clip(i).frames) for i in range(len(ordered))]
+    )
     accuracy = linear_accuracy(np.hstack([audio, video]), ordered.labels)
     assert CHANCE < accuracy < 0.65
 
@@ -157,7 +174,7 @@ def test_one_pair_meets_and_tells_the_class(meetings):
         assert np.count_nonzero(apart <= JITTER) == 1
         assert np.count_nonzero(apart >= APART) == len(apart) - 1
         audio, video = pairs(clip)[apart.argmin()]
-        assert clip.emotion == SIX[audio.kind * 2 + video.kind]
+        assert clip.label == audio.kind * 2 + video.kind
         assert not audio.decoy and not video.decoy
         assert sum(not cue.decoy for cue in clip.cues) == 2
 
@@ -193,16 +210,19 @@ def test_one_modality_of_meeting_cues_says_nothing(meetings, modality):
         features[row, 6 : 6 + len(cues)] = [cue.kind for cue in cues]
         features[row, 12 : 12 + len(cues)] = [cue.time for cue in by_kind]
         features[row, 18 : 17 + len(cues)] = np.diff([cue.time for cue in by_kind])
-    labels = np.array([SIX.index(clip.emotion) for clip in meetings])
+    labels = np.array([clip.label for clip in meetings])
     trees = ExtraTreesClassifier(100, min_samples_leaf=5, random_state=0)
     accuracy = cross_val_score(trees, features, labels, cv=3).mean()
     assert abs(accuracy - CHANCE) < 3.5 * np.sqrt(CHANCE * (1 - CHANCE) / len(labels))
 
 
 def test_statistics_over_time_of_meeting_cues_say_nothing(meetings):
-    labels = np.array([SIX.index(clip.emotion) for clip in meetings])
+    labels = np.array([clip.label for clip in meetings])
     both = np.array(
-        [[*statistics(clip.audio.frames), *statistics(clip.video.frames)] for clip in meetings]
+        [
+            [*statistics(clip.streams["audio"].frames), *statistics(clip.streams["video"].frames)]
+            for clip in meetings
+        ]
     )
     for features in (both[:, :15], both[:, 15:], both):
         accuracy = linear_accuracy(features, labels)
@@ -222,4 +242,4 @@ def test_statistics_over_time_of_meeting_cues_say_nothing(meetings):
 )
 def test_options_out_of_range(option, value, reason):
     with pytest.raises(UserError, match=f"--data.synthetic.{reason}"):
-        open_corpus(DataConfig(synthetic=SyntheticConfig(**{option: value})))
+        open_corpus(DataConfig(synthetic=SyntheticConfig(**{option: value})), ("audio",))

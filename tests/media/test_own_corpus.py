@@ -20,10 +20,10 @@ UNITS = ("--model.units", "audio=8", "video=8")
 def corpus(commands, talking, face_models, tmp_path_factory) -> Path:
     """The features, with their table, of 60 clips of 6 speakers in a folder a class."""
     base = tmp_path_factory.mktemp("own")
-    for speaker in range(60):
-        emotion = EMOTIONS[speaker // 10]
-        source, _ = talking("two.mp4", seconds=1.0, scale=0.9 + 0.05 * (speaker % 3))
-        place = base / "clips" / emotion / f"{'abcdef'[speaker % 6]}_{speaker:02d}.mp4"
+    for take in range(60):
+        emotion, speaker = EMOTIONS[take // 10], take % 6
+        source, _ = talking("two.mp4", seconds=1 + 0.1 * speaker, scale=0.85 + 0.05 * speaker)
+        place = base / "clips" / emotion / f"{'abcdef'[speaker]}_{take:02d}.mp4"
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, place)
     clips, features = base / "clips", base / "features"
@@ -73,7 +73,7 @@ def test_audio_alone_needs_no_video(commands, corpus, talking, tmp_path):
 
 
 def test_audio_and_video_from_different_files(commands, corpus, tmp_path):
-    rows = list(csv.DictReader((corpus / "manifest.csv").open()))
+    rows = list(csv.DictReader((corpus / "manifest.csv").read_text().splitlines()))
     joined = tmp_path / "joined"
     for row in rows:
         for kind in ("audio", "video"):

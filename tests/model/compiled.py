@@ -14,8 +14,8 @@ from mmattn.model.network import Network, Output
 class Model:
     """A network with four classes and clear differences in its logits."""
 
-    def __init__(self, config: ModelConfig, widths: dict[str, int], reach=None):
-        network = Network(config, widths, classes=4, rngs=nnx.Rngs(0), reach=reach)
+    def __init__(self, config: ModelConfig, widths: dict[str, int], geometry=None):
+        network = Network(config, widths, classes=4, rngs=nnx.Rngs(0), geometry=geometry)
         self.graph, params, self.rest = nnx.split(network, nnx.Param, ...)
         self.params = jax.tree.map(lambda param: 2 * param, params)
 

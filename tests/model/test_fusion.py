@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from mmattn.data.clips import Ragged, Stream, pack_streams
 
 from mmattn.config import ModelConfig
 from mmattn.data.augment import Frames, change_tempo
 from mmattn.data.batches import Batch, Sequence
-from mmattn.data.clips import Ragged, Stream, pack_streams
 from mmattn.model.fusion import FAR, ROUNDING, CrossAttention, CrossFusion, Reach, reach_of
 from tests.model.compiled import Model
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from mmattn.data.clips import Stream, pack_streams
 
 from mmattn.config import DataConfig, ModelConfig, SyntheticConfig
 from mmattn.data import batches
 from mmattn.data.augment import Pair, drop_modality
 from mmattn.data.batches import Dispatch, collate, make_buckets, normalised
-from mmattn.data.clips import Stream, pack_streams
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import Normaliser, fit_normaliser
 from mmattn.model import native

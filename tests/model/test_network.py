@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from mmattn.config import ModelConfig
-from mmattn.data.batches import Batch, Sequence
+from mmattn.data.batches import Batch
+from mmattn.data.stream import PADDING, Stream
 from mmattn.model.network import Network
 from tests.model.compiled import Model
 
@@ -14,71 +15,66 @@ WIDTHS = {"audio": 3, "video": 4}
 FRAMES = {"audio": 9, "video": 6}
 RATES = {"audio": 6.0, "video": 4.0}
 SMALL = ModelConfig(
-    audio_units=(4, 3), video_units=(3,), head_units=(16, 12), head_dropout=(0.2, 0.1)
+    units={"audio": (4, 3), "video": (3,)}, head_units=(16, 12), head_dropout=(0.2, 0.1)
 )
 AUDIO_LENGTHS, VIDEO_LENGTHS = (9, 4, 7, 0), (6, 6, 3, 2)
 NO_FACE = (1, 2)  # clip, frame
 
 
-def sequence(name: str, lengths, frames: int | None = None, seed: int = 0) -> Sequence:
+def stream(name: str, lengths, frames: int | None = None, seed: int = 0) -> Stream:
     rng = np.random.default_rng(seed)
     length = np.array(lengths, np.int32)
     valid = np.arange(frames or FRAMES[name]) < length[:, None]
     x = np.zeros((*valid.shape, WIDTHS[name]), np.float32)
     for clip, own in enumerate(length):
         x[clip, :own] = rng.standard_normal((own, WIDTHS[name]))
-    return Sequence(x, valid, length, seconds(name, valid.shape[1], length))
+    times = np.arange(valid.shape[1], dtype=np.float32) / np.float32(RATES[name])
+    return Stream(x, np.where(valid, times, PADDING), valid)
 
 
-def seconds(name: str, frames: int, length: np.ndarray) -> np.ndarray:
-    """[B, frames] times of regular frames, 0 in the padding."""
-    number = np.arange(frames, dtype=np.float32)
-    return np.where(number < length[:, None], number / RATES[name], np.float32(0))
+def batch_of(**streams: Stream) -> Batch:
+    clips = len(next(iter(streams.values())).valid)
+    numbers, ones = np.arange(clips, dtype=np.int32), np.ones(clips, np.float32)
+    return Batch(streams, numbers, numbers, ones, None, ones, numbers)
 
 
-def batch_of(audio: Sequence, video: Sequence) -> Batch:
-    clips = len(audio.length)
-    return Batch(
-        audio,
-        video,
-        *(np.arange(clips, dtype=np.int32) for _ in ("label", "other_label")),
-        *(np.ones(clips, np.float32) for _ in ("share", "weight")),
-        np.arange(clips, dtype=np.int32),
-    )
+def with_streams(batch: Batch, **streams: Stream) -> Batch:
+    """The batch with others in the place of some streams."""
+    return batch._replace(streams=batch.streams | streams)
 
 
-def without_face(video: Sequence, clip: int, frame: int) -> Sequence:
+def without_face(video: Stream, clip: int, frame: int) -> Stream:
     frames, valid = video.frames.copy(), video.valid.copy()
     frames[clip, frame], valid[clip, frame] = 0, False
     return video._replace(frames=frames, valid=valid)
 
 
-def replace_clip(sequence: Sequence, clip: int, frames: np.ndarray, valid: np.ndarray) -> Sequence:
+def replace_clip(stream: Stream, clip: int, frames: np.ndarray, valid: np.ndarray) -> Stream:
     """Another clip in the place of one."""
-    new = Sequence(*(array.copy() for array in sequence))
-    for array, values in (
-        (new.frames, frames),
-        (new.valid, valid),
-        (new.times, sequence.times.max(0)),
+    new = Stream(*(array.copy() for array in stream))
+    times = np.where(stream.times < PADDING, stream.times, 0).max(0)  # of the longest clip
+    for array, values, blank in (
+        (new.frames, frames, 0),
+        (new.valid, valid, False),
+        (new.times, times, PADDING),
     ):
-        array[clip] = 0
+        array[clip] = blank
         array[clip, : len(frames)] = values[: len(frames)]
-    new.length[clip] = len(frames)
     return new
 
 
-def with_garbage(sequence: Sequence, size: float) -> Sequence:
-    inside = np.arange(sequence.valid.shape[1]) < sequence.length[:, None]
-    noise = size * np.random.default_rng(9).standard_normal(sequence.frames.shape)
-    return sequence._replace(
-        frames=np.where(inside[..., None], sequence.frames, noise).astype(np.float32)
+def with_garbage(stream: Stream, size: float) -> Stream:
+    inside = stream.times < PADDING
+    noise = size * np.random.default_rng(9).standard_normal(stream.frames.shape)
+    return stream._replace(
+        frames=np.where(inside[..., None], stream.frames, noise).astype(np.float32)
     )
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    audio = sequence("audio", AUDIO_LENGTHS)
-    return batch_of(audio, without_face(sequence("video", VIDEO_LENGTHS, seed=1), *NO_FACE))
+    video = without_face(stream("video", VIDEO_LENGTHS, seed=1), *NO_FACE)
+    return batch_of(audio=stream("audio", AUDIO_LENGTHS), video=video)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +91,7 @@ def assert_same(found, expected):
 def test_attention_sums_to_one_over_the_valid_frames(model, batch):
     attention = model.predict(batch).attention
     for name in WIDTHS:
-        valid, weights = getattr(batch, name).valid, np.asarray(attention[name])
+        valid, weights = batch.streams[name].valid, np.asarray(attention[name])
         np.testing.assert_allclose(weights.sum(1), valid.any(1), rtol=1e-6)
         assert (weights[~valid] == 0).all() and (weights[valid] > 0).all()
     assert attention["video"][NO_FACE] == 0
@@ -104,7 +100,7 @@ def test_attention_sums_to_one_over_the_valid_frames(model, batch):
 def test_embeddings_are_zero_in_the_padding_alone(model, batch):
     embeddings = model.predict(batch).embeddings
     for name, width in (("audio", 6), ("video", 6)):
-        part, found = getattr(batch, name), np.asarray(embeddings[name])
+        part, found = batch.streams[name], np.asarray(embeddings[name])
         assert found.shape == (*part.valid.shape, width)
         inside = np.arange(part.valid.shape[1]) < part.length[:, None]
         assert (found[~inside] == 0).all()
@@ -113,7 +109,7 @@ def test_embeddings_are_zero_in_the_padding_alone(model, batch):
 
 def test_a_frame_without_a_face_keeps_its_place_in_time(model, batch):
     clip, frame = NO_FACE
-    video = batch.video
+    video = batch.streams["video"]
     frames, valid = video.frames[clip], video.valid[clip]
     later = [0, 1, 3, 4, 2, 5]  # the frame without a face two places on, the others in order
     changed = [
@@ -122,17 +118,18 @@ def test_a_frame_without_a_face_keeps_its_place_in_time(model, batch):
     ]
     logits = model.predict(batch).logits[clip]
     for other in changed:
-        moved = model.predict(batch._replace(video=other)).logits[clip]
+        moved = model.predict(with_streams(batch, video=other)).logits[clip]
         assert np.abs(moved - logits).max() > 1e-3
 
 
 def test_longer_padding_does_not_change_logits(model, batch):
-    def longer(part: Sequence, more: int) -> Sequence:
+    def longer(part: Stream, more: int) -> Stream:
         frames = np.pad(part.frames, ((0, 0), (0, more), (0, 0)))
-        valid, times = (np.pad(x, ((0, 0), (0, more))) for x in (part.valid, part.times))
-        return Sequence(frames, valid, part.length, times)
+        times = np.pad(part.times, ((0, 0), (0, more)), constant_values=PADDING)
+        return Stream(frames, times, np.pad(part.valid, ((0, 0), (0, more))))
 
-    padded = batch._replace(audio=longer(batch.audio, 5), video=longer(batch.video, 3))
+    streams = batch.streams
+    padded = batch_of(audio=longer(streams["audio"], 5), video=longer(streams["video"], 3))
     found, expected = model.predict(padded), model.predict(batch)
     np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-5)
     for name, frames in FRAMES.items():
@@ -143,28 +140,22 @@ def test_longer_padding_does_not_change_logits(model, batch):
 
 @pytest.mark.parametrize("size", [1e3, 1e6])
 def test_garbage_in_the_padding_changes_nothing(model, batch, size):
-    garbage = batch._replace(
-        audio=with_garbage(batch.audio, size), video=with_garbage(batch.video, size)
-    )
+    garbage = batch_of(**{name: with_garbage(part, size) for name, part in batch.streams.items()})
     assert_same(model.predict(garbage), model.predict(batch))
     assert_same(model.train(garbage), model.train(batch))
 
 
 def test_other_clips_do_not_change_a_prediction(model, batch):
-    others = batch_of(
-        sequence("audio", (1, 9, 2, 8), seed=2), sequence("video", (1, 0, 5, 6), seed=3)
-    )
-    kept = 2
-    mixed = [
-        replace_clip(
-            getattr(others, name),
-            kept,
-            getattr(batch, name).frames[kept][: getattr(batch, name).length[kept]],
-            getattr(batch, name).valid[kept][: getattr(batch, name).length[kept]],
-        )
-        for name in WIDTHS
-    ]
-    found = model.predict(others._replace(audio=mixed[0], video=mixed[1])).logits
+    others = {
+        "audio": stream("audio", (1, 9, 2, 8), seed=2),
+        "video": stream("video", (1, 0, 5, 6), seed=3),
+    }
+    kept, mixed = 2, {}
+    for name, part in batch.streams.items():
+        inside = slice(part.length[kept])
+        own = part.frames[kept, inside], part.valid[kept, inside]
+        mixed[name] = replace_clip(others[name], kept, *own)
+    found = model.predict(batch_of(**mixed)).logits
     expected = model.predict(batch).logits
     np.testing.assert_allclose(found[kept], expected[kept], rtol=1e-6)
     assert np.abs(found - expected)[[0, 1, 3]].max(1).min() > 1e-3
@@ -175,10 +166,10 @@ def test_a_missing_modality_is_harmless(model, batch, missing):
     for clips in ([0], [0, 1, 2, 3]):
         lacking = batch
         for name in missing:
-            part = getattr(lacking, name)
+            part = lacking.streams[name]
             for clip in clips:
                 part = replace_clip(part, clip, np.empty((0, WIDTHS[name])), np.empty(0, bool))
-            lacking = lacking._replace(**{name: part})
+            lacking = with_streams(lacking, **{name: part})
         output = model.predict(lacking)
         for values in jax.tree.leaves((output, model.train(lacking))):
             assert np.isfinite(values).all()
@@ -188,17 +179,16 @@ def test_a_missing_modality_is_harmless(model, batch, missing):
 
 @pytest.mark.parametrize(("name", "other"), [("audio", "video"), ("video", "audio")])
 def test_a_network_of_one_modality_has_that_branch_alone(batch, name, other):
-    config = ModelConfig(
-        modalities=(name,), audio_units=(3,), video_units=(3,), head_units=(), head_dropout=()
-    )
+    config = ModelConfig(modalities=(name,), units={name: (3,)}, head_units=(), head_dropout=())
     model = Model(config, WIDTHS)
     output = model.predict(batch)
     assert list(output.attention) == list(output.embeddings) == [name]
     for path, _ in nnx.to_flat_state(model.params):
         assert other not in path
-    changed = batch._replace(**{other: sequence(other, (1, 2, 3, 4), seed=5)})
+    changed = with_streams(batch, **{other: stream(other, (1, 2, 3, 4), seed=5)})
     assert_same(model.predict(changed), output)
-    changed = batch._replace(**{name: sequence(name, (1, 2, 3, 4), seed=5)})
+    assert_same(model.predict(batch_of(**{name: batch.streams[name]})), output)
+    changed = with_streams(batch, **{name: stream(name, (1, 2, 3, 4), seed=5)})
     assert np.abs(model.predict(changed).logits - output.logits).max() > 1e-4
 
 

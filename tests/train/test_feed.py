@@ -4,10 +4,10 @@ import threading
 
 import numpy as np
 import pytest
+from mmattn.data.clips import Ragged
 
 from mmattn.config import AugmentConfig, DataConfig, SyntheticConfig
 from mmattn.data.batches import Augmentation, make_buckets, plan_epoch
-from mmattn.data.clips import Ragged
 from mmattn.data.corpus import open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.train.predict import AHEAD, Feed

@@ -2,24 +2,15 @@
 
 import io
 import json
-import mmap
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmattn.data import clips as clips_module
-from mmattn.data.clips import (
-    BadClip,
-    Ragged,
-    Stream,
-    decode_clip,
-    pack_streams,
-    read_clip,
-    read_streams,
-    valid_frames,
-)
+from mmattn.data.feature_file import BadClip, decode, read_features
+from mmattn.data.stream import Stream, make_stream
 
 STEM = "03-01-05-01-02-01-12"
 
@@ -35,16 +26,21 @@ def put(place, value):
     return change
 
 
+def streams_of(path: Path, **rates: float) -> dict[str, Stream]:
+    """Audio and video of a file, with frames a second for those without times."""
+    return read_features(path, rates, ("audio", "video"))[0]
+
+
 def test_a_good_clip_comes_back_as_it_was_written(tmp_path, clip_arrays, write_clip):
     arrays = clip_arrays()
-    clip = read_clip(write_clip(tmp_path / f"{STEM}.npz"))
-    assert (clip.name, clip.speaker, clip.emotion) == (STEM, "ravdess-12", "anger")
-    for modality in ("audio", "video"):
-        stream = getattr(clip, modality)
+    clip = streams_of(write_clip(tmp_path / f"{STEM}.npz"))
+    assert [*clip] == ["audio", "video"]
+    for modality, stream in clip.items():
         np.testing.assert_array_equal(stream.frames, arrays[f"{modality}_features"])
         np.testing.assert_array_equal(stream.times, arrays[f"{modality}_timestamps"])
         assert stream.frames.dtype == np.float32
         assert stream.times.dtype == np.float64
+        assert stream.valid.all() and stream.valid.shape == stream.times.shape
 
 
 def test_other_number_types_and_compression_are_read(tmp_path):
@@ -52,23 +48,24 @@ def test_other_number_types_and_compression_are_read(tmp_path):
     audio = np.arange(40, dtype=np.int16).reshape(10, 4)
     video = np.asfortranarray(np.eye(8, 3, dtype=np.float16))
     np.savez_compressed(path, audio_features=audio, video_features=video)
-    clip = read_clip(path, audio_rate=50, video_rate=20)
-    np.testing.assert_array_equal(clip.audio.frames, audio)
-    np.testing.assert_array_equal(clip.video.frames, video)
-    assert clip.audio.times[-1] == 9 / 50
-    assert clip.video.times[-1] == 7 / 20
+    clip = streams_of(path, audio=50, video=20)
+    np.testing.assert_array_equal(clip["audio"].frames, audio)
+    np.testing.assert_array_equal(clip["video"].frames, video)
+    assert clip["audio"].times[-1] == 9 / 50
+    assert clip["video"].times[-1] == 7 / 20
 
 
 def test_timestamps_in_the_file_win_over_a_rate(tmp_path, write_clip):
-    clip = read_clip(write_clip(tmp_path / f"{STEM}.npz"), audio_rate=7, video_rate=7)
-    assert clip.audio.times[1] == 1 / 50
+    clip = streams_of(write_clip(tmp_path / f"{STEM}.npz"), audio=7, video=7)
+    assert clip["audio"].times[1] == 1 / 50
 
 
 def test_frames_without_a_face_are_kept(tmp_path, write_clip):
     path = write_clip(tmp_path / f"{STEM}.npz", video_features=put(slice(3, 6), 0.0))
-    clip = read_clip(path)
-    assert len(clip.video.frames) == 15
-    assert np.flatnonzero(~valid_frames(clip.video.frames)).tolist() == [3, 4, 5]
+    video = streams_of(path)["video"]
+    assert len(video.frames) == 15
+    valid = make_stream(video.frames, video.times, zero_is_missing=True).valid
+    assert np.flatnonzero(~valid).tolist() == [3, 4, 5]
 
 
 class _Creates:
@@ -84,12 +81,12 @@ class _Creates:
 def test_pickled_objects_are_never_loaded(tmp_path, write_clip):
     trap = tmp_path / "unpickled"
     pickled = np.array(_Creates(trap), dtype=object)
-    clip = read_clip(write_clip(tmp_path / f"{STEM}.npz", params=pickled))
-    assert len(clip.audio.frames) == 50
+    clip = streams_of(write_clip(tmp_path / f"{STEM}.npz", params=pickled))
+    assert len(clip["audio"].frames) == 50
     objects = np.full((20, 4), None, dtype=object)
     objects[0, 0] = _Creates(trap)
     with pytest.raises(BadClip, match=r"audio_features is unreadable.*Object arrays"):
-        read_clip(write_clip(tmp_path / f"{STEM}.npz", audio_features=objects))
+        streams_of(write_clip(tmp_path / f"{STEM}.npz", audio_features=objects))
     assert not trap.exists()
 
 
@@ -98,19 +95,19 @@ RECORDS = {"audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.02}}
 
 def test_the_extractor_is_read_where_the_file_says(tmp_path, write_clip):
     path = tmp_path / f"{STEM}.npz"
-    plain = read_clip(write_clip(path))
-    assert plain.extractor == {}
-    clip = read_clip(write_clip(path, extractor=np.array(json.dumps(RECORDS))))
-    assert clip.extractor == RECORDS
-    np.testing.assert_array_equal(clip.audio.frames, plain.audio.frames)
-    np.testing.assert_array_equal(clip.video.times, plain.video.times)
+    plain, extractor = read_features(write_clip(path))
+    assert extractor == {}
+    clip, extractor = read_features(write_clip(path, extractor=np.array(json.dumps(RECORDS))))
+    assert extractor == RECORDS
+    np.testing.assert_array_equal(clip["audio"].frames, plain["audio"].frames)
+    np.testing.assert_array_equal(clip["video"].times, plain["video"].times)
 
 
 def test_a_pickled_extractor_is_never_loaded(tmp_path, write_clip):
     trap = tmp_path / "unpickled"
     pickled = np.array(_Creates(trap), dtype=object)
     with pytest.raises(BadClip, match=r"extractor is unreadable.*Object arrays"):
-        read_clip(write_clip(tmp_path / f"{STEM}.npz", extractor=pickled))
+        streams_of(write_clip(tmp_path / f"{STEM}.npz", extractor=pickled))
     assert not trap.exists()
 
 
@@ -130,7 +127,7 @@ BEYOND_UNICODE = np.frombuffer(b"\xff\xff\xff\x7f", "<U1").reshape(())
 )
 def test_a_bad_extractor(tmp_path, write_clip, value, reason):
     with pytest.raises(BadClip, match=reason):
-        read_clip(write_clip(tmp_path / f"{STEM}.npz", extractor=value))
+        streams_of(write_clip(tmp_path / f"{STEM}.npz", extractor=value))
 
 
 LACKING = {
@@ -141,44 +138,70 @@ LACKING = {
 
 def test_streams_of_a_file_with_any_name(tmp_path, write_clip):
     path = write_clip(tmp_path / "my clip.npz", extractor=np.array(json.dumps(RECORDS)))
-    streams, extractor = read_streams(path)
-    clip = decode_clip(STEM, path.read_bytes())
-    assert extractor == clip.extractor == RECORDS
-    for name, expected in (("audio", clip.audio), ("video", clip.video)):
-        np.testing.assert_array_equal(streams[name].frames, expected.frames)
-        np.testing.assert_array_equal(streams[name].times, expected.times)
+    streams, extractor = read_features(path)
+    decoded, theirs = decode(path.read_bytes(), {})
+    assert extractor == theirs == RECORDS
+    for name, expected in decoded.items():
+        for array, other in zip(streams[name], expected, strict=True):
+            np.testing.assert_array_equal(array, other)
     with pytest.raises(BadClip, match="do not overlap"):
-        read_streams(write_clip(path, video_timestamps=5 + np.arange(15) / 15))
+        read_features(write_clip(path, video_timestamps=5 + np.arange(15) / 15))
     with pytest.raises(BadClip, match="unreadable: No such file"):
-        read_streams(tmp_path / "nothing.npz")
+        read_features(tmp_path / "nothing.npz")
 
 
 @pytest.mark.parametrize(("lacks", "has"), [("audio", "video"), ("video", "audio")])
 def test_one_modality_is_enough_to_predict(tmp_path, clip_arrays, write_clip, lacks, has):
     path = write_clip(tmp_path / "clip.npz", **LACKING[lacks])
-    streams, extractor = read_streams(path)
+    streams, extractor = read_features(path)
     assert [*streams] == [has] and extractor == {}
     np.testing.assert_array_equal(streams[has].frames, clip_arrays()[f"{has}_features"])
     path = write_clip(path, **LACKING[lacks] | {f"{has}_timestamps": None})
-    assert read_streams(path, audio_rate=10, video_rate=10)[0][has].times[1] == 0.1
+    assert streams_of(path, audio=10, video=10)[has].times[1] == 0.1
     with pytest.raises(BadClip, match=f"{has}_timestamps is missing"):
-        read_streams(path)
+        read_features(path)
+
+
+def test_what_is_wrong_with_a_modality_that_is_not_wanted_does_no_harm(
+    tmp_path, clip_arrays, write_clip
+):
+    path = write_clip(tmp_path / "clip.npz", video_features=np.full((15, 3), np.nan))
+    streams, _ = read_features(path, {}, ["audio"])
+    assert [*streams] == ["audio"]
+    np.testing.assert_array_equal(streams["audio"].frames, clip_arrays()["audio_features"])
+    found, _ = decode(path.read_bytes(), {})
+    assert found["video"].startswith("video_features has 45 values that are not finite")
+    with pytest.raises(BadClip, match="video_features has 45 values"):
+        read_features(path)
+    late = write_clip(path, video_timestamps=5 + np.arange(15) / 15)
+    assert [*read_features(late, {}, ["audio"])[0]] == ["audio"]
+
+
+def test_every_array_of_features_is_a_modality_whose_name_can_be_one(tmp_path, write_clip):
+    """Names become those of files in the cache, so that none may lead out of it."""
+    odd = ("../x", "/x", "a b", "x.y", "1st", "x-y", "", "audio\0")
+    text = {"text_features": np.ones((6, 2)), "text_timestamps": np.arange(6) / 6}
+    path = write_clip(tmp_path / "clip.npz", **text)
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in odd:
+            with archive.open(f"{name}_features.npy", "w") as member:
+                np.save(member, np.ones((9, 2)))
+    streams, _ = read_features(path)
+    assert [*streams] == ["audio", "text", "video"]
+    assert streams["text"].frames.shape == (6, 2)
+    np.savez(path, **{f"{name}_features": np.ones((9, 2)) for name in odd if "\0" not in name})
+    with pytest.raises(BadClip, match="no array NAME_features; the file has"):
+        read_features(path)
 
 
 def test_no_modality_is_too_little(tmp_path, write_clip):
     path = write_clip(tmp_path / "clip.npz", **LACKING["audio"], **LACKING["video"], more=1)
-    reason = "audio_features and video_features are missing; the file has more"
-    with pytest.raises(BadClip, match=reason):
-        read_streams(path)
+    with pytest.raises(BadClip, match=r"no array NAME_features; the file has more$"):
+        read_features(path)
 
 
 TIMES = np.arange(50) / 50
 BAD_ARRAYS = {
-    "no audio": (
-        {"audio_features": None, "audio_timestamps": None},
-        "audio_features is missing; the file has video_features, video_timestamps",
-    ),
-    "no video": ({"video_features": None}, "video_features is missing; the file has audio_fea"),
     "one dimension": ({"audio_features": np.zeros(50)}, r"not \(frames, features\) but \(50,\)"),
     "three dimensions": ({"video_features": np.ones((15, 3, 1))}, r"but \(15, 3, 1\)"),
     "no features": ({"video_features": np.ones((15, 0))}, r"but \(15, 0\)"),
@@ -209,9 +232,9 @@ BAD_ARRAYS = {
     "times that go back": ({"video_timestamps": put(3, 0.0)}, "0.1333 s, then 0 s in frame 3"),
     "no times and no rate": (
         {"audio_timestamps": None},
-        "audio_timestamps is missing and --data.audio-rate is not given",
+        "audio_timestamps is missing and --data.rates audio=… is not given",
     ),
-    "no video times": ({"video_timestamps": None}, "--data.video-rate"),
+    "no video times": ({"video_timestamps": None}, "--data.rates video="),
     "no overlap": (
         {"video_timestamps": 5 + np.arange(15) / 15},
         r"audio \(0.00 to 0.98 s\) and video \(5.00 to 5.93 s\) do not overlap",
@@ -224,7 +247,7 @@ def test_bad_arrays(tmp_path, case, write_clip):
     changes, reason = BAD_ARRAYS[case]
     path = write_clip(tmp_path / f"{STEM}.npz", **changes)
     with pytest.raises(BadClip, match=reason):
-        read_clip(path)
+        streams_of(path)
 
 
 def raw_member() -> bytes:
@@ -256,7 +279,7 @@ def test_bad_bytes(tmp_path, case, write_clip):
     path = write_clip(tmp_path / f"{STEM}.npz")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadClip, match=reason):
-        read_clip(path)
+        streams_of(path)
 
 
 def test_random_damage_is_a_bad_clip_and_never_another_error(tmp_path, write_clip):
@@ -270,7 +293,7 @@ def test_random_damage_is_a_bad_clip_and_never_another_error(tmp_path, write_cli
             damaged[place] = rng.integers(256)
         path.write_bytes(damaged[: rng.integers(1, len(good))] if rng.random() < 0.3 else damaged)
         try:
-            read_clip(path)
+            streams_of(path)
         except BadClip:
             refused += 1
     assert refused > 200
@@ -279,27 +302,9 @@ def test_random_damage_is_a_bad_clip_and_never_another_error(tmp_path, write_cli
 def test_a_folder_or_nothing_in_place_of_the_file(tmp_path):
     (tmp_path / f"{STEM}.npz").mkdir()
     with pytest.raises(BadClip, match="unreadable: Is a directory"):
-        read_clip(tmp_path / f"{STEM}.npz")
+        streams_of(tmp_path / f"{STEM}.npz")
     with pytest.raises(BadClip, match="unreadable: No such file"):
-        read_clip(tmp_path / "1001_DFA_ANG_XX.npz")
-
-
-def test_a_name_of_neither_corpus(tmp_path, write_clip):
-    with pytest.raises(BadClip, match="neither RAVDESS"):
-        read_clip(write_clip(tmp_path / "clip-1.npz"))
-
-
-def test_packed_streams_and_their_subsets_share_frames():
-    streams = [
-        Stream(np.full((n, 2), n, np.float32), np.arange(n, dtype=np.float64)) for n in (3, 1, 2)
-    ]
-    ragged = pack_streams(streams)
-    assert ragged.starts.tolist() == [0, 3, 4]
-    some = ragged.select(np.array([2, 0]))
-    assert some.lengths.tolist() == [2, 3]
-    assert some.clip(0).tolist() == [[2, 2], [2, 2]]
-    assert some.clip_times(1).tolist() == [0, 1, 2]
-    assert np.shares_memory(some.clip(0), ragged.shards[0].frames)
+        streams_of(tmp_path / "1001_DFA_ANG_XX.npz")
 
 
 @pytest.mark.parametrize(("failures", "readable"), [(2, True), (99, False)])
@@ -317,82 +322,7 @@ def test_what_confuses_python_once_is_read_again(
 
     monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", confused)
     if readable:
-        assert len(read_clip(path).audio.frames) == 50
+        assert len(streams_of(path)["audio"].frames) == 50
     else:
         with pytest.raises(BadClip, match="unreadable: SystemError: AST"):
-            read_clip(path)
-
-
-def test_only_what_is_mapped_is_read_ahead(tmp_path, monkeypatch):
-    """In pieces that are at most 128 KiB long and begin with a page; a clip may have no rows."""
-    path = tmp_path / "frames"
-    np.zeros(200_000, np.float32).tofile(path)
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    frames = np.ndarray((50_000, 4), np.float32, mapped)
-    stream = Stream(frames, np.zeros(50_000))
-    lengths = np.array([10_000, 30_000, 0])
-    clips = Ragged((stream,), np.zeros(3, int), np.array([1000, 20_000, 50_000]), lengths)
-    advised, advise = [], clips_module._madvise
-
-    def advise_and_note(at, size, advice):
-        assert advise(at, size, advice) == 0
-        advised.append((at - frames.ctypes.data, size))
-
-    monkeypatch.setattr(clips_module, "_madvise", advise_and_note)
-    clips.read_ahead(2)
-    assert not advised
-    clips.read_ahead(0)
-    begin, end = 16_000 // mmap.PAGESIZE * mmap.PAGESIZE, 176_000
-    assert advised == [(begin, 2**17), (begin + 2**17, end - begin - 2**17)]
-    pack_streams([stream]).read_ahead(0)
-    assert len(advised) == 2
-
-
-def at(*clips: list[float]) -> Ragged:
-    """Clips whose frames are at these times."""
-    return pack_streams([Stream(np.zeros((len(times), 1)), np.array(times)) for times in clips])
-
-
-@pytest.mark.parametrize(
-    ("frames", "seconds"),
-    [(1, 0), (2, 2), (3, 2.5), (4, 3), (5, 4), (99, 4)],  # a clip lasts no longer than it does
-)
-def test_how_long_some_frames_last(frames, seconds):
-    clips = at([0, 1, 2, 3, 4], [10, 12, 12.5])
-    assert clips.longest_span(frames) == seconds
-
-
-@pytest.mark.parametrize(
-    ("seconds", "frames"), [(0, 1), (0.2, 1), (0.25, 2), (0.75, 3), (2.25, 3), (2.75, 4), (9, 4)]
-)
-def test_how_many_frames_lie_within_some_seconds(seconds, frames):
-    """Both ends count; a clip's neighbours in memory do not."""
-    clips = at([0, 1, 2], [2.25, 2.75, 3, 5])
-    assert clips.most_within(seconds) == frames
-
-
-def test_mean_spacing_is_of_each_clip_chosen():
-    clips = at([0, 1, 2], [5, 5.5], [1, 1.25, 4])
-    np.testing.assert_allclose(clips.spacings(), [1, 0.5, 1.5])
-    np.testing.assert_allclose(clips.select(np.array([2, 0])).spacings(), [1.5, 1])
-    cropped = clips.crop(np.array([[0, 2], [0, 2], [0, 2]]))
-    np.testing.assert_allclose(cropped.spacings(), [1, 0.5, 0.25])
-
-
-def test_clips_without_frames_among_others():
-    """They keep the width and leave every measure as it is without them."""
-    empty = Stream(np.zeros((0, 2), np.float32), np.zeros(0))
-    whole = Stream(np.ones((3, 2), np.float32), np.array([0, 1, 2.5]))
-    ragged = pack_streams([empty, whole, empty])
-    assert ragged.width == 2 and ragged.lengths.tolist() == [0, 3, 0]
-    assert [ragged.clip(index).shape for index in range(3)] == [(0, 2), (3, 2), (0, 2)]
-    assert ragged.clip_times(2).shape == (0,)
-    alone = pack_streams([whole])
-    for measure in ("longest_span", "most_within"):
-        for value in (1, 2, 9):
-            assert getattr(ragged, measure)(value) == getattr(alone, measure)(value)
-    np.testing.assert_array_equal(ragged.spacings(), alone.spacings())
-    none = pack_streams([empty, empty])
-    assert (none.width, none.longest_span(2), none.most_within(2)) == (2, 0, 0)
-    assert none.spacings().shape == (0,) and none.clip(0).dtype == np.float32
+            streams_of(path)
