@@ -22,7 +22,7 @@ DPI = 120
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito, colour-blind
 COLOURS = {"audio": BLUE, "video": ORANGE}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")  # of modalities that have no colour of their own
-DENSE = 150  # frames above which a line of attention has no markers
+DENSE = 100  # frames above which a line of attention has no markers
 
 Epoch = Mapping[str, float]
 

@@ -5,7 +5,7 @@
   const byId = (id) => document.getElementById(id);
   const touch = matchMedia("(pointer: coarse)").matches;
   const CONFIG = { displayModeBar: false, responsive: true };
-  const DENSE = 150; // frames above which a line of attention has no markers
+  const DENSE = 100; // frames above which a line of attention has no markers
   // ColorBrewer's PRGn, safe for the colour-blind; its middle is the page's panel.
   const DIVERGING = ["#762a83", "#af8dc3", null, "#7fbf7b", "#1b7837"];
 

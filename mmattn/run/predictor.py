@@ -159,7 +159,8 @@ class Predictor:
         streams, blind = self._with_data(streams)
         there = [name for name in used if name in streams]
         if not there:
-            raise BadClip(_nothing_to_see(used, streams, blind))
+            lacks = f"it has no {' and no '.join(used)}, from which the run predicts"
+            raise BadClip("; ".join([lacks, *blind]))
         self._check_features({name: streams[name] for name in there}, extractor)
         streams = self._as_in_training(str(path), streams)
         missing = tuple(name for name in used if name not in there)
@@ -292,11 +293,6 @@ def _trainings(folder: Path) -> list[Path]:
         return [folder]
     check_complete(folder)
     return [training for part in parts for training in _trainings(part)]
-
-
-def _nothing_to_see(used: Sequence[str], streams: dict[str, Stream], blind: Sequence[str]) -> str:
-    has = " and ".join(streams) if streams else "nothing of it"
-    return "; ".join([f"it has {has}, the run predicts from {' and '.join(used)}", *blind])
 
 
 def _mean_view(views: Sequence[ClipView]) -> ClipView:

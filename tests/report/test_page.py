@@ -278,6 +278,26 @@ def test_hostile_names_are_text(browser, views, tmp_path):
     assert browser.complaints() == []
 
 
+def test_a_third_modality_has_its_line_its_panel_and_its_gaps(browser, views, tmp_path):
+    times = np.arange(10) / 4
+    valid = times != 1
+    text = StreamView(times, valid / 9, np.ones((10, 3)), valid)
+    clips = [replace(one, streams={**one.streams, "text": text}) for one in views[:2]]
+    browser.open(write_run(tmp_path / "p.html", clips))
+    assert [trace["name"] for trace in browser.data("clip-time")] == [
+        f"{name} {what}"
+        for what in ("attention", "features")
+        for name in ("audio", "video", "text")
+    ]
+    line = browser.data("clip-time")[2]
+    np.testing.assert_allclose(np.array(line["y"], float), text.ratio, rtol=1e-5)
+    shapes = browser.run("return document.getElementById('clip-time').layout.shapes")
+    gaps = [shape for shape in shapes if shape.get("name") == "no data" and shape["x0"] == 0.875]
+    assert len(gaps) == 2  # over the attention and over its features
+    assert "video attentiontext attention" in browser.text("#key")
+    assert browser.complaints() == []
+
+
 def test_a_run_without_audio_and_with_one_epoch(browser, views, tmp_path):
     clips = [replace(one, streams={"video": one.streams["video"]}, cues=None) for one in views[:2]]
     browser.open(write_run(tmp_path / "r.html", clips, epochs=1))

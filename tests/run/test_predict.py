@@ -173,7 +173,7 @@ def test_a_missing_video_is_like_one_without_a_face(tiny_run, clip_files, tmp_pa
     assert first.missing == second.missing == ("video",)
     assert first.notes == ("no video: predicted from audio alone",)
     frames = len(streams["video"].times)
-    assert second.notes == (f"no face in any of {frames} video frames", *first.notes)
+    assert second.notes == (f"no face in any of its {frames} video frames", *first.notes)
     assert list(first.streams) == list(second.streams) == ["audio"]
     np.testing.assert_array_equal(first.probabilities, second.probabilities)
     assert not np.allclose(first.probabilities, whole.probabilities, atol=1e-4)
@@ -189,7 +189,9 @@ def test_a_missing_sound_is_said_and_the_rest_predicted(file_run, tmp_path):
 
 
 def test_a_run_of_one_modality_needs_that_one(commands, tmp_path):
-    run = train_on_files(commands, tmp_path, "--model.modalities", "audio")
+    run = train_on_files(
+        commands, tmp_path, "--model.modalities", "audio", "--model.units", "audio=8"
+    )
     streams = draw(1, 1)
     wide = make_stream(np.ones((20, 9), np.float32), np.arange(20) / 15)
     other = {**EXTRACTOR, "video": {**VIDEO, "version": 2}}
@@ -199,7 +201,7 @@ def test_a_run_of_one_modality_needs_that_one(commands, tmp_path):
         write_features(tmp_path / "wide.npz", {**streams, "video": wide}, other),
     ]
     (both, wide), ((path, reason),) = mmattn.load(run).predict_all(paths)
-    assert (path, reason) == (paths[0], "it has video, the run predicts from audio")
+    assert (path, reason) == (paths[0], "it has no audio, from which the run predicts")
     assert both.missing == () and list(both.streams) == ["audio"]
     np.testing.assert_allclose(wide.probabilities, both.probabilities, rtol=1e-6)
 
@@ -221,9 +223,9 @@ LATE = changed(WHOLE, "video", times=WHOLE["video"].times + 1.3)
         (WHOLE, {**EXTRACTOR, "audio": FASTER}, "was trained on: audio hop 0.01 instead of 0.05"),
         (WHOLE, None, "audio: one that the files do not name instead of log-mel version 1"),
         (NARROW, EXTRACTOR, "audio has 4 features a frame, the run was trained on 5"),
-        ({}, EXTRACTOR, "audio_features and video_features are missing"),
-        (FACELESS, EXTRACTOR, "it has neither audio nor video, the run predicts from audio and "),
-        (FACELESS, EXTRACTOR, "; no face in any of 23 video frames"),
+        ({}, EXTRACTOR, "no array NAME_features; the file has extractor"),
+        (FACELESS, EXTRACTOR, "it has no audio and no video, from which the run predicts; "),
+        (FACELESS, EXTRACTOR, "; no face in any of its 23 video frames"),
         (LATE, EXTRACTOR, "the streams overlap from 1.40 to 1.60 s; expected 5 or more"),
     ],
 )
