@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmattn.data.stream import Stream
 from mmattn.evaluate.baseline import time_statistics as linear_baseline_statistics
 from mmattn.model.layers import (
     BatchNorm,
@@ -181,7 +182,7 @@ def test_time_statistics_are_those_of_the_linear_baseline():
     valid[7:, 0] = valid[4, 1] = valid[:, 2] = False
     found = time_statistics(jnp.asarray(x), jnp.asarray(valid))
     expected = [
-        linear_baseline_statistics(x[:, clip], x[:, clip], valid[:, clip], ("video",))
+        linear_baseline_statistics(Stream(x[:, clip], np.arange(9.0), valid[:, clip]))
         for clip in range(3)
     ]
     np.testing.assert_allclose(found, expected, atol=2e-6)
