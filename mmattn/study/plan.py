@@ -1,5 +1,6 @@
 """What a study compares: blocks of one corpus, each with arms, fusions, folds and seeds."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
@@ -63,10 +64,7 @@ class Study:
                     "fusions": list(block.fusions),
                     "folds": list(block.folds),
                     "arms": {
-                        arm: {
-                            name: list(value) if isinstance(value, tuple) else value
-                            for name, value in asdict(augment).items()
-                        }
+                        arm: json.loads(json.dumps(asdict(augment)))
                         for arm, augment in block.arms.items()
                     },
                 }

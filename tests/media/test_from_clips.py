@@ -21,8 +21,8 @@ def run(commands, talking, face_models, tmp_path_factory):
     base = tmp_path_factory.mktemp("way")
     clips, features, folder = base / "clips", base / "features", base / "run"
     for actor in range(1, 7):
-        for number, emotion in enumerate(EMOTIONS):
-            source, _ = talking("two.mp4", seconds=1.0, scale=0.9 + 0.05 * (number % 3))
+        source, _ = talking("two.mp4", seconds=1.0, scale=0.9 + 0.02 * actor)
+        for emotion in EMOTIONS:
             place = clips / f"Actor_{actor:02d}" / f"01-01-{emotion}-01-01-01-{actor:02d}.mp4"
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, place)
