@@ -119,7 +119,7 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
     speakers = Counter(emotion for emotion, _, speaker in pairs if speaker)
     known = len({(corpus, speaker) for _, corpus, speaker in pairs if speaker})
     say_table(
-        f"{path}: {len(rows)} clips, {f'speakers: {known}' if known else 'SPEAKERS UNKNOWN'}",
+        f"{len(rows)} clips, {f'speakers: {known}' if known else 'SPEAKERS UNKNOWN'}, in {path}",
         ("emotion", "clips", "speakers"),
         [(emotion or "unknown", clips[emotion], speakers[emotion]) for emotion in sorted(clips)],
     )
