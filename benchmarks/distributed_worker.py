@@ -106,7 +106,7 @@ def training(contestant: Contestant, work: Work) -> tuple[Callable[[], str], Cal
     ((batches, count),) = contestant.place(work)
     learner, settings = contestant.learner, contestant.settings
     sums = jax.tree.map(lambda x: x.copy(), contestant.no_sums)  # the step takes it over
-    held = [learner.hold(learner.initial(CONFIG.seed)), sums]
+    held = [learner.shard_state(learner.initial(CONFIG.seed)), sums]
 
     def text():
         return learner.train.lower(*held, batches, count, settings).compile().as_text()

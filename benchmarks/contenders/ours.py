@@ -25,7 +25,7 @@ class Contestant(Contender):
         self.learner = Learner(config.model, config.train, work.widths, work.classes, self.devices)
         key, rate = random_key(config.seed, "dropout"), np.float32(config.train.learning_rate)
         self.settings = Settings(key, work.class_weights, rate)
-        self.state = self.learner.hold(self.learner.initial(config.seed))
+        self.state = self.learner.shard_state(self.learner.initial(config.seed))
         self.no_sums = devices.replicate(NO_SUMS, self.devices)
         self.weights = None
 
@@ -71,15 +71,15 @@ class Contestant(Contender):
         return np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in found])
 
     def load(self, parameters: dict[str, np.ndarray]) -> None:
-        state = self.learner.whole(self.state)
+        state = self.learner.gather_state(self.state)
         paths = nnx.to_flat_state(state.params)
         for path, variable in paths:
             variable.set_value(parameters[_name(path)])
         params = nnx.from_flat_state(paths)
-        self.state, self.weights = self.learner.hold(state._replace(params=params)), None
+        self.state, self.weights = self.learner.shard_state(state._replace(params=params)), None
 
     def first_moments(self) -> dict[str, np.ndarray]:
-        moments = optax.tree.get(self.learner.whole(self.state).opt_state, "mu")
+        moments = optax.tree.get(self.learner.gather_state(self.state).opt_state, "mu")
         return {
             _name(path): np.asarray(variable.get_value())
             for path, variable in nnx.to_flat_state(moments)

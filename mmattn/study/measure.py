@@ -193,7 +193,7 @@ def compare_with_random_weights(
 ) -> Measures:
     """random_weights [few]: rank correlation of attention with that of an untrained network."""
     learner = trainer.learner
-    untrained = learner.hold(learner.initial(seed + 2**31))
+    untrained = learner.shard_state(learner.initial(seed + 2**31))
     other = trainer.predict(untrained, test[few])
     rows = zip((found.attention[row] for row in few), other.attention, strict=True)
     return {"random_weights": np.array([rank_agreement(a, b) for a, b in rows])}

@@ -143,15 +143,15 @@ def own_share(vector: jax.Array) -> jax.Array:
     return vector.reshape(jax.lax.axis_size(AXIS), -1)[device_number()]
 
 
-def everywhere(tree: Any) -> Any:
-    """What each process is to see of all devices, see `seen`; inside `parallel` alone."""
+def all_gather(tree: Any) -> Any:
+    """What each process is to see of all devices, see `to_host`; inside `parallel` alone."""
     if processes.count() == 1:
         return tree
     return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS), tree)
 
 
-def seen(tree: Any) -> Any:
-    """The NumPy arrays [D, …] of all devices that went through `everywhere`."""
+def to_host(tree: Any) -> Any:
+    """The NumPy arrays [D, …] of all devices that went through `all_gather`."""
     if processes.count() == 1:
         return jax.tree.map(np.asarray, tree)
     return first(tree)

@@ -92,7 +92,7 @@ class Trainer:
 
     def start(self) -> tuple[TrainState, Sums]:
         """The state before the first step and empty sums, on the devices."""
-        return self.learner.hold(self.initial), self.no_sums()
+        return self.learner.shard_state(self.initial), self.no_sums()
 
     def no_sums(self) -> Sums:
         """Empty sums on the devices."""
@@ -102,7 +102,7 @@ class Trainer:
         self, checkpoints: Checkpoints, kind: Kind, state: TrainState, sums: Sums, **about: Any
     ) -> None:
         """Save a checkpoint; `about` joins what is true of the whole run."""
-        state = self.learner.whole(state)
+        state = self.learner.gather_state(state)
         arrays = self._arrays(state, devices.fetch(sums), self.normaliser)
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
 
@@ -116,7 +116,7 @@ class Trainer:
         arrays = checkpoints.load(kind, like)
         self.normaliser = arrays["normaliser"]
         self.feed = self.feed._replace(normaliser=self.normaliser)
-        return self.learner.hold(arrays["state"]), self._spread(arrays["sums"])
+        return self.learner.shard_state(arrays["state"]), self._spread(arrays["sums"])
 
     def _spread(self, sums: Sums) -> Sums:
         """Sums of as many devices as this trainer has; NumPy arrays [D]."""
@@ -303,7 +303,7 @@ def check_finite(
         before: steps before this dispatch.
         epoch: from 0.
     """
-    features, losses, squares = devices.seen(check)
+    features, losses, squares = devices.to_host(check)
     for number, clips in enumerate(dispatch.batches):
         bad_features, bad_loss = (
             ~found[:, number].ravel()[: len(clips)] for found in (features, losses)

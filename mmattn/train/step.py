@@ -22,7 +22,7 @@ from mmattn.train.loss import focal_loss, soft_focal_loss
 
 
 class TrainState(NamedTuple):
-    """All that a training step changes: as trees, or as `Learner.hold` puts it on the devices."""
+    """All that a training step changes: as trees, or as `Learner.shard_state` puts it on the devices."""
 
     step: Array
     """int32, optimiser steps done."""
@@ -136,7 +136,7 @@ class Learner:
         """The state before the first step, as trees of NumPy arrays."""
         return jax.tree.map(np.asarray, self._initial(jax.random.key(seed)))
 
-    def hold(self, state: TrainState) -> TrainState:
+    def shard_state(self, state: TrainState) -> TrainState:
         """Put a state of trees on the devices."""
 
         def divide(tree):
@@ -150,7 +150,7 @@ class Learner:
         step, batch_stats = devices.replicate((state.step, state.batch_stats), self.device_count)
         return TrainState(step, divide(state.params), batch_stats, moments)
 
-    def whole(self, state: TrainState) -> TrainState:
+    def gather_state(self, state: TrainState) -> TrainState:
         """The state on the devices as trees of NumPy arrays."""
 
         def join(x):
@@ -185,7 +185,7 @@ class Learner:
             return state, jax.tree.map(jnp.add, sums, step_sums), check
 
         state, sums, check = jax.lax.fori_loop(0, count, body, (state, sums, check))
-        return state, sums, devices.everywhere(check)
+        return state, sums, devices.all_gather(check)
 
     def train_step(
         self, state: TrainState, batch: Batch, settings: Settings

@@ -431,7 +431,7 @@ def test_training_and_prediction_are_compiled_once_a_bucket(corpus, monkeypatch)
     config = ModelConfig(("audio",), units={"audio": (2,)}, head_units=(3,), **rates)
     learner = Learner(config, TrainConfig(), {"audio": 3}, classes=6, device_count=2)
     feed = Feed(corpus, fit_normaliser(corpus, clips), buckets, BATCH, 2)
-    state = learner.hold(learner.initial(seed=0))
+    state = learner.shard_state(learner.initial(seed=0))
     compiled = []
     for epoch in range(2):  # with other settings the second time
         key, weights = jax.random.key(epoch), np.full(6, 1 + epoch, np.float32)
