@@ -22,7 +22,7 @@ from mmattn.train.loss import focal_loss, soft_focal_loss
 
 
 class TrainState(NamedTuple):
-    """All that a training step changes: as trees, or as `Learner.shard_state` puts it on the devices."""
+    """All that a training step changes: trees, or as `Learner.shard_state` puts it on devices."""
 
     step: Array
     """int32, optimiser steps done."""
