@@ -1,5 +1,6 @@
 """A corpus: all clips in the order of their names, from feature files or drawn."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -254,14 +255,11 @@ def _labels(
     if soft is not None:
         silent = np.array([not emotion for emotion in emotions], bool)
         labels = np.where(silent, majority(soft), labels)
-    left_out = Counter(
-        emotion or "no majority of the votes"
-        for emotion, label in zip(emotions, labels, strict=True)
-        if label < 0
-    )
+    left_out = Counter(name for name, label in zip(emotions, labels, strict=True) if label < 0)
     for emotion, count in sorted(left_out.items()):
         how = "have votes alone" if data.soft else "left out"
-        say(f"{count} clips {how}: {emotion} is not among the labels {', '.join(classes)}")
+        why = f"{emotion} is not among the labels {', '.join(classes)}"
+        say(f"{count} clips {how}: {why if emotion else 'no class has most of their votes'}")
     return labels, tuple(classes), soft if data.soft else None
 
 
@@ -296,15 +294,10 @@ def _common_extractor(
 
     Raises UserError if there are several: their features do not mean the same.
     """
-    kinds: list[list[int]] = []  # rows of each
+    kinds: dict[str, list[int]] = {}  # rows of each
     for row, made_by in enumerate(extractors):
-        for kind in kinds:
-            if not difference(made_by, extractors[kind[0]]):
-                kind.append(row)
-                break
-        else:
-            kinds.append([row])
-    commonest, *others = sorted(kinds, key=len, reverse=True)
+        kinds.setdefault(json.dumps(made_by, sort_keys=True), []).append(row)
+    commonest, *others = sorted(kinds.values(), key=len, reverse=True)
     expected = extractors[commonest[0]]
     if not others:
         return expected
