@@ -195,7 +195,7 @@ def _check_features(table: Manifest) -> None:
     """Raise UserError at the first file that holds no features."""
     for column, paths in table.files.items():
         for line, path in zip(table.lines, paths, strict=True):
-            if path and not path.endswith(".npz"):
+            if path and not path.lower().endswith(".npz"):
                 raise UserError(
                     f"{table.path}, line {line}, column {f'file.{column}' if column else 'file'}: "
                     f"expected a feature file (.npz), found {path}; "

@@ -137,7 +137,7 @@ def test_missing_and_empty_roots(corpus_folder, options, tmp_path):
     with pytest.raises(UserError, match=r"there is no folder .*/nowhere"):
         open_both(options(corpus_folder, tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no \.npz files in .*/empty"):
+    with pytest.raises(UserError, match=r"/empty: expected clips \(\.npz\), found none"):
         open_both(options(corpus_folder, tmp_path / "empty"))
 
 

@@ -19,7 +19,7 @@ def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counte
     Hidden files and folders are passed over. UserError if there are no clips.
     """
     found, others, seen = [], Counter(), set()
-    for place, below, names in os.walk(folder, followlinks=True):
+    for place, below, names in os.walk(folder, onerror=_cannot_read, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # by links in a circle
             below.clear()
@@ -35,6 +35,10 @@ def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counte
         raise UserError(f"{folder}: expected clips ({', '.join(suffixes)}), found none")
     found.sort(key=lambda path: (path.stem, suffixes.index(path.suffix.lower()), path))
     return [path.as_posix() for path in found], others
+
+
+def _cannot_read(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
 def read_rows(files: Sequence[str], read: Read) -> tuple[list[Row], list[tuple[str, str]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.data.corpora import from_names, row_of
+from mmattn.data.corpora.folders import find_clips
 from mmattn.data.manifest import Manifest, read_manifest
 from mmattn.errors import UserError
 
@@ -75,40 +76,11 @@ def join(tables: Sequence[Manifest]) -> Manifest:
 
 
 def find_files(folders: Iterable[Path]) -> list[str]:
-    """Every .npz file below the folders, sorted by file name, then by place."""
-    found = []
-    seen: set[tuple[int, int]] = set()  # folders: a root may be inside another, links in circles
-    for root in sorted(set(folders)):
-        if _identity(str(root)) in seen:
-            continue
-        below = _walk(str(root), seen)
-        if not below:
-            raise UserError(f"there are no .npz files in {root} (--data.roots)")
-        found += below
-    return [path for *_, path in sorted(found)]
-
-
-def _walk(root: str, seen: set[tuple[int, int]]) -> list[tuple[str, str, str]]:
-    """The .npz files below a root, but not those in folders that were `seen`: stem, path below the
-    root, path."""
-    found = []
-    for folder, below, names in os.walk(root, onerror=_cannot_read, followlinks=True):
-        if _identity(folder) in seen:
-            below.clear()
-            continue
-        seen.add(_identity(folder))
-        below.sort()  # of two ways to a folder the same is always taken
-        for name in names:
-            if name.endswith(".npz"):
-                path = os.path.join(folder, name)
-                found.append((name.removesuffix(".npz"), os.path.relpath(path, root), path))
-    return found
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _cannot_read(error: OSError) -> None:
-    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+    """Every .npz file below the folders, sorted by file name, then by place; each once, although a
+    folder may be inside another."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for folder in sorted(set(folders)):
+        for below in find_clips(folder, (".npz",))[0]:
+            path = str(folder / below)
+            found.setdefault(os.path.realpath(path), (Path(path).stem, below, path))
+    return [path for *_, path in sorted(found.values())]
