@@ -53,7 +53,7 @@ class Job:
             processes=processes.count(),
             devices=self.devices,
             parameters=int(learner.flat.ends[-1]),
-            frames=middle.dispatches[0].bucket._asdict(),
+            frames={f"{name}_frames": n for name, n in middle.dispatches[0].bucket.items()},
             dispatch=dispatch,
             exchange={size: self.repeated(exchange, size) for size in self.sizes},
             total={size: self.repeated(total, size) for size in self.sizes},
