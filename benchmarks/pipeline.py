@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -230,8 +229,8 @@ def read_when_needed(corpus: Corpus) -> Corpus:
 def forget_corpus(corpus: Corpus, cache: Path) -> None:
     """Drop what is in memory of a corpus and of the cache that it is mapped from."""
     for stream in corpus.streams.values():
-        for array in chain(*stream.shards):
-            array.base.madvise(mmap.MADV_DONTNEED)
+        for array in (stream.frames, stream.times):
+            array.base.base.madvise(mmap.MADV_DONTNEED)
     forget(path for path in cache.rglob("*") if path.is_file())
 
 

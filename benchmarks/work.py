@@ -170,7 +170,7 @@ def _draw_stream(lengths: np.ndarray, width: int, rng: np.random.Generator) -> R
     rows = 2 * int(lengths.max())
     frames = rng.standard_normal((rows, width), np.float32)
     starts = rng.integers(rows - lengths)
-    return Ragged(((frames, np.zeros(rows)),), np.zeros_like(lengths), starts, lengths)
+    return Ragged(frames, np.zeros(rows), starts, lengths)
 
 
 def clip_flop(model: ModelConfig, widths: dict[str, int], frames: dict[str, int]) -> int:

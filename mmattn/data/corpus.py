@@ -1,7 +1,6 @@
 """A corpus: all clips in the order of their names, from feature files or drawn."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from mmattn.data.extractor import difference
 from mmattn.data.feature_file import FEATURES, MIN_FRAMES, BadClip, check_overlap
 from mmattn.data.labels import SIX, hard_labels, majority, parse_labels, soft_labels
 from mmattn.data.manifest import Manifest
-from mmattn.data.store import ClipFile, Pack, open_pack
+from mmattn.data.store import Pack, open_pack
 from mmattn.data.stream import Ragged, pack_streams
 from mmattn.errors import UserError
 
@@ -133,7 +132,7 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         for name in modalities
     }
     row = {path: row for row, path in enumerate(sorted({*chain(*paths.values())} - {""}))}
-    pack = open_pack([_clip_file(path) for path in row], data.cache, data.rates)
+    pack = open_pack([*row], data.cache, data.rates)
     rows = {name: np.array([row.get(path, -1) for path in of]) for name, of in paths.items()}
     streams = {
         name: replace(
@@ -181,14 +180,6 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         groups=_groups(columns, data),
         contents=np.stack([pack.rows[of[clips]] for of in rows.values()], axis=1),
     )
-
-
-def _clip_file(path: str) -> ClipFile:
-    try:
-        status = os.stat(path)
-    except OSError:  # a link to nowhere; it becomes a bad clip when it is read
-        return ClipFile(path, 0, 0)
-    return ClipFile(path, status.st_size, status.st_mtime_ns)
 
 
 def _check_features(table: Manifest) -> None:

@@ -14,17 +14,24 @@ def parse_extractor(text: str) -> dict[str, dict]:
     Raises ValueError with what was expected.
     """
     try:
-        records = json.loads(text, parse_constant=_refuse)
+        records = json.loads(text)
+        json.dumps(records, allow_nan=False)
     except RecursionError as error:
         raise ValueError("too many levels of JSON") from error
     if not isinstance(records, dict):
-        raise ValueError(f"expected a JSON object, found {_brief(records)}")
+        raise ValueError(f"expected a JSON object, found {json.dumps(records)[:80]}")
     for modality, record in records.items():
-        if not _is_record(record):
-            raise ValueError(
-                f"expected name (text), version (integer) and settings (object) of {modality}, "
-                f"found {_brief(record)}"
-            )
+        match record:
+            case {"name": str(name), "version": int(version), "settings": dict(settings)} if (
+                len(record) == 3
+                and not isinstance(version, bool)
+                and all(map(str.isprintable, (name, *settings)))
+            ):
+                continue
+        raise ValueError(
+            f"expected name (text), version (integer) and settings (object) of {modality}, "
+            f"found {json.dumps(record)[:80]}"
+        )
     return records
 
 
@@ -38,48 +45,20 @@ def difference(found: dict[str, dict], expected: dict[str, dict]) -> str:
     """
     parts = []
     for modality in sorted(found | expected):
-        parts += _differences(modality, found.get(modality), expected.get(modality))
+        (title, new), (other, old) = (_describe(of.get(modality)) for of in (found, expected))
+        if title != other:
+            parts.append(f"{modality}: {title} instead of {other}")
+            continue
+        for key in old | new:
+            values = [json.dumps(of[key]) if key in of else "nothing" for of in (new, old)]
+            if key not in old or key not in new or new[key] != old[key]:
+                parts.append(f"{modality} {key} {values[0]} instead of {values[1]}")
     return ", ".join(parts)
 
 
-def _differences(modality: str, found: dict | None, expected: dict | None) -> list[str]:
-    if found == expected:
-        return []
-    if not found or not expected or found["name"] != expected["name"]:
-        return [f"{modality}: {_title(found)} instead of {_title(expected)}"]
-    if found["version"] != expected["version"]:
-        return [f"{modality}: {_title(found)} instead of {expected['version']}"]
-    # A tuple of settings is a list in a file.
-    new, old = (json.loads(json.dumps(own["settings"])) for own in (found, expected))
-    return [
-        f"{modality} {key} {_value(new, key)} instead of {_value(old, key)}"
-        for key in old | new
-        if (key in new, new.get(key)) != (key in old, old.get(key))
-    ]
-
-
-def _title(record: dict | None) -> str:
-    return f"{record['name']} version {record['version']}" if record else _UNNAMED
-
-
-def _value(settings: dict, key: str) -> str:
-    return json.dumps(settings[key]) if key in settings else "nothing"
-
-
-def _is_record(record: object) -> bool:
-    return (
-        isinstance(record, dict)
-        and set(record) == {"name", "version", "settings"}
-        and isinstance(record["name"], str)
-        and type(record["version"]) is int  # true and false are no integers
-        and isinstance(record["settings"], dict)
-        and all(map(str.isprintable, (record["name"], *record["settings"])))
-    )
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _brief(value: object) -> str:
-    return json.dumps(value)[:80]
+def _describe(record: dict | None) -> tuple[str, dict]:
+    """Name and version in words, and the settings as they are read from a file."""
+    if not record:
+        return _UNNAMED, {}
+    settings = json.loads(json.dumps(record["settings"]))  # a tuple is a list in a file
+    return f"{record['name']} version {record['version']}", settings

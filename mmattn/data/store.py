@@ -1,30 +1,24 @@
 """The packed copy of many feature files: raw binary files, memory-mapped, found by content.
 
-    CACHE/<key>/        one pack: audio-00000.frames, audio-00000.times, video-00000.frames, … in
-                        shards of SHARD bytes, audio.npy, … (where each file is), and index.json
-    CACHE/index/<sig>   the key of the pack for files with these paths, sizes and times of change,
-                        and their rows in it
-    CACHE/.build-*/     a pack in the making
-    CACHE/lock          held while a pack is made, so that of several processes one makes it
+    CACHE/<key>/          one pack: audio-64.frames and audio-64.times of 64 features a frame,
+                          audio.places (where each clip is in them), video-…, and index.json
+    CACHE/digests/<name>  the digests of files with certain paths, sizes and times of change
+    CACHE/.build/         a pack in the making
+    CACHE/lock            held while a pack is made, so that of several processes one makes it
 
 The key is made of the files' contents alone: other names, labels or splits pack nothing again. A
 pack appears by renaming a finished folder, so a half-written one is never seen; what a killed
 process leaves is removed by the next that builds.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
-import math
-import mmap
 import os
-import resource
 import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,25 +31,12 @@ from mmattn.data.stream import Ragged, Stream
 from mmattn.errors import UserError
 from mmattn.files import write_text
 
-FORMAT = 4  # to be raised when reading or packing changes
-SHARD = 2**32  # bytes of frames in a file; more only where a single clip is longer
+FORMAT = 5  # to be raised when reading or packing changes
 THREADS = 4
-OPEN_MAX = 10_240  # files of a process on macOS, whatever its limit says
 CHUNK = 64  # files read ahead, so that few clips are in memory
-PLACE = np.dtype("i8, i8, i8, f8, f8")
-PLACE.names = ("shard", "row", "frames", "first", "last")
-"""Where one modality of a file is: shard, first row, frames; the first and last time in seconds."""
+PLACE = 4  # numbers of a clip: first row, frames, first and last time in seconds
 
 Rates = Mapping[str, float]  # frames a second for files without timestamps, by modality
-
-
-@dataclass(frozen=True)
-class ClipFile:
-    """A feature file as found on disk."""
-
-    path: str
-    size: int  # bytes
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -69,100 +50,88 @@ class Pack:
     rows: np.ndarray  # [N] int64, equal for files of equal content
 
 
-def open_pack(files: Sequence[ClipFile], folder: Path, rates: Rates) -> Pack:
-    """The packed clips of `files` from the cache `folder`, put there if they are new.
+def open_pack(files: Sequence[str], folder: Path, rates: Rates) -> Pack:
+    """The packed clips of the files at these paths from the cache `folder`, put there if new.
 
     Raises UserError if the cache cannot be written.
     """
     folder = folder.expanduser()
-    rates = dict(sorted(rates.items()))
-    stats = [(file.path, file.size, file.mtime_ns) for file in files]
-    signature = _hash(FORMAT, rates, stats)
-    if pack := _recall(folder, signature) or _find_by_content(files, folder, rates, signature):
-        return pack
-    sizes: Counter[str] = Counter()
+    status = [_size_and_time(file) for file in files]
+    note = folder / "digests" / _hash([*zip(files, status, strict=True)])
+    done: Counter[str] = Counter()  # bytes
     try:
+        if pack := _find(files, note, rates):
+            return pack
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            pack = _recall(folder, signature) or _build(files, folder, rates, signature, sizes)
+        with _lock(folder):
+            return _find(files, note, rates) or _build(files, note, rates, done)
     except OSError as error:
-        needed = sum(file.size for file in files)
-        if sizes["packed"]:
-            needed *= sizes["packed"] / sizes["read"]
+        needed = sum(size for size, _ in status)
+        if done["packed"]:
+            needed *= done["packed"] / done["read"]
         raise UserError(
             f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
             "are needed there; --data.cache names another folder"
         ) from error
-    if not pack:
-        raise UserError(f"the cache {folder} was changed by something else while it was in use")
-    return pack
 
 
-def _recall(folder: Path, signature: str) -> Pack | None:
-    """The pack that was noted for files as they are now."""
-    with contextlib.suppress(OSError, ValueError):
-        key, *rows = (folder / "index" / signature).read_text().split()
-        return _load(folder / key, np.array(rows, np.int64))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / "lock")
+def _size_and_time(file: str) -> tuple[int, int]:
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another process packs into {folder}: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        status = os.stat(file)
+    except OSError:  # a link to nowhere; it becomes a bad clip when it is read
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def _hash(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _place(
-    files: Sequence[ClipFile], digests: Sequence[str], rates: Rates
-) -> tuple[str, dict[str, int], np.ndarray]:
-    """The key of the pack of these files, the row of each content in it, and that of each file.
-
-    Contents are in the order of their digests, whoever packs them; of a file that cannot be read
-    the path stands for it.
-    """
-    contents = [digest or file.path for file, digest in zip(files, digests, strict=True)]
-    row = {content: number for number, content in enumerate(sorted(set(contents)))}
-    rows = np.array([row[content] for content in contents], np.int64)
-    return _hash(FORMAT, rates, list(row)), row, rows
-
-
-def _find_by_content(
-    files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str
-) -> Pack | None:
-    """The pack of files that were touched, renamed or moved but not altered."""
-    if not os.path.exists(folder / "index"):
-        return None
-    digests = list(_in_threads(_digest, files, "Comparing with the cache"))
-    key, _, rows = _place(files, digests, rates)
-    pack = _load(folder / key, rows)
-    if pack and all(digests):
-        # Failing to write only means that the next start compares again.
-        with contextlib.suppress(OSError):
-            _remember(folder, signature, key, rows)
-    return pack
-
-
-def _digest(file: ClipFile) -> str:
-    """SHA-256 of the file's content; empty if it cannot be read."""
+def _lock(folder: Path) -> AbstractContextManager:
+    lock = FileLock(folder / "lock")
     try:
-        with open(file.path, "rb") as stream:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process packs into {folder}: waiting for it")
+        return lock.acquire()
+
+
+def _find(files: Sequence[str], note: Path, rates: Rates) -> Pack | None:
+    """The pack of these files if it is there, also where they were touched, renamed or moved."""
+    contents = note.read_text().split() if note.exists() else []
+    if len(contents) != len(files):
+        if not note.parent.exists():  # nothing was packed yet: no file need be read twice
+            return None
+        contents = list(_in_threads(_digest, files, "Comparing with the cache"))
+        with suppress(OSError):  # then the next start compares again
+            _remember(files, note, contents)
+    with suppress(OSError, ValueError, IndexError):  # missing or damaged
+        return _load(note.parents[1], contents, rates)
+
+
+def _remember(files: Sequence[str], note: Path, contents: Sequence[str]) -> None:
+    """Note the digests of files as they are now, if all could be read, for a quick next start."""
+    if not {*files} & {*contents}:
+        note.parent.mkdir(exist_ok=True)
+        write_text(note, "\n".join(contents))
+
+
+def _digest(file: str) -> str:
+    """SHA-256 of the file's content; its path if it cannot be read."""
+    try:
+        with open(file, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
-        return ""
+        return file
 
 
-def _in_threads(work: Callable, files: Sequence[ClipFile], title: str) -> Iterator:
+def _place(contents: Sequence[str], rates: Rates) -> tuple[str, list[str], np.ndarray]:
+    """The key of the pack of these contents, its rows in order, and the row of each content."""
+    ordered, rows = np.unique(np.array(contents, str), return_inverse=True)
+    return _hash(FORMAT, sorted(rates.items()), ordered.tolist()), ordered.tolist(), rows
+
+
+def _in_threads(work: Callable, files: Sequence[str], title: str) -> Iterator:
     """`work(file)` of every file, in order, a few ahead of what has been taken."""
     with ThreadPoolExecutor(THREADS) as pool, progress(title, len(files)) as advance:
         for start in range(0, len(files), CHUNK):
@@ -171,199 +140,137 @@ def _in_threads(work: Callable, files: Sequence[ClipFile], title: str) -> Iterat
                 advance(1)
 
 
-# Reading a pack
+def _load(folder: Path, contents: Sequence[str], rates: Rates) -> Pack:
+    """Map the pack of these contents.
 
-
-def _read_index(folder: Path) -> dict:
-    return json.loads((folder / "index.json").read_text())
-
-
-def _load(folder: Path, rows: np.ndarray) -> Pack | None:
-    """Map these rows of the pack in `folder`; None if it is missing, damaged or cut short.
-
-    Raises UserError if it has more shards than this process may open files.
+    Raises OSError, ValueError or IndexError if it is missing, damaged or cut short.
     """
-    _allow_files()
-    try:
-        index = _read_index(folder)
-        streams, spans = {}, {}
-        for modality, shards in index["streams"].items():
-            places = np.load(folder / f"{modality}.npy", allow_pickle=False)[rows]
-            streams[modality] = _map_stream(folder, modality, shards, places)
-            spans[modality] = np.stack([places["first"], places["last"]], axis=1)
-    except (OSError, ValueError, EOFError, IndexError) as error:
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise UserError(
-                f"cannot open the cache {folder}: {error.strerror}; a process has to map all its "
-                "files, and `ulimit -n` is how many it may open"
-            ) from error
-        return None
+    key, ordered, rows = _place(contents, rates)
+    index = json.loads((folder / key / "index.json").read_text())
+    streams, spans = {}, {}
+    for modality, (frames, width) in index["streams"].items():
+        path = folder / key / f"{modality}-{width}"
+        places = _map(f"{path}.places", np.float64, PLACE, len(ordered))[:, rows]
+        streams[modality] = Ragged(
+            _map(f"{path}.frames", np.float32, frames, width),
+            _map(f"{path}.times", np.float64, frames),
+            *places[:2].astype(np.int64),
+        )
+        spans[modality] = places[2:].T
     return Pack(
         streams,
         spans,
-        [index["reasons"].get(str(row), {}) for row in rows],
+        [index["reasons"][row] for row in rows],
         [index["extractors"][index["extractor"][row]] for row in rows],
         rows,
     )
 
 
-def _allow_files() -> None:
-    """Let this process open as many files as it may: each that is mapped stays open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = OPEN_MAX if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+def _map(path: str, dtype: type, *shape: int) -> np.ndarray:
+    # A plain array, for a slice of np.memmap takes several times as long.
+    return np.asarray(np.memmap(path, dtype, "r", shape=shape))
 
 
-def _map_stream(folder: Path, modality: str, index: dict, places: np.ndarray) -> Ragged:
-    width = index["width"]
-    shards = tuple(
-        (
-            _map_file(folder / f"{modality}-{number:05d}.frames", np.float32, (rows, width)),
-            _map_file(folder / f"{modality}-{number:05d}.times", np.float64, (rows,)),
-        )
-        for number, rows in enumerate(index["rows"])
-    )
-    return Ragged(shards, *(np.ascontiguousarray(places[n]) for n in ("shard", "row", "frames")))
-
-
-def _map_file(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """Raises OSError if there is no file, ValueError if it has another size."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    if (found := os.path.getsize(path)) != size:
-        raise ValueError(f"{path} has {found} bytes, expected {size}")
-    if not size:  # an empty file cannot be mapped
-        return np.zeros(shape, dtype)
-    with open(path, "rb") as file:
-        return np.ndarray(shape, dtype, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
-
-
-# Writing a pack
-
-
-class _StreamWriter:
-    """Appends one modality of file after file to shards, others for each width that is met."""
-
-    def __init__(self, folder: Path, modality: str):
-        self.folder, self.modality = folder, modality
-        self.places: dict[str, tuple] = {}  # by content, as PLACE says
-        self.widths: dict[str, int] = {}
-        self.rows: defaultdict[int, list[int]] = defaultdict(lambda: [0])  # of each shard, by width
-
-    def append(self, content: str, stream: Stream) -> int:
-        """Write a stream; the number of bytes."""
-        length, width = stream.frames.shape
-        rows = self.rows[width]
-        if rows[-1] and 4 * width * (rows[-1] + length) > SHARD:
-            rows.append(0)
-        shard = len(rows) - 1
-        self.places[content] = (shard, rows[-1], length, stream.times[0], stream.times[-1])
-        self.widths[content] = width
-        rows[-1] += length
-        for what, array in (("frames", stream.frames), ("times", stream.times)):
-            with open(self.folder / f"{self.modality}-{width}-{shard:05d}.{what}", "ab") as file:
-                file.write(array)  # array.tofile would say nothing of a full disk
-        return stream.frames.nbytes + stream.times.nbytes
-
-    def finish(self, row: Mapping[str, int], reasons: dict[str, dict[str, str]]) -> dict:
-        """Keep the commonest width, add the reason to others; this part of the index."""
-        files = Counter(self.widths.values())
-        width = max(files, key=lambda width: (files[width], width))
-        places = np.zeros(len(row), PLACE)
-        for content, other in self.widths.items():
-            if other == width:
-                places[row[content]] = self.places[content]
-            else:
-                reasons[content][self.modality] = (
-                    f"{self.modality}_features are {other} wide, "
-                    f"{width} in {files[width]} of {files.total()} files"
-                )
-        for path in self.folder.glob(f"{self.modality}-*-*.*"):
-            *_, of_width, shard = path.stem.split("-")
-            if int(of_width) == width:
-                path.rename(self.folder / f"{self.modality}-{shard}{path.suffix}")
-            else:
-                path.unlink()
-        with open(self.folder / f"{self.modality}.npy", "wb") as file:
-            np.save(file, places, allow_pickle=False)
-        return {"width": width, "rows": self.rows[width]}
-
-
-def _build(
-    files: Sequence[ClipFile], folder: Path, rates: Rates, signature: str, sizes: Counter[str]
-) -> Pack | None:
-    """Read all files into a new pack and put it in its place; `sizes` counts bytes meanwhile."""
-    for leftover in folder.glob(".build-*"):  # of a killed process: this one has the lock
-        shutil.rmtree(leftover, ignore_errors=True)
-    build = Path(tempfile.mkdtemp(prefix=".build-", dir=folder))
+def _build(files: Sequence[str], note: Path, rates: Rates, done: Counter[str]) -> Pack:
+    """Read all files into a new pack and put it in its place; `done` counts bytes meanwhile."""
+    folder = note.parents[1]
+    build = folder / ".build"  # the only one: this process has the lock
+    shutil.rmtree(build, ignore_errors=True)  # of a killed process
+    build.mkdir()
     try:
-        digests, key, rows = _pack(files, build, rates, sizes)
+        contents = _pack(files, build, rates, done)
         for path in (*build.iterdir(), build):
             _sync(path)
-        target = folder / key
-        if target.exists() and not _load(target, rows):  # damaged; as a leftover it is removed
-            os.rename(target, tempfile.mkdtemp(prefix=".build-", dir=folder))
-        if not target.exists():
-            os.rename(build, target)
-            _sync(folder)
-        if all(digests):
-            _remember(folder, signature, key, rows)
-        return _load(target, rows)
+        target = folder / _place(contents, rates)[0]
+        shutil.rmtree(target, ignore_errors=True)  # it is damaged, if it is there
+        os.rename(build, target)
+        _sync(folder)
     finally:
         shutil.rmtree(build, ignore_errors=True)
+    _remember(files, note, contents)
+    return _load(folder, contents, rates)
 
 
-def _pack(
-    files: Sequence[ClipFile], build: Path, rates: Rates, sizes: Counter[str]
-) -> tuple[list[str], str, np.ndarray]:
-    """Write all files and the index; the digests, the key and the row of each file."""
-    writers: dict[str, _StreamWriter] = {}
-    reasons: defaultdict[str, dict[str, str]] = defaultdict(dict)  # by content, as all here
-    extractor: dict[str, str] = {}  # JSON
-    digests: list[str] = []
+def _pack(files: Sequence[str], build: Path, rates: Rates, done: Counter[str]) -> list[str]:
+    """Write the streams of all files and the index; the digest of each file, as `_digest`."""
+    # Frames, first and last time by modality, width and content, in the order of the raw files.
+    places: defaultdict[str, defaultdict[int, dict[str, tuple]]]
+    places = defaultdict(lambda: defaultdict(dict))
+    reasons: dict[str, dict[str, str]] = {}  # by content
+    extractors: dict[str, str] = {}  # JSON, by content
+    contents: list[str] = []
     found = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
-    with contextlib.closing(found):  # or the bar would stay on the screen after an error
-        for file, (digest, streams, made_by) in zip(files, found, strict=True):
-            digests.append(digest)
-            sizes["read"] += file.size
-            if (content := digest or file.path) in extractor:
+    with closing(found):  # or the bar would stay on the screen after an error
+        for content, size, streams, made_by in found:
+            contents.append(content)
+            done["read"] += size
+            if content in extractors:
                 continue
-            extractor[content] = json.dumps(made_by, sort_keys=True)
-            for modality, stream in streams.items():
-                if isinstance(stream, str):
-                    reasons[content][modality] = stream
-                    continue
-                writer = writers.setdefault(modality, _StreamWriter(build, modality))
-                sizes["packed"] += writer.append(content, stream)
-    key, row, rows = _place(files, digests, rates)
-    kinds = {made_by: number for number, made_by in enumerate(sorted(set(extractor.values())))}
+            extractors[content] = json.dumps(made_by, sort_keys=True)
+            reasons[content] = {name: of for name, of in streams.items() if isinstance(of, str)}
+            for name in streams.keys() - reasons[content]:
+                frames, times, _ = streams[name]
+                width = frames.shape[1]
+                places[name][width][content] = (len(frames), times[0], times[-1])
+                for what, array in (("frames", frames), ("times", times)):
+                    with open(build / f"{name}-{width}.{what}", "ab") as raw:
+                        raw.write(array)  # array.tofile would say nothing of a full disk
+                    done["packed"] += array.nbytes
+    _, ordered, _ = _place(contents, rates)
+    kinds = {made_by: number for number, made_by in enumerate(dict.fromkeys(extractors.values()))}
     index = {
-        "streams": {name: writers[name].finish(row, reasons) for name in sorted(writers)},
-        "reasons": {row[content]: reason for content, reason in reasons.items()},
+        "streams": {
+            name: _keep_commonest(build, name, widths, ordered, reasons)
+            for name, widths in sorted(places.items())
+        },
+        "reasons": [reasons[content] for content in ordered],
         "extractors": [json.loads(made_by) for made_by in kinds],
-        "extractor": [kinds[extractor[content]] for content in row],
+        "extractor": [kinds[extractors[content]] for content in ordered],
     }
     (build / "index.json").write_text(json.dumps(index))
-    return digests, key, rows
+    return contents
 
 
-def _read(file: ClipFile, rates: Rates) -> tuple[str, dict[str, Stream | str], dict[str, dict]]:
-    """SHA-256 of a file, what is in it, and its extractor; see `decode`."""
-    digest = ""
+def _keep_commonest(
+    build: Path,
+    modality: str,
+    widths: Mapping[int, dict[str, tuple]],
+    ordered: Sequence[str],
+    reasons: Mapping[str, dict[str, str]],
+) -> tuple[int, int]:
+    """Write the places of the clips of the commonest width, drop the others and say why.
+
+    Returns all frames, and the width.
+    """
+    width = max(widths, key=lambda width: (len(widths[width]), width))
+    total = sum(map(len, widths.values()))
+    for other in widths.keys() - {width}:
+        for path in build.glob(f"{modality}-{other}.*"):
+            path.unlink()
+        for content in widths[other]:
+            reasons[content][modality] = (
+                f"{modality}_features are {other} wide, "
+                f"{width} in {len(widths[width])} of {total} files"
+            )
+    lengths, first, last = np.transpose([*widths[width].values()])
+    places = np.zeros((PLACE, len(ordered)))
+    rows = np.searchsorted(ordered, [*widths[width]])
+    places[:, rows] = np.cumsum(lengths) - lengths, lengths, first, last
+    (build / f"{modality}-{width}.places").write_bytes(places.tobytes())
+    return int(lengths.sum()), width
+
+
+def _read(file: str, rates: Rates) -> tuple[str, int, dict[str, Stream | str], dict[str, dict]]:
+    """The digest of a file, as `_digest`, its bytes, what is in it, and its extractor."""
+    digest, data = file, b""
     try:
-        content = Path(file.path).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        return digest, *decode(content, rates)
+        data = Path(file).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        return digest, len(data), *decode(data, rates)
     except OSError as error:
-        return "", {"": f"unreadable: {error.strerror}"}, {}
+        return digest, len(data), {"": f"unreadable: {error.strerror}"}, {}
     except BadClip as error:
-        return digest, {"": str(error)}, {}
-
-
-def _remember(folder: Path, signature: str, key: str, rows: np.ndarray) -> None:
-    """Note what in which pack belongs to files as they are now, for a quick second start."""
-    (folder / "index").mkdir(exist_ok=True)
-    write_text(folder / "index" / signature, " ".join([key, *map(str, rows)]))
+        return digest, len(data), {"": str(error)}, {}
 
 
 def _sync(path: Path) -> None:

@@ -261,7 +261,7 @@ def test_clips_of_several_extractors(corpus_folder, options, write_clip):
         "the features of the clips come from 3 extractors, expected one: "
         f"30 like {paths[2]}; "
         f"1 like {paths[0]} (audio hop 0.01 instead of 0.02, "
-        "video: face-mesh version 1 instead of 2); "
+        "video: face-mesh version 1 instead of face-mesh version 2); "
         f"1 like {paths[1]} (audio: one that the files do not name instead of log-mel version 1, "
         "video: one that the files do not name instead of face-mesh version 2). "
         "Extract them alike or name folders of one kind (--data.roots)"
@@ -298,7 +298,7 @@ def test_a_clip_without_audio_has_none_that_is_tiled():
     corpus = lacking_one_modality()
     tiled = tile(corpus, "audio")
     assert tiled.streams["audio"].lengths.tolist() == [20, 0, 20]
-    np.testing.assert_array_equal(tiled.streams["audio"].shards[0][0], 40 * [[19, 20]])
+    np.testing.assert_array_equal(tiled.streams["audio"].frames, 40 * [[19, 20]])
     assert tiled.streams["audio"].clip(0).frames.dtype == np.float32
 
 

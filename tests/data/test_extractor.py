@@ -24,7 +24,11 @@ NAMELESS = "one that the files do not name"
 CASES = {
     "nothing": (BOTH, copy.deepcopy(BOTH), ""),
     "nothing known": ({}, {}, ""),
-    "version": (but("video", version=1), BOTH, "video: face-mesh version 1 instead of 2"),
+    "version": (
+        but("video", version=1),
+        BOTH,
+        "video: face-mesh version 1 instead of face-mesh version 2",
+    ),
     "name": (
         but("video", name="dlib"),
         BOTH,
@@ -39,7 +43,7 @@ CASES = {
         but("audio", settings={"bands": 80, "low": "a"}),
         but("video", version=3),
         'audio hop nothing instead of 0.02, audio bands 80 instead of 64, audio low "a" instead of '
-        "nothing, video: face-mesh version 2 instead of 3",
+        "nothing, video: face-mesh version 2 instead of face-mesh version 3",
     ),
     "a setting that is null or not there": (
         but("video", settings={"rate": 15.0}),
@@ -86,7 +90,7 @@ BAD = {
     "a list": ("[1]", r"expected a JSON object, found \[1\]"),
     "another modality": ('{"text": {}}', r"settings \(object\) of text, found \{\}"),
     "no record": ('{"audio": "log-mel"}', r'settings \(object\) of audio, found "log-mel"'),
-    "no number": (json.dumps(but("video", settings={"a": float("nan")})), "NaN is no JSON"),
+    "no number": (json.dumps(but("video", settings={"a": float("nan")})), "not JSON compliant"),
     "many levels": (100_000 * "[", "too many levels"),
     "no settings": ('{"audio": {"name": "a", "version": 1}}', "of audio, found"),
     **{

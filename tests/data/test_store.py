@@ -1,9 +1,7 @@
 """The packed cache: found again without reading, never half-written, safe among processes."""
 
 import json
-import mmap
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,7 +18,7 @@ from benchmarks.machine import bytes_from_disk, forget
 from mmattn.data import store
 from mmattn.data.corpora.roots import find_files
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.store import ClipFile, Pack, open_pack
+from mmattn.data.store import open_pack
 from mmattn.errors import UserError
 
 open_both = partial(open_corpus, modalities=("audio", "video"))
@@ -31,7 +29,7 @@ def packs(folder: Path) -> list[Path]:
 
 
 def builds(folder: Path) -> list[Path]:
-    return list(folder.glob(".build-*"))
+    return list(folder.glob(".build*"))
 
 
 def content(corpus: Corpus) -> list:
@@ -39,13 +37,6 @@ def content(corpus: Corpus) -> list:
         (name, *(array.tobytes() for one in corpus.streams.values() for array in one.clip(i)))
         for i, name in enumerate(corpus.names)
     ]
-
-
-def pack_of(files: list[str], folder: Path) -> Pack:
-    """The packed clips of these files."""
-    stats = [os.stat(file) for file in files]
-    both = zip(files, stats, strict=True)
-    return open_pack([ClipFile(file, of.st_size, of.st_mtime_ns) for file, of in both], folder, {})
 
 
 def overwrite_unseen(path: Path) -> None:
@@ -69,7 +60,7 @@ def test_extractors_are_kept_once_each(corpus_folder, options, tmp_path, write_c
         write_clip(Path(file), seed=seed, extractor=np.array(json.dumps(records)))
     Path(files[1]).write_bytes(b"broken")
     for _ in range(2):  # built, then found
-        pack = pack_of(files, tmp_path / "cache")
+        pack = open_pack(files, tmp_path / "cache", {})
         assert pack.extractors == 16 * [records, {}]
         assert len(set(map(id, pack.extractors))) == 2
     (folder,) = packs(tmp_path / "cache")
@@ -79,7 +70,8 @@ def test_extractors_are_kept_once_each(corpus_folder, options, tmp_path, write_c
 def test_frames_are_mapped_and_cannot_be_written(corpus_folder, options):
     corpus = open_both(options(corpus_folder))
     for stream in corpus.streams.values():
-        assert all(isinstance(array.base, mmap.mmap) for array in stream.shards[0])
+        for array in (stream.frames, stream.times):
+            assert type(array) is np.ndarray and isinstance(array.base, np.memmap)
         with pytest.raises(ValueError, match="read-only"):
             stream.clip(0).frames[:] = 0
 
@@ -103,58 +95,6 @@ def test_a_clip_is_read_ahead(corpus_folder, options, write_clip):
     assert wide.nbytes <= read < 1.1 * wide.nbytes
     assert (video.clip(7).frames == wide).all()
     assert bytes_from_disk() - before < 1.1 * wide.nbytes
-
-
-def test_frames_lie_in_shards(corpus_folder, options, tmp_path, monkeypatch, write_clip):
-    """A clip is in one alone, and alone if it is longer; clips of another width leave no trace."""
-    path = next(corpus_folder.rglob("03-01-03-*.npz"))
-    write_clip(path, seconds=9)
-    write_clip(next(corpus_folder.rglob("03-01-05-*.npz")), audio_features=np.ones((50, 7)))
-    whole = open_both(options(corpus_folder, cache=tmp_path / "whole", max_bad=1))
-    monkeypatch.setattr(store, "SHARD", 3000)  # some 3 clips of 4 features at 50 Hz
-    (sharded, again) = (open_both(options(corpus_folder, max_bad=1)) for _ in range(2))
-    assert content(sharded) == content(again) == content(whole)
-    audio, whole_audio = sharded.streams["audio"], whole.streams["audio"]
-    sizes = [frames.nbytes for frames, _ in audio.shards]
-    (longest,) = [size for size in sizes if size > 3000]
-    assert longest == 9 * 50 * 4 * 4 == audio.clip(whole.names.index(path.stem)).frames.nbytes
-    assert len(sizes) > 10 and min(sizes) > 0
-    np.testing.assert_array_equal(np.unique(audio.shard), np.arange(len(sizes)))
-    (pack,) = packs(tmp_path / "cache")
-    names = {f"audio-{number:05d}.frames" for number in range(len(sizes))}
-    assert {path.name for path in pack.glob("audio*.frames")} == names
-    np.testing.assert_array_equal(audio.spacings(), whole_audio.spacings())
-    few = audio.select(np.array([20, 0]))
-    np.testing.assert_array_equal(few.clip(0).frames, whole_audio.clip(20).frames)
-
-
-def test_more_shards_than_files_may_be_open(corpus_folder, options, monkeypatch):
-    monkeypatch.setattr(store, "SHARD", 3000)
-    config = options(corpus_folder)
-    open_both(config)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = len(os.listdir("/proc/self/fd")) + 8, limits[1]
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, few)
-        assert len(open_both(config)) == 32  # more are allowed, so they are asked for
-        monkeypatch.setattr(store, "_allow_files", lambda: None)
-        resource.setrlimit(resource.RLIMIT_NOFILE, few)
-        with pytest.raises(UserError, match=r"cannot open the cache .* Too many open files"):
-            open_both(config)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_macos_allows_fewer_open_files_than_it_says(monkeypatch):
-    """Its hard limit is none, and a soft limit of none is refused."""
-    asked = []
-    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
-    none = resource.RLIM_INFINITY
-    for soft, expected in ((256, [(10_240, none)]), (20_000, []), (none, [])):
-        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, none))
-        store._allow_files()
-        assert asked == expected
-        asked.clear()
 
 
 def test_touched_and_moved_files_find_the_same_pack(corpus_folder, options, tmp_path):
@@ -199,14 +139,14 @@ def test_other_names_labels_and_tables_pack_nothing_again(corpus_folder, options
 def test_files_of_equal_content_are_packed_once(write_clip, tmp_path):
     files = [str(write_clip(tmp_path / f"{name}.npz", seed=name in "bd")) for name in "abcd"]
     for _ in range(2):  # built, then found
-        pack = pack_of(files, tmp_path / "cache")
+        pack = open_pack(files, tmp_path / "cache", {})
         assert pack.rows.tolist() == [0, 1, 0, 1]
         audio = pack.streams["audio"]
-        assert sum(len(times) for _, times in audio.shards) == 2 * 50
+        assert len(audio.times) == 2 * 50
         for one, other in ((0, 2), (1, 3)):
             np.testing.assert_array_equal(audio.clip(one).frames, audio.clip(other).frames)
         assert not np.array_equal(audio.clip(0).frames, audio.clip(1).frames)
-    one_of_each = pack_of(files[:2], tmp_path / "cache")
+    one_of_each = open_pack(files[:2], tmp_path / "cache", {})
     assert one_of_each.rows.tolist() == [0, 1] and len(packs(tmp_path / "cache")) == 1
 
 
@@ -218,9 +158,7 @@ def test_a_pack_serves_files_in_any_order_and_with_any_that_cannot_be_read(write
         os.symlink(tmp_path / "nowhere", name)
 
     def lengths_and_first(names: list[str]) -> list:
-        status = [os.stat(name) if name in files else os.lstat(name) for name in names]
-        found = [ClipFile(name, of.st_size, 0) for name, of in zip(names, status, strict=True)]
-        audio = open_pack(found, tmp_path / "cache", {}).streams["audio"]
+        audio = open_pack(names, tmp_path / "cache", {}).streams["audio"]
         return [audio.clip(row).frames[:1].tolist() for row in range(len(names))]
 
     a, b, c = lengths_and_first(files)
@@ -228,7 +166,7 @@ def test_a_pack_serves_files_in_any_order_and_with_any_that_cannot_be_read(write
     assert lengths_and_first([gone[0], *files]) == [[], a, b, c]
     assert lengths_and_first([*files[::-1], gone[1]]) == [c, b, a, []]
     for pack in packs(tmp_path / "cache"):
-        os.unlink(pack / "audio.npy")
+        os.unlink(pack / "audio-4.places")
     assert lengths_and_first(files[::-1]) == [c, b, a]
     assert lengths_and_first(files) == [a, b, c]
 
@@ -244,7 +182,7 @@ def test_each_modality_is_packed_as_far_as_it_is_there(clip_arrays, write_clip, 
         tmp_path / "gone.npz",
     ]
     files[-1].write_bytes(b"nothing")
-    pack = pack_of([*map(str, files)], tmp_path / "cache")
+    pack = open_pack([*map(str, files)], tmp_path / "cache", {})
     assert {name: of.lengths.tolist() for name, of in pack.streams.items()} == {
         "audio": [50, 50, 50, 50, 0],
         "text": [6, 0, 6, 0, 0],
@@ -259,6 +197,10 @@ def test_each_modality_is_packed_as_far_as_it_is_there(clip_arrays, write_clip, 
     assert "no .npz archive" in pack.reasons[4].pop("")
     assert not any(pack.reasons)
     np.testing.assert_array_equal(pack.spans["text"][[0, 2]], 2 * [[0, 5 / 6]])
+    (folder,) = packs(tmp_path / "cache")
+    kept = ("audio-4", "text-5", "video-3")
+    raw = {f"{name}.{what}" for name in kept for what in ("frames", "times", "places")}
+    assert {path.name for path in folder.iterdir()} == raw | {"index.json"}
     for row, seed in enumerate((1, 2, 3, 4)):
         expected = clip_arrays(seed=seed)["audio_features"]
         np.testing.assert_array_equal(pack.streams["audio"].clip(row).frames, expected)
@@ -289,11 +231,10 @@ def cut_short(path: Path) -> None:
     "name",
     [
         *(
-            f"{stream}-00000.{what}"
-            for stream in ("audio", "video")
-            for what in ("frames", "times")
+            f"{stream}.{what}"
+            for stream in ("audio-4", "video-3")
+            for what in ("frames", "times", "places")
         ),
-        *("audio.npy", "video.npy"),
         "index.json",
     ],
 )

@@ -17,7 +17,7 @@ def test_packed_streams_and_their_subsets_share_frames():
     assert some.lengths.tolist() == [2, 3]
     assert some.clip(0).frames.tolist() == [[2, 2], [2, 2]]
     assert some.clip_times(1).tolist() == [0, 1, 2]
-    assert np.shares_memory(some.clip(0).frames, ragged.shards[0][0])
+    assert np.shares_memory(some.clip(0).frames, ragged.frames)
 
 
 def test_frames_of_zeros_are_missing_where_that_is_said():
@@ -39,12 +39,10 @@ def test_only_what_is_mapped_is_read_ahead(tmp_path, monkeypatch):
     """In pieces that are at most 128 KiB long and begin with a page; a clip may have no rows."""
     path = tmp_path / "frames"
     np.zeros(200_000, np.float32).tofile(path)
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    frames = np.ndarray((50_000, 4), np.float32, mapped)
+    frames = np.asarray(np.memmap(path, np.float32, "r", shape=(50_000, 4)))
     times = np.zeros(50_000)
     lengths = np.array([10_000, 30_000, 0])
-    clips = Ragged(((frames, times),), np.zeros(3, int), np.array([1000, 20_000, 50_000]), lengths)
+    clips = Ragged(frames, times, np.array([1000, 20_000, 50_000]), lengths)
     advised, advise = [], stream_module._madvise
 
     def advise_and_note(at, size, advice):

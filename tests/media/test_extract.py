@@ -177,7 +177,7 @@ def test_a_record_gives_the_config_back(config):
     ("change", "words"),
     [
         ({"name": "openface"}, "video features by 'openface' are not made here"),
-        ({"version": 9}, "video: face-mesh version 1 instead of 9"),
+        ({"version": 9}, "video: face-mesh version 1 instead of face-mesh version 9"),
         ({"settings": {"rate": 30.0, "features": []}}, "video features"),
     ],
     ids=str,
