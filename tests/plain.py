@@ -24,7 +24,6 @@ LINUX = {
     resource: ("prlimit", "RLIMIT_OFILE", "RLIMIT_RTPRIO", "RLIMIT_NICE", "RUSAGE_THREAD"),
 }
 FUNCTIONS = ("madvise", "mallopt", "prctl", "posix_fadvise", "sched_setaffinity")
-FILES = 10_240  # that a process may open on macOS, which says that there is no limit
 
 
 class PlainLibrary(ctypes.CDLL):
@@ -42,17 +41,6 @@ def forbid_proc(event: str, arguments: tuple) -> None:
         raise FileNotFoundError(2, "No such file or directory", arguments[0])
 
 
-def limit_of_macos(kind: int, get=resource.getrlimit) -> tuple[int, int]:
-    return (256, resource.RLIM_INFINITY) if kind == resource.RLIMIT_NOFILE else get(kind)
-
-
-def set_limit_of_macos(kind: int, limits: tuple[int, int], change=resource.setrlimit) -> None:
-    if kind != resource.RLIMIT_NOFILE:
-        change(kind, limits)
-    elif not 0 <= limits[0] <= FILES:
-        raise ValueError("current limit exceeds maximum limit")
-
-
 for module, names in LINUX.items():
     for name in names:
         if hasattr(module, name):
@@ -60,7 +48,6 @@ for module, names in LINUX.items():
 if hasattr(os, "process_cpu_count"):  # from Python 3.13 on; it asks for the affinity
     os.process_cpu_count = os.cpu_count
 ctypes.CDLL = PlainLibrary
-resource.getrlimit, resource.setrlimit = limit_of_macos, set_limit_of_macos
 sys.addaudithook(forbid_proc)
 
 if __name__ == "__main__":

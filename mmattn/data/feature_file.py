@@ -53,7 +53,7 @@ def decode(
     try:
         archive = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # NumPy and zipfile raise ten kinds on damaged files
-        raise BadClip(f"no .npz archive of {len(content)} bytes: {_brief(error)}") from error
+        raise BadClip(f"no .npz archive of {len(content)} bytes: {error!r:.150}") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise BadClip("no .npz archive but a single array")
     keys = (key.removesuffix(FEATURES) for key in archive.files if key.endswith(FEATURES))
@@ -77,15 +77,6 @@ def check_overlap(spans: Mapping[str, tuple[float, float]]) -> None:
                 f"{name} ({start:.2f} to {end:.2f} s) and {other} ({begin:.2f} to {stop:.2f} s) "
                 "do not overlap in time"
             )
-
-
-def _brief(error: Exception) -> str:
-    text = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
-
-
-def _kind(array: np.ndarray | bytes) -> str:
-    return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "raw bytes"
 
 
 def _read_stream(archive: np.lib.npyio.NpzFile, modality: str, rate: float | None) -> Stream:
@@ -120,15 +111,14 @@ def _read_stream(archive: np.lib.npyio.NpzFile, modality: str, rate: float | Non
 def _read_numbers(archive: np.lib.npyio.NpzFile, key: str, dtype: type) -> np.ndarray:
     for attempt in reversed(range(ATTEMPTS)):
         try:
-            array = archive[key]
+            array = np.asarray(archive[key])  # of a member without a header, its raw bytes
             break
         except Exception as error:
             # Python 3.11 confuses two threads that parse at the same time, as NumPy does a header.
             if not attempt or not isinstance(error, SystemError):
-                raise BadClip(f"{key} is unreadable: {_brief(error)}") from error
-    # A member that is not in .npy form comes back as its raw bytes.
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise BadClip(f"{key} holds no numbers but {_kind(array)}")
+                raise BadClip(f"{key} is unreadable: {error!r:.150}") from error
+    if array.dtype.kind not in "fiu":
+        raise BadClip(f"{key} holds no numbers but {array.dtype} {array.shape}")
     with np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported
         array = np.asarray(array, dtype, order="C")
     bad = np.argwhere(~np.isfinite(np.atleast_1d(array)))
@@ -144,9 +134,9 @@ def _read_extractor(archive: np.lib.npyio.NpzFile) -> dict[str, dict]:
     if "extractor" not in archive.files:
         return {}
     try:
-        text = archive["extractor"]
-        if not isinstance(text, np.ndarray) or text.dtype.kind != "U" or text.ndim:
-            raise ValueError(f"expected one text, found {_kind(text)}")
+        text = np.asarray(archive["extractor"])
+        if text.dtype.kind != "U" or text.ndim:
+            raise ValueError(f"expected one text, found {text.dtype} {text.shape}")
         return parse_extractor(text.item())
     except Exception as error:  # SystemError at a character beyond Unicode, among others
-        raise BadClip(f"extractor is unreadable: {_brief(error)}") from error
+        raise BadClip(f"extractor is unreadable: {error!r:.150}") from error

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
@@ -34,7 +33,6 @@ from mmattn.files import write_text
 FORMAT = 5  # to be raised when reading or packing changes
 THREADS = 4
 CHUNK = 64  # files read ahead, so that few clips are in memory
-PLACE = 4  # numbers of a clip: first row, frames, first and last time in seconds
 
 Rates = Mapping[str, float]  # frames a second for files without timestamps, by modality
 
@@ -58,17 +56,14 @@ def open_pack(files: Sequence[str], folder: Path, rates: Rates) -> Pack:
     folder = folder.expanduser()
     status = [_size_and_time(file) for file in files]
     note = folder / "digests" / _hash([*zip(files, status, strict=True)])
-    done: Counter[str] = Counter()  # bytes
     try:
         if pack := _find(files, note, rates):
             return pack
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
-            return _find(files, note, rates) or _build(files, note, rates, done)
+            return _find(files, note, rates) or _build(files, note, rates)
     except OSError as error:
         needed = sum(size for size, _ in status)
-        if done["packed"]:
-            needed *= done["packed"] / done["read"]
         raise UserError(
             f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
             "are needed there; --data.cache names another folder"
@@ -150,7 +145,7 @@ def _load(folder: Path, contents: Sequence[str], rates: Rates) -> Pack:
     streams, spans = {}, {}
     for modality, (frames, width) in index["streams"].items():
         path = folder / key / f"{modality}-{width}"
-        places = _map(f"{path}.places", np.float64, PLACE, len(ordered))[:, rows]
+        places = _map(f"{path}.places", np.float64, 4, len(ordered))[:, rows]
         streams[modality] = Ragged(
             _map(f"{path}.frames", np.float32, frames, width),
             _map(f"{path}.times", np.float64, frames),
@@ -171,14 +166,14 @@ def _map(path: str, dtype: type, *shape: int) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype, "r", shape=shape))
 
 
-def _build(files: Sequence[str], note: Path, rates: Rates, done: Counter[str]) -> Pack:
-    """Read all files into a new pack and put it in its place; `done` counts bytes meanwhile."""
+def _build(files: Sequence[str], note: Path, rates: Rates) -> Pack:
+    """Read all files into a new pack and put it in its place."""
     folder = note.parents[1]
     build = folder / ".build"  # the only one: this process has the lock
     shutil.rmtree(build, ignore_errors=True)  # of a killed process
     build.mkdir()
     try:
-        contents = _pack(files, build, rates, done)
+        contents = _pack(files, build, rates)
         for path in (*build.iterdir(), build):
             _sync(path)
         target = folder / _place(contents, rates)[0]
@@ -191,40 +186,37 @@ def _build(files: Sequence[str], note: Path, rates: Rates, done: Counter[str]) -
     return _load(folder, contents, rates)
 
 
-def _pack(files: Sequence[str], build: Path, rates: Rates, done: Counter[str]) -> list[str]:
+def _pack(files: Sequence[str], build: Path, rates: Rates) -> list[str]:
     """Write the streams of all files and the index; the digest of each file, as `_digest`."""
     # Frames, first and last time by modality, width and content, in the order of the raw files.
-    places: defaultdict[str, defaultdict[int, dict[str, tuple]]]
-    places = defaultdict(lambda: defaultdict(dict))
+    places: dict[str, dict[int, dict[str, tuple]]] = {}
     reasons: dict[str, dict[str, str]] = {}  # by content
     extractors: dict[str, str] = {}  # JSON, by content
     contents: list[str] = []
     found = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
     with closing(found):  # or the bar would stay on the screen after an error
-        for content, size, streams, made_by in found:
+        for content, streams, extractor in found:
             contents.append(content)
-            done["read"] += size
             if content in extractors:
                 continue
-            extractors[content] = json.dumps(made_by, sort_keys=True)
+            extractors[content] = json.dumps(extractor, sort_keys=True)
             reasons[content] = {name: of for name, of in streams.items() if isinstance(of, str)}
             for name in streams.keys() - reasons[content]:
                 frames, times, _ = streams[name]
-                width = frames.shape[1]
-                places[name][width][content] = (len(frames), times[0], times[-1])
+                of_width = places.setdefault(name, {}).setdefault(frames.shape[1], {})
+                of_width[content] = (len(frames), times[0], times[-1])
                 for what, array in (("frames", frames), ("times", times)):
-                    with open(build / f"{name}-{width}.{what}", "ab") as raw:
+                    with open(build / f"{name}-{frames.shape[1]}.{what}", "ab") as raw:
                         raw.write(array)  # array.tofile would say nothing of a full disk
-                    done["packed"] += array.nbytes
     _, ordered, _ = _place(contents, rates)
-    kinds = {made_by: number for number, made_by in enumerate(dict.fromkeys(extractors.values()))}
+    kinds = {text: number for number, text in enumerate(dict.fromkeys(extractors.values()))}
     index = {
         "streams": {
             name: _keep_commonest(build, name, widths, ordered, reasons)
             for name, widths in sorted(places.items())
         },
         "reasons": [reasons[content] for content in ordered],
-        "extractors": [json.loads(made_by) for made_by in kinds],
+        "extractors": [*map(json.loads, kinds)],
         "extractor": [kinds[extractors[content]] for content in ordered],
     }
     (build / "index.json").write_text(json.dumps(index))
@@ -232,45 +224,37 @@ def _pack(files: Sequence[str], build: Path, rates: Rates, done: Counter[str]) -
 
 
 def _keep_commonest(
-    build: Path,
-    modality: str,
-    widths: Mapping[int, dict[str, tuple]],
-    ordered: Sequence[str],
-    reasons: Mapping[str, dict[str, str]],
+    build: Path, modality: str, widths: dict[int, dict], ordered: Sequence[str], reasons: dict
 ) -> tuple[int, int]:
-    """Write the places of the clips of the commonest width, drop the others and say why.
-
-    Returns all frames, and the width.
-    """
-    width = max(widths, key=lambda width: (len(widths[width]), width))
-    total = sum(map(len, widths.values()))
-    for other in widths.keys() - {width}:
-        for path in build.glob(f"{modality}-{other}.*"):
-            path.unlink()
+    """Frames and width of the width that most clips have; clips of others get a reason."""
+    width, *others = sorted(widths, key=lambda width: (len(widths[width]), width), reverse=True)
+    for other in others:
         for content in widths[other]:
             reasons[content][modality] = (
                 f"{modality}_features are {other} wide, "
-                f"{width} in {len(widths[width])} of {total} files"
+                f"{width} in {len(widths[width])} of {sum(map(len, widths.values()))} files"
             )
-    lengths, first, last = np.transpose([*widths[width].values()])
-    places = np.zeros((PLACE, len(ordered)))
+        for path in build.glob(f"{modality}-{other}.*"):
+            path.unlink()
+    places = np.zeros((4, len(ordered)))  # first row, frames, first and last time of each clip
+    lengths, *times = np.transpose([*widths[width].values()])
     rows = np.searchsorted(ordered, [*widths[width]])
-    places[:, rows] = np.cumsum(lengths) - lengths, lengths, first, last
+    places[:, rows] = np.cumsum(lengths) - lengths, lengths, *times
     (build / f"{modality}-{width}.places").write_bytes(places.tobytes())
     return int(lengths.sum()), width
 
 
-def _read(file: str, rates: Rates) -> tuple[str, int, dict[str, Stream | str], dict[str, dict]]:
-    """The digest of a file, as `_digest`, its bytes, what is in it, and its extractor."""
-    digest, data = file, b""
+def _read(file: str, rates: Rates) -> tuple[str, dict[str, Stream | str], dict[str, dict]]:
+    """The digest of a file, as `_digest`, what is in it, and its extractor."""
+    digest = file
     try:
         data = Path(file).read_bytes()
         digest = hashlib.sha256(data).hexdigest()
-        return digest, len(data), *decode(data, rates)
+        return digest, *decode(data, rates)
     except OSError as error:
-        return digest, len(data), {"": f"unreadable: {error.strerror}"}, {}
+        return digest, {"": f"unreadable: {error.strerror}"}, {}
     except BadClip as error:
-        return digest, len(data), {"": str(error)}, {}
+        return digest, {"": str(error)}, {}
 
 
 def _sync(path: Path) -> None:

@@ -328,5 +328,5 @@ def test_what_confuses_python_once_is_read_again(
     if readable:
         assert len(streams_of(path)["audio"].frames) == 50
     else:
-        with pytest.raises(BadClip, match="unreadable: SystemError: AST"):
+        with pytest.raises(BadClip, match=r"unreadable: SystemError\(.AST"):
             streams_of(path)
