@@ -97,7 +97,7 @@ def _find(files: Sequence[str], note: Path, rates: Rates) -> Pack | None:
     if len(contents) != len(files):
         if not note.parent.exists():  # nothing was packed yet: no file need be read twice
             return None
-        contents = list(_in_threads(_digest, files, "Comparing with the cache"))
+        contents = [one for one, *_ in _in_threads(_read, files, "Comparing with the cache")]
         with suppress(OSError):  # then the next start compares again
             _remember(files, note, contents)
     with suppress(OSError, ValueError, IndexError):  # missing or damaged
@@ -109,15 +109,6 @@ def _remember(files: Sequence[str], note: Path, contents: Sequence[str]) -> None
     if not {*files} & {*contents}:
         note.parent.mkdir(exist_ok=True)
         write_text(note, "\n".join(contents))
-
-
-def _digest(file: str) -> str:
-    """SHA-256 of the file's content; its path if it cannot be read."""
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return file
 
 
 def _place(contents: Sequence[str], rates: Rates) -> tuple[str, list[str], np.ndarray]:
@@ -187,7 +178,7 @@ def _build(files: Sequence[str], note: Path, rates: Rates) -> Pack:
 
 
 def _pack(files: Sequence[str], build: Path, rates: Rates) -> list[str]:
-    """Write the streams of all files and the index; the digest of each file, as `_digest`."""
+    """Write the streams of all files and the index; what stands for each file, as of `_read`."""
     # Frames, first and last time by modality, width and content, in the order of the raw files.
     places: dict[str, dict[int, dict[str, tuple]]] = {}
     reasons: dict[str, dict[str, str]] = {}  # by content
@@ -244,13 +235,15 @@ def _keep_commonest(
     return int(lengths.sum()), width
 
 
-def _read(file: str, rates: Rates) -> tuple[str, dict[str, Stream | str], dict[str, dict]]:
-    """The digest of a file, as `_digest`, what is in it, and its extractor."""
+def _read(
+    file: str, rates: Rates | None = None
+) -> tuple[str, dict[str, Stream | str], dict[str, dict]]:
+    """SHA-256 of a file, its path if it cannot be read; with `rates` also what `decode` finds."""
     digest = file
     try:
         data = Path(file).read_bytes()
         digest = hashlib.sha256(data).hexdigest()
-        return digest, *decode(data, rates)
+        return digest, *(({}, {}) if rates is None else decode(data, rates))
     except OSError as error:
         return digest, {"": f"unreadable: {error.strerror}"}, {}
     except BadClip as error:

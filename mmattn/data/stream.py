@@ -65,12 +65,14 @@ class Ragged:
 
     def clip(self, index: int) -> Stream:
         """One clip; its frames are not copied."""
-        frames = self.frames[self._rows(index)]
+        start = self.starts[index]
+        frames = self.frames[start : start + self.lengths[index]]
         return make_stream(frames, self.clip_times(index), self.zero_is_missing)
 
     def clip_times(self, index: int) -> np.ndarray:
         """Times [T] of one clip's frames in seconds; not copied without a delay."""
-        times = self.times[self._rows(index)]
+        start = self.starts[index]
+        times = self.times[start : start + self.lengths[index]]
         return times + self.delay if self.delay else times
 
     def read_ahead(self, index: int) -> None:
@@ -87,13 +89,6 @@ class Ragged:
                 for at in range(first - first % mmap.PAGESIZE, stop, ADVISED):
                     _madvise(at, min(ADVISED, stop - at), mmap.MADV_WILLNEED)
 
-    def _rows(self, index: int) -> slice:
-        return slice(self.starts[index], self.starts[index] + self.lengths[index])
-
-    def _all_times(self, least: int = 1) -> Iterator[np.ndarray]:
-        """The times of each clip that has so many frames."""
-        return map(self.clip_times, np.flatnonzero(self.lengths >= least))
-
     def select(self, indices: np.ndarray) -> "Ragged":
         """The clips `indices`, in that order; the frames are shared."""
         return replace(self, starts=self.starts[indices], lengths=self.lengths[indices])
@@ -103,10 +98,14 @@ class Ragged:
         starts = self.starts + bounds[:, 0]
         return replace(self, starts=starts, lengths=bounds[:, 1] - bounds[:, 0])
 
+    def _times(self, least: int = 1) -> Iterator[np.ndarray]:
+        """Of each clip that has so many frames."""
+        return map(self.clip_times, np.flatnonzero(self.lengths >= least))
+
     def longest_span(self, frames: int) -> float:
         """Seconds that so many neighbouring frames of a clip last at most."""
         spans = [0.0]
-        for times in self._all_times():
+        for times in self._times():
             last = min(frames, len(times)) - 1
             spans.append((times[last:] - times[: len(times) - last]).max())
         return max(spans)
@@ -114,14 +113,14 @@ class Ragged:
     def most_within(self, seconds: float) -> int:
         """Frames of a clip that lie within so many seconds at most."""
         counts = [0]
-        for times in self._all_times():
+        for times in self._times():
             end = np.searchsorted(times, times + seconds, "right")
             counts.append((end - np.arange(len(times))).max())
         return int(max(counts))
 
     def spacings(self) -> np.ndarray:
         """Mean seconds from frame to frame of each clip that has two or more frames."""
-        return np.array([(one[-1] - one[0]) / (len(one) - 1) for one in self._all_times(2)])
+        return np.array([(one[-1] - one[0]) / (len(one) - 1) for one in self._times(2)])
 
 
 def pack_streams(streams: Sequence[Stream], zero_is_missing: bool = False) -> Ragged:
