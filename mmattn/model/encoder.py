@@ -1,4 +1,6 @@
-"""The encoders: a bidirectional LSTM stack a modality, with temporal attention or without."""
+"""The encoder of a modality: a bidirectional LSTM stack, with temporal attention or without."""
+
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,20 +13,25 @@ from mmattn.model.lstm import LSTM
 
 
 class Encoder(nnx.Module):
-    """A bidirectional LSTM stack over the frames of one modality."""
+    """A bidirectional LSTM stack over the frames of one modality; attention to them if it pools."""
 
-    def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
+    def __init__(
+        self, name: str, features: int, config: ModelConfig, pools: bool, streams: Iterator, rngs
+    ):
         layers, dropouts = [], []
-        for number, width in enumerate(units):
+        for number, units in enumerate(config.units_of(name)):
             rate = config.layer_dropout if number else config.input_dropout
             dropouts.append(Dropout(rate, next(streams)))
             layers.append(
-                [LSTM(features, width, reverse=back, rngs=rngs) for back in (False, True)]
+                [LSTM(features, units, reverse=back, rngs=rngs) for back in (False, True)]
             )
-            features = 2 * width
+            features = 2 * units
         self.dropouts = nnx.List(dropouts)
         self.layers = nnx.List(nnx.List(pair) for pair in layers)
         self.features = features
+        if pools:
+            self.attention = TemporalAttention(features, rngs=rngs)
+            self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
 
     def encode(self, stream: Stream, training: Training | None) -> Array:
         """Embed normalised frames: [T, B, H], 0 in the padding."""
@@ -33,15 +40,6 @@ class Encoder(nnx.Module):
             x = dropout(x, training)
             x = jnp.concatenate([ahead(x, length), back(x, length)], axis=-1)
         return x
-
-
-class Branch(Encoder):
-    """An encoder and temporal attention over its frames."""
-
-    def __init__(self, features: int, units: tuple[int, ...], config: ModelConfig, streams, rngs):
-        super().__init__(features, units, config, streams, rngs)
-        self.attention = TemporalAttention(self.features, rngs=rngs)
-        self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
 
     def pool(self, x: Array, valid: Array, training: Training | None) -> tuple[Array, Array]:
         """Frames [T, B, H] and valid [B, T] -> [B, H] and attention [B, T].

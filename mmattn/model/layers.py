@@ -29,12 +29,7 @@ class TemporalAttention(nnx.Module):
         self.kernel = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), (features, 1)))
 
     def __call__(self, x: Array, valid: Array, bias: Array | float = 0.0) -> tuple[Array, Array]:
-        """Pool frames.
-
-        Args:
-            x: [T, B, H] frames.
-            valid: [T, B] bool.
-            bias: [T, B] added to the scores.
+        """Pool frames x [T, B, H] where valid [T, B]; `bias` [T, B] is added to the scores.
 
         Returns:
             [B, H] the mean and [T, B] the weights: they sum to 1 over the valid frames and are
@@ -46,15 +41,11 @@ class TemporalAttention(nnx.Module):
         return jnp.einsum("tb,tbh->bh", weights, x), weights
 
 
-def time_statistics(x: Array, valid: Array) -> Array:
-    """Mean, deviation, minimum, maximum and mean absolute change of each feature over time.
+def functionals(x: Array, valid: Array) -> Array:
+    """Mean, standard deviation, minimum, maximum, mean absolute change over time of each feature.
 
-    Args:
-        x: [T, B, F] frames.
-        valid: [T, B] bool; a change counts between neighbours that are both valid.
-
-    Returns:
-        [B, 5 F]; zeros for a clip without any valid frame.
+    From frames [T, B, F] and valid [T, B] bool: [B, 5 F]; zeros for a clip without any valid frame.
+    A change counts between neighbours that are both valid.
     """
     inside = valid[..., None]
     count = jnp.maximum(inside.sum(0), 1)
@@ -65,15 +56,15 @@ def time_statistics(x: Array, valid: Array) -> Array:
     least, most = jnp.where(inside, x, jnp.inf).min(0), jnp.where(inside, x, -jnp.inf).max(0)
     both = inside[1:] & inside[:-1]
     change = jnp.where(both, jnp.abs(x[1:] - x[:-1]), 0).sum(0) / jnp.maximum(both.sum(0), 1)
-    statistics = jnp.concatenate([mean, deviation, least, most, change], axis=-1)
-    return jnp.where(valid.any(0)[:, None], statistics, 0)
+    found = jnp.concatenate([mean, deviation, least, most, change], axis=-1)
+    return jnp.where(valid.any(0)[:, None], found, 0)
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy, 2015) of [B, F] over the clips of all devices.
 
     Unlike `flax.nnx.BatchNorm`, whose mean over devices gives every device the same say, it sums
-    over devices before it divides: a batch that fills only some devices, or ends in filler, has
+    over devices before it divides: a batch that fills only some devices, or ends in padding, has
     the statistics of its clips, so the number of devices does not change the training.
     """
 
@@ -87,12 +78,9 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(features))
 
     def __call__(self, x: Array, training: Training | None, weight: Array) -> Array:
-        """Normalise by the batch in training, by the running statistics otherwise.
+        """Normalise x [B, F] by the batch in training, by the running statistics otherwise.
 
-        Args:
-            x: [B, F].
-            training: see `Training`.
-            weight: [B] 1 for a clip, 0 for filler.
+        `weight` [B] is 1 for a clip, 0 for padding.
         """
         if training is None:
             mean, var = self.mean[...], self.var[...]
@@ -122,8 +110,8 @@ class Dropout(nnx.Module):
             return x
 
         def draw(key):
-            key = jax.random.fold_in(key, self.stream)
-            return jax.random.bernoulli(key, 1 - self.rate, x.shape[-1:])
+            own = jax.random.fold_in(key, self.stream)
+            return jax.random.bernoulli(own, 1 - self.rate, x.shape[-1:])
 
         keep = jax.vmap(draw)(training.keys)
         return jnp.where(keep, x / (1 - self.rate), 0)

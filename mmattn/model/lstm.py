@@ -43,19 +43,13 @@ class LSTM(nnx.Module):
         Returns:
             [T, B, units] hidden states, exactly 0 in the padding.
         """
-        return lstm(
-            x,
-            length,
-            self.input_kernel[...],
-            self.recurrent_kernel[...],
-            self.bias[...],
-            self.reverse,
-        )
+        kernels = self.input_kernel[...], self.recurrent_kernel[...]
+        return lstm(x, length, *kernels, self.bias[...], self.reverse)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def lstm(x, length, input_kernel, recurrent_kernel, bias, reverse=False):
-    """The layer as a function: [T, B, F] -> [T, B, H]. See `LSTM`."""
+    """The layer as a function: x [T, B, F] and its weights -> [T, B, H]. See `LSTM`."""
     run = _implementation(x.dtype).forward
     return run(x, length, input_kernel, recurrent_kernel, bias, reverse)[0]
 
@@ -63,10 +57,9 @@ def lstm(x, length, input_kernel, recurrent_kernel, bias, reverse=False):
 def _forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
     # The input kernel is kept for the gradient of x alone, which data does not need.
     kept = input_kernel.value if x.perturbed else None
-    x, length, recurrent_kernel = x.value, length.value, recurrent_kernel.value
-    run = _implementation(x.dtype).forward
-    h, c, t = run(x, length, input_kernel.value, recurrent_kernel, bias.value, reverse)
-    return h, (x, h, c, t, length, kept, recurrent_kernel)
+    x, length, *weights = (one.value for one in (x, length, input_kernel, recurrent_kernel, bias))
+    h, c, t = _implementation(x.dtype).forward(x, length, *weights, reverse)
+    return h, (x, h, c, t, length, kept, weights[1])
 
 
 def _backward(reverse, saved, dh):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax import Array, ShapeDtypeStruct
+from jax import ShapeDtypeStruct
 
 from mmattn.console import complain
 from mmattn.files import CACHE
@@ -43,10 +43,9 @@ def usable() -> bool:
 def load() -> bool:
     """Build the kernel, unless an earlier run did, and make it known to JAX.
 
-    Returns:
-        False where there is no C++ compiler, or where it fails, which is said.
+    False where there is no C++ compiler, or where it fails, with a message.
     """
-    compiler = find_compiler()
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         return False
     try:
@@ -61,16 +60,8 @@ def load() -> bool:
     return True
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler: $CXX or c++."""
-    return shutil.which(os.environ.get("CXX", "c++"))
-
-
 def library(compiler: str) -> Path:
-    """The shared library for this source, compiler with $CXXFLAGS, JAX and processor.
-
-    It is built if it is new.
-    """
+    """The library for this source, compiler, $CXXFLAGS, JAX and processor, built if it is new."""
     flags = (*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")))
     parts = (SOURCE.read_text(), *flags, version("jaxlib"), os.path.realpath(compiler), processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -86,43 +77,25 @@ def library(compiler: str) -> Path:
     return path
 
 
-def forward(
-    x: Array,
-    length: Array,
-    input_kernel: Array,
-    recurrent_kernel: Array,
-    bias: Array,
-    reverse: bool,
-) -> tuple[Array, Array, Array]:
+def forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
     """See `scan.forward`; the padding of t is not set."""
-    time, batch, _ = x.shape
-    units = len(recurrent_kernel)
-    shapes = (time, batch, units), (time, batch, units), (time, batch, 4 * units)
-    call = jax.ffi.ffi_call("LstmForward", _results(shapes), vmap_method="sequential")
-    return tuple(call(x, jnp.int32(length), input_kernel, recurrent_kernel, bias, reverse=reverse))
+    states = (*x.shape[:2], len(recurrent_kernel))
+    shapes = states, states, (*x.shape[:2], len(bias))
+    inputs = x, jnp.int32(length), input_kernel, recurrent_kernel, bias
+    return tuple(_call("LstmForward", shapes)(*inputs, reverse=reverse))
 
 
-def backward(
-    dh: Array,
-    x: Array,
-    h: Array,
-    c: Array,
-    t: Array,
-    length: Array,
-    input_kernel: Array | None,
-    recurrent_kernel: Array,
-    reverse: bool,
-) -> tuple[Array | None, Array, Array, Array]:
+def backward(dh, x, h, c, t, length, input_kernel, recurrent_kernel, reverse):
     """See `scan.backward`."""
-    gates = t.shape[-1]
-    kernel = jnp.zeros((0, gates), x.dtype) if input_kernel is None else input_kernel
-    dx_shape = (0,) if input_kernel is None else x.shape
+    gates, with_dx = t.shape[-1], input_kernel is not None
+    kernel = input_kernel if with_dx else jnp.zeros((0, gates), x.dtype)
+    dx_shape = x.shape if with_dx else (0,)
     shapes = dx_shape, (x.shape[-1], gates), recurrent_kernel.shape, (gates,)
-    call = jax.ffi.ffi_call("LstmBackward", _results(shapes), vmap_method="sequential")
-    results = call(dh, x, h, c, t, jnp.int32(length), kernel, recurrent_kernel, reverse=reverse)
-    dx, d_input, d_recurrent, d_bias = results
-    return (None if input_kernel is None else dx), d_input, d_recurrent, d_bias
+    inputs = dh, x, h, c, t, jnp.int32(length), kernel, recurrent_kernel
+    dx, *others = _call("LstmBackward", shapes)(*inputs, reverse=reverse)
+    return dx if with_dx else None, *others
 
 
-def _results(shapes):
-    return [ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+def _call(name, shapes):
+    results = [ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.ffi.ffi_call(name, results, vmap_method="sequential")

@@ -6,19 +6,12 @@ only the gate gradients dZ, and dW_x, dW_h and dX are one large product each aft
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 
 PADDING_GATE = -1e4  # tanh of it is exactly −1: input and forget gate 0, so state and output 0
 
 
-def forward(
-    x: Array,
-    length: Array,
-    input_kernel: Array,
-    recurrent_kernel: Array,
-    bias: Array,
-    reverse: bool,
-) -> tuple[Array, Array, Array]:
+def forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
     """Run over time; arguments as in `lstm.lstm`.
 
     Returns:
@@ -46,17 +39,7 @@ def forward(
     return states
 
 
-def backward(
-    dh: Array,
-    x: Array,
-    h: Array,
-    c: Array,
-    t: Array,
-    length: Array,
-    input_kernel: Array | None,
-    recurrent_kernel: Array,
-    reverse: bool,
-) -> tuple[Array | None, Array, Array, Array]:
+def backward(dh, x, h, c, t, length, input_kernel, recurrent_kernel, reverse):
     """Gradients from those of the hidden states, dh [T, B, H]; h, c and t are of `forward`.
 
     Returns:
@@ -72,15 +55,9 @@ def backward(
         i, f, o, g = _gates(t, units)
         dh = dh + dh_out
         dc = dc + dh * o * (1 - tanh_c * tanh_c)
-        dz = jnp.concatenate(
-            [
-                dc * g * i * (1 - i),
-                dc * c_before * f * (1 - f),
-                dh * tanh_c * o * (1 - o),
-                dc * i * (1 - g * g),
-            ],
-            axis=-1,
-        )
+        d_input, d_forget = dc * g * i * (1 - i), dc * c_before * f * (1 - f)
+        d_output, d_cell = dh * tanh_c * o * (1 - o), dc * i * (1 - g * g)
+        dz = jnp.concatenate([d_input, d_forget, d_output, d_cell], axis=-1)
         dz = lax.optimization_barrier(dz)
         return (dz @ recurrent_kernel.T, dc * f), dz
 
@@ -101,5 +78,4 @@ def _gates(t, units):
 def _before(states, reverse):
     """The states [T, B, H] one step earlier in the direction of the scan, first 0."""
     zero = jnp.zeros_like(states[:1])
-    parts = [states[1:], zero] if reverse else [zero, states[:-1]]
-    return jnp.concatenate(parts)
+    return jnp.concatenate([states[1:], zero] if reverse else [zero, states[:-1]])

@@ -223,7 +223,7 @@ class Learner:
             ),
             Sums(batch.weight.sum(), batch.weight @ loss, correct),
             StepCheck(
-                jnp.isfinite(output.features).all(-1), jnp.isfinite(loss), gradient @ gradient
+                jnp.isfinite(output.fused.features).all(-1), jnp.isfinite(loss), gradient @ gradient
             ),
         )
 
@@ -256,7 +256,7 @@ class Learner:
             output = network(batch)
             probabilities = jax.nn.softmax(output.logits)
             loss = self.loss(output, batch, settings)
-            return Prediction(loss, probabilities, output.attention)
+            return Prediction(loss, probabilities, output.fused.attention)
 
         return jax.lax.map(predict, batches)
 

@@ -412,12 +412,12 @@ def test_garbage_in_the_padding_changes_no_bit(model, batch):
 
 def test_attention_sums_to_one_over_both_modalities(model, batch):
     output = model.predict(batch)
-    total = sum(weights.sum(1) for weights in output.attention.values())
+    total = sum(weights.sum(1) for weights in output.fused.attention.values())
     np.testing.assert_allclose(total, 1, rtol=1e-5)
     for name in WIDTHS:
         valid = batch.streams[name].valid
-        assert (np.asarray(output.attention[name]) > 0)[valid].all()
-        to_the_other = np.asarray(output.attended[name][OTHER[name]].weights).sum(-1)
+        assert (np.asarray(output.fused.attention[name]) > 0)[valid].all()
+        to_the_other = np.asarray(output.fused.attended[name][OTHER[name]].weights).sum(-1)
         near = to_the_other > 0
         np.testing.assert_allclose(to_the_other[near], 1, rtol=1e-5)
         assert near[valid].mean() > 0.5
@@ -437,8 +437,8 @@ def test_a_missing_modality_is_harmless(model, batch, missing, how):
     for values in jax.tree.leaves((output, model.train(changed))):
         assert np.isfinite(values).all()
     for name in missing:
-        assert not output.attention[name][0].any()
-    total = sum(weights[0].sum() for weights in output.attention.values())
+        assert not output.fused.attention[name][0].any()
+    total = sum(weights[0].sum() for weights in output.fused.attention.values())
     assert total == pytest.approx(0 if len(missing) == 2 else 1, abs=1e-5)
     np.testing.assert_allclose(output.logits[1:], model.predict(batch).logits[1:], atol=1e-6)
 

@@ -7,14 +7,8 @@ import pytest
 from flax import nnx
 
 from mmattn.data.stream import Stream
-from mmattn.evaluate.baseline import time_statistics as linear_baseline_statistics
-from mmattn.model.layers import (
-    BatchNorm,
-    Dropout,
-    TemporalAttention,
-    Training,
-    time_statistics,
-)
+from mmattn.evaluate.baseline import time_statistics
+from mmattn.model.layers import BatchNorm, Dropout, TemporalAttention, Training, functionals
 from mmattn.train import devices
 
 
@@ -175,16 +169,15 @@ def test_no_dropout_in_prediction_or_at_rate_zero(keys):
     np.testing.assert_array_equal(Dropout(0.0, 0)(x, training(keys)), x)
 
 
-def test_time_statistics_are_those_of_the_linear_baseline():
+def test_functionals_over_time_are_those_of_the_linear_baseline():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((9, 3, 4)).astype(np.float32)
     valid = np.ones((9, 3), bool)
     valid[7:, 0] = valid[4, 1] = valid[:, 2] = False
-    found = time_statistics(jnp.asarray(x), jnp.asarray(valid))
+    found = functionals(jnp.asarray(x), jnp.asarray(valid))
     expected = [
-        linear_baseline_statistics(Stream(x[:, clip], np.arange(9.0), valid[:, clip]))
-        for clip in range(3)
+        time_statistics(Stream(x[:, clip], np.arange(9.0), valid[:, clip])) for clip in range(3)
     ]
     np.testing.assert_allclose(found, expected, atol=2e-6)
-    gradient = jax.grad(lambda x: time_statistics(x, valid).sum())(x)
+    gradient = jax.grad(lambda x: functionals(x, valid).sum())(x)
     assert np.isfinite(gradient).all()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from shutil import which
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ CLIPS, OTHERS = np.arange(4), np.arange(3, 12)
 @pytest.fixture(params=["jax", "native"], scope="module")
 def kernel(request):
     """Scans or the C++ kernel."""
-    if native.find_compiler() is None and request.param == "native":
+    if which("c++") is None and request.param == "native":
         pytest.skip("no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMATTN_KERNEL", request.param)
@@ -110,20 +111,20 @@ def test_it_is_predicted_as_one_with_invalid_frames(kernel, fusion, whole, lacki
         change = probabilities(complete)[clip] - probabilities(expected)[clip]
         assert np.abs(change).max() > 1e-3
         np.testing.assert_allclose(alone[clip].logits[0], expected.logits[clip], atol=1e-5)
-        assert not np.any(found.attention[lost][clip])
-        weights = np.asarray(found.attention[kept][clip])
-        np.testing.assert_allclose(weights, expected.attention[kept][clip], atol=1e-6)
+        assert not np.any(found.fused.attention[lost][clip])
+        weights = np.asarray(found.fused.attention[kept][clip])
+        np.testing.assert_allclose(weights, expected.fused.attention[kept][clip], atol=1e-6)
         np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
 
 
 def test_concatenation_has_zeros_in_its_place(whole, lacking):
     network, complete = predict(whole, CLIPS, MODELS["concat"])
     _, found = predict(lacking, CLIPS, MODELS["concat"])
-    features = np.array(complete.features)
+    features = np.array(complete.fused.features)
     split = network.branches["audio"].features
     for clip, lost in LACKS.items():
         features[clip, slice(split) if lost == "audio" else slice(split, None)] = 0
-    np.testing.assert_allclose(found.features, features, atol=1e-6)
+    np.testing.assert_allclose(found.fused.features, features, atol=1e-6)
     np.testing.assert_allclose(found.head_logits, network.classifier(features), atol=1e-5)
 
 

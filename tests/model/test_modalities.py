@@ -101,7 +101,7 @@ def test_padding_and_the_order_of_clips_have_no_influence(network, batch):
     np.testing.assert_allclose(found.logits, expected.logits[order], atol=1e-5)
     for name in config.modalities:
         np.testing.assert_allclose(
-            found.attention[name], expected.attention[name][order], atol=1e-5
+            found.fused.attention[name], expected.fused.attention[name][order], atol=1e-5
         )
 
 
@@ -130,7 +130,7 @@ def test_times_matter_to_cross_alone_and_only_their_differences(network, batch, 
 def test_each_modality_of_the_network_counts_and_no_other(network, batch):
     model, config = network
     expected = model.predict(batch)
-    assert [*expected.attention] == sorted(config.modalities)
+    assert [*expected.fused.attention] == sorted(config.modalities)
     for name, part in batch.streams.items():
         spoilt = part._replace(frames=-part.frames)
         moved = model.predict(batch_of(**batch.streams | {name: spoilt})).logits - expected.logits
@@ -140,12 +140,12 @@ def test_each_modality_of_the_network_counts_and_no_other(network, batch):
     for gradient in jax.tree.leaves(gradients):
         assert np.abs(gradient).max() > 0
     if config.fusion == "cross":
-        total = sum(weights.sum(1) for weights in expected.attention.values())
+        total = sum(weights.sum(1) for weights in expected.fused.attention.values())
         np.testing.assert_allclose(total, 1, rtol=1e-5)
-        pairs = [(name, other) for name, of in expected.attended.items() for other in of]
+        pairs = [(name, other) for name, of in expected.fused.attended.items() for other in of]
         assert sorted(pairs) == sorted(permutations(config.modalities, 2))
         for name, other in pairs:
-            sums = np.asarray(expected.attended[name][other].weights).sum(-1)
+            sums = np.asarray(expected.fused.attended[name][other].weights).sum(-1)
             near = sums > 0
             np.testing.assert_allclose(sums[near], 1, rtol=1e-5)
             assert near[batch.streams[name].valid].mean() > 0.3
@@ -164,7 +164,7 @@ def test_a_clip_may_lack_any_of_them(network, batch, how):
         output = model.predict(lacking)
         for values in jax.tree.leaves((output, model.train(lacking))):
             assert np.isfinite(values).all()
-        assert not output.attention[name][0].any()
+        assert not output.fused.attention[name][0].any()
         np.testing.assert_allclose(output.logits[1:], expected.logits[1:], atol=1e-5)
         assert np.abs(output.logits[0] - expected.logits[0]).max() > 1e-4
 

@@ -89,7 +89,7 @@ def assert_same(found, expected):
 
 
 def test_attention_sums_to_one_over_the_valid_frames(model, batch):
-    attention = model.predict(batch).attention
+    attention = model.predict(batch).fused.attention
     for name in WIDTHS:
         valid, weights = batch.streams[name].valid, np.asarray(attention[name])
         np.testing.assert_allclose(weights.sum(1), valid.any(1), rtol=1e-6)
@@ -134,7 +134,7 @@ def test_longer_padding_does_not_change_logits(model, batch):
     np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-5)
     for name, frames in FRAMES.items():
         np.testing.assert_allclose(
-            found.attention[name][:, :frames], expected.attention[name], atol=1e-5
+            found.fused.attention[name][:, :frames], expected.fused.attention[name], atol=1e-5
         )
 
 
@@ -174,7 +174,7 @@ def test_a_missing_modality_is_harmless(model, batch, missing):
         for values in jax.tree.leaves((output, model.train(lacking))):
             assert np.isfinite(values).all()
         for name in missing:
-            assert (np.asarray(output.attention[name])[clips] == 0).all()
+            assert (np.asarray(output.fused.attention[name])[clips] == 0).all()
 
 
 @pytest.mark.parametrize(("name", "other"), [("audio", "video"), ("video", "audio")])
@@ -182,7 +182,7 @@ def test_a_network_of_one_modality_has_that_branch_alone(batch, name, other):
     config = ModelConfig(modalities=(name,), units={name: (3,)}, head_units=(), head_dropout=())
     model = Model(config, WIDTHS)
     output = model.predict(batch)
-    assert list(output.attention) == list(output.embeddings) == [name]
+    assert list(output.fused.attention) == list(output.embeddings) == [name]
     for path, _ in nnx.to_flat_state(model.params):
         assert other not in path
     changed = with_streams(batch, **{other: stream(other, (1, 2, 3, 4), seed=5)})

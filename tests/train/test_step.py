@@ -21,7 +21,7 @@ def loss(gamma, shares, statistics=None, weights=(1.0, 1.0)) -> np.ndarray:
     learner = Learner(MODEL, TrainConfig(gamma=gamma), {"audio": 2}, 2, 1)
     nothing = [None] * len(Batch._fields)
     batch = Batch(*nothing)._replace(label=OWN, mixup_label=OTHER, mixup_lambda=shares)
-    output = Output(LOGITS, LOGITS, statistics, None, {}, {}, {})
+    output = Output(LOGITS, LOGITS, statistics, {}, None)
     settings = Settings(None, np.array(weights, np.float32), np.float32(0))
     return np.asarray(learner.loss(output, batch, settings))
 

@@ -1,18 +1,14 @@
-"""How the embedded frames of all modalities become one vector a clip; a fusion is a line here.
-
-A fusion is a module with `Encoder`, the class of its encoders; `uses_times`; `geometry(streams,
-config)`, what it must know of the clips before it is compiled, hashable; `features`, of the vector;
-and a call that gives `Fused`.
-"""
+"""How the embedded frames of all modalities become one vector a clip; a fusion is a line here."""
 
 from mmattn.errors import UserError
+from mmattn.model.fusion.base import Fusion
 from mmattn.model.fusion.concat import Concat
 from mmattn.model.fusion.cross import Cross
 
 FUSIONS = {"concat": Concat, "cross": Cross}
 
 
-def fusion_of(name: str) -> type:
+def fusion_of(name: str) -> type[Fusion]:
     """The fusion of that name; UserError if there is none."""
     if name not in FUSIONS:
         raise UserError(f"--model.fusion {name}: expected {' or '.join(FUSIONS)}")

@@ -4,21 +4,21 @@ All streams carry their times in seconds, and only differences of times enter, s
 them changes nothing and a shift of one does.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from itertools import accumulate, permutations
+from collections.abc import Collection, Mapping
+from functools import partial
+from itertools import permutations
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from mmattn.config import ModelConfig
-from mmattn.data.stream import PADDING, Ragged, Stream
-from mmattn.model.encoder import Encoder
-from mmattn.model.fusion.fused import Attended, Fused
-from mmattn.model.layers import Dropout, TemporalAttention, Training
+from mmattn.data.stream import PADDING, Ragged
+from mmattn.model.fusion.base import Attended, Fused, Fusion
+from mmattn.model.layers import Dropout, TemporalAttention
 
 CHUNK_S = 1.0  # seconds of frames that attend to the same slice of the other modality
 NARROWEST = 0.05  # seconds, initial width of the narrowest head
@@ -58,12 +58,7 @@ class CrossAttention(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, chunks: Window):
-        """Heads of graded widths, all centred on the frame itself.
-
-        Args:
-            config: heads and window.
-            chunks: see `window_of`.
-        """
+        """Heads of graded widths, all centred on the frame itself; `chunks` are of `window_of`."""
         heads, window = config.cross_heads, config.cross_window
         self.centre = nnx.Param(jnp.zeros(heads))
         self.log_width = nnx.Param(jnp.log(jnp.geomspace(min(NARROWEST, window), window, heads)))
@@ -72,33 +67,34 @@ class CrossAttention(nnx.Module):
     def __call__(
         self, query: Array, times: Array, key: Array, value: Array, others: Array, valid: Array
     ) -> tuple[Array, Attended]:
-        """Attend.
+        """Attend from query [B, T, D] at `times` [B, T] to key and value [B, S, D] at `others`.
 
-        Args:
-            query: [B, T, D] of the frames that attend.
-            times: [B, T] their times (s), increasing; `PADDING` in the padding.
-            key: [B, S, D] of the other modality's frames.
-            value: [B, S, D] likewise.
-            others: [B, S] their times, likewise.
-            valid: [B, S] bool.
+        Times are increasing seconds, `PADDING` in the padding; `valid` [B, S] is of the keys.
 
         Returns:
             [B, T, D], zeros where no valid frame is within the window; the weights.
         """
         clips, length, units = query.shape
         slots = min(self.chunks.others, key.shape[1])
-        padding = -length % self.chunks.chunk
-        times = jnp.pad(times, ((0, 0), (0, padding)), constant_values=PADDING)
+        padding = (0, -length % self.chunks.chunk)
+        times = jnp.pad(times, ((0, 0), padding), constant_values=PADDING)
         times = times.reshape(clips, -1, self.chunks.chunk)
         start = jax.vmap(jnp.searchsorted)(others, times[:, :, 0] - self.window)
         start = jnp.clip(start, 0, key.shape[1] - slots)
-        key, value, others, valid = (_slices(x, start, slots) for x in (key, value, others, valid))
-        query = jnp.pad(query, ((0, 0), (0, padding), (0, 0))).reshape(*times.shape, units)
-        query, key, value = (self._split(x) for x in (query, key, value))
+        cut = jax.vmap(jax.vmap(partial(lax.dynamic_slice_in_dim, slice_size=slots), (None, 0)))
+        key, value, others, valid = (cut(x, start) for x in (key, value, others, valid))
+        query = jnp.pad(query, ((0, 0), padding, (0, 0))).reshape(*times.shape, units)
+        query, key, value = (  # [B, chunks, heads, frames, D / heads]
+            x.reshape(*x.shape[:3], self.heads, -1).swapaxes(2, 3) for x in (query, key, value)
+        )
         distance = others[:, :, None, :] - times[..., None]
         near = (jnp.abs(distance) <= self.window) & valid[:, :, None, :]
         scores = jnp.einsum("bchqd,bchkd->bchqk", query, key) / jnp.sqrt(query.shape[-1])
-        weights = jax.nn.softmax(scores + self._bias(distance), where=near[:, :, None])
+        centre, log_width = (
+            x[...][None, None, :, None, None] for x in (self.centre, self.log_width)
+        )
+        bias = -0.5 * ((distance[:, :, None] - centre) * jnp.exp(-log_width)) ** 2
+        weights = jax.nn.softmax(scores + bias, where=near[:, :, None])
         attended = jnp.einsum("bchqk,bchkd->bcqhd", weights, value)
         attended = attended.reshape(clips, -1, units)[:, :length]
         weights, distance = (
@@ -106,19 +102,8 @@ class CrossAttention(nnx.Module):
         )
         return attended, Attended(weights, distance)
 
-    def _bias(self, distance: Array) -> Array:
-        """[B, C, T, S] seconds -> [B, C, heads, T, S]"""
-        centre, log_width = (
-            x[None, None, :, None, None] for x in (self.centre[...], self.log_width[...])
-        )
-        return -0.5 * ((distance[:, :, None] - centre) * jnp.exp(-log_width)) ** 2
 
-    def _split(self, x: Array) -> Array:
-        """[B, C, T, D] -> [B, C, heads, T, D / heads]"""
-        return x.reshape(*x.shape[:3], self.heads, -1).swapaxes(2, 3)
-
-
-class Cross(nnx.Module):
+class Cross(Fusion):
     """Each modality attends to each other, then temporal attention over the frames of all.
 
     With a frame's own projection u and what it attends to in the others a, its joint frame is
@@ -126,39 +111,18 @@ class Cross(nnx.Module):
     the temporal attention all modalities have the same weight, whatever their frame rates.
     """
 
-    Encoder = Encoder
     uses_times = True
 
-    def __init__(
-        self,
-        features: Mapping[str, int],
-        config: ModelConfig,
-        geometry: tuple[tuple[str, Window], ...],
-        streams: Iterator[int],
-        rngs: nnx.Rngs,
-    ):
-        """Build with random parameters.
-
-        Args:
-            features: of an embedded frame, by modality.
-            config: heads, units, window and dropout.
-            geometry: of the clips; see `geometry`.
-            streams: numbers for the random streams of dropout.
-            rngs: of the parameters.
-        """
+    def __init__(self, features, config, geometry, streams, rngs):
+        """See `Fusion`."""
         units, others = config.cross_units, len(features) - 1
         # Query, key, value and own projection at once.
         self.project = nnx.Dict(
-            {name: nnx.Linear(width, 4 * units, rngs=rngs) for name, width in features.items()}
+            {name: nnx.Linear(size, 4 * units, rngs=rngs) for name, size in features.items()}
         )
         self.cross = nnx.Dict({name: CrossAttention(config, chunks) for name, chunks in geometry})
-        wide = 2 * units * others
-        self.join = nnx.Dict(
-            {
-                name: nnx.Linear(wide, units, use_bias=False, rngs=rngs)
-                for name in (features if others else ())
-            }
-        )
+        linear = partial(nnx.Linear, 2 * units * others, units, use_bias=False, rngs=rngs)
+        self.join = nnx.Dict({name: linear() for name in features if others})
         self.attention = TemporalAttention(units, bounded=False, rngs=rngs)
         self.dropout = Dropout(config.pooled_dropout, next(streams))
         self.features = units
@@ -168,78 +132,42 @@ class Cross(nnx.Module):
         streams: Mapping[str, Ragged], config: ModelConfig
     ) -> tuple[tuple[str, Window], ...]:
         """The chunks of each ordered pair of the model's modalities, for these clips."""
+        names, window = config.modalities, config.cross_window
         return tuple(
-            (
-                _pair(one, other, config.modalities),
-                window_of(streams[one], streams[other], config.cross_window),
-            )
-            for one, other in permutations(config.modalities, 2)
+            (_pair(one, other, names), window_of(streams[one], streams[other], window))
+            for one, other in permutations(names, 2)
         )
 
-    def __call__(
-        self,
-        encoders: Mapping[str, Encoder],
-        embeddings: Mapping[str, Array],
-        streams: Mapping[str, Stream],
-        training: Training | None,
-    ) -> Fused:
-        """Fuse and pool.
-
-        Args:
-            encoders: by modality.
-            embeddings: what they gave, [T, B, H].
-            streams: by modality; their times and valid frames.
-            training: see `Training`.
-
-        Returns:
-            [B, units]; the temporal attention, which sums to 1 over all modalities together; what
-            the frames of each attend to in the others.
-        """
+    def __call__(self, encoders, embeddings, streams, training) -> Fused:
+        """See `Fusion`; the temporal attention sums to 1 over all modalities together."""
         parts = {
             name: jnp.split(self.project[name](x.swapaxes(0, 1)), 4, axis=-1)
             for name, x in sorted(embeddings.items())
         }
         joint, bias, attended = [], [], {}
         for name, (query, _, _, own) in parts.items():
+            _, times, valid = streams[name]
             found, attended[name] = [], {}
-            for other in (other for other in parts if other != name):
-                _, key, value, _ = parts[other]
-                there, valid = streams[other].times, streams[other].valid
-                attend = self.cross[_pair(name, other, parts)]
-                one, attended[name][other] = attend(
-                    query, streams[name].times, key, value, there, valid
-                )
-                found.append(one)
+            for other, (_, key, value, _) in parts.items():
+                if other != name:
+                    attend, (_, *there) = self.cross[_pair(name, other, parts)], streams[other]
+                    one, attended[name][other] = attend(query, times, key, value, *there)
+                    found.append(one)
             if found:
                 both = jnp.concatenate([*found, *(own * one for one in found)], axis=-1)
                 own = own + self.join[name](both)
             joint.append(jax.nn.relu(own))
-            bias.append(_length_bias(streams[name].valid))
+            # Scores by which as many frames as there are weigh as much as one.
+            count = jnp.maximum(valid.sum(1, keepdims=True), 1)
+            bias.append(jnp.broadcast_to(-jnp.log(count), valid.shape))
         joint, bias = jnp.concatenate(joint, axis=1), jnp.concatenate(bias, axis=1)
         valid = jnp.concatenate([streams[name].valid for name in parts], axis=1)
         pooled, weights = self.attention(joint.swapaxes(0, 1), valid.T, bias.T)
-        ends = accumulate(embeddings[name].shape[0] for name in parts)
-        attention = jnp.split(weights.T, [*ends][:-1], axis=1)
-        return Fused(
-            self.dropout(pooled, training), dict(zip(parts, attention, strict=True)), attended
-        )
+        ends = np.cumsum([len(embeddings[name]) for name in parts])[:-1]
+        attention = dict(zip(parts, jnp.split(weights.T, ends, axis=1), strict=True))
+        return Fused(self.dropout(pooled, training), attention, attended)
 
 
 def _pair(name: str, other: str, modalities: Collection[str]) -> str:
     """The name of the attention from one modality to another: of two, that of the first."""
     return name if len(modalities) == 2 else f"{name}-{other}"  # no name has a -
-
-
-def _length_bias(valid: Array) -> Array:
-    """Scores [B, T] by which as many frames as there are weigh as much as one."""
-    count = jnp.maximum(valid.sum(1, keepdims=True), 1)
-    return jnp.broadcast_to(-jnp.log(count), valid.shape)
-
-
-def _slices(x: Array, start: Array, size: int) -> Array:
-    """[B, S, …] and starts [B, C] -> [B, C, size, …]"""
-
-    def one_clip(clip, starts):
-        return jax.vmap(lambda at: jax.lax.dynamic_slice_in_dim(clip, at, size))(starts)
-
-    return jax.vmap(one_clip)(x, start)

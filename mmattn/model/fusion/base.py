@@ -1,0 +1,60 @@
+"""What a fusion is, and what it gives."""
+
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+from flax import nnx
+from jax import Array
+
+from mmattn.config import ModelConfig
+from mmattn.data.stream import Ragged, Stream
+from mmattn.model.encoder import Encoder
+from mmattn.model.layers import Training
+
+
+class Attended(NamedTuple):
+    """What the frames of one modality attend to in another."""
+
+    weights: Array
+    """[B, T, K] mean over the heads; they sum to 1, or to 0 where no frame is near."""
+    distance: Array
+    """[B, T, K] seconds from the frame to each of K neighbours, later ones positive."""
+
+
+class Fused(NamedTuple):
+    """One vector a clip, and what the fusion attended to."""
+
+    features: Array
+    """[B, P]"""
+    attention: dict[str, Array]
+    """By modality, [B, T] temporal attention over the valid frames, 0 elsewhere."""
+    attended: dict[str, dict[str, Attended]]
+    """By modality, what its frames attend to in each other one; empty without cross-attention."""
+
+
+class Fusion(nnx.Module):
+    """Makes one vector a clip, of `features` numbers, from the embedded frames of all modalities.
+
+    Built from the feature dimensions of the embedded frames by modality, the configuration, what
+    `geometry` gave, numbers for the random streams of dropout and the parameters' rngs.
+    """
+
+    pools = False
+    """Whether each encoder has temporal attention of its own; see `Encoder.pool`."""
+    uses_times = False
+    features: int
+
+    @staticmethod
+    def geometry(streams: Mapping[str, Ragged], config: ModelConfig) -> Hashable:
+        """What must be known of the clips before the network is compiled."""
+        return None
+
+    def __call__(
+        self,
+        encoders: Mapping[str, Encoder],
+        embeddings: Mapping[str, Array],
+        streams: Mapping[str, Stream],
+        training: Training | None,
+    ) -> Fused:
+        """Fuse the embeddings [T, B, H] that the encoders gave of the streams, all by modality."""
+        raise NotImplementedError
