@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -44,28 +43,28 @@ class Manifest:
         pairs = zip(cells["corpus"], cells["speaker"], strict=True)
         self.speakers = [speaker and f"{corpus}-{speaker}" for corpus, speaker in pairs]
         self.emotions = cells[self.target]
-        votes = (name for name in self.columns if name.startswith(VOTES))
+        votes = [name for name in self.columns if name.startswith(VOTES)]
         # [N] float64 by emotion
-        self.votes = {name[len(VOTES) :]: np.nan_to_num(_numbers(cells[name])) for name in votes}
+        self.votes = {name[len(VOTES) :]: _numbers(cells[name], empty=0) for name in votes}
         # [N] float64, seconds; NaN where the clip begins or ends with its file
-        self.start, self.end = _numbers(cells["start"]), _numbers(cells["end"])
+        self.start, self.end = (_numbers(cells[name], empty=np.nan) for name in ("start", "end"))
         self.splits = [_SPLITS.get(cell.lower(), cell) for cell in cells["split"]]
 
     def __len__(self) -> int:
         return len(self.clips)
 
 
-def _numbers(cells: list[str]) -> np.ndarray:
-    """[N] float64, NaN where a cell is empty and -1 where it is no finite number."""
+def _numbers(cells: list[str], empty: float) -> np.ndarray:
+    """[N] float64, -1 where a cell is no finite number of at least 0."""
 
     def number(cell: str) -> float:
         try:
-            value = float(cell or "nan")
+            value = float(cell)
+            return value if 0 <= value < np.inf else -1.0
         except ValueError:
             return -1.0
-        return -1.0 if math.isinf(value) else value
 
-    return np.fromiter(map(number, cells), float)
+    return np.fromiter((number(cell) if cell else empty for cell in cells), float)
 
 
 def read_manifest(
@@ -86,12 +85,11 @@ def read_manifest(
     voted = target == "emotion" and any(name.startswith(VOTES) for name in columns)
     if target not in (None, *columns) and not voted:
         raise UserError(f"{path}: no column {target!r}; there are: {', '.join(columns)}")
-    empty = [""] * len(lines)
-    corpora = [corpus or path.parent.name for corpus in columns.get("corpus", empty)]
+    cells = dict.fromkeys(FIRST, [""] * len(lines)) | columns
+    corpora = [corpus or path.parent.name for corpus in cells["corpus"]]
     paths = {name: cells for name, cells in columns.items() if name.split(".")[0] == "file"}
     files, missing = _find_files(path.parent, paths)
-    given = (columns.get(name, empty) for name in ("clip", "start", "end"))
-    clips = [*map(_name_clip, *given, *paths.values())]
+    clips = [*map(_name_clip, cells["clip"], cells["start"], cells["end"], *paths.values())]
     table = Manifest(path, columns | {"corpus": corpora}, lines, files, clips, target)
     faults = ragged + [
         (lines[row], column, found or columns[column][row] or "nothing", expected)
@@ -115,8 +113,9 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, str]], overwrite: boo
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already; --overwrite replaces it")
     columns = columns_of(rows)
-    known = {name: place for place, name in enumerate(FIRST)}
-    names = sorted(columns, key=lambda name: known.get(name, len(FIRST) + name.startswith(VOTES)))
+    others = [name for name in columns if name not in FIRST]
+    others.sort(key=lambda name: name.startswith(VOTES))
+    names = [*(name for name in FIRST if name in columns), *others]
     text = io.StringIO()
     writer = csv.writer(text, delimiter=_separator(path), lineterminator="\n")
     writer.writerows([names, *zip(*(columns[name] for name in names), strict=True)])
@@ -200,29 +199,24 @@ def _check(table: Manifest, paths: Columns) -> Iterator[_Fault]:
     votes = {VOTES + name: of for name, of in table.votes.items()}
     for column, values in {"start": table.start, "end": table.end, **votes}.items():
         yield from ((row, column, "a number, 0 or more", "") for row in np.flatnonzero(values < 0))
-    start, end = np.fmax(table.start, 0), np.nan_to_num(table.end, nan=np.inf)
+    start, end = np.fmax(table.start, 0), np.nan_to_num(table.end, nan=-1)
     for row in np.flatnonzero((end >= 0) & (end <= start)):
         yield row, "end", f"above start, {start[row]:g}", ""
     if votes:
         for row in np.flatnonzero(~np.any([of > 0 for of in votes.values()], axis=0)):
             yield row, next(iter(votes)), "a vote for any emotion", "sum 0"
-    first: dict[object, int] = {}
-    parts = zip(*paths.values(), start.tolist(), end.tolist(), strict=True)
-    rows = zip(parts, table.clips, table.emotions, table.splits, strict=True)
-    for row, (part, clip, emotion, split) in enumerate(rows):
+    for row, (emotion, split) in enumerate(zip(table.emotions, table.splits, strict=True)):
         if not (emotion or votes or table.target is None):
             yield row, table.target, "an emotion", ""
         if split not in _SPLITS:
             yield row, "split", "train, validation or test", ""
+    first: dict[object, int] = {}
+    parts = zip(*paths.values(), start.tolist(), end.tolist(), strict=True)
+    for row, (part, clip) in enumerate(zip(parts, table.clips, strict=True)):
         same_part, same_clip = first.setdefault(part, row), first.setdefault(clip, row)
-        if min(same_part, same_clip) < row:
+        if (same := min(same_part, same_clip)) < row:
             column, found = (next(iter(paths)), "") if same_part < row else ("clip", clip)
-            yield (
-                row,
-                column,
-                f"once, it is in line {table.lines[min(same_part, same_clip)]}",
-                found,
-            )
+            yield row, column, f"once, it is in line {table.lines[same]}", found
 
 
 def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:

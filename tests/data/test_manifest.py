@@ -183,6 +183,7 @@ def test_a_clip_and_a_file_are_there_once(table, faults, rows, found):
     [
         ("1,-2", ("emotion.sad", "-2", "a number, 0 or more")),
         ("1,two", ("emotion.sad", "two", "a number, 0 or more")),
+        ("1,nan", ("emotion.sad", "nan", "a number, 0 or more")),
         ("0,0", ("emotion.happy", "sum 0", "a vote for any emotion")),
         (",", ("emotion.happy", "sum 0", "a vote for any emotion")),
     ],

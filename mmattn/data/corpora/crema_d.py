@@ -43,16 +43,12 @@ def row(stem: str) -> dict[str, str] | None:
 def ratings(folder: Path, votes: str = "audio-visual") -> dict[str, dict[str, str]]:
     """What raters said of each clip, and who acts in it: further cells by stem.
 
-    `emotion.NAME` are the votes of those who were shown `votes`; `perceived` is the majority of
-    the audio-visual ones, empty where tied. Of a clip's three rows in the table, the first digit
-    of their ids alone tells what the raters were shown.
+    `emotion.NAME` are the votes of those who were shown `votes`, one of VOTES; `perceived` is the
+    majority of the audio-visual ones, empty where tied. Of a clip's three rows in the table, the
+    first digit of their ids alone tells what the raters were shown.
 
-    Args:
-        folder: with tabulatedVotes.csv and VideoDemographics.csv of the repository.
-        votes: one of VOTES.
-
-    Raises:
-        UserError: a file is missing or a line is not as it should be.
+    The folder has tabulatedVotes.csv and VideoDemographics.csv of the repository. UserError if one
+    is not as it should be, with its line.
     """
     actors: dict[str, dict[str, str]] = {}
     counts: dict[tuple[int, str], dict[str, int]] = {}

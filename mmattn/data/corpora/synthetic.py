@@ -4,8 +4,8 @@ A cue is one or more bumps: a Gaussian in time along a fixed random direction of
 top come noise and, for each speaker and modality, an offset and a gain.
 
 `unimodal`: a cue is three bumps, one in each of three directions, and the class is their order.
-Every cue has the same bumps whatever the class, so that means, deviations and extremes over time
-say little. Decoys are single bumps (kinds 0 to 2), and all three at once (kind 3).
+Every cue has the same bumps whatever the class, so functionals over time say little. Decoys are
+single bumps (kinds 0 to 2), and all three at once (kind 3).
 
 `coincidence`: a cue is one bump. Every clip has each of three audio kinds and of two video kinds
 equally often; the class is which audio kind meets which video kind, once, within TAU. Any other
@@ -13,8 +13,9 @@ audio cue is at least APART from any video cue. The pair that meets is drawn wit
 kinds, so one modality alone says nothing about the class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -77,17 +78,11 @@ def draw_clips(config: SyntheticConfig) -> Iterator[Clip]:
         if not (value := getattr(config, name)) >= least:
             option = name.replace("_", "-")
             raise UserError(f"--data.synthetic.{option} must be at least {least}, not {value}")
-    widths = {"audio": config.audio_width, "video": config.video_width}
-    directions = {
-        modality: _directions(config.seed, number, width)
-        for number, (modality, width) in enumerate(widths.items())
-    }
     for index in range(config.clips):
-        yield _draw_clip(config, index, directions)
+        yield _draw_clip(config, index)
 
 
-def _draw_clip(config: SyntheticConfig, index: int, directions: dict[str, np.ndarray]) -> Clip:
-    """Clip `index`; `directions` [3, F] of each modality are the same for the whole corpus."""
+def _draw_clip(config: SyntheticConfig, index: int) -> Clip:
     speaker = index % config.speakers
     label = index // config.speakers % len(SIX)
     rng = np.random.default_rng([config.seed, _CLIP, index])
@@ -95,39 +90,38 @@ def _draw_clip(config: SyntheticConfig, index: int, directions: dict[str, np.nda
     ordered = config.rule == "unimodal"
     cues = (_place_ordered if ordered else _place_meeting)(rng, label, duration)
     streams = {}
-    for modality, rate in (("audio", config.audio_rate), ("video", config.video_rate)):
+    for number, modality in enumerate(KINDS):
+        width, rate = (getattr(config, f"{modality}_{of}") for of in ("width", "rate"))
         times = np.arange(int(duration * rate)) / rate
-        signal = np.zeros((len(times), directions[modality].shape[1]))
-        for cue in (cue for cue in cues if cue.modality == modality):
-            for middle, direction in _bumps(cue, ordered):
-                shape = HEIGHT[modality] * np.exp(-0.5 * ((times - middle) / BUMP[modality]) ** 2)
-                signal += shape[:, None] * directions[modality][direction]
+        signal = np.zeros((len(times), width))
+        directions = _directions(config.seed, number, width)
+        for middle, direction in _bumps(cues, modality, ordered):
+            shape = HEIGHT[modality] * np.exp(-0.5 * ((times - middle) / BUMP[modality]) ** 2)
+            signal += shape[:, None] * directions[direction]
         signal += NOISE * rng.standard_normal(signal.shape)
-        own = np.random.default_rng([config.seed, _SPEAKER, len(streams), speaker])
-        offset, gain = OFFSET * own.standard_normal(signal.shape[1]), own.uniform(0.8, 1.25)
+        own = np.random.default_rng([config.seed, _SPEAKER, number, speaker])
+        offset, gain = OFFSET * own.standard_normal(width), own.uniform(0.8, 1.25)
         frames = (offset + gain * signal).astype(np.float32)
         streams[modality] = make_stream(frames, times, modality == "video")
-    return Clip(
-        name=f"synthetic-{index:06d}",
-        speaker=f"synthetic-{speaker:03d}",
-        label=label,
-        streams=streams,
-        cues=tuple(sorted(cues, key=lambda cue: cue.time)),
-    )
+    cues = tuple(sorted(cues, key=lambda cue: cue.time))
+    return Clip(f"synthetic-{index:06d}", f"synthetic-{speaker:03d}", label, streams, cues)
 
 
+@cache
 def _directions(seed: int, modality: int, width: int) -> np.ndarray:
     """Three orthonormal directions [3, F]."""
     rng = np.random.default_rng([seed, _DIRECTIONS, modality])
     return np.linalg.qr(rng.standard_normal((width, 3)))[0].T
 
 
-def _bumps(cue: Cue, ordered: bool) -> list[tuple[float, int]]:
-    """The middle in seconds and the direction of each bump of a cue."""
-    if ordered and not cue.decoy:
-        step = STEP[cue.modality]
-        return [(cue.time + step * (n - 1), way) for n, way in enumerate(ORDERS[cue.kind])]
-    return [(cue.time, way) for way in (range(3) if cue.kind == 3 else [cue.kind])]
+def _bumps(cues: Sequence[Cue], modality: str, ordered: bool) -> Iterator[tuple[float, int]]:
+    """The middle in seconds and the direction of each bump of a modality's cues."""
+    for cue in (cue for cue in cues if cue.modality == modality):
+        in_order = ordered and not cue.decoy
+        step = STEP[modality] if in_order else 0.0
+        together = range(3) if cue.kind == 3 else [cue.kind]
+        for place, direction in enumerate(ORDERS[cue.kind] if in_order else together):
+            yield cue.time + step * (place - 1), direction
 
 
 def _place_ordered(rng: np.random.Generator, label: int, duration: float) -> list[Cue]:
