@@ -182,8 +182,8 @@ def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> li
     once = {name.casefold() if name in files else name for name in names}
     if len(once) < len(names) or ("file" in once) == bool(files):
         raise UserError(
-            f"{path}: expected each column once, {between} between them, and either file or "
-            f"file.audio, file.video and the like; {there}"
+            f"{path}: expected column names with {between} between them, each column once, either "
+            f"file or file.audio, file.video and the like; {there}"
         )
     return names
 
