@@ -41,7 +41,7 @@ from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig
 from mmattn.console import progress, say, say_table
 from mmattn.data.batches import Augmentation, Dispatch, collate
-from mmattn.data.corpora.roots import find_files
+from mmattn.data.corpora import find_files
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import Split, make_split

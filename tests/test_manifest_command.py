@@ -56,7 +56,7 @@ def test_feature_files_and_a_table_above_the_folder(commands, clips, tmp_path):
     text = commands.run("mmattn", "manifest", clips, *options)
     assert "SPEAKERS UNKNOWN" in text and f"--data.roots {to}" in text
     manifest = read_manifest(to)
-    assert manifest.clips[0] == "clips/bored/00_0" and set(manifest.corpora) == {"clips"}
+    assert manifest.clips[0] == "clips/bored/00_0" and set(manifest.columns["corpus"]) == {"clips"}
     assert "is there already; --overwrite" in commands.run(
         "mmattn", "manifest", clips, *options, code=2
     )

@@ -10,8 +10,7 @@ import numpy as np
 
 from mmattn.config import DataConfig
 from mmattn.console import say, say_table
-from mmattn.data.corpora import CORPORA
-from mmattn.data.corpora.roots import read_table
+from mmattn.data.corpora import CORPORA, read_table
 from mmattn.data.corpora.synthetic import Cue, draw_clips
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import FEATURES, MIN_FRAMES, BadClip, check_overlap
@@ -162,7 +161,7 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         said = " ".join(data.labels) or "of the table"
         raise UserError(f"no clips are left of {len(table)} for the labels {said}")
     columns = {name: np.array(cells)[clips] for name, cells in table.columns.items()}
-    columns |= {"corpus": np.array(table.corpora)[clips], "split": np.array(table.splits)[clips]}
+    columns["split"] = np.array(table.splits)[clips]
     speakers = np.array(table.speakers)[clips]
     return Corpus(
         description=_describe(columns["corpus"], speakers, data.roots),

@@ -14,8 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table
-from mmattn.data.corpora import ravdess
-from mmattn.data.corpora.roots import MANIFESTS, find_manifest
+from mmattn.data.corpora import MANIFESTS, find_manifest, ravdess
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features
 from mmattn.data.manifest import Manifest, read_manifest, rows_of, write_manifest
@@ -118,12 +117,14 @@ def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> 
         return
     path, place = to / MANIFESTS[0], {str(job.clip): job.target for job in jobs}
     rows = [
-        {**cells, "file": place[file].relative_to(to).as_posix(), "corpus": corpus}
+        {**cells, "file": place[file].relative_to(to).as_posix()}
         for table in tables
-        for file, corpus, cells in zip(table.files[""], table.corpora, rows_of(table), strict=True)
+        for file, cells in zip(table.files[""], rows_of(table.columns), strict=True)
         if file in place
     ]
-    if path.exists() and any(row not in rows for row in rows_of(read_manifest(path, target=None))):
+    if path.exists() and any(
+        row not in rows for row in rows_of(read_manifest(path, target=None).columns)
+    ):
         raise UserError(
             f"{path} has other rows than {' and '.join(str(table.path) for table in tables)} "
             "would give; move it away, and the same command writes it anew"

@@ -1,6 +1,7 @@
 """Feature files to a corpus: found, checked together, labelled, in an order of their own."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -11,8 +12,7 @@ import pytest
 
 from mmattn.config import DataConfig, SyntheticConfig
 from mmattn.data import corpus as corpus_module
-from mmattn.data.corpora import roots as roots_module
-from mmattn.data.corpora.roots import find_files
+from mmattn.data.corpora import find_files
 from mmattn.data.corpus import Corpus, crop_to_overlap, open_corpus, tile
 from mmattn.data.labels import SIX
 from mmattn.data.stream import Stream, make_stream, pack_streams
@@ -73,7 +73,7 @@ def test_nested_flat_and_split_over_roots_is_the_same_corpus(corpus_folder, opti
 
 
 def test_the_order_of_the_file_system_does_not_matter(corpus_folder, monkeypatch):
-    walk = roots_module.os.walk
+    walk = os.walk
 
     def backwards(*arguments, **options):
         for folder, below, names in walk(*arguments, **options):
@@ -81,7 +81,7 @@ def test_the_order_of_the_file_system_does_not_matter(corpus_folder, monkeypatch
             yield folder, below, sorted(names, reverse=True)
 
     files = find_files([corpus_folder])
-    monkeypatch.setattr(roots_module.os, "walk", backwards)
+    monkeypatch.setattr(os, "walk", backwards)
     assert find_files([corpus_folder]) == files
 
 

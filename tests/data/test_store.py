@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.machine import bytes_from_disk, forget
 from mmattn.data import store
-from mmattn.data.corpora.roots import find_files
+from mmattn.data.corpora import find_files
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.store import open_pack
 from mmattn.errors import UserError

@@ -1,17 +1,20 @@
-"""Corpora whose file names are known; a corpus is a module with TITLE, EXAMPLE, FOLDS and row.
+"""From `--data.roots` to one table: manifests, and folders of files named as a known corpus's.
 
-Nothing below knows a corpus by name.
+A corpus is a module with TITLE, EXAMPLE, FOLDS and row. Nothing below knows a corpus by name.
 """
 
-from collections.abc import Sequence
-from pathlib import PurePath
-
-import numpy as np
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path, PurePath
 
 from mmattn.data.corpora import crema_d, ravdess
-from mmattn.data.manifest import Manifest
+from mmattn.data.corpora.folders import find_clips
+from mmattn.data.manifest import Manifest, columns_of, read_manifest, rows_of
+from mmattn.errors import UserError
 
 CORPORA = {"ravdess": ravdess, "crema-d": crema_d}
+MANIFESTS = ("manifest.csv", "manifest.tsv")
 
 
 def row_of(stem: str) -> dict[str, str]:
@@ -27,17 +30,56 @@ def row_of(stem: str) -> dict[str, str]:
     raise ValueError(f"the name is neither {known}")
 
 
-def from_names(files: Sequence[str]) -> Manifest:
-    """The table of files without one, by their names alone; ValueError as in `row_of`.
+def read_table(
+    roots: Sequence[Path], rename: Mapping[str, str], target: str
+) -> tuple[Manifest, list[tuple[str, str]]]:
+    """The clips of all roots; the feature files that no corpus names so, each with the reason.
 
-    Their ids are their names without suffix.
+    Raises UserError if a root is neither a manifest nor a folder of feature files.
     """
-    clips = [PurePath(file).stem for file in files]
-    rows = [row_of(clip) for clip in clips]
-    names = dict.fromkeys(name for cells in rows for name in cells)
-    columns = {name: [cells.get(name, "") for cells in rows] for name in names}
-    speakers = [f"{cells['corpus']}-{cells['speaker']}" for cells in rows]
-    emotions, corpora = ([cells[name] for cells in rows] for name in ("emotion", "corpus"))
-    known = (None, clips, {"": list(files)}, speakers, emotions, {})
-    open_bounds = np.full((2, len(rows)), np.nan)
-    return Manifest(*known, *open_bounds, [""] * len(rows), corpora, columns, [0] * len(rows))
+    tables, folders = [], []
+    for root in sorted({root.expanduser().resolve() for root in roots}):
+        if manifest := find_manifest(root):
+            tables.append(read_manifest(manifest, rename, target))
+        elif root.is_dir():
+            folders.append(root)
+        else:
+            raise UserError(f"there is no folder or manifest {root} (--data.roots)")
+    rows, unnamed = {}, []
+    for path in find_files(folders):
+        try:
+            cells = row_of(PurePath(path).stem)
+            rows[path] = cells | {target: cells.get(target, cells["emotion"])}
+        except ValueError as error:
+            unnamed.append((path, f"{error}; `mmattn manifest` makes a table of other clips"))
+    if rows or not tables:
+        clips = [PurePath(path).stem for path in rows]
+        columns = columns_of(rows.values())
+        tables.append(Manifest(None, columns, [0] * len(rows), {"": [*rows]}, clips, target))
+    return (tables[0] if len(tables) == 1 else join(tables, target)), unnamed
+
+
+def join(tables: Sequence[Manifest], target: str) -> Manifest:
+    """All clips of several tables; a column that one of them lacks is empty there."""
+    parts = ((rows_of(one.columns), rows_of(one.files), one.lines, one.clips) for one in tables)
+    columns, files, lines, clips = ([*chain(*part)] for part in zip(*parts, strict=True))
+    path = tables[0].path  # manifests come first
+    return Manifest(path, columns_of(columns), lines, columns_of(files), clips, target)
+
+
+def find_manifest(path: Path) -> Path | None:
+    """The manifest that a path is or that lies in the folder that it is."""
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        return path
+    return next((one for name in MANIFESTS if (one := path / name).is_file()), None)
+
+
+def find_files(folders: Iterable[Path]) -> list[str]:
+    """Every .npz file below the folders, sorted by file name, then by place; each once, although a
+    folder may be inside another."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for folder in sorted(set(folders)):
+        for below in find_clips(folder, (".npz",))[0]:
+            path = str(folder / below)
+            found.setdefault(os.path.realpath(path), (PurePath(path).stem, below, path))
+    return [path for *_, path in sorted(found.values())]

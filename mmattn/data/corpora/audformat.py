@@ -10,10 +10,7 @@ def read_database(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
     """A row for each segment or file with an `emotion`, and files without one, with the reason.
 
     Every other scheme of the database and what its labels say (as a speaker's `gender`) are
-    columns.
-
-    Raises:
-        UserError: the library or the scheme is missing.
+    columns. UserError if the library or the scheme is missing.
     """
     try:
         import audformat
@@ -22,10 +19,11 @@ def read_database(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
     database = audformat.Database.load(str(root))
     if "emotion" not in database.schemes:
         raise UserError(f"{root}: no scheme 'emotion', there are: {', '.join(database.schemes)}")
-    labels = (scheme.labels for scheme in database.schemes.values())
-    said = (about for of in labels if isinstance(of, dict) for about in of.values())
-    fields = [name for about in said if isinstance(about, dict) for name in about]
-    others = dict.fromkeys(name for name in (*database.schemes, *fields) if name != "emotion")
+    labels = [scheme.labels for scheme in database.schemes.values()]
+    about = [one for of in labels if isinstance(of, dict) for one in of.values()]
+    fields = [name for one in about if isinstance(one, dict) for name in one]
+    others = dict.fromkeys((*database.schemes, *fields))
+    del others["emotion"]
     table = database.get("emotion", list(others)).reset_index()
     for bound in {"start", "end"} & set(table):
         table[bound] = table[bound].dt.total_seconds()

@@ -6,10 +6,9 @@ Cao et al. (2014), doi:10.1109/TAFFC.2014.2336244; github.com/CheyneyComputerSci
 import csv
 import io
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from mmattn.data.labels import SIX
 from mmattn.errors import UserError
@@ -44,53 +43,45 @@ def row(stem: str) -> dict[str, str] | None:
 def ratings(folder: Path, votes: str = "audio-visual") -> dict[str, dict[str, str]]:
     """What raters said of each clip, and who acts in it: further cells by stem.
 
-    `emotion.NAME` are the votes of those who were shown `votes`; `perceived` is the majority of
-    the audio-visual ones, empty where tied. Of a clip's three rows in the table, the first digit
-    of their ids alone tells what the raters were shown.
+    `emotion.NAME` are the votes of those who were shown `votes`, one of VOTES; `perceived` is the
+    majority of the audio-visual ones, empty where tied. Of a clip's three rows in the table, the
+    first digit of their ids alone tells what the raters were shown.
 
-    Args:
-        folder: with tabulatedVotes.csv and VideoDemographics.csv of the repository.
-        votes: one of VOTES.
-
-    Raises:
-        UserError: a file is missing or a line is not as it should be.
+    The folder has tabulatedVotes.csv and VideoDemographics.csv of the repository. UserError if one
+    is not as it should be, with its line.
     """
-    actors = dict(_read(folder / "VideoDemographics.csv", _actor))
-    counts = dict(_read(folder / "tabulatedVotes.csv", lambda cells: _counts(cells, actors)))
+    actors: dict[str, dict[str, str]] = {}
+    counts: dict[tuple[int, str], dict[str, int]] = {}
+
+    def read_actor(cells: Mapping[str, str]) -> None:
+        further = {name.lower(): cells[name] for name in ("Age", "Race", "Ethnicity")}
+        actors[cells["ActorID"]] = {"sex": cells["Sex"].lower(), **further}
+
+    def read_votes(cells: Mapping[str, str]) -> None:
+        kind, stem = int(cells[""]) // 100_000, cells["fileName"]
+        of = {name: int(cells[letter]) for name, letter in zip(SIX, "ADFHNS", strict=True)}
+        if kind not in VOTES.values() or not row(stem) or stem[:4] not in actors:
+            raise ValueError("expected the id and the name of a clip of one of the actors")
+        if min(of.values()) < 0 or not any(of.values()):
+            raise ValueError("expected votes, of sum 1 or more")
+        counts[kind, stem] = of
+
+    for name, read in (("VideoDemographics.csv", read_actor), ("tabulatedVotes.csv", read_votes)):
+        reader = csv.DictReader(io.StringIO((folder / name).read_text(encoding="utf-8-sig")))
+        for cells in reader:
+            try:
+                read(cells)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                where = f"{folder / name}, line {reader.line_num}"
+                raise UserError(f"{where}: {error!r}, found {cells}") from error
     found = {}
-    for (kind, stem), votes_of in counts.items():
+    for (kind, stem), of in counts.items():
         if kind == VOTES[votes]:
-            both = counts.get((VOTES["audio-visual"], stem), [0, 0])
-            tied = both.count(max(both)) > 1
+            both = counts.get((VOTES["audio-visual"], stem), dict.fromkeys(SIX, 0))
+            most = [name for name, n in both.items() if n == max(both.values())]
             found[stem] = {
                 **actors[stem[:4]],
-                "perceived": "" if tied else SIX[both.index(max(both))],
-                **{f"emotion.{name}": str(n) for name, n in zip(SIX, votes_of, strict=True)},
+                "perceived": most[0] if len(most) == 1 else "",
+                **{f"emotion.{name}": str(n) for name, n in of.items()},
             }
     return found
-
-
-def _actor(cells: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    further = {name.lower(): cells[name] for name in ("Age", "Race", "Ethnicity")}
-    return cells["ActorID"], {"sex": cells["Sex"].lower(), **further}
-
-
-def _counts(cells: Mapping[str, str], actors: Collection[str]) -> tuple[tuple[int, str], list[int]]:
-    """What raters were shown and the clip; votes in the order of SIX."""
-    kind, stem = int(cells[""]) // 100_000, cells["fileName"]
-    counts = [int(cells[letter]) for letter in "ADFHNS"]
-    if kind not in VOTES.values() or not row(stem) or stem[:4] not in actors:
-        raise ValueError("expected the id and the name of a clip of one of the actors")
-    if min(counts) < 0 or not any(counts):
-        raise ValueError("expected votes, of sum 1 or more")
-    return (kind, stem), counts
-
-
-def _read(path: Path, parse: Callable[[Mapping[str, str]], Any]) -> Iterator[Any]:
-    """Each line of a table, parsed."""
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
-    for cells in reader:
-        try:
-            yield parse(cells)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error!r}, found {cells}") from error

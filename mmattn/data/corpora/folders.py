@@ -4,8 +4,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
+from typing import NoReturn
 
 from mmattn.errors import UserError
 
@@ -16,12 +17,12 @@ Read = Callable[[str], tuple[str, Row]]  # path without suffix: what no other cl
 def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counter[str]]:
     """Paths below a folder of its clips, by name and suffix, and how many others by suffix.
 
-    Hidden files and folders are passed over. UserError if there are no clips.
+    Hidden files and folders are passed over. OSError at a folder that cannot be read; UserError if
+    there are no clips.
     """
     found, others, seen = [], Counter(), set()
-    for place, below, names in os.walk(folder, onerror=_cannot_read, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # by links in a circle
+    for place, below, names in os.walk(folder, onerror=_raise, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # by links in a circle
             below.clear()
             continue
         seen.add(real)
@@ -37,8 +38,8 @@ def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counte
     return [path.as_posix() for path in found], others
 
 
-def _cannot_read(error: OSError) -> None:
-    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def read_rows(files: Sequence[str], read: Read) -> tuple[list[Row], list[tuple[str, str]]]:
@@ -47,13 +48,11 @@ def read_rows(files: Sequence[str], read: Read) -> tuple[list[Row], list[tuple[s
     for file in files:
         try:
             key, cells = read(os.path.splitext(file)[0])
+            if first.setdefault(key, file) != file:
+                raise ValueError(f"the same clip as {first[key]}")
+            rows.append({"file": file, **cells})
         except ValueError as error:
             left_out.append((file, str(error)))
-            continue
-        if first.setdefault(key, file) != file:
-            left_out.append((file, f"the same clip as {first[key]}"))
-        else:
-            rows.append({"file": file, **cells})
     return sorted(rows, key=lambda cells: cells["file"]), left_out
 
 
@@ -61,12 +60,10 @@ def by_name(corpus: ModuleType) -> Read:
     """Rows from the file names of a corpus; files that differ in modality alone are one clip."""
 
     def read(path: str) -> tuple[str, Row]:
-        stem = path.rpartition("/")[2]
-        cells = corpus.row(stem)
-        if cells is None:
+        stem = PurePath(path).name
+        if not (cells := corpus.row(stem)):
             raise ValueError(f"not named as in {corpus.TITLE} ({corpus.EXAMPLE})")
-        key = str(cells | {"modality": ""}) if "modality" in cells else stem
-        return key, {"clip": stem, **cells}
+        return str(cells | {"modality": ""}), {"clip": stem, **cells}
 
     return read
 
@@ -80,20 +77,20 @@ def by_pattern(pattern: str) -> Read:
     >>> by_pattern("{emotion}/{speaker}_{take}")("bored/01_2")[1]
     {'emotion': 'bored', 'speaker': '01', 'take': '2'}
     """
-    parts = re.split(r"\{(.*?)\}", pattern)
-    names = parts[1::2]
-    odd = [name for name in names if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII)]
-    if odd or not names or len(set(names)) < len(names) or {"file", "clip"} & set(names):
+    names = re.findall(r"\{(.*?)\}", pattern)
+    once = len({*names, "file", "clip"}) == len(names) + 2
+    if not (names and once and all(map(str.isidentifier, names))):
         raise UserError(
             f"--pattern {pattern!r}: expected names of columns in braces, each once and none of "
             "them file or clip, as in '{emotion}/{speaker}_{take}'"
         )
-    literal = [re.escape(part) for part in parts[::2]]
-    least, most = (re.compile(group.join(literal)) for group in ("([^/]+?)", "([^/]+)"))
+    least, most = (
+        re.compile(re.sub(r"\\{.*?\\}", group, re.escape(pattern)))
+        for group in ("([^/]+?)", "([^/]+)")
+    )
 
     def read(path: str) -> tuple[str, Row]:
-        match = least.fullmatch(path)
-        if not match:
+        if not (match := least.fullmatch(path)):
             raise ValueError(f"does not fit the pattern {pattern}")
         if match.groups() != most.fullmatch(path).groups():
             raise ValueError(f"fits the pattern {pattern} in several ways")

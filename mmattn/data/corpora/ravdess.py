@@ -36,5 +36,5 @@ def row(stem: str) -> dict[str, str] | None:
 
 
 def audio_of(stem: str) -> str | None:
-    """The name of the file with the sound alone of the same take, for names of files with video."""
+    """The name of the audio-only file of the same take, for names of files with video."""
     return f"03-{stem[3:]}" if _NAME.fullmatch(stem) and not stem.startswith("03") else None
