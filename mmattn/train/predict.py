@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mmattn.data.batches import (
+    UNCHANGED,
     Augmentation,
     Batch,
     Bucket,
@@ -41,7 +42,7 @@ class Feed(NamedTuple):
         self,
         dispatches: Iterable[Dispatch],
         steps: int,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation = UNCHANGED,
     ) -> Iterator[tuple[Batch, Batch]]:
         """Yield each dispatch's arrays on the host and on the devices: [D, steps, B/D, …].
 
@@ -131,14 +132,14 @@ def _each_clip(call: Callable, feed: Feed, clips: np.ndarray) -> Iterator[tuple]
     plan = plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps=1, rng=None)
     for dispatch, (_, placed) in zip(plan, feed(plan, steps=1), strict=True):
         results = devices.fetch(call(placed))
-        for clip, *place in places(dispatch, feed.devices, feed.batch):
+        for at, clip, *_ in places(dispatch, feed.devices, feed.batch):
             streams = feed.corpus.streams
             lengths = {name: stream.lengths[clip] for name, stream in streams.items()}
 
             def cut(found, lengths=lengths):
                 return {name: values[: lengths[name]].copy() for name, values in found.items()}
 
-            yield rows[clip], jax.tree.map(lambda x, at=tuple(place): x[at], results), cut
+            yield rows[clip], jax.tree.map(lambda x, at=at: x[at], results), cut
 
 
 def ahead(make: Callable[[Dispatch], T], work: Iterable[Dispatch]) -> Iterator[T]:
