@@ -23,7 +23,6 @@ _NUMBERS = {
     **{"noise video": 5, "dropout video": 6, "gap video": 7, "time_mask": 8, "feature_mask": 9},
     "drop_modality": 10,
 }
-_OFF = AugmentConfig()
 
 Streams = dict[str, Stream]  # a clip, by modality: frames normalised, 0 where they are not valid
 Rng = np.random.Generator
@@ -35,12 +34,12 @@ def augment(streams: Streams, config: AugmentConfig, seed: int | Sequence[int] |
     Each operation has random numbers of its own: with an equal seed it draws the same, whichever
     others are asked for.
     """
-    asked: list[tuple[str, ...]] = []  # operations, with the modality of those that act on one
+    asked = []  # operations, each with the modality if it acts on one
     for operation in OPERATIONS:
         strength = getattr(config, operation)
         if isinstance(strength, Mapping):
             asked += [(operation, name) for name in sorted(strength)]
-        elif strength != getattr(_OFF, operation):
+        elif strength != getattr(AugmentConfig, operation):
             asked.append((operation,))
     if not asked:
         return streams
@@ -52,8 +51,8 @@ def augment(streams: Streams, config: AugmentConfig, seed: int | Sequence[int] |
     if config.pick == "one-or-all":
         asked = [*([one] for one in asked), asked][int(choice * (len(asked) + 1))]
     for operation, *modality in asked:
-        label = " ".join([operation, *modality])
-        own = np.random.default_rng([seed, _NUMBERS.get(label, zlib.crc32(label.encode()))])
+        draws = " ".join([operation, *modality])
+        own = np.random.default_rng([seed, _NUMBERS.get(draws, zlib.crc32(draws.encode()))])
         change, strength = OPERATIONS[operation], getattr(config, operation)
         for name in modality:
             streams = {**streams, name: change(streams[name], strength[name], own)}
@@ -140,19 +139,13 @@ def gap(stream: Stream, longest: float, rng: Rng) -> Stream:
 
 
 def time_mask(streams: Streams, longest: float, rng: Rng) -> Streams:
-    """Set all features to their mean in the same up to `longest` seconds of all modalities.
-
-    The time mask of SpecAugment (Park et al., Interspeech 2019), on the axis that all share.
-    """
+    """SpecAugment's time mask (Park et al., 2019): the same seconds become the mean in all."""
     both = zip(streams.items(), _outside(streams.values(), longest, rng), strict=True)
     return {name: one._replace(frames=one.frames * kept[:, None]) for (name, one), kept in both}
 
 
 def feature_mask(streams: Streams, share: float, rng: Rng) -> Streams:
-    """Set up to that share of a stream's features, neighbours of each other, to their mean.
-
-    The frequency mask of SpecAugment (Park et al., Interspeech 2019).
-    """
+    """SpecAugment's frequency mask: up to that share of features, neighbours, become the mean."""
     masked = {}
     for name, stream in sorted(streams.items()):
         frames, features = stream.frames.copy(), stream.frames.shape[1]
@@ -164,10 +157,7 @@ def feature_mask(streams: Streams, share: float, rng: Rng) -> Streams:
 
 
 def drop_modality(streams: Streams, share: float, rng: Rng) -> Streams:
-    """With probability `share` make all frames of one modality invalid.
-
-    Unless no other has valid ones to go by. ModDrop (Neverova et al., TPAMI 2016).
-    """
+    """ModDrop (Neverova et al., TPAMI 2016): one becomes invalid, if others have valid frames."""
     chance, which = rng.random(2)
     name = sorted(streams)[int(which * len(streams))]
     others = (stream for other, stream in streams.items() if other != name)
@@ -192,9 +182,8 @@ def _outside(streams: Collection[Stream], longest: float, rng: Rng) -> Iterator[
 def _interpolate(stream: Stream, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Frames [N, F] at the times [N], and which are valid [N]; the end frames last for ever."""
     last = len(stream.times) - 1
-    position = np.interp(times, stream.times, np.arange(last + 1))
     # Rounding in the times must not give an invalid neighbour a tiny weight.
-    position = np.rint(position * 1e6) / 1e6
+    position = np.rint(np.interp(times, stream.times, np.arange(last + 1)) * 1e6) / 1e6
     before = position.astype(np.intp)
     after = np.minimum(before + 1, last)
     weight = (position - before).astype(np.float32)

@@ -1,7 +1,7 @@
 """From clips to padded batches: length buckets, shuffled by (seed, epoch)."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmattn.config import AugmentConfig
-from mmattn.data.augment import Streams, augment, mix, stretched
+from mmattn.data.augment import Rng, Streams, augment, mix, stretched
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser, normalised
 from mmattn.data.stream import PADDING, Stream
@@ -67,7 +67,7 @@ def plan_epoch(
     buckets: list[Bucket],
     batch: int,
     steps: int,
-    rng: np.random.Generator | None,
+    rng: Rng | None,
 ) -> list[Dispatch]:
     """Divide clips into batches of one bucket each, and batches into dispatches.
 
@@ -76,31 +76,27 @@ def plan_epoch(
 
     Args:
         corpus: gives the lengths.
-        clips: [n] positions in the corpus; their order has no influence.
-        buckets: from `make_buckets`; every clip must fit the last.
+        clips: [n] positions in the corpus, in any order; each must fit the last bucket.
+        buckets: from `make_buckets`.
         batch: clips a batch.
-        steps: at most so many batches a dispatch.
+        steps: batches a dispatch at most.
         rng: shuffles within and between buckets; None keeps the order of the corpus.
     """
+    shuffled = np.asarray if rng is None else rng.permutation
     clips = np.sort(clips)
     lengths = {name: stream.lengths[clips] for name, stream in corpus.streams.items()}
     fits = [np.all([lengths[name] <= most for name, most in of.items()], axis=0) for of in buckets]
     first = np.argmax(fits, axis=0)
     left_over, dispatches = clips[:0], []
     for number, bucket in enumerate(buckets):
-        members = clips[first == number]
-        if rng is not None:
-            members = rng.permutation(members)
-        members = np.concatenate([left_over, members])
+        members = np.concatenate([left_over, shuffled(clips[first == number])])
         whole = len(members) if bucket is buckets[-1] else len(members) // batch * batch
         left_over = members[whole:]
         batches = [members[at : at + batch] for at in range(0, whole, batch)]
         dispatches += [
             Dispatch(bucket, batches[at : at + steps]) for at in range(0, len(batches), steps)
         ]
-    if rng is not None:
-        dispatches = [dispatches[number] for number in rng.permutation(len(dispatches))]
-    return dispatches
+    return [dispatches[number] for number in shuffled(np.arange(len(dispatches)))]
 
 
 class Augmentation(NamedTuple):
@@ -110,22 +106,8 @@ class Augmentation(NamedTuple):
     seed: int
     epoch: int
 
-    def change(self, clip: int, streams: Streams) -> Streams:
-        """The clip as this epoch has it."""
-        return augment(streams, self.config, self._seed("augment", clip))
-
-    def partners(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each clip [n] of a batch, which it is mixed with [n] and its own weight [n] ≥ ½.
-
-        With itself, and 1, without mixup.
-        """
-        if not self.config.mixup:
-            return clips, np.ones(len(clips))
-        rng = np.random.default_rng(self._seed("mixup", clips[0]))
-        own = rng.beta(self.config.mixup, self.config.mixup, len(clips))
-        return rng.permutation(clips), np.maximum(own, 1 - own)
-
-    def _seed(self, purpose: str, clip: int) -> list[int]:
+    def seed_of(self, purpose: str, clip: int) -> list[int]:
+        """What seeds the draws for a clip."""
         return [self.seed, zlib.crc32(purpose.encode()), self.epoch, clip]
 
 
@@ -153,46 +135,33 @@ def collate(
         shape = *lead, stretched(frames, augmentation.config)
         blank = np.zeros((*shape, corpus.streams[name].width), np.float32)
         streams[name] = Stream(blank, np.full(shape, PADDING), np.zeros(shape, bool))
-    soft = corpus.targets
-    result = Batch(
-        streams,
-        label=np.zeros(lead, np.int32),
-        mixup_label=np.zeros(lead, np.int32),
-        mixup_lambda=np.ones(lead, np.float32),
-        target=None if soft is None else np.zeros((*lead, soft.shape[1]), np.float32),
-        weight=np.zeros(lead, np.float32),
-        clip=np.full(lead, -1, np.int32),
-    )
+    label, mixup_label = np.zeros((2, *lead), np.int32)
+    mixup_lambda, weight = np.ones(lead, np.float32), np.zeros(lead, np.float32)
+    position, soft = np.full(lead, -1, np.int32), corpus.targets
+    target = None if soft is None else np.zeros((*lead, soft.shape[1]), np.float32)
 
     @lru_cache(batch)  # a clip that is mixed into another is made once
     def made(clip: int) -> Streams:
-        return augmentation.change(clip, normalised(corpus, clip, normaliser))
+        seed = augmentation.seed_of("augment", clip)
+        return augment(normalised(corpus, clip, normaliser), augmentation.config, seed)
 
-    for at, clip, other, weight in places(dispatch, devices, batch, augmentation, own):
+    for at, clip, other, share in places(dispatch, devices, batch, augmentation, own):
         mixed = made(clip)
         if augmentation.config.mixup:
-            mixed = mix(mixed, made(other), weight)
+            mixed = mix(mixed, made(other), share)
         for name, stream in mixed.items():
             for padded, array in zip(streams[name], stream, strict=True):
                 padded[at][: len(array)] = array
-        result.label[at], result.mixup_label[at] = corpus.labels[clip], corpus.labels[other]
-        result.mixup_lambda[at], result.weight[at], result.clip[at] = weight, 1, clip
+        label[at], mixup_label[at], position[at] = corpus.labels[clip], corpus.labels[other], clip
+        mixup_lambda[at], weight[at] = share, 1
         if soft is not None:
-            result.target[at] = weight * soft[clip] + (1 - weight) * soft[other]
-    return result
+            target[at] = share * soft[clip] + (1 - share) * soft[other]
+    return Batch(streams, label, mixup_label, mixup_lambda, target, weight, position)
 
 
-def read_ahead(
-    corpus: Corpus,
-    dispatch: Dispatch,
-    devices: int,
-    batch: int,
-    augmentation: Augmentation = UNCHANGED,
-    own: slice = slice(None),
-) -> None:
-    """Have the system begin to read what `collate` will take from the disk."""
-    pairs = (both for _, *both, _ in places(dispatch, devices, batch, augmentation, own))
-    for clip in dict.fromkeys(chain(*pairs)):
+def read_ahead(corpus: Corpus, placed: Iterable[tuple[tuple, int, int, float]]) -> None:
+    """Have the system begin to read what `collate` will take from the disk for these `places`."""
+    for clip in dict.fromkeys(chain(*(both for _, *both, _ in placed))):
         for stream in corpus.streams.values():
             stream.read_ahead(clip)
 
@@ -204,14 +173,19 @@ def places(
     augmentation: Augmentation = UNCHANGED,
     own: slice = slice(None),
 ) -> Iterator[tuple[tuple[int, int, int], int, int, float]]:
-    """Where clips lie in the arrays of `collate`, which they are, what is mixed in, own weights.
+    """Where each clip lies in the arrays of `collate`, the clip, that mixed into it, λ ≥ ½ of it.
 
-    Position p of a batch is at device p // clips, the batch's step, and place p % clips.
+    Position p of a batch is on device p // n, at place p % n, of n clips a device. Without mixup,
+    a clip is its own partner and λ is 1. Of the devices only the `own` ones count.
     """
-    share, numbers = -(-batch // devices), range(devices)[own]
+    share, numbers, mixup = -(-batch // devices), range(devices)[own], augmentation.config.mixup
     for step, clips in enumerate(dispatch.batches):
-        both = zip(clips, *augmentation.partners(clips), strict=True)
-        for position, row in enumerate(both):
+        others, weights = clips, np.ones(len(clips))
+        if mixup:
+            rng = np.random.default_rng(augmentation.seed_of("mixup", clips[0]))
+            weights = rng.beta(mixup, mixup, len(clips))
+            others, weights = rng.permutation(clips), np.maximum(weights, 1 - weights)
+        for position, row in enumerate(zip(clips, others, weights, strict=True)):
             device, place = divmod(position, share)
             if device in numbers:
                 yield (device - numbers.start, step, place), *row

@@ -14,22 +14,19 @@ _CONSTANT = 1e-6
 
 # By name: MODALITY_mean and MODALITY_std [F] float32, subtracted from and divided into the frames.
 Normaliser = dict[str, np.ndarray]
-# By modality, of B blocks of clips [B, 1 + 2 F] float64: the number of valid frames, their mean and
-# sum of squared differences from it.
-Moments = dict[str, np.ndarray]
 
 
 def fit_normaliser(
     corpus: Corpus,
     train: np.ndarray,
     own: range = range(BLOCKS),
-    gather: Callable[[Moments], Moments] = lambda moments: moments,
+    gather: Callable[[dict], dict] = lambda moments: moments,
 ) -> Normaliser:
     """Statistics over the valid frames of the clips `train` [n]; constant features get 1.
 
-    Several processes measure their `own` of the blocks that the clips are divided into, those
-    beyond the last have no frames, and `gather` joins what all measured. Without clips the
-    statistics leave frames as they are.
+    Each process measures its `own` of the blocks that the clips are divided into, B in all, and
+    `gather` joins these moments {modality: [B, 3, F]}: the number of valid frames, their mean and
+    sum of squared differences from it. Without clips the statistics leave frames as they are.
     """
     blocks = [*np.array_split(train, BLOCKS)] + own.stop * [train[:0]]
     moments = gather(
@@ -40,8 +37,8 @@ def fit_normaliser(
     )
     normaliser = {}
     for name, measured in moments.items():
-        count, mean, squares = _parts(reduce(_merge, measured, np.zeros(measured.shape[1])))
-        deviation = np.sqrt(squares / max(count, 1))
+        count, mean, squares = reduce(_merge, measured, np.zeros(measured.shape[1:]))
+        deviation = np.sqrt(squares / np.maximum(count, 1))
         deviation[deviation <= _CONSTANT * np.abs(mean)] = 1.0
         normaliser[f"{name}_mean"] = mean.astype(np.float32)
         normaliser[f"{name}_std"] = deviation.astype(np.float32)
@@ -61,29 +58,23 @@ def normalised(corpus: Corpus, clip: int, normaliser: Normaliser) -> dict[str, S
 
 
 def _moments(ragged: Ragged, clips: np.ndarray) -> np.ndarray:
-    """Count, mean and squares [1 + 2 F] of the valid frames of clips [n], one after the other."""
-    total = np.zeros(1 + 2 * ragged.width)
+    """The moments [3, F] of the clips [n], a clip at a time."""
+    total = np.zeros((3, ragged.width))
     for frames, _, valid in map(ragged.clip, clips):
-        if valid.any():
-            part = frames[valid].astype(np.float64)
-            mean = part.mean(axis=0)
-            total = _merge(total, np.concatenate([[len(part)], mean, ((part - mean) ** 2).sum(0)]))
+        part = frames[valid].astype(np.float64)
+        mean = part.sum(axis=0) / max(len(part), 1)
+        squares = ((part - mean) ** 2).sum(axis=0)
+        total = _merge(total, np.stack([np.full_like(mean, len(part)), mean, squares]))
     return total
 
 
 def _merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The moments [1 + 2 F] of both together.
+    """The moments [3, F] of both together.
 
     By counts, means and sums of squares (Chan et al. 1979): sums of raw squares would lose digits
     where the mean is large.
     """
-    (count, mean, squares), (frames, other_mean, other_squares) = _parts(one), _parts(other)
-    if not frames:
-        return one
-    total, shift = count + frames, other_mean - mean
-    squares = squares + other_squares + shift**2 * count * frames / total
-    return np.concatenate([[total], mean + shift * frames / total, squares])
-
-
-def _parts(moments: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    return moments[0], *np.split(moments[1:], 2)
+    (count, mean, squares), (other_count, other_mean, other_squares) = one, other
+    total, shift = np.maximum(count + other_count, 1), other_mean - mean
+    squares = squares + other_squares + shift**2 * count * other_count / total
+    return np.stack([count + other_count, mean + shift * other_count / total, squares])

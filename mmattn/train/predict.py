@@ -48,23 +48,16 @@ class Feed(NamedTuple):
 
         Of several processes each makes those of its own devices.
         """
+        own = devices.own_devices(self.devices)
 
         def make(dispatch: Dispatch) -> tuple[Batch, Batch]:
-            arrays = collate(
-                self.corpus,
-                dispatch,
-                self.normaliser,
-                self.devices,
-                self.batch,
-                steps,
-                augmentation,
-                devices.own_devices(self.devices),
-            )
+            layout = self.devices, self.batch, steps, augmentation, own
+            arrays = collate(self.corpus, dispatch, self.normaliser, *layout)
             return arrays, devices.place(arrays)
 
         def begin_reading(dispatch: Dispatch) -> Dispatch:
-            own = devices.own_devices(self.devices)
-            read_ahead(self.corpus, dispatch, self.devices, self.batch, augmentation, own)
+            placed = places(dispatch, self.devices, self.batch, augmentation, own)
+            read_ahead(self.corpus, placed)
             return dispatch
 
         return ahead(make, ahead(begin_reading, dispatches))
