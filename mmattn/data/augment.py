@@ -9,7 +9,7 @@ strength for each modality, or else on all streams of a clip.
 """
 
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def augment(streams: Streams, config: AugmentConfig, seed: int | Sequence[int] |
     asked = []  # operations, each with the modality if it acts on one
     for operation in OPERATIONS:
         strength = getattr(config, operation)
-        if isinstance(strength, Mapping):
+        if isinstance(strength, dict):
             asked += [(operation, name) for name in sorted(strength)]
         elif strength != getattr(AugmentConfig, operation):
             asked.append((operation,))

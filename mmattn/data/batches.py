@@ -140,7 +140,8 @@ def collate(
     position, soft = np.full(lead, -1, np.int32), corpus.targets
     target = None if soft is None else np.zeros((*lead, soft.shape[1]), np.float32)
 
-    @lru_cache(batch)  # a clip that is mixed into another is made once
+    # A clip that is mixed into another is made once; without, its memory is used again at once.
+    @lru_cache(batch if augmentation.config.mixup else 1)
     def made(clip: int) -> Streams:
         seed = augmentation.seed_of("augment", clip)
         return augment(normalised(corpus, clip, normaliser), augmentation.config, seed)
