@@ -40,7 +40,7 @@ from benchmarks.machine import (
 from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig
 from mmattn.console import progress, say, say_table
-from mmattn.data.batches import Augmentation, Dispatch, collate
+from mmattn.data.batches import UNCHANGED, Augmentation, Dispatch, collate
 from mmattn.data.corpora import find_files
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
@@ -54,7 +54,7 @@ from mmattn.train.predict import Feed
 GOAL = 0.02  # share of the training that the loop may wait
 PLACED = "normalise, pad and place on the devices"
 T = TypeVar("T")
-Deliver = Callable[[list[Dispatch], int, Augmentation | None], Iterable]
+Deliver = Callable[[list[Dispatch], int, Augmentation], Iterable]
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def watched(feed: Feed, deliver: Deliver, waits: list[float]) -> Feed:
     """A feed whose first use, the training, is served by `deliver`, its consumer's waits noted."""
 
     class Watched(Feed):
-        def __call__(self, dispatches, steps, augmentation=None):
+        def __call__(self, dispatches, steps, augmentation=UNCHANGED):
             work = dispatches, steps, augmentation
             return feed(*work) if waits else timed(deliver(*work), waits)
 

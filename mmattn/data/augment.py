@@ -1,23 +1,21 @@
 """Augmentation of training clips: normalised features and their timestamps.
 
-Time is in seconds on the axis that both modalities of a clip share, so that what an operation does
+Time is in seconds on the axis that all modalities of a clip share, so that what an operation does
 to their alignment can be told from its arguments. No operation changes its input, and frames that
 are invalid stay invalid and zero.
+
+An operation has the name of its strength in `AugmentConfig`, and acts on one stream if that has a
+strength for each modality, or else on all streams of a clip.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
 from mmattn.config import AugmentConfig, Range
 from mmattn.data.stream import Stream
 
-# In the order in which they are done: what acts on all modalities at once, or on one at a time.
-_OPERATIONS = (
-    *("tempo", "own_tempo", "scale", "noise", "dropout", "gap"),
-    *("time_mask", "feature_mask", "drop_modality"),
-)
 # The numbers that seed the draws of an operation in runs of earlier versions; of others, their
 # name's CRC-32.
 _NUMBERS = {
@@ -25,47 +23,42 @@ _NUMBERS = {
     **{"noise video": 5, "dropout video": 6, "gap video": 7, "time_mask": 8, "feature_mask": 9},
     "drop_modality": 10,
 }
-_OFF = AugmentConfig()
 
 Streams = dict[str, Stream]  # a clip, by modality: frames normalised, 0 where they are not valid
+Rng = np.random.Generator
 
 
-def augment(streams: Streams, config: AugmentConfig, rng: np.random.Generator) -> Streams:
+def augment(streams: Streams, config: AugmentConfig, seed: int | Sequence[int] | Rng) -> Streams:
     """The clip as the network sees it this time; mixup is apart, as it needs a second clip.
 
-    Each operation has random numbers of its own: with equal `rng` it draws the same, whichever
+    Each operation has random numbers of its own: with an equal seed it draws the same, whichever
     others are asked for.
     """
-    asked = list(_asked(config))
+    asked = []  # operations, each with the modality if it acts on one
+    for operation in OPERATIONS:
+        strength = getattr(config, operation)
+        if isinstance(strength, dict):
+            asked += [(operation, name) for name in sorted(strength)]
+        elif strength != getattr(AugmentConfig, operation):
+            asked.append((operation,))
     if not asked:
         return streams
+    rng = np.random.default_rng(seed)
     seed = rng.integers(2**63)
     change, choice = rng.random(2)
     if change >= config.probability:
         return streams
     if config.pick == "one-or-all":
-        asked = [*([name] for name in asked), asked][int(choice * (len(asked) + 1))]
+        asked = [*([one] for one in asked), asked][int(choice * (len(asked) + 1))]
     for operation, *modality in asked:
-        name = " ".join([operation, *modality])
-        own = np.random.default_rng([seed, _NUMBERS.get(name, zlib.crc32(name.encode()))])
-        strength = getattr(config, operation)
+        draws = " ".join([operation, *modality])
+        own = np.random.default_rng([seed, _NUMBERS.get(draws, zlib.crc32(draws.encode()))])
+        change, strength = OPERATIONS[operation], getattr(config, operation)
+        for name in modality:
+            streams = {**streams, name: change(streams[name], strength[name], own)}
         if not modality:
-            streams = _do(operation, streams, strength, own)
-        else:
-            name = modality[0]
-            changed = _do_one(operation, streams[name], strength[name], own)
-            streams = {**streams, name: changed}
+            streams = change(streams, strength, own)
     return streams
-
-
-def _asked(config: AugmentConfig) -> Iterator[tuple[str, ...]]:
-    """The operations that do something, each with its modality if it acts on one alone."""
-    for operation in _OPERATIONS:
-        strength = getattr(config, operation)
-        if isinstance(strength, Mapping):
-            yield from ((operation, name) for name in sorted(strength))
-        elif strength != getattr(_OFF, operation):
-            yield (operation,)
 
 
 def stretched(length: int, config: AugmentConfig) -> int:
@@ -80,21 +73,27 @@ def mix(streams: Streams, other: Streams, weight: float) -> Streams:
     The other's frames are taken at the same seconds in every modality, so that either clip stays
     aligned with itself, and are the mean, 0, where it has none. Times and validity are the clip's.
     """
-    return {name: _mixed(stream, other[name], weight) for name, stream in streams.items()}
+    mixed = {}
+    for name, stream in streams.items():
+        frames, there = _interpolate(other[name], stream.times)
+        first, last = other[name].times[[0, -1]]
+        there &= (first <= stream.times) & (stream.times <= last)
+        frames[~(there & stream.valid)] = 0
+        frames *= 1 - weight
+        frames += np.float32(weight) * stream.frames
+        mixed[name] = stream._replace(frames=frames)
+    return mixed
 
 
-def add_noise(stream: Stream, deviation: float, rng: np.random.Generator) -> Stream:
-    """Gaussian noise of that standard deviation on each feature of each valid frame."""
-    noisy = rng.standard_normal(stream.frames.shape, np.float32)
-    noisy *= deviation
-    noisy += stream.frames
-    noisy[~stream.valid] = 0
-    return stream._replace(frames=noisy)
+def tempo(streams: Streams, factors: Range, rng: Rng) -> Streams:
+    """One tempo for all, about second 0: anchors of their own would part them."""
+    factor = rng.uniform(*factors)
+    return {name: change_tempo(stream, factor, 0.0) for name, stream in streams.items()}
 
 
-def scale(stream: Stream, factor: float) -> Stream:
-    """All features times a factor."""
-    return stream._replace(frames=stream.frames * np.float32(factor))
+def own_tempo(stream: Stream, factors: Range, rng: Rng) -> Stream:
+    """A tempo about the first frame."""
+    return change_tempo(stream, rng.uniform(*factors), stream.times[0])
 
 
 def change_tempo(stream: Stream, factor: float, anchor: float) -> Stream:
@@ -109,128 +108,90 @@ def change_tempo(stream: Stream, factor: float, anchor: float) -> Stream:
     start = anchor + (first - anchor) / factor
     spacing = (last - first) / max(steps, 1)
     times = start + spacing * np.arange(round(steps / factor) + 1)
-    values, valid = _interpolate(stream, anchor + (times - anchor) * factor)
-    return Stream(values, times, valid)
+    frames, valid = _interpolate(stream, anchor + (times - anchor) * factor)
+    return Stream(frames, times, valid)
 
 
-def drop_features(stream: Stream, share: float, rng: np.random.Generator) -> Stream:
+def scale(stream: Stream, factors: Range, rng: Rng) -> Stream:
+    """All features times a factor."""
+    return stream._replace(frames=stream.frames * np.float32(rng.uniform(*factors)))
+
+
+def noise(stream: Stream, deviations: Range, rng: Rng) -> Stream:
+    """Gaussian noise of one standard deviation on each feature of each valid frame."""
+    deviation = rng.uniform(*deviations)
+    noisy = rng.standard_normal(stream.frames.shape, np.float32)
+    noisy *= deviation
+    noisy += stream.frames
+    noisy[~stream.valid] = 0
+    return stream._replace(frames=noisy)
+
+
+def dropout(stream: Stream, share: float, rng: Rng) -> Stream:
     """Set each feature, with probability `share`, to its mean throughout."""
-    kept = rng.random(stream.frames.shape[1]) >= share
-    return stream._replace(frames=stream.frames * kept)
+    return stream._replace(frames=stream.frames * (rng.random(stream.frames.shape[1]) >= share))
 
 
-def add_gap(stream: Stream, start: float, end: float) -> Stream:
-    """Make the frames from second `start` to before `end` invalid."""
-    outside = ~_between(stream.times, start, end)
-    return stream._replace(frames=stream.frames * outside[:, None], valid=stream.valid & outside)
+def gap(stream: Stream, longest: float, rng: Rng) -> Stream:
+    """Make the frames of up to `longest` seconds invalid."""
+    (outside,) = _outside([stream], longest, rng)
+    return Stream(stream.frames * outside[:, None], stream.times, stream.valid & outside)
 
 
-def mask_time(stream: Stream, start: float, end: float) -> Stream:
-    """Set all features to their mean from second `start` to before `end`.
-
-    The time mask of SpecAugment (Park et al., Interspeech 2019), if on the axis that all share.
-    """
-    inside = _between(stream.times, start, end)
-    return stream._replace(frames=stream.frames * ~inside[:, None])
+def time_mask(streams: Streams, longest: float, rng: Rng) -> Streams:
+    """SpecAugment's time mask (Park et al., 2019): the same seconds become the mean in all."""
+    both = zip(streams.items(), _outside(streams.values(), longest, rng), strict=True)
+    return {name: one._replace(frames=one.frames * kept[:, None]) for (name, one), kept in both}
 
 
-def mask_features(stream: Stream, share: float, rng: np.random.Generator) -> Stream:
-    """Set up to that share of the features, neighbours of each other, to their mean throughout.
+def feature_mask(streams: Streams, share: float, rng: Rng) -> Streams:
+    """SpecAugment's frequency mask: up to that share of features, neighbours, become the mean."""
+    masked = {}
+    for name, stream in sorted(streams.items()):
+        frames, features = stream.frames.copy(), stream.frames.shape[1]
+        count = rng.integers(int(share * features), endpoint=True)
+        first = rng.integers(features - count, endpoint=True)
+        frames[:, first : first + count] = 0
+        masked[name] = stream._replace(frames=frames)
+    return masked
 
-    The frequency mask of SpecAugment (Park et al., Interspeech 2019).
-    """
-    features = stream.frames.shape[1]
-    count = rng.integers(int(share * features), endpoint=True)
-    first = rng.integers(features - count, endpoint=True)
-    masked = stream.frames.copy()
-    masked[:, first : first + count] = 0
-    return stream._replace(frames=masked)
 
-
-def drop_modality(streams: Streams, name: str) -> Streams:
-    """Make all frames of one modality invalid, unless no other has valid ones to go by.
-
-    ModDrop (Neverova et al., TPAMI 2016).
-    """
-    if not any(stream.valid.any() for other, stream in streams.items() if other != name):
+def drop_modality(streams: Streams, share: float, rng: Rng) -> Streams:
+    """ModDrop (Neverova et al., TPAMI 2016): one becomes invalid, if others have valid frames."""
+    chance, which = rng.random(2)
+    name = sorted(streams)[int(which * len(streams))]
+    others = (stream for other, stream in streams.items() if other != name)
+    if chance >= share or not any(stream.valid.any() for stream in others):
         return streams
     frames, times, valid = streams[name]
     return {**streams, name: Stream(np.zeros_like(frames), times, np.zeros_like(valid))}
 
 
-def _do(
-    operation: str, streams: Streams, strength: Range | float, rng: np.random.Generator
-) -> Streams:
-    """One operation on all modalities, with a strength drawn from its range."""
-    match operation:
-        case "tempo":
-            factor = rng.uniform(*strength)
-            # About second 0 in all, wherever each begins: anchors of their own would part them.
-            return {name: change_tempo(one, factor, 0.0) for name, one in streams.items()}
-        case "time_mask":
-            ends = np.concatenate([stream.times[[0, -1]] for stream in streams.values()])
-            start, end = _span(ends, strength, rng)
-            return {name: mask_time(one, start, end) for name, one in streams.items()}
-        case "feature_mask":
-            return {name: mask_features(one, strength, rng) for name, one in streams.items()}
-        case "drop_modality":
-            chance, which = rng.random(2)
-            name = [*streams][int(which * len(streams))]
-            return drop_modality(streams, name) if chance < strength else streams
+_ORDER = (tempo, own_tempo, scale, noise, dropout, gap, time_mask, feature_mask, drop_modality)
+OPERATIONS = {operation.__name__: operation for operation in _ORDER}
 
 
-def _do_one(
-    operation: str, stream: Stream, strength: Range | float, rng: np.random.Generator
-) -> Stream:
-    """One operation on one modality, with a strength drawn from its range."""
-    match operation:
-        case "own_tempo":
-            return change_tempo(stream, rng.uniform(*strength), stream.times[0])
-        case "scale":
-            return scale(stream, rng.uniform(*strength))
-        case "noise":
-            return add_noise(stream, rng.uniform(*strength), rng)
-        case "dropout":
-            return drop_features(stream, strength, rng)
-        case "gap":
-            return add_gap(stream, *_span(stream.times[[0, -1]], strength, rng))
-
-
-def _span(times: np.ndarray, longest: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Seconds from and to, of a length drawn up to the longest, between the ends of the times."""
-    first, last = times.min(), times.max()
+def _outside(streams: Collection[Stream], longest: float, rng: Rng) -> Iterator[np.ndarray]:
+    """Which frames [T] of each lie outside a stretch of time of up to `longest` seconds."""
+    ends = np.concatenate([stream.times[[0, -1]] for stream in streams])
     length = rng.uniform(0, longest)
-    start = rng.uniform(first, max(first, last - length))
-    return start, start + length
-
-
-def _between(times: np.ndarray, start: float, end: float) -> np.ndarray:
-    return (start <= times) & (times < end)
+    start = rng.uniform(ends.min(), max(ends.min(), ends.max() - length))
+    return ((stream.times < start) | (stream.times >= start + length) for stream in streams)
 
 
 def _interpolate(stream: Stream, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Frames [N, F] at the times [N], and which are valid [N]; the end frames last for ever."""
     last = len(stream.times) - 1
-    position = np.interp(times, stream.times, np.arange(last + 1))
     # Rounding in the times must not give an invalid neighbour a tiny weight.
-    position = np.rint(position * 1e6) / 1e6
+    position = np.rint(np.interp(times, stream.times, np.arange(last + 1)) * 1e6) / 1e6
     before = position.astype(np.intp)
     after = np.minimum(before + 1, last)
     weight = (position - before).astype(np.float32)
     valid = stream.valid[before] & (stream.valid[after] | (weight == 0))
-    values = stream.frames.take(before, axis=0)
+    frames = stream.frames.take(before, axis=0)
     step = stream.frames.take(after, axis=0)
-    step -= values
+    step -= frames
     step *= weight[:, None]
-    values += step
-    values[~valid] = 0
-    return values, valid
-
-
-def _mixed(stream: Stream, other: Stream, weight: float) -> Stream:
-    values, there = _interpolate(other, stream.times)
-    there &= (other.times[0] <= stream.times) & (stream.times <= other.times[-1])
-    values[~(there & stream.valid)] = 0
-    values *= 1 - weight
-    values += np.float32(weight) * stream.frames
-    return stream._replace(frames=values)
+    frames += step
+    frames[~valid] = 0
+    return frames, valid

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mmattn.data.batches import normalised
 from mmattn.data.corpus import Corpus
-from mmattn.data.normalise import Normaliser
+from mmattn.data.normalise import Normaliser, normalised
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.train.loop import Trainer

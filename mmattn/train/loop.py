@@ -19,13 +19,7 @@ from mmattn.console import progress, say
 from mmattn.data.batches import Augmentation, Bucket, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
 from mmattn.data.extractor import difference
-from mmattn.data.normalise import (
-    BLOCKS,
-    Normaliser,
-    blank_normaliser,
-    measure_blocks,
-    normaliser_of,
-)
+from mmattn.data.normalise import BLOCKS, Normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
 from mmattn.evaluate.metrics import confusion_counts, uar
@@ -174,7 +168,7 @@ def make_trainer(
 ) -> Trainer:
     """A trainer whose normalisation and class weights come from the training clips alone."""
     own = processes.own_part(BLOCKS)
-    moments = processes.arrays_from_all(measure_blocks(corpus, split.train, own))
+    normaliser = fit_normaliser(corpus, split.train, own, processes.arrays_from_all)
     weights = None
     if config.train.class_weights:
         if corpus.targets is not None:
@@ -183,7 +177,7 @@ def make_trainer(
             labels = corpus.labels[split.train]
             weights = balanced_class_weights(labels, len(corpus.class_names))
     clips = np.concatenate([split.train, split.validation, split.test])
-    return Trainer(config, corpus, normaliser_of(moments), weights, clips, device_count)
+    return Trainer(config, corpus, normaliser, weights, clips, device_count)
 
 
 def fit(
@@ -438,7 +432,7 @@ def restore(
             f"have {', '.join(corpus.class_names)}"
         )
     config = config_from_json(about["config"])
-    blank = blank_normaliser(corpus.widths)
+    blank = fit_normaliser(corpus, clips[:0])
     trainer = Trainer(config, corpus, blank, None, clips, device_count)
     return trainer, trainer.load(checkpoints, kind)[0]
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mmattn.data.batches import (
+    UNCHANGED,
     Augmentation,
     Batch,
     Bucket,
@@ -41,29 +42,22 @@ class Feed(NamedTuple):
         self,
         dispatches: Iterable[Dispatch],
         steps: int,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation = UNCHANGED,
     ) -> Iterator[tuple[Batch, Batch]]:
         """Yield each dispatch's arrays on the host and on the devices: [D, steps, B/D, …].
 
         Of several processes each makes those of its own devices.
         """
+        own = devices.own_devices(self.devices)
 
         def make(dispatch: Dispatch) -> tuple[Batch, Batch]:
-            arrays = collate(
-                self.corpus,
-                dispatch,
-                self.normaliser,
-                self.devices,
-                self.batch,
-                steps,
-                augmentation,
-                devices.own_devices(self.devices),
-            )
+            layout = self.devices, self.batch, steps, augmentation, own
+            arrays = collate(self.corpus, dispatch, self.normaliser, *layout)
             return arrays, devices.place(arrays)
 
         def begin_reading(dispatch: Dispatch) -> Dispatch:
-            own = devices.own_devices(self.devices)
-            read_ahead(self.corpus, dispatch, self.devices, self.batch, augmentation, own)
+            placed = places(dispatch, self.devices, self.batch, augmentation, own)
+            read_ahead(self.corpus, placed)
             return dispatch
 
         return ahead(make, ahead(begin_reading, dispatches))
@@ -131,14 +125,14 @@ def _each_clip(call: Callable, feed: Feed, clips: np.ndarray) -> Iterator[tuple]
     plan = plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps=1, rng=None)
     for dispatch, (_, placed) in zip(plan, feed(plan, steps=1), strict=True):
         results = devices.fetch(call(placed))
-        for clip, *place in places(dispatch, feed.devices, feed.batch):
+        for at, clip, *_ in places(dispatch, feed.devices, feed.batch):
             streams = feed.corpus.streams
             lengths = {name: stream.lengths[clip] for name, stream in streams.items()}
 
             def cut(found, lengths=lengths):
                 return {name: values[: lengths[name]].copy() for name, values in found.items()}
 
-            yield rows[clip], jax.tree.map(lambda x, at=tuple(place): x[at], results), cut
+            yield rows[clip], jax.tree.map(lambda x, at=at: x[at], results), cut
 
 
 def ahead(make: Callable[[Dispatch], T], work: Iterable[Dispatch]) -> Iterator[T]:

@@ -2,23 +2,18 @@
 
 from collections.abc import Iterator
 from itertools import product
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from mmattn.config import AugmentConfig, SyntheticConfig
 from mmattn.data.augment import (
+    OPERATIONS,
     Streams,
-    add_gap,
-    add_noise,
     augment,
     change_tempo,
-    drop_features,
-    drop_modality,
-    mask_features,
-    mask_time,
     mix,
-    scale,
     stretched,
 )
 from mmattn.data.corpora.synthetic import BUMP, TAU, draw_clips
@@ -316,7 +311,7 @@ def test_strengths_fill_their_range():
 def test_noise_has_the_deviation_asked_for_and_spares_invalid_frames(deviation):
     rng = np.random.default_rng(0)
     frames = random_frames(rng, 2000, 20, 100, invalid=0.3)
-    change = add_noise(frames, deviation, rng).frames - frames.frames
+    change = OPERATIONS["noise"](frames, (deviation, deviation), rng).frames - frames.frames
     assert not change[~frames.valid].any()
     change = change[frames.valid]
     assert change.std() == pytest.approx(deviation, rel=0.02)
@@ -327,21 +322,28 @@ def test_noise_has_the_deviation_asked_for_and_spares_invalid_frames(deviation):
 
 
 def test_scale_by_hand():
-    scaled = scale(frames_of([[1, -2], [0, 4]], [0, 1]), 1.5)
+    frames, rng = frames_of([[1, -2], [0, 4]], [0, 1]), np.random.default_rng(0)
+    scaled = OPERATIONS["scale"](frames, (1.5, 1.5), rng)
     np.testing.assert_array_equal(scaled.frames, [[1.5, -3], [0, 6]])
 
 
 def test_dropped_features_are_zero_throughout_and_the_rest_stay():
     rng = np.random.default_rng(0)
     frames = random_frames(rng, 4, 5000, 15)
-    dropped = drop_features(frames, 0.3, rng).frames
+    dropped = OPERATIONS["dropout"](frames, 0.3, rng).frames
     gone = ~dropped.any(axis=0)
     assert gone.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / 5000))
     np.testing.assert_array_equal(dropped[:, ~gone], frames.frames[:, ~gone])
 
 
+def drawing(*numbers: float) -> Mock:
+    """A generator whose uniform numbers are these."""
+    return Mock(uniform=Mock(side_effect=numbers))
+
+
 def test_a_gap_by_hand():
-    gap = add_gap(frames_of([[1], [2], [3], [4]], [0.5, 1.0, 1.5, 2.0]), 1.0, 2.0)
+    frames = frames_of([[1], [2], [3], [4]], [0.5, 1.0, 1.5, 2.0])
+    gap = OPERATIONS["gap"](frames, 3.0, drawing(1.0, 1.0))  # 1 s from 1 s on
     assert gap.frames[:, 0].tolist() == [1, 0, 0, 4]
     assert gap.valid.tolist() == [True, False, False, True]
 
@@ -361,9 +363,9 @@ def test_gaps_are_one_run_no_longer_than_asked_for():
 def test_a_time_mask_covers_the_same_seconds_in_both():
     audio = frames_of(np.ones((400, 2)), np.arange(400) / 100)
     video = frames_of(np.ones((45, 3)), 0.9 + np.arange(45) / 15)
-    for stream, expected in ((audio, list(range(100, 120))), (video, [2, 3, 4])):
-        by_hand = mask_time(stream, 1.0, 1.2)
-        assert np.flatnonzero(by_hand.frames[:, 1] == 0).tolist() == expected
+    by_hand = OPERATIONS["time_mask"](pair_of(audio, video), 1.0, drawing(0.2, 1.0))
+    for name, expected in (("audio", list(range(100, 120))), ("video", [2, 3, 4])):
+        assert np.flatnonzero(by_hand[name].frames[:, 1] == 0).tolist() == expected
     seen = 0
     for seed in range(200):
         changed = augment(
@@ -386,7 +388,7 @@ def test_feature_masks_are_neighbours_and_no_more_than_their_share():
     frames = random_frames(rng, 6, 20, 15)
     sizes = set()
     for _ in range(300):
-        masked = mask_features(frames, 0.25, rng).frames
+        masked = OPERATIONS["feature_mask"]({"video": frames}, 0.25, rng)["video"].frames
         gone = np.flatnonzero(~masked.any(axis=0))
         assert not len(gone) or len(gone) == gone[-1] - gone[0] + 1
         sizes.add(len(gone))
@@ -404,16 +406,15 @@ def test_one_modality_is_lost_in_the_share_of_clips_asked_for_and_never_both():
         gone = [not part.valid.any() for part in changed.values()]
         assert sum(gone) < 2
         lost += gone
+        for before, after in both(pair, changed):
+            assert after is before or not (after.frames.any() or after.valid.any())
     assert np.abs(lost - 400).max() < 4 * np.sqrt(2000 * 0.16)
-    for modality, kept in (("audio", "video"), ("video", "audio")):
-        changed = drop_modality(pair, modality)
-        assert not changed[modality].frames.any() and not changed[modality].valid.any()
-        assert changed[kept] is pair[kept]
 
 
 def test_a_clip_without_any_face_keeps_its_audio():
     pair = random_pair(invalid=1)
-    assert drop_modality(pair, "audio") is pair
+    for seed in range(20):
+        assert augment(pair, EACH["drop_modality"], seed)["audio"] is pair["audio"]
 
 
 def test_mixing_by_hand():
@@ -453,6 +454,14 @@ def test_mixing_with_the_whole_share_changes_nothing_and_inputs_stay():
     assert same(mix(pair, other, 1.0), pair)
     mix(pair, other, 0.4)
     assert same(pair, random_pair(1)) and same(other, random_pair(2))
+
+
+def test_the_order_of_the_modalities_has_no_influence():
+    for seed in range(20):
+        pair = random_pair(seed)
+        changed = augment(pair, ALL, seed)
+        other = augment(dict(reversed(pair.items())), ALL, seed)
+        assert same({name: other[name] for name in pair}, changed)
 
 
 def test_everything_at_once():

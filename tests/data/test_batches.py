@@ -17,13 +17,12 @@ from mmattn.data.batches import (
     Dispatch,
     collate,
     make_buckets,
-    normalised,
     places,
     plan_epoch,
     read_ahead,
 )
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.normalise import fit_normaliser
+from mmattn.data.normalise import fit_normaliser, normalised
 from mmattn.data.stream import PADDING, Ragged, make_stream, pack_streams
 from mmattn.train import devices
 from mmattn.train.predict import Feed, predict_clips
@@ -124,6 +123,18 @@ def test_equal_lengths_share_a_bucket_and_a_long_video_widens_those_after_it():
     assert make_buckets(corpus, np.arange(6), 6) == four
     assert make_buckets(corpus, np.arange(6), 2) == [shape(4, 2), shape(9, 8)]
     assert make_buckets(corpus, np.array([0, 1, 2]), 3) == [shape(4, 2)]
+
+
+def test_the_order_in_which_modalities_are_named_changes_no_batch(corpus):
+    """Audio, whose name comes first, decides the order of the clips."""
+    named = replace(corpus, streams=dict(reversed(corpus.streams.items())))
+    buckets = make_buckets(corpus, CLIPS, 4)
+    assert make_buckets(named, CLIPS, 4) == buckets
+    assert as_lists(plan(named, buckets)) == as_lists(plan(corpus, buckets))
+    config = AugmentConfig(feature_mask=0.5, drop_modality=0.5, mixup=0.5)
+    dispatch = Dispatch(buckets[-1], [CLIPS[:8]])
+    batches = augmented(corpus, dispatch, config), augmented(named, dispatch, config)
+    jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
 def test_a_bucket_has_a_frame_of_a_modality_that_its_clips_lack():
@@ -236,6 +247,12 @@ def test_places_on_devices_that_do_not_divide_the_batch(three_clips):
         np.testing.assert_array_equal(in_order[:5], expected[0, 0])
 
 
+def partners(augmentation: Augmentation, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each clip [n] of a batch is mixed with, and its own weight."""
+    _, _, *found = zip(*places(Dispatch({}, [clips]), 1, len(clips), augmentation), strict=True)
+    return tuple(map(np.array, found))
+
+
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
 def test_a_process_makes_and_reads_the_clips_of_its_own_devices(monkeypatch, corpus, mixup):
     augmentation = Augmentation(replace(ROUGH, mixup=mixup), 0, 0)
@@ -250,11 +267,11 @@ def test_a_process_makes_and_reads_the_clips_of_its_own_devices(monkeypatch, cor
     wanted = {*CLIPS[4:8], *CLIPS[12:13]}
     if mixup:
         for batch, part in ((CLIPS[:8], slice(4, 8)), (CLIPS[8:13], slice(4, 5))):
-            wanted.update(augmentation.partners(batch)[0][part])
+            wanted.update(partners(augmentation, batch)[0][part])
     assert set(read) == wanted
     begun = []
     monkeypatch.setattr(Ragged, "read_ahead", lambda self, at: begun.append(at))
-    read_ahead(corpus, dispatch, 4, 8, augmentation, slice(2, 4))
+    read_ahead(corpus, places(dispatch, 4, 8, augmentation, slice(2, 4)))
     assert sorted(begun) == sorted(read)
 
 
@@ -263,7 +280,7 @@ def test_where_each_clip_of_a_dispatch_lies(three_clips):
     batch = collate(three_clips, dispatch, NORMALISER, devices=3, batch=5, steps=2)
     found = list(places(dispatch, devices=3, batch=5))
     assert len(found) == (batch.clip >= 0).sum()
-    assert all(batch.clip[tuple(place)] == clip for clip, *place in found)
+    assert all(batch.clip[place] == clip for place, clip, *_ in found)
 
 
 ROUGH = AugmentConfig(
@@ -345,7 +362,7 @@ def test_mixup_by_hand(corpus, buckets):
     clips = np.array([clip for clip in CLIPS if lengths(corpus)[clip] > 40][:12])
     config = AugmentConfig(mixup=0.5)
     batch = augmented(corpus, Dispatch(buckets[-1], [clips]), config)
-    others, shares = Augmentation(config, 0, 0).partners(clips)
+    others, shares = partners(Augmentation(config, 0, 0), clips)
     assert sorted(others) == sorted(clips) and (others != clips).sum() > 6
     assert ((shares >= 0.5) & (shares <= 1)).all() and len(set(shares)) == len(clips)
     np.testing.assert_array_equal(batch.clip[0, 0], clips)
@@ -371,7 +388,7 @@ def test_soft_labels_are_mixed_by_the_same_shares(corpus, buckets, mixup):
     batch = augmented(replace(corpus, targets=soft), Dispatch(buckets[-1], [clips]), config)
     plain = augmented(corpus, Dispatch(buckets[-1], [clips]), config)
     shares = plain.mixup_lambda[0, 0, :, None]
-    others = Augmentation(config, 0, 0).partners(clips)[0] if mixup else clips
+    others = partners(Augmentation(config, 0, 0), clips)[0]
     expected = shares * soft[clips] + (1 - shares) * soft[others]
     np.testing.assert_allclose(batch.target[0, 0], expected, atol=1e-6)
     assert plain.target is None and batch.target.dtype == np.float32
@@ -380,11 +397,11 @@ def test_soft_labels_are_mixed_by_the_same_shares(corpus, buckets, mixup):
 
 def test_who_is_mixed_with_whom_depends_on_the_batch_seed_and_epoch():
     config = AugmentConfig(mixup=0.3)
-    first = [part.tolist() for part in Augmentation(config, 0, 0).partners(CLIPS)]
-    again = [part.tolist() for part in Augmentation(config, 0, 0).partners(CLIPS)]
+    first = [part.tolist() for part in partners(Augmentation(config, 0, 0), CLIPS)]
+    again = [part.tolist() for part in partners(Augmentation(config, 0, 0), CLIPS)]
     assert again == first
     for seed, epoch, clips in ((1, 0, CLIPS), (0, 1, CLIPS), (0, 0, CLIPS[1:])):
-        others, shares = Augmentation(config, seed, epoch).partners(clips)
+        others, shares = partners(Augmentation(config, seed, epoch), clips)
         assert others.tolist() != first[0] and shares.tolist() != first[1]
 
 

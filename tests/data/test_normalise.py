@@ -8,9 +8,7 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import (
     BLOCKS,
     fit_normaliser,
-    measure_blocks,
-    normalise,
-    normaliser_of,
+    normalised,
 )
 from mmattn.data.stream import Ragged, make_stream, pack_streams
 
@@ -46,10 +44,10 @@ def test_hand_computed_values_and_frames_without_a_face():
     np.testing.assert_allclose(normaliser["text_std"], [np.sqrt(2)], rtol=1e-6)
     assert len(normaliser) == 6
     assert all(array.dtype == np.float32 for array in normaliser.values())
-    normal = normalise(normaliser, "video", video.clip(0)).frames
+    normal = normalised(corpus, 0, normaliser)["video"].frames
     np.testing.assert_allclose(normal[:, 0], [-np.sqrt(1.5), 0, 0], rtol=1e-6)
     assert normal[1, 0] == 0  # without a face, and not -4 / deviation
-    assert normalise(normaliser, "audio", audio.clip(1)).frames[0, 1] == 0
+    assert normalised(corpus, 1, normaliser)["audio"].frames[0, 1] == 0
 
 
 def test_validation_and_test_clips_cannot_change_it(corpus_folder, options, write_clip):
@@ -72,7 +70,7 @@ def test_it_agrees_with_all_frames_at_once():
     normaliser = fit_normaliser(corpus, train)
     np.testing.assert_allclose(normaliser["audio_mean"], frames.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(normaliser["audio_std"], frames.std(axis=0), rtol=1e-6)
-    normal = np.concatenate([normalise(normaliser, "audio", audio.clip(i)).frames for i in train])
+    normal = np.concatenate([normalised(corpus, i, normaliser)["audio"].frames for i in train])
     np.testing.assert_allclose(normal.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(normal.std(axis=0), 1, atol=1e-5)
 
@@ -81,12 +79,17 @@ def test_it_agrees_with_all_frames_at_once():
 def test_parts_measured_apart_give_the_same_bits(clips, count):
     corpus = drawn(clips=clips, speakers=2)
     each = -(-BLOCKS // count)
-    parts = [
-        measure_blocks(corpus, np.arange(clips), range(number * each, (number + 1) * each))
-        for number in range(count)
-    ]
-    moments = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    together, expected = normaliser_of(moments), fit_normaliser(corpus, np.arange(clips))
+    parts = []
+
+    def gather(moments):
+        """Of the processes so far."""
+        parts.append(moments)
+        return {name: np.concatenate([part[name] for part in parts]) for name in moments}
+
+    for number in range(count):
+        own = range(number * each, (number + 1) * each)
+        together = fit_normaliser(corpus, np.arange(clips), own, gather)
+    expected = fit_normaliser(corpus, np.arange(clips))
     assert together.keys() == expected.keys()
     for name, found in together.items():
         assert found.tobytes() == expected[name].tobytes()
@@ -96,11 +99,21 @@ def test_parts_measured_apart_give_the_same_bits(clips, count):
 def test_constant_features_get_deviation_one(value):
     audio = ragged(*(np.full((n, 2), value) for n in (7, 11, 13)))
     video = ragged([[0.0]], [[0.0]], [[0.0]], zero_is_missing=True)
-    normaliser = fit_normaliser(corpus_of(audio=audio, video=video), np.arange(3))
+    corpus = corpus_of(audio=audio, video=video)
+    normaliser = fit_normaliser(corpus, np.arange(3))
     assert normaliser["audio_std"].tolist() == [1, 1]
     assert normaliser["video_std"].tolist() == [1]  # no face in any frame
-    normal = normalise(normaliser, "audio", audio.clip(0)).frames
+    normal = normalised(corpus, 0, normaliser)["audio"].frames
     np.testing.assert_allclose(normal, 0, atol=1e-4)
+
+
+def test_without_clips_frames_stay_as_they_are():
+    corpus = drawn(clips=3, speakers=1)
+    normaliser = fit_normaliser(corpus, np.array([], int))
+    for name, stream in normalised(corpus, 1, normaliser).items():
+        assert stream.valid.any()
+        found, expected = stream.frames, corpus.streams[name].clip(1).frames
+        np.testing.assert_array_equal(found[stream.valid], expected[stream.valid])
 
 
 def test_a_large_mean_costs_no_digits():

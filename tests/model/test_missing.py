@@ -11,10 +11,10 @@ from flax import nnx
 
 from mmattn.config import DataConfig, ModelConfig, SyntheticConfig
 from mmattn.data import batches
-from mmattn.data.augment import Streams, drop_modality
-from mmattn.data.batches import Dispatch, collate, make_buckets, normalised
+from mmattn.data.augment import Streams
+from mmattn.data.batches import Dispatch, collate, make_buckets
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.normalise import Normaliser, fit_normaliser
+from mmattn.data.normalise import Normaliser, fit_normaliser, normalised
 from mmattn.data.stream import Stream, pack_streams
 from mmattn.model import native
 from mmattn.model.fusion import fusion_of
@@ -67,7 +67,10 @@ def lacking(whole) -> Corpus:
 def with_invalid(corpus: Corpus, clip: int, normaliser: Normaliser) -> Streams:
     """`normalised`, but with all frames of a modality invalid, as in training."""
     streams = normalised(corpus, clip, normaliser)
-    return drop_modality(streams, LACKS[clip]) if clip in LACKS else streams
+    if lost := LACKS.get(clip):
+        frames, times, valid = streams[lost]
+        streams[lost] = Stream(np.zeros_like(frames), times, np.zeros_like(valid))
+    return streams
 
 
 def predict(corpus: Corpus, clips: np.ndarray, model: ModelConfig) -> tuple[Network, Output]:

@@ -93,7 +93,7 @@ def train(
             for dispatch in plan_epoch(corpus(), CLIPS, buckets, BATCH, STEPS, rng)
             for at in range(0, len(dispatch.batches), steps)
         ]
-        augmentation = Augmentation(augment, 0, epoch) if augment else None
+        augmentation = Augmentation(augment or AugmentConfig(), 0, epoch)
         for dispatch, (_, placed) in zip(plan, feed(plan, steps, augmentation), strict=True):
             number = np.int32(len(dispatch.batches))
             state, sums, check = own.train(state, sums, placed, number, settings)

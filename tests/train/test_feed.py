@@ -15,7 +15,7 @@ from mmattn.train.predict import AHEAD, Feed
 BATCH = 4
 
 
-@pytest.mark.parametrize("augment", [None, AugmentConfig(mixup=0.5)])
+@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(mixup=0.5)])
 def test_clips_are_read_ahead_of_the_batches_that_have_them(monkeypatch, augment):
     sizes = {"audio_width": 3, "video_width": 3, "audio_rate": 10, "video_rate": 10}
     data = DataConfig(synthetic=SyntheticConfig(clips=48, speakers=4, **sizes))
@@ -34,7 +34,7 @@ def test_clips_are_read_ahead_of_the_batches_that_have_them(monkeypatch, augment
     monkeypatch.setattr(Ragged, "read_ahead", lambda self, at: begun.append((id(self), at)))
     monkeypatch.setattr(Ragged, "clip", taken)
     threads = threading.active_count()
-    augmentation = Augmentation(augment, 0, 0) if augment else None
+    augmentation = Augmentation(augment, 0, 0)
     dispatches = feed(plan, 1, augmentation)
     next(dispatches)
     dispatches.close()
