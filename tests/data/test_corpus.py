@@ -359,7 +359,8 @@ def test_features_of_several_files_are_joined_by_row(options, tmp_path, tables, 
     assert len(audio) == 4 and audio.class_names == ("x", "y")
     with pytest.raises(UserError, match="1 of 4 clips are bad"):
         open_corpus(data, ("video", "audio"))
-    assert tables.pop() == (str(root / "a0.npz"), "no file of video is named")
+    nothing = "line 2, column file.{}: expected a file, found nothing"
+    assert tables.pop() == (str(root / "a0.npz"), nothing.format("video"))
     both = open_corpus(replace(data, max_bad=1), ("video", "audio"))
     assert both.names == ("a1", "a2", "a3") and [*both.streams] == ["video", "audio"]
     for clip, name in enumerate(both.names):
@@ -371,4 +372,4 @@ def test_features_of_several_files_are_joined_by_row(options, tmp_path, tables, 
         tables.clear()
         with pytest.raises(UserError, match="of 4 clips are bad"):
             open_corpus(data, modalities)
-        assert tables[0] == (str(root / "a0.npz"), f"no file of {modalities[0]} is named")
+        assert tables[0] == (str(root / "a0.npz"), nothing.format(modalities[0]))
