@@ -1,6 +1,5 @@
 """A corpus: all clips in the order of their names, from feature files or drawn."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ from mmattn.data.corpora.roots import read_table
 from mmattn.data.corpora.synthetic import Cue, draw_clips
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import FEATURES, MIN_FRAMES, BadClip, check_overlap
-from mmattn.data.labels import SIX, hard_labels, majority, parse_labels, soft_labels
+from mmattn.data.labels import SIX, majority, parse_labels, soft_labels
 from mmattn.data.manifest import Manifest
 from mmattn.data.store import ClipFile, Pack, open_pack
 from mmattn.data.stream import Ragged, Stream, pack_streams
@@ -60,62 +59,43 @@ class Corpus:
 def open_corpus(data: DataConfig, modalities: Sequence[str], known: Sequence[str] = ()) -> Corpus:
     """The clips under `data.roots`, or the built-in synthetic ones if there are no roots.
 
-    Args:
-        data: which clips, with which labels.
-        modalities: what every clip must have.
-        known: classes of a network that the clips are for; they need not all be there.
-
-    Raises:
-        UserError: files are missing, too many are unreadable, or extractors are mixed.
+    Every clip has the modalities. `known` are classes of a network, of which some may have no clip.
+    Raises UserError: files are missing, too many are unreadable, or extractors are mixed.
     """
     if data.roots:
-        corpus = _corpus_of_files(data, modalities, known)
-    else:
-        corpus = _synthetic_corpus(data, modalities)
-    if data.overlap:
-        corpus = crop_to_overlap(corpus)
-    for name in data.tile:
-        corpus = tile(corpus, name)
-    return corpus
+        return crop_and_tile(_corpus_of_files(data, modalities, known), data)
+    return crop_and_tile(_synthetic_corpus(data, modalities), data)
 
 
-def tile(corpus: Corpus, name: str) -> Corpus:
-    """Every frame of that modality is the mean of all frames of its clip."""
-    stream = corpus.streams[name]
-    tiled = []
-    for frames, *rest in map(stream.clip, range(len(corpus))):
-        mean = frames.sum(axis=0) / max(len(frames), 1)
-        tiled.append(Stream(np.broadcast_to(mean, frames.shape), *rest))
-    return replace(
-        corpus,
-        description=f"{corpus.description}, {name} without dynamics",
-        streams={**corpus.streams, name: pack_streams(tiled, stream.zero_is_missing)},
-    )
+def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:
+    """What `data.overlap` and `data.tile` make of all clips.
 
-
-def crop_to_overlap(corpus: Corpus) -> Corpus:
-    """Every clip without the frames before the latest start or after the earliest end of a stream.
-
-    A modality that the clip lacks does not count.
-
+    A modality that a clip lacks does not count for its overlap.
     Raises UserError naming a clip that keeps fewer than 5 frames of a modality.
     """
-    start, end = np.full((2, len(corpus)), [[-np.inf], [np.inf]])
-    for stream in corpus.streams.values():
-        for clip in np.flatnonzero(stream.lengths):
-            first, *_, last = stream.clip_times(clip)
-            start[clip], end[clip] = max(start[clip], first), min(end[clip], last)
-    streams = {name: _crop(stream, start, end) for name, stream in corpus.streams.items()}
-    for name, stream in streams.items():
-        for clip in np.flatnonzero(
-            (stream.lengths < MIN_FRAMES) & (corpus.streams[name].lengths > 0)
-        ):
-            raise UserError(
-                f"{corpus.names[clip]}: the streams overlap from {start[clip]:.2f} to "
-                f"{end[clip]:.2f} s; expected {MIN_FRAMES} or more {name} frames there "
-                "(--data.overlap)"
-            )
-    text = f"{corpus.description}, cropped to the time of all streams"
+    streams, text = dict(corpus.streams), corpus.description
+    if data.overlap:
+        text += ", cropped to the time of all streams"
+        start, end = np.full((2, len(corpus)), [[-np.inf], [np.inf]])
+        for stream in streams.values():
+            for clip in np.flatnonzero(stream.lengths):
+                first, *_, last = stream.clip_times(clip)
+                start[clip], end[clip] = max(start[clip], first), min(end[clip], last)
+        for name, stream in corpus.streams.items():
+            streams[name] = _crop(stream, start, end)
+            for clip in np.flatnonzero((streams[name].lengths < MIN_FRAMES) & (stream.lengths > 0)):
+                raise UserError(
+                    f"{corpus.names[clip]}: the streams overlap from {start[clip]:.2f} to "
+                    f"{end[clip]:.2f} s; expected {MIN_FRAMES} or more {name} frames there "
+                    "(--data.overlap)"
+                )
+    for name in data.tile:
+        text += f", {name} without dynamics"
+        tiled = []
+        for frames, *rest in map(streams[name].clip, range(len(corpus))):
+            mean = frames.sum(axis=0) / max(len(frames), 1)
+            tiled.append(Stream(np.broadcast_to(mean, frames.shape), *rest))
+        streams[name] = pack_streams(tiled, streams[name].zero_is_missing)
     return replace(corpus, description=text, streams=streams)
 
 
@@ -134,12 +114,7 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         if not 0 < rate < np.inf:
             raise UserError(f"--data.rates {name}={rate}: expected above 0")
     table, unnamed = read_table(data.roots, data.columns, data.target)
-    _check_features(table)
-    shared = table.files.get("", [""] * len(table))
-    paths = {
-        name: [a or b for a, b in zip(table.files.get(name, shared), shared, strict=True)]
-        for name in modalities
-    }
+    paths = _feature_files(table, modalities)
     row = {path: row for row, path in enumerate(sorted({*chain(*paths.values())} - {""}))}
     rows = {name: np.array([row.get(path, -1) for path in of], int) for name, of in paths.items()}
     pack = open_pack([_clip_file(path) for path in row], data.cache, data.rates)
@@ -149,19 +124,24 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         for name, of in rows.items()
         if name in pack.streams
     }
-    files = [*zip(*paths.values(), *table.files.values(), strict=True)]
-    good, bad = {}, [*unnamed]  # clips by name; files with a reason
+    first, good, bad = {}, [], [*unnamed]  # the file of a name; clips; files with a reason
     for clip in sorted(range(len(table)), key=table.clips.__getitem__):
-        name, file = table.clips[clip], next(filter(None, files[clip]))
+        name = table.clips[clip]
+        file = next(of[clip] for of in chain(paths.values(), table.files.values()) if of[clip])
         if reason := _fault(table, clip, pack, rows, streams):
             bad.append((file, reason))
-        elif name in good:
-            first = next(filter(None, files[good[name]]))
-            bad.append((file, f"has the same name as {first}"))
+        elif name in first:
+            bad.append((file, f"has the same name as {first[name]}"))
         else:
-            good[name] = clip
-    _report(bad, len(table) + len(unnamed), data.max_bad)
-    clips, labels, class_names, targets = _labelled(table, [*good.values()], data, known)
+            first[name] = file
+            good.append(clip)
+    bad_of = f"bad clips of {len(table) + len(unnamed)}"
+    if bad:
+        say_table(f"{len(bad)} {bad_of}", ("file", "reason"), sorted(bad))
+    if len(bad) > data.max_bad:
+        limit = f"{data.max_bad} are allowed; --data.max-bad allows more"
+        raise UserError(f"{len(bad)} {bad_of} (see the table), {limit}")
+    clips, labels, class_names, targets = _labelled(table, good, data, known)
     columns = table.columns | {"corpus": table.corpora, "split": table.splits}
     columns = {name: np.array(cells)[clips] for name, cells in columns.items()}
     for name in data.groups:
@@ -187,6 +167,23 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
     )
 
 
+def _feature_files(table: Manifest, modalities: Sequence[str]) -> dict[str, list[str]]:
+    """The file of each clip by modality, "" where none is named. UserError at a raw clip."""
+    shared = table.files.get("", [""] * len(table))
+    found = {}
+    for name in modalities:
+        own = table.files.get(name, shared)
+        found[name] = [a or b for a, b in zip(own, shared, strict=True)]
+        for line, path in zip(table.lines, found[name], strict=True):
+            if path and not path.lower().endswith(".npz"):
+                column = "file" if own is shared else f"file.{name}"
+                raise UserError(
+                    f"{table.path}, line {line}, column {column}: expected a feature file (.npz), "
+                    f"found {path}; `mmattn extract {table.path} --to FEATURES` makes all of them"
+                )
+    return found
+
+
 def _clip_file(path: str) -> ClipFile:
     try:
         status = os.stat(path)
@@ -195,24 +192,8 @@ def _clip_file(path: str) -> ClipFile:
     return ClipFile(path, status.st_size, status.st_mtime_ns)
 
 
-def _check_features(table: Manifest) -> None:
-    """Raise UserError at the first file that holds no features."""
-    for column, paths in table.files.items():
-        for line, path in zip(table.lines, paths, strict=True):
-            if path and not path.lower().endswith(".npz"):
-                raise UserError(
-                    f"{table.path}, line {line}, column {f'file.{column}' if column else 'file'}: "
-                    f"expected a feature file (.npz), found {path}; "
-                    f"`mmattn extract {table.path} --to FEATURES` makes them, with their table"
-                )
-
-
 def _fault(
-    table: Manifest,
-    clip: int,
-    pack: Pack,
-    rows: Mapping[str, np.ndarray],
-    streams: Mapping[str, Ragged],
+    table: Manifest, clip: int, pack: Pack, rows: Mapping[str, np.ndarray], streams: Mapping
 ) -> str | None:
     """Why a clip of the table cannot be used; `rows` [N] of the pack and streams by modality."""
     line, spans = f"line {table.lines[clip]}", {}
@@ -234,16 +215,6 @@ def _fault(
         return str(error)
 
 
-def _report(bad: Sequence[tuple[str, str]], clips: int, max_bad: int) -> None:
-    if bad:
-        say_table(f"{len(bad)} bad clips of {clips}", ("file", "reason"), sorted(bad))
-    if len(bad) > max_bad:
-        raise UserError(
-            f"{len(bad)} of {clips} clips are bad (see the table) and {max_bad} are allowed; "
-            "--data.max-bad allows more"
-        )
-
-
 def _labelled(
     table: Manifest, clips: Sequence[int], data: DataConfig, known: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray | None]:
@@ -255,19 +226,21 @@ def _labelled(
         raise UserError(f"--data.soft: expected columns emotion.CLASS, {table.path} has none")
     asked = data.labels or known or (() if table.path else ("six",))
     classes = parse_labels(asked, {*emotions.tolist(), *votes} - {""}, every=not known)
-    labels = hard_labels(classes, emotions.tolist())
-    soft = soft_labels(classes, votes) if votes else None
-    if votes:
-        labels = np.where(emotions == "", majority(soft), labels)
+    one_vote = {
+        name: np.where(emotions == "", votes.get(name, 0.0), emotions == name)
+        for name in chain(*classes.values())
+    }
+    labels = majority(soft_labels(classes, one_vote))
     for emotion, count in sorted(Counter(emotions[labels < 0].tolist()).items()):
         how = "have votes alone" if data.soft else "left out"
         why = f"{emotion} is not among the labels {', '.join(classes)}"
         say(f"{count} clips {how}: {why if emotion else 'no class has most of their votes'}")
-    kept = soft.any(axis=1) if data.soft else labels >= 0
+    targets = soft_labels(classes, votes) if data.soft else None
+    kept = labels >= 0 if targets is None else targets.any(axis=1)
     if not kept.any():
         said = " ".join(data.labels) or "of the table"
         raise UserError(f"no clips are left of {len(table)} for the labels {said}")
-    targets = soft[kept] if data.soft else None
+    targets = targets if targets is None else targets[kept]
     return np.array(clips)[kept], labels[kept], tuple(classes), targets
 
 
@@ -275,25 +248,18 @@ def _common_extractor(
     pack: Pack, rows: Mapping[str, np.ndarray], clips: np.ndarray, paths: Sequence[str]
 ) -> dict[str, dict]:
     """What made the features of these clips, by modality; `rows` [N] of the pack and paths of all.
-
-    Raises UserError if there are several extractors: their features do not mean the same.
-    """
-    first, counts = {}, Counter()  # by JSON
+    Raises UserError if it is not the same for all: their features do not mean the same."""
+    expected = None
     for clip in clips:
         records = {name: pack.extractors[of[clip]].get(name) for name, of in rows.items()}
-        kind = json.dumps({name: one for name, one in records.items() if one}, sort_keys=True)
-        first.setdefault(kind, paths[clip])
-        counts[kind] += 1
-    kinds = {kind: json.loads(kind) for kind, _ in counts.most_common()}
-    expected = next(iter(kinds.values()))
-    if len(kinds) > 1:
-        said = [f"{counts[kind]} like {first[kind]}" for kind in kinds]
-        what = [difference(records, expected) for records in kinds.values()]
-        raise UserError(
-            f"the features of the clips come from {len(kinds)} extractors, expected one: "
-            f"{'; '.join(f'{a} ({b})' if b else a for a, b in zip(said, what, strict=True))}. "
-            "Extract them alike or name folders of one kind (--data.roots)"
-        )
+        records = {name: record for name, record in records.items() if record}
+        expected = records if expected is None else expected
+        if what := difference(records, expected):
+            raise UserError(
+                f"{paths[clip]}: its features are of another extractor than those of "
+                f"{paths[clips[0]]}: {what}. Extract all alike or name folders of one kind "
+                "(--data.roots)"
+            )
     return expected
 
 
@@ -309,12 +275,9 @@ def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> s
 def _synthetic_corpus(data: DataConfig, modalities: Sequence[str]) -> Corpus:
     config = data.synthetic
     clips = list(draw_clips(config))
-    for name in modalities:
-        if name not in clips[0].streams:
-            raise UserError(
-                f"{name}: expected modalities of the built-in corpus, audio and video; "
-                "--data.roots names another"
-            )
+    if unknown := {*modalities} - {*clips[0].streams}:
+        what = "expected modalities of the built-in corpus, audio and video"
+        raise UserError(f"{', '.join(sorted(unknown))}: {what}; --data.roots names another")
     return Corpus(
         description=f"built-in synthetic corpus (rule {config.rule}, seed {config.seed}): "
         f"{len(clips)} clips of {len({clip.speaker for clip in clips})} speakers",

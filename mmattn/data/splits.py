@@ -84,9 +84,10 @@ def chosen_folds(corpus: Corpus, data: DataConfig) -> list[int | None]:
     there = [n for n, test in enumerate(fold_tests(corpus, data.folds)) if test.any()]
     chosen = there if data.fold == "all" else [data.fold]
     if not chosen or {*chosen} - {*there}:
+        speakers = ", ".join(np.unique(corpus.speakers)[:5])
         raise UserError(
             f"--data.fold {data.fold}: expected test clips; the folds of {data.folds!r} that have "
-            f"some: {', '.join(map(str, there)) or 'none'}; the speakers: {_some(corpus.speakers)}"
+            f"some: {', '.join(map(str, there)) or 'none'}; the first speakers: {speakers}"
         )
     return chosen
 
@@ -129,7 +130,7 @@ def make_split(
 def _split_units(
     corpus: Corpus, data: DataConfig, seed: int, fold: int | None, member: int, members: int
 ) -> tuple[np.ndarray, str, dict[str, np.ndarray]]:
-    """The split of each clip [N] str, "" if it is left out; a description; and `_kept_apart`.
+    """The split of each clip [N] str, "" if it is left out; a description; what is to be apart.
     What the table or a fold does not say is drawn."""
     said, text = np.full(len(corpus), "train", "U10"), ""
     if fold is not None:
@@ -139,8 +140,7 @@ def _split_units(
         said[:] = corpus.columns.get("split", "")
         left_out = (said == "").sum()
         text = "the column split" + f" ({left_out} clips without one left out)" * bool(left_out)
-    apart = _kept_apart(corpus, data, given=bool(text))
-    units = _join([*apart.values()])
+    units, apart = _units(corpus, data, given=bool(text))
     kind = "speakers" if data.disjoint == ("speaker",) else "groups of clips"
     shares = {} if text else {"test": data.test}
     if members == 1 and "validation" not in said and "train" in said:
@@ -171,9 +171,15 @@ def _draw_clips(corpus: Corpus, data: DataConfig, seed: int) -> np.ndarray:
     return said
 
 
-def _kept_apart(corpus: Corpus, data: DataConfig, given: bool) -> dict[str, np.ndarray]:
-    """By kind the values [N] str that may not be in two splits; unknown ones are the clip's own.
-    Raises UserError if a column is missing, or values are unknown and no split is given."""
+def _units(
+    corpus: Corpus, data: DataConfig, given: bool
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The unit [N] int of each clip, and by kind the values [N] str that no two splits may share.
+
+    Of one unit are clips that share a value, or do so by way of others. Units are in the order of
+    the least of their first values. An unknown value is one of the clip's own.
+    Raises UserError if a column is missing, or values are unknown and no split is given.
+    """
     apart, names = {}, np.array(corpus.names)
     columns = {**corpus.columns, "speaker": corpus.speakers}
     for name in data.disjoint:
@@ -190,14 +196,7 @@ def _kept_apart(corpus: Corpus, data: DataConfig, given: bool) -> dict[str, np.n
     for name, of in corpus.contents.items():
         _, first, same = np.unique(of, return_index=True, return_inverse=True)
         apart[f"{name} file"] = names[first[same]]
-    return apart
-
-
-def _join(values: Sequence[np.ndarray]) -> np.ndarray:
-    """The unit [N] int of each clip: equal for clips that share a value [N] of any kind, or do so
-    by way of others. Units are in the order of their least value of the first kind.
-    """
-    groups = [np.unique(of, return_inverse=True)[1] for of in values]
+    groups = [np.unique(of, return_inverse=True)[1] for of in apart.values()]
     units, before = groups[0], None
     while not np.array_equal(units, before):
         before = units
@@ -205,7 +204,7 @@ def _join(values: Sequence[np.ndarray]) -> np.ndarray:
             least = np.full(len(group), len(group))
             np.minimum.at(least, group, units)
             units = least[group]
-    return units
+    return units, apart
 
 
 def _draw(
@@ -284,15 +283,9 @@ def split_from_json(document: dict, corpus: Corpus) -> Split:
     for name in SPLITS:
         clips = document[name]["clips"]
         if missing := [clip for clip in clips if clip not in index]:
-            what = f"{len(missing)} of {len(clips)} {name} clips of the split"
-            raise UserError(f"{what} are not in the corpus: {_some(missing)}")
+            what = f"{len(missing)} of {len(clips)} {name} clips of the split are not in the corpus"
+            raise UserError(f"{what}: {', '.join(missing[:5])}")
         found.append(np.array([index[clip] for clip in clips], np.int64))
     split = Split(*found, document["description"], document["fold"], document["leaking"])
     check_split(split, corpus)
     return split
-
-
-def _some(names: Sequence[str] | np.ndarray) -> str:
-    """The first few of many names."""
-    names = np.unique(names).tolist()
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
