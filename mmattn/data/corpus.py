@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -68,27 +68,22 @@ def open_corpus(data: DataConfig, modalities: Sequence[str], known: Sequence[str
 
 
 def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:
-    """What `data.overlap` and `data.tile` make of all clips.
-
-    A modality that a clip lacks does not count for its overlap.
-    Raises UserError naming a clip that keeps fewer than 5 frames of a modality.
-    """
+    """What `data.overlap`, of the modalities that a clip has, and `data.tile` make of all clips.
+    Raises UserError naming a clip that keeps fewer than 5 frames of a modality."""
     streams, text = dict(corpus.streams), corpus.description
     if data.overlap:
         text += ", cropped to the time of all streams"
         start, end = np.full((2, len(corpus)), [[-np.inf], [np.inf]])
         for stream in streams.values():
             for clip in np.flatnonzero(stream.lengths):
-                first, *_, last = stream.clip_times(clip)
-                start[clip], end[clip] = max(start[clip], first), min(end[clip], last)
+                times = stream.clip_times(clip)
+                start[clip], end[clip] = max(start[clip], times[0]), min(end[clip], times[-1])
         for name, stream in corpus.streams.items():
             streams[name] = _crop(stream, start, end)
             for clip in np.flatnonzero((streams[name].lengths < MIN_FRAMES) & (stream.lengths > 0)):
-                raise UserError(
-                    f"{corpus.names[clip]}: the streams overlap from {start[clip]:.2f} to "
-                    f"{end[clip]:.2f} s; expected {MIN_FRAMES} or more {name} frames there "
-                    "(--data.overlap)"
-                )
+                found = f"the streams overlap from {start[clip]:.2f} to {end[clip]:.2f} s"
+                expected = f"expected {MIN_FRAMES} or more {name} frames there (--data.overlap)"
+                raise UserError(f"{corpus.names[clip]}: {found}; {expected}")
     for name in data.tile:
         text += f", {name} without dynamics"
         tiled = []
@@ -128,25 +123,24 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
     for clip in sorted(range(len(table)), key=table.clips.__getitem__):
         name = table.clips[clip]
         file = next(of[clip] for of in chain(paths.values(), table.files.values()) if of[clip])
-        if reason := _fault(table, clip, pack, rows, streams):
-            bad.append((file, reason))
-        elif name in first:
-            bad.append((file, f"has the same name as {first[name]}"))
-        else:
+        try:
+            _check_clip(table, clip, pack, rows, streams)
+            if name in first:
+                raise BadClip(f"has the same name as {first[name]}")
             first[name] = file
             good.append(clip)
-    bad_of = f"bad clips of {len(table) + len(unnamed)}"
+        except BadClip as error:
+            bad.append((file, str(error)))
+    title = f"{len(bad)} bad clips of {len(table) + len(unnamed)}"
     if bad:
-        say_table(f"{len(bad)} {bad_of}", ("file", "reason"), sorted(bad))
+        say_table(title, ("file", "reason"), sorted(bad))
     if len(bad) > data.max_bad:
-        limit = f"{data.max_bad} are allowed; --data.max-bad allows more"
-        raise UserError(f"{len(bad)} {bad_of} (see the table), {limit}")
+        raise UserError(f"{title}, {data.max_bad} are allowed; --data.max-bad allows more")
     clips, labels, class_names, targets = _labelled(table, good, data, known)
     columns = table.columns | {"corpus": table.corpora, "split": table.splits}
     columns = {name: np.array(cells)[clips] for name, cells in columns.items()}
-    for name in data.groups:
-        if name not in columns:
-            raise UserError(f"--data.groups {name}: expected one of {', '.join(columns)}")
+    if unknown := {*data.groups} - {*columns}:
+        raise UserError(f"--data.groups {min(unknown)}: expected one of {', '.join(columns)}")
     speakers = np.array(table.speakers)[clips]
     return Corpus(
         description=_describe(columns["corpus"], speakers, data.roots),
@@ -192,27 +186,23 @@ def _clip_file(path: str) -> ClipFile:
     return ClipFile(path, status.st_size, status.st_mtime_ns)
 
 
-def _fault(
-    table: Manifest, clip: int, pack: Pack, rows: Mapping[str, np.ndarray], streams: Mapping
-) -> str | None:
-    """Why a clip of the table cannot be used; `rows` [N] of the pack and streams by modality."""
-    line, spans = f"line {table.lines[clip]}", {}
+def _check_clip(
+    table: Manifest, clip: int, pack: Pack, rows: dict[str, np.ndarray], streams: dict[str, Ragged]
+) -> None:
+    """Raise BadClip if a clip cannot be used; `rows` [N] of the pack and streams by modality."""
     for name, row in ((name, of[clip]) for name, of in rows.items()):
+        line = f"line {table.lines[clip]}"
         if row < 0:
-            return f"{line}, column file.{name}: expected a file, found nothing"
+            raise BadClip(f"{line}, column file.{name}: expected a file, found nothing")
         if reason := pack.reasons[row].get("") or pack.reasons[row].get(name):
-            return reason
+            raise BadClip(reason)
         if name not in streams or not pack.streams[name].lengths[row]:
             has = [one + FEATURES for one, stream in pack.streams.items() if stream.lengths[row]]
-            return f"{name}{FEATURES} is missing; the file has {', '.join(has)}"
-        if (frames := streams[name].lengths[clip]) < MIN_FRAMES:
-            where = f"from {table.start[clip]} to {table.end[clip]} s ({line})"
-            return f"{where} it has {frames} frames of {name}, at least {MIN_FRAMES} are needed"
-        spans[name] = pack.spans[name][row]
-    try:
-        check_overlap(spans)
-    except BadClip as error:
-        return str(error)
+            raise BadClip(f"{name}{FEATURES} is missing; the file has {', '.join(has)}")
+        if (count := streams[name].lengths[clip]) < MIN_FRAMES:
+            found = f"{count} frames of {name} from {table.start[clip]} to {table.end[clip]} s"
+            raise BadClip(f"{line}: {found}, expected {MIN_FRAMES} or more")
+    check_overlap({name: pack.spans[name][of[clip]] for name, of in rows.items()})
 
 
 def _labelled(
@@ -245,20 +235,19 @@ def _labelled(
 
 
 def _common_extractor(
-    pack: Pack, rows: Mapping[str, np.ndarray], clips: np.ndarray, paths: Sequence[str]
+    pack: Pack, rows: dict[str, np.ndarray], clips: np.ndarray, paths: Sequence[str]
 ) -> dict[str, dict]:
     """What made the features of these clips, by modality; `rows` [N] of the pack and paths of all.
     Raises UserError if it is not the same for all: their features do not mean the same."""
     expected = None
     for clip in clips:
-        records = {name: pack.extractors[of[clip]].get(name) for name, of in rows.items()}
-        records = {name: record for name, record in records.items() if record}
+        both = ((name, pack.extractors[of[clip]].get(name)) for name, of in rows.items())
+        records = {name: record for name, record in both if record}
         expected = records if expected is None else expected
         if what := difference(records, expected):
             raise UserError(
                 f"{paths[clip]}: its features are of another extractor than those of "
-                f"{paths[clips[0]]}: {what}. Extract all alike or name folders of one kind "
-                "(--data.roots)"
+                f"{paths[clips[0]]}: {what}. Extract all alike, or name others (--data.roots)"
             )
     return expected
 

@@ -45,22 +45,14 @@ def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
     """The test clips [N] bool of each of `data.folds`: of each value of a column, in natural order,
     or of some speakers. Raises UserError if there are no such folds."""
     columns = {**corpus.columns, "speaker": corpus.speakers}
-    if folds not in columns:
-        return [np.isin(corpus.speakers, test) for test in _fold_speakers(folds)]
-    cells = columns[folds]
-
-    def natural(value: str) -> list:  # text and numbers take turns
-        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", value)]
-
-    return [cells == value for value in sorted({*cells.tolist()} - {""}, key=natural)]
-
-
-def _fold_speakers(folds: str) -> list[list[str]]:
-    """Test speakers of each fold of a known corpus or a JSON file."""
-    if folds in CORPORA:
-        return CORPORA[folds].FOLDS
+    if folds in columns:
+        values = {*columns[folds].tolist()} - {""}
+        parts = {value: re.split(r"(\d+)", value) for value in values}  # numbers follow text
+        place = {v: [int(p) if p.isdecimal() else p for p in of] for v, of in parts.items()}
+        return [columns[folds] == value for value in sorted(values, key=place.__getitem__)]
     try:
-        lists = json.loads(Path(folds).expanduser().read_text())["test_speakers"]
+        known = CORPORA[folds].FOLDS if folds in CORPORA else None
+        lists = known or json.loads(Path(folds).expanduser().read_text())["test_speakers"]
         if {*map(type, (lists, *lists))} != {list} or {*map(type, chain(*lists))} != {str}:
             raise ValueError("expected a list of lists of text")
         if double := [name for name, count in Counter(chain(*lists)).items() if count > 1]:
@@ -71,7 +63,7 @@ def _fold_speakers(folds: str) -> list[list[str]]:
             '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}; '
             f"{folds!r} cannot be read so: {error!r}"
         ) from error
-    return lists
+    return [np.isin(corpus.speakers, test) for test in lists]
 
 
 def chosen_folds(corpus: Corpus, data: DataConfig) -> list[int | None]:
@@ -84,11 +76,8 @@ def chosen_folds(corpus: Corpus, data: DataConfig) -> list[int | None]:
     there = [n for n, test in enumerate(fold_tests(corpus, data.folds)) if test.any()]
     chosen = there if data.fold == "all" else [data.fold]
     if not chosen or {*chosen} - {*there}:
-        speakers = ", ".join(np.unique(corpus.speakers)[:5])
-        raise UserError(
-            f"--data.fold {data.fold}: expected test clips; the folds of {data.folds!r} that have "
-            f"some: {', '.join(map(str, there)) or 'none'}; the first speakers: {speakers}"
-        )
+        have = ", ".join(map(str, there)) or "none"
+        raise UserError(f"--data.fold {data.fold}: folds of {data.folds!r} with test clips: {have}")
     return chosen
 
 
@@ -102,9 +91,7 @@ def make_split(
 ) -> Split:
     """Divide the clips; the same for the same names, labels and seed.
 
-    The networks of an ensemble share the test clips; of the other units each is for validation with
-    exactly one of them.
-
+    Members of an ensemble share the test clips; any other unit is for validation with one of them.
     Raises UserError if there are too few speakers or a split would be of no use.
     """
     for option, share in (("validation", data.validation), ("test", data.test)):
@@ -171,13 +158,11 @@ def _draw_clips(corpus: Corpus, data: DataConfig, seed: int) -> np.ndarray:
     return said
 
 
-def _units(
-    corpus: Corpus, data: DataConfig, given: bool
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, dict]:
     """The unit [N] int of each clip, and by kind the values [N] str that no two splits may share.
 
-    Of one unit are clips that share a value, or do so by way of others. Units are in the order of
-    the least of their first values. An unknown value is one of the clip's own.
+    Clips are of one unit if they share a value, or do so by way of others; units are in the order
+    of their least value of the first kind. An unknown value is one of the clip's own.
     Raises UserError if a column is missing, or values are unknown and no split is given.
     """
     apart, names = {}, np.array(corpus.names)
