@@ -89,9 +89,9 @@ def make_split(
     member: int = 0,
     members: int = 1,
 ) -> Split:
-    """Divide the clips; the same for the same names, labels and seed.
+    """Divide the clips; the same for the same names, labels and seed. Members of an ensemble share
+    the test clips; any other unit is for validation with one of them.
 
-    Members of an ensemble share the test clips; any other unit is for validation with one of them.
     Raises UserError if there are too few speakers or a split would be of no use.
     """
     for option, share in (("validation", data.validation), ("test", data.test)):
@@ -163,8 +163,7 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
 
     Clips are of one unit if they share a value, or do so by way of others; units are in the order
     of their least value of the first kind. An unknown value is one of the clip's own.
-    Raises UserError if a column is missing, or values are unknown and no split is given.
-    """
+    Raises UserError if a column is missing, or values are unknown and no split is given."""
     apart, names = {}, np.array(corpus.names)
     columns = {**corpus.columns, "speaker": corpus.speakers}
     for name in data.disjoint:
@@ -195,11 +194,8 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
 def _draw(
     corpus: Corpus, units: np.ndarray, said: np.ndarray, parts: Sequence[tuple[str, int]], seed: int
 ) -> np.ndarray:
-    """`said` [N] with the units to train drawn anew, for parts of these names and sizes.
-
-    Of DRAWS random divisions the one is taken whose class proportions are nearest to those of all,
-    the first if several are.
-    """
+    """`said` [N] with the units to train drawn anew, for parts of these names and sizes: of DRAWS
+    random divisions the first whose class proportions are nearest to those of all."""
     some = np.unique(units[said == "train"])
     names, sizes = zip(*parts, strict=True)
     if sum(sizes) > len(some):
