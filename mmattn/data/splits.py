@@ -200,7 +200,7 @@ def _draw(
     names, sizes = zip(*parts, strict=True)
     if sum(sizes) > len(some):
         raise UserError(
-            f"{len(some)} units (speakers, unless --data.disjoint says otherwise) are too few: "
+            f"{len(some)} speakers are too few (or other groups, by --data.disjoint): "
             f"expected {', '.join(f'{size} for {name}' for name, size in parts)}"
         )
     counts = np.zeros((len(corpus), len(corpus.class_names)))

@@ -79,7 +79,7 @@ def test_class_shares_are_alike_on_every_side():
 def test_too_few_speakers():
     corpus = corpus_of({"s1": (2, 2), "s2": (2, 2)})
     with pytest.raises(
-        UserError, match=r"2 units .* too few: expected 1 for test, 1 for validation"
+        UserError, match=r"2 speakers are too few .*: expected 1 for test, 1 for validation"
     ):
         make_split(corpus, DataConfig(), 0)
 
@@ -155,7 +155,7 @@ def test_too_few_speakers_outside_a_fold(twelve):
         streams={"audio": twelve.streams["audio"].select(kept)},
     )
     with pytest.raises(
-        UserError, match=r"1 units .* are too few: expected 1 for validation, 1 for"
+        UserError, match=r"1 speakers are too few .*: expected 1 for validation, 1 for"
     ):
         make_split(few, DataConfig(folds="ravdess"), 0, 0)
 
