@@ -1,6 +1,5 @@
-"""Classes made of a corpus's emotions: order, merging, leaving out; hard and soft labels."""
+"""Classes made of a corpus's emotions: order, merging, leaving out; labels from votes."""
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -18,15 +17,12 @@ SCHEMES: dict[str, Classes] = {
 }
 
 
-def parse_labels(
-    given: str | Sequence[str], present: Collection[str], every: bool = True
-) -> Classes:
+def parse_labels(given: Sequence[str], present: Collection[str], every: bool = True) -> Classes:
     """The classes of `--data.labels`: `six`, `ravdess8`, or `anger neutral=neutral,calm`.
 
     Args:
-        given: a scheme, or classes in order; emotions that are not mentioned are left out. With
-            nothing given, every emotion is a class, in alphabetical order.
-        present: emotions of the corpus.
+        given: a scheme, or classes in order; by default all emotions in alphabetical order.
+        present: emotions of the corpus; those that no class has are left out.
         every: whether each emotion that is asked for must be among them.
 
     Raises:
@@ -35,16 +31,19 @@ def parse_labels(
     >>> parse_labels(["neutral=neutral,calm", "sad"], {"calm", "neutral", "sad"})
     {'neutral': ('neutral', 'calm'), 'sad': ('sad',)}
     """
-    given = [given] if isinstance(given, str) else list(given) or sorted(present)
+    given = list(given) or sorted(present)
     if len(given) == 1 and given[0] in SCHEMES:
         return SCHEMES[given[0]]
     pairs = [text.partition("=") for text in given]
+    names = [name for name, *_ in pairs]
     classes = {name: tuple(merged.split(",")) if sign else (name,) for name, sign, merged in pairs}
     sources = [source for merged in classes.values() for source in merged]
-    faults = [f"{name!r} is a class twice" for name in _twice([name for name, *_ in pairs])]
-    faults += [f"{source!r} is in two classes" for source in _twice(sources)]
+    faults = [f"{name!r} is a class twice" for name in names if names.count(name) > 1]
+    faults += [f"{source!r} is in two classes" for source in sources if sources.count(source) > 1]
     faults += [f"no row has {source!r}" for source in sources if every and source not in present]
-    faults += [f"no class may be named {name!r}" for name in classes if is_reserved(name)]
+    for name in names:
+        if name in ("", *RESERVED) or name.startswith("target."):  # as predictions.csv has
+            faults.append(f"no class may be named {name!r}")
     if len(classes) < 2:
         faults.append("expected two classes or more")
     if faults:
@@ -54,31 +53,14 @@ def parse_labels(
     return classes
 
 
-def is_reserved(name: str) -> bool:
-    """Whether a class cannot have that name: it is a column of predictions.csv."""
-    return name in ("", *RESERVED) or name.startswith("target.")
-
-
-def _twice(names: Sequence[str]) -> list[str]:
-    return [name for name, count in Counter(names).items() if count > 1]
-
-
-def hard_labels(classes: Classes, emotions: Sequence[str]) -> np.ndarray:
-    """[N] int32; -1 for emotions that no class has."""
-    label = {source: k for k, merged in enumerate(classes.values()) for source in merged}
-    return np.array([label.get(emotion, -1) for emotion in emotions], np.int32)
-
-
 def soft_labels(classes: Classes, votes: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[N, K] float32: shares of the votes [N] by emotion, merged; rows sum to 1.
-
-    A row without a vote for any class is 0 throughout: the clip is left out.
-    """
-    none = np.zeros_like(next(iter(votes.values())))
-    columns = [
-        sum((votes.get(source, none) for source in merged), none) for merged in classes.values()
+    """[N, K] float32: shares of the votes [N] by emotion, merged; rows sum to 1, or are 0 where no
+    class has a vote."""
+    none = np.zeros(len(next(iter(votes.values()))))
+    of_class = [
+        sum((votes.get(name, none) for name in merged), none) for merged in classes.values()
     ]
-    merged = np.stack(columns, axis=1)
+    merged = np.stack(of_class, axis=1)
     total = merged.sum(axis=1, keepdims=True)
     return np.divide(merged, total, out=np.zeros_like(merged), where=total > 0).astype(np.float32)
 

@@ -5,14 +5,14 @@ What must not be parted, such as the clips of a speaker, is a unit; splits are m
 
 import json
 import re
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from mmattn.config import DataConfig
 from mmattn.data.corpora import CORPORA
@@ -20,88 +20,65 @@ from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
 
 DRAWS = 2000  # random divisions of the units, of which the best balanced is taken
-SIDES = ("train", "validation", "test")
-LEAK, UNKNOWN = "LEAKS SPEAKERS", "SPEAKERS UNKNOWN"
-CAVEATS = {False: None, True: LEAK, "unknown": UNKNOWN}  # by `Split.leaking`
+SPLITS = ("train", "validation", "test")
+CAVEATS = {False: None, True: "LEAKS SPEAKERS", "unknown": "SPEAKERS UNKNOWN"}  # by Split.leaking
 
 
 @dataclass(frozen=True)
 class Split:
-    """Clips of each side as indices into the corpus, in increasing order."""
+    """Clips of each split as indices into the corpus, in increasing order."""
 
     train: np.ndarray  # [n] int64
     validation: np.ndarray
     test: np.ndarray
     description: str  # one line
     fold: int | None = None
-    leaking: bool | Literal["unknown"] = False  # speakers are on several sides, by request
+    leaking: bool | Literal["unknown"] = False  # speakers are in several splits, by request
+
+    @property
+    def clips(self) -> dict[str, np.ndarray]:
+        """The three by name."""
+        return dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
 
 
-class Fold(NamedTuple):
-    """A test set by name."""
-
-    title: str
-    tests: np.ndarray  # [N] bool, of all clips
-
-
-def named_folds(corpus: Corpus, folds: str) -> list[Fold]:
-    """The folds of `data.folds`: one a value of a column, or one a list of test speakers.
-
-    Raises UserError if it is unclear.
-    """
-    if folds in corpus.columns:
-        of = corpus.speakers if folds == "speaker" else corpus.columns[folds]
-        return [Fold(value, of == value) for value in sorted({*of.tolist()} - {""}, key=_natural)]
-    return [Fold(_some(test), np.isin(corpus.speakers, test)) for test in fold_speakers(folds)]
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
-def fold_speakers(folds: str) -> list[list[str]]:
-    """Test speakers of each fold of a known corpus or a JSON file; UserError if unclear."""
-    if folds in CORPORA:
-        return CORPORA[folds].FOLDS
-    wanted = (
-        f"--data.folds is {', '.join(CORPORA)}, a column of the manifest or a JSON file "
-        '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}'
-    )
+def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
+    """The test clips [N] bool of each of `data.folds`: of each value of a column, in natural order,
+    or of some speakers. Raises UserError if there are no such folds."""
+    columns = {**corpus.columns, "speaker": corpus.speakers}
+    if folds in columns:
+        values = {*columns[folds].tolist()} - {""}
+        parts = {value: re.split(r"(\d+)", value) for value in values}  # numbers follow text
+        place = {v: [int(p) if p.isdecimal() else p for p in of] for v, of in parts.items()}
+        return [columns[folds] == value for value in sorted(values, key=place.__getitem__)]
     try:
-        lists = json.loads(Path(folds).expanduser().read_text())["test_speakers"]
+        known = CORPORA[folds].FOLDS if folds in CORPORA else None
+        lists = known or json.loads(Path(folds).expanduser().read_text())["test_speakers"]
+        if {*map(type, (lists, *lists))} != {list} or {*map(type, chain(*lists))} != {str}:
+            raise ValueError("expected a list of lists of text")
+        if double := [name for name, count in Counter(chain(*lists)).items() if count > 1]:
+            raise ValueError(f"expected each speaker once, not {', '.join(double)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{wanted}; {folds!r} cannot be read so: {error!r}") from error
-    if not isinstance(lists, list) or not all(isinstance(fold, list) and fold for fold in lists):
-        raise UserError(f"{wanted}; {folds!r} holds no list of lists")
-    speakers = [speaker for fold in lists for speaker in fold]
-    odd = [speaker for speaker in speakers if not isinstance(speaker, str)]
-    if odd:
-        raise UserError(f"{wanted}; {folds!r} has the speaker {odd[0]!r}, which is no text")
-    double = sorted({speaker for speaker in speakers if speakers.count(speaker) > 1})
-    if double:
-        raise UserError(f"{folds!r} names speakers twice: {', '.join(double)}")
-    return lists
-
-
-def folds_at_hand(corpus: Corpus, data: DataConfig) -> list[int]:
-    """The folds that have test clips in the corpus; none without `data.folds`."""
-    folds = named_folds(corpus, data.folds) if data.folds else []
-    return [number for number, fold in enumerate(folds) if fold.tests.any()]
+        raise UserError(
+            f"--data.folds is {', '.join(CORPORA)}, a column of the manifest or a JSON file "
+            '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}; '
+            f"{folds!r} cannot be read so: {error!r}"
+        ) from error
+    return [np.isin(corpus.speakers, test) for test in lists]
 
 
 def chosen_folds(corpus: Corpus, data: DataConfig) -> list[int | None]:
-    """What to train on one after the other: folds by number, or [None] without `data.folds`."""
+    """What to train on one after the other: folds by number, or [None] without `data.folds`.
+    Raises UserError if the corpus has no clips to test them."""
     if data.folds is None:
         if data.fold != "all":
             raise UserError(f"--data.fold {data.fold} needs --data.folds")
         return [None]
-    if data.fold != "all":
-        return [data.fold]
-    folds = folds_at_hand(corpus, data)
-    if not folds:
-        raise UserError(f"no fold of {data.folds!r} has a speaker among {_some(corpus.speakers)}")
-    return list(folds)
+    there = [n for n, test in enumerate(fold_tests(corpus, data.folds)) if test.any()]
+    chosen = there if data.fold == "all" else [data.fold]
+    if not chosen or {*chosen} - {*there}:
+        have = ", ".join(map(str, there)) or "none"
+        raise UserError(f"--data.fold {data.fold}: folds of {data.folds!r} with test clips: {have}")
+    return chosen
 
 
 def make_split(
@@ -112,209 +89,135 @@ def make_split(
     member: int = 0,
     members: int = 1,
 ) -> Split:
-    """Divide the clips; the same for the same names, labels and seed.
+    """Divide the clips; the same for the same names, labels and seed. Members of an ensemble share
+    the test clips; any other unit is for validation with one of them.
 
-    The networks of an ensemble share the test clips; of the other units each is for validation with
-    exactly one of them.
-
-    Raises UserError if there are too few speakers or a side would be of no use.
+    Raises UserError if there are too few speakers or a split would be of no use.
     """
     for option, share in (("validation", data.validation), ("test", data.test)):
         if not 0 < share < 1:
             raise UserError(f"--data.{option} must be between 0 and 1, not {share}")
     if data.split != "speakers" and (data.folds is not None or members > 1):
-        option = "members" if members > 1 else "data.folds"
-        raise UserError(f"--data.split {data.split} cannot have --{option}")
+        raise UserError(f"--data.split {data.split} cannot have --data.folds or --members")
     if data.split == "leaky-clips":
-        split = _split_clips(corpus, data, seed)
+        said, text, apart = _draw_clips(corpus, data, seed), f"random clips, seed {seed}", {}
     else:
-        units = _units(corpus, data, given=data.split == "column" or fold is not None)
-        if data.split == "column":
-            split = _split_by_column(corpus, units, data, seed)
-        else:
-            split = _split_units(corpus, units, data, seed, fold, member, members)
-        split = _with_caveat(split, corpus, data)
-        for of in () if corpus.contents is None else corpus.contents.T:
-            _check_apart(split, of, np.array(corpus.names), "clips of the same file are")
-    check_split(split, corpus)
+        said, text, apart = _split_units(corpus, data, seed, fold, member, members)
+    speakers = [{*corpus.speakers[said == name].tolist()} for name in SPLITS]
+    shared = any((a & b) - {""} for a, b in combinations(speakers, 2))
+    leaking = data.split == "leaky-clips" or (shared and "speaker" not in data.disjoint)
+    if not leaking and any("" in of for of in speakers):
+        leaking = "unknown"
+    text += f", {CAVEATS[leaking]}" if leaking else ""
+    split = Split(*(np.flatnonzero(said == name) for name in SPLITS), text, fold, leaking)
+    check_split(split, corpus, apart)
     return split
-
-
-def _units(corpus: Corpus, data: DataConfig, given: bool) -> np.ndarray:
-    """The unit of each clip [N] str: joined are those that share a file or a value of a column of
-    `data.disjoint`. A clip without such a value is by itself, if the split is `given`.
-
-    Raises UserError if there is no such column, or clips lack a value and a split is to be drawn.
-    """
-    values = []
-    for name in data.disjoint:
-        if name != "speaker" and name not in corpus.columns:
-            there = ", ".join(corpus.columns) or "none"
-            raise UserError(f"--data.disjoint {name}: expected a column of the manifest: {there}")
-        values.append(corpus.speakers if name == "speaker" else corpus.columns[name])
-        if unknown := int((values[-1] == "").sum()) * (not given):
-            raise UserError(
-                f"{unknown} of {len(corpus)} clips have no {name}, so no split by it can be drawn; "
-                "--data.disjoint names another column, --data.split column takes the manifest's "
-                "split, and --data.split leaky-clips divides clips by chance"
-            )
-    alone = np.array([f"clip {name}" for name in corpus.names])
-    values = [np.where(of == "", alone, of) for of in values]
-    names = values[0] if values else alone
-    values += [] if corpus.contents is None else [*corpus.contents.T]
-    edges, nodes = [], len(corpus)
-    for of in values:
-        found, number = np.unique(of, return_inverse=True)
-        edges.append(nodes + number)
-        nodes += len(found)
-    clips = np.tile(np.arange(len(corpus)), len(edges))
-    ends = np.concatenate(edges) if edges else clips
-    graph = coo_array((np.ones(len(ends), bool), (clips, ends)), (nodes, nodes))
-    unit = connected_components(graph, directed=False)[1][: len(corpus)]
-    order = np.lexsort((names, unit))
-    _, first, number = np.unique(unit[order], return_index=True, return_inverse=True)
-    units = np.empty_like(names)
-    units[order] = names[order][first][number]  # a unit is named for the first of its values
-    return units
-
-
-def _with_caveat(split: Split, corpus: Corpus, data: DataConfig) -> Split:
-    """The split, flagged if speakers are unknown or, where that was asked for, on two sides."""
-    used = np.concatenate([getattr(split, side) for side in SIDES])
-    if (corpus.speakers[used] == "").any():
-        return replace(split, leaking="unknown", description=f"{split.description}, {UNKNOWN}")
-    sides = [corpus.speakers[getattr(split, side)] for side in SIDES]
-    shared = sum(len(np.unique(side)) for side in sides) > len(np.unique(corpus.speakers[used]))
-    if shared and "speaker" not in data.disjoint:
-        return replace(split, leaking=True, description=f"{split.description}, {LEAK}")
-    return split
-
-
-def _split_clips(corpus: Corpus, data: DataConfig, seed: int) -> Split:
-    """The earlier system's way: every class is divided by chance, whoever speaks."""
-    rng = np.random.default_rng([seed, 0])
-    sides: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
-    for label in (*range(len(corpus.class_names)), -1):
-        clips = rng.permutation(np.flatnonzero(corpus.labels == label))
-        test, both = np.round(len(clips) * np.cumsum([data.test, data.validation])).astype(int)
-        for side, part in zip(SIDES, (clips[both:], clips[test:both], clips[:test]), strict=True):
-            sides[side].append(part)
-    arrays = {side: np.sort(np.concatenate(parts)) for side, parts in sides.items()}
-    return Split(**arrays, description=f"random clips, {LEAK}, seed {seed}", leaking=True)
 
 
 def _split_units(
-    corpus: Corpus,
-    units: np.ndarray,
-    data: DataConfig,
-    seed: int,
-    fold: int | None,
-    member: int,
-    members: int,
-) -> Split:
-    """The test units of the fold or drawn; of the others, those to validate this network."""
-    every, speakers = np.unique(units), "speakers"
-    if {*every} != {*corpus.speakers}:
-        speakers = f"groups of clips that share a file or the {' or '.join(data.disjoint)}"
+    corpus: Corpus, data: DataConfig, seed: int, fold: int | None, member: int, members: int
+) -> tuple[np.ndarray, str, dict[str, np.ndarray]]:
+    """The split of each clip [N] str, "" if it is left out; a description; what is to be apart.
+    What the table or a fold does not say is drawn."""
+    said, text = np.full(len(corpus), "train", "U10"), ""
     if fold is not None:
-        chosen = _fold_at_hand(corpus, data, fold)
-        tests, place = chosen.tests, f"fold {fold} of {data.folds}"
-        rest, where = np.setdiff1d(every, units[tests]), f"{speakers} outside fold {fold}"
-        drawn = (
-            _draw(corpus, units, rest, {"validate": data.validation}, seed, where)
-            if members == 1
-            else []
-        )
-        text = f"{place}, validation speakers by seed {seed}"
-    else:
-        shares = {"test": data.test, "validate": data.validation}
-        if members > 1:
-            del shares["validate"]
-        test, *drawn = _draw(corpus, units, every, shares, seed, speakers)
-        tests, place = np.isin(units, test), f"seed {seed}"
-        rest, text = np.setdiff1d(every, test), f"{speakers}, {place}"
+        said[fold_tests(corpus, data.folds)[fold]] = "test"
+        text = f"fold {fold} of {data.folds}"
+    elif data.split == "column":
+        said[:] = corpus.columns.get("split", "")
+        left_out = (said == "").sum()
+        text = "the column split" + f" ({left_out} clips without one left out)" * bool(left_out)
+    units, apart = _units(corpus, data, given=bool(text))
+    kind = "speakers" if data.disjoint == ("speaker",) else "groups of clips"
+    shares = {} if text else {"test": data.test}
+    if members == 1 and "validation" not in said and "train" in said:
+        shares["validation"] = data.validation
+    if shares:
+        count = len(np.unique(units[said == "train"]))
+        parts = [(name, max(1, round(share * count))) for name, share in shares.items()]
+        parts.append(("train", max(1, count - sum(size for _, size in parts))))
+        said = _draw(corpus, units, said, parts, seed)
+        text = f"{text}, validation {kind} by seed {seed}" if text else f"{kind}, seed {seed}"
     if members > 1:
-        if len(rest) < members:
+        sizes = map(len, np.array_split(np.unique(units[said == "train"]), members))
+        parts = [("train", max(1, size)) for size in sizes]
+        parts[member] = ("validation", parts[member][1])
+        said = _draw(corpus, units, said, parts, seed)
+        text += f", member {member} of {members}"
+    return said, text, apart
+
+
+def _draw_clips(corpus: Corpus, data: DataConfig, seed: int) -> np.ndarray:
+    """The earlier system's way: the split [N] of each class's clips by chance, whoever speaks."""
+    rng = np.random.default_rng([seed, 0])
+    said = np.full(len(corpus), "train", "U10")
+    for label in (*range(len(corpus.class_names)), -1):
+        clips = rng.permutation(np.flatnonzero(corpus.labels == label))
+        test, both = np.round(len(clips) * np.cumsum([data.test, data.validation])).astype(int)
+        said[clips[:test]], said[clips[test:both]] = "test", "validation"
+    return said
+
+
+def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, dict]:
+    """The unit [N] int of each clip, and by kind the values [N] str that no two splits may share.
+
+    Clips are of one unit if they share a value, or do so by way of others; units are in the order
+    of their least value of the first kind. An unknown value is one of the clip's own.
+    Raises UserError if a column is missing, or values are unknown and no split is given."""
+    apart, names = {}, np.array(corpus.names)
+    columns = {**corpus.columns, "speaker": corpus.speakers}
+    for name in data.disjoint:
+        if name not in columns:
+            raise UserError(f"--data.disjoint {name}: expected a column: {', '.join(columns)}")
+        unknown = columns[name] == ""
+        if unknown.any() and not given:
             raise UserError(
-                f"{len(rest)} speakers besides the test are too few for --members {members}: each "
-                "needs its own to validate"
+                f"{unknown.sum()} of {len(corpus)} clips have no {name}, so no split by it can be "
+                "drawn; there are --data.disjoint COLUMN, --data.split column and leaky-clips"
             )
-        sizes = [len(part) for part in np.array_split(rest, members)]
-        groups = _balanced(corpus, units, rest, tuple(sizes[:-1]), seed)
-        groups.append(np.setdiff1d(rest, np.concatenate(groups)))
-        drawn, text = [groups[member]], f"speakers, {place}, member {member} of {members}"
-    validates = np.isin(units, drawn[0])
-    train = ~validates & ~tests
-    return Split(*map(np.flatnonzero, (train, validates, tests)), text, fold)
+        apart[name] = np.where(unknown, np.strings.add("clip ", names), columns[name])
+    apart["clip"] = names
+    for name, of in corpus.contents.items():
+        _, first, same = np.unique(of, return_index=True, return_inverse=True)
+        apart[f"{name} file"] = names[first[same]]
+    groups = [np.unique(of, return_inverse=True)[1] for of in apart.values()]
+    units, before = groups[0], None
+    while not np.array_equal(units, before):
+        before = units
+        for group in groups:
+            least = np.full(len(group), len(group))
+            np.minimum.at(least, group, units)
+            units = least[group]
+    return units, apart
 
 
 def _draw(
-    corpus: Corpus,
-    units: np.ndarray,
-    some: np.ndarray,
-    shares: dict[str, float],
-    seed: int,
-    units_are: str,
-) -> list[np.ndarray]:
-    """Of `some` units disjoint sets of these shares, of one unit or more each."""
-    sizes = tuple(max(1, round(share * len(some))) for share in shares.values())
-    if sum(sizes) >= len(some):
-        wanted = ", ".join(f"{n} to {what}" for n, what in zip(sizes, shares, strict=True))
-        raise UserError(f"{len(some)} {units_are} are too few for {wanted} and at least 1 to train")
-    return _balanced(corpus, units, some, sizes, seed)
-
-
-def _split_by_column(corpus: Corpus, units: np.ndarray, data: DataConfig, seed: int) -> Split:
-    """As the column `split` says; where it names no validation, that is drawn from training."""
-    said = corpus.columns.get("split", np.full(len(corpus), ""))
-    text = "the column split"
-    if left_out := int((said == "").sum()):
-        text += f" ({left_out} clips without one left out)"
-    if "train" in said and "validation" not in said:
-        rest = np.unique(units[said == "train"])
-        (chosen,) = _draw(
-            corpus, units, rest, {"validate": data.validation}, seed, "speakers to train"
-        )
-        said = np.where(np.isin(units, chosen) & (said == "train"), "validation", said)
-        text += f", validation speakers by seed {seed}"
-    return Split(*(np.flatnonzero(said == side) for side in SIDES), text)
-
-
-def _fold_at_hand(corpus: Corpus, data: DataConfig, fold: int) -> Fold:
-    folds = named_folds(corpus, data.folds)
-    if not 0 <= fold < len(folds):
-        raise UserError(f"--data.fold {fold}: {data.folds!r} has folds 0 to {len(folds) - 1}")
-    if not folds[fold].tests.any():
+    corpus: Corpus, units: np.ndarray, said: np.ndarray, parts: Sequence[tuple[str, int]], seed: int
+) -> np.ndarray:
+    """`said` [N] with the units to train drawn anew, for parts of these names and sizes: of DRAWS
+    random divisions the first whose class proportions are nearest to those of all."""
+    some = np.unique(units[said == "train"])
+    names, sizes = zip(*parts, strict=True)
+    if sum(sizes) > len(some):
         raise UserError(
-            f"fold {fold} of {data.folds!r} tests {folds[fold].title}, and the corpus has "
-            f"{_some(corpus.speakers)}"
+            f"{len(some)} speakers are too few (or other groups, by --data.disjoint): "
+            f"expected {', '.join(f'{size} for {name}' for name, size in parts)}"
         )
-    return folds[fold]
-
-
-def _balanced(
-    corpus: Corpus, units: np.ndarray, some: np.ndarray, sizes: tuple[int, ...], seed: int
-) -> list[np.ndarray]:
-    """Of `some` units disjoint sets of the given sizes, and the rest, all with alike class shares.
-
-    Of DRAWS random divisions the one is taken whose class proportions are nearest to those of all,
-    the first if several are. `units` [N] are those of the clips.
-    """
-    rng = np.random.default_rng([seed, 1])
-    kept = np.isin(units, some)
-    counts = np.zeros((len(some), len(corpus.class_names)))
-    np.add.at(counts, np.searchsorted(some, units[kept]), _class_shares(corpus)[kept])
+    counts = np.zeros((len(corpus), len(corpus.class_names)))
+    np.add.at(counts, units, _class_shares(corpus))
+    counts = counts[some]
     whole = counts.sum(axis=0) / counts.sum()
-    bounds = [0, *np.cumsum(sizes), len(some)]
-    best, least = None, np.inf
-    for _ in range(DRAWS):
-        order = rng.permutation(len(some))
-        sides = np.add.reduceat(counts[order], bounds[:-1], axis=0)
-        shares = sides / sides.sum(axis=1, keepdims=True)
-        cost = np.abs(shares - whole).sum().round(9)  # rounded: a tie must not hang on the last bit
-        if cost < least:
-            best, least = order, cost
-    return [np.sort(some[best[a:b]]) for a, b in pairwise(bounds[:-1])]
+
+    def cost(order: np.ndarray) -> float:
+        masses = np.add.reduceat(counts[order], np.cumsum([0, *sizes[:-1]]), axis=0)
+        shares = masses / masses.sum(axis=1, keepdims=True)
+        return np.abs(shares - whole).sum().round(9)  # a tie must not hang on the last bit
+
+    rng = np.random.default_rng([seed, 1])
+    best = min((rng.permutation(len(some)) for _ in range(DRAWS)), key=cost)
+    drawn = np.zeros_like(said)
+    drawn[some[best]] = np.repeat(names, sizes)
+    return np.where(said == "train", drawn[units], said)
 
 
 def _class_shares(corpus: Corpus) -> np.ndarray:
@@ -324,70 +227,46 @@ def _class_shares(corpus: Corpus) -> np.ndarray:
     return np.eye(len(corpus.class_names))[corpus.labels]
 
 
-def check_split(split: Split, corpus: Corpus) -> None:
-    """UserError if a side is empty, shares clips or speakers with another, or lacks a class."""
-    for side in SIDES:
-        if not len(getattr(split, side)):
-            raise UserError(f"the split has no {side} clips ({split.description})")
-    names = np.array(corpus.names)
-    _check_apart(split, names, names, "clips")
+def check_split(split: Split, corpus: Corpus, apart: Mapping[str, np.ndarray] = {}) -> None:
+    """Raise UserError if a split is empty, training lacks a class, or two splits share a clip, a
+    value of `apart` ([N] str by kind) or a speaker, unless `split.leaking` says so."""
+    for name, clips in split.clips.items():
+        if not len(clips):
+            raise UserError(f"the split has no {name} clips ({split.description})")
+    apart = {"clip": np.array(corpus.names), **apart}
     if split.leaking is not True:
-        _check_apart(split, corpus.speakers, corpus.speakers, "speakers")
+        apart["speaker"] = corpus.speakers
+    for kind, of in apart.items():
+        for pair in combinations(split.clips.items(), 2):
+            shared = np.intersect1d(*(of[clips] for _, clips in pair))
+            for value in shared[shared != ""]:
+                first = {name: corpus.place(clips[of[clips] == value][0]) for name, clips in pair}
+                places = " and in ".join(f"{name} ({place})" for name, place in first.items())
+                raise UserError(f"{kind} {value} is in {places}, expected in one split")
     counts = _class_shares(corpus)[split.train].sum(axis=0)
-    missing = [corpus.class_names[label] for label in np.flatnonzero(counts == 0)]
-    if missing:
-        raise UserError(
-            f"no training clip of the class {', '.join(missing)} among {len(split.train)} "
-            f"({split.description})"
-        )
-
-
-def _check_apart(split: Split, of: np.ndarray, names: np.ndarray, what: str) -> None:
-    """UserError if a value of `of` [N] is on two sides, with the names [N] of its clips."""
-    for first, second in (SIDES[:2], SIDES[1:], SIDES[::2]):
-        both = np.intersect1d(of[getattr(split, first)], of[getattr(split, second)])
-        both = both[both != ""] if both.dtype.kind == "U" else both
-        if len(both):
-            shared = names[np.isin(of, both)]
-            raise UserError(f"{what} in both {first} and {second}: {_some(shared)}")
+    if missing := [corpus.class_names[label] for label in np.flatnonzero(counts == 0)]:
+        what = f"no training clip of the class {', '.join(missing)} among {len(split.train)}"
+        raise UserError(f"{what} ({split.description})")
 
 
 def split_to_json(split: Split, corpus: Corpus) -> dict:
-    """Names of the clips and the speakers of every side, to be written to the run."""
+    """Names of the clips and the speakers of every split, to be written to the run."""
     document = {"description": split.description, "fold": split.fold, "leaking": split.leaking}
-    for side in SIDES:
-        clips = getattr(split, side)
-        document[side] = {
-            "speakers": np.unique(corpus.speakers[clips]).tolist(),
-            "clips": [corpus.names[clip] for clip in clips],
-        }
+    for name, clips in split.clips.items():
+        speakers = np.unique(corpus.speakers[clips]).tolist()
+        document[name] = {"speakers": speakers, "clips": [corpus.names[clip] for clip in clips]}
     return document
 
 
 def split_from_json(document: dict, corpus: Corpus) -> Split:
     """The split that was written, for a corpus that has its clips; UserError if it has not."""
-    index = {name: number for number, name in enumerate(corpus.names)}
-    sides = {}
-    for side in SIDES:
-        clips = document[side]["clips"]
-        missing = [name for name in clips if name not in index]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(clips)} {side} clips of the split are not in the corpus: "
-                f"{_some(missing)}"
-            )
-        sides[side] = np.array([index[name] for name in clips], np.int64)
-    split = Split(
-        **sides,
-        description=document["description"],
-        fold=document["fold"],
-        leaking=document["leaking"],
-    )
+    index, found = {name: number for number, name in enumerate(corpus.names)}, []
+    for name in SPLITS:
+        clips = document[name]["clips"]
+        if missing := [clip for clip in clips if clip not in index]:
+            what = f"{len(missing)} of {len(clips)} {name} clips of the split are not in the corpus"
+            raise UserError(f"{what}: {', '.join(missing[:5])}")
+        found.append(np.array([index[clip] for clip in clips], np.int64))
+    split = Split(*found, document["description"], document["fold"], document["leaking"])
     check_split(split, corpus)
     return split
-
-
-def _some(names) -> str:
-    """The first few of many names."""
-    names = np.unique(names).tolist()
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -114,20 +114,20 @@ def say_scores(title: str, splits: Mapping[str, Scores]) -> None:
     _say(title, score_table(splits))
 
 
-def ties_text(side: str, predictions: Predictions) -> str:
+def ties_text(split: str, predictions: Predictions) -> str:
     """How many clips have no label and where they count; empty if all have one."""
     if not predictions.ties:
         return ""
     soft = " and ".join(metric.title for metric in METRICS.values() if metric.soft)
     return (
-        f"Raters tie in {predictions.ties} of {len(predictions.clips)} {side} clips: these have no "
-        f"label and count in {soft} alone."
+        f"Raters tie in {predictions.ties} of {len(predictions.clips)} {split} clips: these have "
+        f"no label and count in {soft} alone."
     )
 
 
 def say_ties(predictions: Mapping[str, Predictions]) -> None:
     """Say of each split how many clips have no label, if any."""
-    for text in filter(None, (ties_text(side, one) for side, one in predictions.items())):
+    for text in filter(None, (ties_text(split, one) for split, one in predictions.items())):
         say(text)
 
 

@@ -25,7 +25,7 @@ GUARD_SILENT_S = 60
 BAR_CELLS = 6
 PLOT_ROWS = 5
 PLOT_LINES = PLOT_ROWS + 2  # title and axis
-SIDES = {"train": "yellow", "validation": "cyan"}
+STYLES = {"train": "yellow", "validation": "cyan"}
 GAP = "   "
 BLANK = "\u2800"
 
@@ -292,8 +292,8 @@ class Curves:
     ):
         self.title, self.epochs, self.form = title, epochs, form
         self.series = {
-            side: (values, style)
-            for (side, style), values in zip(SIDES.items(), (train, validation), strict=True)
+            split: (values, style)
+            for (split, style), values in zip(STYLES.items(), (train, validation), strict=True)
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -464,7 +464,9 @@ def _training_rows(snapshot: dict) -> list[tuple[str, RenderableType]]:
 
 
 def _both(row: dict, what: str, form: str) -> list[Text]:
-    return [Text(f"{side} {row[f'{side}_{what}']:{form}}", style) for side, style in SIDES.items()]
+    return [
+        Text(f"{split} {row[f'{split}_{what}']:{form}}", style) for split, style in STYLES.items()
+    ]
 
 
 def _epoch(snapshot: dict) -> str:
@@ -545,7 +547,10 @@ def _plots(metrics: Sequence[dict]) -> Table | None:
     table.add_row(
         *(
             Curves(
-                what, epochs, *([row[f"{side}_{what}"] for row in metrics] for side in SIDES), form
+                what,
+                epochs,
+                *([row[f"{split}_{what}"] for row in metrics] for split in STYLES),
+                form,
             )
             for what, form in (("accuracy", ".2f"), ("loss", ".3f"))
         )

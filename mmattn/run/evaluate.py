@@ -13,7 +13,7 @@ from mmattn.evaluate.predictions import Predictions, combine
 from mmattn.evaluate.tables import say_groups, say_per_class, say_scores, say_ties
 from mmattn.files import read_json
 from mmattn.run.experiment import to_predictions
-from mmattn.run.folder import SIDES, check_complete, corpus_of, parts_of, read_config
+from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, parts_of, read_config
 from mmattn.run.groups import scores_by_group
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
@@ -54,20 +54,20 @@ def _evaluate_folder(
         say_groups(title, scores_by_group(corpus, together, seed))
         return together
     document = read_json(folder / "split.json")
-    sides = _clips_to_evaluate(document, corpus)
+    splits = _clips_to_evaluate(document, corpus)
     # The padded lengths of the training, where its clips are there: the same numbers to the bit.
     own = set(document["train"]["clips"]) & set(corpus.names)
     training = [number for number, name in enumerate(corpus.names) if name in own]
-    clips = np.concatenate([np.array(training, int), *sides.values()])
+    clips = np.concatenate([np.array(training, int), *splits.values()])
     trainer, state = restore(folder, kind, corpus, clips, device_count)
     predictions = {
-        side: to_predictions(corpus, clips, trainer.predict(state, clips))
-        for side, clips in sides.items()
+        name: to_predictions(corpus, clips, trainer.predict(state, clips))
+        for name, clips in splits.items()
     }
     *_, last = predictions.values()
-    counts = ", ".join(f"{len(clips)} {side}" for side, clips in sides.items())
+    counts = ", ".join(f"{len(clips)} {name}" for name, clips in splits.items())
     say_per_class(last, f"{folder}, each class")
-    found = {side: scores(part, seed) for side, part in predictions.items()}
+    found = {name: scores(part, seed) for name, part in predictions.items()}
     title = f"{folder}, {kind} checkpoint; {counts} clips of {corpus.description}"
     say_scores(f"{title}; {document['description']}", found)
     say_ties(predictions)
@@ -76,10 +76,11 @@ def _evaluate_folder(
 
 
 def _clips_to_evaluate(document: dict, corpus: Corpus) -> dict[str, np.ndarray]:
-    """The run's own sides where the corpus has them, else the clips of speakers it never saw."""
+    """The run's own splits where the corpus has them, else the clips of speakers it never saw."""
     index = {name: number for number, name in enumerate(corpus.names)}
-    if all(name in index for side in SIDES for name in document[side]["clips"]):
-        return {side: np.array([index[name] for name in document[side]["clips"]]) for side in SIDES}
+    splits = {name: document[name]["clips"] for name in PREDICTIONS}
+    if all(clip in index for clips in splits.values() for clip in clips):
+        return {name: np.array([index[c] for c in clips]) for name, clips in splits.items()}
     seen = {*document["train"]["speakers"], *document["validation"]["speakers"]}
     unseen = np.flatnonzero(~np.isin(corpus.speakers, list(seen)))
     if not len(unseen):

@@ -43,7 +43,7 @@ from mmattn.evaluate.tables import (
 )
 from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.run.folder import (
-    SIDES,
+    PREDICTIONS,
     check_new,
     config_to_resume,
     environment,
@@ -234,10 +234,10 @@ def train_and_evaluate(
     trainer = make_trainer(config, corpus, split, config.devices)
     history = fit(trainer, split, folder, config.resume, asked)
     state, _ = trainer.load(Checkpoints(folder), "best")
-    sides = {side: getattr(split, side) for side in SIDES}
     predictions = {
-        side: to_predictions(corpus, clips, trainer.predict(state, clips))
-        for side, clips in sides.items()
+        name: to_predictions(corpus, clips, trainer.predict(state, clips))
+        for name, clips in split.clips.items()
+        if name in PREDICTIONS
     }
     _by_first(
         partial(_write_training, config, (trainer, state), split, folder, run, history, predictions)
@@ -295,7 +295,7 @@ def _write_training(
         seconds=sum(row["seconds"] for row in history),
         devices=config.devices,
         leaking=split.leaking,
-        clips={side: len(getattr(split, side)) for side in ("train", *SIDES)},
+        clips={name: len(clips) for name, clips in split.clips.items()},
         per_class=per_class(predictions["test"]),
         confusion=confusion(predictions["test"]).tolist(),
     )
@@ -319,7 +319,7 @@ def write_results(
     Args:
         folder: of the run, fold or member.
         run: of the whole run.
-        predictions: by side.
+        predictions: by split.
         corpus: where they come from.
         seed: of the bootstrap.
         what: split and model in one line.
@@ -329,10 +329,10 @@ def write_results(
     """
     from mmattn.evaluate.plots import plot_confusion
 
-    for side, one in predictions.items():
-        write_predictions(folder / SIDES[side], one)
+    for name, one in predictions.items():
+        write_predictions(folder / PREDICTIONS[name], one)
     plot_confusion(predictions["test"], folder / "confusion.png", "Test clips", note)
-    found = {side: scores(one, seed) for side, one in predictions.items()}
+    found = {name: scores(one, seed) for name, one in predictions.items()}
     what = f"{what}, {note}" if note and note not in what else what
     say_scores(f"{corpus.description}; {what}", found)
     say_ties(predictions)
@@ -343,7 +343,7 @@ def write_results(
 
         own = processes.share(read_config(folder).devices)
         write_page(folder, *network or best_network(folder, corpus, own))
-    ties = {side: one.ties for side, one in predictions.items()}
+    ties = {name: one.ties for name, one in predictions.items()}
     summary = {**found, "groups": groups, "ties": ties, "data": corpus.description, "what": what}
     write_json(folder / "summary.json", {**summary, **about, **environment()})
     say(f"results in {folder}")
@@ -367,7 +367,7 @@ def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int, run
     Each validation clip is predicted by the one member that was not trained on its speaker.
     """
     validation, test = (
-        [read_predictions(part / name) for part in parts] for name in SIDES.values()
+        [read_predictions(part / name) for part in parts] for name in PREDICTIONS.values()
     )
     predictions = {"validation": join(validation), "test": combine(test)}
     mean = _mean_scores(parts)
@@ -377,7 +377,7 @@ def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int, run
 
 def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> None:
     """Join the folds' tests: each clip is predicted by networks that never saw its speaker."""
-    pooled = join([read_predictions(part / SIDES["test"]) for part in parts])
+    pooled = join([read_predictions(part / PREDICTIONS["test"]) for part in parts])
     tests = {part.name: read_json(part / "summary.json")["test"] for part in parts}
     shown = titles(*tests.values())
     rows = [
@@ -398,14 +398,14 @@ def _caveat(part: Path) -> str | None:
 
 
 def _mean_scores(parts: list[Path]) -> dict:
-    """The mean of each score over the parts' summaries, by side; None if a part lacks it."""
+    """The mean of each score over the parts' summaries, by split; None if a part lacks it."""
     summaries = [read_json(part / "summary.json") for part in parts]
     return {
-        side: {
-            metric: _mean([one[side][metric]["value"] for one in summaries])
-            for metric in titles(*(one[side] for one in summaries))
+        name: {
+            metric: _mean([one[name][metric]["value"] for one in summaries])
+            for metric in titles(*(one[name] for one in summaries))
         }
-        for side in SIDES
+        for name in PREDICTIONS
     }
 
 
@@ -416,7 +416,7 @@ def _mean(values: list[float | None]) -> float | None:
 def _say_data(corpus: Corpus, split: Split) -> None:
     say(f"{corpus.description}; split by {split.description}")
     rows = [
-        (side, len(clips), len(np.unique(corpus.speakers[clips])))
-        for side, clips in ((side, getattr(split, side)) for side in ("train", *SIDES))
+        (name, len(clips), len(np.unique(corpus.speakers[clips])))
+        for name, clips in split.clips.items()
     ]
     say_table("Data", ("", "clips", "speakers"), rows)

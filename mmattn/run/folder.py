@@ -20,7 +20,7 @@ from mmattn.files import read_json, write_json
 from mmattn.machine import cores
 from mmattn.model import native
 
-SIDES = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
+PREDICTIONS = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -74,7 +74,7 @@ def corpus_of(run: Path, other: OtherDataConfig) -> Corpus:
 
     Raises UserError if there is no run, or its clips cannot be read.
     """
-    config, predictions = read_config(run), first_training(run) / SIDES["test"]
+    config, predictions = read_config(run), first_training(run) / PREDICTIONS["test"]
     known = read_predictions(predictions).class_names if predictions.exists() else ()
     return open_corpus(other.apply(config.data), config.streams, known)
 

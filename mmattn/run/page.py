@@ -19,7 +19,7 @@ from mmattn.model.fusion import fusion_of
 from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
 from mmattn.run.folder import (
-    SIDES,
+    PREDICTIONS,
     check_complete,
     corpus_of,
     first_training,
@@ -83,13 +83,13 @@ def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
     path = folder / "report.html"
     with waiting(f"writing {path}"):
         predictions = {
-            side: read_predictions(folder / name)
-            for side, name in SIDES.items()
-            if side == "test" or (folder / name).exists()
+            name: read_predictions(folder / file)
+            for name, file in PREDICTIONS.items()
+            if name == "test" or (folder / file).exists()
         }
         document = read_json(part / "split.json")
         test = split_from_json(document, corpus).test
-        shown = test[choose_rows(read_predictions(part / SIDES["test"]), VIEWED)]
+        shown = test[choose_rows(read_predictions(part / PREDICTIONS["test"]), VIEWED)]
         about = f"{len(shown)} of {len(test)} test clips, right and wrong ones of each class"
         if not alone:
             about += f", as {part.relative_to(folder)} alone sees them"
@@ -105,7 +105,7 @@ def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
                 **_split_facts(folder, config, document["description"], history),
                 **_facts(config, start),
             },
-            {side: scores(one, config.seed) for side, one in predictions.items()},
+            {name: scores(one, config.seed) for name, one in predictions.items()},
             predictions["test"],
             shlex.join(command),
             history,

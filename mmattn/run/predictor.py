@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mmattn.config import ExtractConfig, config_from_json
-from mmattn.data.corpus import Corpus, crop_to_overlap, tile
+from mmattn.data.corpus import Corpus, crop_and_tile
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features
 from mmattn.data.stream import Stream, make_stream, pack_streams
@@ -218,13 +218,10 @@ class Predictor:
 
     def _as_in_training(self, name: str, streams: dict[str, Stream]) -> dict[str, Stream]:
         """What the run's data options make of a clip. Raises BadClip."""
-        data, corpus = self.config.data, self._corpus([name], [streams])
         try:
-            corpus = crop_to_overlap(corpus) if data.overlap else corpus
+            corpus = crop_and_tile(self._corpus([name], [streams]), self.config.data)
         except UserError as error:
             raise BadClip(str(error).removeprefix(f"{name}: ")) from error
-        for tiled in data.tile:
-            corpus = tile(corpus, tiled)
         return {name: stream.clip(0) for name, stream in corpus.streams.items()}
 
     def _corpus(self, names: Sequence[str], clips: Sequence[dict[str, Stream]]) -> Corpus:

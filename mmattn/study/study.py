@@ -9,7 +9,7 @@ from pathlib import Path
 from mmattn.config import OtherDataConfig
 from mmattn.console import say
 from mmattn.data.corpus import open_corpus
-from mmattn.data.splits import folds_at_hand
+from mmattn.data.splits import chosen_folds
 from mmattn.errors import UserError
 from mmattn.machine import cores
 from mmattn.study.plan import Block, Study
@@ -61,9 +61,5 @@ def _at_hand(block: Block, data: OtherDataConfig) -> Block:
         replace(config, augment=augment).check()
     if config.data.folds is None:
         return replace(block, config=config)
-    folds = tuple(folds_at_hand(open_corpus(config.data, config.streams), config.data))
-    if not folds:
-        raise UserError(
-            f"no fold of {config.data.folds} has a speaker in {', '.join(map(str, roots))}"
-        )
-    return replace(block, config=config, folds=folds)
+    folds = chosen_folds(open_corpus(config.data, config.streams), config.data)
+    return replace(block, config=config, folds=tuple(folds))

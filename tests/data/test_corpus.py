@@ -13,7 +13,7 @@ import pytest
 from mmattn.config import DataConfig, SyntheticConfig
 from mmattn.data import corpus as corpus_module
 from mmattn.data.corpora import find_files
-from mmattn.data.corpus import Corpus, crop_to_overlap, open_corpus, tile
+from mmattn.data.corpus import Corpus, crop_and_tile, open_corpus
 from mmattn.data.labels import SIX
 from mmattn.data.stream import Stream, make_stream, pack_streams
 from mmattn.errors import UserError
@@ -104,7 +104,7 @@ def test_bad_clips_are_listed_and_counted(corpus_folder, options, tables, write_
     broken = corpus_folder / "Actor_01" / "03-01-01-01-01-01-01.npz"
     broken.write_bytes(b"broken")
     odd = write_clip(corpus_folder / "clip.npz")
-    with pytest.raises(UserError, match=r"2 of 33 clips are bad .* 1 are allowed; --data.max-bad"):
+    with pytest.raises(UserError, match=r"2 bad clips of 33, 1 are allowed; --data.max-bad"):
         open_both(options(corpus_folder, max_bad=1))
     assert [path for path, _ in tables] == [str(broken), str(odd)]
     assert "neither RAVDESS" in tables[1][1]
@@ -126,7 +126,7 @@ def test_the_commonest_width_is_right(corpus_folder, options, tables, write_clip
 
 def test_the_same_name_in_two_roots_is_bad(corpus_folder, options, tmp_path, tables, write_corpus):
     other = write_corpus(tmp_path / "other", actors=1, seed=5)
-    with pytest.raises(UserError, match="8 of 40"):
+    with pytest.raises(UserError, match="8 bad clips of 40"):
         open_both(options(corpus_folder, other))
     path, reason = tables[0]
     assert reason == f"has the same name as {corpus_folder}/Actor_01/{Path(path).name}"
@@ -250,22 +250,21 @@ def test_drawn_clips_have_no_extractor():
 
 
 def test_clips_of_several_extractors(corpus_folder, options, write_clip):
-    """How many of which, an example of each, and where they differ from the commonest."""
+    """Two clips are named, and where they differ."""
     paths = sorted(corpus_folder.rglob("*.npz"), key=lambda path: path.name)
-    for path in paths[2:]:
+    for path in paths[:3]:
         write_clip(path, extractor=made_by(0.02))
-    write_clip(paths[0], extractor=made_by(0.01, version=1))
+    write_clip(paths[2], extractor=made_by(0.01, version=1))
     with pytest.raises(UserError) as caught:
         open_both(options(corpus_folder))
     assert str(caught.value) == (
-        "the features of the clips come from 3 extractors, expected one: "
-        f"30 like {paths[2]}; "
-        f"1 like {paths[0]} (audio hop 0.01 instead of 0.02, "
-        "video: face-mesh version 1 instead of face-mesh version 2); "
-        f"1 like {paths[1]} (audio: one that the files do not name instead of log-mel version 1, "
-        "video: one that the files do not name instead of face-mesh version 2). "
-        "Extract them alike or name folders of one kind (--data.roots)"
+        f"{paths[2]}: its features are of another extractor than those of {paths[0]}: audio hop "
+        "0.01 instead of 0.02, video: face-mesh version 1 instead of face-mesh version 2. Extract "
+        "all alike, or name others (--data.roots)"
     )
+    paths[2].unlink()
+    with pytest.raises(UserError, match=r"one that the files do not name instead of log-mel"):
+        open_both(options(corpus_folder))
 
 
 def test_clips_that_are_left_out_may_be_of_another_extractor(corpus_folder, options, write_clip):
@@ -289,14 +288,14 @@ def lacking_one_modality() -> Corpus:
 
 
 def test_a_clip_that_lacks_a_modality_is_not_cropped():
-    cropped = crop_to_overlap(lacking_one_modality())
+    cropped = crop_and_tile(lacking_one_modality(), DataConfig(overlap=True))
     assert cropped.streams["audio"].lengths.tolist() == [15, 0, 20]
     assert cropped.streams["video"].lengths.tolist() == [15, 20, 0]
 
 
 def test_a_clip_without_audio_has_none_that_is_tiled():
     corpus = lacking_one_modality()
-    tiled = tile(corpus, "audio")
+    tiled = crop_and_tile(corpus, DataConfig(tile=("audio",)))
     assert tiled.streams["audio"].lengths.tolist() == [20, 0, 20]
     np.testing.assert_array_equal(tiled.streams["audio"].frames, 40 * [[19, 20]])
     assert tiled.streams["audio"].clip(0).frames.dtype == np.float32
@@ -322,7 +321,7 @@ def test_of_one_modality_no_other_is_needed(corpus_folder, options, tables, writ
             found.streams["audio"].clip(clip), expected.streams["audio"].clip(clip), strict=True
         ):
             np.testing.assert_array_equal(array, other)
-    with pytest.raises(UserError, match="4 of 32 clips are bad"):
+    with pytest.raises(UserError, match="4 bad clips of 32"):
         open_both(options(corpus_folder))
     assert [path for path, _ in tables] == [str(path) for path in (first, second, third, fourth)]
     for (_, reason), words in zip(
@@ -338,8 +337,42 @@ def test_of_one_modality_no_other_is_needed(corpus_folder, options, tables, writ
         assert words in reason
 
 
+def test_segments_of_files(options, tmp_path, tables, write_clip):
+    """Frames from start to end, both included; a bound may be left open."""
+    root = tmp_path / "clips"
+    write_clip(root / "a.npz", seconds=2)
+    rows = ["file,start,end,speaker,emotion", "a.npz,0.5,1.1,s,x", "a.npz,1.5,,s,y"]
+    (root / "manifest.csv").write_text("\n".join([*rows, "a.npz,0.9,1,s,x", ""]))
+    corpus = open_both(options(root, labels=(), max_bad=1))
+    assert corpus.names == ("a@0.5-1.1", "a@1.5-") and corpus.lines.tolist() == [2, 3]
+    with np.load(root / "a.npz") as arrays:
+        for clip, kept in enumerate((slice(25, 56), slice(75, 100))):
+            stream = corpus.streams["audio"].clip(clip)
+            np.testing.assert_array_equal(stream.frames, arrays["audio_features"][kept])
+            np.testing.assert_array_equal(stream.times, arrays["audio_timestamps"][kept])
+    reason = "line 4: 2 frames of video from 0.9 to 1.0 s, expected 5 or more"
+    assert tables == [(str(root / "a.npz"), reason)]
+
+
+def test_a_raw_clip_is_refused_only_where_its_features_are_needed(options, tmp_path, write_clip):
+    root = tmp_path / "clips"
+    rows = ["file.audio,file.video,speaker,emotion"]
+    for number in range(4):
+        write_clip(root / f"{number}.npz", video_features=None)
+        rows.append(
+            f"{number}.npz,{number}.{'mp4' if number else 'npz'},s{number},{'xy'[number % 2]}"
+        )
+        (root / f"{number}.mp4").touch()
+    (root / "manifest.csv").write_text("\n".join([*rows, ""]))
+    assert len(open_corpus(options(root, labels=()), ("audio",))) == 4
+    with pytest.raises(UserError) as error:
+        open_both(options(root, labels=()))
+    assert f"{root}/manifest.csv, line 3, column file.video: expected a feature" in str(error.value)
+    assert f"found {root}/1.mp4; `mmattn extract {root}/manifest.csv --to" in str(error.value)
+
+
 def test_a_modality_that_no_file_has(corpus_folder, options, tables):
-    with pytest.raises(UserError, match="32 of 32 clips are bad"):
+    with pytest.raises(UserError, match="32 bad clips of 32"):
         open_corpus(options(corpus_folder), ("text", "audio"))
     expected = "text_features is missing; the file has audio_features, video_features"
     assert {reason for _, reason in tables} == {expected}
@@ -357,9 +390,10 @@ def test_features_of_several_files_are_joined_by_row(options, tmp_path, tables, 
     data = options(root, labels=())
     audio = open_corpus(data, ("audio",))
     assert len(audio) == 4 and audio.class_names == ("x", "y")
-    with pytest.raises(UserError, match="1 of 4 clips are bad"):
+    with pytest.raises(UserError, match="1 bad clips of 4"):
         open_corpus(data, ("video", "audio"))
-    assert tables.pop() == (str(root / "a0.npz"), "no file of video is named")
+    nothing = "line 2, column file.{}: expected a file, found nothing"
+    assert tables.pop() == (str(root / "a0.npz"), nothing.format("video"))
     both = open_corpus(replace(data, max_bad=1), ("video", "audio"))
     assert both.names == ("a1", "a2", "a3") and [*both.streams] == ["video", "audio"]
     for clip, name in enumerate(both.names):
@@ -369,6 +403,6 @@ def test_features_of_several_files_are_joined_by_row(options, tmp_path, tables, 
                 np.testing.assert_array_equal(frames, arrays[f"{modality}_features"])
     for modalities in (("video",), ("text",)):
         tables.clear()
-        with pytest.raises(UserError, match="of 4 clips are bad"):
+        with pytest.raises(UserError, match="bad clips of 4"):
             open_corpus(data, modalities)
-        assert tables[0] == (str(root / "a0.npz"), f"no file of {modalities[0]} is named")
+        assert tables[0] == (str(root / "a0.npz"), nothing.format(modalities[0]))

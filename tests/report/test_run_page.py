@@ -46,8 +46,8 @@ def test_its_scores_are_those_of_the_summary(browser, tiny_run):
     )
     shown = {row[0]: row[1:] for row in rows}
     for measure, name in (("uar", "UAR"), ("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
-        sides = [interval_text(summary[side][measure]) for side in ("validation", "test")]
-        assert shown[name] == sides
+        splits = [interval_text(summary[split][measure]) for split in ("validation", "test")]
+        assert shown[name] == splits
     for row in class_table(read_predictions(tiny_run / "predictions.csv")).rows:
         assert shown[row[0]] == [cell_text(cell) for cell in row[1:]]
     assert f"{summary['best_epoch']} of {summary['epochs']}" in browser.text("header")

@@ -17,7 +17,7 @@ from mmattn.run.baseline import corpus_statistics
 from mmattn.run.baseline import test_baseline as baseline_predictions
 from mmattn.run.evaluate import _evaluate_folder
 from mmattn.run.experiment import to_predictions, write_results
-from mmattn.run.folder import SIDES, read_config
+from mmattn.run.folder import PREDICTIONS, read_config
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def corpus(tiny_run, split) -> Corpus:
 def test_results_have_groups_ties_and_soft_scores(tiny_run, corpus, split, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     predictions = {
-        side: to_predictions(corpus, getattr(split, side), read_predictions(run / name))
-        for side, name in SIDES.items()
+        name: to_predictions(corpus, split.clips[name], read_predictions(run / file))
+        for name, file in PREDICTIONS.items()
     }
     write_results(run, run, predictions, corpus, 3, "no training")
     summary = json.loads((run / "summary.json").read_text())
@@ -56,7 +56,7 @@ def test_results_have_groups_ties_and_soft_scores(tiny_run, corpus, split, tmp_p
     cells = corpus.groups["take"][split.test]
     assert summary["groups"] == group_scores(test, {"take": cells}, 3)
     assert summary["groups"]["take"]["values"]["first"]["clips"] == (cells == "first").sum()
-    assert test.ties and summary["ties"] == {side: one.ties for side, one in predictions.items()}
+    assert test.ties and summary["ties"] == {name: one.ties for name, one in predictions.items()}
     np.testing.assert_array_equal(read_predictions(run / "predictions.csv").targets, test.targets)
     page = (run / "report.html").read_text()
     assert "Scores by group" in page and f"Raters tie in {test.ties} of" in page

@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from mmattn.data.splits import SPLITS
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import interval_text
@@ -38,9 +39,9 @@ def test_the_members_validate_every_other_speaker_once(run):
         assert not validation[0] & validation[1]
         assert validation[0] | validation[1] | test == {f"synthetic-{n:03d}" for n in range(12)}
         for member in members:
-            sides = [set(member[side]["speakers"]) for side in ("train", "validation", "test")]
-            assert sides[2] == test
-            assert not any(a & b for a, b in combinations(sides, 2))
+            splits = [set(member[name]["speakers"]) for name in SPLITS]
+            assert splits[2] == test
+            assert not any(a & b for a, b in combinations(splits, 2))
 
 
 def test_a_committee_is_the_mean_of_its_members(run):
@@ -104,8 +105,8 @@ def test_the_page_of_a_committee(commands, committee):
     summary = json.loads((committee / "summary.json").read_text())
     before = (committee / "report.html").read_bytes()
     page = before.decode()
-    for side in ("validation", "test"):
-        assert all(interval_text(score) in page for score in summary[side].values())
+    for name in ("validation", "test"):
+        assert all(interval_text(score) in page for score in summary[name].values())
     assert "as member0 alone sees them" in page
     commands.run("mmattn", "report", committee)
     assert (committee / "report.html").read_bytes() == before

@@ -17,6 +17,7 @@ from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import interval_text
 from mmattn.run.evaluate import _clips_to_evaluate
+from mmattn.run.folder import PREDICTIONS
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.loop import best_epoch, restore
 
@@ -51,13 +52,13 @@ def test_metrics_and_the_best_epoch(tiny_run):
 
 def test_summary_agrees_with_the_predictions(tiny_run):
     summary = read(tiny_run / "summary.json")
-    for side, name in (("test", "predictions.csv"), ("validation", "predictions_validation.csv")):
-        with open(tiny_run / name) as file:
-            rows = list(csv.DictReader(file))
+    for name, file in PREDICTIONS.items():
+        with open(tiny_run / file) as stream:
+            rows = list(csv.DictReader(stream))
         right = np.mean([row["label"] == row["predicted"] for row in rows])
-        assert summary[side]["accuracy"]["value"] == pytest.approx(right)
-        assert summary["clips"][side] == len(rows)
-        assert summary[side]["uar"]["low"] <= summary[side]["uar"]["value"]
+        assert summary[name]["accuracy"]["value"] == pytest.approx(right)
+        assert summary["clips"][name] == len(rows)
+        assert summary[name]["uar"]["low"] <= summary[name]["uar"]["value"]
     best = summary["best_epoch"]
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     assert summary["validation"]["accuracy"]["value"] == rows[best - 1]["validation_accuracy"]
@@ -99,8 +100,8 @@ def test_the_checkpoint_predicts_the_same_to_the_last_bit(commands, tiny_run, tm
 def test_evaluate_gives_the_same_numbers(commands, tiny_run):
     text = commands.run("mmattn", "evaluate", tiny_run)
     summary = read(tiny_run / "summary.json")
-    for side in ("validation", "test"):
-        for score in summary[side].values():
+    for name in ("validation", "test"):
+        for score in summary[name].values():
             assert interval_text(score) in text
     commands.run("mmattn", "evaluate", tiny_run, "--checkpoint", "final")
 
@@ -128,9 +129,9 @@ def test_other_clips_are_those_of_speakers_never_seen(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
     corpus = open_corpus(config.data, config.streams)
     document = read(tiny_run / "split.json")
-    sides = _clips_to_evaluate(document, corpus)
+    splits = _clips_to_evaluate(document, corpus)
     split = split_from_json(document, corpus)
-    np.testing.assert_array_equal(sides["test"], split.test)
+    np.testing.assert_array_equal(splits["test"], split.test)
     renamed = replace(corpus, names=tuple(f"other-{name}" for name in corpus.names))
     np.testing.assert_array_equal(_clips_to_evaluate(document, renamed)["unseen"], split.test)
     seen = np.isin(corpus.speakers, document["train"]["speakers"])

@@ -26,7 +26,7 @@ from mmattn.evaluate.tables import interval_text, titles
 from mmattn.files import read_json
 from mmattn.machine import processor
 from mmattn.run.experiment import plan_parts
-from mmattn.run.folder import SIDES, environment, read_config
+from mmattn.run.folder import PREDICTIONS, environment, read_config
 from mmattn.train.loop import epoch_plan, make_trainer, restore
 from tests.run.ended import metrics
 from tests.run.named_clips import write_named_clips
@@ -159,11 +159,10 @@ def test_checkpoints_give_their_predictions(runs, training):
     config = read_config(folder)
     corpus = open_corpus(config.data, config.streams)
     split = split_from_json(read_json(folder / "split.json"), corpus)
-    sides = {side: getattr(split, side) for side in SIDES}
-    every = np.concatenate([split.train, *sides.values()])
+    every = np.concatenate([*split.clips.values()])
     trainer, state = restore(folder, "best", corpus, every, 1)
-    for side, clips in sides.items():
-        stored = read_predictions(folder / SIDES[side])
+    for name, file in PREDICTIONS.items():
+        clips, stored = split.clips[name], read_predictions(folder / file)
         assert stored.clips == tuple(corpus.names[clip] for clip in clips)
         assert stored.class_names == corpus.class_names
         assert_same(trainer.predict(state, clips).probabilities, stored.probabilities)
@@ -177,7 +176,9 @@ def test_evaluate(commands, runs, run):
     for name in (name for name in TRAININGS if name.startswith(run)):
         summary = read_json(runs / name / "summary.json")
         for measure, title in titles(summary["test"]).items():
-            row = " ".join([title, *(interval_text(summary[side][measure]) for side in SIDES)])
+            row = " ".join(
+                [title, *(interval_text(summary[name][measure]) for name in PREDICTIONS)]
+            )
             assert row.split() in lines
     together = read_json(runs / run / "summary.json")["test"]
     for measure, title in titles(together).items() if run == "cross" else ():
@@ -210,7 +211,7 @@ def test_resume(commands, runs, tmp_path):
     for found, expected in zip(metrics(resumed), metrics(whole), strict=True):
         assert found.keys() == expected.keys()
         assert_same([*found.values()], [*expected.values()])
-    for name in SIDES.values():
+    for name in PREDICTIONS.values():
         found, expected = (read_predictions(run / name) for run in (resumed, whole))
         assert found.clips == expected.clips
         assert found.class_names == expected.class_names
