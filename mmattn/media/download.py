@@ -43,8 +43,8 @@ CREMA_D_LICENCE = (
 CREMA_D_BAD = {
     "1064_IEO_DIS_MD": "a minute long",
     "1064_TIE_SAD_XX": "without a duration",
-    "1076_MTI_NEU_XX": "without sound",
-    "1076_MTI_SAD_XX": "without sound",
+    "1076_MTI_NEU_XX": "without audio",
+    "1076_MTI_SAD_XX": "without audio",
 }
 WAITS = (1, 2, 4, 8, 16)  # seconds before another try, as long as nothing more comes
 TIMEOUT = 30  # seconds without a byte
@@ -96,7 +96,7 @@ def download_ravdess(folder: Path, only: Sequence[str] = ()) -> None:
 
     Args:
         folder: new, or of an earlier call.
-        only: Actor_01 … Actor_24 for the clips with pictures, Audio for the sound alone of all
+        only: Actor_01 … Actor_24 for the clips with video, Audio for the audio alone of all
             actors; by default everything.
 
     Raises UserError if the server does not answer, sends something else or an archive that is not

@@ -148,7 +148,7 @@ def _server():
 
 @pytest.fixture
 def server(_server, monkeypatch) -> Server:
-    """Has the clips of two actors and the sound of one; `mmattn download` asks it."""
+    """Has the clips of two actors and the audio of one; `mmattn download` asks it."""
     _server.requests, _server.cuts, _server.sent = [], [], Counter()
     _server.lies, _server.objects = {}, {}
     _server.busy, _server.ranges, _server.record = 0, True, None
@@ -499,7 +499,7 @@ def test_crema_d_by_actor(crema_d, folder, said):
     assert not any("1076" in message for message in said)
     download("crema-d", folder, ())
     assert flv(folder) == FLV
-    assert "Known to be bad: 1076_MTI_NEU_XX is without sound." in said
+    assert "Known to be bad: 1076_MTI_NEU_XX is without audio." in said
     download("crema-d", folder, ())
     assert objects_sent(crema_d) == sum(map(len, FLV.values()))  # each once, no AudioWAV
     clone = folder / "CREMA-D"
