@@ -70,7 +70,7 @@ def predict_run(
     if outcome.failures:
         raise Incomplete(
             f"{len(outcome.failures)} of {len(clips)} clips could not be predicted; "
-            f"{'the JSON' if as_json else 'the table'} says why"
+            f"{'the JSON' if as_json else 'the table'} gives the reasons"
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mmattn.data.stream import Stream
-from mmattn.evaluate.baseline import time_statistics as linear_baseline_statistics
+from mmattn.evaluate.baseline import functionals as linear_baseline_statistics
 from mmattn.model.layers import (
     BatchNorm,
     Dropout,

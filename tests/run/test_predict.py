@@ -133,8 +133,8 @@ def test_a_clip_alone_gets_the_same_as_among_others(tiny_run, clip_files, stored
     np.testing.assert_allclose(one.probabilities, stored.probabilities[3], rtol=1e-5, atol=1e-7)
 
 
-def test_folds_and_committees_are_averaged(commands, committee, clip_files, tmp_path):
-    shutil.copytree(committee, tmp_path / "run")
+def test_folds_and_ensembles_are_averaged(commands, ensemble, clip_files, tmp_path):
+    shutil.copytree(ensemble, tmp_path / "run")
     together = read_predictions(tmp_path / "run" / "predictions.csv")
     predictor = mmattn.load(tmp_path / "run")
     assert predictor.trainings == [tmp_path / "run" / f"member{number}" for number in (0, 1)]
@@ -381,7 +381,7 @@ def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_fi
     assert not re.search(r"^video  ", second, re.MULTILINE)
     assert "no video: predicted from audio alone" in second
     assert re.search(r"lost\.npz +unreadable: No such file", text)
-    assert text.endswith("1 of 3 clips could not be predicted; the table says why\n")
+    assert text.endswith("1 of 3 clips could not be predicted; the table gives the reasons\n")
     folders = str(tiny_run.parent), str(lacking.parent)  # of the tests, and long
     own = [re.sub("|".join(folders), "", line) for line in text.splitlines()]
     assert max(map(len, own)) <= 100
@@ -397,7 +397,10 @@ def test_json_alone_is_on_the_standard_output(commands, tiny_run, clip_files, st
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr == "incomplete: 1 of 2 clips could not be predicted; the JSON says why\n"
+    assert (
+        done.stderr
+        == "incomplete: 1 of 2 clips could not be predicted; the JSON gives the reasons\n"
+    )
     found = json.loads(done.stdout)
     (one,) = found["predictions"]
     assert one["clip"] == str(clip_files[0]) and one["missing"] == one["notes"] == []
