@@ -14,7 +14,7 @@ CACHE = Path("~/.cache/mmattn")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, also after a crash, sees the old one or the complete new one."""
+    """Write a file so that a reader, also after a crash, sees the old or the new one, complete."""
     write_bytes(path, text.encode())
 
 

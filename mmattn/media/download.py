@@ -91,7 +91,7 @@ def download(
 def download_ravdess(folder: Path, only: Sequence[str] = ()) -> None:
     """Fetch RAVDESS's speech clips into folder/Actor_01 … Actor_24.
 
-    Archives that were unpacked completely are not fetched again; one that was cut goes on where it
+    Archives that were unpacked completely are not fetched again; one that was cut continues where it
     was. They are deleted as soon as they are unpacked.
 
     Args:
@@ -275,7 +275,7 @@ def _persist(attempt: Callable, address: str, reached: Callable[[], int] = lambd
             if failures > len(WAITS) or _is_final(error):
                 raise UserError(
                     f"{address}: expected an answer, got {str(error)[:300]}; what came is kept, "
-                    f"the same command goes on ({RAVDESS_ADDRESS} sets a mirror's address)"
+                    f"the same command continues ({RAVDESS_ADDRESS} sets a mirror's address)"
                 ) from error
             again = WAITS[failures - 1]
             say(f"{address}: {type(error).__name__}, trying again in {again} s")
@@ -425,7 +425,7 @@ def _say_how_to_go_on() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(
-            f"{error}; what came is kept, the same command goes on ({CREMA_D_ADDRESS} sets another "
+            f"{error}; what came is kept, the same command continues ({CREMA_D_ADDRESS} sets another "
             f"address; {CREMA_D_MIRROR} is its authors' mirror)"
         ) from error
 

@@ -9,7 +9,7 @@ from mmattn.config import OtherDataConfig
 from mmattn.console import progress, say_table
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split, split_from_json
-from mmattn.evaluate.baseline import linear_baseline, functionals
+from mmattn.evaluate.baseline import functionals, linear_baseline
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
 from mmattn.evaluate.tables import interval_text, titles

@@ -27,7 +27,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 def check_new(folder: Path) -> None:
     """UserError if a run or anything else is in the folder."""
     if (folder / "config.json").exists():
-        raise UserError(f"{folder} holds a run; resume it with --resume, or choose another --out")
+        raise UserError(f"{folder} holds a run; resume with --resume, or choose another --out")
     check_empty(folder)
 
 
@@ -82,9 +82,7 @@ def corpus_of(run: Path, other: OtherDataConfig) -> Corpus:
 def check_complete(folder: Path) -> None:
     """UserError if a run, fold or ensemble has no summary yet."""
     if not (folder / "summary.json").exists():
-        raise UserError(
-            f"{folder} is not complete: it has no summary.json; resume it with --resume"
-        )
+        raise UserError(f"{folder} is not complete: it has no summary.json; resume with --resume")
 
 
 def config_to_resume(

@@ -420,7 +420,7 @@ def restore(
     """The network of a run's checkpoint, with its own normalisation, ready to predict clips [n].
 
     Raises:
-        UserError: there is no such checkpoint, or the corpus has other feature dimensions, classes or features.
+        UserError: there is no such checkpoint, or the corpus has other features or classes.
     """
     checkpoints = Checkpoints(folder)
     about = checkpoints.about(kind)

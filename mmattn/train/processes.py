@@ -49,7 +49,7 @@ def start_processes(config: DistributedConfig) -> None:
     """Meet the others, if there are any; to be called before anything starts JAX's devices.
 
     Raises:
-        UserError: not all processes come in time, or no other reaches the address of a machine's name.
+        UserError: not all processes come in time, or none reaches the address of a machine's name.
     """
     address, count, number = _place(config)
     if count == 1:

@@ -281,7 +281,7 @@ class Learner:
 
 
 def _clip_keys(key: Array, step: Array, clips: int) -> Array:
-    """A key for each clip's dropout, from the step and the clip's place in the batch of all devices."""
+    """A key for each clip's dropout, from the step and the clip's place over all devices."""
     key = jax.random.fold_in(key, step)
     places = devices.device_number() * clips + jnp.arange(clips)
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)

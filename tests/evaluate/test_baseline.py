@@ -6,7 +6,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmattn.data.stream import Stream
-from mmattn.evaluate.baseline import STRENGTHS, best_strength, linear_baseline, functionals
+from mmattn.evaluate.baseline import STRENGTHS, best_strength, functionals, linear_baseline
 
 AUDIO = np.array([[1.0], [4.0], [2.0], [1.0]])
 VIDEO = np.array([[0.0, 1.0], [9.0, 9.0], [2.0, 1.0], [6.0, 4.0]])

@@ -309,7 +309,7 @@ def test_an_archive_that_is_gone_is_not_asked_for_again(server, folder):
 def test_no_network(folder, monkeypatch):
     monkeypatch.setenv("MMATTN_ZENODO", "http://127.0.0.1:9")
     monkeypatch.setattr(module, "WAITS", (0,))
-    reason = r"127\.0\.0\.1:9: expected an answer, got .*refused.*the same command goes on"
+    reason = r"127\.0\.0\.1:9: expected an answer, got .*refused.*the same command continues"
     with pytest.raises(UserError, match=reason):
         download_ravdess(folder)
     assert found(folder) == {}
@@ -522,7 +522,7 @@ def test_crema_d_after_cuts(crema_d, folder):
 def test_crema_d_goes_on_after_a_failure(crema_d, folder):
     lost = "VideoFlash/1001_IEO_SAD_HI.flv"
     crema_d.lies = {hashlib.sha256(FLV[lost]).hexdigest(): noise(len(FLV[lost]), 7)}
-    with pytest.raises(UserError, match=r"git lfs: .*the same command goes on.*MMATTN_CREMA_D"):
+    with pytest.raises(UserError, match=r"git lfs: .*the same command continues.*MMATTN_CREMA_D"):
         download_crema_d(folder, ("1001",))
     assert lost not in flv(folder)
     crema_d.lies = {}

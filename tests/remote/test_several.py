@@ -316,7 +316,7 @@ def test_a_name_that_still_means_the_loopback_is_told(three):
 
 
 class WatchedRun(Run):
-    """Two machines of a test, and what EC2 says of the second."""
+    """Two machines of a test, and EC2's answer of the second."""
 
     def machine(self, rank=0):
         return self.there[rank]

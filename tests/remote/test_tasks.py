@@ -233,7 +233,7 @@ def test_there_is_no_run_yet(shell, task):
 @pytest.mark.parametrize("task", ["fetch", "hold", "monitor", "ssh", "stop"])
 def test_a_run_without_a_machine_says_how_it_gets_one(shell, task):
     Run("no_aug-20260101-000000-aaaa", "no_aug", region="us-east-1").save()
-    assert "`fab deploy` goes on" in shell.fab(task, code=2)
+    assert "`fab deploy` continues" in shell.fab(task, code=2)
 
 
 def test_a_host_whose_key_is_not_known_is_not_connected_to(shell, cloud_api):
