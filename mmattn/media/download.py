@@ -91,8 +91,8 @@ def download(
 def download_ravdess(folder: Path, only: Sequence[str] = ()) -> None:
     """Fetch RAVDESS's speech clips into folder/Actor_01 … Actor_24.
 
-    Archives that were unpacked completely are not fetched again; one that was cut continues where it
-    was. They are deleted as soon as they are unpacked.
+    Archives that were unpacked completely are not fetched again; one that was cut continues where
+    it was. They are deleted as soon as they are unpacked.
 
     Args:
         folder: new, or of an earlier call.
@@ -425,8 +425,8 @@ def _say_how_to_go_on() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(
-            f"{error}; what came is kept, the same command continues ({CREMA_D_ADDRESS} sets another "
-            f"address; {CREMA_D_MIRROR} is its authors' mirror)"
+            f"{error}; what came is kept, the same command continues ({CREMA_D_ADDRESS} sets "
+            f"another address; {CREMA_D_MIRROR} is its authors' mirror)"
         ) from error
 
 

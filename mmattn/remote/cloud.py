@@ -457,11 +457,7 @@ def explained(what: str) -> Iterator[None]:
         message = error.response["Error"].get("Message", "")
         reason = _REASONS.get(code)
         refused = f"{error.operation_name}: {code}"
-        text = (
-            f"{reason} ({refused}: {message[:300]})"
-            if reason
-            else f"AWS: {refused}: {message}"
-        )
+        text = f"{reason} ({refused}: {message[:300]})" if reason else f"AWS: {refused}: {message}"
         raise CloudError(f"{what}: {text}", code) from error
     except (failures.NoCredentialsError, failures.PartialCredentialsError) as error:
         raise UserError(

@@ -350,7 +350,7 @@ def test_a_group_in_use_is_deleted_as_soon_as_it_is_free(run, cloud_api, clock):
         ("DeleteKeyPair", "RequestLimitExceeded", {"key pairs": 1}),
     ],
 )
-def test_a_removal_that_fails_says_what_may_be_left_and_goes_on(run, cloud_api, action, code, left):
+def test_a_failed_removal_tells_what_may_be_left_and_continues(run, cloud_api, action, code, left):
     make(run)
     cloud_api.faults.append(Fault(action, code, math.inf))
     with pytest.raises(UserError) as error:

@@ -209,7 +209,7 @@ def test_a_killed_job(job):
     ("complete", "state", "code", "words"),
     [(True, "ended", 0, "(exit code 0)"), (False, "lost", LOST, "`fab resume` continues")],
 )
-def test_a_job_whose_supervisor_was_killed_goes_on_and_ends(job, complete, state, code, words):
+def test_a_job_whose_supervisor_was_killed_continues_and_ends(job, complete, state, code, words):
     """Its exit code is lost, but complete results speak for it."""
     finish = "pathlib.Path('../run/summary.json').write_text('{}'); " if complete else ""
     job.start(

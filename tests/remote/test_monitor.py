@@ -311,7 +311,7 @@ def test_cloud_is_asked_again(monkeypatch):
     assert run.asked > 1
 
 
-def test_without_ec2_it_goes_on():
+def test_without_ec2_it_continues():
     run = make_run(FakeMachine(*[Unreachable("x")] * 100, make_snapshot(**ENDED)))
     assert follow(run)[0] == 3
 
@@ -436,7 +436,7 @@ sys.exit(module.monitor(make_run(Endless()), False, True))
 """
 
 
-def test_nobody_reads_any_more():
+def test_the_log_has_no_reader_any_more():
     """`fab monitor --follow | head`"""
     command = [sys.executable, "-W", "error", "-c", PIPE]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
