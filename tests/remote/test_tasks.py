@@ -278,7 +278,7 @@ def test_expired_credentials_are_one_message(shell, cloud_api, task):
 def test_without_a_yes_nothing_is_made(shell, cloud_api, answer):
     text = shell.fab("deploy", answer=answer, code=2)
     assert "Deploy? [y/N]" in text
-    assert "nothing was done" in text or "--yes says it" in text
+    assert "nothing was done" in text or "give --yes" in text
     assert not cloud_api.resources()
     assert {path.name for path in (shell.folder / ".fab").iterdir()} == {"lock"}
 
