@@ -74,7 +74,7 @@ def deploy(
     yes=False,
     dry_run=False,
 ):
-    """Make a machine, send code and data, start the training; called again, it goes on."""
+    """Make a machine, send code and data, start the training; called again, it continues."""
     from mmattn.remote import deploy as remote
     from mmattn.remote.plan import new_run
 

@@ -29,7 +29,7 @@ class Collective(NamedTuple):
 
     kind: str
     size: int
-    """Bytes of the whole vector."""
+    """Bytes of the full vector."""
     often: str
     """A "step" or a "dispatch"."""
 

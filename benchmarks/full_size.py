@@ -20,7 +20,7 @@ from mmattn.errors import UserError
 
 CLIPS = {"ravdess": 1440, "crema-d": 7442}
 SECONDS = {"ravdess": 3.838, "crema-d": 2.666}  # mean length
-SPREAD = 0.12  # deviation of the length as a share of it
+SPREAD = 0.12  # standard deviation of the length over its mean
 WIDTHS = {"audio": 89, "video": 512}
 RATES = {"audio": 100.0, "video": 15.0}
 CREMA_D_SENTENCES = (

@@ -345,7 +345,7 @@ def measure(jobs: list[Job], rounds: int, title: str) -> list[list[dict]]:
                     time.sleep(SETTLE)
                     answers.append(next(process))
                     advance(1)
-    return [answers[1:] for answers in found]  # the first only says that it is ready
+    return [answers[1:] for answers in found]  # the first only tells that it is ready
 
 
 @contextmanager

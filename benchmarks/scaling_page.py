@@ -66,8 +66,8 @@ class Page(Options):
         results = [read_result(result) for result in found["results"]]
         batch, cores = found["batch"], found["machine"]["cores"]
         fits = {name: fit(results, cores, without) for name, without in GLOO.items()}
-        fitted, assumed, picture = fits["as above"], Assumed(), self.page.with_suffix(".png")
-        plot(fitted, assumed, picture, batch)
+        fitted, assumed, figure = fits["as above"], Assumed(), self.page.with_suffix(".png")
+        plot(fitted, assumed, figure, batch)
         verdicts = {
             name: verdict(*constants, batch) for name, constants in variants(fits, assumed).items()
         }
@@ -76,7 +76,7 @@ class Page(Options):
             short(fitted, assumed, batch, verdicts),
             *measured(results, batch, cores),
             *model(results, fitted, assumed, cores),
-            *computed(fitted, assumed, batch, picture.name),
+            *computed(fitted, assumed, batch, figure.name),
             *corpus(results, fitted, assumed),
             *firm(verdicts, batches(batch, assumed)[-1]),
         ]
@@ -259,7 +259,7 @@ table has both extremes.""",
   does what one did here with {cores} at work.
 - A message between machines of a placement group takes {1e6 * assumed.latency:.0f} µs, gloo and
   kernel included; a machine sends {8e-9 * assumed.network:.0f} Gbit/s, one TCP connection
-  {8e-9 * assumed.flow:.0f} Gbit/s; nobody else is on the network.
+  {8e-9 * assumed.flow:.0f} Gbit/s; no other job is on the network.
 - Memory moves {1e-9 * assumed.memory:.0f} GB/s on a machine, and a collective each byte four times.
   A rendezvous in a process grows as log₂ of its devices. A gloo rank's latency does not grow with
   the ranks beside it, though all ranks of a process share one thread for their sockets: with many
@@ -268,24 +268,24 @@ table has both extremes.""",
   crosses; with {assumed.cores} devices a machine they do not, and more does: too kind as well.
 - The thread that makes batches takes nothing from the cores, though all compute: with {WEAK} clips
   a device that would be {100 * busy:.1f} % of their time.
-- Nobody waits for a slow machine; validation, checkpoints and start are left out.
+- No machine is slower than the others; validation, checkpoints and start are left out.
 - Every machine has the corpus on a gp3 volume of its own, as `fab deploy` makes it, with
   {assumed.disk / 1e6:,.0f} MB/s and {assumed.reads:,.0f} reads/s (a clip takes four), and
   {assumed.cache / 1e9:.0f} GB of it in memory: each epoch deals the clips anew, so a machine needs
   all of them. Reading ahead is taken to keep the volume busy; that was not measured on one, but
-  `python -m benchmarks.pipeline` says what it brings on a disk here.
+  `python -m benchmarks.pipeline` measures it on a disk here.
 - Machine 0 sends the corpus to all others at once (`mmattn/remote/agent/fanout.py`), as fast as
   its network and the volumes allow.
 - ${assumed.on_demand:.2f} an hour on demand (us-east-1, {prices.DATE}), ${assumed.spot:.2f} on
   spot, ${assumed.volume:.2f} for the volume.
 - **An epoch of large batches is taken for as good as one of small ones. It is not**: with more
   clips a step there are fewer steps an epoch, and from some size on more epochs are needed, or
-  another learning rate, or the result is worse. Nothing here says where.""",
+  another learning rate, or the result is worse. Nothing here tells where.""",
     ]
 
 
 def checks(results: Sequence[Result], fitted: Fitted, cores: int) -> tuple[list, list]:
-    """What the model says of all that was measured: steps, and collectives by themselves."""
+    """The model's values for all that was measured: steps, and collectives by themselves."""
 
     def row(one: Result, said: float, found: float, *about: str) -> tuple[str, ...]:
         times = f"{1e3 * said:.2f}", f"{1e3 * found:.2f}", f"{said / found:.2f}"
@@ -356,8 +356,8 @@ def variants(fits: Mapping[str, Fitted], assumed: Assumed) -> dict[str, tuple[Fi
     }
 
 
-def computed(fitted: Fitted, assumed: Assumed, batch: int, picture: str) -> list[str]:
-    """What the model says of clusters whose clips are in memory."""
+def computed(fitted: Fitted, assumed: Assumed, batch: int, figure: str) -> list[str]:
+    """The model's values for clusters whose clips are in memory."""
     sizes = (*batches(batch, assumed), None)
     found = {size: every(fitted, assumed, size) for size in sizes}
     stops = []
@@ -368,7 +368,7 @@ def computed(fitted: Fitted, assumed: Assumed, batch: int, picture: str) -> list
     strong = sizes[-2]
     return [
         f"## Computed: N machines of {cluster.MACHINE}",
-        f"![Clips a second and dollars by the number of machines]({picture})",
+        f"![Clips a second and dollars by the number of machines]({figure})",
         f"Computed, strong scaling: {strong:,} clips a step, all clips in memory.",
         plan_table(found[strong]),
         f"Computed, weak scaling: {WEAK} clips a core and step, all clips in memory.",
@@ -383,7 +383,7 @@ looked at. Computed, with all clips in memory:""",
 
 
 def corpus(results: Sequence[Result], fitted: Fitted, assumed: Assumed) -> list[str]:
-    """What the model says of a large corpus on each machine's disk."""
+    """The model's values for a large corpus on each machine's disk."""
     found = [one for one in every(fitted, assumed, None, disk=True) if one.machines in SHOWN]
     rows = [
         (
@@ -451,7 +451,7 @@ def every(fitted: Fitted, assumed: Assumed, batch: int | None, disk: bool = Fals
 
 def rate(link: Link) -> str:
     """Bytes a second as text."""
-    return f"{link.rate / 1e9:.2f} GB/s" if link.rate < inf else "no limit seen"
+    return f"{link.rate / 1e9:.2f} GB/s" if link.rate < inf else "no limit measured"
 
 
 def count(machines: int) -> str:

@@ -83,7 +83,7 @@ class Worker:
         """
         self.name = job.contender
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        # No start finds what XLA compiled for an earlier one, unless the caller says so; the C++
+        # No start finds what XLA compiled for an earlier one, unless the caller asks it; the C++
         # kernel is there, as after a first run.
         self.compilations = tempfile.TemporaryDirectory()
         fresh = {"JAX_COMPILATION_CACHE_DIR": self.compilations.name}
@@ -112,7 +112,7 @@ class Worker:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer, which does not come, says the rest
+            pass  # the answer, which does not come, tells the rest
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:

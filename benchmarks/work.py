@@ -177,7 +177,7 @@ def clip_flop(model: ModelConfig, widths: dict[str, int], frames: dict[str, int]
     """FLOP of the matrix products of the LSTM layers for one clip, forward and backward.
 
     A direction of a layer multiplies [T, F] by [F, 4H] and, over the steps, [T, H] by [H, 4H].
-    Backward takes twice as much, but for the gradient of the network's input, which nobody needs.
+    Backward takes twice as much, but for the gradient of the network's input, which is not used.
 
     Args:
         model: the layers.

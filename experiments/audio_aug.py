@@ -1,4 +1,4 @@
-"""`no_aug` with the earlier system's augmentation: audio alone, so that it leaves the picture.
+"""`no_aug` with the earlier system's augmentation: audio alone, so that it leaves the video.
 
 python -m experiments.audio_aug [--data.roots FOLDER …]
 

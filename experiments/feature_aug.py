@@ -1,4 +1,4 @@
-"""`no_aug` with masks and mixtures of features, the same seconds in sound and picture.
+"""`no_aug` with masks and mixtures of features, the same seconds in audio and video.
 
 python -m experiments.feature_aug [--data.roots FOLDER …]
 

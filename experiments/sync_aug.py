@@ -1,4 +1,4 @@
-"""`no_aug` with synchronised augmentation: one tempo for sound and picture, noise on both.
+"""`no_aug` with synchronised augmentation: one tempo for audio and video, noise on both.
 
 python -m experiments.sync_aug [--data.roots FOLDER …]
 

@@ -18,7 +18,7 @@ def load(
     """The networks of a run, ready to predict clips.
 
     Args:
-        run: the run's folder; the networks of folds or a committee are averaged.
+        run: the run's folder; the networks of folds or an ensemble are averaged.
         checkpoint: of each network.
         media: where the models for raw clips are, if not in their usual places.
 

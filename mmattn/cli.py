@@ -77,7 +77,7 @@ class StudyOptions:
     """What can be chosen of a study; its arms and trainings are in its module."""
 
     out: Path | None = None
-    """The study's folder, new or to go on with (default: runs/compare/<time>)."""
+    """The study's folder, new or to resume (default: runs/compare/<time>)."""
     quick: bool = False
     """Two arms and seeds on the synthetic corpus: minutes instead of an hour; it decides little."""
     seeds: int | None = None
@@ -132,7 +132,7 @@ class Predict:
     """Predict clips that no run has seen: raw ones (with the extra [media]) or feature files."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder; the networks of folds or a committee are averaged."""
+    """The run's folder; the networks of folds or an ensemble are averaged."""
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
@@ -141,7 +141,7 @@ class Predict:
     json: bool = False
     """Print one JSON document and nothing else."""
     html: Path | None = None
-    """A page to write: attention over the sound, faces where it is highest."""
+    """A page to write: attention over the audio, faces where it is highest."""
     models: Path = ExtractConfig.models
     """Where `mmattn download face-models` put the model files."""
     facenet: Path | None = None
@@ -193,7 +193,7 @@ class Manifest:
     corpus: str | None = None
     """Whose file names these are: ravdess or crema-d."""
     pattern: str | None = None
-    """Or what the paths say, without suffix: '{emotion}/{speaker}_{take}'."""
+    """Or the parts of the paths, without suffix: '{emotion}/{speaker}_{take}'."""
     audformat: Path | None = None
     """Or a database in audformat, whose paths begin at FOLDER (extra [audformat])."""
     ratings: Path | None = None
@@ -245,7 +245,7 @@ class Extract:
 
 @dataclass(frozen=True)
 class Align:
-    """Check that sound and mouth of clips go together; lists those more than 80 ms apart."""
+    """Check that audio and mouth of clips go together; lists those more than 80 ms apart."""
 
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
@@ -268,13 +268,13 @@ class Align:
 
 @dataclass(frozen=True)
 class Download:
-    """Fetch the clips of a corpus, or the models that find faces; called again, it goes on."""
+    """Fetch the clips of a corpus, or the models that find faces; called again, it continues."""
 
     corpus: Annotated[Literal["ravdess", "crema-d", "face-models"], tyro.conf.Positional]
     to: Path | None = None
     """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
     only: Annotated[tuple[str, ...], TOLD] = ()
-    """Actors: Actor_01 Actor_02 or 1001 1002; Audio is RAVDESS's sound alone (default: all)."""
+    """Actors: Actor_01 Actor_02 or 1001 1002; Audio is RAVDESS's audio alone (default: all)."""
 
     def __call__(self) -> None:
         from mmattn.media.download import download

@@ -13,7 +13,7 @@ import tyro
 from mmattn.errors import UserError
 
 Range = tuple[float, float]
-TOLD = tyro.conf.arg(help_behavior_hint="")  # the text says what happens without the option
+TOLD = tyro.conf.arg(help_behavior_hint="")  # the text tells what happens without the option
 
 
 def _named(kind: type, metavar: str) -> tyro.constructors.PrimitiveConstructorSpec:
@@ -64,7 +64,7 @@ class ExtractConfig:
     """Distances in the face's geometry; or a face embedding: 128 numbers (extra [dlib]), 512
     (extra [facenet]); or no video features, which needs no face models."""
     video_rate: float = 15.0
-    """Pictures a second at most; clips that have more are thinned out."""
+    """Maximum frame rate (fps); clips that have more are thinned out."""
     models: Path = Path("~/.cache/mmattn/models")
     """Where `mmattn download face-models` put the model files."""
     facenet: Path | None = None
@@ -124,14 +124,14 @@ class DataConfig:
     """Modalities of which every frame of a clip becomes their mean: a control without dynamics, as
     the earlier system's audio features were."""
     split: Literal["speakers", "column", "leaky-clips"] = "speakers"
-    """By speaker, as the manifest's column split says, or the earlier system's random split of
+    """By speaker, by the manifest's column split, or the earlier system's random split of
     clips, which leaks speakers."""
     disjoint: tuple[str, ...] = ("speaker",)
     """Columns of which no value may be in two of the splits."""
     validation: float = 0.15
-    """Share of the speakers for validation (with folds: of those outside the test fold)."""
+    """Fraction of the speakers for validation (with folds: of those outside the test fold)."""
     test: float = 0.15
-    """Share of the speakers for the test set (without folds)."""
+    """Fraction of the speakers for the test set (without folds)."""
     folds: str | None = None
     """Test folds: a column of the manifest, one fold a value (speaker leaves one speaker out);
     ravdess or crema-d, as published; or a JSON file {"test_speakers": [[…], …]}."""
@@ -175,7 +175,7 @@ class AugmentConfig:
     pick: Literal["all", "one-or-all"] = "all"
     """Do all that is asked for, or, by chance, one of it or all, as the earlier system did."""
     probability: float = 1.0
-    """Share of the clips that are changed at all."""
+    """Fraction of the clips that are changed at all."""
     noise: NamedRanges = field(default_factory=dict)
     """Standard deviation of Gaussian noise added to the features of a modality."""
     scale: NamedRanges = field(default_factory=dict)
@@ -185,15 +185,15 @@ class AugmentConfig:
     tempo: Range = (1.0, 1.0)
     """One tempo for all streams on their common time axis."""
     dropout: NamedNumbers = field(default_factory=dict)
-    """Share of a modality's features that are set to their mean throughout a clip."""
+    """Fraction of a modality's features that are set to their mean throughout a clip."""
     gap: NamedNumbers = field(default_factory=dict)
     """Longest gap (s) in which frames of a modality are marked as without data."""
     time_mask: float = 0.0
     """Longest stretch (s) that is set to the mean in all modalities at once."""
     feature_mask: float = 0.0
-    """Largest share of neighbouring features that is set to the mean, in each modality."""
+    """Largest fraction of neighbouring features that is set to the mean, in each modality."""
     drop_modality: float = 0.0
-    """Share of the clips that lose one modality."""
+    """Fraction of the clips that lose one modality."""
     mixup: float = 0.0
     """Parameter of the Beta distribution that tells how two clips are mixed; 0: they are not."""
 
@@ -311,13 +311,13 @@ class DistributedConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """A whole run: `python -m experiments.NAME --help` lists what can be changed."""
+    """A run: `python -m experiments.NAME --help` lists what can be changed."""
 
     name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
     """The experiment's name, the same as its module's."""
     seed: int = 0
     members: int = 1
-    """Networks to train, each with validation speakers of its own; their probabilities are
+    """Ensemble size: networks with validation speakers of their own, whose probabilities are
     averaged. Each speaker outside the test set validates one of them; --data.validation is not
     used."""
     devices: int | Literal["auto"] = "auto"

@@ -25,7 +25,7 @@ class _ScreenHandler(logging.Handler):
     """Prints through rich, so that a message does not tear a progress bar."""
 
     def emit(self, record):
-        # On a terminal, lines break between words; elsewhere they stay whole.
+        # On a terminal, lines break between words; elsewhere they are not broken.
         soft = not screen.is_terminal
         screen.print(self.format(record), markup=False, highlight=False, soft_wrap=soft)
 
@@ -90,7 +90,7 @@ def note(message: str) -> None:
     record = LOG.makeRecord(LOG.name, logging.INFO, "", 0, message, (), None)
     for handler in LOG.handlers:
         if isinstance(handler, _LogFile):
-            with suppress(OSError):  # a full disk may be what it says
+            with suppress(OSError):  # a full disk may be what it reports
                 handler.emit(record)
 
 

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input or a bad option; the message says what was expected and what came."""
+    """Bad input or a bad option; the message tells what was expected and what came."""
 
     exit_code = 2
     label = "error"
@@ -36,7 +36,7 @@ class Incomplete(UserError):
 
 
 class Misaligned(UserError):
-    """Sound and picture of some clips are apart."""
+    """Audio and video of some clips are apart."""
 
     exit_code = 4
     label = "misaligned"

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what to say when the disk is full."""
+"""Files that are either complete or not there, and a message for when the disk is full."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ CACHE = Path("~/.cache/mmattn")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, also after a crash, sees the old one or the whole new one."""
+    """Write a file so that a reader, also after a crash, sees the old or the new one, complete."""
     write_bytes(path, text.encode())
 
 

@@ -17,7 +17,7 @@ def own_cores() -> list[int]:
 
 
 def cores() -> int:
-    """How many cores this process may use; NPROC in the environment says it to XLA too."""
+    """How many cores this process may use; NPROC in the environment tells it to XLA too."""
     said = os.environ.get("NPROC", "")
     return int(said) if said.isdecimal() and int(said) else len(own_cores())
 

@@ -3,5 +3,5 @@
 Needs no JAX. `predictions` is what a model hands over; `metrics` scores it; `tables` and `plots`
 show it; `baseline` is the linear model that a temporal one has to beat. `views` is what is shown of
 a clip. `attention` and `faithfulness` measure how well attention explains, `correlation` and `cca`
-what sound and picture have in common; `comparison` has the statistics of a study.
+what audio and video have in common; `comparison` has the statistics of a study.
 """

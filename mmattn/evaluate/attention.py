@@ -40,7 +40,7 @@ def mass_ratio(
     cues: np.ndarray,
     tolerance: float,
 ) -> float:
-    """Share of the attention near cues over the share of valid frames there; uniform: 1."""
+    """Fraction of the attention near cues over the fraction of valid frames there; uniform: 1."""
     attention, near = attention[valid], near_cues(times[valid], cues, tolerance)
     if not near.any() or not attention.any():
         return np.nan
@@ -76,7 +76,7 @@ def centroid_error(
     One centre over the clip means nothing with several cues. So each cue has the frames within
     `window` (s) that are nearest to it, and there the mean time weighted by the attention above
     uniform (below it, nothing points anywhere). A cue without such attention is missed and counts
-    as off by the whole window; one without a valid frame in its window drops out.
+    as off by the full window; one without a valid frame in its window drops out.
     """
     attention, times = attention[valid], times[valid]
     if not len(cues) or not attention.any():

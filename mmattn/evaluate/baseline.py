@@ -1,4 +1,4 @@
-"""The linear baseline: logistic regression on statistics over time, blind to order and alignment.
+"""The linear baseline: logistic regression on functionals over time, blind to order and alignment.
 
 A temporal model has to beat it.
 """
@@ -16,8 +16,8 @@ STRENGTHS = np.logspace(-4, 1, 11).tolist()
 MAX_ITERATIONS = 5000
 
 
-def time_statistics(stream: Stream) -> np.ndarray:
-    """Functionals over time of one modality of a clip [5 * F] float64.
+def functionals(stream: Stream) -> np.ndarray:
+    """Functionals of the frames of one modality of a clip [5 * F] float64.
 
     Of the valid frames: mean, standard deviation, minimum, maximum and mean absolute difference of
     neighbours. Without valid frames all are zero.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
-MIN_PAIRS = 8  # a correlation of fewer says little
+MIN_PAIRS = 8  # a correlation of fewer is unreliable
 _CONSTANT = 1e-12  # variance over mean square of a column that only rounding moves
 
 

@@ -1,4 +1,4 @@
-"""What a model said of each clip, and the CSV file that keeps it."""
+"""A model's predictions for clips, and the CSV file that keeps them."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from mmattn.errors import UserError
 from mmattn.files import write_text
 
 FIXED_COLUMNS = ("clip", "speaker", "label", "predicted")
-TARGET = "target."  # begins the column of the raters' share of a class
+TARGET = "target."  # begins the column of the fraction of raters for a class
 SUM_TOLERANCE = 1e-3  # float32 softmax is far within it, logits or counts are far outside
 
 
@@ -142,7 +142,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
 
 
 def combine(parts: Sequence[Predictions]) -> Predictions:
-    """What the parts of a run say together: for each clip the mean over those that predict it."""
+    """The predictions of a run's parts: for each clip the mean over those that predict it."""
     places: dict[str, list[tuple[Predictions, int]]] = {}
     for part in parts:
         for row, clip in enumerate(part.clips):

@@ -23,7 +23,7 @@ Cell = str | int | float | Interval | None
 
 
 class Table(NamedTuple):
-    """Rows of cells under the names of the columns; the note says how to read it."""
+    """Rows of cells under the names of the columns; the note tells how to read it."""
 
     title: str
     columns: Sequence[str]
@@ -105,7 +105,7 @@ def _intervals(found: Mapping[str, Mapping], names: Iterable[str]) -> list[Inter
 def class_table(predictions: Predictions) -> Table:
     """Precision, recall and F1 of each class; a dash where there is nothing to divide by."""
     rows = [tuple(row.values()) for row in per_class(predictions)]
-    note = "Precision: of the clips that were said to be of it; recall: of those that are."
+    note = "Precision: of the clips that were predicted to be of it; recall: of those that are."
     return Table("Each class.", ("class", "precision", "recall", "F1", "clips"), rows, note)
 
 

@@ -1,4 +1,4 @@
-"""From clips of sound and picture to feature files: download, decode, extract, align."""
+"""From clips of audio and video to feature files: download, decode, extract, align."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Whether sound and picture of a clip are aligned: mouth opening against loudness, lag by lag."""
+"""Whether audio and video of a clip are aligned: mouth opening against loudness, lag by lag."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ SMOOTH = 0.05  # seconds; syllables are five times as long
 APART = 0.15  # seconds from which another peak is another answer
 LEAST_CORRELATION = 0.3
 LEAST_CONFIDENCE = 0.05
-SUSPECT = 80.0  # ms; a delay of the sound is noticed from about there on (ITU-R BT.1359)
+SUSPECT = 80.0  # ms; a delay of the audio is noticed from about there on (ITU-R BT.1359)
 _SAME = CCA(np.zeros(1), np.zeros(1), np.ones((1, 1)), np.ones((1, 1)))  # compares as they are
 
 
@@ -31,10 +31,10 @@ class Movement(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """How the mouth and the sound of a clip go together."""
+    """How the mouth and the audio of a clip go together."""
 
     offset: float
-    """ms that the sound comes late; below 0, early."""
+    """ms that the audio comes late; below 0, early."""
     correlation: float
     """Pearson's r at that offset."""
     confidence: float
@@ -60,7 +60,7 @@ def movement(streams: dict[str, Stream], extractor: dict[str, dict]) -> Movement
     """
     for modality, name in (("audio", "log-mel"), ("video", "face-mesh")):
         if modality not in streams:
-            raise BadMedia(f"no {modality}; both sound and a face are needed")
+            raise BadMedia(f"no {modality}; both audio and a face are needed")
         made_by = extractor.get(modality, {}).get("name", "one that the file does not name")
         if made_by != name:
             raise BadMedia(f"its {modality} features are by {made_by}; expected {name}")
@@ -79,12 +79,12 @@ def align(clip: Movement) -> Alignment:
 
     Raises BadMedia where one of them does not vary, or the clip is shorter than the lags.
     """
-    opening, sound = clip
+    opening, audio = clip
     valid = opening.frames[:, 0] > 0
-    frames = Frames(sound.frames, sound.times, opening.frames, opening.times, valid)
+    frames = Frames(audio.frames, audio.times, opening.frames, opening.times, valid)
     (curve,) = lag_curve(_SAME, [frames], LAGS)
     if np.isnan(curve).any():
-        raise BadMedia("mouth or sound do not move, or both last less than 1.2 s")
+        raise BadMedia("mouth or audio do not move, or both last less than 1.2 s")
     return read_curve(curve)
 
 

@@ -1,4 +1,4 @@
-"""Log-mel features of sound, and its loudness over time."""
+"""Log-mel features of audio, and its loudness over time."""
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -9,7 +9,7 @@ from scipy.signal.windows import hann
 from mmattn.data.stream import Stream, make_stream
 from mmattn.media.decode import BadMedia
 
-BLOCK = 4096  # windows at once: hours of sound need no more memory than minutes
+BLOCK = 4096  # windows at once: hours of audio need no more memory than minutes
 FLOOR = 1e-8  # of the power: silence has a logarithm, a quiet room is hardly louder
 
 
@@ -28,18 +28,18 @@ class LogMel:
     highest: float = 8000.0  # Hz
 
     def record(self) -> dict:
-        """What a feature file says of its audio features."""
+        """What a feature file records of its audio features."""
         return {"name": "log-mel", "version": 1, "settings": asdict(self)}
 
     def __call__(self, samples: np.ndarray, rate: int) -> Stream:
         """Frames [T, bands] of samples [n]; their times are the middles of the windows, in seconds.
 
-        Raises BadMedia if the sound is shorter than a window.
+        Raises BadMedia if the audio is shorter than a window.
         """
         length, hop = round(self.window * rate), round(self.hop * rate)
         if len(samples) < length:
             raise BadMedia(
-                f"its sound lasts {1000 * len(samples) / rate:.0f} ms; expected "
+                f"its audio lasts {1000 * len(samples) / rate:.0f} ms; expected "
                 f"{1000 * self.window:.0f} ms, a window, or more"
             )
         windows = np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
@@ -68,5 +68,5 @@ def mel_filters(bands: int, lowest: float, highest: float, size: int, rate: int)
 
 
 def loudness(log_mel: np.ndarray) -> np.ndarray:
-    """Amplitude [T] of sound from its log-mel frames [T, bands]: the root of their power."""
+    """Amplitude [T] of audio from its log-mel frames [T, bands]: the root of their power."""
     return np.sqrt(np.exp(log_mel.astype(np.float64)).sum(axis=1))

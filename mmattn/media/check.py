@@ -21,9 +21,9 @@ from mmattn.media.extract import extract_clip
 from mmattn.media.mesh import OPENING
 from mmattn.media.parallel import DIED, SUFFIXES, Job, find_clips, run_jobs
 
-RATE = 30.0  # pictures a second: an offset is no finer than they are
+RATE = 30.0  # fps: an offset is no finer than a frame
 SHOWN = 20  # clips up to which all are in the table
-COLUMNS = ("clip", "sound late by (ms)", "r", "confidence", "")
+COLUMNS = ("clip", "audio late by (ms)", "r", "confidence", "")
 
 
 class Checked(NamedTuple):
@@ -36,7 +36,7 @@ class Checked(NamedTuple):
 def check_clips(
     clips: Sequence[Path], models: Path, workers: int, plot: Path | None, table: Path | None
 ) -> None:
-    """Say how sound and mouth of clips, or of those in folders, are aligned.
+    """Report how audio and mouth of clips, or of those in folders, are aligned.
 
     Args:
         clips: raw clips, feature files (.npz), folders.
@@ -47,7 +47,7 @@ def check_clips(
 
     Raises:
         UserError: no clips, a model file that is missing.
-        Incomplete: some clips have no sound or face, or cannot be read.
+        Incomplete: some clips have no audio or face, or cannot be read.
         Misaligned: some clips are further apart than 80 ms.
     """
     for option, path in (("plot", plot), ("csv", table)):
@@ -94,7 +94,7 @@ def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
     shown = found if len(found) <= SHOWN else suspects
     if shown:
         rows = [(clip, *_cells(one)) for clip, one in shown.items()]
-        say_table("Offset of the sound" if shown is found else "Suspects", COLUMNS, rows)
+        say_table("Offset of the audio" if shown is found else "Suspects", COLUMNS, rows)
     if failed:
         say_table(f"{len(failed)} clips cannot be told", ("clip", "reason"), failed.items(), True)
     if found:
@@ -117,12 +117,12 @@ def _say_summary(found: Sequence[Alignment]) -> None:
     if sure:
         low, middle, high = np.percentile(sure, (25, 50, 75))
         say(
-            f"sound late by {middle:+.0f} ms in the median, {low:+.0f} to {high:+.0f} ms in half "
+            f"audio late by {middle:+.0f} ms in the median, {low:+.0f} to {high:+.0f} ms in half "
             f"of the {len(sure)} clips of {len(found)} that tell"
         )
     together = read_curve(np.mean([one.curve for one in found], axis=0))
     say(f"all clips together: {together.offset:+.0f} ms, r {together.correlation:.2f}")
-    say("above 0 the sound is late; a mouth opens up to 0.1 s before it is heard, by nature")
+    say("above 0 the audio is late; a mouth opens up to 0.1 s before it is heard, by nature")
 
 
 def _csv(found: dict[Path, Alignment]) -> str:
@@ -144,12 +144,12 @@ def plot_alignment(title: str, clip: Movement, found: Alignment, path: Path) -> 
 
     figure = Figure((9, 5.4), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
-    opening, sound = clip
+    opening, audio = clip
     seen = opening.frames[:, 0] > 0
     mouth = np.where(seen, opening.frames[:, 0], np.nan)
-    above.plot(sound.times, zscore(sound.frames[:, 0]), color=BLUE, label="loudness")
+    above.plot(audio.times, zscore(audio.frames[:, 0]), color=BLUE, label="loudness")
     above.plot(opening.times, zscore(mouth, nan_policy="omit"), ".-", color=ORANGE, label=OPENING)
-    above.set(xlabel="time (s)", ylabel="deviations from the mean")
+    above.set(xlabel="time (s)", ylabel="standard deviations from the mean")
     above.set_title(title, parse_math=False, fontsize=11)
     above.legend(loc="upper right", ncols=2, frameon=False)
     above.set_ylim(top=1.2 * above.get_ylim()[1])
@@ -159,6 +159,6 @@ def plot_alignment(title: str, clip: Movement, found: Alignment, path: Path) -> 
         "" if found.sure else ", unsure"
     )
     below.plot(found.offset, found.correlation, "*", color=GREEN, markersize=13, label=label)
-    below.set(xlabel="sound later than the mouth by (ms)", ylabel="r", xlim=(-600, 600))
+    below.set(xlabel="audio later than the mouth by (ms)", ylabel="r", xlim=(-600, 600))
     below.legend(loc="best", frameon=False)
     figure.savefig(path, dpi=DPI, format="png")

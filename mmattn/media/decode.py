@@ -1,4 +1,4 @@
-"""Sound and pictures of a clip with the times at which they are heard and seen.
+"""Audio and video frames of a clip with the times at which they are heard and seen.
 
 Both streams keep their own times: seconds on the container's clock, which starts with the earlier
 of the two. A stream that starts late (in FLV by 25 ms, say) is late here too.
@@ -13,19 +13,19 @@ import av
 import numpy as np
 
 RATE = 16000  # Hz; speech above 8 kHz tells little of emotion
-SILENT = 1e-3  # of full scale: a track that never gets louder has no sound
+SILENT = 1e-3  # of full scale: a track that never gets louder has no audio
 SHORT = 0.5  # seconds that may be missing of what the header promises …
 SHORT_SHARE = 0.1  # … or this share of it, whichever is more
 # Of MP4: what its edit list says is a shift of all times, no more. Otherwise FFmpeg drops RAVDESS's
-# last picture and shows the others a picture (33 ms) too early, for their list does not make up for
-# the delay of the encoder; the sound, which is delayed as much, stays where it is.
+# last frame and shows the others a frame (33 ms) too early, for their list does not make up for
+# the delay of the encoder; the audio, which is delayed as much, stays where it is.
 #
 # No list of other files is read, which FFmpeg would follow: a clip is what is in its own file.
 _OPTIONS = {
     "advanced_editlist": "0",
     "format_whitelist": "mov,flv,avi,matroska,wav,flac,aac,mp3,ogg,mpegts,mpeg,asf",
 }
-GAP = 0.05  # seconds without sound that are packets lost, not rounded times
+GAP = 0.05  # seconds without audio that are packets lost, not rounded times
 LONGEST_GAP = 60.0
 _EARLY = 1e-3  # seconds that a frame may come before it is due, for times that are rounded
 
@@ -34,8 +34,8 @@ class BadMedia(Exception):
     """A clip that cannot be used; the message says why."""
 
 
-class Sound(NamedTuple):
-    """One channel of sound."""
+class Audio(NamedTuple):
+    """One channel of audio."""
 
     samples: np.ndarray  # [n] float32, full scale is 1
     rate: int  # Hz
@@ -52,8 +52,8 @@ class Sound(NamedTuple):
         return not len(self.samples) or float(np.abs(self.samples).max()) < SILENT
 
 
-def read_sound(path: Path) -> Sound | None:
-    """The sound of a clip as one channel of 16 kHz; None if the clip has no sound track.
+def read_audio(path: Path) -> Audio | None:
+    """The audio of a clip as one channel of 16 kHz; None if the clip has no audio track.
 
     Where packets were lost it is silent, so that what follows keeps its time. Raises BadMedia.
     """
@@ -68,7 +68,7 @@ def read_sound(path: Path) -> Sound | None:
             if start is None:
                 start = due = ended = time
             if not ended - GAP <= time <= due + LONGEST_GAP:
-                raise BadMedia(f"its sound jumps from {ended:.2f} to {time:.2f} s")
+                raise BadMedia(f"its audio jumps from {ended:.2f} to {time:.2f} s")
             if time - due > GAP:
                 parts += [*_rest(resampler), np.zeros(round((time - due) * RATE), np.float32)]
                 resampler, due = None, time
@@ -79,8 +79,8 @@ def read_sound(path: Path) -> Sound | None:
             due += frame.samples / frame.sample_rate
             ended = time + frame.samples / frame.sample_rate
         if start is None:
-            raise BadMedia("its sound track is empty")
-        return Sound(np.concatenate([*parts, *_rest(resampler)]), RATE, start)
+            raise BadMedia("its audio track is empty")
+        return Audio(np.concatenate([*parts, *_rest(resampler)]), RATE, start)
 
 
 def _form(frame: av.AudioFrame) -> tuple:
@@ -93,9 +93,9 @@ def _rest(resampler: av.AudioResampler | None) -> list[np.ndarray]:
 
 
 def read_frames(path: Path, rate: float) -> Iterator[tuple[float, np.ndarray]]:
-    """Times (s) and pictures [H, W, 3] uint8 RGB of a clip, at most `rate` of them a second.
+    """Times (s) and video frames [H, W, 3] uint8 RGB of a clip, at most `rate` (fps).
 
-    Nothing for a clip without pictures. Turned upright, as a telephone's clips ask for.
+    Nothing for a clip without video. Turned upright, as a telephone's clips ask for.
     Raises BadMedia.
     """
     with _opened(path) as container:
@@ -112,8 +112,8 @@ def read_frames(path: Path, rate: float) -> Iterator[tuple[float, np.ndarray]]:
             time = _time(frame, container)
             if time >= due - _EARLY:
                 due = time + 1 / rate
-                picture = frame.to_ndarray(format="rgb24")
-                yield time, np.rot90(picture, round(frame.rotation / 90))
+                pixels = frame.to_ndarray(format="rgb24")
+                yield time, np.rot90(pixels, round(frame.rotation / 90))
 
 
 def claimed_seconds(path: Path) -> float | None:
@@ -148,9 +148,9 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         with av.open(str(path.absolute()), options=_OPTIONS) as container:
             yield container
     except av.FFmpegError as error:
-        raise BadMedia(f"no sound or picture can be read: {error.strerror}") from error
+        raise BadMedia(f"no audio or video can be read: {error.strerror}") from error
     except (ValueError, MemoryError) as error:  # PyAV's own, of frames that do not fit
-        raise BadMedia(f"no sound or picture can be read: {error}") from error
+        raise BadMedia(f"no audio or video can be read: {error}") from error
     except OSError as error:
         raise BadMedia(f"unreadable: {error.strerror or error}") from error
 

@@ -21,13 +21,13 @@ class DlibFace:
     """
 
     def record(self) -> dict:
-        """What a feature file says of its video features."""
+        """What a feature file records of its video features."""
         return {"name": "dlib", "version": 1, "settings": {}}
 
     def start(self) -> Callable[[np.ndarray, Face], np.ndarray | None]:
-        """Load the models: the embedding [128] float32 of a face in a picture [H, W, 3] uint8.
+        """Load the models: the embedding [128] float32 of a face in a frame [H, W, 3] uint8.
 
-        None for a face outside the picture. Raises UserError if dlib or a model file is missing,
+        None for a face outside the frame. Raises UserError if dlib or a model file is missing,
         or a file is not the right one.
         """
         try:
@@ -40,15 +40,15 @@ class DlibFace:
         find_points = dlib.shape_predictor(str(model_file(DLIB_POINTS, folder)))
         network = dlib.face_recognition_model_v1(str(model_file(DLIB_EMBEDDING, folder)))
 
-        def features(picture: np.ndarray, face: Face) -> np.ndarray | None:
-            height, width = picture.shape[:2]
+        def features(frame: np.ndarray, face: Face) -> np.ndarray | None:
+            height, width = frame.shape[:2]
             seen = np.minimum(face.box[2:], (width, height)) - np.maximum(face.box[:2], 0)
             if seen.min() < 1:
                 return None
-            picture = np.ascontiguousarray(picture)
+            frame = np.ascontiguousarray(frame)
             box = dlib.rectangle(*(round(float(side)) for side in face.box))
-            points = find_points(picture, box)
-            return np.array(network.compute_face_descriptor(picture, points), np.float32)
+            points = find_points(frame, box)
+            return np.array(network.compute_face_descriptor(frame, points), np.float32)
 
         return features
 

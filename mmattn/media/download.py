@@ -43,8 +43,8 @@ CREMA_D_LICENCE = (
 CREMA_D_BAD = {
     "1064_IEO_DIS_MD": "a minute long",
     "1064_TIE_SAD_XX": "without a duration",
-    "1076_MTI_NEU_XX": "without sound",
-    "1076_MTI_SAD_XX": "without sound",
+    "1076_MTI_NEU_XX": "without audio",
+    "1076_MTI_SAD_XX": "without audio",
 }
 WAITS = (1, 2, 4, 8, 16)  # seconds before another try, as long as nothing more comes
 TIMEOUT = 30  # seconds without a byte
@@ -91,12 +91,12 @@ def download(
 def download_ravdess(folder: Path, only: Sequence[str] = ()) -> None:
     """Fetch RAVDESS's speech clips into folder/Actor_01 … Actor_24.
 
-    Archives that were unpacked completely are not fetched again; one that was cut goes on where it
-    was. They are deleted as soon as they are unpacked.
+    Archives that were unpacked completely are not fetched again; one that was cut continues where
+    it was. They are deleted as soon as they are unpacked.
 
     Args:
         folder: new, or of an earlier call.
-        only: Actor_01 … Actor_24 for the clips with pictures, Audio for the sound alone of all
+        only: Actor_01 … Actor_24 for the clips with video, Audio for the audio alone of all
             actors; by default everything.
 
     Raises UserError if the server does not answer, sends something else or an archive that is not
@@ -275,7 +275,7 @@ def _persist(attempt: Callable, address: str, reached: Callable[[], int] = lambd
             if failures > len(WAITS) or _is_final(error):
                 raise UserError(
                     f"{address}: expected an answer, got {str(error)[:300]}; what came is kept, "
-                    f"the same command goes on ({RAVDESS_ADDRESS} sets a mirror's address)"
+                    f"the same command continues ({RAVDESS_ADDRESS} sets a mirror's address)"
                 ) from error
             again = WAITS[failures - 1]
             say(f"{address}: {type(error).__name__}, trying again in {again} s")
@@ -425,8 +425,8 @@ def _say_how_to_go_on() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(
-            f"{error}; what came is kept, the same command goes on ({CREMA_D_ADDRESS} sets another "
-            f"address; {CREMA_D_MIRROR} is its authors' mirror)"
+            f"{error}; what came is kept, the same command continues ({CREMA_D_ADDRESS} sets "
+            f"another address; {CREMA_D_MIRROR} is its authors' mirror)"
         ) from error
 
 

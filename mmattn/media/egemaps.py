@@ -25,26 +25,26 @@ class EGeMAPS:
     Loudness, spectrum, cepstrum and formants come from windows of 20 ms, pitch and voice quality
     from windows of 60 ms with the same start, and openSMILE smooths them over three frames. The
     time of a frame is the middle of its 20 ms; pitch and voice quality come 20 ms early.
-    Most values depend on the sampling rate: compare sounds of one rate only.
+    Most values depend on the sampling rate: compare audio of one rate only.
     """
 
     def record(self) -> dict:
-        """What a feature file says of its audio features."""
+        """What a feature file records of its audio features."""
         return {"name": "egemaps", "version": 1, "settings": {}}
 
     def __call__(self, samples: np.ndarray, rate: int) -> Stream:
         """Frames [T, 25] of samples [n] and their times in seconds.
 
-        T is floor((d - 0.06) / 0.01) + 2 for a sound of d seconds; the last frame is made by the
-        smoothing. Raises BadMedia if the sound is shorter than 60 ms, UserError without openSMILE.
+        T is floor((d - 0.06) / 0.01) + 2 for d seconds of audio; the last frame is made by the
+        smoothing. Raises BadMedia if the audio is shorter than 60 ms, UserError without openSMILE.
         """
         if len(samples) < SHORTEST * rate:
             raise BadMedia(
-                f"its sound lasts {1000 * len(samples) / rate:.1f} ms; expected "
+                f"its audio lasts {1000 * len(samples) / rate:.1f} ms; expected "
                 f"{1000 * SHORTEST:.0f} ms, a window, or more"
             )
         table = _smile().process_signal(np.clip(samples, -1, _LOUDEST), rate)
-        # Only the starts: the ends do not tell the windows, and the last is the sound's.
+        # Only the starts: the ends do not tell the windows, and the last is the end of the audio.
         starts = table.index.get_level_values("start").total_seconds().to_numpy()
         return make_stream(table.to_numpy(np.float32), starts + _MIDDLE)
 

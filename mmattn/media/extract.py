@@ -19,24 +19,24 @@ from mmattn.errors import UserError
 from mmattn.files import write_bytes
 from mmattn.media.audio import LogMel
 from mmattn.media.decode import (
+    Audio,
     BadMedia,
-    Sound,
     check_length,
     claimed_seconds,
     last_packet,
+    read_audio,
     read_frames,
-    read_sound,
 )
 from mmattn.media.egemaps import EGeMAPS
 from mmattn.media.faces import FaceDetector, FaceTracker
 from mmattn.media.mesh import FaceMesh
 from mmattn.media.models import FACE_DETECTOR, model_file
 
-FASTEST = 1000.0  # pictures a second
-MANY = 0.2  # share of pictures without a face that is worth a word
+FASTEST = 1000.0  # fps
+MANY = 0.2  # fraction of frames without a face that is worth a note
 NONE = {"name": "none", "version": 1, "settings": {}}  # the record of what is not extracted
 MADE = {"audio": ("log-mel", "egemaps"), "video": ("face-mesh", "dlib", "facenet")}
-SOUND_ALONE = (".wav", ".flac")  # in which RAVDESS's 03-* files come
+AUDIO_ALONE = (".wav", ".flac")  # in which RAVDESS's 03-* files come
 
 
 class Extraction(NamedTuple):
@@ -56,7 +56,7 @@ class Extraction(NamedTuple):
 def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
     """The features of a clip: mp4, flv, avi, mkv, wav or whatever else FFmpeg reads.
 
-    The sound of a clip that has none is that of the file 03-* of the same RAVDESS take beside it.
+    The audio of a clip that has none is that of the file 03-* of the same RAVDESS take beside it.
     The same clip gives the same numbers, bit for bit.
 
     Raises:
@@ -85,7 +85,7 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
 
 
 def extractor_of(config: ExtractConfig) -> dict[str, dict]:
-    """By modality, what a feature file says of how its features were made."""
+    """By modality, what a feature file records of how its features were made."""
     audio = NONE if config.audio == "none" else _audio_features(config).record()
     if config.video == "none":
         return {"audio": audio, "video": NONE}
@@ -113,7 +113,7 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
             )
     rate = extractor.get("video", {"settings": {}})["settings"].get("rate", default.video_rate)
     if not (isinstance(rate, float | int) and 0 < rate <= FASTEST):
-        raise UserError(f"video features at {rate!r} pictures a second cannot be made")
+        raise UserError(f"video features at {rate!r} fps cannot be made")
     config = replace(default, video_rate=rate, **{**dict.fromkeys(MADE, "none"), **names})
     made = extractor_of(config)
     wanted = {modality: made[modality] for modality in extractor}
@@ -136,32 +136,32 @@ def write_features(path: Path, found: Extraction) -> None:
     write_bytes(path, content.getvalue())
 
 
-def heard_sound(path: Path, track: Sound | None) -> tuple[Sound | None, list[str]]:
-    """The sound of a clip and what is to note about it, from the track that `read_sound` gives.
+def heard_audio(path: Path, track: Audio | None) -> tuple[Audio | None, list[str]]:
+    """The audio of a clip and what is to note about it, from the track that `read_audio` gives.
 
-    Where nothing is heard in that, it is the sound of 03-* of the same RAVDESS take, if that file
-    lies beside the clip. It starts with the clip's first picture, which is not at 0: see decode.
+    Where nothing is heard in that, it is the audio of 03-* of the same RAVDESS take, if that file
+    lies beside the clip. It starts with the clip's first frame, which is not at 0: see decode.
     """
     if track is not None and not track.silent:
         return track, []
     has = "no" if track is None else "a silent"
-    other = sound_beside(path)
+    other = audio_beside(path)
     if other is None:
-        return None, [f"it has {has} sound track"]
+        return None, [f"it has {has} audio track"]
     try:
-        sound = read_sound(other)
+        audio = read_audio(other)
     except BadMedia as error:
         raise BadMedia(f"{other.name}: {error}") from error
     first = next((time for time, _ in read_frames(path, 1000)), 0.0)
-    note = f"it has {has} sound track; the sound is from {other.name}"
-    return sound and sound._replace(start=sound.start + first), [note]
+    note = f"it has {has} audio track; the audio is from {other.name}"
+    return audio and audio._replace(start=audio.start + first), [note]
 
 
-def sound_beside(path: Path) -> Path | None:
-    """The file of sound alone of a clip's RAVDESS take, if it lies beside the clip."""
+def audio_beside(path: Path) -> Path | None:
+    """The file of audio alone of a clip's RAVDESS take, if it lies beside the clip."""
     if not (name := ravdess.audio_of(path.stem)):
         return None
-    others = (path.with_name(name + suffix) for suffix in SOUND_ALONE)
+    others = (path.with_name(name + suffix) for suffix in AUDIO_ALONE)
     return next((other for other in others if other.exists()), None)
 
 
@@ -171,37 +171,37 @@ def face_tracker(config: ExtractConfig) -> FaceTracker:
 
 
 def _hear(path: Path, config: ExtractConfig, notes: list[str]) -> tuple[Stream | None, float]:
-    """The features of what is heard, and when the clip's own sound ends (s)."""
-    track = read_sound(path)
-    sound, said = heard_sound(path, track)
+    """The features of what is heard, and when the clip's own audio ends (s)."""
+    track = read_audio(path)
+    audio, said = heard_audio(path, track)
     notes += said
     end = track.end if track else 0.0
-    if sound is None:
+    if audio is None:
         return None, end
-    audio = _audio_features(config)(sound.samples, sound.rate)
-    return audio._replace(times=audio.times + sound.start), end
+    stream = _audio_features(config)(audio.samples, audio.rate)
+    return stream._replace(times=stream.times + audio.start), end
 
 
 def _follow_face(
     path: Path, config: ExtractConfig, notes: list[str]
 ) -> tuple[Stream | None, float]:
-    """The features of the face that is followed, and when the last picture is seen (s)."""
+    """The features of the face that is followed, and when the last frame is seen (s)."""
     _, features = _face_models(config)
     track = face_tracker(config)
     times, rows = [], []
-    for time, picture in read_frames(path, config.video_rate):
-        face = track(picture)
+    for time, frame in read_frames(path, config.video_rate):
+        face = track(frame)
         times.append(time)
-        rows.append(None if face is None else features(picture, face))
+        rows.append(None if face is None else features(frame, face))
     if not times:
-        notes.append("it has no pictures")
+        notes.append("it has no video frames")
         return None, 0.0
     seen = [row for row in rows if row is not None]
     if not seen:
-        notes.append(f"no face is seen in its {len(rows)} pictures")
+        notes.append(f"no face is seen in its {len(rows)} video frames")
         return None, times[-1]
     if len(rows) - len(seen) > MANY * len(rows):
-        notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} pictures")
+        notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} frames")
     nothing = np.zeros_like(seen[0])
     frames = np.stack([nothing if row is None else row for row in rows])
     return make_stream(frames, np.array(times), zero_is_missing=True), times[-1]

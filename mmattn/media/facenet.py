@@ -24,13 +24,13 @@ class FaceNet:
     weights: Path | None = field(repr=False)
 
     def record(self) -> dict:
-        """What a feature file says of its video features."""
+        """What a feature file records of its video features."""
         return {"name": "facenet", "version": 1, "settings": {"weights": FACENET}}
 
     def start(self) -> Callable[[np.ndarray, Face], np.ndarray | None]:
-        """Load the network: the embedding [512] float32 of a face in a picture [H, W, 3] uint8.
+        """Load the network: the embedding [512] float32 of a face in a frame [H, W, 3] uint8.
 
-        None for a face outside the picture. Raises UserError if torch or the file of weights is
+        None for a face outside the frame. Raises UserError if torch or the file of weights is
         missing, or the file is not the right one.
         """
         if self.weights is None:
@@ -53,15 +53,15 @@ class FaceNet:
         torch.set_num_threads(1)  # clips are extracted in parallel, each on a core
         weights = torch.load(path, map_location="cpu", weights_only=True)
         network = inception_resnet_v1()
-        # The last layer tells the people of VGGFace2 apart: nobody here is one of them.
+        # The last layer tells the people of VGGFace2 apart, not those of these clips.
         network.load_state_dict(
             {name: value for name, value in weights.items() if not name.startswith("logits.")}
         )
         network.eval()
 
         @torch.inference_mode()
-        def features(picture: np.ndarray, face: Face) -> np.ndarray | None:
-            part = cut_out(picture, face.box)
+        def features(frame: np.ndarray, face: Face) -> np.ndarray | None:
+            part = cut_out(frame, face.box)
             if not part.size:
                 return None
             pixels = torch.from_numpy(part).permute(2, 0, 1)[None].float()
@@ -72,8 +72,8 @@ class FaceNet:
         return features
 
 
-def cut_out(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The part of a picture [H, W, 3] within a box [4] that may reach over its edges; a copy."""
-    height, width = picture.shape[:2]
+def cut_out(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The part of a frame [H, W, 3] within a box [4] that may reach over its edges; a copy."""
+    height, width = frame.shape[:2]
     left, top, right, bottom = np.clip(box, 0, [width, height, width, height]).astype(int)
-    return picture[top:bottom, left:right].copy()
+    return frame[top:bottom, left:right].copy()

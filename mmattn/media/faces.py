@@ -1,4 +1,4 @@
-"""Faces in pictures, by MediaPipe's BlazeFace (Bazarevsky et al. 2019); which one to follow."""
+"""Faces in video frames, by MediaPipe's BlazeFace (Bazarevsky et al. 2019); which one to follow."""
 
 import os
 import sys
@@ -13,12 +13,12 @@ from scipy.special import expit
 
 SIZE = 128  # pixels a side that the detector sees
 LEAST_SCORE = 0.5
-FORGOTTEN = 15  # pictures without the face after which any other may be followed: a cut
+FORGOTTEN = 15  # frames without the face after which any other may be followed: a cut
 SAME = 0.3  # overlap from which two boxes show the same face
 
 
 class Face(NamedTuple):
-    """A face in a picture, in pixels of the picture."""
+    """A face in a frame, in pixels of the frame."""
 
     box: np.ndarray
     """[4] left, top, right, bottom."""
@@ -39,16 +39,16 @@ class Model:
         self._input = entry["index"]
         self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
 
-    def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
-        """Outputs for one picture [H, W, 3] float32, without the batch axis."""
-        self._interpreter.set_tensor(self._input, picture[None])
+    def __call__(self, frame: np.ndarray) -> list[np.ndarray]:
+        """Outputs for one frame [H, W, 3] float32, without the batch axis."""
+        self._interpreter.set_tensor(self._input, frame[None])
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(output)[0] for output in self._outputs]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what C++ code writes to the standard error: it says which delegate it created."""
+    """Without what C++ code writes to the standard error: the name of the delegate it created."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -66,29 +66,29 @@ class FaceDetector:
     def __init__(self, model: bytes):
         self._model, self._anchors = Model(model), anchors()
 
-    def __call__(self, picture: np.ndarray) -> list[Face]:
-        """The faces in a picture [H, W, 3] uint8, the surest first.
+    def __call__(self, frame: np.ndarray) -> list[Face]:
+        """The faces in a frame [H, W, 3] uint8, the surest first.
 
         Where none is large enough to be seen in the whole, both ends and the middle are looked at.
         """
-        height, width = picture.shape[:2]
-        found = self._look(picture, 0, 0)
+        height, width = frame.shape[:2]
+        found = self._look(frame, 0, 0)
         if not len(found[1]) and height != width:
             side = min(height, width)
             starts = ((max(height, width) - side) * np.arange(3)) // 2
             places = [(0, start) if width > height else (start, 0) for start in starts]
             parts = [
-                self._look(picture[top : top + side, left : left + side], left, top)
+                self._look(frame[top : top + side, left : left + side], left, top)
                 for top, left in places
             ]
             found = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return merge_boxes(*found)
 
-    def _look(self, picture: np.ndarray, left: int, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """Middle, size and points [n, 8, 2] of faces in a part of a picture, and scores [n]."""
-        height, width = picture.shape[:2]
+    def _look(self, frame: np.ndarray, left: int, top: int) -> tuple[np.ndarray, np.ndarray]:
+        """Middle, size and points [n, 8, 2] of faces in a part of a frame, and scores [n]."""
+        height, width = frame.shape[:2]
         scale = SIZE / max(height, width)
-        small = Image.fromarray(np.ascontiguousarray(picture)).resize(
+        small = Image.fromarray(np.ascontiguousarray(frame)).resize(
             (max(1, round(width * scale)), max(1, round(height * scale))),
             Image.Resampling.BILINEAR,
             reducing_gap=2.0,
@@ -146,17 +146,17 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 class FaceTracker:
     """Follows one face through a clip: the first time the largest, then the one that overlaps it.
 
-    After pictures without it, where it was last seen counts; after many, it is the largest again.
+    After frames without it, where it was last seen counts; after many, it is the largest again.
     """
 
     def __init__(self, detect: Callable[[np.ndarray], list[Face]]):
         self._detect = detect
         self._last: np.ndarray | None = None  # its box
-        self._missed = 0  # pictures since then
+        self._missed = 0  # frames since then
 
-    def __call__(self, picture: np.ndarray) -> Face | None:
-        """The face in the next picture [H, W, 3]; None if it is not seen."""
-        faces = self._detect(picture)
+    def __call__(self, frame: np.ndarray) -> Face | None:
+        """The face in the next frame [H, W, 3]; None if it is not seen."""
+        faces = self._detect(frame)
         if self._last is None:
             chosen = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2]), default=None)
         else:

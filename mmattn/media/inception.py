@@ -12,7 +12,7 @@ EPSILON = 1e-3  # of the batch normalisation, as in the TensorFlow model that th
 
 
 def inception_resnet_v1() -> nn.Sequential:
-    """The network without its classes: pictures [B, 3, 160, 160] to embeddings [B, 512]."""
+    """The network without its classes: frames [B, 3, 160, 160] to embeddings [B, 512]."""
     return nn.Sequential(
         OrderedDict(
             conv2d_1a=_conv(3, 32, 3, stride=2),

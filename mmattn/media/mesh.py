@@ -16,7 +16,7 @@ from mmattn.media.faces import Face, Model
 from mmattn.media.models import FACE_MESH, model_file
 
 SIDE = 192  # pixels that the mesh model sees
-WIDER = 1.5  # side of the picture's part that it sees over that of the face
+WIDER = 1.5  # side of the frame's part that it sees over that of the face
 LEAST_SCORE = 0.5
 ROUNDS = 2  # the second looks where the first found the face, which takes out the box's jitter
 
@@ -68,34 +68,34 @@ class FaceMesh:
     models: Path = field(repr=False)  # folder of the model files
 
     def record(self) -> dict:
-        """What a feature file says of its video features."""
+        """What a feature file records of its video features."""
         return {"name": "face-mesh", "version": 1, "settings": {"features": list(DISTANCES)}}
 
     def start(self) -> Callable[[np.ndarray, Face], np.ndarray | None]:
-        """Load the model: the features [32] of a face in a picture, None if it is none after all.
+        """Load the model: the features [32] of a face in a frame, None if it is none after all.
 
         Raises UserError if the model file is missing or not the right one.
         """
         model = Model(model_file(FACE_MESH, self.models).read_bytes())
 
-        def features(picture: np.ndarray, face: Face) -> np.ndarray | None:
-            points = find_mesh(model, picture, face)
+        def features(frame: np.ndarray, face: Face) -> np.ndarray | None:
+            points = find_mesh(model, frame, face)
             return None if points is None else distances(points)
 
         return features
 
 
-def find_mesh(model: Model, picture: np.ndarray, face: Face) -> np.ndarray | None:
-    """The mesh [468, 3] of a face: x, y, depth in pixels of the picture; None if it is none."""
-    image = Image.fromarray(np.ascontiguousarray(picture))
+def find_mesh(model: Model, frame: np.ndarray, face: Face) -> np.ndarray | None:
+    """The mesh [468, 3] of a face: x, y, depth in pixels of the frame; None if it is none."""
+    image = Image.fromarray(np.ascontiguousarray(frame))
     box, (right, left) = face.box.reshape(2, 2), face.points[:2]
     for _ in range(ROUNDS):
         axis = (left - right) / max(np.linalg.norm(left - right), 1e-6)  # along the eyes
-        to_picture = np.stack([axis, [-axis[1], axis[0]]], axis=1)  # columns: right and down
+        to_frame = np.stack([axis, [-axis[1], axis[0]]], axis=1)  # columns: right and down
         side = WIDER * (box[1] - box[0]).max()
-        corner = box.mean(axis=0) - to_picture @ [side / 2, side / 2]
+        corner = box.mean(axis=0) - to_frame @ [side / 2, side / 2]
         scale = side / SIDE
-        rows = np.column_stack([scale * to_picture, corner])
+        rows = np.column_stack([scale * to_frame, corner])
         part = image.transform(
             (SIDE, SIDE), Image.Transform.AFFINE, rows.ravel(), Image.Resampling.BILINEAR
         )
@@ -104,8 +104,8 @@ def find_mesh(model: Model, picture: np.ndarray, face: Face) -> np.ndarray | Non
             return None
         points = mesh.reshape(468, 3).astype(np.float64) * scale
         upright = points[:, :2].copy()
-        points[:, :2] = upright @ to_picture.T + corner
-        middle = to_picture @ (upright.min(axis=0) + upright.max(axis=0)) / 2 + corner
+        points[:, :2] = upright @ to_frame.T + corner
+        middle = to_frame @ (upright.min(axis=0) + upright.max(axis=0)) / 2 + corner
         half = (upright.max(axis=0) - upright.min(axis=0)) / 2
         box = np.stack([middle - half, middle + half])
         right, left = points[33, :2], points[263, :2]

@@ -1,4 +1,4 @@
-"""Many clips at once: over all cores, going on where it stopped, past clips that fail."""
+"""Many clips at once: over all cores, resuming where it stopped, past clips that fail."""
 
 import multiprocessing
 import os
@@ -24,9 +24,9 @@ from mmattn.media import SUFFIXES, egemaps
 from mmattn.media.decode import BadMedia
 from mmattn.media.extract import (
     FASTEST,
+    audio_beside,
     extract_clip,
     extractor_of,
-    sound_beside,
     write_features,
 )
 
@@ -111,7 +111,7 @@ def find_jobs(clips: Sequence[Path], to: Path, tables: Sequence[Manifest] = ()) 
 def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
     """The rows of the clips that are extracted, as a table of their feature files.
 
-    Raises UserError if there is a table with other rows: somebody may have edited it.
+    Raises UserError if there is a table with other rows: the user may have edited it.
     """
     if not tables:
         return
@@ -136,8 +136,8 @@ def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> 
 def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
     """The clips given and those in the folders given, each with its path below that folder.
 
-    Of a RAVDESS take, folders give only the fullest file: sound and picture (01-*) before picture
-    (02-*) before sound (03-*).
+    Of a RAVDESS take, folders give only the fullest file: audio and video (01-*) before video
+    (02-*) before audio (03-*).
 
     Args:
         given: clips and folders.
@@ -205,7 +205,7 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
             f"{job.target} holds other features than asked for "
             f"({difference(extractor, wanted) or 'it does not say which'}); choose another --to"
         )
-    sources = [job.clip, *filter(None, [sound_beside(job.clip)])]
+    sources = [job.clip, *filter(None, [audio_beside(job.clip)])]
     return job.target.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
 
 
@@ -265,7 +265,7 @@ def _run(
 def _do(work: Callable, job: Job, config: ExtractConfig) -> Result:
     try:
         return work(job, config)
-    except SystemExit:  # of SIGTERM: the pool would take it for the job's result, and go on
+    except SystemExit:  # of SIGTERM: the pool would take it for the job's result, and continue
         os._exit(1)
 
 

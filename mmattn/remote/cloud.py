@@ -92,7 +92,7 @@ class Image(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """What EC2 says of an instance."""
+    """EC2's record of an instance."""
 
     id: str
     run: str
@@ -201,7 +201,7 @@ class Cloud:
                 self.ec2.get_waiter("key_pair_exists").wait(KeyNames=[name])
 
     def ensure_group(self, name: str, tags: dict[str, str]) -> str:
-        """The security group of this name, made if it is not there; lets nobody in yet."""
+        """The security group of this name, made if it is not there; lets no address in yet."""
         with explained(f"security group {name}"):
             found = self.ec2.describe_security_groups(Filters=_filters("group-name", name))
             if found["SecurityGroups"]:
@@ -232,7 +232,7 @@ class Cloud:
         return network not in known
 
     def admit_members(self, group_id: str) -> None:
-        """Let the machines of a group reach each other, by TCP, and nobody else."""
+        """Let the machines of a group reach each other, by TCP, and no others."""
         pair = {"IpProtocol": "tcp", "FromPort": 0, "ToPort": 65535}
         with explained(f"security group {group_id}"), suppressed("InvalidPermission.Duplicate"):
             self.ec2.authorize_security_group_ingress(
@@ -457,9 +457,7 @@ def explained(what: str) -> Iterator[None]:
         message = error.response["Error"].get("Message", "")
         reason = _REASONS.get(code)
         refused = f"{error.operation_name}: {code}"
-        text = (
-            f"{reason} ({refused}: {message[:300]})" if reason else f"AWS says {refused}: {message}"
-        )
+        text = f"{reason} ({refused}: {message[:300]})" if reason else f"AWS: {refused}: {message}"
         raise CloudError(f"{what}: {text}", code) from error
     except (failures.NoCredentialsError, failures.PartialCredentialsError) as error:
         raise UserError(

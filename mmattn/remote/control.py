@@ -27,7 +27,7 @@ def stop(run: Run) -> None:
         for machine in others:
             _ask_to_end(machine, "--wait", str(SAVE_S), "--kill")
     if job["state"] == "absent":
-        raise UserError(f"{run.name} has no job: `fab deploy` goes on")
+        raise UserError(f"{run.name} has no job: `fab deploy` continues")
     if job["state"] == "running":
         raise UserError(f"{run.name} still runs after {SAVE_S} s; `fab monitor --quick` shows it")
     if job["state"] == "lost":

@@ -19,15 +19,15 @@ from mmattn.remote.upload import MANIFEST, upload
 
 
 def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
-    """Make a machine and start the training there, or go on where an earlier call was cut.
+    """Make a machine and start the training there, or continue where an earlier call was cut.
 
     Args:
-        asked: a run from the options; if one with the same options is unfinished, that goes on.
+        asked: a run from the options; if one with the same options is unfinished, that continues.
         yes: do not ask.
         dry_run: show the plan and stop.
 
     Raises:
-        UserError: with what exists now, what it costs and how to go on.
+        UserError: with what exists now, what it costs and how to continue.
     """
     check_tools()
     with ExitStack() as held:
@@ -35,7 +35,7 @@ def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
             run = _unfinished(asked) or asked
             if run is not asked:
                 held.enter_context(changing("deploy", run))
-                say(f"going on with the deployment of {run.name}")
+                say(f"continuing the deployment of {run.name}")
             with telling(run):
                 plan = _confirm(run, yes, dry_run)
             if dry_run:
@@ -65,7 +65,7 @@ def resume(run: Run, yes: bool) -> None:
             if run.host is None and not run.members:
                 begun = (run.results / "config.json").exists()
                 found = "what was fetched" if begun else "the start: nothing was fetched"
-                say(f"{run.name} has no machine: a new one goes on from {found}")
+                say(f"{run.name} has no machine: a new one continues from {found}")
             with telling(run):
                 _work(run, _confirm(run, yes))
             return
@@ -125,7 +125,7 @@ def _work(run: Run, plan: Plan | None) -> None:
 
 @contextmanager
 def telling(run: Run) -> Iterator[None]:
-    """Let a failure say what exists, if anything may."""
+    """Add to a failure what exists, if anything may."""
     try:
         yield
     except UserError as error:
@@ -149,7 +149,7 @@ def _is_begun(run: Run) -> bool:
 def what_exists(run: Run) -> str:
     """What there is of a run as far as this computer knows, its cost, and the next command."""
     if run.host is not None:
-        return f"Files of the run may be on {run.host}. The same command goes on from here."
+        return f"Files of the run may be on {run.host}. The same command continues from here."
     parts = []
     if run.deadline:
         unsure = "perhaps an instance whose start was asked for"
@@ -168,8 +168,8 @@ def what_exists(run: Run) -> str:
     if run.members:
         parts.append(f"perhaps alarms {run.label}-* (cents a month)")
     return (
-        f"Now there is in {run.region}: {', '.join(parts) or 'nothing'}. The same command goes on "
-        f"from here; `fab teardown --run {run.name}` removes it all."
+        f"Now there is in {run.region}: {', '.join(parts) or 'nothing'}. The same command "
+        f"continues from here; `fab teardown --run {run.name}` removes it all."
     )
 
 
@@ -179,7 +179,7 @@ def _unfinished(asked: Run) -> Run | None:
     One that never had a machine takes up other options.
 
     Raises:
-        UserError: it has other options, and nobody is at work on it.
+        UserError: it has other options, and no process is at work on it.
     """
     names = ("experiment", "region", "args", "data", "hours", "grace_minutes", "instance_type")
     names = (*names, "instances", "spot")

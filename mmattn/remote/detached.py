@@ -29,7 +29,7 @@ def run_detached(run: Run, machine: Machine, job: str, words: list[str]) -> None
     while (machine.call("snapshot", job=job)["job"].get("start") or 0) <= before:
         if time.monotonic() > end:
             tail = machine.run(f"tail -n 5 {run.base}/{job}/supervisor.log")
-            raise RemoteError(f"the supervisor did not start: {tail.strip() or 'it said nothing'}")
+            raise RemoteError(f"the supervisor did not start: {tail.strip() or 'it wrote nothing'}")
         time.sleep(0.5)
 
 

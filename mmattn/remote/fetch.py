@@ -1,6 +1,6 @@
 """Results from the machine: consistent, verified, and never in the place of something better.
 
-The machine makes a consistent copy of hard links (`agent/outbox.py`) and says what is in it.
+The machine makes a consistent copy of hard links (`agent/outbox.py`) and lists what is in it.
 What is not here yet goes to a folder beside the run's, is verified there, and only then moved in.
 """
 
@@ -69,7 +69,7 @@ class Results(NamedTuple):
 
 
 def fetch(run: Run, watch: bool) -> None:
-    """Fetch what the machine has of a run's results, verified, and say what it is.
+    """Fetch what the machine has of a run's results, verified, and report it.
 
     Args:
         run: the run; `run.results` is where they go.
@@ -154,7 +154,7 @@ def _through_drops(run: Run, machine: Machine) -> Results:
             if time.monotonic() - last > PATIENCE_S:
                 raise Unreachable(
                     f"{error}; gave up after {PATIENCE_S / 60:.0f} minutes without a byte more. "
-                    f"{_intact(run)}; `fab fetch` goes on where this one was"
+                    f"{_intact(run)}; `fab fetch` continues where this one was"
                 ) from error
             lost += 1
             say(f"{error}; trying again")
@@ -176,7 +176,7 @@ def _check_machine(run: Run, error: RemoteError) -> None:
     if state is None or state in GONE:
         raise RemoteError(
             f"the machine {run.instance_id} is {state or 'unknown to EC2'}: nothing more can be "
-            f"fetched. {_intact(run)}; `fab resume` goes on from it on a new machine"
+            f"fetched. {_intact(run)}; `fab resume` continues from it on a new machine"
         ) from error
 
 
@@ -208,7 +208,7 @@ def fetch_once(run: Run, machine: Machine) -> Results:
 
 
 def _verified(machine: Machine, results: Path, staging: Path) -> Results:
-    """Bring what is missing into staging until all of it is as the machine says."""
+    """Bring what is missing into staging until all of it is as the machine lists it."""
     for _ in range(ATTEMPTS):
         found = _ask(machine)
         _check_not_older(found.entries, results)
@@ -231,7 +231,7 @@ def _verified(machine: Machine, results: Path, staging: Path) -> Results:
 
 
 def _ask(machine: Machine) -> Results:
-    """Have the machine make its outbox and say what is in it."""
+    """Have the machine make its outbox and list what is in it."""
     job = _snapshot(machine)["job"]
     for attempt in range(ATTEMPTS):
         try:
@@ -271,7 +271,7 @@ def _check_not_older(entries: list[Entry], results: Path) -> None:
             if newer:
                 raise UserError(
                     f"{folder}/{max(newer)} is newer than the machine's {step.name}: the training "
-                    f"went on here. Move {results} elsewhere to fetch"
+                    f"continued here. Move {results} elsewhere to fetch"
                 )
 
 
@@ -336,7 +336,7 @@ def _sha256(path: Path, size: int) -> str:
 def _install(entries: list[Entry], staging: Path, results: Path) -> None:
     """Move what is in staging into the results so that a stop at any point leaves them usable.
 
-    New checkpoints come whole and before the old ones go, the best before the latest; summaries
+    New checkpoints come complete and before the old ones go, the best before the latest; summaries
     come last, for with its summary a run is complete.
     """
     steps = sorted(_steps(entries))

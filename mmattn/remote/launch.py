@@ -55,7 +55,7 @@ def make_instance(run: Run, plan: Plan) -> None:
 
 
 def adopt(run: Run) -> None:
-    """Take up instances whose start was answered to nobody; give up those that are gone.
+    """Take up instances whose start was answered to no one here; give up those that are gone.
 
     Afterwards the run has instances, perhaps fewer than were asked for, or a start that may be
     asked for again (a deadline), or neither.

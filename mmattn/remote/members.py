@@ -38,7 +38,7 @@ def settle(run: Run, machines: list[Machine]) -> None:
         if run.trains_on[0] != ids[0]:
             fetched = (run.results / "config.json").exists()
             found = "what was fetched" if fetched else "the start: nothing was fetched"
-            say(f"the machine with the results is gone: {ids[0]} goes on from {found}")
+            say(f"the machine with the results is gone: {ids[0]} continues from {found}")
             machines[0].run(f"rm -rf {run.base}/run {run.base}/job", timeout=300)
         run.uploaded = run.spread = None
     run.trains_on = ids

@@ -24,14 +24,14 @@ from mmattn.remote.ssh import CommandFailed, NotLoggedIn, RemoteError, Unreachab
 POLL_S = 2.0
 CALL_S = 15.0  # for the machine's answer, once connected
 HANG_S = 120.0  # after which a call is given up that should have ended by itself
-HALTED = ("stopping", "stopped")  # by somebody: what ends by itself is terminated
+HALTED = ("stopping", "stopped")  # by a user: what ends by itself is terminated
 FIRST_S, LONGEST_S = 1.0, 20.0  # between calls while out of touch
 ASK_CLOUD_S = 30.0
-CLOUD_S = 20.0  # for EC2's answer where nothing goes on without it
+CLOUD_S = 20.0  # for EC2's answer where nothing continues without it
 TAIL_OPTIONS = ("--offset", str(-8 * 1024), "--limit", str(8 * 1024))  # of the log, for reports
 CHUNK = 256 * 1024  # bytes of the log a call, for --follow
 PLAIN_S, EPOCH_S = 60.0, 10.0  # between lines where there is no terminal, and at least so
-LOST = 70  # exit code of a job that nobody saw end (EX_SOFTWARE)
+LOST = 70  # exit code of a job whose end was not recorded (EX_SOFTWARE)
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -46,7 +46,7 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
 
     Returns:
         The job's exit code; 70 if it was killed together with its supervisor; with `quick`, 0 while
-        it runs; 130 after Ctrl-C, 141 when nobody reads the log any more.
+        it runs; 130 after Ctrl-C, 141 when the log has no reader any more.
 
     Raises:
         UserError: there is no job, or the machine is gone or not the known one; with `quick`, also
@@ -71,7 +71,7 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
         _print_report(link)
         return code
     except KeyboardInterrupt:
-        complain(f"left; {run.name} goes on: `fab monitor --run {run.name}` shows it again")
+        complain(f"left; {run.name} continues: `fab monitor --run {run.name}` shows it again")
         return INTERRUPTED
     except BrokenPipeError:
         # Python would complain once more when it flushes at its end.
@@ -102,7 +102,7 @@ def watch(link: "Link", view: "View") -> int:
 def exit_code(run: Run, job: dict) -> int:
     """The exit code that a job's state means; UserError if no job was started."""
     if job["state"] == "absent":
-        raise UserError(f"{run.name}: no job was started; `fab deploy` goes on")
+        raise UserError(f"{run.name}: no job was started; `fab deploy` continues")
     return {"running": 0, "lost": LOST}.get(job["state"], job["exit_code"])
 
 
@@ -163,7 +163,7 @@ class Link:
         """A snapshot at the first try.
 
         Raises:
-            RemoteError: there is none, and what EC2 says of the machine.
+            RemoteError: there is none, and EC2's state of the machine.
         """
         try:
             snapshot = self._call(TAIL_OPTIONS)
@@ -179,10 +179,10 @@ class Link:
         """A snapshot, however long it takes to get one.
 
         Args:
-            view: says which part of the log, and is told while the machine is out of touch.
+            view: tells which part of the log, and is told while the machine is out of touch.
 
         Raises:
-            RemoteError: the machine is gone, or not the known one, or lets nobody in.
+            RemoteError: the machine is gone, or not the known one, or lets no one in.
         """
         failures = 0
         while True:
@@ -270,7 +270,7 @@ class Link:
             return
         if found is None or found.state in (*GONE, *HALTED):
             raise RemoteError(gone_text(run, found, self.last))
-        self.touch = self.touch._replace(cloud=f"EC2 says that it is {found.state}")
+        self.touch = self.touch._replace(cloud=f"EC2 reports that it is {found.state}")
         if found.address not in (None, run.address):
             self.machine.close()
             run.members[0].address = found.address
@@ -278,10 +278,10 @@ class Link:
 
 
 class Other:
-    """Another machine of a run: asked beside the first, which nobody keeps waiting for it.
+    """Another machine of a run: asked beside the first, which is not kept waiting for it.
 
     Attributes:
-        is_gone: EC2 says that it runs no more.
+        is_gone: EC2 reports that it runs no more.
         trouble: what is wrong with it, in words; nothing while it answers.
     """
 
@@ -329,7 +329,7 @@ def lost_text(run: Run, other: Other) -> str:
     left = len(run.members) - 1
     return (
         f"machine {other.rank}, {run.members[other.rank].id}, is lost: {other.trouble}. The job "
-        f"cannot go on without it: `fab resume` restarts it on the {left} that "
+        f"cannot continue without it: `fab resume` restarts it on the {left} that "
         f"{'is' if left == 1 else 'are'} left"
     )
 
@@ -339,13 +339,13 @@ def gone_text(run: Run, found: Instance | None, last: dict | None) -> str:
 
     Args:
         run: whose machine it was.
-        found: what EC2 says; None if it has forgotten the machine.
+        found: EC2's answer; None if it has forgotten the machine.
         last: the last snapshot.
     """
     state = found.state if found else "terminated and forgotten"
     why = [found.reason] if found and found.reason else []
     if last and last["guard"] and last["guard"]["reason"]:
-        why.append(f"its guard had said: {GUARD_REASONS[last['guard']['reason']]}")
+        why.append(f"its guard had reported: {GUARD_REASONS[last['guard']['reason']]}")
     because = f" ({'; '.join(why)})" if why else ""
     text = f"{run.instance_id} is {state} at EC2{because}. "
     if state in HALTED:
@@ -356,7 +356,7 @@ def gone_text(run: Run, found: Instance | None, last: dict | None) -> str:
     left = len(run.members) - 1
     where = f"what is left, {left} of {left + 1}" if left > 0 else "a new machine"
     if run.fetched:
-        again = f"`fab resume` goes on from what was fetched, in {run.results}, on {where}"
+        again = f"`fab resume` continues from what was fetched, in {run.results}, on {where}"
     else:
         again = f"Nothing was fetched: `fab resume` begins anew on {where}"
     return (
@@ -379,7 +379,7 @@ class View(Protocol):
 
 
 class Screen:
-    """One screen that is drawn again every second, so that its times go on."""
+    """One screen that is drawn again every second, so that its times advance."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -453,7 +453,7 @@ class Lines:
 
 
 class Follower:
-    """Writes the job's log, each byte once; what else there is to say goes to the standard error.
+    """Writes the job's log, each byte once; other messages go to the standard error.
 
     Only what was written counts: whatever a cut call brought is asked for again.
     """

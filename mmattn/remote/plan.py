@@ -97,7 +97,7 @@ def check_experiment(name: str, words: Sequence[str], data: Sequence[Path]) -> N
     try:
         roots = ["--data.roots", *map(str, data)] if data else []
         parse_experiment(config, "", [*words, *roots]).check()
-    except SystemExit as error:  # the parser has said what is wrong
+    except SystemExit as error:  # the parser has told what is wrong
         raise UserError(f"--args: not what experiments.{name} takes, see above") from error
 
 
@@ -172,7 +172,7 @@ def confirm(question: str, yes: bool) -> None:
     """Ask, unless `yes`.
 
     Raises:
-        UserError: the answer is no, or there is nobody to ask.
+        UserError: the answer is no, or there is no terminal to ask at.
     """
     if yes:
         return
@@ -180,7 +180,7 @@ def confirm(question: str, yes: bool) -> None:
         answer = input(f"{question} [y/N] ")
     except EOFError as error:
         print()  # ends the line of the question
-        raise UserError("nobody is there to say yes: --yes says it") from error
+        raise UserError("there is no terminal to confirm at: give --yes") from error
     if answer.strip().lower() not in ("y", "yes"):
         raise UserError("not confirmed: nothing was done")
 

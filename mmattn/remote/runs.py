@@ -199,7 +199,7 @@ class Run:
                 if self.fetched == "complete":
                     again = f"its results are in {self.results}"
                 raise UserError(f"{self.name} was torn down: {again}")
-            raise UserError(f"{self.name} has no machine: `fab deploy` goes on, or `fab resume`")
+            raise UserError(f"{self.name} has no machine: `fab deploy` continues, or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
             raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")
         if self.key.stat().st_mode & 0o077:
@@ -287,7 +287,7 @@ def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
     """Hold the right to change what a folder stands for: a run, or which runs there are.
 
     Raises:
-        Busy: another command has it; the message says which.
+        Busy: another command has it; the message names it.
     """
     FOLDER.mkdir(exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)

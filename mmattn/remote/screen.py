@@ -33,13 +33,13 @@ _ENDINGS = {
     0: "ended well",
     2: "ended with an error, see its log",
     3: "diverged, see its log",
-    75: "stopped and saved: `fab resume` goes on",
-    76: "ended because another process of it is gone: `fab resume` goes on",
+    75: "stopped and saved: `fab resume` continues",
+    76: "ended because another process of it is gone: `fab resume` continues",
 }
 GUARD_REASONS = {
     "deadline": "its deadline has come",
     "spot": "AWS takes the spot machine back",
-    "ended": "the job has ended and nobody is logged in",
+    "ended": "the job has ended and no user is logged in",
     "idle": "the job uses no CPU time",
 }
 # Sequences that terminals obey: colours and cursor (CSI), titles and links (OSC), others of two.
@@ -56,7 +56,7 @@ class Touch(NamedTuple):
     reason: str = ""
     """What failed last."""
     cloud: str = ""
-    """What EC2 says of the machine meanwhile, or why it says nothing."""
+    """EC2's state of the machine meanwhile, or why there is none."""
 
 
 def report(
@@ -165,9 +165,9 @@ def job_text(job: dict, then: float) -> tuple[str, str]:
         then: the machine's time.
     """
     if job["state"] == "absent":
-        return "no job was started: `fab deploy` goes on", "yellow"
+        return "no job was started: `fab deploy` continues", "yellow"
     if job["state"] == "lost":
-        return "lost: killed together with its supervisor; `fab resume` goes on", "bold red"
+        return "lost: killed together with its supervisor; `fab resume` continues", "bold red"
     if job["state"] == "running":
         again = f" (start {job['start']})" if job["start"] > 1 else ""
         text = f"running for {duration(then - job['started'])}{again}"
@@ -205,7 +205,7 @@ def guard_text(snapshot: dict, then: float, now: float) -> tuple[str, str]:
     quiet = guard["quiet_since"]
     works = snapshot["job"]["state"] == "running"
     if quiet is not None and (not works or reported - quiet > GUARD_SILENT_S):
-        why = "the job uses no CPU time" if works else "no job, nobody logged in"
+        why = "the job uses no CPU time" if works else "no job, no user logged in"
         off = clock(now + guard["off_at"] - then, now)
         return f"powers off at {off} unless that changes: {why}", "yellow"
     if not works:

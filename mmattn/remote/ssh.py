@@ -42,7 +42,7 @@ CONNECT_S = 10
 NO_AGENT = 66  # exit code (EX_NOINPUT)
 MB = 1_000_000
 # rsync: protocol stream, socket and file input/output, timeouts; 255 is ssh itself.
-DISK_RSYNC = 11  # error in file input or output; which, is not always said
+DISK_RSYNC = 11  # error in file input or output; rsync does not always tell which
 TRANSIENT_RSYNC = {10, 12, 20, 30, 35, 255}
 
 
@@ -184,7 +184,7 @@ class Machine:
             if error.exit_code != NO_AGENT:
                 raise
             raise RemoteError(
-                f"{self.access.name} has nothing of this run yet: `fab deploy` goes on"
+                f"{self.access.name} has nothing of this run yet: `fab deploy` continues"
             ) from error
         _, marker, answer = text.rpartition(MARKER)
         try:
@@ -204,7 +204,7 @@ class Machine:
             total: bytes, if known.
 
         Raises:
-            Unreachable: the transfer was cut; what came is kept and gone on with.
+            Unreachable: the transfer was cut; what came is kept and resumed from.
             CommandFailed: rsync refused, e.g. no space left on the machine.
         """
         shell = f'ssh -F "{self.ssh_config.resolve()}"'
@@ -244,7 +244,7 @@ class Machine:
 
     def _connected(self) -> _Connection:
         if self._connection is not None and not self._connection.is_connected:
-            self.close()  # Fabric would open it again by itself, past what is said of failures here
+            self.close()  # Fabric would open it again by itself, past the handling of failures here
         if self._connection is None:
             try:
                 self._connection = self._connect()
@@ -320,7 +320,7 @@ def make_key(path: Path) -> str:
         write_text(public, f"{line.decode()} mmattn\n")
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as made:  # for us alone
             made.write(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        os.replace(made.name, path)  # last: with it, the pair is whole
+        os.replace(made.name, path)  # last: with it, the pair is complete
     return public.read_text().strip()
 
 

@@ -12,7 +12,7 @@ FIRST_LOOK_S = 3  # time to fail at once
 
 
 def build_environment(run: Run, machines: list[Machine]) -> None:
-    """The virtual environments, made detached: it goes on if this computer goes away."""
+    """The virtual environments, made detached: it continues if this computer goes away."""
     if run.built:
         return
     may_install = "no" if run.host else "yes"

@@ -17,7 +17,7 @@ HELP_FORCE = "--force removes it all the same"
 
 
 def teardown(name: str | None, region: str | None, force: bool) -> None:
-    """End a run's machine and delete all that was made for it; say what is left, by the tags.
+    """End a run's machine and delete all that was made for it; report what is left, by the tags.
 
     It works without the local state too, which is why a name may be given that only EC2 knows.
 
@@ -30,7 +30,7 @@ def teardown(name: str | None, region: str | None, force: bool) -> None:
         UserError: results are not fetched, or something is left.
     """
     if name is not None and not NAME.fullmatch(name):  # EC2 would take * for any
-        raise UserError(f"--run {name}: expected a run's whole name, e.g. from `fab ls`")
+        raise UserError(f"--run {name}: expected a run's full name, e.g. from `fab ls`")
     known = name is None or any(run.name == name for run in runs())
     if not known:
         with locked("teardown"):
@@ -86,7 +86,7 @@ def _check_gone(run: Run, cloud: Cloud) -> None:
 def _perhaps_left(cloud: Cloud, remains: dict[str, list[str]]) -> str:
     return (
         f"Perhaps still there in {cloud.region}: {_listed(remains)}. An instance costs until it "
-        "has ended: the same command goes on from here"
+        "has ended: the same command continues from here"
     )
 
 

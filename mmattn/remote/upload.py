@@ -74,7 +74,7 @@ def _send(run: Run, machine: Machine, code: list[str]) -> None:
             title="earlier results",
             total=folder_size(run.results),
         )
-        log = run.results / "job" / "job.log"  # goes on growing there
+        log = run.results / "job" / "job.log"  # keeps growing there
         if log.exists():
             send(keep, str(log), machine.remote("job/"), title="earlier log", total=0)
     send(str(run.folder / MANIFEST), machine.remote(), title="manifest", total=0)
@@ -118,5 +118,5 @@ def persist(machine: Machine, transfer: Callable[[], None]) -> None:
         except Unreachable as error:
             if attempt == RETRIES - 1:
                 raise
-            say(f"{error}; going on")
+            say(f"{error}; continuing")
             time.sleep(min(2**attempt, 30))

@@ -20,7 +20,7 @@ def user_data(
 ) -> str:
     """The cloud-config of an instance (JSON, which is YAML too).
 
-    The host key is made beforehand, so that nobody need trust a machine at first sight. Two things
+    The host key is made beforehand, so that no machine is trusted at first sight. Two things
     end the machine, whatever becomes of this computer: a timer at the deadline, and a guard that
     also ends it when its job is over or it is about to be taken away.
 

@@ -10,7 +10,7 @@ from mmattn.evaluate.plots import modality_colours
 from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.report.footage import Footage
 
-STEP = 0.05  # of a normalised feature, whose deviation is 1
+STEP = 0.05  # of a normalised feature, whose standard deviation is 1
 LARGEST = 127 * STEP  # features beyond ±6.35 are kept as ±6.35
 
 
@@ -87,13 +87,13 @@ def _pack_stream(stream: StreamView, pool: dict[str, int]) -> dict[str, Any]:
 
 
 def _pack_footage(footage: Footage, pool: dict[str, int]) -> dict[str, Any]:
-    sound = footage.sound
+    audio = footage.audio
     return {
         "notes": list(footage.notes),
-        "sound": sound
+        "audio": audio
         and {
-            "times": _keep(sound.times.astype("<f4"), pool),
-            "loudness": _keep(sound.loudness.astype("<f4"), pool),
+            "times": _keep(audio.times.astype("<f4"), pool),
+            "loudness": _keep(audio.loudness.astype("<f4"), pool),
         },
         "faces": [
             {

@@ -36,7 +36,7 @@ class Curve(NamedTuple):
 
 
 class CurvePlot(NamedTuple):
-    """A plot of one or more arms' curves; the note says how to read it."""
+    """A plot of one or more arms' curves; the note tells how to read it."""
 
     title: str
     x_label: str
@@ -182,7 +182,7 @@ def confusion_figure(predictions: Predictions) -> Figure:
         },
     }
     caption = (
-        "A row is a true class, a column what the network said; the number counts clips, the "
+        "A row is a true class, a column a predicted one; the number counts clips, the "
         "colour is their share of the row. Right answers lie on the diagonal."
     )
     return Figure("Confusion matrix", [data], layout, caption)

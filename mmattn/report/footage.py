@@ -1,4 +1,4 @@
-"""What a page shows of a clip itself beside what the network saw of it: its sound, its faces."""
+"""What a page shows of a clip itself beside what the network saw of it: its audio, its faces."""
 
 import io
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MARGIN = 0.25  # of a face's larger side, around it
 
 @dataclass(frozen=True, eq=False)
 class Envelope:
-    """How far the samples of a sound reach from 0: times [n] s, loudness [n] ≥ 0."""
+    """How far the samples of the audio reach from 0: times [n] s, loudness [n] ≥ 0."""
 
     times: np.ndarray
     loudness: np.ndarray
@@ -35,18 +35,18 @@ class Face:
 
 @dataclass(frozen=True, eq=False)
 class Footage:
-    """Of one clip; a feature file has neither sound nor faces.
+    """Of one clip; a feature file has neither audio nor faces.
 
     notes: what was unusual about the clip.
     """
 
     notes: tuple[str, ...] = ()
-    sound: Envelope | None = None
+    audio: Envelope | None = None
     faces: tuple[Face, ...] = ()
 
 
 def envelope(samples: np.ndarray, rate: int, start: float) -> Envelope:
-    """The largest magnitude in each of up to BINS equal parts of a sound.
+    """The largest magnitude in each of up to BINS equal parts of the audio.
 
     Args:
         samples: [n], one or more.
@@ -74,18 +74,18 @@ def most_attended(stream: StreamView) -> np.ndarray:
     return np.sort(np.array(chosen, int))
 
 
-def portrait(picture: np.ndarray, box: Sequence[float]) -> bytes:
+def portrait(frame: np.ndarray, box: Sequence[float]) -> bytes:
     """The JPEG of a square around a face.
 
     Args:
-        picture: [H, W, 3] uint8.
-        box: left, top, right, bottom (pixels) of the face; may reach beyond the picture.
+        frame: [H, W, 3] uint8.
+        box: left, top, right, bottom (pixels) of the face; may reach beyond the frame.
     """
     left, top, right, bottom = map(float, box)
     half = (0.5 + MARGIN) * max(right - left, bottom - top)
     x, y = (left + right) / 2, (top + bottom) / 2
     square = tuple(round(edge) for edge in (x - half, y - half, x + half, y + half))
-    image = Image.fromarray(np.ascontiguousarray(picture)).crop(square).resize((SIDE, SIDE))
+    image = Image.fromarray(np.ascontiguousarray(frame)).crop(square).resize((SIDE, SIDE))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
     return content.getvalue()

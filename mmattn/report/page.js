@@ -66,7 +66,7 @@
     const predicted = (view) => view.probabilities.indexOf(Math.max(...view.probabilities));
     const armName = (arm) => plain(arms[arm]);
     const known = (clip) => clip.label !== null;
-    // The true class, or the predicted one where nobody knows.
+    // The true class, or the predicted one where the true one is unknown.
     const classOf = (clip) => classes[known(clip) ? clip.label : predicted(clip.views[0])];
 
     // How many of the shown arms are right about the clip.
@@ -202,13 +202,13 @@
       );
     }
 
-    // One column of panels over the same seconds: sound, attention of each arm, features of each
+    // One column of panels over the same seconds: audio, attention of each arm, features of each
     // modality.
     function drawTime(clip) {
       const shown = shownArms();
       const first = clip.views[shown[0]].streams;
       const panels = [
-        ...(clip.sound ? [{ sound: clip.sound, height: 60 }] : []),
+        ...(clip.audio ? [{ audio: clip.audio, height: 60 }] : []),
         ...shown.map((arm) => ({ arm, height: shown.length > 1 ? 110 : 190 })),
         ...Object.keys(first).map((modality) => ({ modality, height: 130 })),
       ];
@@ -256,8 +256,8 @@
           layout[axis].showgrid = false;
           spans[panel.modality].push(domain);
           addGaps(layout.shapes, first[panel.modality].gaps, domain);
-        } else if (panel.sound) {
-          addSound(data, panel.sound, axis.replace("axis", ""));
+        } else if (panel.audio) {
+          addWaveform(data, panel.audio, axis.replace("axis", ""));
           Object.assign(layout[axis], { showgrid: false, showticklabels: false, fixedrange: true });
         } else {
           const { streams } = clip.views[panel.arm];
@@ -286,7 +286,7 @@
       layout.xaxis = {
         title: { text: "time (s)", standoff: 6 },
         anchor: `y${panels.length}`,
-        range: range([...Object.values(first), clip.sound]),
+        range: range([...Object.values(first), clip.audio]),
         hoverformat: ".2f",
         showspikes: true,
         spikemode: "across",
@@ -299,9 +299,9 @@
       Plotly.react(time, data, themed(layout), CONFIG);
     }
 
-    function panelTitle({ arm, modality, sound }, streams) {
-      if (sound) {
-        return "sound";
+    function panelTitle({ arm, modality, audio }, streams) {
+      if (audio) {
+        return "audio";
       }
       if (modality) {
         return `${modality} features (${streams[modality].count})`;
@@ -331,11 +331,11 @@
     }
 
     // The outline of the waveform: up along the loudness, back along its mirror image.
-    function addSound(data, sound, yaxis) {
-      const x = Array.from(floats(sound.times));
-      const y = Array.from(floats(sound.loudness));
+    function addWaveform(data, audio, yaxis) {
+      const x = Array.from(floats(audio.times));
+      const y = Array.from(floats(audio.loudness));
       const line = { color: css("--quiet"), width: 1 };
-      const trace = { type: "scatter", mode: "lines", name: "sound", x, yaxis, line };
+      const trace = { type: "scatter", mode: "lines", name: "audio", x, yaxis, line };
       const hovertemplate = "loudness %{y:.3f}<extra></extra>";
       data.push({ ...trace, y: y.map((value) => -value), hoverinfo: "skip" });
       data.push({ ...trace, y, fill: "tonexty", fillcolor: css("--quiet"), hovertemplate });

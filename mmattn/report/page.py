@@ -43,7 +43,7 @@ SIGNS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
 
 
 class Verdict(NamedTuple):
-    """What the study says of a claim in a setting (corpus, fusion), in a word and a sentence."""
+    """The study's verdict on a claim in a setting (corpus, fusion), in a word and a sentence."""
 
     claim: str
     setting: str
@@ -89,7 +89,7 @@ def write_run_page(
 
     Args:
         path: of the page.
-        title: says what the run is, and that its data is synthetic if it is.
+        title: tells what the run is, and that its data is synthetic if it is.
         about: facts by name: data, split, best epoch, network, date, versions.
         scores: what `metrics.scores` gives, by the split's name.
         predictions: of the test set.
@@ -111,7 +111,7 @@ def write_run_page(
         shown = _side_by_side(plots, loss_figure(history), score_figure(history))
         sections["training"] = ("Learning curves", shown)
     shown = _side_by_side(plots, confusion_figure(predictions), reliability_figure(predictions))
-    sections["answers"] = ("What it says and how sure it is", shown)
+    sections["answers"] = ("Predictions and calibration", shown)
     if curves:
         shown = _side_by_side(plots, *map(curves_figure, curves))
         sections["curves"] = ("Offset and tempo at test time", shown)
@@ -143,7 +143,7 @@ def write_study_page(
 
     Args:
         path: of the page.
-        title: says what the study is, and that its data is synthetic if it is.
+        title: tells what the study is, and that its data is synthetic if it is.
         introduction: paragraphs of text.
         verdicts: on each claim in each setting.
         tables: a measure's, or all measures', numbers by arm.
@@ -190,11 +190,11 @@ def write_prediction_page(
     failures: Sequence[tuple[str, str]],
     command: str,
 ) -> None:
-    """Write the page of predictions for clips whose class nobody knows, atomically.
+    """Write the page of predictions for clips of unknown class, atomically.
 
     Args:
         path: of the page.
-        title: says what was predicted.
+        title: tells what was predicted.
         about: facts by name: the run, its checkpoint and networks.
         clips: one or more.
         footage: of each clip.
@@ -243,7 +243,7 @@ def _note(note: str | None) -> str:
 
 
 def _viewer(bold: str) -> str:
-    """The form of the clip viewer; `bold` says which class is set so."""
+    """The form of the clip viewer; `bold`: the class in bold."""
     return f"""
 <form id="viewer" autocomplete="off">
 <div class="controls">
@@ -263,8 +263,8 @@ def _viewer(bold: str) -> str:
 <ol id="faces" class="faces" aria-label="Faces where the attention to the video is highest" hidden>
 </ol><figcaption>All on one time axis. Attention is a ratio to uniform attention over the clip's
 valid frames: 1 (dotted) is indifferent. Features are normalised, so 0 is their mean over the
-training frames and 1 a deviation; colours end at ±3, values at ±{LARGEST:g}. Point at a frame to
-read its values.</figcaption></figure>
+training frames and 1 a standard deviation; colours end at ±3, values at
+±{LARGEST:g}. Point at a frame to read its values.</figcaption></figure>
 <figure><div id="clip-classes" class="drawing" role="img" aria-label="Class probabilities"></div>
 <figcaption>Probability of each class; the {bold} one is in bold.</figcaption></figure>
 </div>

@@ -9,7 +9,7 @@ from mmattn.config import OtherDataConfig
 from mmattn.console import progress, say_table
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split, split_from_json
-from mmattn.evaluate.baseline import linear_baseline, time_statistics
+from mmattn.evaluate.baseline import functionals, linear_baseline
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
 from mmattn.evaluate.tables import interval_text, titles
@@ -18,7 +18,7 @@ from mmattn.run.folder import check_complete, corpus_of, parts_of, read_config
 
 
 def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
-    """Train and test on time statistics; say the scores and write them to baseline.json.
+    """Train and test on functionals over time; print the scores and write them to baseline.json.
 
     The modalities are those of the run. With folds, each is trained by itself and the test
     predictions are pooled.
@@ -37,7 +37,7 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
         if "member" not in name
     ]
     split = read_json(splits[0])
-    title = f"Linear baseline on time statistics, test; {corpus.description}"
+    title = f"Linear baseline on functionals over time, test; {corpus.description}"
     title += f"; {split['description']}" if split["leaking"] else ""
     say_table(title, ("", *shown.values()), rows)
     write_json(run / "baseline.json", {"leaking": split["leaking"], "test": found})
@@ -48,7 +48,7 @@ def corpus_statistics(corpus: Corpus, modalities: Collection[str]) -> np.ndarray
     return np.stack(
         [
             np.concatenate(
-                [time_statistics(corpus.streams[name].clip(clip)) for name in sorted(modalities)]
+                [functionals(corpus.streams[name].clip(clip)) for name in sorted(modalities)]
             )
             for clip in range(len(corpus))
         ]

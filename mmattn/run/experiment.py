@@ -66,7 +66,7 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
     """Train and evaluate, once or for each fold.
 
     Args:
-        config: of the run; `out` and `resume` say where.
+        config: of the run; with `out` and `resume`.
         default: the experiment's own config, against which a resumed run's options are read.
 
     Raises:
@@ -85,7 +85,7 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
             with sigterm_asks() as asked:
                 _run_parts(config, config.out, asked)
         except Stopped as stop:
-            raise Stopped(f"{stop}; `--resume --out {config.out}` goes on") from None
+            raise Stopped(f"{stop}; `--resume --out {config.out}` continues") from None
 
 
 def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: ExitStack) -> dict:
@@ -123,7 +123,7 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
             train_and_evaluate(of_part, corpus, part.split, part.folder, asked, folder)
         if config.members > 1:
             folders = [part.folder for part in parts]
-            _by_first(partial(pool_members, fold_folder, folders, corpus, config.seed, folder))
+            _by_first(partial(pool_ensemble, fold_folder, folders, corpus, config.seed, folder))
     if list(groups) != [folder]:
         _by_first(partial(pool_folds, folder, list(groups), corpus, config.seed))
 
@@ -171,7 +171,7 @@ def _digest(corpus: Corpus) -> str:
 
 
 class Part(NamedTuple):
-    """One training: of a fold, or of a member of its committee."""
+    """One training: of a fold, or of a network of its ensemble."""
 
     folder: Path
     split: Split
@@ -181,7 +181,7 @@ class Part(NamedTuple):
 def plan_parts(config: ExperimentConfig, corpus: Corpus, folder: Path) -> dict[Path, list[Part]]:
     """All trainings of a run, by the folder of their fold; the splits are checked.
 
-    The members of a committee differ in their validation speakers and in their seed.
+    The networks of an ensemble differ in their validation speakers and in their seed.
     """
     groups = {}
     for fold in chosen_folds(corpus, config.data):
@@ -191,15 +191,15 @@ def plan_parts(config: ExperimentConfig, corpus: Corpus, folder: Path) -> dict[P
             Part(
                 fold_folder / f"member{member}" if config.members > 1 else fold_folder,
                 make_split(corpus, data, config.seed, fold, member, config.members),
-                replace(config, data=data, seed=_member_seed(config, member), members=1),
+                replace(config, data=data, seed=_network_seed(config, member), members=1),
             )
             for member in range(config.members)
         ]
     return groups
 
 
-def _member_seed(config: ExperimentConfig, member: int) -> int:
-    """The run's seed, or one of the member's own, unlike those of other seeds' members."""
+def _network_seed(config: ExperimentConfig, member: int) -> int:
+    """The run's seed, or one of the network's own, unlike those of other seeds' networks."""
     if config.members == 1:
         return config.seed
     return int(np.random.SeedSequence([config.seed, member]).generate_state(1)[0])
@@ -215,7 +215,7 @@ def train_and_evaluate(
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
 
-    A split that the folder has already is gone on with; a training that is complete stays as it is.
+    A split that the folder already has is resumed; a training that is complete stays as it is.
 
     Args:
         config: of the training.
@@ -312,18 +312,18 @@ def write_results(
     network: tuple[Trainer, TrainState] | None = None,
     **about: Any,
 ) -> None:
-    """Write and say what came out, summary.json last: with it, a run is complete.
+    """Write and print the results, summary.json last: with it, a run is complete.
 
-    The run as a whole also gets its page.
+    The run itself also gets its page.
 
     Args:
-        folder: of the run, fold or member.
-        run: of the whole run.
+        folder: of the run, fold or network.
+        run: of the run itself.
         predictions: by split.
         corpus: where they come from.
         seed: of the bootstrap.
         what: split and model in one line.
-        note: what is wrong with the split, said with the scores and in the plot.
+        note: what is wrong with the split, shown with the scores and in the plot.
         network: at its best epoch, if the folder is of one training.
         about: more for the summary.
     """
@@ -361,17 +361,17 @@ def to_predictions(corpus: Corpus, clips: np.ndarray, found: ClipPredictions) ->
     )
 
 
-def pool_members(folder: Path, parts: list[Path], corpus: Corpus, seed: int, run: Path) -> None:
-    """A committee's results: the members' mean for the test clips, which all of them predict.
+def pool_ensemble(folder: Path, parts: list[Path], corpus: Corpus, seed: int, run: Path) -> None:
+    """An ensemble's results: its networks' mean for the test clips, which all of them predict.
 
-    Each validation clip is predicted by the one member that was not trained on its speaker.
+    Each validation clip is predicted by the one network that was not trained on its speaker.
     """
     validation, test = (
         [read_predictions(part / name) for part in parts] for name in PREDICTIONS.values()
     )
     predictions = {"validation": join(validation), "test": combine(test)}
     mean = _mean_scores(parts)
-    what, note = f"{folder.name}, committee of {len(parts)}", _caveat(parts[0])
+    what, note = f"{folder.name}, ensemble of {len(parts)}", _caveat(parts[0])
     write_results(folder, run, predictions, corpus, seed, what, note, mean_over_members=mean)
 
 

@@ -1,4 +1,4 @@
-"""The files of a run's folder that say what the run is."""
+"""The files of a run's folder that describe the run."""
 
 import fcntl
 import os
@@ -27,7 +27,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 def check_new(folder: Path) -> None:
     """UserError if a run or anything else is in the folder."""
     if (folder / "config.json").exists():
-        raise UserError(f"{folder} holds a run; go on with --resume, or choose another --out")
+        raise UserError(f"{folder} holds a run; resume with --resume, or choose another --out")
     check_empty(folder)
 
 
@@ -59,7 +59,7 @@ def read_config(folder: Path) -> ExperimentConfig:
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The folders of a run's folds or of a committee's members; none for a single training."""
+    """The folders of a run's folds or of an ensemble's networks; none for a single training."""
     return sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
 
 
@@ -80,25 +80,25 @@ def corpus_of(run: Path, other: OtherDataConfig) -> Corpus:
 
 
 def check_complete(folder: Path) -> None:
-    """UserError if a run, fold or committee has no summary yet."""
+    """UserError if a run, fold or ensemble has no summary yet."""
     if not (folder / "summary.json").exists():
-        raise UserError(f"{folder} is not complete: it has no summary.json; go on with --resume")
+        raise UserError(f"{folder} is not complete: it has no summary.json; resume with --resume")
 
 
 def config_to_resume(
     folder: Path, asked: ExperimentConfig, default: ExperimentConfig, processes: int
 ) -> ExperimentConfig:
-    """The stored config of the run to go on with.
+    """The stored config of the run to resume.
 
     Args:
         folder: the run's.
-        asked: as the command line says.
+        asked: by the command line.
         default: the experiment's own.
-        processes: that go on; if they are more or fewer than before, the number of devices is
+        processes: that resume it; if they are more or fewer than before, the number of devices is
             that asked for.
 
     Raises:
-        UserError: there is no run, or an option was given that says otherwise than the run (one
+        UserError: there is no run, or an option was given that differs from the run's (one
             given with the experiment's own value cannot be told from one that was not given).
     """
     stored = read_config(folder)
@@ -120,7 +120,7 @@ def config_to_resume(
 
 
 def _processes_before(folder: Path, now: int) -> int:
-    """How many processes went about the run last; as many as now, if it does not say."""
+    """How many processes last trained the run; as many as now, if it has no record."""
     path = folder / "environment.json"
     return read_json(path)["starts"][-1].get("processes", 1) if path.exists() else now
 

@@ -1,18 +1,18 @@
-"""Sound and faces of a raw clip that was predicted, for the page."""
+"""Audio and faces of a raw clip that was predicted, for the page."""
 
 from pathlib import Path
 
 from mmattn.config import ExtractConfig
 from mmattn.evaluate.views import StreamView
-from mmattn.media.decode import read_frames, read_sound
-from mmattn.media.extract import face_tracker, heard_sound
+from mmattn.media.decode import read_audio, read_frames
+from mmattn.media.extract import face_tracker, heard_audio
 from mmattn.report.footage import Envelope, Face, envelope, most_attended, portrait
 
 
-def sound_of(path: Path) -> Envelope | None:
-    """The envelope of the sound that a clip was predicted from; None without. Raises BadMedia."""
-    sound, _ = heard_sound(path, read_sound(path))
-    return None if sound is None else envelope(*sound)
+def audio_envelope(path: Path) -> Envelope | None:
+    """The envelope of the audio that a clip was predicted from; None without. Raises BadMedia."""
+    audio, _ = heard_audio(path, read_audio(path))
+    return None if audio is None else envelope(*audio)
 
 
 def faces_of(path: Path, video: StreamView, config: ExtractConfig) -> tuple[Face, ...]:
@@ -28,12 +28,12 @@ def faces_of(path: Path, video: StreamView, config: ExtractConfig) -> tuple[Face
         UserError: the face detector's file is missing.
     """
     wanted = {float(video.times[frame]): video.ratio[frame] for frame in most_attended(video)}
-    track = face_tracker(config)  # sees every picture, so that it follows the same face as before
+    track = face_tracker(config)  # sees every frame, so that it follows the same face as before
     found = []
-    for time, picture in read_frames(path, config.video_rate):
-        face = track(picture)
+    for time, frame in read_frames(path, config.video_rate):
+        face = track(frame)
         if face is not None and time in wanted:
-            found.append(Face(time, float(wanted[time]), portrait(picture, face.box)))
+            found.append(Face(time, float(wanted[time]), portrait(frame, face.box)))
         if len(found) == len(wanted):
             break
     return tuple(found)

@@ -29,12 +29,12 @@ def make_manifest(
     votes: str = "audio-visual",
     overwrite: bool = False,
 ) -> None:
-    """Write the table of the clips in a folder to `to`, and say what is in it.
+    """Write the table of the clips in a folder to `to`, and print what is in it.
 
     Args:
         folder: raw clips or feature files.
         to: in the folder or above it.
-        corpus: one of CORPORA; this, `pattern` or `database` says how to read the files.
+        corpus: one of CORPORA; this, `pattern` or `database` tells how to read the files.
         pattern: as in `folders.by_pattern`.
         database: a folder in audformat; its paths begin at `folder`.
         rated: CREMA-D's files of ratings, for `votes` of its raters.
@@ -84,7 +84,7 @@ def agreement(rated: Mapping[str, Mapping[str, str]]) -> tuple[int, float, float
     """Of the votes in `crema_d.ratings`: how they agree with the emotion that actors intended.
 
     Returns:
-        Clips; share whose only majority is the intended emotion; share that is tied; mean entropy
+        Clips; fraction with the intended emotion as the only majority; fraction tied; mean entropy
         of a clip's votes, -sum p log2 p, in bits (from about ten votes it is biased low).
     """
     votes = np.array([[int(cells[f"emotion.{name}"]) for name in SIX] for cells in rated.values()])

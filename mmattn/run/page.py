@@ -124,8 +124,8 @@ def _split_facts(
     parts = [part.name for part in parts_of(folder)]
     if not parts:
         return {"Split": split, "Best epoch": f"{best_epoch(history)} of {len(history)}"}
-    committees = config.members > 1 and "fold" in parts[0]
-    each = f", each a committee of {config.members}" if committees else ""
+    ensembles = config.members > 1 and "fold" in parts[0]
+    each = f", each an ensemble of {config.members}" if ensembles else ""
     return {"Parts, put together": ", ".join(parts) + each, "Split of the first": split}
 
 

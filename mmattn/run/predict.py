@@ -70,7 +70,7 @@ def predict_run(
     if outcome.failures:
         raise Incomplete(
             f"{len(outcome.failures)} of {len(clips)} clips could not be predicted; "
-            f"{'the JSON' if as_json else 'the table'} says why"
+            f"{'the JSON' if as_json else 'the table'} gives the reasons"
         )
 
 
@@ -121,11 +121,11 @@ def write_html(path: Path, predictor: Predictor, outcome: Outcome) -> None:
 def _footage(predictor: Predictor, prediction: Prediction) -> Footage:
     if is_feature_file(prediction.path):
         return Footage(prediction.notes)
-    from mmattn.run.footage import faces_of, sound_of
+    from mmattn.run.footage import audio_envelope, faces_of
 
     path, video = prediction.path, prediction.streams.get("video")
     faces = faces_of(path, video, predictor.extraction()) if video else ()
-    return Footage(prediction.notes, sound_of(path), faces)
+    return Footage(prediction.notes, audio_envelope(path), faces)
 
 
 def _say_outcome(predictor: Predictor, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""What a trained run says of new clips, raw ones or feature files."""
+"""A trained run's predictions for new clips, raw ones or feature files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from mmattn.train.loop import restore
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a run says of a clip.
+    """What a run predicts for a clip.
 
     probabilities [K] of class_names; streams: of each modality that was predicted from, its times
     [T] (s) and attention [T], with the features that the network saw; missing: the modalities that
@@ -72,7 +72,7 @@ class Predictor:
     """The networks of a run, ready for clips; several are averaged.
 
     trainings: the folders of the networks; extractor: what made the features that they were
-    trained on, by modality, as far as these said.
+    trained on, by modality, as far as their files tell.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Predictor:
         """Read what the run is.
 
         Args:
-            run: its folder; of folds or a committee, all networks are asked.
+            run: its folder; of folds or an ensemble, all networks are asked.
             checkpoint: of each.
             media: where the models for raw clips are. What is extracted is the run's affair.
 
@@ -106,7 +106,7 @@ class Predictor:
         """Predict one clip.
 
         Raises:
-            UserError: it cannot be predicted; says why.
+            UserError: it cannot be predicted; the message tells why.
         """
         predictions, failures = self.predict_all([path])
         for failure in failures:
@@ -139,7 +139,7 @@ class Predictor:
         """What takes from raw clips the features that the run was trained on.
 
         Raises:
-            UserError: they did not say what made them, or this version makes others.
+            UserError: their files do not tell what made them, or this version makes others.
         """
         used = self.config.model.modalities
         if unsaid := [name for name in used if name not in self.extractor]:
@@ -186,7 +186,7 @@ class Predictor:
         return found.streams, found.extractor, found.notes
 
     def _with_data(self, streams: dict[str, Stream]) -> tuple[dict[str, Stream], tuple[str, ...]]:
-        """The streams without those of which no frame has data, and what to say of them."""
+        """The streams without those of which no frame has data, and notes about them."""
         kept = {
             name: stream
             for name, stream in streams.items()
@@ -281,7 +281,7 @@ class Predictor:
 
 
 def _trainings(folder: Path) -> list[Path]:
-    """The folders of a run's networks: of all folds and members, or its own.
+    """The folders of a run's networks: of all folds and ensembles, or its own.
 
     Raises UserError if not all of them are there.
     """
@@ -293,7 +293,7 @@ def _trainings(folder: Path) -> list[Path]:
 
 
 def _mean_view(views: Sequence[ClipView]) -> ClipView:
-    """The mean of what networks say of a clip; features as the first sees them."""
+    """The mean of the networks' predictions for a clip; features as the first sees them."""
     first = views[0]
     streams = {
         name: replace(

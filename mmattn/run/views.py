@@ -28,9 +28,9 @@ def clip_view(
     probabilities: np.ndarray,
     attention: Mapping[str, np.ndarray],
 ) -> ClipView:
-    """A clip with what a network said of it: probabilities [K]; by modality, attention [T].
+    """A clip with a network's predictions: probabilities [K]; by modality, attention [T].
 
-    A label below 0 says that class and speaker are not known.
+    With a label below 0, class and speaker are unknown.
     """
     streams = {
         name: StreamView(stream.times, attention[name], stream.frames, stream.valid)

@@ -61,7 +61,7 @@ BENEFITS = {  # the measure that a claim of it is about
     "interpretability": "faithfulness",
     "accuracy": "uar",
 }
-HARMFUL = ("audio_aug", "audio_tempo")  # what the claim says that harms
+HARMFUL = ("audio_aug", "audio_tempo")  # what harms according to the claim
 HELPFUL = ("sync_aug", "aligned_aug", "feature_aug")  # what it proposed next
 
 

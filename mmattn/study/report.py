@@ -39,7 +39,7 @@ RULE = (
 
 
 def write_results(study: Study, folder: Path, command: str) -> None:
-    """Compare the arms of a complete study; write and say what came out."""
+    """Compare the arms of a complete study; write and print the results."""
     with waiting("comparing"):
         found = compare(study, folder)
         write_text(folder / "results.csv", to_csv(found))

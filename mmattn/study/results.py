@@ -39,7 +39,7 @@ class CurveOf(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """All that a study says of one block with one fusion."""
+    """A study's results for one block with one fusion."""
 
     block: Block
     fusion: str

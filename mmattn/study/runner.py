@@ -120,7 +120,7 @@ def _check_same(study: Study, folder: Path) -> None:
     elif read_json(path) != about:
         raise UserError(f"{folder} holds another study; choose another --out, or its options")
     else:
-        say(f"goes on with the study in {folder}")
+        say(f"resuming the study in {folder}")
 
 
 def _run(tasks: list[Task], workers: int) -> None:
@@ -140,7 +140,7 @@ def _run(tasks: list[Task], workers: int) -> None:
                 advance(1)
     except BrokenProcessPool as error:
         raise UserError(
-            "a process of the study was killed (out of memory?); the same command goes on, "
+            "a process of the study was killed (out of memory?); the same command continues, "
             "--workers 1 needs the least memory"
         ) from error
     finally:

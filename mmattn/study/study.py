@@ -1,4 +1,4 @@
-"""A study as a whole: from its options to its results."""
+"""A complete study: from its options to its results."""
 
 import shlex
 import sys

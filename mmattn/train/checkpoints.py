@@ -21,7 +21,7 @@ class Checkpoints:
 
     Each kind keeps one checkpoint. A new one is complete under its name before the old one is
     deleted, so a crash or a full disk leaves a good one. Of several processes all call the same:
-    each writes its share where all have the run's folder on a common disk, elsewhere process 0
+    each writes its shard where all have the run's folder on a common disk, elsewhere process 0
     writes everything; it alone reads.
     """
 

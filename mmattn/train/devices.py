@@ -86,9 +86,9 @@ def _keep_memory() -> None:
 
 
 def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = ()) -> Callable:
-    """Compile `function` to run on each device with its share of the leading axis.
+    """Compile `function` to run on each device with its shard of the leading axis.
 
-    Each process calls it with the shares of its own devices and gets theirs back.
+    Each process calls it with the shards of its own devices and gets theirs back.
     """
     return jax.pmap(
         function,
@@ -129,17 +129,17 @@ def device_number() -> jax.Array:
 
 
 def sum_and_scatter(vector: jax.Array) -> jax.Array:
-    """This device's share of the sum over devices of [n]; inside `parallel` alone."""
+    """This device's shard of the sum over devices of [n]; inside `parallel` alone."""
     return jax.lax.psum_scatter(vector, AXIS, tiled=True)
 
 
-def gather(share: jax.Array) -> jax.Array:
-    """The vector of which each device has a share; inside `parallel` alone."""
-    return jax.lax.all_gather(share, AXIS, tiled=True)
+def gather(shard: jax.Array) -> jax.Array:
+    """The vector of which each device has a shard; inside `parallel` alone."""
+    return jax.lax.all_gather(shard, AXIS, tiled=True)
 
 
-def own_share(vector: jax.Array) -> jax.Array:
-    """This device's share of a vector that it has whole; inside `parallel` alone."""
+def own_shard(vector: jax.Array) -> jax.Array:
+    """This device's shard of a vector that it has complete; inside `parallel` alone."""
     return vector.reshape(jax.lax.axis_size(AXIS), -1)[device_number()]
 
 

@@ -2,7 +2,7 @@
 
 Process 0 serves one TCP port, and each process, itself too, holds a connection to it. JAX aborts a
 process whose connection to JAX's coordinator closes; therefore these connections go through the
-same port and stay open at this end when process 0 is lost: this process says so and ends by itself.
+same port and stay open at this end when process 0 is lost: this process reports it and ends.
 """
 
 import asyncio

@@ -95,7 +95,7 @@ class Trainer:
     def save(
         self, checkpoints: Checkpoints, kind: Kind, state: TrainState, sums: Sums, **about: Any
     ) -> None:
-        """Save a checkpoint; `about` joins what is true of the whole run."""
+        """Save a checkpoint; `about` joins what is true of all the run."""
         state = self.learner.gather_state(state)
         arrays = self._arrays(state, devices.fetch(sums), self.normaliser)
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
@@ -159,7 +159,7 @@ def compiled_learner(
     device_count: int,
     geometry: Hashable,
 ) -> Learner:
-    """A learner that the folds and members of a run share, so that each shape compiles once."""
+    """A learner that the folds and ensembles of a run share, so that each shape compiles once."""
     return Learner(model, train, dict(widths), classes, device_count, geometry)
 
 
@@ -308,8 +308,8 @@ def check_finite(
         culprits = next((bad for bad in (bad_features, bad_loss) if bad.any()), slice(None))
         names = [corpus.names[clip] for clip in clips[culprits]]
         raise Diverged(
-            f"training broke at step {before + number + 1} (epoch {epoch + 1}): the {what} is not "
-            f"finite for {', '.join(names)}; expected finite numbers. Checkpoints of earlier "
+            f"training diverged at step {before + number + 1} (epoch {epoch + 1}): the {what} is "
+            f"not finite for {', '.join(names)}; expected finite numbers. Checkpoints of earlier "
             "epochs are kept. A lower --train.learning-rate or an outlier in these clips may be it."
         )
 
@@ -414,7 +414,7 @@ def restore(
     """The network of a run's checkpoint, with its own normalisation, ready to predict clips [n].
 
     Raises:
-        UserError: there is no such checkpoint, or the corpus has other widths, classes or features.
+        UserError: there is no such checkpoint, or the corpus has other features or classes.
     """
     checkpoints = Checkpoints(folder)
     about = checkpoints.about(kind)
@@ -444,7 +444,7 @@ def check_extractor(folder: Path, about: dict, corpus: Corpus, clips: np.ndarray
     """
     modalities = about["config"]["model"]["modalities"]
     used = [m for m in modalities if corpus.streams[m].lengths[clips].any()]
-    # Checkpoints of earlier versions do not say.
+    # Checkpoints of earlier versions do not store it.
     both = corpus.extractor, about.get("extractor", {})
     found = difference(*({m: own[m] for m in used if m in own} for own in both))
     if found:

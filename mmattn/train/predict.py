@@ -64,7 +64,7 @@ class Feed(NamedTuple):
 
 
 class ClipPredictions(NamedTuple):
-    """What the network says of n clips, in the order asked for."""
+    """The network's outputs for n clips, in the order asked for."""
 
     loss: np.ndarray
     """[n]"""
@@ -75,7 +75,7 @@ class ClipPredictions(NamedTuple):
 
 
 class ClipInspections(NamedTuple):
-    """What can be seen inside the network, of each of n clips, by modality; padding cut off."""
+    """Activations inside the network, of each of n clips, by modality; padding cut off."""
 
     embeddings: list[dict[str, np.ndarray]]
     """[T, H]"""

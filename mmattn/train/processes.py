@@ -27,7 +27,7 @@ from mmattn.train.hub import BEAT, LOST, Link
 
 HEARTBEAT = 60  # seconds after which JAX aborts, should the link not have ended the process
 GOODBYE = 20  # seconds that a process waits at its end for the others
-# What a failed call says if it was another process's doing, and not, for instance, short of memory.
+# Texts of a failed call that another process caused, and not, for instance, a lack of memory.
 OF_OTHERS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service")
 ENDED_TOGETHER = (0, Diverged.exit_code, Stopped.exit_code)
 LOOPBACKS = ("127.", "::1")
@@ -49,7 +49,7 @@ def start_processes(config: DistributedConfig) -> None:
     """Meet the others, if there are any; to be called before anything starts JAX's devices.
 
     Raises:
-        UserError: not all processes come in time, or no other reaches what a machine's name means.
+        UserError: not all processes come in time, or none reaches the address of a machine's name.
     """
     address, count, number = _place(config)
     if count == 1:
@@ -119,10 +119,10 @@ def _gloo_address() -> str | None:
 def _check_addresses(addresses: list[tuple[str, str | None]]) -> None:
     """Raise UserError if Gloo, at the second of a process's addresses, would not be reached."""
     several = not all(own.startswith(LOOPBACKS) for own, _ in addresses)
-    for number, (_, meant) in enumerate(addresses):
-        if meant is None or (several and meant.startswith(LOOPBACKS)):
+    for number, (_, named) in enumerate(addresses):
+        if named is None or (several and named.startswith(LOOPBACKS)):
             raise agreed(
-                f"process {number}: the name of its machine means {meant or 'no address of it'}; "
+                f"process {number}: the name of its machine means {named or 'no address of it'}; "
                 "expected one at which the other processes reach it (see /etc/hosts)"
             )
 
@@ -133,7 +133,7 @@ def count() -> int:
 
 
 def first() -> bool:
-    """Whether this process is number 0, which says and writes what there is to say and write."""
+    """Whether this process is number 0, which alone prints and writes."""
     return _State.number == 0
 
 
@@ -251,7 +251,7 @@ def explain_lost_process() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if count() == 1 or not any(word in str(error) for word in OF_OTHERS):
             raise
-        time.sleep(LOST + 2 * BEAT)  # meanwhile the link says who is lost, and ends this process
+        time.sleep(LOST + 2 * BEAT)  # meanwhile the link reports who is lost, and ends this process
         reason = str(error).splitlines()[0][:200]
         raise LostProcess(f"{reason}; `--resume` continues where the run was saved") from error
 

@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
     step: Array
     """int32, optimiser steps done."""
     params: nnx.State
-    """On the devices: of all parameters in one flat vector, each device's share."""
+    """On the devices: of all parameters in one flat vector, each device's shard."""
     batch_stats: nnx.State
     opt_state: optax.OptState
     """On the devices: moments in the form of params."""
@@ -49,18 +49,18 @@ class Sums(NamedTuple):
 
 
 class StepCheck(NamedTuple):
-    """What shows the step and the clips with which a training broke."""
+    """What shows the step and the clips at which a training diverged."""
 
     finite_features: Array
     """[S, B] bool, of each clip before the head: later the batch norm mixes the clips."""
     finite_loss: Array
     """[S, B] bool."""
     gradient_square: Array
-    """[S] sum of the squares of this device's share of the gradient."""
+    """[S] sum of the squares of this device's shard of the gradient."""
 
 
 class Prediction(NamedTuple):
-    """What the network says of each clip of a batch."""
+    """The network's output for each clip of a batch."""
 
     loss: Array
     """[B]"""
@@ -71,7 +71,7 @@ class Prediction(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """What can be seen inside the network, of each clip of a batch."""
+    """Activations inside the network, of each clip of a batch."""
 
     embeddings: dict[str, Array]
     """By modality, [B, T, H] frames after the LSTM layers, before fusion."""
@@ -100,7 +100,7 @@ class Learner:
     `devices.place` puts them, but for the count of steps and the settings, which all devices
     share; `weights(state)` are those of a state.
 
-    Between steps each device keeps an equal share of the parameters and of the optimiser's
+    Between steps each device keeps an equal shard of the parameters and of the optimiser's
     moments, both as flat vectors (Rajbhandari et al., ZeRO, 2020): a step gathers the parameters,
     sums and scatters the gradient in one collective each, and no update is made twice.
     """
@@ -167,7 +167,7 @@ class Learner:
         return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
 
     def _weights(self, state: TrainState) -> Weights:
-        """The parameters, whole on each device; runs inside `devices.parallel`."""
+        """The parameters, complete on each device; runs inside `devices.parallel`."""
         return Weights(self.flat.unravel(devices.gather(state.params)), state.batch_stats)
 
     def _train_steps(
@@ -211,7 +211,7 @@ class Learner:
         gradient = devices.sum_and_scatter(self.flat.ravel(gradient))
         updates, opt_state = self.optimizer.update(gradient, state.opt_state)
         if self.weight_decay:  # decoupled, of the kernels (Loshchilov & Hutter, 2019)
-            kernels = devices.own_share(self.flat.mark(lambda shape: len(shape) > 1))
+            kernels = devices.own_shard(self.flat.mark(lambda shape: len(shape) > 1))
             updates += self.weight_decay * kernels * state.params
         correct = batch.weight @ (output.logits.argmax(-1) == batch.label)
         return (
@@ -281,7 +281,7 @@ class Learner:
 
 
 def _clip_keys(key: Array, step: Array, clips: int) -> Array:
-    """A key for each clip's dropout, from the step and the clip's place in the whole batch."""
+    """A key for each clip's dropout, from the step and the clip's place over all devices."""
     key = jax.random.fold_in(key, step)
     places = devices.device_number() * clips + jnp.arange(clips)
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)

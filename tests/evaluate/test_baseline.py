@@ -6,7 +6,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmattn.data.stream import Stream
-from mmattn.evaluate.baseline import STRENGTHS, best_strength, linear_baseline, time_statistics
+from mmattn.evaluate.baseline import STRENGTHS, best_strength, functionals, linear_baseline
 
 AUDIO = np.array([[1.0], [4.0], [2.0], [1.0]])
 VIDEO = np.array([[0.0, 1.0], [9.0, 9.0], [2.0, 1.0], [6.0, 4.0]])
@@ -15,7 +15,7 @@ FACES = np.array([True, False, True, True])
 
 def statistics(frames: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     valid = np.ones(len(frames), bool) if valid is None else valid
-    return time_statistics(Stream(frames, np.arange(len(frames)) / 10, valid))
+    return functionals(Stream(frames, np.arange(len(frames)) / 10, valid))
 
 
 def test_time_statistics_by_hand():

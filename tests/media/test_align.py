@@ -16,7 +16,7 @@ FRAME = 1000 / 30  # ms
 
 
 def drawn(late: float, noise: float = 0.3, seed: int = 0) -> Movement:
-    """A mouth and a sound that is `late` (s) and follows the same slow signal."""
+    """A mouth and audio that is `late` (s) and follows the same slow signal."""
     rng = np.random.default_rng(seed)
     frequency, phase = rng.uniform(0.5, 4, (2, 9))
 
@@ -38,7 +38,7 @@ def test_the_known_offset_of_a_signal_is_found(late):
     assert found.suspect == (abs(late) > 0.08)
 
 
-def test_pictures_without_a_face_do_not_count():
+def test_frames_without_a_face_do_not_count():
     clip = drawn(0.1)
     spoilt = clip.opening.frames.copy()
     spoilt[20:50] = 0
@@ -89,7 +89,7 @@ def test_clips_shifted_by_known_amounts(talking, face_models, name, delay):
     path, _ = talking(name, video_delay=delay)
     found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
     result = align(movement(found.streams, found.extractor))
-    # A picture that is late is a sound that is early.
+    # Video that is late is audio that is early.
     assert result.offset == pytest.approx(-1000 * delay, abs=FRAME)
     assert result.sure and result.suspect == (abs(delay) > 0.08)
 
@@ -116,7 +116,7 @@ def test_suspects_are_listed_plotted_and_fail(talking, face_models, lacking_clip
     header, bad, good = table.read_text().splitlines()
     assert header == "clip,offset_ms,r,confidence,sure,suspect"
     assert bad.split(",")[0].endswith("bad.npz") and bad.endswith(",1,1")
-    assert float(bad.split(",")[1]) == pytest.approx(200, abs=2 * FRAME)  # at 15 pictures a second
+    assert float(bad.split(",")[1]) == pytest.approx(200, abs=2 * FRAME)  # at 15 fps
     assert good.endswith(",1,0")
     with pytest.raises(Incomplete, match="1 of 2 clips cannot be told"):
         check_clips(

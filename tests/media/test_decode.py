@@ -10,8 +10,8 @@ from mmattn.media.decode import (
     BadMedia,
     check_length,
     claimed_seconds,
+    read_audio,
     read_frames,
-    read_sound,
 )
 from tests.media.talking import write_clip
 
@@ -22,29 +22,29 @@ def onset(samples: np.ndarray, rate: int) -> float:
 
 
 @pytest.mark.parametrize("name", ["talking.mp4", "talking.flv", "talking.mkv", "talking.avi"])
-def test_sound_and_pictures_keep_their_times(talking, spoken, name):
+def test_audio_and_frames_keep_their_times(talking, spoken, name):
     path, truth = talking(name)
-    sound = read_sound(path)
+    audio = read_audio(path)
     times = np.array([time for time, _ in read_frames(path, 100)])
-    assert sound.rate == RATE and sound.samples.dtype == np.float32
-    assert min(times[0], sound.start) == pytest.approx(0, abs=0.03)
+    assert audio.rate == RATE and audio.samples.dtype == np.float32
+    assert min(times[0], audio.start) == pytest.approx(0, abs=0.03)
     np.testing.assert_allclose(times, truth.times - truth.times[0] + times[0], atol=1e-3)
     # Speech begins as long after the first picture as it was put there.
-    heard = sound.start + onset(sound.samples, sound.rate)
+    heard = audio.start + onset(audio.samples, audio.rate)
     assert heard - times[0] == pytest.approx(onset(*spoken), abs=0.03)
-    assert not sound.silent
+    assert not audio.silent
 
 
 @pytest.mark.parametrize("name", ["late.mp4", "late.flv"])
 @pytest.mark.parametrize("offset", [0.2, -0.2])
 def test_a_stream_that_starts_late_is_late(talking, spoken, name, offset):
     path, _ = talking(name, start_offset=offset)
-    sound, (first, _) = read_sound(path), next(read_frames(path, 30))
-    assert min(sound.start, first) == pytest.approx(0, abs=0.03)
-    assert first - sound.start == pytest.approx(offset, abs=0.035)
+    audio, (first, _) = read_audio(path), next(read_frames(path, 30))
+    assert min(audio.start, first) == pytest.approx(0, abs=0.03)
+    assert first - audio.start == pytest.approx(offset, abs=0.035)
 
 
-def test_pictures_are_thinned_out_to_a_rate(talking):
+def test_frames_are_thinned_out_to_a_rate(talking):
     path, _ = talking("talking.mp4")
     every = [time for time, _ in read_frames(path, 30)]
     half = [time for time, _ in read_frames(path, 15)]
@@ -53,7 +53,7 @@ def test_pictures_are_thinned_out_to_a_rate(talking):
     assert spaced.min() >= 1 / 12 - 2e-3
 
 
-def test_pictures_are_rgb_in_their_place(tmp_path):
+def test_frames_are_rgb_in_their_place(tmp_path):
     picture = np.zeros((96, 128, 3), np.uint8)
     picture[:48, :64] = (255, 0, 0)
     picture[48:, 64:] = (0, 0, 255)
@@ -68,26 +68,26 @@ def test_pictures_are_rgb_in_their_place(tmp_path):
 def test_what_a_clip_lacks(lacking_clips):
     assert list(read_frames(lacking_clips / "sound.mp4", 30)) == []
     assert list(read_frames(lacking_clips / "sound.wav", 30)) == []
-    assert read_sound(lacking_clips / "mute.mp4") is None
-    assert read_sound(lacking_clips / "silent.mp4").silent
-    assert not read_sound(lacking_clips / "sound.wav").silent
+    assert read_audio(lacking_clips / "mute.mp4") is None
+    assert read_audio(lacking_clips / "silent.mp4").silent
+    assert not read_audio(lacking_clips / "sound.wav").silent
 
 
 def test_bad_files_say_what_is_wrong(faulty_clips, tmp_path):
     for name, words in (
         ("empty.mp4", "the file is empty"),
-        ("text.mp4", "no sound or picture can be read"),
-        ("cut.mp4", "no sound or picture can be read"),
+        ("text.mp4", "no audio or video can be read"),
+        ("cut.mp4", "no audio or video can be read"),
         ("none.mp4", "No such file"),
     ):
-        for read in (read_sound, lambda path: list(read_frames(path, 30))):
+        for read in (read_audio, lambda path: list(read_frames(path, 30))):
             with pytest.raises(BadMedia, match=words):
                 read(faulty_clips / name)
 
 
 def test_a_header_that_promises_more_than_there_is(faulty_clips):
     path = faulty_clips / "two-hours.flv"
-    found = read_sound(path)
+    found = read_audio(path)
     assert found.end == pytest.approx(1, abs=0.1)
     assert claimed_seconds(path) == pytest.approx(7200, abs=1)
     with pytest.raises(BadMedia, match=r"cut short: its header says 7200.* ends at 1\.\d s"):
@@ -108,7 +108,7 @@ def test_lost_packets_are_a_silence(talking, spoken, tmp_path):
             if packet.dts is not None and not 1 <= packet.pts * packet.time_base < 2:
                 packet.stream = target
                 part.mux(packet)
-    before, after = read_sound(path), read_sound(lossy)
+    before, after = read_audio(path), read_audio(lossy)
     assert after.end == pytest.approx(before.end, abs=0.01)
     assert np.abs(after.samples[int(1.1 * RATE) : int(1.9 * RATE)]).max() == 0
     own, other = (one.samples[int(2.5 * RATE) : int(3.5 * RATE)] for one in (before, after))
@@ -116,13 +116,13 @@ def test_lost_packets_are_a_silence(talking, spoken, tmp_path):
     assert abs(both.argmax() - 800) < 0.03 * RATE
 
 
-def test_sound_whose_rate_changes(tmp_path):
+def test_audio_whose_rate_changes(tmp_path):
     """Two recordings in one file, as some devices make them."""
     content = b""
     for rate in (44100, 22050):
         times = np.arange(rate) / rate
-        sound = np.sin(2 * np.pi * 440 * times).astype(np.float32), rate, 0
-        write_clip(tmp_path / "part.mkv", [], np.zeros(0), 30, sound)
+        audio = np.sin(2 * np.pi * 440 * times).astype(np.float32), rate, 0
+        write_clip(tmp_path / "part.mkv", [], np.zeros(0), 30, audio)
         with av.open(tmp_path / "part.mkv") as source, av.open(tmp_path / "a.aac", "w") as file:
             stream = file.add_stream_from_template(source.streams.audio[0])
             for packet in source.demux(audio=0):
@@ -131,7 +131,7 @@ def test_sound_whose_rate_changes(tmp_path):
                     file.mux(packet)
         content += (tmp_path / "a.aac").read_bytes()
     (tmp_path / "both.aac").write_bytes(content)
-    found = read_sound(tmp_path / "both.aac")
+    found = read_audio(tmp_path / "both.aac")
     for part in (found.samples[4000:12000], found.samples[-12000:-4000]):
         assert np.abs(np.fft.rfft(part)).argmax() * RATE / len(part) == pytest.approx(440, abs=4)
 
@@ -140,21 +140,21 @@ def test_a_list_of_other_files_is_no_clip(talking, tmp_path):
     path, _ = talking("short.mp4", seconds=1.0)
     trap = tmp_path / "trap.mp4"
     trap.write_text(f"ffconcat version 1.0\nfile {path}\n")
-    with pytest.raises(BadMedia, match="no sound or picture can be read"):
-        read_sound(trap)
+    with pytest.raises(BadMedia, match="no audio or video can be read"):
+        read_audio(trap)
 
 
 def test_names_need_no_care(oddly_named_clips):
     for path in oddly_named_clips.iterdir():
-        assert read_sound(path).end == pytest.approx(1, abs=0.1), path.name
+        assert read_audio(path).end == pytest.approx(1, abs=0.1), path.name
 
 
-def test_ravdess_sound_and_picture_are_delayed_alike():
+def test_ravdess_audio_and_video_are_delayed_alike():
     """Their mp4 delays both by a picture; the wave file of a take starts with its first picture."""
     path = _real("ravdess_clips/Actor_01/01-01-01-01-01-01-01.mp4")
-    (first, _), sound = next(read_frames(path, 30)), read_sound(path)
-    take = read_sound(_real("ravdess_audio/Actor_01/03-01-01-01-01-01-01.flac"))
-    both = np.correlate(sound.samples, take.samples[8000:-8000], "valid")
+    (first, _), audio = next(read_frames(path, 30)), read_audio(path)
+    take = read_audio(_real("ravdess_audio/Actor_01/03-01-01-01-01-01-01.flac"))
+    both = np.correlate(audio.samples, take.samples[8000:-8000], "valid")
     delay = (both.argmax() - 8000) / RATE
     assert delay == pytest.approx(0.0333, abs=1e-3)
     assert first == pytest.approx(delay, abs=1e-3)

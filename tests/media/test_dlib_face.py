@@ -79,7 +79,7 @@ def test_what_is_no_face_is_far(known, embed, photograph):
 @pytest.mark.parametrize(
     "box", [(600, 600, 700, 700), (-90, 20, -2, 110), (100, 512, 190, 602), (50, 50, 50, 50)]
 )
-def test_a_face_outside_the_picture_is_none(embed, photograph, box):
+def test_a_face_outside_the_frame_is_none(embed, photograph, box):
     assert embed(np.asarray(photograph), box) is None
 
 

@@ -148,7 +148,7 @@ def _server():
 
 @pytest.fixture
 def server(_server, monkeypatch) -> Server:
-    """Has the clips of two actors and the sound of one; `mmattn download` asks it."""
+    """Has the clips of two actors and the audio of one; `mmattn download` asks it."""
     _server.requests, _server.cuts, _server.sent = [], [], Counter()
     _server.lies, _server.objects = {}, {}
     _server.busy, _server.ranges, _server.record = 0, True, None
@@ -309,7 +309,7 @@ def test_an_archive_that_is_gone_is_not_asked_for_again(server, folder):
 def test_no_network(folder, monkeypatch):
     monkeypatch.setenv("MMATTN_ZENODO", "http://127.0.0.1:9")
     monkeypatch.setattr(module, "WAITS", (0,))
-    reason = r"127\.0\.0\.1:9: expected an answer, got .*refused.*the same command goes on"
+    reason = r"127\.0\.0\.1:9: expected an answer, got .*refused.*the same command continues"
     with pytest.raises(UserError, match=reason):
         download_ravdess(folder)
     assert found(folder) == {}
@@ -499,7 +499,7 @@ def test_crema_d_by_actor(crema_d, folder, said):
     assert not any("1076" in message for message in said)
     download("crema-d", folder, ())
     assert flv(folder) == FLV
-    assert "Known to be bad: 1076_MTI_NEU_XX is without sound." in said
+    assert "Known to be bad: 1076_MTI_NEU_XX is without audio." in said
     download("crema-d", folder, ())
     assert objects_sent(crema_d) == sum(map(len, FLV.values()))  # each once, no AudioWAV
     clone = folder / "CREMA-D"
@@ -522,7 +522,7 @@ def test_crema_d_after_cuts(crema_d, folder):
 def test_crema_d_goes_on_after_a_failure(crema_d, folder):
     lost = "VideoFlash/1001_IEO_SAD_HI.flv"
     crema_d.lies = {hashlib.sha256(FLV[lost]).hexdigest(): noise(len(FLV[lost]), 7)}
-    with pytest.raises(UserError, match=r"git lfs: .*the same command goes on.*MMATTN_CREMA_D"):
+    with pytest.raises(UserError, match=r"git lfs: .*the same command continues.*MMATTN_CREMA_D"):
         download_crema_d(folder, ("1001",))
     assert lost not in flv(folder)
     crema_d.lies = {}

@@ -57,7 +57,7 @@ def test_an_onset_is_found_when_it_is_heard(onset, column, window):
 
 
 @pytest.mark.usefixtures("opensmile")
-def test_loud_sound_does_not_wrap():
+def test_loud_audio_does_not_wrap():
     square = np.sign(voice(seconds(0.5), 200))
     quieter = EGeMAPS()(0.999 * square, RATE).frames
     np.testing.assert_allclose(EGeMAPS()(square, RATE).frames, quieter, rtol=0.02, atol=0.05)
@@ -65,16 +65,16 @@ def test_loud_sound_does_not_wrap():
 
 
 @pytest.mark.usefixtures("opensmile")
-def test_the_sound_that_is_given_stays_and_gives_the_same_again():
-    sound = voice(seconds(0.5), 150)
-    before = sound.copy()
-    first = EGeMAPS()(sound, RATE)
-    np.testing.assert_array_equal(sound, before)
-    np.testing.assert_array_equal(EGeMAPS()(sound, RATE).frames, first.frames)
+def test_the_audio_that_is_given_stays_and_gives_the_same_again():
+    audio = voice(seconds(0.5), 150)
+    before = audio.copy()
+    first = EGeMAPS()(audio, RATE)
+    np.testing.assert_array_equal(audio, before)
+    np.testing.assert_array_equal(EGeMAPS()(audio, RATE).frames, first.frames)
 
 
 @pytest.mark.parametrize("samples", [0, 959])
-def test_sound_shorter_than_a_window_says_so(samples):
+def test_audio_shorter_than_a_window_says_so(samples):
     with pytest.raises(BadMedia, match=rf"lasts {samples / 16:.1f} ms; expected 60 ms"):
         EGeMAPS()(np.zeros(samples, np.float32), RATE)
 

@@ -20,9 +20,9 @@ def config(face_models) -> ExtractConfig:
 
 
 def opening_and_loudness(found) -> tuple[np.ndarray, np.ndarray]:
-    """Of each picture."""
-    opening, sound = movement(found.streams, found.extractor)
-    return opening.frames[:, 0], np.interp(opening.times, sound.times, sound.frames[:, 0])
+    """Of each frame."""
+    opening, audio = movement(found.streams, found.extractor)
+    return opening.frames[:, 0], np.interp(opening.times, audio.times, audio.frames[:, 0])
 
 
 @pytest.mark.parametrize("name", ["talking.mp4", "talking.flv"])
@@ -75,11 +75,11 @@ def test_a_feature_file_says_what_made_it(talking, config, tmp_path):
 @pytest.mark.parametrize(
     ("name", "missing", "note"),
     [
-        ("sound.mp4", "video", "it has no pictures"),
-        ("sound.wav", "video", "it has no pictures"),
+        ("sound.mp4", "video", "it has no video frames"),
+        ("sound.wav", "video", "it has no video frames"),
         ("faceless.mp4", "video", "no face is seen in its"),
-        ("mute.mp4", "audio", "it has no sound track"),
-        ("silent.mp4", "audio", "it has a silent sound track"),
+        ("mute.mp4", "audio", "it has no audio track"),
+        ("silent.mp4", "audio", "it has a silent audio track"),
     ],
 )
 def test_a_modality_that_is_missing_is_missing(lacking_clips, config, name, missing, note):
@@ -109,12 +109,12 @@ def test_audio_alone_needs_no_face_models(talking, lacking_clips, tmp_path):
     config = ExtractConfig(models=tmp_path, video="none")
     path, _ = talking("short.mp4", seconds=1.0)
     assert list(extract_clip(path, config).streams) == ["audio"]
-    with pytest.raises(BadMedia, match=r"nothing to learn from: it has no sound track$"):
+    with pytest.raises(BadMedia, match=r"nothing to learn from: it has no audio track$"):
         extract_clip(lacking_clips / "mute.mp4", config)
 
 
 def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, tmp_path):
-    """Two seconds of sound and four of pictures are no clip that is cut short."""
+    """Two seconds of audio and four of video are no clip that is cut short."""
     samples, rate = spoken
     pictures = [np.zeros((64, 64, 3), np.uint8)] * 40
     for suffix in (".mp4", ".flv"):
@@ -127,10 +127,10 @@ def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, tmp_p
         extract_clip(faulty_clips / "cut.flv", ExtractConfig(models=tmp_path, video="none"))
 
 
-def test_sound_comes_from_the_same_take(ravdess_clips, config):
+def test_audio_comes_from_the_same_take(ravdess_clips, config):
     silent = extract_clip(ravdess_clips / "02-01-05-01-02-01-12.mp4", config)
     assert silent.notes == (
-        "it has a silent sound track; the sound is from 03-01-05-01-02-01-12.wav",
+        "it has a silent audio track; the audio is from 03-01-05-01-02-01-12.wav",
     )
     whole = extract_clip(ravdess_clips / "01-01-05-01-02-01-12.mp4", config)
     opening, loudness = opening_and_loudness(silent)
@@ -139,18 +139,18 @@ def test_sound_comes_from_the_same_take(ravdess_clips, config):
     count = min(len(audio.times) for audio in audios)
     heard = (loudness_of(audio.frames[:count]) for audio in audios)
     assert np.corrcoef(*heard)[0, 1] > 0.99
-    # The file of sound alone starts with the first picture.
+    # The file of audio alone starts with the first frame.
     first = silent.streams["video"].times[0]
     assert audios[0].times[0] == pytest.approx(first + 0.0125, abs=1e-6)
     alone = extract_clip(ravdess_clips / "02-01-06-01-02-01-12.mp4", config)
-    assert "audio" not in alone.streams and alone.notes == ("it has a silent sound track",)
+    assert "audio" not in alone.streams and alone.notes == ("it has a silent audio track",)
 
 
 def test_bad_clips_say_why(faulty_clips, config):
     for name, words in (
         ("empty.mp4", "the file is empty"),
-        ("text.mp4", "no sound or picture can be read"),
-        ("cut.mp4", "no sound or picture can be read"),
+        ("text.mp4", "no audio or video can be read"),
+        ("cut.mp4", "no audio or video can be read"),
         ("cut.flv", r"cut short: its header says 1\.\d s, it ends at 0\.\d s"),
         ("two-hours.flv", r"cut short: its header says 7200.0 s, it ends at 1\.\d s"),
     ):

@@ -108,11 +108,11 @@ def test_the_values_are_those_of_facenet_pytorch(embed, box):
     np.testing.assert_array_equal(embed(picture(), box), embedding)
 
 
-def test_a_face_outside_the_picture_is_none(embed):
+def test_a_face_outside_the_frame_is_none(embed):
     assert embed(picture(), (330, 20, 400, 90)) is None
 
 
-def test_a_face_is_cut_at_the_edges_of_the_picture():
+def test_a_face_is_cut_at_the_edges_of_the_frame():
     shown = picture()
     np.testing.assert_array_equal(
         cut_out(shown, np.array([-5.5, 10.7, 20.9, 300])), shown[10:, :20]

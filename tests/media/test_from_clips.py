@@ -67,7 +67,7 @@ def test_missing_modalities_and_bad_clips_are_said(commands, run, lacking_clips,
     words = commands.run("mmattn", "predict", folder, *paths, bad, code=1)
     assert words.count("predicted from video alone") == 1
     assert words.count("predicted from audio alone") == 2
-    assert "no sound or picture can be read" in words and "1 of 4 clips" in words
+    assert "no audio or video can be read" in words and "1 of 4 clips" in words
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_bad_clips_are_listed_and_the_others_done(folder, config, tmp_path, capl
     streams, extractor = read_features(to / "inner/two words é.npz")
     assert set(streams) == set(extractor) == {"audio", "video"}
     said = caplog.text
-    for words in ("it has no sound track", "the file is empty", "no sound or picture", "cut short"):
+    for words in ("it has no audio track", "the file is empty", "no audio or video", "cut short"):
         assert words in said
     assert "3 clips of" in said and "MB each" in said
 
@@ -135,7 +135,7 @@ def test_hidden_folders_are_not_searched(folder):
 
 
 @pytest.mark.slow
-def test_sound_that_comes_later_is_taken(ravdess_clips, config, tmp_path):
+def test_audio_that_comes_later_is_taken(ravdess_clips, config, tmp_path):
     clip = tmp_path / "02-01-05-01-02-01-12.mp4"
     shutil.copy(ravdess_clips / clip.name, clip)
     extract_clips([clip], tmp_path / "to", config, 1)

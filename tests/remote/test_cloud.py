@@ -1,4 +1,4 @@
-"""What goes wrong at EC2: one message each, with what exists now and how to go on."""
+"""What goes wrong at EC2: one message each, with what exists now and how to continue."""
 
 import math
 import time
@@ -83,7 +83,7 @@ def test_a_start_whose_answer_never_comes_is_adopted(run, cloud_api):
     cloud_api.faults.append(lost_answers("RunInstances"))
     text = fail(run, "starting a c5.24xlarge: ", "perhaps an instance whose start was asked for")
     assert "(c5.24xlarge, $4.08 an hour, ends by 20" in text
-    assert "The same command goes on" in text
+    assert "The same command continues" in text
     assert f"`fab teardown --run {run.name}` removes it all" in text
     cloud_api.faults.clear()
     make(Run.find())
@@ -131,7 +131,7 @@ def test_capacity_that_comes_back_while_the_client_tries_again(run, cloud_api):
 
 def test_an_unknown_word_of_aws_is_passed_on(run, cloud_api):
     cloud_api.faults.append(Fault("RunInstances", "InvalidAMIID.NotFound"))
-    fail(run, "AWS says RunInstances: InvalidAMIID.NotFound: as the test wants it")
+    fail(run, "AWS: RunInstances: InvalidAMIID.NotFound: as the test wants it")
 
 
 # Credentials, throttling, the network
@@ -236,7 +236,7 @@ def test_what_exists_after_a_call_is_refused(run, cloud_api, action, exists):
     assert ("an hour" in text) == ("instances" in cloud_api.resources())
     assert f"{run.label} (free)" in text
     assert text.endswith(
-        f"). The same command goes on from here; `fab teardown --run {run.name}` removes it all."
+        f"). The same command continues from here; `fab teardown --run {run.name}` removes it all."
     )
 
 
@@ -350,7 +350,7 @@ def test_a_group_in_use_is_deleted_as_soon_as_it_is_free(run, cloud_api, clock):
         ("DeleteKeyPair", "RequestLimitExceeded", {"key pairs": 1}),
     ],
 )
-def test_a_removal_that_fails_says_what_may_be_left_and_goes_on(run, cloud_api, action, code, left):
+def test_a_failed_removal_tells_what_may_be_left_and_continues(run, cloud_api, action, code, left):
     make(run)
     cloud_api.faults.append(Fault(action, code, math.inf))
     with pytest.raises(UserError) as error:
@@ -358,7 +358,7 @@ def test_a_removal_that_fails_says_what_may_be_left_and_goes_on(run, cloud_api, 
     text = str(error.value)
     assert f"{action}: {code}" in text
     assert f"Perhaps still there in us-east-1: instance {run.instance_id}; " in text
-    assert "costs until it has ended: the same command goes on from here" in text
+    assert "costs until it has ended: the same command continues from here" in text
     assert cloud_api.resources() == left
     cloud_api.faults.clear()
     teardown.teardown(run.name, None, force=True)

@@ -272,7 +272,7 @@ def test_a_transfer_that_was_given_up_is_resumed_by_the_next_fetch(run, machine,
     finish(machine)
     machine.cut_after(3_000_000)
     monkeypatch.setattr(module, "PATIENCE_S", -1)
-    with pytest.raises(Unreachable, match="goes on where this one was") as error:
+    with pytest.raises(Unreachable, match="continues where this one was") as error:
         fetch(run, watch=False)
     assert f"What was fetched before is intact in {run.results}" in str(error.value)
     assert files_in(run.results) == before

@@ -207,9 +207,9 @@ def test_a_killed_job(job):
 
 @pytest.mark.parametrize(
     ("complete", "state", "code", "words"),
-    [(True, "ended", 0, "(exit code 0)"), (False, "lost", LOST, "`fab resume` goes on")],
+    [(True, "ended", 0, "(exit code 0)"), (False, "lost", LOST, "`fab resume` continues")],
 )
-def test_a_job_whose_supervisor_was_killed_goes_on_and_ends(job, complete, state, code, words):
+def test_a_job_whose_supervisor_was_killed_continues_and_ends(job, complete, state, code, words):
     """Its exit code is lost, but complete results speak for it."""
     finish = "pathlib.Path('../run/summary.json').write_text('{}'); " if complete else ""
     job.start(
@@ -231,7 +231,7 @@ def test_a_job_that_was_killed_with_its_supervisor_is_lost(job):
     job.start(SLEEP)
     job.signal(signal.SIGKILL, "supervisor", "pid")
     assert job.wait_for_end()["state"] == "lost"
-    assert "killed together with its supervisor; `fab resume` goes on" in job.report(LOST)
+    assert "killed together with its supervisor; `fab resume` continues" in job.report(LOST)
 
 
 def test_stop_can_kill_what_will_not_end(job):

@@ -46,7 +46,7 @@ def machine(boot_guest):
 
 
 def ssh_in(guest) -> subprocess.Popen:
-    """A session that goes on; its client notices within two seconds that nothing comes."""
+    """A session that continues; its client notices within two seconds that nothing comes."""
     login = guest.login(ServerAliveInterval=1, ServerAliveCountMax=1)
     session = subprocess.Popen(
         [*login, "echo in; sleep 100"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -93,7 +93,7 @@ class LoggingMachine(FakeMachine):
             raise Unreachable("cut before")
         asked = dict(zip(options[::2], map(int, options[1::2]), strict=True))
         job = ENDED if self.ended else {}
-        # The job goes on, and may end, while the snapshot is made.
+        # The job continues, and may end, while the snapshot is made.
         self.written = min(len(self.log), self.written + self.rng.randrange(200))
         self.ended = self.written == len(self.log)
         size = 0 if self.written == 0 else self.written
@@ -109,7 +109,7 @@ class LoggingMachine(FakeMachine):
 
 
 class FakeRun(Run):
-    """A run with the machines of a test, and what EC2 says."""
+    """A run with the machines of a test, and EC2's answer."""
 
     def machine(self):
         return self.machines.pop(0) if len(self.machines) > 1 else self.machines[0]
@@ -283,7 +283,7 @@ def test_gone_text_tells_what_is_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     last = make_snapshot() | {"guard": {"reason": "deadline"}}
     text = gone_text(ec2_run(found=None), instance("terminated", "Client.x"), last)
-    assert "(Client.x; its guard had said: its deadline has come)" in text
+    assert "(Client.x; its guard had reported: its deadline has come)" in text
     assert "Nothing was fetched" in text and "costs nothing any more" in text
     run = ec2_run(found=None)
     run.folder.mkdir(parents=True)
@@ -311,7 +311,7 @@ def test_cloud_is_asked_again(monkeypatch):
     assert run.asked > 1
 
 
-def test_without_ec2_it_goes_on():
+def test_without_ec2_it_continues():
     run = make_run(FakeMachine(*[Unreachable("x")] * 100, make_snapshot(**ENDED)))
     assert follow(run)[0] == 3
 
@@ -363,7 +363,7 @@ def test_interrupt_in_the_middle_of_a_call(quick, follow, capsys):
     assert module.monitor(make_run(machine), quick, follow) == 130
     assert time.monotonic() - start < 2
     assert machine.closed
-    assert "goes on: `fab monitor --run " in capsys.readouterr().err
+    assert "continues: `fab monitor --run " in capsys.readouterr().err
 
 
 def test_quick(capsys):
@@ -376,7 +376,7 @@ def test_quick(capsys):
 
 def test_quick_out_of_reach():
     machine = FakeMachine(Unreachable("silence"))
-    with pytest.raises(Unreachable, match="silence; EC2 says that it is running"):
+    with pytest.raises(Unreachable, match="silence; EC2 reports that it is running"):
         module.monitor(ec2_run(machine, found=instance("running")), True, False)
     assert machine.calls == 1 and machine.closed
     with pytest.raises(RemoteError, match="terminated"):
@@ -436,7 +436,7 @@ sys.exit(module.monitor(make_run(Endless()), False, True))
 """
 
 
-def test_nobody_reads_any_more():
+def test_the_log_has_no_reader_any_more():
     """`fab monitor --follow | head`"""
     command = [sys.executable, "-W", "error", "-c", PIPE]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

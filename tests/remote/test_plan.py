@@ -111,11 +111,11 @@ def test_only_yes_confirms(answer, monkeypatch):
         confirm("Deploy?", yes=False)
 
 
-def test_nobody_to_ask(monkeypatch):
+def test_no_terminal_to_ask_at(monkeypatch):
     def no_input(_):
         raise EOFError
 
     monkeypatch.setattr("builtins.input", no_input)
-    with pytest.raises(UserError, match="--yes says it"):
+    with pytest.raises(UserError, match="give --yes"):
         confirm("Deploy?", yes=False)
     confirm("Deploy?", yes=True)

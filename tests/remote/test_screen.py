@@ -227,8 +227,8 @@ def test_fits_any_height(height):
         ({}, "running for 50 min"),
         ({"start": 3}, "running for 50 min (start 3)"),
         ({"supervised": False}, "its supervisor is dead"),
-        ({"state": "lost"}, "`fab resume` goes on"),
-        ({"state": "absent"}, "`fab deploy` goes on"),
+        ({"state": "lost"}, "`fab resume` continues"),
+        ({"state": "absent"}, "`fab deploy` continues"),
         ({"state": "ended", "exit_code": 0}, "ended well (exit code 0), 10 s ago"),
         ({"state": "ended", "exit_code": 1}, "ended (exit code 1)"),
         ({"state": "ended", "exit_code": 3}, "diverged"),
@@ -255,7 +255,7 @@ QUIET = {"quiet_since": THERE - 10, "off_at": THERE + 3590}
         (None, {"beat": THERE - 180}, "silent for 3 min"),
         (None, QUIET, "watches"),  # a pause of ten seconds
         (None, {**QUIET, "quiet_since": THERE - 61}, "the job uses no CPU time"),
-        (ENDED, QUIET, "powers off at 12:06 unless that changes: no job, nobody logged in"),
+        (ENDED, QUIET, "powers off at 12:06 unless that changes: no job, no user logged in"),
     ],
 )
 def test_guard(job, guard, expected):
@@ -271,10 +271,10 @@ def test_guard_that_never_reported():
 
 def test_out_of_touch():
     """What is not known is not said: the guard is not silent because the line is."""
-    touch = Touch(NOW - 300, NOW - 290, "connection lost", "EC2 says that it is running")
+    touch = Touch(NOW - 300, NOW - 290, "connection lost", "EC2 reports that it is running")
     text = drawn(snapshot(3), touch=touch)
     assert "out of touch for 4 min, trying again" in text
-    assert "connection lost" in text and "EC2 says" in text and "the rest is of" in text
+    assert "connection lost" in text and "EC2 reports" in text and "the rest is of" in text
     assert "watches" in text
     assert "connecting" in drawn(None, touch=Touch())
     assert "refused" in drawn(None, touch=Touch(None, NOW - 5, "refused"))

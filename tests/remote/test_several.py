@@ -74,7 +74,7 @@ def test_one_machine_is_asked_for_as_ever(run, cloud_api):
     assert place(run, 0) == []
 
 
-def test_they_reach_each_other_and_nobody_else_reaches_them(three, cloud_api):
+def test_they_reach_each_other_and_no_other_reaches_them(three, cloud_api):
     ec2 = Cloud("us-east-1").ec2
     (group,) = ec2.describe_security_groups(GroupIds=[three.group_id])["SecurityGroups"]
     rules = {
@@ -151,7 +151,7 @@ def test_no_room_for_all_is_none(run, cloud_api):
 
 
 @pytest.mark.parametrize("lost", [[1], [0], [0, 2]])
-def test_the_run_goes_on_with_those_that_are_left(three, cloud_api, lost):
+def test_the_run_continues_with_those_that_are_left(three, cloud_api, lost):
     three.started = three.built = True
     ids = [one.id for one in three.members]
     for rank in lost:
@@ -316,7 +316,7 @@ def test_a_name_that_still_means_the_loopback_is_told(three):
 
 
 class WatchedRun(Run):
-    """Two machines of a test, and what EC2 says of the second."""
+    """Two machines of a test, and EC2's answer of the second."""
 
     def machine(self, rank=0):
         return self.there[rank]
@@ -377,7 +377,7 @@ def test_a_machine_that_went_when_its_job_was_done_is_no_loss():
     assert "terminated at EC2" in shown(link)
 
 
-def test_a_silent_machine_keeps_nobody_waiting():
+def test_a_silent_machine_delays_no_other():
     answered = threading.Event()
 
     def silence():

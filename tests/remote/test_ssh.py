@@ -80,7 +80,7 @@ def test_a_key_that_is_not_accepted(access, tmp_path):
         Machine(access._replace(key=tmp_path / "wrong"), tmp_path, "x").run("true")
 
 
-def test_nobody_listens(guest, machine):
+def test_connection_refused(guest, machine):
     machine.run("true")
     guest.stop_sshd()
     try:

@@ -233,7 +233,7 @@ def test_there_is_no_run_yet(shell, task):
 @pytest.mark.parametrize("task", ["fetch", "hold", "monitor", "ssh", "stop"])
 def test_a_run_without_a_machine_says_how_it_gets_one(shell, task):
     Run("no_aug-20260101-000000-aaaa", "no_aug", region="us-east-1").save()
-    assert "`fab deploy` goes on" in shell.fab(task, code=2)
+    assert "`fab deploy` continues" in shell.fab(task, code=2)
 
 
 def test_a_host_whose_key_is_not_known_is_not_connected_to(shell, cloud_api):
@@ -278,7 +278,7 @@ def test_expired_credentials_are_one_message(shell, cloud_api, task):
 def test_without_a_yes_nothing_is_made(shell, cloud_api, answer):
     text = shell.fab("deploy", answer=answer, code=2)
     assert "Deploy? [y/N]" in text
-    assert "nothing was done" in text or "--yes says it" in text
+    assert "nothing was done" in text or "give --yes" in text
     assert not cloud_api.resources()
     assert {path.name for path in (shell.folder / ".fab").iterdir()} == {"lock"}
 

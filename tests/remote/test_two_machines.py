@@ -90,9 +90,9 @@ def test_three_machines_from_deploy_to_teardown(session, cloud):
     guests[0].power_off()
     text = session.fab("monitor", code=2)
     assert f"{ids[0]} is terminated at EC2" in text
-    assert f"goes on from what was fetched, in {run.results}, on what is left, 1 of 2" in text
+    assert f"continues from what was fetched, in {run.results}, on what is left, 1 of 2" in text
     text = session.fab("resume", "--yes")
-    assert f"the machine with the results is gone: {ids[2]} goes on from what was fetched" in text
+    assert f"the machine with the results is gone: {ids[2]} continues from what was fetched" in text
     went_on = f"process 0 of 1, resume True\nfrom step {fetched}"
     wait_until(lambda: went_on in logs[2].read_text())
 

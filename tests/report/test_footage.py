@@ -1,4 +1,4 @@
-"""Sound and faces for a page: hand-computed values."""
+"""Audio and faces for a page: hand-computed values."""
 
 import io
 

@@ -16,7 +16,7 @@ from mmattn.run import predict
 
 NAMES = ("anger", "happy", "sad")
 HOSTILE = '</script><img src=x onerror="window.hacked=1"><b>&amp;'
-REASON = "no sound or picture can be read"
+REASON = "no audio or video can be read"
 
 
 def stream(rate: float, start: float, peak: float, seed: int) -> StreamView:
@@ -52,9 +52,9 @@ def footage(views) -> list[Footage]:
         for number, frame in enumerate(most_attended(video))
     )
     times = np.linspace(0, 3.2, 300)
-    sound = Envelope(times, np.abs(np.sin(4 * times)))
-    mute = ("it has no sound track", "no audio: predicted from video alone")
-    return [Footage((), sound, faces), Footage(), Footage(mute, None, faces[:2])]
+    audio = Envelope(times, np.abs(np.sin(4 * times)))
+    mute = ("it has no audio track", "no audio: predicted from video alone")
+    return [Footage((), audio, faces), Footage(), Footage(mute, None, faces[:2])]
 
 
 def write(path: Path, views, footage, failures=(), names=NAMES, title="Three clips") -> Path:
@@ -81,27 +81,27 @@ def test_nothing_is_complained_of_and_nothing_is_asked_of_the_network(browser, p
     assert browser.requests() == []
 
 
-def test_sound_attention_and_features_are_over_the_same_seconds(browser, page, views, footage):
+def test_audio_attention_and_features_are_over_the_same_seconds(browser, page, views, footage):
     browser.open(page)
     assert names_of(browser) == [
-        *("sound", "sound", "audio attention", "video attention", "faces"),
+        *("audio", "audio", "audio attention", "video attention", "faces"),
         *("audio features", "video features"),
     ]
     below, above, audio, video, *_ = browser.data("clip-time")
-    sound = footage[0].sound
-    np.testing.assert_allclose(above["x"], sound.times, atol=1e-5)
-    np.testing.assert_allclose(above["y"], sound.loudness, atol=1e-5)
-    np.testing.assert_allclose(below["y"], -sound.loudness, atol=1e-5)
+    audio = footage[0].audio
+    np.testing.assert_allclose(above["x"], audio.times, atol=1e-5)
+    np.testing.assert_allclose(above["y"], audio.loudness, atol=1e-5)
+    np.testing.assert_allclose(below["y"], -audio.loudness, atol=1e-5)
     np.testing.assert_allclose(audio["y"], views[0].streams["audio"].ratio, rtol=1e-5)
     ratio = views[0].streams["video"].ratio
     np.testing.assert_allclose(np.array(video["y"], float), ratio, rtol=1e-5)
     low, high = browser.run("return document.getElementById('clip-time').layout.xaxis.range")
-    assert low <= 0 and high >= 3.2  # the sound lasts longer than the features
+    assert low <= 0 and high >= 3.2  # the audio lasts longer than the features
     text = browser.hover("clip-time", 2, audio["x"][50], audio["y"][50])
     assert f"audio attention {audio['y'][50]:.2f}" in text
-    text = browser.hover("clip-time", 1, sound.times[100], sound.loudness[100])
+    text = browser.hover("clip-time", 1, audio.times[100], audio.loudness[100])
     loudness = float(re.search(r"loudness (0\.\d{3})$", text)[1])
-    assert loudness == pytest.approx(sound.loudness[100], abs=0.05)  # a pixel is a point or two
+    assert loudness == pytest.approx(audio.loudness[100], abs=0.05)  # a pixel is a point or two
 
 
 def test_the_faces_of_a_clip_are_pictures_with_time_and_attention(browser, page, footage):
@@ -122,7 +122,7 @@ def test_the_faces_of_a_clip_are_pictures_with_time_and_attention(browser, page,
     np.testing.assert_allclose(marks["x"], [face.time for face in faces], atol=1e-4)
     browser.choose("#clip", "clips/features.npz · sad")
     assert browser.run("return document.getElementById('faces').checkVisibility()") is False
-    assert "sound" not in names_of(browser) and "faces" not in names_of(browser)
+    assert "audio" not in names_of(browser) and "faces" not in names_of(browser)
     assert browser.run("return document.images.length") == 0
 
 
@@ -143,7 +143,7 @@ def test_keys_go_from_clip_to_clip_and_a_missing_modality_is_said(browser, page)
     browser.press("body", Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert browser.text("#clip-title") == "clips/mute.mp4: predicted anger"
     assert browser.text("#clip-about") == (
-        "Clip 3 of 3 in the list; it has no sound track; no audio: predicted from video alone."
+        "Clip 3 of 3 in the list; it has no audio track; no audio: predicted from video alone."
     )
     assert names_of(browser) == ["video attention", "faces", "video features"]
     assert browser.text("#key") == "video attentionface shown belowno data"

@@ -10,7 +10,7 @@ import pytest
 from mmattn.console import log_to, start_logging
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, split_from_json
-from mmattn.evaluate.baseline import time_statistics
+from mmattn.evaluate.baseline import functionals
 from mmattn.evaluate.metrics import group_scores, scores
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.run.baseline import corpus_statistics
@@ -76,7 +76,7 @@ def test_statistics_are_those_of_one_modality_after_the_other(corpus):
     both = corpus_statistics(corpus, ("audio", "video"))
     alone = [corpus_statistics(corpus, (name,)) for name in ("audio", "video")]
     np.testing.assert_array_equal(both, np.concatenate(alone, axis=1))
-    of_audio = time_statistics(corpus.streams["audio"].clip(3))
+    of_audio = functionals(corpus.streams["audio"].clip(3))
     np.testing.assert_array_equal(alone[0][3], of_audio)
 
 

@@ -1,4 +1,4 @@
-"""Folds and committees: what their parts are and how they are put together."""
+"""Folds and ensembles: what their parts are and how they are put together."""
 
 import json
 from itertools import combinations
@@ -14,7 +14,7 @@ from mmattn.evaluate.tables import interval_text
 
 @pytest.fixture(scope="module")
 def run(commands, tmp_path_factory):
-    """Two folds of two speakers each, a committee of two for each."""
+    """Two folds of two speakers each, an ensemble of two for each."""
     folder = tmp_path_factory.mktemp("parts")
     folds = {"test_speakers": [[f"synthetic-{n:03d}" for n in pair] for pair in ((0, 1), (2, 3))]}
     (folder / "folds.json").write_text(json.dumps(folds))
@@ -44,7 +44,7 @@ def test_the_members_validate_every_other_speaker_once(run):
             assert not any(a & b for a, b in combinations(splits, 2))
 
 
-def test_a_committee_is_the_mean_of_its_members(run):
+def test_an_ensemble_is_the_mean_of_its_members(run):
     fold = run / "fold1"
     members = [read_predictions(fold / f"member{m}" / "predictions.csv") for m in range(2)]
     together = read_predictions(fold / "predictions.csv")
@@ -94,19 +94,19 @@ def test_the_page_of_folds_has_the_pooled_scores(commands, run):
     summary = json.loads((run / "summary.json").read_text())
     assert "<h1>no_aug: 48 synthetic test clips</h1>" in page
     assert all(interval_text(score) in page for score in summary["test"].values())
-    assert "fold0, fold1, each a committee of 2" in page
+    assert "fold0, fold1, each an ensemble of 2" in page
     assert "24 of 24 test clips" in page and "as fold0/member0 alone sees them." in page
     assert "Learning curves" not in page
     commands.run("mmattn", "report", run)
     assert (run / "report.html").read_bytes() == before
 
 
-def test_the_page_of_a_committee(commands, committee):
-    summary = json.loads((committee / "summary.json").read_text())
-    before = (committee / "report.html").read_bytes()
+def test_the_page_of_an_ensemble(commands, ensemble):
+    summary = json.loads((ensemble / "summary.json").read_text())
+    before = (ensemble / "report.html").read_bytes()
     page = before.decode()
     for name in ("validation", "test"):
         assert all(interval_text(score) in page for score in summary[name].values())
     assert "as member0 alone sees them" in page
-    commands.run("mmattn", "report", committee)
-    assert (committee / "report.html").read_bytes() == before
+    commands.run("mmattn", "report", ensemble)
+    assert (ensemble / "report.html").read_bytes() == before

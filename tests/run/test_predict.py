@@ -61,7 +61,7 @@ def stored(tiny_run):
 
 
 def draw(actor: int, emotion: int) -> dict[str, Stream]:
-    """Streams that begin and end at different times; the sound has a level, as real ones do."""
+    """Streams that begin and end at different times; the audio has a level, as real ones do."""
     rng = np.random.default_rng([actor, emotion])
     audio, video = np.arange(2 + 30 + actor) / 20, 0.1 + np.arange(22 + emotion) / 15
     return {
@@ -133,8 +133,8 @@ def test_a_clip_alone_gets_the_same_as_among_others(tiny_run, clip_files, stored
     np.testing.assert_allclose(one.probabilities, stored.probabilities[3], rtol=1e-5, atol=1e-7)
 
 
-def test_folds_and_committees_are_averaged(commands, committee, clip_files, tmp_path):
-    shutil.copytree(committee, tmp_path / "run")
+def test_folds_and_ensembles_are_averaged(commands, ensemble, clip_files, tmp_path):
+    shutil.copytree(ensemble, tmp_path / "run")
     together = read_predictions(tmp_path / "run" / "predictions.csv")
     predictor = mmattn.load(tmp_path / "run")
     assert predictor.trainings == [tmp_path / "run" / f"member{number}" for number in (0, 1)]
@@ -166,7 +166,7 @@ def test_a_missing_video_is_like_one_without_a_face(tiny_run, clip_files, tmp_pa
     config = read_config(tiny_run)
     corpus = open_corpus(config.data, config.streams)
     streams = streams_of(corpus, corpus.names.index(clip_files[0].stem))
-    without = write_features(tmp_path / "sound.npz", {"audio": streams["audio"]})
+    without = write_features(tmp_path / "audio.npz", {"audio": streams["audio"]})
     faceless = write_features(tmp_path / "faceless.npz", masked(streams, "video"))
     predictor = mmattn.load(tiny_run)
     (first, second, whole), _ = predictor.predict_all([without, faceless, clip_files[0]])
@@ -179,7 +179,7 @@ def test_a_missing_video_is_like_one_without_a_face(tiny_run, clip_files, tmp_pa
     assert not np.allclose(first.probabilities, whole.probabilities, atol=1e-4)
 
 
-def test_a_missing_sound_is_said_and_the_rest_predicted(file_run, tmp_path):
+def test_a_missing_audio_is_said_and_the_rest_predicted(file_run, tmp_path):
     path = write_features(tmp_path / "a.npz", {"video": draw(1, 1)["video"]}, {"video": VIDEO})
     one = mmattn.load(file_run).predict(path)
     assert one.missing == ("audio",) and list(one.streams) == ["video"]
@@ -196,7 +196,7 @@ def test_a_run_of_one_modality_needs_that_one(commands, tmp_path):
     wide = make_stream(np.ones((20, 9), np.float32), np.arange(20) / 15)
     other = {**EXTRACTOR, "video": {**VIDEO, "version": 2}}
     paths = [
-        write_features(tmp_path / "picture.npz", {"video": streams["video"]}, EXTRACTOR),
+        write_features(tmp_path / "frame.npz", {"video": streams["video"]}, EXTRACTOR),
         write_features(tmp_path / "both.npz", streams, EXTRACTOR),
         write_features(tmp_path / "wide.npz", {**streams, "video": wide}, other),
     ]
@@ -272,9 +272,9 @@ def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch)
     def extract_clip(path, config):
         asked.append(config)
         if path.stem == "broken":
-            raise extract.BadMedia("no sound or picture can be read")
+            raise extract.BadMedia("no audio or video can be read")
         if path.stem == "silent":
-            heard, notes = {"video": streams["video"]}, ("it has no sound track",)
+            heard, notes = {"video": streams["video"]}, ("it has no audio track",)
         else:
             heard, notes = streams, ()
         return extract.Extraction(heard, EXTRACTOR, notes, 2.0)
@@ -288,8 +288,8 @@ def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch)
     (talk, silent, same), failures = predictor.predict_all([*paths, features])
     assert asked == 3 * [(EXTRACTOR, like)]
     np.testing.assert_allclose(talk.probabilities, same.probabilities, rtol=1e-6)
-    assert silent.notes == ("it has no sound track", "no audio: predicted from video alone")
-    assert failures == [(paths[2], "no sound or picture can be read")]
+    assert silent.notes == ("it has no audio track", "no audio: predicted from video alone")
+    assert failures == [(paths[2], "no audio or video can be read")]
 
 
 def test_raw_clips_need_libraries_that_are_named(tiny_run, monkeypatch):
@@ -300,12 +300,12 @@ def test_raw_clips_need_libraries_that_are_named(tiny_run, monkeypatch):
         mmattn.load(tiny_run).predict("talk.mp4")
 
 
-def test_the_sound_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypatch):
+def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypatch):
     footage = pytest.importorskip("mmattn.run.footage", reason="needs mmattn[media]")
-    from mmattn.media.decode import Sound
+    from mmattn.media.decode import Audio
     from mmattn.media.faces import Face, FaceTracker
 
-    # A grey picture every 0.1 s, each brighter; from 1 s on a second, larger face.
+    # A grey frame every 0.1 s, each brighter; from 1 s on a second, larger face.
     shades = np.arange(20) * 10
     small = Face(np.array([10.0, 10, 30, 30]), np.zeros((6, 2)), 0.9)
     large = Face(np.array([50.0, 10, 100, 60]), np.zeros((6, 2)), 0.9)
@@ -313,15 +313,13 @@ def test_the_sound_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
     def read_frames(path, rate):
         assert rate == 7.5
         for number, shade in enumerate(shades):
-            picture = np.full((80, 120, 3), 255, np.uint8)
-            picture[:40, :40] = shade
-            yield number / 10, picture
+            frame = np.full((80, 120, 3), 255, np.uint8)
+            frame[:40, :40] = shade
+            yield number / 10, frame
 
     def face_tracker(config):
         assert config.models == tmp_path
-        return FaceTracker(
-            lambda picture: [small] if picture[0, 0, 0] < shades[10] else [large, small]
-        )
+        return FaceTracker(lambda frame: [small] if frame[0, 0, 0] < shades[10] else [large, small])
 
     monkeypatch.setattr(footage, "read_frames", read_frames)
     monkeypatch.setattr(footage, "face_tracker", face_tracker)
@@ -342,10 +340,10 @@ def test_the_sound_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
         np.testing.assert_allclose(middle, shades[frame], atol=6)  # of the face that was followed
 
     for samples, heard in ((np.zeros(100, np.float32), False), (np.ones(100, np.float32), True)):
-        sound = Sound(samples, 10, 1.0)
-        monkeypatch.setattr(footage, "read_sound", lambda path, sound=sound: sound)
-        assert (footage.sound_of(Path("a.mp4")) is not None) == heard
-    assert footage.sound_of(Path("a.mp4")).times[0] == pytest.approx(1.05)
+        audio = Audio(samples, 10, 1.0)
+        monkeypatch.setattr(footage, "read_audio", lambda path, audio=audio: audio)
+        assert (footage.audio_envelope(Path("a.mp4")) is not None) == heard
+    assert footage.audio_envelope(Path("a.mp4")).times[0] == pytest.approx(1.05)
 
 
 def test_what_is_no_run_or_no_checkpoint(tiny_run, tmp_path):
@@ -369,12 +367,12 @@ def test_to_import_the_package_is_light():
 
 
 def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_files, stored):
-    lacking = clip_files[0].with_name("sound.npz")
+    lacking = clip_files[0].with_name("audio.npz")
     with np.load(clip_files[0]) as arrays:
         np.savez(lacking, **{key: arrays[key] for key in arrays if key.startswith("audio")})
     paths = [clip_files[0], lacking, clip_files[0].with_name("lost.npz")]
     text = commands.run("mmattn", "predict", tiny_run, *paths, code=1)
-    first, second, _ = re.split(r"\S+/(?:sound|lost)\.npz", text, maxsplit=2)
+    first, second, _ = re.split(r"\S+/(?:audio|lost)\.npz", text, maxsplit=2)
     assert f"{stored.clips[0]}.npz: {stored.class_names[stored.predicted[0]]}" in first
     for name, probability in zip(stored.class_names, stored.probabilities[0], strict=True):
         assert re.search(rf"^ {name} +{probability:.3f} *{bar(probability)}$", first, re.MULTILINE)
@@ -383,7 +381,7 @@ def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_fi
     assert not re.search(r"^video  ", second, re.MULTILINE)
     assert "no video: predicted from audio alone" in second
     assert re.search(r"lost\.npz +unreadable: No such file", text)
-    assert text.endswith("1 of 3 clips could not be predicted; the table says why\n")
+    assert text.endswith("1 of 3 clips could not be predicted; the table gives the reasons\n")
     folders = str(tiny_run.parent), str(lacking.parent)  # of the tests, and long
     own = [re.sub("|".join(folders), "", line) for line in text.splitlines()]
     assert max(map(len, own)) <= 100
@@ -399,7 +397,7 @@ def test_json_alone_is_on_the_standard_output(commands, tiny_run, clip_files, st
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr == "incomplete: 1 of 2 clips could not be predicted; the JSON says why\n"
+    assert done.stderr.startswith("incomplete: 1 of 2 clips could not be predicted; the JSON")
     found = json.loads(done.stdout)
     (one,) = found["predictions"]
     assert one["clip"] == str(clip_files[0]) and one["missing"] == one["notes"] == []

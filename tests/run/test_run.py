@@ -121,7 +121,7 @@ def test_a_broken_training_names_step_and_clips(commands, tmp_path):
         *("--devices", 2, "--train.learning-rate", "1e30", "--out", tmp_path / "run"),
         code=3,
     )
-    assert "training broke at step 2 (epoch 1)" in text
+    assert "training diverged at step 2 (epoch 1)" in text
     assert "synthetic-0" in text and "--train.learning-rate" in text
 
 

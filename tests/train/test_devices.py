@@ -83,7 +83,7 @@ def train(
     feed = Feed(corpus(), fit_normaliser(corpus(), CLIPS), buckets, BATCH, count)
     weights = balanced_class_weights(corpus().labels[CLIPS], 6)
     settings = Settings(jax.random.key(5), weights, np.float32(1e-3))
-    state = own.hold(own.initial(seed=0))
+    state = own.shard_state(own.initial(seed=0))
     sums = devices.replicate(NO_SUMS, count)
     norms = []
     for epoch in range(EPOCHS):
@@ -103,7 +103,7 @@ def train(
         copies = np.asarray(copies)
         np.testing.assert_array_equal(copies, np.broadcast_to(copies[:1], copies.shape))
     total = jax.tree.map(lambda x: np.asarray(x).sum(), sums)
-    return Run(own.whole(state), total, np.array(norms), predictions)
+    return Run(own.gather_state(state), total, np.array(norms), predictions)
 
 
 @pytest.fixture(scope="module")

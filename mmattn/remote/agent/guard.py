@@ -70,7 +70,7 @@ class Memory(NamedTuple):
 def decide(config: Config, seen: Seen, before: Memory) -> tuple[str | None, Memory]:
     """The reason to end the machine now, if any, and what to keep for the next look.
 
-    The machine is wanted while somebody is connected or holds it, and when a job starts, works or
+    The machine is wanted while a user is connected or holds it, and when a job starts, works or
     ends; none of this counts past the deadline or when the machine is taken away.
     """
     wanted = seen.connected or seen.held or _works(before, seen)
@@ -92,7 +92,7 @@ def _works(before: Memory, seen: Seen) -> bool:
 
 
 def report(config: Config, seen: Seen, memory: Memory, reason: str | None) -> dict:
-    """What guard.json says."""
+    """The contents of guard.json."""
     quiet_s = seen.clock - memory.wanted
     return {
         "beat": seen.wall,

@@ -1,6 +1,6 @@
 """Lets this machine's name mean its private address: `hosts JOB ADDRESS`.
 
-What listens where its machine's name says, as Gloo does, would be out of reach where
+What listens at its machine's name, as Gloo does, would be out of reach where
 cloud-init or an installer has given that name to the loopback.
 """
 

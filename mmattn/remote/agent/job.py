@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict | None:
 
 
 def write_json(path: Path, value: dict, lasting: bool = False) -> None:
-    """Replace a file that nobody else writes; on a full disk the old one stays, and OSError.
+    """Replace a file that no other process writes; on a full disk the old one stays, and OSError.
 
     Args:
         path: the file.
@@ -107,7 +107,7 @@ def group_of(folder: Path) -> int | None:
 
 
 def signal_job(folder: Path, number: int, group: bool = False) -> bool:
-    """Send a signal to a living job's first process or its whole group; whether it went."""
+    """Send a signal to a living job's first process or its group; whether it was sent."""
     pid = group_of(folder)
     if pid is None:
         return False

@@ -1,7 +1,7 @@
 """Runs a job to its end and writes down how it ended: `supervisor JOB`.
 
 JOB is a folder with spec.json: `{"argv", "cwd", "environment"}`. The job lives in a session of its
-own, its output goes to job.log. It goes on if the supervisor is killed; what is lost then is only
+own, its output goes to job.log. It continues if the supervisor is killed; what is lost then is only
 its exit code. Exits with that code, or with 75 where the job lives already.
 """
 
@@ -97,7 +97,7 @@ class Supervisor:
         return code
 
     def start(self) -> None:
-        """Start the job as its spec says."""
+        """Start the job by its spec."""
         spec = json.loads((self.folder / "spec.json").read_text(encoding="utf-8"))
         with open(self.folder / "job.log", "ab") as log:
             self.child = subprocess.Popen(

@@ -113,7 +113,7 @@ def test_killed_child_is_recorded(job):
 
 
 @pytest.mark.parametrize("complete", [False, True])
-def test_job_goes_on_without_its_supervisor(job, complete):
+def test_job_continues_without_its_supervisor(job, complete):
     job.python(SLEEP)
     assert describe_job(job.folder)["supervised"]
     os.kill(job.status["supervisor"], signal.SIGKILL)
