@@ -109,6 +109,6 @@ def test_wrong_options(option):
 
 
 def test_a_folder_without_clips(tmp_path):
-    with pytest.raises(UserError, match=r"no \.npz files in .*empty"):
+    with pytest.raises(UserError, match=r"empty: expected clips"):
         (tmp_path / "empty").mkdir()
         Pipeline(corpus=tmp_path / "empty")(TINY)
