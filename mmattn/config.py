@@ -143,6 +143,34 @@ class DataConfig:
     """Padded lengths that clips are grouped into; each is compiled once."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
+    def check(self) -> None:
+        """Raise UserError at the first option whose value cannot be."""
+        least = {
+            **{"clips": 1, "speakers": 1, "audio_width": 3, "video_width": 3, "seed": 0},
+            **{"audio_rate": 10, "video_rate": 10},  # or bumps fall between two frames
+        }
+        drawn = {name: getattr(self.synthetic, name) for name in least}
+        shares = {"validation": self.validation, "test": self.test}
+        _check(
+            ("data.buckets", self.buckets, self.buckets > 0, "1 or more"),
+            (
+                "data.labels / rates / soft",
+                "without --data.roots",
+                bool(self.roots) or not (self.labels or self.rates or self.soft),
+                "feature files: the built-in corpus has six classes and its own rates",
+            ),
+            ("data.max-bad", self.max_bad, self.max_bad >= 0, "0 or more"),
+            *((f"data.{name}", of, 0 < of < 1, "between 0 and 1") for name, of in shares.items()),
+            *(
+                ("data.rates", f"{name}={rate}", 0 < rate < math.inf, "above 0")
+                for name, rate in self.rates.items()
+            ),
+            *(
+                (f"data.synthetic.{name}", value, value >= least[name], f"{least[name]} or more")
+                for name, value in drawn.items()
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class OtherDataConfig:
@@ -340,8 +368,9 @@ class ExperimentConfig:
     def check(self) -> None:
         """Raise UserError at the first option whose value cannot be."""
         self.distributed.check()
+        self.data.check()
         train, model, data, augment = self.train, self.model, self.data, self.augment
-        for option, value, right, expected in (
+        _check(
             ("seed", self.seed, self.seed >= 0, "0 or more"),
             ("members", self.members, self.members > 0, "1 or more"),
             ("train.epochs", train.epochs, train.epochs > 0, "1 or more"),
@@ -357,13 +386,6 @@ class ExperimentConfig:
                 train.steps_per_dispatch,
                 train.steps_per_dispatch > 0,
                 "1 or more",
-            ),
-            ("data.buckets", data.buckets, data.buckets > 0, "1 or more"),
-            (
-                "data.labels / rates / soft",
-                "without --data.roots",
-                bool(data.roots) or not (data.labels or data.rates or data.soft),
-                "feature files: the built-in corpus has six classes and its own rates",
             ),
             *(
                 (f"augment.{name}", ends, least <= ends[0] <= ends[1] < most, expected)
@@ -403,7 +425,6 @@ class ExperimentConfig:
                 f"a multiple of --model.cross-heads {model.cross_heads}",
             ),
             ("resume", "without --out", bool(self.out) or not self.resume, "the run's folder"),
-            ("data.max-bad", data.max_bad, data.max_bad >= 0, "0 or more"),
             (
                 "model.modalities",
                 " ".join(model.modalities),
@@ -446,15 +467,20 @@ class ExperimentConfig:
                     ("head-dropout", model.head_dropout),
                 )
             ),
-        ):
-            if not right:
-                raise UserError(f"--{option.replace('_', '-')} {value}: expected {expected}")
+        )
 
     def to_json(self) -> dict:
         """As plain JSON values, but for the processes; `config_from_json` reads it back."""
         value = json.loads(json.dumps(asdict(self), default=str))
         del value["distributed"]
         return value
+
+
+def _check(*options: tuple[str, object, bool, str]) -> None:
+    """Raise UserError at the first (option, value, whether it is right, what was expected)."""
+    for option, value, right, expected in options:
+        if not right:
+            raise UserError(f"--{option.replace('_', '-')} {value}: expected {expected}")
 
 
 def _each(value: dict | float | Range) -> list:

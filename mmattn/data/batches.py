@@ -18,21 +18,13 @@ from mmattn.data.stream import PADDING, Stream
 class Batch(NamedTuple):
     """Clips for the network; the leading axes of every array are the same."""
 
-    streams: dict[str, Stream]
-    """By modality, padded: frames […, B, T, F] float32, normalised, 0 where they are not valid;
-    times […, B, T] float32 seconds."""
-    label: np.ndarray
-    """[…, B] int32 class number."""
-    mixup_label: np.ndarray
-    """[…, B] int32 class number of the clip that is mixed in."""
-    mixup_lambda: np.ndarray
-    """[…, B] float32 weight of the clip itself, 1 where nothing is mixed in."""
-    target: np.ndarray | None
-    """[…, B, K] float32 distribution over the classes, if the labels are soft; mixed already."""
-    weight: np.ndarray
-    """[…, B] float32, 1 for a clip and 0 for the padding of an incomplete batch."""
-    clip: np.ndarray
-    """[…, B] int32 position in the corpus, -1 for padding."""
+    streams: dict[str, Stream]  # padded; frames float32, normalised, 0 if not valid; times float32
+    label: np.ndarray  # […, B] int32 class number
+    mixup_label: np.ndarray  # […, B] int32 class number of the clip that is mixed in
+    mixup_lambda: np.ndarray  # […, B] float32 weight of the clip itself, 1 without mixup
+    target: np.ndarray | None  # […, B, K] float32 soft labels, if asked for; mixed already
+    weight: np.ndarray  # […, B] float32, 1 for a clip and 0 for the padding of an incomplete batch
+    clip: np.ndarray  # […, B] int32 position in the corpus, -1 for padding
 
 
 Bucket = dict[str, int]  # a padded shape: frames by modality
@@ -42,8 +34,7 @@ class Dispatch(NamedTuple):
     """Batches of one padded shape that go to the devices in one call."""
 
     bucket: Bucket
-    batches: list[np.ndarray]
-    """Positions in the corpus of each batch's clips."""
+    batches: list[np.ndarray]  # positions in the corpus of each batch's clips
 
 
 def make_buckets(corpus: Corpus, clips: np.ndarray, count: int) -> list[Bucket]:

@@ -58,8 +58,10 @@ def open_corpus(data: DataConfig, modalities: Sequence[str], known: Sequence[str
     """The clips under `data.roots`, or the built-in synthetic ones if there are no roots.
 
     Every clip has the modalities. `known` are classes of a network, of which some may have no clip.
-    Raises UserError: files are missing, too many are unreadable, or extractors are mixed.
+    Raises UserError: an option cannot be, files are missing, too many are unreadable, or extractors
+    are mixed.
     """
+    data.check()
     if data.roots:
         return crop_and_tile(_corpus_of_files(data, modalities, known), data)
     return crop_and_tile(_synthetic_corpus(data, modalities), data)
@@ -103,9 +105,6 @@ def _crop(stream: Ragged, start: np.ndarray, end: np.ndarray) -> Ragged:
 
 
 def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequence[str]) -> Corpus:
-    for name, rate in data.rates.items():
-        if not 0 < rate < np.inf:
-            raise UserError(f"--data.rates {name}={rate}: expected above 0")
     table, unnamed = read_table(data.roots, data.columns, data.target)
     paths = _feature_files(table, modalities)
     row = {path: row for row, path in enumerate(sorted({*chain(*paths.values())} - {""}))}

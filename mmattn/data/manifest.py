@@ -113,9 +113,7 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, str]], overwrite: boo
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already; --overwrite replaces it")
     columns = columns_of(rows)
-    others = [name for name in columns if name not in FIRST]
-    others.sort(key=lambda name: name.startswith(VOTES))
-    names = [*(name for name in FIRST if name in columns), *others]
+    names = sorted(columns, key=lambda name: (*FIRST, name).index(name) + name.startswith(VOTES))
     text = io.StringIO()
     writer = csv.writer(text, delimiter=_separator(path), lineterminator="\n")
     writer.writerows([names, *zip(*(columns[name] for name in names), strict=True)])

@@ -94,9 +94,6 @@ def make_split(
 
     Raises UserError if there are too few speakers or a split would be of no use.
     """
-    for option, share in (("validation", data.validation), ("test", data.test)):
-        if not 0 < share < 1:
-            raise UserError(f"--data.{option} must be between 0 and 1, not {share}")
     if data.split != "speakers" and (data.folds is not None or members > 1):
         raise UserError(f"--data.split {data.split} cannot have --data.folds or --members")
     if data.split == "leaky-clips":
@@ -249,24 +246,37 @@ def check_split(split: Split, corpus: Corpus, apart: Mapping[str, np.ndarray] = 
         raise UserError(f"{what} ({split.description})")
 
 
+def _class_names(corpus: Corpus) -> np.ndarray:
+    """The class [N] str of each clip, "" where its votes are tied."""
+    return np.array([*corpus.class_names, ""])[corpus.labels]
+
+
 def split_to_json(split: Split, corpus: Corpus) -> dict:
-    """Names of the clips and the speakers of every split, to be written to the run."""
+    """Names and classes of the clips and the speakers of every split, to be written to the run."""
     document = {"description": split.description, "fold": split.fold, "leaking": split.leaking}
+    label_of = _class_names(corpus)
     for name, clips in split.clips.items():
         speakers = np.unique(corpus.speakers[clips]).tolist()
-        document[name] = {"speakers": speakers, "clips": [corpus.names[clip] for clip in clips]}
+        names = [corpus.names[clip] for clip in clips]
+        document[name] = {"speakers": speakers, "clips": names, "labels": label_of[clips].tolist()}
     return document
 
 
 def split_from_json(document: dict, corpus: Corpus) -> Split:
-    """The split that was written, for a corpus that has its clips; UserError if it has not."""
+    """The split that was written, for a corpus that has its clips; UserError if it has not, or
+    with other labels (which runs of version 1 did not write)."""
     index, found = {name: number for number, name in enumerate(corpus.names)}, []
+    label_of = _class_names(corpus)
     for name in SPLITS:
         clips = document[name]["clips"]
         if missing := [clip for clip in clips if clip not in index]:
             what = f"{len(missing)} of {len(clips)} {name} clips of the split are not in the corpus"
             raise UserError(f"{what}: {', '.join(missing[:5])}")
         found.append(np.array([index[clip] for clip in clips], np.int64))
+        for clip, was in zip(found[-1], document[name].get("labels", ()), strict=False):
+            if label_of[clip] != was:
+                what = f"expected the label that it had when the run began, {was}"
+                raise UserError(f"{corpus.place(clip)}: {what}, found {label_of[clip]}")
     split = Split(*found, document["description"], document["fold"], document["leaking"])
     check_split(split, corpus)
     return split

@@ -71,11 +71,10 @@ def open_pack(files: Sequence[str], folder: Path, rates: Rates) -> Pack:
 
 
 def _size_and_time(file: str) -> tuple[int, int]:
-    try:
+    with suppress(OSError):  # a link to nowhere becomes a bad clip when it is read
         status = os.stat(file)
-    except OSError:  # a link to nowhere; it becomes a bad clip when it is read
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+        return status.st_size, status.st_mtime_ns
+    return 0, 0
 
 
 def _hash(*parts: object) -> str:

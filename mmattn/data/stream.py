@@ -13,7 +13,6 @@ from mmattn.machine import c_function
 PADDING = np.float32(1e6)  # seconds; the time of a frame of padding, after all others
 ADVISED = 2**17  # bytes to read ahead in a call: Linux takes the first read_ahead_kb of more
 
-
 # That of Python's mmap would keep all threads waiting with it.
 _madvise = c_function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -25,12 +24,9 @@ class Stream(NamedTuple):
     0, times `PADDING`, not valid.
     """
 
-    frames: np.ndarray
-    """[…, T, F] float32."""
-    times: np.ndarray
-    """[…, T] seconds, increasing."""
-    valid: np.ndarray
-    """[…, T] bool; False where a frame has no data, such as a video frame without a face."""
+    frames: np.ndarray  # […, T, F] float32
+    times: np.ndarray  # […, T] seconds, increasing
+    valid: np.ndarray  # […, T] bool; False where a frame has no data, as video without a face
 
     @property
     def length(self) -> np.ndarray:

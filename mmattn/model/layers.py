@@ -12,10 +12,8 @@ from jax import Array, lax
 class Training(NamedTuple):
     """What a forward pass needs beyond the clips when it trains; None stands for prediction."""
 
-    keys: Array
-    """[B] a random key a clip, so that dropout does not depend on the division over devices."""
-    sum_over_devices: Callable
-    """Adds up a tree of arrays over the devices."""
+    keys: Array  # [B] a random key a clip: dropout does not depend on the division over devices
+    sum_over_devices: Callable  # adds up a tree of arrays over the devices
 
 
 class TemporalAttention(nnx.Module):

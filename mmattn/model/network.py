@@ -21,16 +21,11 @@ from mmattn.model.layers import BatchNorm, Dropout, Training, functionals
 class Output(NamedTuple):
     """What the network says of a batch."""
 
-    logits: Array
-    """[B, K]"""
-    head_logits: Array
-    """[B, K] of the dense head: the same, unless a linear classifier has a say beside it."""
-    statistics_logits: Array | None
-    """[B, K] of the linear classifier on functionals over time, if there is one."""
-    embeddings: dict[str, Array]
-    """By modality, [B, T, H] the frames after the LSTM layers, 0 in the padding."""
-    fused: Fused
-    """What the head sees, and the attention behind it."""
+    logits: Array  # [B, K]
+    head_logits: Array  # [B, K] of the dense head: the same, unless there is a linear classifier
+    statistics_logits: Array | None  # [B, K] of the linear classifier on functionals over time
+    embeddings: dict[str, Array]  # [B, T, H] the frames after the LSTM layers, 0 in the padding
+    fused: Fused  # what the head sees, and the attention behind it
 
 
 class StatisticsClassifier(nnx.Module):

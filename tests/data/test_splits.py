@@ -85,9 +85,9 @@ def test_too_few_speakers():
 
 
 @pytest.mark.parametrize(("option", "share"), [("test", 0.0), ("validation", 1.0)])
-def test_shares_outside_0_to_1(twelve, option, share):
-    with pytest.raises(UserError, match=rf"--data.{option} must be between 0 and 1, not {share}"):
-        make_split(twelve, DataConfig(**{option: share}), 0)
+def test_shares_outside_0_to_1(option, share):
+    with pytest.raises(UserError, match=rf"--data.{option} {share}: expected between 0 and 1"):
+        DataConfig(**{option: share}).check()
 
 
 def test_every_fold_tests_its_speakers(twelve):
@@ -217,6 +217,11 @@ def test_a_written_split_is_checked_when_read(twelve):
     document["train"]["clips"].append(document["test"]["clips"].pop())
     with pytest.raises(UserError, match=r"speaker ravdess-.* is in train \(.*\) and in test \("):
         split_from_json(document, twelve)
+    relabelled = replace(twelve, labels=np.roll(twelve.labels, 1))
+    with pytest.raises(
+        UserError, match=r"-0: expected the label .* when the run began, \w+, found"
+    ):
+        split_from_json(split_to_json(make_split(twelve, DataConfig(), 0), twelve), relabelled)
     document["test"]["clips"].append("gone")
     with pytest.raises(UserError, match=r"1 of 24 test clips .* not in the corpus: gone"):
         split_from_json(document, twelve)

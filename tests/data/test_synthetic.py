@@ -232,12 +232,12 @@ def test_statistics_over_time_of_meeting_cues_say_nothing(meetings):
 @pytest.mark.parametrize(
     ("option", "value", "reason"),
     [
-        ("audio_width", 2, "audio-width must be at least 3, not 2"),
-        ("video_rate", 5.0, "video-rate must be at least 10"),
-        ("video_rate", float("nan"), "video-rate must be at least 10"),
-        ("clips", 0, "clips must be at least 1"),
-        ("speakers", 0, "speakers must be at least 1"),
-        ("seed", -1, "seed must be at least 0"),
+        ("audio_width", 2, "audio-width 2: expected 3 or more"),
+        ("video_rate", 5.0, "video-rate 5.0: expected 10 or more"),
+        ("video_rate", float("nan"), "video-rate nan: expected 10 or more"),
+        ("clips", 0, "clips 0: expected 1 or more"),
+        ("speakers", 0, "speakers 0: expected 1 or more"),
+        ("seed", -1, "seed -1: expected 0 or more"),
     ],
 )
 def test_options_out_of_range(option, value, reason):

@@ -23,7 +23,6 @@ import numpy as np
 from mmattn.config import SyntheticConfig
 from mmattn.data.labels import SIX
 from mmattn.data.stream import Stream, make_stream
-from mmattn.errors import UserError
 
 SHORTEST, LONGEST = 2.0, 5.0  # seconds of a clip
 TAU = 0.08  # seconds, within which two cues meet
@@ -36,13 +35,8 @@ SLOT = 0.75  # seconds that an ordered cue has for itself
 HEIGHT = {"audio": 12.0, "video": 8.0}  # of a bump
 NOISE = 0.5  # standard deviation of the noise of every feature
 OFFSET = 0.5  # standard deviation of a speaker's offset of every feature
-MIN_RATE = 10.0  # frames a second, so that no bump falls between two frames
 ORDERS = tuple(permutations(range(3)))
 KINDS = {"audio": 3, "video": 2}  # of cues that meet; the class is audio kind * 2 + video kind
-LEAST = {  # of the options
-    **{"clips": 1, "speakers": 1, "audio_width": 3, "video_width": 3},
-    **{"audio_rate": MIN_RATE, "video_rate": MIN_RATE, "seed": 0},
-}
 
 # Purposes of the random streams; a number is never used again.
 _CLIP, _SPEAKER, _DIRECTIONS = 0, 1, 2
@@ -70,14 +64,7 @@ class Clip:
 
 
 def draw_clips(config: SyntheticConfig) -> Iterator[Clip]:
-    """All clips in the order of their names; classes are balanced within every speaker.
-
-    Raises UserError at an option out of range.
-    """
-    for name, least in LEAST.items():
-        if not (value := getattr(config, name)) >= least:
-            option = name.replace("_", "-")
-            raise UserError(f"--data.synthetic.{option} must be at least {least}, not {value}")
+    """All clips in the order of their names; classes are balanced within every speaker."""
     for index in range(config.clips):
         yield _draw_clip(config, index)
 

@@ -15,21 +15,16 @@ from mmattn.model.layers import Training
 class Attended(NamedTuple):
     """What the frames of one modality attend to in another."""
 
-    weights: Array
-    """[B, T, K] mean over the heads; they sum to 1, or to 0 where no frame is near."""
-    distance: Array
-    """[B, T, K] seconds from the frame to each of K neighbours, later ones positive."""
+    weights: Array  # [B, T, K] mean over the heads; they sum to 1, or to 0 where no frame is near
+    distance: Array  # [B, T, K] seconds from the frame to each of K neighbours, later ones positive
 
 
 class Fused(NamedTuple):
     """One vector a clip, and what the fusion attended to."""
 
-    features: Array
-    """[B, P]"""
-    attention: dict[str, Array]
-    """By modality, [B, T] temporal attention over the valid frames, 0 elsewhere."""
-    attended: dict[str, dict[str, Attended]]
-    """By modality, what its frames attend to in each other one; empty without cross-attention."""
+    features: Array  # [B, P]
+    attention: dict[str, Array]  # [B, T] over time, of the valid frames, 0 elsewhere
+    attended: dict[str, dict[str, Attended]]  # by modality and other one; empty if there is none
 
 
 class Fusion(nnx.Module):
@@ -39,8 +34,7 @@ class Fusion(nnx.Module):
     `geometry` gave, numbers for the random streams of dropout and the parameters' rngs.
     """
 
-    pools = False
-    """Whether each encoder has temporal attention of its own; see `Encoder.pool`."""
+    pools = False  # whether each encoder has temporal attention of its own; see `Encoder.pool`
     uses_times = False
     features: int
 

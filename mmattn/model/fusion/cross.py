@@ -28,10 +28,8 @@ ROUNDING = 1e-4  # seconds; a frame at the window's edge is near, however its ti
 class Window(NamedTuple):
     """How attention from one modality to another is cut into chunks."""
 
-    chunk: int
-    """Frames of a chunk."""
-    others: int
-    """Frames of the other modality that a chunk can see."""
+    chunk: int  # frames of a chunk
+    others: int  # frames of the other modality that a chunk can see
 
 
 def window_of(own: Ragged, other: Ragged, window: float) -> Window:
