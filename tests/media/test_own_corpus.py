@@ -50,6 +50,7 @@ def test_from_class_folders_to_a_prediction(commands, corpus, talking, tmp_path)
     assert tuple(found[0]["probabilities"]) == EMOTIONS
 
 
+@pytest.mark.slow
 def test_four_of_six_classes_one_of_them_merged(commands, corpus, tmp_path):
     labels = ("bored", "low=shame,contempt", "relief", "awe")
     run = tmp_path / "run"
@@ -58,6 +59,7 @@ def test_four_of_six_classes_one_of_them_merged(commands, corpus, tmp_path):
     assert "10 clips left out: pride" in (run / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_audio_alone_needs_no_video(commands, corpus, talking, tmp_path):
     alone = tmp_path / "features"
     shutil.copytree(corpus, alone)
@@ -72,6 +74,7 @@ def test_audio_alone_needs_no_video(commands, corpus, talking, tmp_path):
     assert list(found["predictions"][0]["attention"]) == ["audio"]
 
 
+@pytest.mark.slow
 def test_audio_and_video_from_different_files(commands, corpus, tmp_path):
     rows = list(csv.DictReader((corpus / "manifest.csv").read_text().splitlines()))
     joined = tmp_path / "joined"

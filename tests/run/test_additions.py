@@ -74,6 +74,7 @@ def own(commands, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["halved", "cross"])
 def test_three_modalities_in_a_corpus_of_one_s_own(commands, own, clips, fusion):
     run = own / "run"

@@ -9,10 +9,11 @@ import pytest
 
 from mmattn.console import log_to, start_logging
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.splits import Split, split_from_json
+from mmattn.data.splits import Split, split_from_json, split_to_json
 from mmattn.evaluate.baseline import functionals
 from mmattn.evaluate.metrics import group_scores, scores
 from mmattn.evaluate.predictions import read_predictions
+from mmattn.files import write_json
 from mmattn.run.baseline import corpus_statistics
 from mmattn.run.baseline import test_baseline as baseline_predictions
 from mmattn.run.evaluate import _evaluate_folder
@@ -45,6 +46,7 @@ def corpus(tiny_run, split) -> Corpus:
 
 def test_results_have_groups_ties_and_soft_scores(tiny_run, corpus, split, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
+    write_json(run / "split.json", split_to_json(split, corpus))
     predictions = {
         name: to_predictions(corpus, split.clips[name], read_predictions(run / file))
         for name, file in PREDICTIONS.items()
