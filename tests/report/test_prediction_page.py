@@ -88,10 +88,10 @@ def test_audio_attention_and_features_are_over_the_same_seconds(browser, page, v
         *("audio features", "video features"),
     ]
     below, above, audio, video, *_ = browser.data("clip-time")
-    audio = footage[0].audio
-    np.testing.assert_allclose(above["x"], audio.times, atol=1e-5)
-    np.testing.assert_allclose(above["y"], audio.loudness, atol=1e-5)
-    np.testing.assert_allclose(below["y"], -audio.loudness, atol=1e-5)
+    heard = footage[0].audio
+    np.testing.assert_allclose(above["x"], heard.times, atol=1e-5)
+    np.testing.assert_allclose(above["y"], heard.loudness, atol=1e-5)
+    np.testing.assert_allclose(below["y"], -heard.loudness, atol=1e-5)
     np.testing.assert_allclose(audio["y"], views[0].streams["audio"].ratio, rtol=1e-5)
     ratio = views[0].streams["video"].ratio
     np.testing.assert_allclose(np.array(video["y"], float), ratio, rtol=1e-5)
@@ -99,9 +99,9 @@ def test_audio_attention_and_features_are_over_the_same_seconds(browser, page, v
     assert low <= 0 and high >= 3.2  # the audio lasts longer than the features
     text = browser.hover("clip-time", 2, audio["x"][50], audio["y"][50])
     assert f"audio attention {audio['y'][50]:.2f}" in text
-    text = browser.hover("clip-time", 1, audio.times[100], audio.loudness[100])
+    text = browser.hover("clip-time", 1, heard.times[100], heard.loudness[100])
     loudness = float(re.search(r"loudness (0\.\d{3})$", text)[1])
-    assert loudness == pytest.approx(audio.loudness[100], abs=0.05)  # a pixel is a point or two
+    assert loudness == pytest.approx(heard.loudness[100], abs=0.05)  # a pixel is a point or two
 
 
 def test_the_faces_of_a_clip_are_pictures_with_time_and_attention(browser, page, footage):
