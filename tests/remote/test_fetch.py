@@ -531,12 +531,21 @@ def test_other_commands_may_change_the_state_meanwhile(run, machine):
     assert Run.find(run.name).started
 
 
-def test_watch_follows_to_the_end_through_drops(run, machine, said):
+def test_watch_follows_to_the_end_through_drops(run, machine, said, monkeypatch):
     """Training and connection drops at once; each epoch is fetched, and at last everything."""
+    polled = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        polled.set()
+        time.sleep(seconds)
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+    monkeypatch.setattr(module, "time", clock)
 
     def train():
         for step in range(13, 23):
-            time.sleep(0.2)
+            polled.wait(10)
+            polled.clear()
             machine.checkpoint("latest", step)
             with open(machine.files / "job/job.log", "a") as log:
                 log.write(f"epoch {step}\n")
