@@ -152,10 +152,12 @@ def _read_columns(path: Path, rename: Mapping[str, str]) -> tuple[Columns, list[
     rows = filter(None, reader)
     cells, lines, faults = [], [], []
     try:
-        header = _read_header(path, next(rows, []), rename)
+        header = _read_header(path, [*map(str.strip, next(rows, []))], rename)
         for row in rows:
             if len(row) == len(header):
-                cells += row  # flat: a million lists would keep the garbage collector busy
+                cells += map(
+                    str.strip, row
+                )  # flat: a million lists would keep the garbage collector busy
                 lines.append(reader.line_num)
             else:
                 expected = f"{len(header)}, as in the header"

@@ -49,7 +49,7 @@ def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
         values = {*columns[folds].tolist()} - {""}
         parts = {value: re.split(r"(\d+)", value) for value in values}  # numbers follow text
         place = {v: [int(p) if p.isdecimal() else p for p in of] for v, of in parts.items()}
-        return [columns[folds] == value for value in sorted(values, key=place.__getitem__)]
+        return [columns[folds] == value for value in sorted(sorted(values), key=place.__getitem__)]
     try:
         known = CORPORA[folds].FOLDS if folds in CORPORA else None
         lists = known or json.loads(Path(folds).expanduser().read_text())["test_speakers"]

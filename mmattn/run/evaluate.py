@@ -81,8 +81,10 @@ def _clips_to_evaluate(document: dict, corpus: Corpus) -> dict[str, np.ndarray]:
     splits = {name: document[name]["clips"] for name in PREDICTIONS}
     if all(clip in index for clips in splits.values() for clip in clips):
         return {name: np.array([index[c] for c in clips]) for name, clips in splits.items()}
-    seen = {*document["train"]["speakers"], *document["validation"]["speakers"]}
-    unseen = np.flatnonzero(~np.isin(corpus.speakers, list(seen)))
+    used = document["train"], document["validation"]
+    speakers, clips = ([one for part in used for one in part[of]] for of in ("speakers", "clips"))
+    # By name too: a corpus in another folder may call its speakers otherwise.
+    unseen = np.flatnonzero(~np.isin(corpus.speakers, speakers) & ~np.isin(corpus.names, clips))
     if not len(unseen):
         raise UserError(
             f"{corpus.description}: the run's validation and test clips are not all there, and "
