@@ -88,7 +88,8 @@ def _clips_to_evaluate(document: dict, corpus: Corpus) -> dict[str, np.ndarray]:
     if not len(unseen):
         raise UserError(
             f"{corpus.description}: the run's validation and test clips are not all there, and "
-            "every speaker was in its training or validation; expected speakers it never saw"
+            "every speaker, or clip by name, was in its training or validation; expected speakers "
+            "it never saw"
         )
     say(f"{len(unseen)} of {len(corpus)} clips are of speakers that the run never saw")
     return {"unseen": unseen}

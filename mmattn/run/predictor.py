@@ -281,7 +281,7 @@ class Predictor:
 
 
 def _trainings(folder: Path) -> list[Path]:
-    """The folders of a run's networks: of all folds and ensembles, or its own.
+    """The folders of a run's networks: of its folds or ensembles, or its own.
 
     Raises UserError if not all of them are there.
     """

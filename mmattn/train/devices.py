@@ -139,7 +139,7 @@ def gather(shard: jax.Array) -> jax.Array:
 
 
 def own_shard(vector: jax.Array) -> jax.Array:
-    """This device's shard of a vector that it has complete; inside `parallel` alone."""
+    """This device's shard of a vector of which it has all; inside `parallel` alone."""
     return vector.reshape(jax.lax.axis_size(AXIS), -1)[device_number()]
 
 

@@ -95,7 +95,7 @@ class Trainer:
     def save(
         self, checkpoints: Checkpoints, kind: Kind, state: TrainState, sums: Sums, **about: Any
     ) -> None:
-        """Save a checkpoint; `about` joins what is true of all the run."""
+        """Save a checkpoint; `about` joins what holds for the run."""
         state = self.learner.gather_state(state)
         arrays = self._arrays(state, devices.fetch(sums), self.normaliser)
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
@@ -159,7 +159,7 @@ def compiled_learner(
     device_count: int,
     geometry: Hashable,
 ) -> Learner:
-    """A learner that the folds and ensembles of a run share, so that each shape compiles once."""
+    """A learner that all networks of a run share, so that each shape compiles once."""
     return Learner(model, train, dict(widths), classes, device_count, geometry)
 
 

@@ -106,7 +106,7 @@ def test_columns_of_other_names_and_another_target(table):
     [
         (b"\xef\xbb\xbf" + ROWS.encode(), "manifest.csv"),
         (ROWS.replace("\n", "\r\n") + "\r\n", "manifest.csv"),
-        (ROWS.replace(",", ", "), "manifest.csv"),
+        (ROWS.replace(",", " , ").replace("\n", " \n"), "manifest.csv"),
         (ROWS.replace(",", "\t"), "manifest.TSV"),
         (ROWS.replace("a/1.npz", '"a/1.npz"') + "\n\n", "clips.csv"),
     ],

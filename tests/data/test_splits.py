@@ -274,10 +274,10 @@ def test_a_column_that_parts_a_speaker(told):
 
 def test_folds_of_a_column(twelve):
     """In natural order; a clip without a value tests in none."""
-    take = [["10", "9", "", "9b"][clip % 4] for clip in range(len(twelve))]
+    take = [["10", "9", "", "9b", "09"][clip % 5] for clip in range(len(twelve))]
     corpus, data = with_columns(twelve, take=take), DataConfig(folds="take", disjoint=("take",))
-    assert chosen_folds(corpus, data) == [0, 1, 2]
-    for fold, value in enumerate(("9", "9b", "10")):
+    assert chosen_folds(corpus, data) == [0, 1, 2, 3]
+    for fold, value in enumerate(("09", "9", "9b", "10")):
         split = make_split(corpus, data, 0, fold)
         assert set(corpus.columns["take"][split.test]) == {value}
         assert split.leaking is True

@@ -134,6 +134,10 @@ def test_other_clips_are_those_of_speakers_never_seen(tiny_run):
     np.testing.assert_array_equal(splits["test"], split.test)
     renamed = replace(corpus, names=tuple(f"other-{name}" for name in corpus.names))
     np.testing.assert_array_equal(_clips_to_evaluate(document, renamed)["unseen"], split.test)
+    moved = replace(corpus, speakers=np.strings.add("moved-", corpus.speakers))
+    del document["test"]["clips"][0]
+    document["test"]["clips"].append("gone")
+    np.testing.assert_array_equal(_clips_to_evaluate(document, moved)["unseen"], split.test)
     seen = np.isin(corpus.speakers, document["train"]["speakers"])
     all_seen = np.where(seen, corpus.speakers, document["train"]["speakers"][0])
     with pytest.raises(UserError, match="never saw"):
