@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,9 +18,6 @@ from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.machine import cores
 from mmattn.media import explain_missing_library
-
-if TYPE_CHECKING:
-    from mmattn.study.plan import Study
 
 REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty default
 
@@ -70,44 +67,6 @@ def parse_experiment(
     return tyro.cli(
         ExperimentConfig, description=description, default=default, prog=prog, args=words
     )
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """What can be chosen of a study; its arms and trainings are in its module."""
-
-    out: Path | None = None
-    """The study's folder, new or to resume (default: runs/compare/<time>)."""
-    quick: bool = False
-    """Two arms and seeds on the synthetic corpus: minutes instead of an hour; it decides little."""
-    seeds: int | None = None
-    """Seeds of each arm (default: 5)."""
-    workers: int | Literal["auto"] = "auto"
-    """Trainings at once, each on a core of its own (default: as many as there are cores)."""
-    data: OtherDataConfig = field(default_factory=OtherDataConfig)
-
-
-def study(description: str, synthetic: "Study", quick: "Study", files: "Study") -> None:
-    """The command of a study.
-
-    Args:
-        description: for --help.
-        synthetic: without --data.roots.
-        quick: with --quick.
-        files: with --data.roots.
-    """
-    prog = "python -m experiments.compare"
-    options = tyro.cli(StudyOptions, description=description, prog=prog)
-
-    def work():
-        from mmattn.study.study import run_study
-
-        if options.quick and options.data.roots:
-            raise UserError("--quick: expected without --data.roots, it is on the synthetic corpus")
-        chosen = quick if options.quick else files if options.data.roots else synthetic
-        run_study(chosen, options.out, options.seeds, options.workers, options.data)
-
-    end_process_after(work)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.alignment.measure import Measures, measure
+from experiments.alignment.plan import SPLIT_SEED, Study
 from mmattn.config import DataConfig, ExperimentConfig
 from mmattn.console import be_quiet, log_to, progress, say
 from mmattn.data.corpus import Corpus, open_corpus
@@ -23,8 +25,6 @@ from mmattn.files import explain_full_disk, read_json, write_bytes, write_json
 from mmattn.machine import own_cores, pin
 from mmattn.run.baseline import corpus_statistics, test_baseline
 from mmattn.run.folder import check_empty, locked
-from mmattn.study.measure import Measures, measure
-from mmattn.study.plan import SPLIT_SEED, Study
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.devices import start_devices
 from mmattn.train.loop import best_epoch, fit, make_trainer

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from experiments.alignment.measure import few_of_each, measure, meeting_times, rank_agreement
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import make_split
-from mmattn.study.measure import few_of_each, measure, meeting_times, rank_agreement
 from mmattn.train.loop import make_trainer
 from mmattn.train.shifts import OFFSETS, TEMPOS
-from tests.study.small import CONFIG
+from tests.alignment.small import CONFIG
 
 
 @pytest.fixture(scope="module", params=["concat", pytest.param("cross", marks=pytest.mark.slow)])
