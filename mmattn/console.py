@@ -38,8 +38,8 @@ class _LogFile(logging.FileHandler):
 
 
 def start_logging() -> None:
-    """Send messages to the screen; once a process."""
-    if not LOG.handlers:
+    """Send messages to the screen; once a process. A library's messages go nowhere."""
+    if not any(isinstance(handler, _ScreenHandler) for handler in LOG.handlers):
         LOG.addHandler(_ScreenHandler())
         LOG.setLevel(logging.INFO)
         LOG.propagate = False

@@ -39,6 +39,7 @@ class Corpus:
     groups: dict[str, np.ndarray] = field(default_factory=dict)  # the columns to give scores by
     contents: dict[str, np.ndarray] = field(default_factory=dict)  # by modality [N], of equal files
     lines: Sequence[int] = ()  # [N], of the rows in the manifest; 0 if there is none
+    data: DataConfig = field(default_factory=DataConfig)  # how it was opened
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,9 +63,12 @@ def open_corpus(data: DataConfig, modalities: Sequence[str], known: Sequence[str
     are mixed.
     """
     data.check()
-    if data.roots:
-        return crop_and_tile(_corpus_of_files(data, modalities, known), data)
-    return crop_and_tile(_synthetic_corpus(data, modalities), data)
+    corpus = (
+        _corpus_of_files(data, modalities, known)
+        if data.roots
+        else _synthetic_corpus(data, modalities)
+    )
+    return replace(crop_and_tile(corpus, data), data=data)
 
 
 def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:

@@ -26,8 +26,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder / "checkpoints"
+        self.run, self.folder = folder, folder / "checkpoints"
         self._common: bool | None = None
+
+    def __str__(self) -> str:
+        return str(self.run)
 
     def save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
         """Save under the number of the optimiser step; a step that is there already stays.
@@ -120,6 +123,34 @@ class Checkpoints:
             max_to_keep=1, enable_async_checkpointing=False, **several
         )
         return ocp.CheckpointManager(path, options=options)
+
+
+class InMemory:
+    """The best and the final checkpoint of a training that has no folder."""
+
+    def __init__(self):
+        self.kept: dict[Kind, tuple[int, Any, dict]] = {}
+
+    def __str__(self) -> str:
+        return "the training"
+
+    def save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
+        """Keep one of a kind; the latest would be of no use."""
+        if kind != "latest":
+            self.kept[kind] = step, arrays, about
+
+    def about(self, kind: Kind) -> dict | None:
+        """As `Checkpoints.about`."""
+        return self.kept[kind][2] if kind in self.kept else None
+
+    def load(self, kind: Kind, like: Any) -> Any:
+        """As `Checkpoints.load`; `like` is what was saved."""
+        return self.kept[kind][1]
+
+    def write(self, checkpoints: Checkpoints) -> None:
+        """Write what is kept."""
+        for kind, kept in self.kept.items():
+            checkpoints.save(kind, *kept)
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

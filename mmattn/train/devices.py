@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmattn.errors import UserError
 from mmattn.files import CACHE
 from mmattn.machine import c_function, cores, processor
 from mmattn.train import processes
@@ -57,6 +58,20 @@ def start_devices(devices: int | str, batch: int) -> int:
             f"--devices {count}: JAX has {found * each} {jax.default_backend()} device(s)"
         )
     return count
+
+
+def fitting_devices(devices: int | str, batch: int) -> int:
+    """How many of JAX's devices to use: so many, or, if "auto", the most that divide the batch.
+
+    Raises:
+        UserError: JAX has fewer.
+    """
+    found = jax.local_device_count()
+    if devices == "auto":
+        return max(n for n in range(1, min(found, batch) + 1) if batch % n == 0)
+    if not 1 <= int(devices) <= min(found, batch):
+        raise UserError(f"devices {devices}: expected 1 to {min(found, batch)} (JAX has {found})")
+    return int(devices)
 
 
 def _keep_compilations() -> None:
