@@ -8,22 +8,35 @@ import logging
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "mmattn.config": ("AugmentConfig", "DataConfig", "ModelConfig", "TrainConfig"),
-    "mmattn.run.fit": ("fit",),
-    "mmattn.run.run": ("load_run",),
-    "mmattn.train.callbacks": ("Callback", "Console"),
+_PLACES = {
+    "AugmentConfig": "mmattn.config",
+    "Callback": "mmattn.train.callbacks",
+    "Config": "mmattn.config:ExperimentConfig",
+    "Console": "mmattn.train.callbacks",
+    "DataConfig": "mmattn.config",
+    "LeakWarning": "mmattn.library",
+    "ModelConfig": "mmattn.config",
+    "Network": "mmattn.model.network",
+    "TrainConfig": "mmattn.config",
+    "fit": "mmattn.run.fit",
+    "folds": "mmattn.library",
+    "load": "mmattn.run.run:load_run",
+    "load_corpus": "mmattn.library",
+    "load_run": "mmattn.run.run",
+    "scores": "mmattn.library",
+    "split": "mmattn.library",
+    "start": "mmattn.train.devices",
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_MODULE)
+__all__ = list(_PLACES)
 
-logging.getLogger("mmattn").addHandler(logging.NullHandler())
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULE:
-        raise AttributeError(f"module 'mmattn' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE[name]), name)
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, other = _PLACES[name].partition(":")
+    return getattr(importlib.import_module(module), other or name)
 
 
 def __dir__() -> list[str]:

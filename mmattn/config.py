@@ -341,7 +341,7 @@ class DistributedConfig:
 class ExperimentConfig:
     """A run: `python -m experiments.NAME --help` lists what can be changed."""
 
-    name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
+    name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "fit"
     """The experiment's name, the same as its module's."""
     seed: int = 0
     members: int = 1

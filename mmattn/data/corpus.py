@@ -49,6 +49,14 @@ class Corpus:
         """Features of a frame, by modality."""
         return {name: stream.width for name, stream in self.streams.items()}
 
+    def to_pandas(self):
+        """A data frame with a row a clip: name, speaker, label and the manifest's columns."""
+        import pandas
+
+        labels = np.array([*self.class_names, ""])[self.labels]
+        fixed = {"clip": self.names, "speaker": self.speakers, "label": labels}
+        return pandas.DataFrame(fixed | self.columns | fixed)
+
     def place(self, clip: int) -> str:
         """The clip's name and, if it has one, its line in the manifest."""
         line = self.lines[clip] if len(self.lines) else 0

@@ -72,6 +72,14 @@ class Predictions:
         """These columns, which the corpus must have."""
         return {name: self.columns[name] for name in names}
 
+    def to_pandas(self):
+        """A data frame with the columns of predictions.csv, and those of the corpus."""
+        import pandas
+
+        header, rows = table_of(self)
+        others = {name: of for name, of in self.columns.items() if name not in header}
+        return pandas.DataFrame(rows, columns=header).assign(**others)
+
     def with_columns(self, corpus: Corpus) -> "Predictions":
         """The same with the columns of the corpus that has the clips."""
         row = {name: number for number, name in enumerate(corpus.names)}
@@ -195,7 +203,18 @@ def combine(parts: Sequence[Predictions]) -> Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write CSV `clip,speaker,label,predicted,<class names>`, exactly readable and atomically.
+    """Write CSV, exactly readable and atomically; the columns are those of `table_of`."""
+    header, rows = table_of(predictions)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    fixed = len(FIXED_COLUMNS)
+    writer.writerows([*row[:fixed], *map(repr, row[fixed:])] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def table_of(predictions: Predictions) -> tuple[list[str], list[list]]:
+    """The columns `clip,speaker,label,predicted,<class names>`, and a row a clip.
 
     Label and predicted are class names, a label of -1 is empty; a column a class holds its
     probability. With targets, a column `target.<class name>` a class follows.
@@ -207,17 +226,13 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         header += [TARGET + name for name in names]
     rows = zip(
         predictions.clips,
-        predictions.speakers,
+        predictions.speakers.tolist(),
         ("" if label < 0 else names[label] for label in predictions.labels),
         (names[label] for label in predictions.predicted),
         shares.tolist(),
         strict=True,
     )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([*fixed, *map(repr, numbers)] for *fixed, numbers in rows)
-    write_text(path, text.getvalue())
+    return header, [[*fixed, *numbers] for *fixed, numbers in rows]
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -97,9 +97,11 @@ def train_run(
     Raises:
         see `train`.
     """
+    run.split = split_to_json(split, corpus)
     if run.folder is not None:
         stored = processes.from_first(lambda: _keep_split(run.folder, split, corpus))
         split = split_from_json(stored, corpus)
+        run.split = stored
         callbacks = [JsonLines(), *callbacks]
 
     def call(hook: str, *about: object) -> None:

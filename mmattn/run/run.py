@@ -18,9 +18,17 @@ from mmattn.errors import UserError
 from mmattn.evaluate.calibration import calibrated
 from mmattn.evaluate.predictions import Predictions, predictions_of
 from mmattn.evaluate.views import ClipView, StreamView, view_clips
-from mmattn.files import read_json
+from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.media import explain_missing_library, is_feature_file
-from mmattn.run.folder import check_complete, parts_of, read_config
+from mmattn.run.folder import (
+    check_complete,
+    check_new,
+    parts_of,
+    read_config,
+    write_config,
+    write_environment,
+)
+from mmattn.train.callbacks import JsonLines
 from mmattn.train.checkpoints import Checkpoints, InMemory
 from mmattn.train.inference import Ensemble, Predictor, Restored, check_extractor, restore
 from mmattn.train.processes import AgreedStop
@@ -128,6 +136,31 @@ class Run:
         parts = () if self.folder is None else self.folder.parts
         start = next((n for n, part in enumerate(parts) if part == self.config.name), 0)
         return "/".join(parts[start:]) or self.config.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether its training came to its end."""
+        return self.status == "complete"
+
+    def save(self, folder: Path | str) -> None:
+        """Write a run that is in memory to a new folder, as if it had been trained there.
+
+        Raises:
+            UserError: it has a folder, the new one is not empty, or the disk is full.
+        """
+        folder = Path(folder)
+        if self.folder is not None:
+            raise UserError(f"the run is in {self.folder} already")
+        folder.mkdir(parents=True, exist_ok=True)
+        check_new(folder)
+        with explain_full_disk(f"the run {folder}"):
+            self.checkpoints.write(Checkpoints(folder))
+            self.folder = folder
+            write_environment(folder, 1)
+            write_json(folder / "split.json", self.split)
+            JsonLines().on_train_begin(self)
+            write_config(folder, self.config)
+        self.checkpoints = Checkpoints(folder)
 
     def stop(self) -> None:
         """End its training after this epoch."""
