@@ -26,7 +26,7 @@ from mmattn.train.loss import balanced_class_weights, soft_class_weights
 from mmattn.train.step import NO_SUMS, Settings, StepCheck, Sums, TrainState, random_key
 
 
-class _Position(NamedTuple):
+class Position(NamedTuple):
     """Where a training is within an epoch."""
 
     state: TrainState
@@ -80,7 +80,7 @@ class Trainer:
         return Predictor(self.config, self.learner, weights, self.settings.class_weights, self.feed)
 
     def save(
-        self, checkpoints: Checkpoints | InMemory, kind: Kind, at: _Position, history: list[dict]
+        self, checkpoints: Checkpoints | InMemory, kind: Kind, at: Position, history: list[dict]
     ) -> None:
         """Save a checkpoint of where the training is."""
         state = self.learner.gather_state(at.state)
@@ -157,12 +157,12 @@ def train(
         UserError: the disk is full, or other training clips or features than before.
     """
     config = trainer.config.train
-    history, at = [], _Position(*trainer.start())
+    history, at = [], Position(*trainer.start())
     about = checkpoints.about("latest") if resume else None
     if about is not None:
         check_extractor(checkpoints, about, trainer.corpus, split.train)
         norms = tuple(about.get("gradient_norms", ()))  # runs of version 1 have none
-        at = _Position(*trainer.load(checkpoints, "latest"), about["dispatches"], norms)
+        at = Position(*trainer.load(checkpoints, "latest"), about["dispatches"], norms)
         history = about["history"]
         say(f"resumed after epoch {len(history)} and {at.dispatches} dispatches of the next")
     begin(history)
@@ -179,7 +179,7 @@ def train(
             save("latest")
             raise Stopped(f"stopped in epoch {len(history) + 1} of {checkpoints}: saved")
         history = [*history, _epoch_row(trainer, split, at, len(history) + 1, rate, start)]
-        at = _Position(at.state, trainer.no_sums())
+        at = Position(at.state, trainer.no_sums())
         if best_epoch(history) == len(history):
             save("best")
         if len(history) % config.save_every == 0:
@@ -190,8 +190,8 @@ def train(
 
 
 def _train_epoch(
-    trainer: Trainer, split: Split, at: _Position, epoch: int, rate: float, stop: Callable[[], bool]
-) -> _Position:
+    trainer: Trainer, split: Split, at: Position, epoch: int, rate: float, stop: Callable[[], bool]
+) -> Position:
     """Train on the dispatches of an epoch (from 0) that are not done, until its end or a stop.
 
     Each dispatch is checked while the devices work on the next one.
@@ -219,7 +219,7 @@ def _train_epoch(
                 break
         if unchecked:
             norms = norms + gradient_norms(trainer.corpus, *unchecked)
-    return _Position(state, sums, done, norms)
+    return Position(state, sums, done, norms)
 
 
 def epoch_plan(trainer: Trainer, clips: np.ndarray, epoch: int) -> list[Dispatch]:
@@ -269,7 +269,7 @@ def gradient_norms(
 def _epoch_row(
     trainer: Trainer,
     split: Split,
-    at: _Position,
+    at: Position,
     epoch: int,
     rate: float,
     begin: float,

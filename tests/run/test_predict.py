@@ -1,6 +1,5 @@
 """Predictions for new clips: the training's own numbers, and what is said where some is lacking."""
 
-import doctest
 import io
 import json
 import re
@@ -17,13 +16,12 @@ import mmattn
 from mmattn.config import ExtractConfig
 from mmattn.data.corpus import open_corpus
 from mmattn.data.stream import Stream, make_stream
-from mmattn.errors import Diverged, UserError
+from mmattn.errors import UserError
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.views import StreamView
 from mmattn.run.folder import read_config
 from mmattn.run.predict import attention_lines, bar
-from mmattn.run.predictor import Predictor
-from mmattn.train.loop import Trainer
+from mmattn.train.inference import Ensemble
 
 AUDIO = {"name": "log-mel", "version": 1, "settings": {"hop": 0.05}}
 VIDEO = {"name": "face-mesh", "version": 1, "settings": {"rate": 15.0}}
@@ -137,14 +135,15 @@ def test_folds_and_ensembles_are_averaged(commands, ensemble, clip_files, tmp_pa
     shutil.copytree(ensemble, tmp_path / "run")
     together = read_predictions(tmp_path / "run" / "predictions.csv")
     predictor = mmattn.load(tmp_path / "run")
-    assert predictor.trainings == [tmp_path / "run" / f"member{number}" for number in (0, 1)]
+    trainings = [network.folder for network in predictor.networks]
+    assert trainings == [tmp_path / "run" / f"member{number}" for number in (0, 1)]
     by_name = {path.stem: path for path in clip_files}
     rows = [row for row, name in enumerate(together.clips) if name in by_name]
     paths = [by_name[together.clips[row]] for row in rows]
     predictions, _ = predictor.predict_all(paths)
     found = np.stack([one.probabilities for one in predictions])
     np.testing.assert_allclose(found, together.probabilities[rows], rtol=1e-5, atol=1e-7)
-    alone = [mmattn.load(training).predict(paths[0]) for training in predictor.trainings]
+    alone = [mmattn.load(training).predict(paths[0]) for training in trainings]
     np.testing.assert_allclose(
         predictions[0].streams["video"].attention,
         (alone[0].streams["video"].attention + alone[1].streams["video"].attention) / 2,
@@ -242,17 +241,18 @@ def test_a_bad_clip_has_a_reason_and_stops_no_other(file_run, tmp_path, streams,
 
 
 def test_a_clip_that_breaks_the_network_stops_no_other(tiny_run, clip_files, stored, monkeypatch):
-    honest = Trainer.predict
+    honest = Ensemble.predict
 
-    def predict(trainer, state, clips):
-        if str(clip_files[1]) in trainer.corpus.names:
-            raise Diverged("the prediction is not finite")
-        return honest(trainer, state, clips)
+    def predict(networks, corpus):
+        probabilities, attention = honest(networks, corpus)
+        probabilities[corpus.names.index(str(clip_files[1]))] = np.nan
+        return probabilities, attention
 
-    monkeypatch.setattr(Trainer, "predict", predict)
+    monkeypatch.setattr(Ensemble, "predict", predict)
     predictions, failures = mmattn.load(tiny_run).predict_all(clip_files[:3])
     assert [one.path for one in predictions] == [clip_files[0], clip_files[2]]
-    assert failures == [(clip_files[1], "the prediction is not finite")]
+    reason = "the prediction is not finite; expected finite numbers"
+    assert failures == [(clip_files[1], reason)]
 
 
 def test_raw_clips_need_a_run_that_knows_its_extractor(tiny_run, clip_files, tmp_path):
@@ -284,7 +284,7 @@ def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch)
     monkeypatch.setattr(extract, "config_like", lambda extractor, default: (extractor, default))
     paths = [tmp_path / name for name in ("talk.mp4", "silent.mp4", "broken.flv")]
     features = write_features(tmp_path / "talk.npz", streams, EXTRACTOR)
-    predictor = Predictor(file_run, media=like)
+    predictor = mmattn.load(file_run, media=like)
     (talk, silent, same), failures = predictor.predict_all([*paths, features])
     assert asked == 3 * [(EXTRACTOR, like)]
     np.testing.assert_allclose(talk.probabilities, same.probabilities, rtol=1e-6)
@@ -301,8 +301,9 @@ def test_raw_clips_need_libraries_that_are_named(tiny_run, monkeypatch):
 
 
 def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypatch):
-    footage = pytest.importorskip("mmattn.run.footage", reason="needs mmattn[media]")
-    from mmattn.media.decode import Audio
+    footage = pytest.importorskip("mmattn.report.footage")
+    decode = pytest.importorskip("mmattn.media.decode", reason="needs mmattn[media]")
+    from mmattn.media import extract
     from mmattn.media.faces import Face, FaceTracker
 
     # A grey frame every 0.1 s, each brighter; from 1 s on a second, larger face.
@@ -321,8 +322,8 @@ def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
         assert config.models == tmp_path
         return FaceTracker(lambda frame: [small] if frame[0, 0, 0] < shades[10] else [large, small])
 
-    monkeypatch.setattr(footage, "read_frames", read_frames)
-    monkeypatch.setattr(footage, "face_tracker", face_tracker)
+    monkeypatch.setattr(decode, "read_frames", read_frames)
+    monkeypatch.setattr(extract, "face_tracker", face_tracker)
     attention = np.ones(20)
     attention[[3, 15, 16]] = 5, 9, 8
     valid = np.ones(20, bool)
@@ -340,8 +341,8 @@ def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
         np.testing.assert_allclose(middle, shades[frame], atol=6)  # of the face that was followed
 
     for samples, heard in ((np.zeros(100, np.float32), False), (np.ones(100, np.float32), True)):
-        audio = Audio(samples, 10, 1.0)
-        monkeypatch.setattr(footage, "read_audio", lambda path, audio=audio: audio)
+        audio = decode.Audio(samples, 10, 1.0)
+        monkeypatch.setattr(decode, "read_audio", lambda path, audio=audio: audio)
         assert (footage.audio_envelope(Path("a.mp4")) is not None) == heard
     assert footage.audio_envelope(Path("a.mp4")).times[0] == pytest.approx(1.05)
 
@@ -352,12 +353,6 @@ def test_what_is_no_run_or_no_checkpoint(tiny_run, tmp_path):
     shutil.copy(tiny_run / "config.json", tmp_path)
     with pytest.raises(UserError, match="expected a best checkpoint, found none"):
         mmattn.load(tmp_path)
-
-
-def test_the_example_of_load_is_true(tiny_run, clip_files):
-    names = {"mmattn": mmattn, "run": tiny_run, "clip": clip_files[0]}
-    (example,) = doctest.DocTestFinder().find(mmattn.load, "load", globs=names)
-    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_to_import_the_package_is_light():

@@ -18,8 +18,9 @@ from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import interval_text
 from mmattn.run.evaluate import _clips_to_evaluate
 from mmattn.run.folder import PREDICTIONS
+from mmattn.run.run import load_run
 from mmattn.train.checkpoints import Checkpoints
-from mmattn.train.loop import best_epoch, restore
+from mmattn.train.history import best_epoch
 
 
 def read(path):
@@ -72,14 +73,15 @@ from mmattn.config import config_from_json
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import split_from_json
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import restore
+from mmattn.run.run import load_run
 run, out = map(Path, sys.argv[1:])
 config = config_from_json(json.loads((run / "config.json").read_text()))
 corpus = open_corpus(config.data, config.streams)
 split = split_from_json(json.loads((run / "split.json").read_text()), corpus)
-trainer, state = restore(run, "best", corpus, np.arange(len(corpus)), start_devices(2, 8))
-found = trainer.predict(state, split.test)
-np.savez(out, probabilities=found.probabilities, **trainer.normaliser)
+devices = start_devices(2, 8)
+network = load_run(run).predictor(corpus, np.arange(len(corpus)), devices)
+found = network.predict(split.test)
+np.savez(out, probabilities=found.probabilities, **network.normaliser)
 """
 
 
@@ -150,18 +152,18 @@ def test_clips_that_do_not_fit_the_network(tiny_run):
     clips = np.arange(len(corpus))
     classes = replace(corpus, class_names=corpus.class_names[:-1])
     with pytest.raises(UserError, match=r"classes anger, disgust.*sad, the clips have anger"):
-        restore(tiny_run, "best", classes, clips, 2)
+        load_run(tiny_run).predictor(classes, clips, 2)
     synthetic = replace(config.data.synthetic, audio_width=9)
     wide = open_corpus(replace(config.data, synthetic=synthetic), config.streams)
     with pytest.raises(UserError, match=r"'audio': 8.*'audio': 9"):
-        restore(tiny_run, "best", wide, clips, 2)
+        load_run(tiny_run).predictor(wide, clips, 2)
 
 
 def test_a_prediction_that_is_not_finite_names_its_clip(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
     corpus = open_corpus(config.data, config.streams)
     clips = np.arange(4)
-    trainer, state = restore(tiny_run, "best", corpus, clips, 2)
+    network = load_run(tiny_run).predictor(corpus, clips, 2)
     corpus.streams["video"].clip(2).frames[3] = np.nan
     with pytest.raises(Diverged, match=f"not finite for {corpus.names[2]};"):
-        trainer.predict(state, clips)
+        network.predict(clips)

@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from mmattn.config import TrainConfig
-from mmattn.train.loop import best_epoch, finished, learning_rate
+from mmattn.train.history import best_epoch, finished
+from mmattn.train.loop import learning_rate
 
 
 def history(losses=(), accuracies=()):
