@@ -23,7 +23,7 @@ from mmattn.evaluate.tables import (
     titles,
 )
 from mmattn.files import write_json
-from mmattn.run.folder import PREDICTIONS, corpus_of
+from mmattn.run.folder import PREDICTIONS, corpus_of, read_config
 from mmattn.run.run import Run, load_run
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
@@ -43,9 +43,9 @@ def evaluate_run(
     Raises:
         UserError: no run, no checkpoint, or clips that do not fit the network.
     """
+    config, corpus = read_config(folder), corpus_of(folder, other)
+    count = start_devices(device_count or config.devices, config.train.batch)
     run = load_run(folder, kind, calibrated=False)
-    corpus = corpus_of(folder, other)
-    count = start_devices(device_count or run.config.devices, run.config.train.batch)
     _test(run, corpus, partial(_test_network, device_count=count), _say_together)
 
 

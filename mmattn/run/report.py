@@ -18,7 +18,7 @@ from mmattn.files import read_json
 from mmattn.model.fusion import fusion_of
 from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
-from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of
+from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, read_config
 from mmattn.run.run import Run, load_run
 from mmattn.train.devices import start_devices
 from mmattn.train.history import best_epoch
@@ -48,10 +48,9 @@ def report_run(folder: Path, device_count: int | str | None, other: OtherDataCon
         UserError: no complete run, no checkpoint, or not the run's clips.
     """
     check_complete(folder)
-    run = load_run(folder)
-    corpus = corpus_of(folder, other)
-    count = start_devices(device_count or run.config.devices, run.config.train.batch)
-    write_page(run, corpus, count)
+    config, corpus = read_config(folder), corpus_of(folder, other)
+    count = start_devices(device_count or config.devices, config.train.batch)
+    write_page(load_run(folder), corpus, count)
 
 
 def write_page(run: Run, corpus: Corpus, device_count: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -449,12 +449,19 @@ def load_run(
         UserError: no run, one that is not complete, or no such checkpoint.
     """
     folder = Path(folder)
-    config, parts = read_config(folder), parts_of(folder)
+    run = _load(folder, read_config(folder), checkpoint, media, calibrated)
+    run.about  # noqa: B018, to say at once if it lacks
+    return run
+
+
+def _load(folder: Path, config: ExperimentConfig, *options: Any) -> Run:
+    """The run of a folder; only those of a whole run and of a training have a config of theirs."""
+    parts = parts_of(folder)
     if parts:
         check_complete(folder)
-    runs = [load_run(part, checkpoint, media, calibrated) for part in parts]
-    run = Run(config, folder, runs, checkpoint, media, calibrated)
+    if (folder / "config.json").exists():
+        config = read_config(folder)
+    run = Run(config, folder, [_load(part, config, *options) for part in parts], *options)
     ended = (folder / "summary.json").exists() or (folder / "checkpoints/final").is_dir()
     run.status = "complete" if ended else "stopped"
-    run.about  # noqa: B018, to say at once if it lacks
     return run
