@@ -13,6 +13,7 @@ import tyro
 from mmattn.errors import UserError
 
 Range = tuple[float, float]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 TOLD = tyro.conf.arg(help_behavior_hint="")  # the text tells what happens without the option
 
 
@@ -350,6 +351,8 @@ class ExperimentConfig:
     used."""
     devices: int | Literal["auto"] = "auto"
     """CPU devices of all processes together to divide each batch over (or GPUs)."""
+    track: Annotated[tuple[Tracker, ...], TOLD] = ()
+    """Also log losses, scores and plots there (extras [tensorboard], [mlflow], [wandb])."""
     out: Path | None = None
     """The run's folder, new or to resume (default: runs/<experiment>/<time>)."""
     resume: bool = False
