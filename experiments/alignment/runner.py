@@ -27,7 +27,8 @@ from mmattn.run.baseline import corpus_statistics, test_baseline
 from mmattn.run.folder import check_empty, locked
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import best_epoch, fit, make_trainer
+from mmattn.train.history import best_epoch
+from mmattn.train.loop import fit, make_trainer
 
 MEASURES = "measures.npz"
 
@@ -72,7 +73,7 @@ def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) 
         history = fit(trainer, split, folder, resume=False, asked=threading.Event())
         state, _ = trainer.load(Checkpoints(folder), "best")
         measures = measure(trainer, state, split, config.seed)
-        best = history[best_epoch(history) - 1]
+        best = history[best_epoch(history, config.train.monitor) - 1]
         measures["seconds"] = np.array(time.perf_counter() - begin)
         measures["validation_uar"] = np.array(best["validation_uar"])
         _write(folder, measures)

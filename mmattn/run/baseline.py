@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.config import OtherDataConfig
-from mmattn.console import progress, say_table
+from mmattn.console import progress
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split, split_from_json
 from mmattn.evaluate.baseline import functionals, linear_baseline
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
-from mmattn.evaluate.tables import interval_text, titles
+from mmattn.evaluate.tables import Interval, Table, say_wide, titles
 from mmattn.files import read_json, write_json
 from mmattn.run.folder import check_complete, corpus_of, parts_of, read_config
 
@@ -32,14 +32,14 @@ def baseline_of_run(run: Path, other: OtherDataConfig) -> None:
         _test_folder(run, run, corpus, statistics, config.seed, found, advance)
     shown = titles(*found.values())
     rows = [
-        (name, *(interval_text(score[metric]) for metric in shown))
+        (name, *(Interval(**score[metric]) for metric in shown))
         for name, score in found.items()
         if "member" not in name
     ]
     split = read_json(splits[0])
     title = f"Linear baseline on functionals over time, test; {corpus.description}"
     title += f"; {split['description']}" if split["leaking"] else ""
-    say_table(title, ("", *shown.values()), rows)
+    say_wide(title, Table("", ("", *shown.values()), rows))
     write_json(run / "baseline.json", {"leaking": split["leaking"], "test": found})
 
 

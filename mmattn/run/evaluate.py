@@ -12,12 +12,12 @@ from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import Predictions, combine
 from mmattn.evaluate.tables import say_groups, say_per_class, say_scores, say_ties
 from mmattn.files import read_json
-from mmattn.run.experiment import to_predictions
 from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, parts_of, read_config
 from mmattn.run.groups import scores_by_group
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
 from mmattn.train.loop import restore
+from mmattn.train.predict import to_predictions
 
 
 def evaluate_run(

@@ -33,12 +33,13 @@ from mmattn.evaluate.predictions import (
     write_predictions,
 )
 from mmattn.evaluate.tables import (
-    cell_text,
-    interval_text,
+    Interval,
+    Table,
     say_groups,
     say_per_class,
     say_scores,
     say_ties,
+    say_wide,
     titles,
 )
 from mmattn.files import explain_full_disk, read_json, write_json
@@ -57,8 +58,9 @@ from mmattn.run.views import view_clips
 from mmattn.train import processes
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import Trainer, best_epoch, fit, make_trainer, sigterm_asks
-from mmattn.train.predict import ClipPredictions
+from mmattn.train.history import best_epoch
+from mmattn.train.loop import Trainer, fit, make_trainer, sigterm_asks
+from mmattn.train.predict import to_predictions
 from mmattn.train.step import TrainState
 
 
@@ -275,12 +277,12 @@ def _write_training(
 
         network = best_network(folder, corpus, own)
     note = split.description if split.leaking else None
-    plot_curves(history, folder / "curves.png", note)
+    plot_curves(history, config.train.monitor, folder / "curves.png", note)
     classes, first = np.unique(corpus.labels[split.test], return_index=True)
     views = view_clips(*network, split.test[first[classes >= 0]])
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(predictions["test"], f"Test, each class; {split.description}")
-    best = best_epoch(history)
+    best = best_epoch(history, config.train.monitor)
     write_results(
         folder,
         run,
@@ -349,18 +351,6 @@ def write_results(
     say(f"results in {folder}")
 
 
-def to_predictions(corpus: Corpus, clips: np.ndarray, found: ClipPredictions) -> Predictions:
-    """Predictions with the names, speakers, labels and targets of the clips [n]."""
-    return Predictions(
-        tuple(corpus.names[clip] for clip in clips),
-        corpus.speakers[clips],
-        corpus.labels[clips],
-        found.probabilities,
-        corpus.class_names,
-        None if corpus.targets is None else corpus.targets[clips],
-    )
-
-
 def pool_ensemble(folder: Path, parts: list[Path], corpus: Corpus, seed: int, run: Path) -> None:
     """An ensemble's results: its networks' mean for the test clips, which all of them predict.
 
@@ -381,11 +371,11 @@ def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> No
     tests = {part.name: read_json(part / "summary.json")["test"] for part in parts}
     shown = titles(*tests.values())
     rows = [
-        (name, *(interval_text(found[metric]) for metric in shown)) for name, found in tests.items()
+        (name, *(Interval(**found[metric]) for metric in shown)) for name, found in tests.items()
     ]
     mean = _mean_scores(parts)
-    rows.append(("mean", *(cell_text(mean["test"][metric]) for metric in shown)))
-    say_table("Test, by fold", ("", *shown.values()), rows)
+    rows.append(("mean", *(mean["test"][metric] for metric in shown)))
+    say_wide("Test, by fold", Table("", ("", *shown.values()), rows))
     what, note = f"test clips of {len(parts)} folds together", _caveat(parts[0])
     results = {"test": pooled}
     write_results(folder, folder, results, corpus, seed, what, note, mean_over_folds=mean)

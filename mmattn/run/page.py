@@ -29,7 +29,8 @@ from mmattn.run.folder import (
 from mmattn.run.groups import scores_by_group
 from mmattn.run.views import choose_rows, view_clips
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import Trainer, best_epoch, restore
+from mmattn.train.history import best_epoch
+from mmattn.train.loop import Trainer, restore
 from mmattn.train.shifts import OFFSETS, TEMPOS, measure_shifts
 from mmattn.train.step import TrainState
 
@@ -109,6 +110,7 @@ def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
             predictions["test"],
             shlex.join(command),
             history,
+            config.train.monitor,
             view_clips(trainer, state, shown),
             [f"{about}."],
             list(_curves(trainer, state, test)) if alone else [],
@@ -123,7 +125,8 @@ def _split_facts(
     """How the clips were divided, and the best epoch or the parts."""
     parts = [part.name for part in parts_of(folder)]
     if not parts:
-        return {"Split": split, "Best epoch": f"{best_epoch(history)} of {len(history)}"}
+        best = best_epoch(history, config.train.monitor)
+        return {"Split": split, "Best epoch": f"{best} of {len(history)}"}
     ensembles = config.members > 1 and "fold" in parts[0]
     each = f", each an ensemble of {config.members}" if ensembles else ""
     return {"Parts, put together": ", ".join(parts) + each, "Split of the first": split}

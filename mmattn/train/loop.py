@@ -22,11 +22,12 @@ from mmattn.data.extractor import difference
 from mmattn.data.normalise import BLOCKS, Normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
-from mmattn.evaluate.metrics import confusion_counts, uar
+from mmattn.evaluate.metrics import METRICS, metric_values
 from mmattn.files import write_text
 from mmattn.model.fusion import fusion_of
 from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, Kind
+from mmattn.train.history import best_epoch, finished, score_text, shown_scores
 from mmattn.train.loss import balanced_class_weights, soft_class_weights
 from mmattn.train.predict import (
     ClipInspections,
@@ -34,6 +35,7 @@ from mmattn.train.predict import (
     Feed,
     inspect_clips,
     predict_clips,
+    to_predictions,
 )
 from mmattn.train.step import (
     NO_SUMS,
@@ -223,12 +225,12 @@ def fit(
         row = _epoch_row(trainer, split, state, sums, len(history) + 1, rate, begin)
         history = [*history, row]
         sums, done = trainer.no_sums(), 0
-        if best_epoch(history) == len(history):
+        if best_epoch(history, config.monitor) == len(history):
             trainer.save(checkpoints, "best", state, sums, history=history, dispatches=0)
         if len(history) % config.save_every == 0:
             trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=0)
         write_metrics(folder, history)
-        _say_epoch(row, history)
+        _say_epoch(history, config.monitor)
     trainer.save(checkpoints, "final", state, sums, history=history, dispatches=0)
     return history
 
@@ -326,17 +328,18 @@ def _epoch_row(
     """Evaluate on the validation clips: one line of metrics.jsonl."""
     trained = time.perf_counter() - begin
     total = jax.tree.map(lambda x: float(x.sum(dtype=np.float64)), devices.fetch(sums))
-    labels = trainer.corpus.labels[split.validation]
     predictions = trainer.predict(state, split.validation)
-    predicted = predictions.probabilities.argmax(1)
-    counts = confusion_counts(labels, predicted, len(trainer.corpus.class_names))
+    found = metric_values(to_predictions(trainer.corpus, split.validation, predictions))
     return {
         "epoch": epoch,
         "train_loss": total.loss / total.clips,
         "train_accuracy": total.correct / total.clips,
         "validation_loss": float(predictions.loss.mean()),
-        "validation_accuracy": float((predicted == labels)[labels >= 0].mean()),
-        "validation_uar": float(uar(counts)),
+        **{
+            f"validation_{name}": float(found[name])
+            for name, metric in METRICS.items()
+            if not metric.soft
+        },
         "learning_rate": rate,
         "clips_per_s": len(split.train) / trained,
         "seconds": time.perf_counter() - begin,
@@ -366,33 +369,18 @@ def _plateau(config: TrainConfig) -> tuple[optax.contrib.ReduceLROnPlateauState,
     return plateau.init(()), jax.jit(lambda state, loss: plateau.update((), state, value=loss)[1])
 
 
-def best_epoch(history: list[dict]) -> int:
-    """The first epoch (from 1) with the highest validation accuracy."""
-    return 1 + int(np.argmax([row["validation_accuracy"] for row in history]))
-
-
-def finished(history: list[dict], config: TrainConfig) -> bool:
-    """Whether the last epoch is done or validation accuracy cannot, or long did not, get better."""
-    if not history:
-        return False
-    best = best_epoch(history)
-    perfect = history[best - 1]["validation_accuracy"] == 1
-    early = config.patience > 0 and (perfect or len(history) - best >= config.patience)
-    return early or len(history) >= config.epochs
-
-
 def write_metrics(folder: Path, history: list[dict]) -> None:
     """Write metrics.jsonl, a line an epoch; process 0 does."""
     text = "".join(json.dumps(row) + "\n" for row in history)
     processes.from_first(lambda: write_text(folder / "metrics.jsonl", text))
 
 
-def _say_epoch(row: dict, history: list[dict]) -> None:
-    best = "  best so far" if best_epoch(history) == row["epoch"] else ""
+def _say_epoch(history: list[dict], monitor: str) -> None:
+    row = history[-1]
+    scores = "  ".join(score_text(row, name) for name in shown_scores(monitor))
+    best = "  best" if best_epoch(history, monitor) == len(history) else ""
     say(
-        f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f} / {row['validation_loss']:.4f}  "
-        f"accuracy {row['train_accuracy']:.3f} / {row['validation_accuracy']:.3f}  "
-        f"UAR {row['validation_uar']:.3f}  rate {row['learning_rate']:.1e}  "
+        f"epoch {row['epoch']:3d}  {scores}  rate {row['learning_rate']:.1e}  "
         f"{row['clips_per_s']:.0f} clips/s{best}"
     )
 

@@ -21,6 +21,7 @@ from mmattn.data.batches import (
 )
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
+from mmattn.evaluate.predictions import Predictions
 from mmattn.train import devices
 from mmattn.train.step import Learner, Settings, TrainState
 
@@ -105,6 +106,18 @@ def predict_clips(
         loss[row], probabilities[row] = found.loss, found.probabilities.astype(np.float64)
         attention[row] = cut(found.attention)
     return ClipPredictions(loss, np.stack(probabilities), attention)
+
+
+def to_predictions(corpus: Corpus, clips: np.ndarray, found: ClipPredictions) -> Predictions:
+    """Predictions with the names, speakers, labels and targets of the clips [n]."""
+    return Predictions(
+        tuple(corpus.names[clip] for clip in clips),
+        corpus.speakers[clips],
+        corpus.labels[clips],
+        found.probabilities,
+        corpus.class_names,
+        None if corpus.targets is None else corpus.targets[clips],
+    )
 
 
 def inspect_clips(
