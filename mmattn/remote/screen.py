@@ -441,12 +441,15 @@ def _training_rows(snapshot: dict) -> list[tuple[str, RenderableType]]:
             ),
         ),
     ]
-    for name in shown_scores(monitor):
+    *names, third = shown_scores(monitor)
+    for name in names:
         title, _, form = monitor_of(name)
         parts = [
             Text(f"{split} {value:{form}}", STYLES[split])
             for split, value in by_split(last, name).items()
         ]
+        if name != "loss":
+            parts.append(Text(score_text(last, third)))
         if name == monitor:
             value = by_split(best, name)["validation"]
             parts.append(Text(f"best {value:{form}} in epoch {best['epoch']}"))

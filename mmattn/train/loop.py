@@ -380,7 +380,7 @@ def _say_epoch(history: list[dict], monitor: str) -> None:
     scores = "  ".join(score_text(row, name) for name in shown_scores(monitor))
     best = "  best" if best_epoch(history, monitor) == len(history) else ""
     say(
-        f"epoch {row['epoch']:3d}  {scores}  rate {row['learning_rate']:.1e}  "
+        f"epoch {row['epoch']:3d}  {scores}  lr {row['learning_rate']:.1e}  "
         f"{row['clips_per_s']:.0f} clips/s{best}"
     )
 

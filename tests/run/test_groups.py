@@ -17,8 +17,9 @@ from mmattn.files import write_json
 from mmattn.run.baseline import corpus_statistics
 from mmattn.run.baseline import test_baseline as baseline_predictions
 from mmattn.run.evaluate import _evaluate_folder
-from mmattn.run.experiment import to_predictions, write_results
+from mmattn.run.experiment import write_results
 from mmattn.run.folder import PREDICTIONS, read_config
+from mmattn.train.predict import to_predictions
 
 
 @pytest.fixture(scope="module")

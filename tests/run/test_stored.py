@@ -211,8 +211,8 @@ def test_resume(commands, runs, tmp_path):
     text = commands.run("experiments.no_aug", "--resume", "--out", resumed)
     assert "resumed after epoch 2 and 2 dispatches of the next" in text
     for found, expected in zip(metrics(resumed), metrics(whole), strict=True):
-        assert found.keys() == expected.keys()
-        assert_same([*found.values()], [*expected.values()])
+        assert found.keys() >= expected.keys()  # new epochs have more scores
+        assert_same([found[name] for name in expected], [*expected.values()])
     for name in PREDICTIONS.values():
         found, expected = (read_predictions(run / name) for run in (resumed, whole))
         assert found.clips == expected.clips

@@ -1,9 +1,11 @@
-"""The learning rate as a function of the history."""
+"""The learning rate as a function of the history, and the line about an epoch."""
 
 import jax
 import pytest
 
 from mmattn.config import TrainConfig
+from mmattn.evaluate.metrics import METRICS
+from mmattn.train import loop
 from mmattn.train.loop import learning_rate
 
 
@@ -39,3 +41,21 @@ def test_a_longer_history_compiles_nothing_new():
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert not [name for name in compiled if "compile" in name]
+
+
+def test_no_line_about_an_epoch_is_wider_than_the_screen(monkeypatch):
+    said = []
+    monkeypatch.setattr(loop, "say", said.append)
+    row = {
+        "epoch": 100,
+        "train_loss": 1.79181,
+        "train_accuracy": 0.5,
+        "validation_loss": 10.79181,
+        "learning_rate": 5e-4,
+        "clips_per_s": 12345.6,
+        **{f"validation_{name}": 0.25 for name in METRICS},
+    }
+    for monitor in ("loss", *(name for name in METRICS if not METRICS[name].soft)):
+        loop._say_epoch([row | {f"validation_{monitor}": 0.125}], monitor)
+        assert len(said[-1]) <= 100 and "0.125" in said[-1]
+        assert said[-1].startswith("epoch 100  loss 1.7918 / ") and said[-1].endswith("  best")

@@ -1,5 +1,6 @@
 """A network on other clips, seen from inside; a training with augmentation, saved and resumed."""
 
+import copy
 import shutil
 import threading
 from dataclasses import replace
@@ -23,7 +24,8 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, make_split
 from mmattn.errors import Stopped, UserError
 from mmattn.train.checkpoints import Checkpoints
-from mmattn.train.loop import Trainer, best_epoch, check_extractor, fit, make_trainer, restore
+from mmattn.train.history import best_epoch
+from mmattn.train.loop import Trainer, check_extractor, fit, make_trainer, restore
 
 TIMED = ("clips_per_s", "seconds")
 SIZES = {"clips": 36, "speakers": 6, "audio_width": 4, "video_width": 3, "audio_rate": 12}
@@ -156,7 +158,7 @@ def trained(trainer, split, tmp_path_factory) -> Path:
 def test_checkpoints_are_as_far_apart_as_asked(trained):
     checkpoints = Checkpoints(trained)
     history = checkpoints.about("final")["history"]
-    for kind, epochs in (("latest", 2), ("final", 3), ("best", best_epoch(history))):
+    for kind, epochs in (("latest", 2), ("final", 3), ("best", best_epoch(history, "accuracy"))):
         assert len(checkpoints.about(kind)["history"]) == epochs
 
 
@@ -216,6 +218,28 @@ def test_no_patience_trains_on_at_accuracy_one(corpus, split, tmp_path, monkeypa
     monkeypatch.setattr(trainer, "predict", always_right)
     rows = fit(trainer, split, tmp_path, resume=False, asked=threading.Event())
     assert [row["validation_accuracy"] for row in rows] == [1, 1, 1]
+
+
+def test_the_monitor_selects_the_epoch_and_ends_the_training(
+    trainer, corpus, split, tmp_path, monkeypatch
+):
+    """All clips are right from the first epoch on, and most surely so in the second."""
+    trainer, predict, sure = copy.copy(trainer), trainer.predict, [0.5, 0.9, 0.7]
+    train = replace(trainer.config.train, monitor="log_loss", patience=1, epochs=9)
+    trainer.config = replace(trainer.config, train=train)
+    coming = iter(sure)
+
+    def right(state, clips):
+        p, classes = next(coming), len(corpus.class_names)
+        rows = np.full((len(clips), classes), (1 - p) / (classes - 1))
+        rows[np.arange(len(clips)), corpus.labels[clips]] = p
+        return predict(state, clips)._replace(probabilities=rows)
+
+    monkeypatch.setattr(trainer, "predict", right)
+    rows = fit(trainer, split, tmp_path, resume=False, asked=threading.Event())
+    assert [row["validation_accuracy"] for row in rows] == [1, 1, 1]
+    assert [row["validation_log_loss"] for row in rows] == pytest.approx(-np.log(sure))
+    assert len(Checkpoints(tmp_path).about("best")["history"]) == 2
 
 
 RECORDS = {
