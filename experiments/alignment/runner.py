@@ -74,7 +74,7 @@ def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) 
         train_run(run, corpus, split, [Console(say)])
         every = np.concatenate([*split.clips.values()])
         measures = measure(run.predictor(corpus, every), split, config.seed)
-        best = run.history[best_epoch(run.history) - 1]
+        best = run.history[best_epoch(run.history, config.train.monitor) - 1]
         measures["seconds"] = np.array(time.perf_counter() - begin)
         measures["validation_uar"] = np.array(best["validation_uar"])
         _write(folder, measures)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.config import OtherDataConfig
-from mmattn.console import progress, say, say_table
+from mmattn.console import progress, say
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import split_from_json
 from mmattn.errors import UserError
@@ -15,11 +15,13 @@ from mmattn.evaluate.baseline import corpus_statistics, test_baseline
 from mmattn.evaluate.metrics import group_scores, scores
 from mmattn.evaluate.predictions import Predictions, combine
 from mmattn.evaluate.tables import (
-    interval_text,
+    Interval,
+    Table,
     say_groups,
     say_per_class,
     say_scores,
     say_ties,
+    say_wide,
     titles,
 )
 from mmattn.files import write_json
@@ -74,13 +76,13 @@ def baseline_of_run(folder: Path, other: OtherDataConfig) -> None:
         _test(run, corpus, test, keep)
     shown = titles(*found.values())
     rows = [
-        (name, *(interval_text(score[metric]) for metric in shown))
+        (name, *(Interval(**score[metric]) for metric in shown))
         for name, score in found.items()
         if "member" not in name
     ]
     title = f"Linear baseline on functionals over time, test; {corpus.description}"
     title += f"; {run.split['description']}" if run.split["leaking"] else ""
-    say_table(title, ("", *shown.values()), rows)
+    say_wide(title, Table("", ("", *shown.values()), rows))
     write_json(folder / "baseline.json", {"leaking": run.split["leaking"], "test": found})
 
 

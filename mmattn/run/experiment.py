@@ -26,12 +26,13 @@ from mmattn.evaluate.predictions import (
     write_predictions,
 )
 from mmattn.evaluate.tables import (
-    cell_text,
-    interval_text,
+    Interval,
+    Table,
     say_groups,
     say_per_class,
     say_scores,
     say_ties,
+    say_wide,
     titles,
 )
 from mmattn.files import explain_full_disk, read_json, write_json
@@ -256,13 +257,13 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
 
     folder, history, test = run.folder, run.history, run.predictions["test"]
     note = split.description if split.leaking else None
-    plot_curves(history, folder / "curves.png", note)
+    plot_curves(history, run.config.train.monitor, folder / "curves.png", note)
     classes, first = np.unique(corpus.labels[split.test], return_index=True)
     every, own = np.concatenate([*split.clips.values()]), processes.share(run.config.devices)
     views = run.predictor(corpus, every, own).views(split.test[first[classes >= 0]])
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(test, f"Test, each class; {split.description}")
-    best = best_epoch(history)
+    best = best_epoch(history, run.config.train.monitor)
     write_results(
         run,
         root,
@@ -349,11 +350,11 @@ def pool_folds(run: Run, root: Path, corpus: Corpus) -> None:
     tests = {part.name: read_json(part / "summary.json")["test"] for part in parts}
     shown = titles(*tests.values())
     rows = [
-        (name, *(interval_text(found[metric]) for metric in shown)) for name, found in tests.items()
+        (name, *(Interval(**found[metric]) for metric in shown)) for name, found in tests.items()
     ]
     mean = _mean_scores(parts)
-    rows.append(("mean", *(cell_text(mean["test"][metric]) for metric in shown)))
-    say_table("Test, by fold", ("", *shown.values()), rows)
+    rows.append(("mean", *(mean["test"][metric] for metric in shown)))
+    say_wide("Test, by fold", Table("", ("", *shown.values()), rows))
     what, note = f"test clips of {len(parts)} folds together", CAVEATS[run.split["leaking"]]
     write_results(run, root, {"test": pooled}, corpus, what, note, mean_over_folds=mean)
 

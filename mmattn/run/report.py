@@ -90,6 +90,7 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
             tested,
             shlex.join(command),
             run.history,
+            config.train.monitor,
             network.views(shown),
             [f"{about}."],
             list(_curves(network, test)) if alone else [],
@@ -102,7 +103,7 @@ def _split_facts(run: Run) -> dict[str, str]:
     """How the clips were divided, and the best epoch or the parts."""
     split = run.split["description"]
     if not run.parts:
-        best = f"{best_epoch(run.history)} of {len(run.history)}"
+        best = f"{best_epoch(run.history, run.config.train.monitor)} of {len(run.history)}"
         return {"Split": split, "Best epoch": best}
     parts = [part.folder.name for part in run.parts]
     ensembles = run.config.members > 1 and "fold" in parts[0]

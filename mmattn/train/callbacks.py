@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmattn.files import write_text
-from mmattn.train.history import best_epoch
+from mmattn.train.history import best_epoch, score_text, shown_scores
 
 if TYPE_CHECKING:
     from mmattn.run.run import Run
@@ -45,15 +45,15 @@ class Console(Callback):
 
     def on_epoch_end(self, run: "Run", row: dict[str, float]) -> None:
         """Print the losses and the scores."""
-        self.write(epoch_line(row, run.history))
+        self.write(epoch_line(run.history, run.config.train.monitor))
 
 
-def epoch_line(row: dict[str, float], history: list[dict]) -> str:
-    """Losses and scores of an epoch, training / validation, in 100 columns."""
-    best = "  best so far" if best_epoch(history) == row["epoch"] else ""
+def epoch_line(history: list[dict], monitor: str) -> str:
+    """The last epoch in at most 100 columns: scores of training / validation, or of validation."""
+    row = history[-1]
+    scores = "  ".join(score_text(row, name) for name in shown_scores(monitor))
+    best = "  best" if best_epoch(history, monitor) == len(history) else ""
     return (
-        f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f} / {row['validation_loss']:.4f}  "
-        f"accuracy {row['train_accuracy']:.3f} / {row['validation_accuracy']:.3f}  "
-        f"UAR {row['validation_uar']:.3f}  rate {row['learning_rate']:.1e}  "
+        f"epoch {row['epoch']:3d}  {scores}  lr {row['learning_rate']:.1e}  "
         f"{row['clips_per_s']:.0f} clips/s{best}"
     )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,9 @@ from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import BLOCKS, Normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
-from mmattn.evaluate.metrics import confusion_counts, uar
+from mmattn.evaluate.calibration import temperature
+from mmattn.evaluate.metrics import METRICS, metric_values
+from mmattn.evaluate.predictions import Predictions, predictions_of
 from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, InMemory, Kind
 from mmattn.train.feed import Feed
@@ -80,11 +82,11 @@ class Trainer:
         return Predictor(self.config, self.learner, weights, self.settings.class_weights, self.feed)
 
     def save(
-        self, checkpoints: Checkpoints | InMemory, kind: Kind, at: Position, history: list[dict]
+        self, checkpoints: Checkpoints | InMemory, kind: Kind, at: Position, about: dict
     ) -> None:
-        """Save a checkpoint of where the training is."""
+        """Save a checkpoint of where the training is; `about` joins what holds for it."""
         state = self.learner.gather_state(at.state)
-        about = {"history": history, "dispatches": at.dispatches, "gradient_norms": at.norms}
+        about = {**about, "dispatches": at.dispatches, "gradient_norms": at.norms}
         arrays = self._arrays(state, devices.fetch(at.sums))
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
 
@@ -167,9 +169,15 @@ def train(
         say(f"resumed after epoch {len(history)} and {at.dispatches} dispatches of the next")
     begin(history)
 
-    def save(kind: Kind) -> None:
-        trainer.save(checkpoints, kind, at, history)
+    def validate() -> tuple[float, Predictions]:
+        found = trainer.predictor(at.state).predict(split.validation)
+        own = predictions_of(trainer.corpus, split.validation, found.probabilities)
+        return float(found.loss.mean()), own
 
+    def save(kind: Kind, **about: Any) -> None:
+        trainer.save(checkpoints, kind, at, {"history": history, **about})
+
+    found = None
     while not finished(history, config):
         start = time.perf_counter()
         rate = learning_rate(config, history)
@@ -178,14 +186,18 @@ def train(
         if asked.is_set():
             save("latest")
             raise Stopped(f"stopped in epoch {len(history) + 1} of {checkpoints}: saved")
-        history = [*history, _epoch_row(trainer, split, at, len(history) + 1, rate, start)]
+        trained = time.perf_counter() - start
+        loss, found = validate()
+        row = _epoch_row(trainer, at, len(history) + 1, rate, loss, found)
+        row["clips_per_s"] = len(split.train) / trained
+        history = [*history, row | {"seconds": time.perf_counter() - start}]
         at = Position(at.state, trainer.no_sums())
-        if best_epoch(history) == len(history):
-            save("best")
+        if best_epoch(history, config.monitor) == len(history):
+            save("best", temperature=temperature(found))
         if len(history) % config.save_every == 0:
             save("latest")
         report(history)
-    save("final")
+    save("final", temperature=temperature(found or validate()[1]))
     return history
 
 
@@ -267,31 +279,23 @@ def gradient_norms(
 
 
 def _epoch_row(
-    trainer: Trainer,
-    split: Split,
-    at: Position,
-    epoch: int,
-    rate: float,
-    begin: float,
+    trainer: Trainer, at: Position, epoch: int, rate: float, loss: float, found: Predictions
 ) -> dict:
-    """Evaluate on the validation clips: one line of metrics.jsonl."""
-    trained = time.perf_counter() - begin
+    """What an epoch measured on the training and, as `found`, on the validation clips."""
     total = jax.tree.map(lambda x: float(x.sum(dtype=np.float64)), devices.fetch(at.sums))
-    labels = trainer.corpus.labels[split.validation]
-    predictions = trainer.predictor(at.state).predict(split.validation)
-    predicted = predictions.probabilities.argmax(1)
-    counts = confusion_counts(labels, predicted, len(trainer.corpus.class_names))
+    values = metric_values(found)
     return {
         "epoch": epoch,
         "train_loss": total.loss / total.clips,
         "train_accuracy": total.correct / total.clips,
-        "validation_loss": float(predictions.loss.mean()),
-        "validation_accuracy": float((predicted == labels)[labels >= 0].mean()),
-        "validation_uar": float(uar(counts)),
+        "validation_loss": loss,
+        **{
+            f"validation_{name}": float(values[name])
+            for name, metric in METRICS.items()
+            if not metric.soft
+        },
         "learning_rate": rate,
         **({"gradient_norm": float(np.mean(at.norms))} if at.norms else {}),
-        "clips_per_s": len(split.train) / trained,
-        "seconds": time.perf_counter() - begin,
     }
 
 

@@ -44,9 +44,15 @@ def test_metrics_and_the_best_epoch(tiny_run):
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, 13))
     accuracies = [row["validation_accuracy"] for row in rows]
-    assert best_epoch(rows) == 1 + accuracies.index(max(accuracies))
+    best = best_epoch(rows, "accuracy")
+    assert best == 1 + accuracies.index(max(accuracies))
     about = Checkpoints(tiny_run).about("best")
-    assert about["history"] == rows[: best_epoch(rows)]
+    assert about["history"] == rows[:best]
+    log = (tiny_run / "train.log").read_text().splitlines()
+    epochs = [line[len("2026-01-01 00:00:00 ") :] for line in log if " epoch " in line]
+    assert len(epochs) == 12 and max(map(len, epochs)) <= 100
+    assert [line for line in epochs if line.endswith("  best")][-1] == epochs[best - 1]
+    assert f"accuracy {rows[-1]['train_accuracy']:.3f} / {accuracies[-1]:.3f}" in epochs[-1]
     assert about["class_names"] == ["anger", "disgust", "fear", "happy", "neutral", "sad"]
     assert about["widths"] == {"audio": 8, "video": 6}
 
@@ -62,7 +68,8 @@ def test_summary_agrees_with_the_predictions(tiny_run):
         assert summary[name]["uar"]["low"] <= summary[name]["uar"]["value"]
     best = summary["best_epoch"]
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    assert summary["validation"]["accuracy"]["value"] == rows[best - 1]["validation_accuracy"]
+    for name, score in summary["validation"].items():
+        assert score["value"] == rows[best - 1][f"validation_{name}"]
 
 
 PREDICT = """

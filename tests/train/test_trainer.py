@@ -1,5 +1,6 @@
 """A network on other clips, seen from inside; a training with augmentation, saved and resumed."""
 
+import copy
 import shutil
 import threading
 from dataclasses import replace
@@ -162,7 +163,7 @@ def trained(trainer, split, tmp_path_factory) -> Path:
 def test_checkpoints_are_as_far_apart_as_asked(trained):
     checkpoints = Checkpoints(trained)
     history = checkpoints.about("final")["history"]
-    for kind, epochs in (("latest", 2), ("final", 3), ("best", best_epoch(history))):
+    for kind, epochs in (("latest", 2), ("final", 3), ("best", best_epoch(history, "accuracy"))):
         assert len(checkpoints.about(kind)["history"]) == epochs
 
 
@@ -222,6 +223,28 @@ def test_no_patience_trains_on_at_accuracy_one(corpus, split, tmp_path, monkeypa
     monkeypatch.setattr(Predictor, "predict", always_right)
     rows = train(trainer, split, Checkpoints(tmp_path), resume=False, asked=threading.Event())
     assert [row["validation_accuracy"] for row in rows] == [1, 1, 1]
+
+
+def test_the_monitor_selects_the_epoch_and_ends_the_training(
+    trainer, corpus, split, tmp_path, monkeypatch
+):
+    """All clips are right from the first epoch on, and most surely so in the second."""
+    trainer, predict, sure = copy.copy(trainer), Predictor.predict, [0.5, 0.9, 0.7]
+    options = replace(CONFIG.train, monitor="log_loss", patience=1, epochs=9)
+    trainer.config = replace(CONFIG, train=options)
+    coming = iter(sure)
+
+    def right(network, clips):
+        p, classes = next(coming), len(corpus.class_names)
+        rows = np.full((len(clips), classes), (1 - p) / (classes - 1))
+        rows[np.arange(len(clips)), corpus.labels[clips]] = p
+        return predict(network, clips)._replace(probabilities=rows)
+
+    monkeypatch.setattr(Predictor, "predict", right)
+    rows = train(trainer, split, Checkpoints(tmp_path), resume=False, asked=threading.Event())
+    assert [row["validation_accuracy"] for row in rows] == [1, 1, 1]
+    assert [row["validation_log_loss"] for row in rows] == pytest.approx(-np.log(sure))
+    assert len(Checkpoints(tmp_path).about("best")["history"]) == 2
 
 
 RECORDS = {
