@@ -99,8 +99,8 @@ def test_it_trains_on_one_modality_where_files_of_others_are_of_no_use(root, tmp
     model = replace(CONFIG.model, modalities=(name,), units={name: (4,)})
     rates = CONFIG.data.rates if name == "text" else {}
     data = replace(CONFIG.data, roots=(other,), cache=tmp_path / "cache", rates=rates)
-    train = replace(CONFIG.train, epochs=1)
-    config = replace(CONFIG, data=data, model=model, train=train, augment=AugmentConfig())
+    options = replace(CONFIG.train, epochs=1)
+    config = replace(CONFIG, data=data, model=model, train=options, augment=AugmentConfig())
     config.check()
     corpus = open_corpus(data, config.streams)
     assert len(corpus) == 60 and [*corpus.streams] == [name]

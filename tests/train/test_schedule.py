@@ -5,7 +5,7 @@ import pytest
 
 from mmattn.config import TrainConfig
 from mmattn.evaluate.metrics import METRICS
-from mmattn.train import loop
+from mmattn.train.callbacks import epoch_line
 from mmattn.train.loop import learning_rate
 
 
@@ -43,9 +43,8 @@ def test_a_longer_history_compiles_nothing_new():
     assert not [name for name in compiled if "compile" in name]
 
 
-def test_no_line_about_an_epoch_is_wider_than_the_screen(monkeypatch):
+def test_no_line_about_an_epoch_is_wider_than_the_screen():
     said = []
-    monkeypatch.setattr(loop, "say", said.append)
     row = {
         "epoch": 100,
         "train_loss": 1.79181,
@@ -56,6 +55,6 @@ def test_no_line_about_an_epoch_is_wider_than_the_screen(monkeypatch):
         **{f"validation_{name}": 0.25 for name in METRICS},
     }
     for monitor in ("loss", *(name for name in METRICS if not METRICS[name].soft)):
-        loop._say_epoch([row | {f"validation_{monitor}": 0.125}], monitor)
+        said.append(epoch_line([row | {f"validation_{monitor}": 0.125}], monitor))
         assert len(said[-1]) <= 100 and "0.125" in said[-1]
         assert said[-1].startswith("epoch 100  loss 1.7918 / ") and said[-1].endswith("  best")

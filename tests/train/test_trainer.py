@@ -260,7 +260,7 @@ def known(corpus, split, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("known")
     trainer = make_trainer(CONFIG, replace(corpus, extractor=RECORDS), split, device_count=2)
     for kind in ("best", "final", "latest"):
-        trainer.save(Checkpoints(folder), kind, Position(*trainer.start()), [])
+        trainer.save(Checkpoints(folder), kind, Position(*trainer.start()), {"history": []})
     return folder
 
 
