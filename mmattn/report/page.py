@@ -85,6 +85,7 @@ def write_run_page(
     curves: Sequence[CurvePlot] = (),
     note: str | None = None,
     groups: Mapping[str, Mapping] | None = None,
+    calibrated: Mapping[str, Scores] | None = None,
 ) -> None:
     """Write the page of a run, atomically.
 
@@ -102,9 +103,10 @@ def write_run_page(
         curves: over a test-time offset and tempo.
         note: a warning at the top: that the split leaks speakers, for one.
         groups: what `metrics.group_scores` gives for the test set, if there are any.
+        calibrated: as `scores`, of calibrated predictions, if there are any.
     """
     plots = _Plots()
-    shown = table(score_table(scores)) + table(class_table(predictions))
+    shown = table(score_table(scores, calibrated)) + table(class_table(predictions))
     shown += paragraphs(filter(None, [ties_text("test", predictions)]))
     sections = {"scores": ("Scores", shown)}
     if tables := group_tables(groups or {}):

@@ -46,11 +46,13 @@ from mmattn.run.folder import (
     write_config,
     write_environment,
 )
+from mmattn.run.report import calibrated_scores
 from mmattn.run.run import Run
 from mmattn.train import processes
 from mmattn.train.callbacks import Console
 from mmattn.train.devices import start_devices
 from mmattn.train.history import best_epoch
+from mmattn.train.trackers import make_trackers
 
 
 def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
@@ -117,6 +119,7 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
         write_environment(folder, processes.count())
 
     processes.from_first(describe)
+    processes.from_first(lambda: make_trackers(config.track) and None)  # what lacks, lacks now
     runs = {}
     for fold_folder, parts in groups.items():
         for part in parts:
@@ -247,7 +250,8 @@ def train_and_evaluate(
     processes.from_first(prepare)
     _say_data(corpus, split)
     run = Run(config, folder, calibrated=False)
-    train_run(run, corpus, split, [Console(say)], config.resume, asked, finish)
+    trackers = make_trackers(config.track) if processes.first() else []
+    train_run(run, corpus, split, [Console(say), *trackers], config.resume, asked, finish)
 
 
 def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
@@ -271,6 +275,7 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
         corpus,
         f"{split.description}; epoch {best}, the best of {len(history)}",
         note=note,
+        temperature=run.about.get("temperature"),
         best_epoch=best,
         epochs=len(history),
         seconds=sum(row["seconds"] for row in history),
@@ -311,8 +316,11 @@ def write_results(
         write_predictions(folder / PREDICTIONS[name], one)
     plot_confusion(test, folder / "confusion.png", "Test clips", note)
     found = {name: scores(one, seed) for name, one in predictions.items()}
+    calibrated = calibrated_scores(run, predictions)
     what = f"{what}, {note}" if note and note not in what else what
-    say_scores(f"{corpus.description}; {what}", found)
+    say_scores(f"{corpus.description}; {what}", found, calibrated)
+    if calibrated is None:
+        say("not calibrated: no temperature can be fitted where every validation clip is right")
     say_ties(predictions)
     groups = group_scores(test, test.cells(corpus.groups), seed)
     say_groups("Test", groups)
@@ -321,7 +329,14 @@ def write_results(
 
         write_page(run, corpus, processes.share(run.config.devices))
     ties = {name: one.ties for name, one in predictions.items()}
-    summary = {**found, "groups": groups, "ties": ties, "data": corpus.description, "what": what}
+    summary = {
+        **found,
+        "calibrated": calibrated,
+        "groups": groups,
+        "ties": ties,
+        "data": corpus.description,
+        "what": what,
+    }
     write_json(folder / "summary.json", {**summary, **about, **environment()})
     say(f"results in {folder}")
 

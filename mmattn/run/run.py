@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,11 +16,17 @@ from mmattn.data.feature_file import MIN_FRAMES, BadClip, read_features
 from mmattn.data.stream import Stream, make_stream, pack_streams
 from mmattn.errors import UserError
 from mmattn.evaluate.calibration import calibrated
-from mmattn.evaluate.predictions import Predictions, predictions_of
+from mmattn.evaluate.predictions import (
+    Predictions,
+    combine,
+    predictions_of,
+    read_predictions,
+)
 from mmattn.evaluate.views import ClipView, StreamView, view_clips
 from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.media import explain_missing_library, is_feature_file
 from mmattn.run.folder import (
+    PREDICTIONS,
     check_complete,
     check_new,
     parts_of,
@@ -286,6 +292,16 @@ class Run:
         with explain_missing_library():
             from mmattn.media.extract import config_like
         return config_like(self.extractor, self._media)
+
+    def calibrated(self, split: str) -> Predictions | None:
+        """What predictions.csv would be with its temperatures; None if a network has none."""
+        if self.parts:
+            found = [part.calibrated(split) for part in self.parts]
+            return None if None in found else combine(found)
+        if (temperature := self.about.get("temperature")) is None:
+            return None
+        raw = read_predictions(self.folder / PREDICTIONS[split])
+        return replace(raw, probabilities=calibrated(raw.probabilities, temperature))
 
     def _restored(self, corpus: Corpus, device_count: int = 1) -> Restored:
         """The network of a single training, restored once."""

@@ -154,9 +154,11 @@ class Restored(NamedTuple):
         return Predictor(config, learner, weights, class_weights, feed)
 
 
-def learner_for(config: ExperimentConfig, corpus: Corpus, device_count: int) -> Learner:
+def learner_for(
+    config: ExperimentConfig, corpus: Corpus, device_count: int, *round_up: Callable[[int], int]
+) -> Learner:
     """The learner of a config for the clips of a corpus; of equal architectures it is the same."""
-    geometry = fusion_of(config.model.fusion).geometry(corpus.streams, config.model)
+    geometry = fusion_of(config.model.fusion).geometry(corpus.streams, config.model, *round_up)
     widths, classes = tuple(corpus.widths.items()), len(corpus.class_names)
     return compiled_learner(config.model, config.train, widths, classes, device_count, geometry)
 
@@ -227,7 +229,7 @@ class Ensemble:
             modality [N, T]. They are not finite where a network breaks.
         """
         probabilities, attention = [None] * len(corpus), [None] * len(corpus)
-        learner = learner_for(self.config, corpus, 1)
+        learner = learner_for(self.config, corpus, 1, rung)
         lengths = {name: stream.lengths for name, stream in corpus.streams.items()}
         raw = neutral(corpus.widths)  # each network has its own
         for dispatch in plan_ladder(lengths):
