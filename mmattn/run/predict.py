@@ -125,6 +125,7 @@ def to_json(run: Run, outcome: Outcome) -> dict:
         "run": str(run.folder),
         "checkpoint": run.checkpoint,
         "networks": len(run.networks),
+        "calibrated": run.is_calibrated,
         "predictions": [
             {
                 "clip": str(one.path),
@@ -198,12 +199,13 @@ def _say_outcome(run: Run, outcome: Outcome) -> None:
 
 def _about(run: Run) -> str:
     """The networks that are asked, in words."""
+    said = f"{run.checkpoint} checkpoint{' of each' if run.parts else ''}"
+    said += ", calibrated" if run.is_calibrated else ", not calibrated"
     if not run.parts:
-        return f"{run.checkpoint} checkpoint"
+        return said
     names = [str(network.folder.relative_to(run.folder)) for network in run.networks]
     shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
-    what = f"mean of {len(names)} networks ({', '.join(shown)})"
-    return f"{what}, {run.checkpoint} checkpoint of each"
+    return f"mean of {len(names)} networks ({', '.join(shown)}), {said}"
 
 
 def _count(number: int, what: str) -> str:

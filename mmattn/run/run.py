@@ -293,6 +293,11 @@ class Run:
             from mmattn.media.extract import config_like
         return config_like(self.extractor, self._media)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it predicts with a temperature, that of each network."""
+        return self._calibrated and all(one.about.get("temperature") for one in self.networks)
+
     def calibrated(self, split: str) -> Predictions | None:
         """What predictions.csv would be with its temperatures; None if a network has none."""
         if self.parts:

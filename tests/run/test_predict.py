@@ -1,5 +1,6 @@
 """Predictions for new clips: the training's own numbers, and what is said where some is lacking."""
 
+import csv
 import io
 import json
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,8 +21,10 @@ from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.views import StreamView
+from mmattn.files import read_json
 from mmattn.run.folder import read_config
 from mmattn.run.predict import attention_lines, bar
+from mmattn.run.run import Clip
 from mmattn.train.inference import Ensemble
 
 AUDIO = {"name": "log-mel", "version": 1, "settings": {"hop": 0.05}}
@@ -102,7 +106,7 @@ def assert_as_stored(predictions, stored):
 
 
 def test_feature_files_get_the_predictions_of_the_training(tiny_run, clip_files, stored):
-    predictions, failures = mmattn.load(tiny_run).predict_all(clip_files)
+    predictions, failures = mmattn.load(tiny_run, calibrated=False).predict_all(clip_files)
     assert failures == []
     assert_as_stored(predictions, stored)
     assert [one.predicted for one in predictions] == [
@@ -118,7 +122,7 @@ def test_feature_files_get_the_predictions_of_the_training(tiny_run, clip_files,
 def test_the_data_options_of_the_run_are_those_of_the_prediction(file_run):
     stored = read_predictions(file_run / "predictions.csv")
     paths = [file_run.parent / "clips" / f"{name}.npz" for name in stored.clips]
-    predictions, failures = mmattn.load(file_run).predict_all(paths)
+    predictions, failures = mmattn.load(file_run, calibrated=False).predict_all(paths)
     assert failures == []
     assert_as_stored(predictions, stored)
     audio, video = (predictions[0].streams[name] for name in ("audio", "video"))
@@ -127,14 +131,14 @@ def test_the_data_options_of_the_run_are_those_of_the_prediction(file_run):
 
 
 def test_a_clip_alone_gets_the_same_as_among_others(tiny_run, clip_files, stored):
-    one = mmattn.load(str(tiny_run)).predict(str(clip_files[3]))
+    one = mmattn.load(str(tiny_run), calibrated=False).predict(str(clip_files[3]))
     np.testing.assert_allclose(one.probabilities, stored.probabilities[3], rtol=1e-5, atol=1e-7)
 
 
 def test_folds_and_ensembles_are_averaged(commands, ensemble, clip_files, tmp_path):
     shutil.copytree(ensemble, tmp_path / "run")
     together = read_predictions(tmp_path / "run" / "predictions.csv")
-    predictor = mmattn.load(tmp_path / "run")
+    predictor = mmattn.load(tmp_path / "run", calibrated=False)
     trainings = [network.folder for network in predictor.networks]
     assert trainings == [tmp_path / "run" / f"member{number}" for number in (0, 1)]
     by_name = {path.stem: path for path in clip_files}
@@ -355,18 +359,12 @@ def test_what_is_no_run_or_no_checkpoint(tiny_run, tmp_path):
         mmattn.load(tmp_path)
 
 
-def test_to_import_the_package_is_light():
-    script = "import sys, mmattn; print([n for n in ('jax', 'numpy', 'tyro') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr
-
-
 def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_files, stored):
     lacking = clip_files[0].with_name("audio.npz")
     with np.load(clip_files[0]) as arrays:
         np.savez(lacking, **{key: arrays[key] for key in arrays if key.startswith("audio")})
     paths = [clip_files[0], lacking, clip_files[0].with_name("lost.npz")]
-    text = commands.run("mmattn", "predict", tiny_run, *paths, code=1)
+    text = commands.run("mmattn", "predict", tiny_run, *paths, "--no-calibrated", code=1)
     first, second, _ = re.split(r"\S+/(?:audio|lost)\.npz", text, maxsplit=2)
     assert f"{stored.clips[0]}.npz: {stored.class_names[stored.predicted[0]]}" in first
     for name, probability in zip(stored.class_names, stored.probabilities[0], strict=True):
@@ -384,7 +382,7 @@ def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_fi
 
 def test_json_alone_is_on_the_standard_output(commands, tiny_run, clip_files, stored, tmp_path):
     lost, page = tmp_path / "lost.npz", tmp_path / "page.html"
-    options = ("--json", "--html", page)
+    options = ("--json", "--html", page, "--no-calibrated")
     done = subprocess.run(
         [sys.executable, "-m", "mmattn", "predict", *(tiny_run, clip_files[0], lost), *options],
         env=commands.environment,
@@ -435,3 +433,86 @@ def test_attention_is_drawn_over_common_seconds():
 def test_bars():
     bars = ["", "▏", "██", "██▏", "████"]
     assert [bar(share, 4) for share in (0, 0.03125, 0.5, 0.53125, 1)] == bars
+
+
+def test_a_folder_a_pattern_and_a_manifest_as_a_table(commands, tiny_run, clip_files, tmp_path):
+    folder = clip_files[0].parent
+    pattern = folder / f"{clip_files[1].stem[:-1]}?.npz"
+    table = tmp_path / "manifest.csv"
+    table.write_text(
+        "file,start,end,emotion\n"
+        f"{shutil.copy(clip_files[2], tmp_path / 'a.npz').name},,,\n"
+        f"a.npz,0.5,1.5,\n"
+        "a.npz,0,0.01,\n"
+    )
+    out = tmp_path / "out.csv"
+    (folder / "broken.npz").write_bytes(b"no archive")
+    try:
+        text = commands.run(
+            "mmattn", "predict", tiny_run, folder, pattern, table, "--csv", out, code=1
+        )
+    finally:
+        (folder / "broken.npz").unlink()
+    with open(out) as file:
+        rows = list(csv.DictReader(file))
+    matches = len(list(folder.glob(pattern.name)))
+    assert len(rows) == len(clip_files) + 1 + matches + 3
+    failed = [row for row in rows if row["failure"]]
+    assert [Path(row["clip"]).name for row in failed] == ["broken.npz", "a.npz"]
+    assert "no .npz archive" in failed[0]["failure"]
+    assert failed[1]["failure"] == "1 frames from 0 to 0.01 s, expected 5 or more"
+    assert f"2 of {len(rows)} clips could not be predicted" in text
+    run = mmattn.load(tiny_run)
+    whole, part = run.predict_all([clip_files[2], Clip(clip_files[2], 0.5, 1.5)]).predictions
+    for row, one in zip(
+        [row for row in rows if row not in failed][-2:], (whole, part), strict=True
+    ):
+        assert row["predicted"] == one.predicted
+        found = [float(row[name]) for name in run.class_names]
+        np.testing.assert_allclose(found, one.probabilities, rtol=1e-5)
+    assert part.streams["audio"].times[0] == 0.5 and part.streams["audio"].times[-1] <= 1.5
+    assert not np.allclose(whole.probabilities, part.probabilities, rtol=1e-4)
+
+
+def test_clips_of_any_length_share_compilations(tiny_run, clip_files, tmp_path):
+    run = mmattn.load(tiny_run)
+    lengths = []
+
+    def listen(event: str, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            lengths[-1] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for frames in range(16, 41, 3):
+            streams = {
+                "audio": make_stream(np.ones((frames, 8), np.float32), np.arange(frames) / 20),
+                "video": make_stream(np.ones((16, 6), np.float32), np.arange(16) / 15),
+            }
+            lengths.append(0)
+            run.predict(write_features(tmp_path / "clip.npz", streams))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    # Steps of the ladder: 16, 20, 25, 31, 38, 47.
+    assert [count > 0 for count in lengths[1:]] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_the_temperature_of_the_run_is_applied(tiny_run, clip_files, stored):
+    temperature = read_json(tiny_run / "summary.json")["temperature"]
+    raw = mmattn.load(tiny_run, calibrated=False).predict(clip_files[0])
+    np.testing.assert_allclose(raw.probabilities, stored.probabilities[0], rtol=1e-5, atol=1e-7)
+    one = mmattn.load(tiny_run).predict(clip_files[0])
+    if temperature is None:
+        np.testing.assert_array_equal(one.probabilities, raw.probabilities)
+    else:
+        powers = raw.probabilities ** (1 / temperature)
+        np.testing.assert_allclose(one.probabilities, powers / powers.sum(), rtol=1e-9)
