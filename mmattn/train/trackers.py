@@ -151,7 +151,8 @@ class MLflow(Tracker):
     """A run of MLflow's experiment "mmattn" or MLFLOW_EXPERIMENT_NAME, at MLFLOW_TRACKING_URI.
 
     Without that variable it is where MLflow puts it: mlflow.db and mlruns/ of the working
-    directory. MLflow itself reports its use unless MLFLOW_DISABLE_TELEMETRY=true.
+    directory. MLflow reports its own use unless MLFLOW_DISABLE_TELEMETRY=true, and asks a server
+    that is gone for minutes, as MLFLOW_HTTP_REQUEST_MAX_RETRIES tells; the training waits.
     """
 
     name = "mlflow"

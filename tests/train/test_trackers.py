@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -113,7 +113,8 @@ def make() -> Iterator[Callable[..., Tracker]]:
             sys.modules["wandb"].teardown()
         for tracker in made:
             if isinstance(tracker, TensorBoard):
-                tracker.writer.close()
+                with suppress(ValueError):  # closed already
+                    tracker.writer.close()
         made.clear()
 
     def new(name: str, *options) -> Tracker:
@@ -230,7 +231,11 @@ LOGGED = {  # of a row's keys
     "gradient_norm": "gradient_norm",
     "clips_per_s": "clips_per_s",
 }
+SLOW = {"mlflow", "wandb"}  # half a second or more a training
 each_tracker = pytest.mark.parametrize("name", TRACKERS)
+each_tracker_slowly = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRACKERS]
+)
 
 
 def check_curves(found: Curves, epochs: int) -> None:
@@ -263,7 +268,7 @@ def test_a_complete_training(name, make, run):
 
 
 @each_tracker
-@pytest.mark.parametrize("saved", [0, 3, 5])
+@pytest.mark.parametrize("saved", [pytest.param(0, marks=pytest.mark.slow), 3, 5])
 def test_a_training_that_is_killed_and_resumed_has_each_epoch_once(name, saved, make, run):
     train(make(name), run, 5)
     resumed = replace(run, history=[row(epoch) for epoch in range(1, saved + 1)])
@@ -273,14 +278,14 @@ def test_a_training_that_is_killed_and_resumed_has_each_epoch_once(name, saved, 
     assert float(reader.parameters()["train.learning_rate"]) == 3e-4
 
 
-@each_tracker
+@each_tracker_slowly
 def test_a_training_that_is_tracked_from_its_resuming_on_has_all_epochs(name, make, run):
     run.history = [row(1), row(2)]
     train(make(name), run, 3, "complete")
     check_curves(READERS[name](run).curves(), 3)
 
 
-@each_tracker
+@each_tracker_slowly
 def test_an_epoch_whose_callbacks_were_not_called_is_logged_after_the_resuming(name, make, run):
     train(make(name), run, 2)
     resumed = replace(run, history=[row(epoch) for epoch in range(1, 4)])  # its checkpoint was made
@@ -288,7 +293,7 @@ def test_an_epoch_whose_callbacks_were_not_called_is_logged_after_the_resuming(n
     check_curves(READERS[name](run).curves(), 4)
 
 
-@each_tracker
+@each_tracker_slowly
 def test_a_stopped_training_is_closed_and_can_be_resumed(name, make, run):
     train(make(name), run, 2, "stopped")
     assert READERS[name](run).pictures() == {}
@@ -297,7 +302,7 @@ def test_a_stopped_training_is_closed_and_can_be_resumed(name, make, run):
     check_curves(READERS[name](run).curves(), 3)
 
 
-@each_tracker
+@each_tracker_slowly
 def test_numbers_that_are_not_finite_are_left_out(name, make, run):
     tracker = make(name)
     tracker.on_train_begin(run)
@@ -312,7 +317,7 @@ def test_numbers_that_are_not_finite_are_left_out(name, make, run):
     assert len(found["train/loss"]) == 3
 
 
-@each_tracker
+@each_tracker_slowly
 def test_folds_are_runs_of_their_own(name, make, run):
     tracker = make(name)
     folds = [replace(run, folder=run.folder / fold, history=[]) for fold in ("fold0", "fold1")]
@@ -330,6 +335,7 @@ def test_tensorboard_elsewhere(make, run, tmp_path):
 
 
 def test_tensorboard_needs_a_folder(run, caplog):
+    caplog.set_level("INFO", "mmattn")
     train(TensorBoard(), replace(run, folder=None), 2, "complete")
     assert "needs TensorBoard(folder)" in caplog.text
 
@@ -372,6 +378,7 @@ def test_wandb_leaves_the_users_own_run_alone(make, run):
     own = wandb.init(project="own", dir=run.folder)
     train(tracker, run, 1, "complete")
     assert wandb.run is own
+    own.finish()
 
 
 def test_wandb_gets_no_code_and_no_console(make, run, capfd):
@@ -423,7 +430,7 @@ def test_a_tracker_that_fails_says_so_once_and_is_off(name, make, run, caplog):
         tracker.on_epoch_end(run, row(2))
         tracker.on_epoch_end(run, row(3))
     tracker.on_train_end(run)
-    (message,) = caplog.messages
+    (message,) = (record.message for record in caplog.records if record.name == "mmattn")
     assert message.startswith(f"{name} is off, the training continues: ")
 
 
@@ -457,6 +464,7 @@ def test_wandb_server_that_is_not_there(make, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
     with pytest.raises(UserError, match=r"tracker wandb: .*127\.0\.0\.1") as raised:
         make("wandb")
     assert key not in str(raised.value)
@@ -481,4 +489,4 @@ def test_messages_have_no_secrets(make, run, caplog, monkeypatch):
 def test_importing_callbacks_and_trackers_is_quick():
     heavy = "{'jax', 'numpy', 'matplotlib', 'tensorboardX', 'mlflow', 'wandb'}"
     code = f"import sys, mmattn.train.trackers; assert not {heavy} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
