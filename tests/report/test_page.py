@@ -85,7 +85,7 @@ def write_run(
     found = {"validation": scores(predictions), "test": scores(predictions, seed=1)}
     about = {"Data": "synthetic", "Best epoch": f"5 of {epochs}"}
     command = "python -m experiments.no_aug"
-    write_run_page(path, title, about, found, predictions, command, history(epochs), clips)
+    write_run_page(path, title, about, found, predictions, command, history(epochs), clips=clips)
     return path
 
 
