@@ -88,17 +88,22 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict clips that no run has seen: raw ones (with the extra [media]) or feature files."""
+    """Predict clips of unknown class: raw ones (with the extra [media]) or feature files."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder; the networks of folds or an ensemble are averaged."""
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
-    """Clips, of which .npz are feature files; from others the run's own features are extracted."""
+    """Clips (.npz are feature files; from others the run's own features are extracted), folders of
+    them, manifests, or patterns in quotes like 'clips/**/*.mp4'."""
     checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
     json: bool = False
     """Print one JSON document and nothing else."""
+    csv: Path | None = None
+    """A table to write, a row a clip, in place of each clip's predictions on the screen."""
     html: Path | None = None
     """A page to write: attention over the audio, faces where it is highest."""
     models: Path = ExtractConfig.models
@@ -110,7 +115,16 @@ class Predict:
         from mmattn.run.predict import predict_run
 
         media = ExtractConfig(models=self.models, facenet=self.facenet)
-        predict_run(self.run, self.clips, self.checkpoint, self.json, self.html, media)
+        predict_run(
+            self.run,
+            self.clips,
+            self.checkpoint,
+            self.calibrated,
+            self.json,
+            self.csv,
+            self.html,
+            media,
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class Baseline:
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
-        from mmattn.run.baseline import baseline_of_run
+        from mmattn.run.evaluate import baseline_of_run
 
         baseline_of_run(self.run, self.data)
 
@@ -138,7 +152,7 @@ class Report:
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
-        from mmattn.run.page import report_run
+        from mmattn.run.report import report_run
 
         report_run(self.run, self.devices, self.data)
 

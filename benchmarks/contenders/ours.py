@@ -64,10 +64,10 @@ class Contestant(Contender):
 
         if self.weights is None:
             self.weights = self.learner.weights(self.state)
-        found = []
+        found, weights = [], self.settings.class_weights
         for batch in batches:
             placed = devices.place(jax.tree.map(divide, batch))
-            found.append(self.learner.predict(self.weights, placed, self.settings).probabilities)
+            found.append(self.learner.predict(self.weights, placed, weights).probabilities)
         return np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in found])
 
     def load(self, parameters: dict[str, np.ndarray]) -> None:

@@ -21,11 +21,10 @@ from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import make_split
 from mmattn.evaluate.tables import Interval as Shown
 from mmattn.evaluate.tables import Table, cell_text
-from mmattn.evaluate.views import ClipView
+from mmattn.evaluate.views import ClipView, clip_view
 from mmattn.files import write_text
 from mmattn.report import page
 from mmattn.report.figures import Curve, CurvePlot, Forest
-from mmattn.run.views import clip_view
 from mmattn.train.shifts import OFFSETS, TEMPOS
 
 VIEWED = 12  # clips in the viewer

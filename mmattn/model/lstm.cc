@@ -124,6 +124,12 @@ struct Layer {
   bool any_inside(int64_t now, int64_t row, int rows) const {
     return std::any_of(length + row, length + row + rows, [now](int32_t n) { return now < n; });
   }
+  // The same of rows [t, b] of all times.
+  bool any_of_all(int64_t row, int rows) const {
+    for (int r = 0; r < rows; ++r)
+      if (inside((row + r) / batch, (row + r) % batch)) return true;
+    return false;
+  }
   int64_t steps_a_chunk() const { return std::max<int64_t>(1, CHUNK / std::max<int64_t>(1, batch)); }
 };
 
@@ -152,28 +158,28 @@ void pack_transposed(const float* kernel, int64_t rows, int64_t depth, float* to
 void project(const Layer& layer, int64_t first_step, int64_t steps, const float* x,
              const float* packed, const float* bias, float* t) {
   const int64_t units = layer.units;
+  // A tile may hold rows of several times: of one clip it would else have a single row.
+  const int64_t start =
+      std::min(layer.place(first_step), layer.place(first_step + steps - 1)) * layer.batch;
+  const int64_t end = start + steps * layer.batch;
   for (int64_t unit = 0; unit < units; unit += LANES) {
     const float* panel = packed + unit * 4 * layer.features;
     const int64_t count = std::min<int64_t>(LANES, units - unit);
     Vector b[4];
     for (int gate = 0; gate < 4; ++gate)
       b[gate] = load(bias + gate * units + unit, count) * (gate < 3 ? 0.5f : 1.0f);
-    for (int64_t step = first_step; step < first_step + steps; ++step) {
-      const int64_t now = layer.place(step);
-      for (int64_t row = 0; row < layer.batch; row += ROWS) {
-        const int rows = std::min<int64_t>(ROWS, layer.batch - row);
-        if (!layer.any_inside(now, row, rows)) continue;
-        const float* a = x + (now * layer.batch + row) * layer.features;
-        Tile sum;
-        for (int r = 0; r < rows; ++r)
-          for (int gate = 0; gate < 4; ++gate) sum[r][gate] = b[gate];
-        multiply(rows, [&](int r, int64_t k) { return a[r * layer.features + k]; }, panel,
-                 layer.features, sum);
-        for (int r = 0; r < rows; ++r)
-          for (int gate = 0; gate < 4; ++gate)
-            store(t + ((now * layer.batch + row + r) * 4 + gate) * units + unit, sum[r][gate],
-                  count);
-      }
+    for (int64_t row = start; row < end; row += ROWS) {
+      const int rows = std::min<int64_t>(ROWS, end - row);
+      if (!layer.any_of_all(row, rows)) continue;
+      const float* a = x + row * layer.features;
+      Tile sum;
+      for (int r = 0; r < rows; ++r)
+        for (int gate = 0; gate < 4; ++gate) sum[r][gate] = b[gate];
+      multiply(rows, [&](int r, int64_t k) { return a[r * layer.features + k]; }, panel,
+               layer.features, sum);
+      for (int r = 0; r < rows; ++r)
+        for (int gate = 0; gate < 4; ++gate)
+          store(t + ((row + r) * 4 + gate) * units + unit, sum[r][gate], count);
     }
   }
 }

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmattn.errors import UserError
 from mmattn.files import CACHE
 from mmattn.machine import c_function, cores, processor
 from mmattn.train import processes
@@ -49,9 +50,7 @@ def start_devices(devices: int | str, batch: int) -> int:
         raise processes.agreed(
             f"--devices {count}: expected a multiple of the {each} processes, or auto"
         )
-    jax.config.update("jax_num_cpu_devices", count // each)
-    _keep_compilations()
-    _keep_memory()
+    start(count // each)
     found = min(processes.exchange(jax.local_device_count()))
     if devices == "auto" and jax.default_backend() != "cpu":
         return min(found, batch // each) * each
@@ -60,6 +59,43 @@ def start_devices(devices: int | str, batch: int) -> int:
             f"--devices {count}: JAX has {found * each} {jax.default_backend()} device(s)"
         )
     return count
+
+
+def start(devices: int | str = "auto") -> None:
+    """Make this process quick: CPU devices, compilations kept on the disk, freed memory kept.
+
+    To be called before JAX is used; without it, a library leaves these as they are.
+
+    Args:
+        devices: into which JAX divides the CPU; "auto": one a core.
+
+    Raises:
+        UserError: JAX is at work already.
+    """
+    count = cores() if devices == "auto" else int(devices)
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if jax.local_device_count() != count:
+            raise UserError(
+                f"JAX is at work with {jax.local_device_count()} devices; call mmattn.start() first"
+            ) from error
+    _keep_compilations()
+    _keep_memory()
+
+
+def fitting_devices(devices: int | str, batch: int) -> int:
+    """How many of JAX's devices to use: so many, or, if "auto", the most that divide the batch.
+
+    Raises:
+        UserError: JAX has fewer.
+    """
+    found = jax.local_device_count()
+    if devices == "auto":
+        return max(n for n in range(1, min(found, batch) + 1) if batch % n == 0)
+    if not 1 <= int(devices) <= min(found, batch):
+        raise UserError(f"devices {devices}: expected 1 to {min(found, batch)} (JAX has {found})")
+    return int(devices)
 
 
 def _keep_compilations() -> None:

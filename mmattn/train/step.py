@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Hashable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from mmattn.config import ModelConfig, TrainConfig
 from mmattn.data.batches import Batch
+from mmattn.data.normalise import Normaliser
 from mmattn.model.initial import Keys
 from mmattn.model.layers import Training, draw_for_dropout
 from mmattn.model.network import Network, Output
@@ -72,6 +73,15 @@ class Prediction(NamedTuple):
     """By modality, [B, T]."""
 
 
+class Votes(NamedTuple):
+    """The outputs of each of N networks for each clip of a batch."""
+
+    probabilities: Array
+    """[N, B, K]"""
+    attention: dict[str, Array]
+    """By modality, [N, B, T]."""
+
+
 class Inspection(NamedTuple):
     """Activations inside the network, of each clip of a batch."""
 
@@ -97,7 +107,7 @@ NO_SUMS = Sums(np.float32(0), np.float32(0), np.float32(0))
 class Learner:
     """The compiled training steps and prediction of one architecture on a number of devices.
 
-    `train(state, sums, batches, count, settings)`, `predict(weights, batches, settings)` and
+    `train(state, sums, batches, count, settings)`, `predict(weights, batches, class_weights)` and
     `inspect(weights, batches)` take arrays with a leading axis of devices, as `collate` makes and
     `devices.place` puts them, but for the count of steps and the settings, which all devices
     share; `weights(state)` are those of a state.
@@ -118,7 +128,8 @@ class Learner:
     ):
         self._make_network = partial(Network, model, widths, classes, geometry=geometry)
         network = self._make_network(rngs=Keys(None))  # for its shapes
-        self.graph, params, _ = nnx.split(network, nnx.Param, nnx.BatchStat)
+        self.graph, params, self._batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+        self._params = params
         self.gamma = train.gamma
         self.weight_decay = train.weight_decay
         self.optimizer = optax.chain(optax.scale_by_adam())  # Kingma & Ba, 2015
@@ -132,6 +143,7 @@ class Learner:
         self.weights = devices.parallel(self._weights, device_count, in_axes=(0,))
         self.predict = devices.parallel(self._predict, device_count, in_axes=(0, 0, None))
         self.inspect = devices.parallel(self._inspect, device_count, in_axes=(0, 0))
+        self.ensemble = jax.jit(self._ensemble)
 
     def train(
         self, state: TrainState, sums: Sums, batches: Batch, count: np.int32, settings: Settings
@@ -146,10 +158,14 @@ class Learner:
         """The state before the first step, as trees of NumPy arrays."""
         network = self._make_network(rngs=Keys(seed))
         _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-        moments = jax.eval_shape(self.optimizer.init, params)  # all zeros
-        opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), moments)
         params, batch_stats = jax.tree.map(np.asarray, (params, batch_stats))
-        return TrainState(np.int32(0), params, batch_stats, opt_state)
+        return self.blank()._replace(params=params, batch_stats=batch_stats)
+
+    def blank(self) -> TrainState:
+        """A state of zeros, for the shapes of its NumPy arrays."""
+        moments = jax.eval_shape(self.optimizer.init, self._params)
+        shapes = self._params, self._batch_stats, moments
+        return TrainState(np.int32(0), *jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
 
     def shard_state(self, state: TrainState) -> TrainState:
         """Put a state of trees on the devices."""
@@ -232,7 +248,7 @@ class Learner:
         def mean_loss(params):
             network = nnx.merge(self.graph, params, state.batch_stats, copy=True)
             output = network(batch, training)
-            loss = self.loss(output, batch, settings)
+            loss = self.loss(output, batch, settings.class_weights)
             return (batch.weight @ loss) / clips, (output, loss, nnx.state(network, nnx.BatchStat))
 
         params = self._weights(state).params
@@ -256,7 +272,7 @@ class Learner:
             ),
         )
 
-    def loss(self, output: Output, batch: Batch, settings: Settings) -> Array:
+    def loss(self, output: Output, batch: Batch, class_weights: Array) -> Array:
         """The training loss [B] of each clip: focal, plus cross-entropy of the linear classifier.
 
         Each classifier has a loss of its own, so neither leaves its work to the other. Of a mixed
@@ -265,9 +281,9 @@ class Learner:
 
         def mixed(logits, gamma):
             if batch.target is not None:
-                return soft_focal_loss(logits, batch.target, gamma, settings.class_weights)
+                return soft_focal_loss(logits, batch.target, gamma, class_weights)
             own, other = (
-                focal_loss(logits, labels, gamma, settings.class_weights)
+                focal_loss(logits, labels, gamma, class_weights)
                 for labels in (batch.label, batch.mixup_label)
             )
             return batch.mixup_lambda * own + (1 - batch.mixup_lambda) * other
@@ -277,17 +293,35 @@ class Learner:
             return loss
         return loss + mixed(output.statistics_logits, 0.0)
 
-    def _predict(self, weights: Weights, batches: Batch, settings: Settings) -> Prediction:
+    def _predict(self, weights: Weights, batches: Batch, class_weights: Array) -> Prediction:
         """Predictions [S, B, …] for one device's batches [S, B, …]."""
         network = nnx.merge(self.graph, *weights)
 
         def predict(batch):
             output = network(batch)
             probabilities = jax.nn.softmax(output.logits)
-            loss = self.loss(output, batch, settings)
+            loss = self.loss(output, batch, class_weights)
             return Prediction(loss, probabilities, output.fused.attention)
 
         return jax.lax.map(predict, batches)
+
+    def _ensemble(self, weights: Weights, normalisers: Normaliser, batch: Batch) -> Votes:
+        """What N networks, stacked on the leading axis, say of a batch as it is read [B, …]."""
+
+        def ask(network):
+            weights, normaliser = network
+            streams = {
+                name: stream._replace(
+                    frames=(stream.frames - normaliser[f"{name}_mean"])
+                    / normaliser[f"{name}_std"]
+                    * stream.valid[..., None]
+                )
+                for name, stream in batch.streams.items()
+            }
+            output = nnx.merge(self.graph, *weights)(batch._replace(streams=streams))
+            return Votes(jax.nn.softmax(output.logits), output.fused.attention)
+
+        return jax.lax.map(ask, (weights, normalisers))
 
     def _inspect(self, weights: Weights, batches: Batch) -> Inspection:
         """Look inside for one device's batches [S, B, …]."""
@@ -316,3 +350,16 @@ def _is_state(x) -> bool:
 def random_key(seed: int, purpose: str) -> Array:
     """A random key that depends on the seed and on what it is for."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
+@lru_cache(4)
+def compiled_learner(
+    model: ModelConfig,
+    train: TrainConfig,
+    widths: tuple[tuple[str, int], ...],
+    classes: int,
+    device_count: int,
+    geometry: Hashable,
+) -> Learner:
+    """A learner that all networks of a run share, so that each shape compiles once."""
+    return Learner(model, train, dict(widths), classes, device_count, geometry)

@@ -21,8 +21,9 @@ def measured(request):
     split = make_split(corpus, config.data, 0)
     trainer = make_trainer(config, corpus, split, 1)
     state, _ = trainer.start()
-    found = trainer.predict(state, split.test)
-    return request.param, measure(trainer, state, split, 0), found, corpus.labels[split.test]
+    network = trainer.predictor(state)
+    found = network.predict(split.test)
+    return request.param, measure(network, split, 0), found, corpus.labels[split.test]
 
 
 def test_every_clip_has_a_row(measured):

@@ -10,15 +10,23 @@ import jax
 import numpy as np
 import pytest
 
-from mmattn.config import AugmentConfig, DataConfig, ModelConfig, SyntheticConfig, TrainConfig
+from mmattn.config import (
+    AugmentConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
 from mmattn.data.batches import Augmentation, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.errors import UserError
 from mmattn.model.fusion import fusion_of
 from mmattn.train import devices
+from mmattn.train.feed import Feed
+from mmattn.train.inference import ClipPredictions, Predictor
 from mmattn.train.loss import balanced_class_weights
-from mmattn.train.predict import ClipPredictions, Feed, predict_clips
 from mmattn.train.step import NO_SUMS, Learner, Settings, Sums, TrainState
 
 BATCH, STEPS, EPOCHS = 10, 4, 2  # on 4 devices 3, 3, 3 and 1 clips
@@ -98,7 +106,8 @@ def train(
             number = np.int32(len(dispatch.batches))
             state, sums, check = own.train(state, sums, placed, number, settings)
             norms.extend(np.sqrt(np.asarray(check.gradient_square).sum(0))[:number])
-    predictions = predict_clips(own, state, settings, feed, np.arange(len(corpus())))
+    network = Predictor(ExperimentConfig(), own, own.weights(state), weights, feed)
+    predictions = network.predict(np.arange(len(corpus())))
     for copies in jax.tree.leaves((state.step, state.batch_stats, own.weights(state))):
         copies = np.asarray(copies)
         np.testing.assert_array_equal(copies, np.broadcast_to(copies[:1], copies.shape))

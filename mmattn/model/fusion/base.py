@@ -1,6 +1,6 @@
 """What a fusion is, and what it gives."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 from flax import nnx
@@ -39,8 +39,13 @@ class Fusion(nnx.Module):
     features: int
 
     @staticmethod
-    def geometry(streams: Mapping[str, Ragged], config: ModelConfig) -> Hashable:
-        """What must be known of the clips before the network is compiled."""
+    def geometry(
+        streams: Mapping[str, Ragged],
+        config: ModelConfig,
+        round_up: Callable[[int], int] = lambda n: n,
+    ) -> Hashable:
+        """What must be known of the clips before the network is compiled, with numbers of frames
+        that may be rounded up: then it is the same for more clips."""
         return None
 
     def __call__(

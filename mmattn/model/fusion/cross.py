@@ -4,7 +4,7 @@ All streams carry their times in seconds, and only differences of times enter, s
 them changes nothing and a shift of one does.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import permutations
 from typing import NamedTuple
@@ -33,17 +33,19 @@ class Window(NamedTuple):
     others: int  # frames of the other modality that a chunk can see
 
 
-def window_of(own: Ragged, other: Ragged, window: float) -> Window:
+def window_of(
+    own: Ragged, other: Ragged, window: float, round_up: Callable[[int], int] = lambda n: n
+) -> Window:
     """The chunks with which frames of `own` see all of `other` within `window` seconds.
 
     It serves the clips given, and the same clips at other tempos, which have the same mean spacing,
     evenly, but other lengths. Clips may lack a modality.
     """
-    chunk = max(own.most_within(CHUNK_S), 1)
+    chunk = round_up(max(own.most_within(CHUNK_S), 1))
     span = max(own.longest_span(chunk), (chunk - 1) * own.spacings().max(initial=0))
     seen = span + 2 * (window + ROUNDING)
     others = max(other.most_within(seen), int(seen / other.spacings().min(initial=np.inf)) + 1)
-    return Window(chunk, others + 1)  # one more, as times are rounded
+    return Window(chunk, round_up(others + 1))  # one more, as times are rounded
 
 
 class CrossAttention(nnx.Module):
@@ -129,12 +131,14 @@ class Cross(Fusion):
 
     @staticmethod
     def geometry(
-        streams: Mapping[str, Ragged], config: ModelConfig
+        streams: Mapping[str, Ragged],
+        config: ModelConfig,
+        round_up: Callable[[int], int] = lambda n: n,
     ) -> tuple[tuple[str, Window], ...]:
         """The chunks of each ordered pair of the model's modalities, for these clips."""
         names, window = config.modalities, config.cross_window
         return tuple(
-            (_pair(one, other, names), window_of(streams[one], streams[other], window))
+            (_pair(one, other, names), window_of(streams[one], streams[other], window, round_up))
             for one, other in permutations(names, 2)
         )
 
