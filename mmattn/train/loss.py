@@ -33,7 +33,9 @@ def focal_loss(
     # Selected, not indexed: gather and scatter would take long to compile.
     own = labels[..., None] == jnp.arange(logits.shape[-1])
     loss = _focal(jnp.where(own, jax.nn.log_softmax(logits), 0).sum(-1), gamma)
-    return loss if class_weights is None else loss * jnp.where(own, class_weights, 0).sum(-1)
+    if class_weights is None:
+        return loss
+    return loss * jnp.where(own, jnp.asarray(class_weights), 0).sum(-1)
 
 
 def soft_focal_loss(
