@@ -16,12 +16,12 @@ class Encoder(nnx.Module):
     """A bidirectional LSTM stack over the frames of one modality; attention to them if it pools."""
 
     def __init__(
-        self, name: str, features: int, config: ModelConfig, pools: bool, streams: Iterator, rngs
+        self, name: str, features: int, config: ModelConfig, pools: bool, numbers: Iterator, rngs
     ):
         layers, dropouts = [], []
         for number, units in enumerate(config.units_of(name)):
             rate = config.layer_dropout if number else config.input_dropout
-            dropouts.append(Dropout(rate, next(streams)))
+            dropouts.append(Dropout(rate, next(numbers), features))
             layers.append(
                 [LSTM(features, units, reverse=back, rngs=rngs) for back in (False, True)]
             )
@@ -31,7 +31,7 @@ class Encoder(nnx.Module):
         self.features = features
         if pools:
             self.attention = TemporalAttention(features, rngs=rngs)
-            self.pooled_dropout = Dropout(config.pooled_dropout, next(streams))
+            self.pooled_dropout = Dropout(config.pooled_dropout, next(numbers), features)
 
     def encode(self, stream: Stream, training: Training | None) -> Array:
         """Embed normalised frames: [T, B, H], 0 in the padding."""

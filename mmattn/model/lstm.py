@@ -13,10 +13,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from mmattn.model import native, scan
+from mmattn.model.initial import Keys, glorot_uniform, orthogonal
 
 
 class LSTM(nnx.Module):
@@ -25,12 +27,11 @@ class LSTM(nnx.Module):
     The four gates lie side by side in the kernels' columns, in the order i, f, o, g.
     """
 
-    def __init__(self, features: int, units: int, *, reverse: bool = False, rngs: nnx.Rngs):
-        glorot, orthogonal = nnx.initializers.glorot_uniform(), nnx.initializers.orthogonal()
-        self.input_kernel = nnx.Param(glorot(rngs.params(), (features, 4 * units)))
+    def __init__(self, features: int, units: int, *, reverse: bool = False, rngs: nnx.Rngs | Keys):
+        self.input_kernel = nnx.Param(glorot_uniform(rngs.params(), (features, 4 * units)))
         self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (units, 4 * units)))
         # Forget gates start open (Jozefowicz et al., 2015), as in Keras.
-        self.bias = nnx.Param(jnp.zeros(4 * units).at[units : 2 * units].set(1.0))
+        self.bias = nnx.Param(jnp.asarray(np.repeat(np.float32([0, 1, 0, 0]), units)))
         self.reverse = reverse
 
     def __call__(self, x: Array, length: Array) -> Array:

@@ -2,15 +2,17 @@
 
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk
 from mmattn.train import processes
+
+if TYPE_CHECKING:  # else where it is used: the first step waits a quarter of a second less
+    import orbax.checkpoint as ocp
 
 Kind = Literal["best", "final", "latest"]
 FIRST = {0}
@@ -78,6 +80,8 @@ class Checkpoints:
     def _save(
         self, kind: Kind, step: int, named: dict, about: dict, members: set[int] | None
     ) -> None:
+        import orbax.checkpoint as ocp
+
         parts = ocp.args.Composite(
             arrays=ocp.args.StandardSave(named), about=ocp.args.JsonSave(about)
         )
@@ -86,6 +90,8 @@ class Checkpoints:
             manager.save(step, args=parts)
 
     def _about(self, kind: Kind) -> dict | None:
+        import orbax.checkpoint as ocp
+
         if not (self.folder / kind).is_dir():
             return None
         with self._manager(kind) as manager:
@@ -97,6 +103,8 @@ class Checkpoints:
             ]
 
     def _load(self, kind: Kind, like: Any) -> Any:
+        import orbax.checkpoint as ocp
+
         path = self.folder / kind
         wanted = _named(like)
         with self._manager(kind) as manager:
@@ -111,8 +119,10 @@ class Checkpoints:
         leaves = [np.asarray(found[name]) for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def _manager(self, kind: Kind, members: set[int] | None = FIRST) -> ocp.CheckpointManager:
+    def _manager(self, kind: Kind, members: set[int] | None = FIRST) -> "ocp.CheckpointManager":
         """Orbax's manager; of several processes these take part, or all."""
+        import orbax.checkpoint as ocp
+
         path = (self.folder / kind).resolve()
         several = {}
         if jax.process_count() > 1 and members:

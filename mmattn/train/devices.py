@@ -17,6 +17,9 @@ from mmattn.machine import c_function, cores, processor
 from mmattn.train import processes
 
 AXIS = "devices"
+# Of XLA's compiler for CPUs: half the time to compile and as quick a program, see
+# benchmarks/NOTES.md.
+QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
@@ -126,13 +129,36 @@ def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = (
 
     Each process calls it with the shards of its own devices and gets theirs back.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         function,
         axis_name=AXIS,
         in_axes=in_axes,
         donate_argnums=donate,
         devices=_chosen(devices),
     )
+    # What XLA_FLAGS says comes first. Compiled ahead, programs of several processes would take
+    # arrays of all of them.
+    told = "XLA_FLAGS" in os.environ or processes.count() > 1
+    return mapped if told or jax.default_backend() != "cpu" else _compile_quickly(mapped)
+
+
+def _compile_quickly(mapped: Callable) -> Callable:
+    """What `jax.pmap` made, compiled with other options than XLA's own, which it does not take."""
+    programs = {}
+
+    def call(*arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = structure, *((x.shape, x.dtype) for x in leaves)
+        if shapes not in programs:
+            lowered = mapped.lower(*arguments)
+            try:
+                programs[shapes] = lowered.compile(compiler_options=QUICK_TO_COMPILE)
+            except jax.errors.JaxRuntimeError:  # another version of XLA has no such option
+                programs[shapes] = lowered.compile()
+        return programs[shapes](*arguments)
+
+    call.lower = mapped.lower
+    return call
 
 
 def _chosen(devices: int) -> list[jax.Device]:

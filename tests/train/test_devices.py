@@ -243,3 +243,21 @@ def test_the_cpu_is_divided_before_jax_starts():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == ["3", "3"]
+
+
+@pytest.mark.parametrize("options", [devices.QUICK_TO_COMPILE, {"xla_no_such_option": True}])
+def test_programs_run_alike_whatever_options_they_are_compiled_with(monkeypatch, options):
+    monkeypatch.delenv("XLA_FLAGS")  # which would come first
+    monkeypatch.setattr(devices, "QUICK_TO_COMPILE", options)
+
+    def run(x, y, key):
+        draw = jax.random.uniform(key, ())
+        return x + devices.sum_over_devices(y["y"]) + devices.device_number(), draw
+
+    compiled, key = devices.parallel(run, 2, (0, 0, None), donate=(0,)), jax.random.key(1)
+    for length in (1, 3, 3):  # other shapes are other programs
+        x = devices.place(np.ones((2, length), np.float32))
+        found, draw = compiled(x, {"y": np.arange(2.0, dtype=np.float32)}, key)
+        np.testing.assert_array_equal(found, np.broadcast_to([[2.0], [3.0]], (2, length)))
+        np.testing.assert_array_equal(draw, np.repeat(jax.random.uniform(key, ()), 2))
+        assert x.is_deleted()

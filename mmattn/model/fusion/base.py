@@ -31,7 +31,7 @@ class Fusion(nnx.Module):
     """Makes one vector a clip, of `features` numbers, from the embedded frames of all modalities.
 
     Built from the feature dimensions of the embedded frames by modality, the configuration, what
-    `geometry` gave, numbers for the random streams of dropout and the parameters' rngs.
+    `geometry` gave, numbers for dropout layers and the parameters' rngs.
     """
 
     pools = False  # whether each encoder has temporal attention of its own; see `Encoder.pool`

@@ -18,7 +18,8 @@ from jax import Array, lax
 from mmattn.config import ModelConfig
 from mmattn.data.stream import PADDING, Ragged
 from mmattn.model.fusion.base import Attended, Fused, Fusion
-from mmattn.model.layers import Dropout, TemporalAttention
+from mmattn.model.initial import zeros
+from mmattn.model.layers import Dropout, Linear, TemporalAttention
 
 CHUNK_S = 1.0  # seconds of frames that attend to the same slice of the other modality
 NARROWEST = 0.05  # seconds, initial width of the narrowest head
@@ -60,8 +61,9 @@ class CrossAttention(nnx.Module):
     def __init__(self, config: ModelConfig, chunks: Window):
         """Heads of graded widths, all centred on the frame itself; `chunks` are of `window_of`."""
         heads, window = config.cross_heads, config.cross_window
-        self.centre = nnx.Param(jnp.zeros(heads))
-        self.log_width = nnx.Param(jnp.log(jnp.geomspace(min(NARROWEST, window), window, heads)))
+        self.centre = nnx.Param(zeros(None, (heads,)))
+        widths = np.geomspace(min(NARROWEST, window), window, heads)
+        self.log_width = nnx.Param(jnp.asarray(np.log(widths).astype(np.float32)))
         self.heads, self.window, self.chunks = heads, window + ROUNDING, chunks
 
     def __call__(
@@ -113,18 +115,18 @@ class Cross(Fusion):
 
     uses_times = True
 
-    def __init__(self, features, config, geometry, streams, rngs):
+    def __init__(self, features, config, geometry, numbers, rngs):
         """See `Fusion`."""
         units, others = config.cross_units, len(features) - 1
         # Query, key, value and own projection at once.
         self.project = nnx.Dict(
-            {name: nnx.Linear(size, 4 * units, rngs=rngs) for name, size in features.items()}
+            {name: Linear(size, 4 * units, rngs=rngs) for name, size in features.items()}
         )
         self.cross = nnx.Dict({name: CrossAttention(config, chunks) for name, chunks in geometry})
-        linear = partial(nnx.Linear, 2 * units * others, units, use_bias=False, rngs=rngs)
+        linear = partial(Linear, 2 * units * others, units, use_bias=False, rngs=rngs)
         self.join = nnx.Dict({name: linear() for name in features if others})
         self.attention = TemporalAttention(units, bounded=False, rngs=rngs)
-        self.dropout = Dropout(config.pooled_dropout, next(streams))
+        self.dropout = Dropout(config.pooled_dropout, next(numbers), units)
         self.features = units
 
     @staticmethod
