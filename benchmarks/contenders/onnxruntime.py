@@ -100,9 +100,7 @@ class Graph:
         outputs = [tensor("probabilities", onnx.TensorProto.FLOAT, ["B", work.classes])]
         graph = helper.make_graph(self.nodes, "network", inputs, outputs, self.constants)
         # Versions that many releases of ONNX Runtime read.
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
     def layer(self, x: str, length: str, names: list[str], units: int) -> str:
         """Both directions of an LSTM layer, side by side [T, B, 2 H]."""

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from mmattn.config import ModelConfig
 from mmattn.data.stream import Stream
 from mmattn.model.layers import Dropout, TemporalAttention, Training
-from mmattn.model.lstm import LSTM
+from mmattn.model.lstm import LSTM, both, one_by_one
 
 
 class Encoder(nnx.Module):
@@ -38,7 +37,8 @@ class Encoder(nnx.Module):
         x, length = stream.frames.swapaxes(0, 1), stream.length
         for dropout, (ahead, back) in zip(self.dropouts, self.layers, strict=True):
             x = dropout(x, training)
-            x = jnp.concatenate([ahead(x, length), back(x, length)], axis=-1)
+            directions = both if training is None else one_by_one
+            x = directions(x, length, ahead.weights, back.weights)
         return x
 
     def pool(self, x: Array, valid: Array, training: Training | None) -> tuple[Array, Array]:

@@ -44,8 +44,32 @@ class LSTM(nnx.Module):
         Returns:
             [T, B, units] hidden states, exactly 0 in the padding.
         """
-        kernels = self.input_kernel[...], self.recurrent_kernel[...]
-        return lstm(x, length, *kernels, self.bias[...], self.reverse)
+        return lstm(x, length, *self.weights, self.reverse)
+
+    @property
+    def weights(self) -> tuple[Array, Array, Array]:
+        """Input kernel [F, 4 H], recurrent kernel [H, 4 H] and bias [4 H]."""
+        return self.input_kernel[...], self.recurrent_kernel[...], self.bias[...]
+
+
+@jax.custom_vjp
+def both(x, length, ahead, back):
+    """Both directions of a layer, side by side: x [T, B, F] and their weights -> [T, B, 2 H].
+
+    Where no gradient is asked for, the kernel runs them at once.
+    """
+    if _implementation(x.dtype) is native:
+        return native.predict(x, length, ahead, back)
+    return one_by_one(x, length, ahead, back)
+
+
+def one_by_one(x, length, ahead, back):
+    """`both`, for training: the gradient of x is made only if it is asked for."""
+    return jnp.concatenate([lstm(x, length, *ahead, False), lstm(x, length, *back, True)], axis=-1)
+
+
+# What the first returns, a function, is a tree of arrays to JAX.
+both.defvjp(partial(jax.vjp, one_by_one), lambda backward, dh: backward(dh))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
