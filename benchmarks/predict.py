@@ -40,6 +40,14 @@ class Predict(Comparison):
         title = f"Predicting one clip: {clips} in each of {self.rounds} rounds"
         say_table(title, ("contender", "median ms", "95 % ms", *COMMON), rows)
 
+        files = self.measure("files", [Job(name, "file", 1, self.singles) for name in names])
+        rows = [
+            (name, *(f"{1e3 * s:.1f}" for s in latency(record).values()), *_common(record))
+            for name, record in files.items()
+        ]
+        title = f"Predicting one feature file: {clips} in each of {self.rounds} rounds"
+        say_table(title, ("contender", "median ms", "95 % ms", *COMMON), rows)
+
         many = self.measure(
             f"batches of {self.batch}", [Job(name, "predict", self.batch, 1) for name in names]
         )
@@ -49,6 +57,7 @@ class Predict(Comparison):
         say_table(title, ("contender", "clips/s", "slowest", "fastest", *COMMON), rows)
         return {
             "one": {name: {**r.to_json(), **latency(r)} for name, r in one.items()},
+            "file": {name: {**r.to_json(), **latency(r)} for name, r in files.items()},
             "many": {
                 "batch": self.batch,
                 "clips": clips,
