@@ -5,8 +5,6 @@ and applied to any. The most probable class stays, and with it accuracy, UAR and
 """
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from mmattn.evaluate.metrics import SMALLEST_PROBABILITY
 from mmattn.evaluate.predictions import Predictions
@@ -20,6 +18,10 @@ def temperature(predictions: Predictions) -> float | None:
     Above 1: the predictions were too sure. None if in every clip no class is more probable than
     the true one: then log loss falls for ever as T goes to 0, and there is nothing to fit.
     """
+    # Not with the others: who predicts would wait a quarter of a second for them.
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
     known = predictions.labels >= 0
     labels = predictions.labels[known]
     logits = np.log(np.maximum(predictions.probabilities[known], SMALLEST_PROBABILITY))

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.special import rel_entr
 
 from mmattn.evaluate.predictions import Predictions
@@ -204,6 +202,10 @@ def _joint_draws(
     Drawn within each group; groups that share speakers are one, so that these count as often in
     both and differences are paired.
     """
+    # Not with the others: who predicts would wait for them.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     names, speaker = np.unique(np.concatenate(groups), return_inverse=True)
     group = len(names) + np.repeat(np.arange(len(groups)), [len(own) for own in groups])
     shape = (len(names) + len(groups),) * 2

@@ -8,7 +8,7 @@ JAX, as from `nnx.Rngs`, they are those of Flax.
 from collections.abc import Callable
 from functools import wraps
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -45,7 +45,8 @@ def _drawn_by(flax: Callable) -> Callable:
         def initialise(key, shape: tuple[int, ...], dtype=np.float32) -> Array:
             if isinstance(key, Array):
                 return flax(key, shape, dtype)
-            return zeros(key, shape, dtype) if key is None else jnp.asarray(draw(key, shape), dtype)
+            array = np.zeros(shape) if key is None else draw(key, shape)
+            return jax.device_put(array.astype(dtype))
 
         return initialise
 
@@ -77,8 +78,8 @@ def orthogonal(key, shape):
 
 
 def zeros(key, shape: tuple[int, ...], dtype=np.float32) -> Array:
-    """Zeros; `jnp.zeros` would compile a program for each shape."""
-    return jnp.asarray(np.zeros(shape, dtype))
+    """Zeros; `jnp.zeros` and `jnp.asarray` would compile a program for each shape."""
+    return jax.device_put(np.zeros(shape, dtype))
 
 
 def _uniform(key: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:

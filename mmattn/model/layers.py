@@ -90,7 +90,7 @@ class BatchNorm(nnx.Module):
     epsilon = 1e-3
 
     def __init__(self, features: int):
-        ones = jnp.asarray(np.ones(features, np.float32))
+        ones = jax.device_put(np.ones(features, np.float32))
         self.scale = nnx.Param(ones)
         self.bias = nnx.Param(zeros(None, ones.shape))
         self.mean = nnx.BatchStat(zeros(None, ones.shape))

@@ -63,7 +63,7 @@ class CrossAttention(nnx.Module):
         heads, window = config.cross_heads, config.cross_window
         self.centre = nnx.Param(zeros(None, (heads,)))
         widths = np.geomspace(min(NARROWEST, window), window, heads)
-        self.log_width = nnx.Param(jnp.asarray(np.log(widths).astype(np.float32)))
+        self.log_width = nnx.Param(jax.device_put(np.log(widths).astype(np.float32)))
         self.heads, self.window, self.chunks = heads, window + ROUNDING, chunks
 
     def __call__(
