@@ -268,7 +268,7 @@ def test_a_complete_training(name, make, run):
 
 
 @each_tracker
-@pytest.mark.parametrize("saved", [pytest.param(0, marks=pytest.mark.slow), 3, 5])
+@pytest.mark.parametrize("saved", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 5))])
 def test_a_training_that_is_killed_and_resumed_has_each_epoch_once(name, saved, make, run):
     train(make(name), run, 5)
     resumed = replace(run, history=[row(epoch) for epoch in range(1, saved + 1)])
@@ -465,7 +465,7 @@ def test_wandb_server_that_is_not_there(make, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
-    with pytest.raises(UserError, match=r"tracker wandb: .*127\.0\.0\.1") as raised:
+    with pytest.raises(UserError, match=r"tracker wandb: AuthenticationError") as raised:
         make("wandb")
     assert key not in str(raised.value)
 
