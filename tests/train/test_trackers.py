@@ -459,6 +459,7 @@ def test_wandb_without_a_login(make, monkeypatch):
         make("wandb")
 
 
+@pytest.mark.slow  # W&B asks it several times
 def test_wandb_server_that_is_not_there(make, monkeypatch):
     key = 40 * "5"
     monkeypatch.setenv("WANDB_MODE", "online")
