@@ -78,7 +78,7 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
             with sigterm_asks() as asked:
                 _run_parts(config, config.out, asked)
         except Stopped as stop:
-            raise Stopped(f"{stop}; `--resume --out {config.out}` continues") from None
+            raise Stopped(f"SIGTERM: {stop}; `--resume --out {config.out}` continues") from None
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
     for fold_folder, parts in groups.items():
         for part in parts:
             if asked.is_set():
-                raise Stopped(f"SIGTERM before {part.folder}")
+                raise Stopped(f"stopped before {part.folder}")
             of_part = replace(part.config, devices=config.devices)
             train_and_evaluate(of_part, corpus, part.split, part.folder, asked, folder)
         networks = [Run(one.config, one.folder) for one in parts]

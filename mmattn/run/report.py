@@ -48,8 +48,9 @@ def report_run(folder: Path, device_count: int | str | None, other: OtherDataCon
     Raises:
         UserError: no complete run, no checkpoint, or not the run's clips.
     """
+    config = read_config(folder)
     check_complete(folder)
-    config, corpus = read_config(folder), corpus_of(folder, other)
+    corpus = corpus_of(folder, other)
     count = start_devices(device_count or config.devices, config.train.batch)
     write_page(load_run(folder), corpus, count)
 

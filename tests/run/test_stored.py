@@ -195,7 +195,8 @@ def test_predict(commands, runs, clips, run):
     assert found.keys() == expected.keys()
     for name in expected:
         assert list(found[name]) == list(expected[name])
-        assert_same([*found[name].values()], [*expected[name].values()])
+        # Padded otherwise than in that version, which moves the last bit.
+        np.testing.assert_allclose([*found[name].values()], [*expected[name].values()], rtol=1e-5)
 
 
 def predict(commands, run: Path, clips: Path) -> dict[str, dict[str, float]]:
