@@ -237,6 +237,14 @@ class Run:
         ]
         return predictions_of(corpus, clips, np.mean(found, axis=0))
 
+    def views(self, corpus: Corpus, clips: np.ndarray) -> list[ClipView]:
+        """Clips [n] of a corpus as the first network sees them: attention, features, cues.
+
+        Raises:
+            UserError: the corpus has other features or classes.
+        """
+        return self.predictor(corpus, clips).views(clips)
+
     def predict(self, path: Path | str) -> Prediction:
         """Predict one clip, raw or a feature file.
 
