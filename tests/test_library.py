@@ -153,6 +153,19 @@ def test_it_can_end_early_and_be_resumed_to_the_same_end(corpus, split, run, tmp
         mmattn.fit(corpus, split, other, folder=tmp_path / "run", resume=True)
 
 
+def test_a_callback_predicts_with_the_best_so_far(corpus, split):
+    found = []
+
+    def predict(run, row):
+        found.append(run.predict_corpus(corpus, split.validation))
+        about = run.checkpoints.about("best")
+        right = (found[-1].predicted == found[-1].labels).mean()
+        assert right == about["history"][-1]["validation_accuracy"]
+
+    mmattn.fit(corpus, split, CONFIG, [Recorder(predict)])
+    assert len(found) == 3
+
+
 def test_an_interrupt_before_the_first_epoch_is_one(corpus, split):
     class Now(mmattn.Callback):
         def on_train_begin(self, run):

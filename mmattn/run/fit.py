@@ -109,11 +109,11 @@ def train_run(
             getattr(one, hook)(run, *about)
 
     def begin(history: list[dict]) -> None:
-        run.history = history
+        run.take(history)
         processes.from_first(lambda: call("on_train_begin"))
 
     def report(history: list[dict]) -> None:
-        run.history = history
+        run.take(history)
         processes.from_first(lambda: call("on_epoch_end", history[-1]))
 
     run.asked = asked or run.asked

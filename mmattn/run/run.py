@@ -168,6 +168,11 @@ class Run:
             write_config(folder, self.config)
         self.checkpoints = Checkpoints(folder)
 
+    def take(self, history: list[dict]) -> None:
+        """Go on from the rows and checkpoints that its training has now."""
+        self.history, self._network, self._ensemble = history, None, None
+        self.__dict__.pop("about", None)
+
     def stop(self) -> None:
         """End its training after this epoch."""
         self.asked.set()
