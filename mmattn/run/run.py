@@ -36,7 +36,7 @@ from mmattn.run.folder import (
 )
 from mmattn.train.callbacks import JsonLines
 from mmattn.train.checkpoints import Checkpoints, InMemory
-from mmattn.train.inference import Ensemble, Predictor, Restored, check_extractor, restore
+from mmattn.train.inference import Ensemble, Predictor, Restored, check_fits, restore
 from mmattn.train.processes import AgreedStop
 
 Status = Literal["running", "complete", "stopped", "failed"]
@@ -224,7 +224,7 @@ class Run:
             UserError: the corpus has other features or classes.
         """
         network = self.networks[0]
-        check_extractor(network.checkpoints, network.about, corpus, clips)
+        check_fits(network.checkpoints, network.about, corpus, clips)
         return network._restored(corpus, device_count).predictor(corpus, clips, device_count)
 
     def predict_corpus(

@@ -166,26 +166,8 @@ def learner_for(
 def restore(
     checkpoints: Checkpoints | InMemory, kind: Kind, corpus: Corpus, device_count: int = 1
 ) -> Restored:
-    """The network of a checkpoint, which fits the features and classes of a corpus.
-
-    It is to be used on so many devices.
-
-    Raises:
-        UserError: there is no such checkpoint, or the corpus has other features or classes.
-    """
+    """The network of a checkpoint that fits a corpus, to be used on so many devices."""
     about = checkpoints.about(kind)
-    if about is None:
-        raise UserError(f"{checkpoints}: expected a {kind} checkpoint, found none")
-    if corpus.widths != about["widths"]:
-        raise UserError(
-            f"{checkpoints} was trained on features a frame {about['widths']}, the clips have "
-            f"{corpus.widths}"
-        )
-    if list(corpus.class_names) != about["class_names"]:
-        raise UserError(
-            f"{checkpoints} was trained on the classes {', '.join(about['class_names'])}, the "
-            f"clips have {', '.join(corpus.class_names)}"
-        )
     learner = learner_for(config_from_json(about["config"]), corpus, device_count)
     like = {
         "state": learner.blank(),
@@ -195,6 +177,21 @@ def restore(
     found = checkpoints.load(kind, like)
     state = found["state"]
     return Restored(about, Weights(state.params, state.batch_stats), found["normaliser"])
+
+
+def check_fits(where: object, about: dict, corpus: Corpus, clips: np.ndarray) -> None:
+    """Raise UserError if clips [n] do not have the features and classes of a checkpoint."""
+    check_extractor(where, about, corpus, clips)
+    if corpus.widths != about["widths"]:
+        raise UserError(
+            f"{where} was trained on features a frame {about['widths']}, the clips have "
+            f"{corpus.widths}"
+        )
+    if list(corpus.class_names) != about["class_names"]:
+        raise UserError(
+            f"{where} was trained on the classes {', '.join(about['class_names'])}, the "
+            f"clips have {', '.join(corpus.class_names)}"
+        )
 
 
 def check_extractor(where: object, about: dict, corpus: Corpus, clips: np.ndarray) -> None:
@@ -217,7 +214,7 @@ class Ensemble:
     """Networks of one architecture, one or several, that are asked together, on one device."""
 
     def __init__(self, networks: Sequence[Restored]):
-        self.config, self.count = networks[0].config, len(networks)
+        self.config = networks[0].config
         both = [(network.weights, network.normaliser) for network in networks]
         self.weights, self.normalisers = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *both))
 

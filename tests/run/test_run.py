@@ -157,13 +157,15 @@ def test_clips_that_do_not_fit_the_network(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
     corpus = open_corpus(config.data, config.streams)
     clips = np.arange(len(corpus))
+    run = load_run(tiny_run)
+    run.predictor(corpus, clips)
     classes = replace(corpus, class_names=corpus.class_names[:-1])
     with pytest.raises(UserError, match=r"classes anger, disgust.*sad, the clips have anger"):
-        load_run(tiny_run).predictor(classes, clips, 2)
+        run.predictor(classes, clips, 2)
     synthetic = replace(config.data.synthetic, audio_width=9)
     wide = open_corpus(replace(config.data, synthetic=synthetic), config.streams)
     with pytest.raises(UserError, match=r"'audio': 8.*'audio': 9"):
-        load_run(tiny_run).predictor(wide, clips, 2)
+        run.predictor(wide, clips, 2)
 
 
 def test_a_prediction_that_is_not_finite_names_its_clip(tiny_run):
