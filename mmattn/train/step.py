@@ -136,8 +136,8 @@ class Learner:
         self.device_count = device_count
         self.flat = FlatTree(params, device_count)
         self.dropout_shape = network.dropout_shape
-        self._draw = devices.parallel(self._draw_for_dropout, device_count, in_axes=(0, 0, None))
-        self._train = devices.parallel(
+        self.draw = devices.parallel(self._draw_for_dropout, device_count, in_axes=(0, 0, None))
+        self.steps = devices.parallel(
             self._train_steps, device_count, in_axes=(0, 0, 0, 0, None, None), donate=(0, 1)
         )
         self.weights = devices.parallel(self._weights, device_count, in_axes=(0,))
@@ -150,8 +150,8 @@ class Learner:
     ) -> tuple[TrainState, Sums, StepCheck]:
         """The first `count` of S steps, see above; state and sums are taken over."""
         # Apart from the steps, random numbers are compiled once, not for each length of clips.
-        uniform = self._draw(state.step, batches.weight, settings.key)
-        return self._train(state, sums, batches, uniform, count, settings)
+        uniform = self.draw(state.step, batches.weight, settings.key)
+        return self.steps(state, sums, batches, uniform, count, settings)
 
     @threadpool_limits.wrap(limits=1)  # the matrices are small: threads would wait for each other
     def initial(self, seed: int) -> TrainState:
