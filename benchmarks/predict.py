@@ -1,6 +1,8 @@
-"""Predictions of this project and of its peers, side by side: one clip, and many.
+"""Predictions of this project and of its peers, side by side: one clip, its file, and many clips.
 
-Timed from padded arrays in memory to probabilities in memory, each batch by itself.
+Timed from padded arrays in memory to probabilities in memory, each batch by itself; and from a
+feature file to probabilities, by this project as users call it, `mmattn.load_run(RUN).predict(FILE)`,
+by its peers as quickly as can be.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import contenders, machine
 from benchmarks.side_by_side import Comparison, Record, check_positive
 from benchmarks.work import make_work
 from benchmarks.worker import Job
@@ -22,6 +24,8 @@ COMMON = ("ours is ×", "1st s", "peak MB")
 class Predict(Comparison):
     """Options of the command."""
 
+    contenders: tuple[str, ...] = (*contenders.DEFAULT, "onnxruntime")
+    """Who takes part; +jemalloc after a name loads that allocator."""
     batch: int = 64
     """Clips at once for the throughput."""
     singles: int = 8
