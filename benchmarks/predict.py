@@ -1,7 +1,7 @@
 """Predictions of this project and of its peers, side by side: one clip, its file, and many clips.
 
 Timed from padded arrays in memory to probabilities in memory, each batch by itself; and from a
-feature file to probabilities, by this project as users call it, `mmattn.load_run(RUN).predict(FILE)`,
+feature file to probabilities, by this project as users call it, `load_run(RUN).predict(FILE)`,
 by its peers as quickly as can be.
 """
 
