@@ -10,11 +10,12 @@ import pytest
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 RUN = """
 import json, sys
-cells = json.load(open(sys.argv[1]))["cells"]
+with open(sys.argv[1]) as file:
+    cells = json.load(file)["cells"]
 names = {}
 for cell in cells:
     if cell["cell_type"] == "code":
-        exec(compile(cell["source"], cell["id"], "exec"), names)
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
 accuracy = (names["found"].predicted == names["found"].labels).mean()
 print("accuracy", accuracy)
 """
