@@ -109,7 +109,8 @@ def training(contestant: Contestant, work: Work) -> tuple[Callable[[], str], Cal
     held = [learner.shard_state(learner.initial(CONFIG.seed)), sums]
 
     def text():
-        return learner.train.lower(*held, batches, count, settings).compile().as_text()
+        uniform = learner.draw(held[0].step, batches.weight, settings.key)
+        return learner.steps.lower(*held, batches, uniform, count, settings).compile().as_text()
 
     def train():
         *held[:], check = learner.train(*held, batches, count, settings)

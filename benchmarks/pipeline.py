@@ -47,9 +47,10 @@ from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import Split, make_split
 from mmattn.data.stream import Ragged
 from mmattn.errors import UserError
+from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import Trainer, epoch_plan, fit, make_trainer
-from mmattn.train.predict import Feed
+from mmattn.train.feed import Feed
+from mmattn.train.loop import Trainer, epoch_plan, make_trainer, train
 
 GOAL = 0.02  # share of the training that the loop may wait
 PLACED = "normalise, pad and place on the devices"
@@ -295,7 +296,8 @@ def train_watched(
     own, trainer.feed = trainer.feed, watched(trainer.feed, deliver, waits)
     folder.mkdir(parents=True)
     try:
-        (row,) = fit(trainer, split, folder, resume=False, asked=threading.Event())
+        checkpoints = Checkpoints(folder)
+        (row,) = train(trainer, split, checkpoints, resume=False, asked=threading.Event())
     finally:
         trainer.feed = own
     return row["clips_per_s"], sum(waits) * row["clips_per_s"] / len(split.train)

@@ -1,6 +1,8 @@
-"""Predictions of this project and of its peers, side by side: one clip, and many.
+"""Predictions of this project and of its peers, side by side: one clip, its file, and many clips.
 
-Timed from padded arrays in memory to probabilities in memory, each batch by itself.
+Timed from padded arrays in memory to probabilities in memory, each batch by itself; and from a
+feature file to probabilities, by this project as users call it, `load_run(RUN).predict(FILE)`,
+by its peers as quickly as can be.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import contenders, machine
 from benchmarks.side_by_side import Comparison, Record, check_positive
 from benchmarks.work import make_work
 from benchmarks.worker import Job
@@ -22,6 +24,8 @@ COMMON = ("ours is ×", "1st s", "peak MB")
 class Predict(Comparison):
     """Options of the command."""
 
+    contenders: tuple[str, ...] = (*contenders.DEFAULT, "onnxruntime")
+    """Who takes part; +jemalloc after a name loads that allocator."""
     batch: int = 64
     """Clips at once for the throughput."""
     singles: int = 8
@@ -40,6 +44,14 @@ class Predict(Comparison):
         title = f"Predicting one clip: {clips} in each of {self.rounds} rounds"
         say_table(title, ("contender", "median ms", "95 % ms", *COMMON), rows)
 
+        files = self.measure("files", [Job(name, "file", 1, self.singles) for name in names])
+        rows = [
+            (name, *(f"{1e3 * s:.1f}" for s in latency(record).values()), *_common(record))
+            for name, record in files.items()
+        ]
+        title = f"Predicting one feature file: {clips} in each of {self.rounds} rounds"
+        say_table(title, ("contender", "median ms", "95 % ms", *COMMON), rows)
+
         many = self.measure(
             f"batches of {self.batch}", [Job(name, "predict", self.batch, 1) for name in names]
         )
@@ -49,6 +61,7 @@ class Predict(Comparison):
         say_table(title, ("contender", "clips/s", "slowest", "fastest", *COMMON), rows)
         return {
             "one": {name: {**r.to_json(), **latency(r)} for name, r in one.items()},
+            "file": {name: {**r.to_json(), **latency(r)} for name, r in files.items()},
             "many": {
                 "batch": self.batch,
                 "clips": clips,

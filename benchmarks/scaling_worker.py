@@ -24,7 +24,7 @@ from benchmarks.work import Scale, Work, draw_corpus, make_work
 from benchmarks.worker import memory
 from mmattn.config import ExperimentConfig
 from mmattn.data.batches import Batch, Dispatch
-from mmattn.model.layers import Training
+from mmattn.model.layers import Training, draw_for_dropout
 from mmattn.model.network import Network
 from mmattn.train import devices
 from mmattn.train.step import random_key
@@ -141,10 +141,11 @@ def gradients_alone(network: Network, contestant: Contestant, work: Work) -> Cal
         def body(step, total):
             batch: Batch = jax.tree.map(lambda x: x[step], batches)
             keys = jax.random.split(jax.random.fold_in(key, step), len(batch.label))
+            uniform = jax.vmap(lambda key: draw_for_dropout(key, *network.dropout_shape))(keys)
 
             def loss(params):
                 model = nnx.merge(graph, params, statistics, copy=True)
-                return model(batch, Training(keys, lambda tree: tree)).logits.sum()
+                return model(batch, Training(uniform, lambda tree: tree)).logits.sum()
 
             # All gradients have a say in the result, or XLA would leave them out.
             return total + sum(jnp.vdot(g, g) for g in jax.tree.leaves(jax.grad(loss)(params)))

@@ -5,6 +5,7 @@ grouped by the project's own buckets, so a batch has the padded shape that it ha
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -171,6 +172,16 @@ def _draw_stream(lengths: np.ndarray, width: int, rng: np.random.Generator) -> R
     frames = rng.standard_normal((rows, width), np.float32)
     starts = rng.integers(rows - lengths)
     return Ragged(frames, np.zeros(rows), starts, lengths)
+
+
+def write_clip(path: Path, corpus: Corpus, clip: int) -> None:
+    """Write a clip as a feature file."""
+    arrays = {}
+    for name, stream in corpus.streams.items():
+        frames = stream.clip(clip).frames
+        arrays[f"{name}_features"] = frames
+        arrays[f"{name}_timestamps"] = np.arange(len(frames)) / RATES[name]
+    np.savez(path, **arrays)
 
 
 def clip_flop(model: ModelConfig, widths: dict[str, int], frames: dict[str, int]) -> int:

@@ -8,6 +8,7 @@ frameworks print what they like.
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ import dacite
 
 from benchmarks import contenders
 from benchmarks.contenders.base import ADAM_B1, Contender, draw_parameters
-from benchmarks.work import Scale, Work, make_work
+from benchmarks.work import Scale, Work, make_work, write_clip
 from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig, config_from_json
 
@@ -28,7 +29,7 @@ class Job:
     """What a worker is to do."""
 
     contender: str
-    task: Literal["train", "predict", "check"]
+    task: Literal["train", "predict", "file", "check"]
     batch: int
     per_bucket: int
     """Clips of each bucket."""
@@ -80,6 +81,28 @@ def predicting(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]
     return predict
 
 
+def predicting_files(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]:
+    """A round predicts each clip from its feature file, as a user does; each was once before."""
+    folder = tempfile.TemporaryDirectory()
+    paths = []
+    for batch in work.singles():
+        (clip,) = batch.dispatches[0].batches[0]
+        paths.append(Path(folder.name) / f"{clip}.npz")
+        write_clip(paths[-1], work.corpus, clip)
+
+    def predict() -> dict[str, Any]:
+        folder.name  # noqa: B018, it lives as long as the rounds
+        seconds = []
+        for path in paths:
+            begin = time.perf_counter()
+            contender.predict_file(path)
+            seconds.append(time.perf_counter() - begin)
+        return {"seconds": seconds}
+
+    predict()
+    return predict
+
+
 def checking(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]:
     """A round tells what the network computes from parameters that all contenders share."""
     contender.load(draw_parameters(work))
@@ -97,7 +120,12 @@ def checking(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]:
     return check
 
 
-TASKS = {"train": training, "predict": predicting, "check": checking}
+TASKS = {
+    "train": training,
+    "predict": predicting,
+    "file": predicting_files,
+    "check": checking,
+}
 
 
 def memory(name: str) -> float:

@@ -8,19 +8,25 @@ test clips, and compared to `no_aug` speaker by speaker. The same command with t
 on where it stopped.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
 
 from experiments import aligned_aug, audio_aug, feature_aug, sync_aug
-from mmattn.cli import study
+from experiments.alignment.plan import REFERENCE, Block, Study
+from mmattn.cli import end_process_after
 from mmattn.config import (
     AugmentConfig,
     DataConfig,
     ExperimentConfig,
     ModelConfig,
+    OtherDataConfig,
     SyntheticConfig,
     TrainConfig,
 )
-from mmattn.study.plan import REFERENCE, Block, Study
+from mmattn.errors import UserError
 
 MIX = audio_aug.CONFIG.augment
 SYNC = sync_aug.CONFIG.augment
@@ -106,11 +112,35 @@ RAVDESS = Block(
 )
 QUICK = (replace(COINCIDENCE, arms={name: ARMS[name] for name in (REFERENCE, "audio_tempo")}),)
 
+SYNTHETIC_STUDY = Study(BLOCKS, seeds=5)
+QUICK_STUDY = Study(QUICK, seeds=2)
+RAVDESS_STUDY = Study((RAVDESS,), seeds=5)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen of the study."""
+
+    out: Path | None = None
+    """The study's folder, new or to resume (default: runs/compare/<time>)."""
+    quick: bool = False
+    """Two arms and seeds on the synthetic corpus: minutes instead of an hour; it decides little."""
+    seeds: int | None = None
+    """Seeds of each arm (default: 5)."""
+    workers: int | Literal["auto"] = "auto"
+    """Trainings at once, each on a core of its own (default: as many as there are cores)."""
+    data: OtherDataConfig = field(default_factory=OtherDataConfig)
+
+    def __call__(self) -> None:
+        """Run the study that is asked for; UserError if options do not go together."""
+        from experiments.alignment.study import run_study  # heavy: not for --help
+
+        if self.quick and self.data.roots:
+            raise UserError("--quick: expected without --data.roots, it is on the synthetic corpus")
+        study = QUICK_STUDY if self.quick else RAVDESS_STUDY if self.data.roots else SYNTHETIC_STUDY
+        run_study(study, self.out, self.seeds, self.workers, self.data)
+
 
 if __name__ == "__main__":
-    study(
-        __doc__,
-        synthetic=Study(BLOCKS, seeds=5),
-        quick=Study(QUICK, seeds=2),
-        files=Study((RAVDESS,), seeds=5),
-    )
+    prog = "python -m experiments.compare"
+    end_process_after(tyro.cli(Options, description=__doc__, prog=prog))

@@ -1,40 +1,43 @@
-"""Audio-visual emotion recognition with branched LSTMs and temporal attention, in JAX."""
+"""Audio-visual emotion recognition with branched LSTMs and temporal attention, in JAX.
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+What notebooks need is here, imported when it is first used; docs/tour.ipynb shows it.
+"""
 
-if TYPE_CHECKING:
-    from mmattn.config import ExtractConfig
-    from mmattn.run.predictor import Predictor
+import importlib
+import logging
 
 __version__ = "0.1.0"
 
+_PLACES = {
+    "AugmentConfig": "mmattn.config",
+    "Callback": "mmattn.train.callbacks",
+    "Config": "mmattn.config:ExperimentConfig",
+    "Console": "mmattn.train.callbacks",
+    "DataConfig": "mmattn.config",
+    "LeakWarning": "mmattn.library",
+    "ModelConfig": "mmattn.config",
+    "Network": "mmattn.model.network",
+    "TrainConfig": "mmattn.config",
+    "fit": "mmattn.run.fit",
+    "folds": "mmattn.library",
+    "load": "mmattn.run.run:load_run",
+    "load_corpus": "mmattn.library",
+    "load_run": "mmattn.run.run",
+    "scores": "mmattn.library",
+    "split": "mmattn.library",
+    "start": "mmattn.train.devices",
+}
+__all__ = list(_PLACES)
 
-def load(
-    run: Path | str,
-    checkpoint: Literal["best", "final"] = "best",
-    media: "ExtractConfig | None" = None,
-) -> "Predictor":
-    """The networks of a run, ready to predict clips.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-    Args:
-        run: the run's folder; the networks of folds or an ensemble are averaged.
-        checkpoint: of each network.
-        media: where the models for raw clips are, if not in their usual places.
 
-    Raises:
-        UserError: no run, one that is not complete, or no such checkpoint.
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, other = _PLACES[name].partition(":")
+    return getattr(importlib.import_module(module), other or name)
 
-    >>> predictor = mmattn.load(run)  # a folder like "runs/no_aug/20260101-120000"
-    >>> found = predictor.predict(clip)  # a raw clip, "talk.mp4", or a feature file, "talk.npz"
-    >>> found.predicted == found.class_names[found.probabilities.argmax()]
-    True
-    >>> audio = found.streams["audio"]
-    >>> most = audio.times[audio.attention.argmax()]  # seconds
-    >>> predictions, failures = predictor.predict_all([clip, "nowhere.npz"])
-    >>> failures[0].reason
-    'unreadable: No such file or directory'
-    """
-    from mmattn.run.predictor import Predictor
 
-    return Predictor(Path(run), checkpoint, media)
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,9 +18,6 @@ from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.machine import cores
 from mmattn.media import explain_missing_library
-
-if TYPE_CHECKING:
-    from mmattn.study.plan import Study
 
 REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty default
 
@@ -73,44 +70,6 @@ def parse_experiment(
 
 
 @dataclass(frozen=True)
-class StudyOptions:
-    """What can be chosen of a study; its arms and trainings are in its module."""
-
-    out: Path | None = None
-    """The study's folder, new or to resume (default: runs/compare/<time>)."""
-    quick: bool = False
-    """Two arms and seeds on the synthetic corpus: minutes instead of an hour; it decides little."""
-    seeds: int | None = None
-    """Seeds of each arm (default: 5)."""
-    workers: int | Literal["auto"] = "auto"
-    """Trainings at once, each on a core of its own (default: as many as there are cores)."""
-    data: OtherDataConfig = field(default_factory=OtherDataConfig)
-
-
-def study(description: str, synthetic: "Study", quick: "Study", files: "Study") -> None:
-    """The command of a study.
-
-    Args:
-        description: for --help.
-        synthetic: without --data.roots.
-        quick: with --quick.
-        files: with --data.roots.
-    """
-    prog = "python -m experiments.compare"
-    options = tyro.cli(StudyOptions, description=description, prog=prog)
-
-    def work():
-        from mmattn.study.study import run_study
-
-        if options.quick and options.data.roots:
-            raise UserError("--quick: expected without --data.roots, it is on the synthetic corpus")
-        chosen = quick if options.quick else files if options.data.roots else synthetic
-        run_study(chosen, options.out, options.seeds, options.workers, options.data)
-
-    end_process_after(work)
-
-
-@dataclass(frozen=True)
 class Evaluate:
     """Repeat the evaluation of a run from a checkpoint."""
 
@@ -129,17 +88,22 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict clips that no run has seen: raw ones (with the extra [media]) or feature files."""
+    """Predict clips of unknown class: raw ones (with the extra [media]) or feature files."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder; the networks of folds or an ensemble are averaged."""
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
-    """Clips, of which .npz are feature files; from others the run's own features are extracted."""
+    """Clips (.npz are feature files; from others the run's own features are extracted), folders of
+    them, manifests, or patterns in quotes like 'clips/**/*.mp4'."""
     checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
     json: bool = False
     """Print one JSON document and nothing else."""
+    csv: Path | None = None
+    """A table to write, a row a clip, in place of each clip's predictions on the screen."""
     html: Path | None = None
     """A page to write: attention over the audio, faces where it is highest."""
     models: Path = ExtractConfig.models
@@ -151,7 +115,16 @@ class Predict:
         from mmattn.run.predict import predict_run
 
         media = ExtractConfig(models=self.models, facenet=self.facenet)
-        predict_run(self.run, self.clips, self.checkpoint, self.json, self.html, media)
+        predict_run(
+            self.run,
+            self.clips,
+            self.checkpoint,
+            self.calibrated,
+            self.json,
+            self.csv,
+            self.html,
+            media,
+        )
 
 
 @dataclass(frozen=True)
@@ -163,7 +136,7 @@ class Baseline:
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
-        from mmattn.run.baseline import baseline_of_run
+        from mmattn.run.evaluate import baseline_of_run
 
         baseline_of_run(self.run, self.data)
 
@@ -179,7 +152,7 @@ class Report:
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
-        from mmattn.run.page import report_run
+        from mmattn.run.report import report_run
 
         report_run(self.run, self.devices, self.data)
 

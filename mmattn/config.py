@@ -13,6 +13,7 @@ import tyro
 from mmattn.errors import UserError
 
 Range = tuple[float, float]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 TOLD = tyro.conf.arg(help_behavior_hint="")  # the text tells what happens without the option
 
 
@@ -280,10 +281,13 @@ class TrainConfig:
     """Weigh the classes by n / (k n_c) of the training split."""
     schedule: Literal["plateau", "cosine"] = "plateau"
     """Halve the learning rate on a plateau, or let it fall to 0 over the epochs."""
+    monitor: str = "accuracy"
+    """What selects the best epoch, of the validation clips: accuracy, uar, macro_f1, top2, ece,
+    log_loss, brier or loss."""
     plateau: int = 5
     """Epochs without a better validation loss before the learning rate is halved."""
     patience: int = 10
-    """Epochs without a better validation accuracy before training stops; 0: only at its end."""
+    """Epochs in which the monitor gets no better before training stops; 0: only at its end."""
     save_every: int = 1
     """Epochs between two checkpoints to resume from; the best and the last are always saved."""
     steps_per_dispatch: int = 8
@@ -341,7 +345,7 @@ class DistributedConfig:
 class ExperimentConfig:
     """A run: `python -m experiments.NAME --help` lists what can be changed."""
 
-    name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress]
+    name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "fit"
     """The experiment's name, the same as its module's."""
     seed: int = 0
     members: int = 1
@@ -350,6 +354,8 @@ class ExperimentConfig:
     used."""
     devices: int | Literal["auto"] = "auto"
     """CPU devices of all processes together to divide each batch over (or GPUs)."""
+    track: Annotated[tuple[Tracker, ...], TOLD] = ()
+    """Also log losses, scores and plots there (extras [tensorboard], [mlflow], [wandb])."""
     out: Path | None = None
     """The run's folder, new or to resume (default: runs/<experiment>/<time>)."""
     resume: bool = False
@@ -367,8 +373,11 @@ class ExperimentConfig:
 
     def check(self) -> None:
         """Raise UserError at the first option whose value cannot be."""
+        from mmattn.train.history import monitor_of  # takes a while: `--help` does without
+
         self.distributed.check()
         self.data.check()
+        monitor_of(self.train.monitor)
         train, model, data, augment = self.train, self.model, self.data, self.augment
         _check(
             ("seed", self.seed, self.seed >= 0, "0 or more"),

@@ -38,11 +38,16 @@ class _LogFile(logging.FileHandler):
 
 
 def start_logging() -> None:
-    """Send messages to the screen; once a process."""
-    if not LOG.handlers:
+    """Send messages to the screen; once a process. A library's messages go nowhere."""
+    if not _is_command():
         LOG.addHandler(_ScreenHandler())
         LOG.setLevel(logging.INFO)
         LOG.propagate = False
+
+
+def _is_command() -> bool:
+    """Whether messages go to the screen: not in a notebook."""
+    return any(isinstance(handler, _ScreenHandler) for handler in LOG.handlers)
 
 
 def be_quiet() -> None:
@@ -126,7 +131,7 @@ def progress(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[
 
     Yields `advance(count)`, to be called as work gets done.
     """
-    if screen.is_terminal:
+    if screen.is_terminal and _is_command():
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -146,7 +151,7 @@ def progress(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[
 def waiting(what: str) -> Iterator[None]:
     """Say what is waited for, with a sign of life on a terminal."""
     say(what)
-    if screen.is_terminal:
+    if screen.is_terminal and _is_command():
         with screen.status(what):
             yield
     else:

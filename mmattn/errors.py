@@ -1,7 +1,7 @@
 """Errors that a user can mend: shown as one message, without a traceback."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad input or a bad option; the message tells what was expected and what came."""
 
     exit_code = 2

@@ -51,6 +51,7 @@ TEMPO = "expected 0.25 ≤ low ≤ high < 4"
             "--model.units text: no such modality: expected audio video",
         ),
         ("model", {"units": {"audio": ()}}, "--model.units (): expected layers of 1 unit or more"),
+        ("train", {"monitor": "acuracy"}, "--train.monitor acuracy: expected uar, accuracy, "),
         ("data", {"tile": ("text",)}, "--data.tile text: no such modality: expected audio video"),
         ("data", {"streams": ("audio",)}, "--model.modalities video: no such modality: expected a"),
         (

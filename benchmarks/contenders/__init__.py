@@ -36,6 +36,7 @@ CONTENDERS = {
     "keras-jax": Needs(("keras",), (("KERAS_BACKEND", "jax"),)),
     "torch-padded": Needs(("torch",)),
     "torch-packed": Needs(("torch",)),
+    "onnxruntime": Needs(("onnx", "onnxruntime")),
     "flax-nnx-rnn": Needs(),
 }
 DEFAULT = (

@@ -1,5 +1,6 @@
 """This project, as `python -m experiments.no_aug` trains: the same learner on the same devices."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ import mmattn.run.experiment  # noqa: F401
 from benchmarks.contenders.base import Contender
 from benchmarks.work import Work, blank_normaliser
 from mmattn.data.batches import Batch, collate
+from mmattn.run.run import Run
 from mmattn.train import devices
+from mmattn.train.loop import Position, Trainer
 from mmattn.train.step import NO_SUMS, Learner, Settings, random_key
 
 
@@ -21,6 +24,7 @@ class Contestant(Contender):
 
     def __init__(self, work: Work):
         config = work.config
+        self.work, self.run = work, None
         self.devices = devices.start_devices(config.devices, config.train.batch)
         self.learner = Learner(config.model, config.train, work.widths, work.classes, self.devices)
         key, rate = random_key(config.seed, "dropout"), np.float32(config.train.learning_rate)
@@ -64,11 +68,16 @@ class Contestant(Contender):
 
         if self.weights is None:
             self.weights = self.learner.weights(self.state)
-        found = []
+        found, weights = [], self.settings.class_weights
         for batch in batches:
             placed = devices.place(jax.tree.map(divide, batch))
-            found.append(self.learner.predict(self.weights, placed, self.settings).probabilities)
+            found.append(self.learner.predict(self.weights, placed, weights).probabilities)
         return np.concatenate([np.asarray(x).reshape(-1, x.shape[-1]) for x in found])
+
+    def predict_file(self, path: Path) -> np.ndarray:
+        if self.run is None:
+            self.run = untrained_run(self.work)
+        return self.run.predict(path).probabilities
 
     def load(self, parameters: dict[str, np.ndarray]) -> None:
         state = self.learner.gather_state(self.state)
@@ -84,6 +93,15 @@ class Contestant(Contender):
             _name(path): np.asarray(variable.get_value())
             for path, variable in nnx.to_flat_state(moments)
         }
+
+
+def untrained_run(work: Work) -> Run:
+    """A run as a training in memory leaves it, with initial parameters."""
+    run = Run(work.config)
+    clips = np.arange(1)
+    trainer = Trainer(work.config, work.corpus, blank_normaliser(work), None, clips, 1)
+    trainer.save(run.checkpoints, "best", Position(*trainer.start()), {"history": []})
+    return run
 
 
 def _name(path: tuple[Any, ...]) -> str:

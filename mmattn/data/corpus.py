@@ -39,6 +39,7 @@ class Corpus:
     groups: dict[str, np.ndarray] = field(default_factory=dict)  # the columns to give scores by
     contents: dict[str, np.ndarray] = field(default_factory=dict)  # by modality [N], of equal files
     lines: Sequence[int] = ()  # [N], of the rows in the manifest; 0 if there is none
+    data: DataConfig = field(default_factory=DataConfig)  # how it was opened
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,6 +48,14 @@ class Corpus:
     def widths(self) -> dict[str, int]:
         """Features of a frame, by modality."""
         return {name: stream.width for name, stream in self.streams.items()}
+
+    def to_pandas(self):
+        """A data frame with a row a clip: name, speaker, label and the manifest's columns."""
+        import pandas
+
+        labels = np.array([*self.class_names, ""])[self.labels]
+        fixed = {"clip": self.names, "speaker": self.speakers, "label": labels}
+        return pandas.DataFrame(fixed | self.columns | fixed)
 
     def place(self, clip: int) -> str:
         """The clip's name and, if it has one, its line in the manifest."""
@@ -62,9 +71,12 @@ def open_corpus(data: DataConfig, modalities: Sequence[str], known: Sequence[str
     are mixed.
     """
     data.check()
-    if data.roots:
-        return crop_and_tile(_corpus_of_files(data, modalities, known), data)
-    return crop_and_tile(_synthetic_corpus(data, modalities), data)
+    corpus = (
+        _corpus_of_files(data, modalities, known)
+        if data.roots
+        else _synthetic_corpus(data, modalities)
+    )
+    return replace(crop_and_tile(corpus, data), data=data)
 
 
 def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:

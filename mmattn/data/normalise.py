@@ -1,6 +1,6 @@
 """Mean and standard deviation of every feature, from the training clips alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 
 import numpy as np
@@ -43,6 +43,12 @@ def fit_normaliser(
         normaliser[f"{name}_mean"] = mean.astype(np.float32)
         normaliser[f"{name}_std"] = deviation.astype(np.float32)
     return normaliser
+
+
+def neutral(widths: Mapping[str, int]) -> Normaliser:
+    """Statistics that leave frames of so many features, by modality, as they are."""
+    means = {f"{name}_mean": np.zeros(width, np.float32) for name, width in widths.items()}
+    return means | {f"{name}_std": np.ones(width, np.float32) for name, width in widths.items()}
 
 
 def normalised(corpus: Corpus, clip: int, normaliser: Normaliser) -> dict[str, Stream]:

@@ -3,14 +3,19 @@
 A temporal model has to beat it.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from mmattn.data.corpus import Corpus
+from mmattn.data.splits import Split
 from mmattn.data.stream import Stream
 from mmattn.evaluate.metrics import confusion_counts, uar
+from mmattn.evaluate.predictions import Predictions, predictions_of
 
 STRENGTHS = np.logspace(-4, 1, 11).tolist()
 MAX_ITERATIONS = 5000
@@ -31,6 +36,35 @@ def functionals(stream: Stream) -> np.ndarray:
     return np.concatenate(
         [kept.mean(axis=0), kept.std(axis=0), kept.min(axis=0), kept.max(axis=0), change]
     )
+
+
+def corpus_statistics(corpus: Corpus, modalities: Collection[str]) -> np.ndarray:
+    """Functionals over time of all clips [N, D], of one modality after the other."""
+    return np.stack(
+        [
+            np.concatenate(
+                [functionals(corpus.streams[name].clip(clip)) for name in sorted(modalities)]
+            )
+            for clip in range(len(corpus))
+        ]
+    )
+
+
+def test_baseline(corpus: Corpus, statistics: np.ndarray, split: Split) -> Predictions:
+    """Predictions of the split's test clips from statistics [N, D] of all clips."""
+    train, validation = (
+        clips[corpus.labels[clips] >= 0] for clips in (split.train, split.validation)
+    )
+    test = split.test
+    probabilities = linear_baseline(
+        statistics[train],
+        corpus.labels[train],
+        statistics[validation],
+        corpus.labels[validation],
+        statistics[test],
+        len(corpus.class_names),
+    )
+    return predictions_of(corpus, test, probabilities)
 
 
 def linear_baseline(

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.special import rel_entr
 
 from mmattn.evaluate.predictions import Predictions
@@ -28,47 +26,68 @@ Score = dict[str, float | None]
 class Sums(NamedTuple):
     """Sums over clips; leading axes, such as speakers or resamples, are free.
 
-    confusion [..., K, K] and bins [..., 15, 3] (clips, hits, summed confidence) of the clips with
-    a label; soft [..., 3] (clips, summed cross-entropy, summed divergence) of all clips, None
-    without targets.
+    confusion [..., K, K], bins [..., 15, 3] (clips, hits, summed confidence) and hard [..., 4]
+    (clips, hits of the top two, summed log loss, summed Brier score) of the clips with a label;
+    soft [..., 3] (clips, summed cross-entropy, summed divergence) of all clips, None without
+    targets.
     """
 
     confusion: np.ndarray
     bins: np.ndarray
+    hard: np.ndarray
     soft: np.ndarray | None
 
 
 class Metric(NamedTuple):
     """A score: its title in tables, what it means there, and its value [...] of sums.
 
-    One that is `soft` compares with the raters' distribution and exists only with targets.
+    best is the value of perfect predictions: 1.0, or 0.0 where lower is better. A metric that is
+    `soft` compares with the raters' distribution and exists only with targets.
     """
 
     title: str
     meaning: str
+    best: float
     value: Callable[[Sums], np.ndarray]
     soft: bool = False
 
 
 METRICS = {
-    "uar": Metric("UAR", "mean of the classes' recalls", lambda sums: uar(sums.confusion)),
-    "accuracy": Metric("accuracy", "share of right clips", lambda sums: accuracy(sums.confusion)),
-    "macro_f1": Metric(
-        "macro-F1", "mean of the classes' F1", lambda sums: macro_f1(sums.confusion)
+    "uar": Metric("UAR", "mean of the classes' recalls", 1.0, lambda sums: uar(sums.confusion)),
+    "accuracy": Metric(
+        "accuracy", "share of right clips", 1.0, lambda sums: accuracy(sums.confusion)
     ),
-    "ece": Metric(
-        "ECE", "expected calibration error, better when lower", lambda sums: ece(sums.bins)
+    "top2": Metric(
+        "top-2 accuracy",
+        "share of clips whose class is one of the two most probable",
+        1.0,
+        lambda sums: _mean(sums.hard, 1),
+    ),
+    "macro_f1": Metric(
+        "macro-F1", "mean of the classes' F1", 1.0, lambda sums: macro_f1(sums.confusion)
+    ),
+    "ece": Metric("ECE", "expected calibration error", 0.0, lambda sums: ece(sums.bins)),
+    "log_loss": Metric(
+        "log loss", "of the true class, in nats", 0.0, lambda sums: _mean(sums.hard, 2)
+    ),
+    "brier": Metric(
+        "Brier score",
+        "squared error of all classes' probabilities together, 0 to 2",
+        0.0,
+        lambda sums: _mean(sums.hard, 3),
     ),
     "cross_entropy": Metric(
         "cross-entropy",
-        "of predictions to the raters' distribution, in nats, better when lower",
-        lambda sums: sums.soft[..., 1] / sums.soft[..., 0],
+        "of predictions to the raters' distribution, in nats",
+        0.0,
+        lambda sums: _mean(sums.soft, 1),
         soft=True,
     ),
     "js_divergence": Metric(
         "JS divergence",
-        "Jensen-Shannon divergence of predictions and raters, in bits, better when lower",
-        lambda sums: sums.soft[..., 2] / sums.soft[..., 0],
+        "Jensen-Shannon divergence of predictions and raters, in bits",
+        0.0,
+        lambda sums: _mean(sums.soft, 2),
         soft=True,
     ),
 }
@@ -87,8 +106,12 @@ def scores(predictions: Predictions, seed: int = 0, resamples: int = 2000) -> di
     resampled = {}
     if _has_interval(predictions.speakers):
         resampled = _resampled(sums, _draws(len(sums.confusion), seed, resamples))
-    values = _values(Sums(*(None if part is None else part.sum(axis=0) for part in sums)))
-    return {name: _score(value, resampled.get(name)) for name, value in values.items()}
+    return {name: _score(value, resampled.get(name)) for name, value in _total(sums).items()}
+
+
+def metric_values(predictions: Predictions) -> dict[str, np.ndarray]:
+    """The values of `scores` alone; NaN where there is no clip to score."""
+    return _total(_speaker_sums(predictions))
 
 
 def group_scores(
@@ -179,6 +202,10 @@ def _joint_draws(
     Drawn within each group; groups that share speakers are one, so that these count as often in
     both and differences are paired.
     """
+    # Not with the others: who predicts would wait for them.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     names, speaker = np.unique(np.concatenate(groups), return_inverse=True)
     group = len(names) + np.repeat(np.arange(len(groups)), [len(own) for own in groups])
     shape = (len(names) + len(groups),) * 2
@@ -294,6 +321,25 @@ def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return -(targets * np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))).sum(axis=-1)
 
 
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Brier score Σ_k (p_k - y_k)² [N] of probabilities p [N, K] for labels [N], y one-hot.
+
+    From 0 to 2, as Brier defined it (Verification of forecasts expressed in terms of probability,
+    Monthly Weather Review 78, 1950); half of it is what some call so for two classes.
+    """
+    return ((probabilities - np.eye(probabilities.shape[-1])[labels]) ** 2).sum(axis=-1)
+
+
+def in_top_two(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether each label [N] is one of the two most probable classes [N] bool.
+
+    Of equal probabilities the first classes count, as in `Predictions.predicted`, so that top-2
+    accuracy is never below accuracy (scikit-learn's `top_k_accuracy_score` takes the last ones).
+    """
+    order = np.argsort(-probabilities, axis=-1, kind="stable")
+    return (order[:, :2] == labels[:, None]).any(axis=-1)
+
+
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence (bits) [...] of distributions p and q, both [..., K].
 
@@ -330,6 +376,11 @@ def _values(sums: Sums) -> dict[str, np.ndarray]:
         }
 
 
+def _total(sums: Sums) -> dict[str, np.ndarray]:
+    """Each metric of all speakers' sums [S, ...] together."""
+    return _values(Sums(*(None if part is None else part.sum(axis=0) for part in sums)))
+
+
 def _resampled(sums: Sums, drawn: np.ndarray) -> dict[str, np.ndarray]:
     """Each metric [R] of the sums of speakers [S, ...] that are drawn [R, S] times."""
     parts = (None if part is None else np.tensordot(drawn, part, 1) for part in sums)
@@ -343,25 +394,35 @@ def _speaker_sums(predictions: Predictions) -> Sums:
     soft = None
     if predictions.targets is not None:
         both = predictions.targets, predictions.probabilities
-        columns = np.stack([np.ones(len(speaker)), cross_entropy(*both), jensen_shannon(*both)], 1)
+        columns = np.ones(len(speaker)), cross_entropy(*both), jensen_shannon(*both)
         soft = np.zeros((len(names), 3))
-        np.add.at(soft, speaker, columns)
+        np.add.at(soft, speaker, np.stack(columns, axis=1))
     known = predictions.labels >= 0
     speaker, labels = speaker[known], predictions.labels[known]
-    predicted = predictions.predicted[known]
-    confidence = predictions.probabilities.max(axis=1)[known]
+    predicted, probabilities = predictions.predicted[known], predictions.probabilities[known]
+    confidence = probabilities.max(axis=1)
     confusions = np.zeros((len(names), classes, classes))
     np.add.at(confusions, (speaker, labels, predicted), 1)
     bins = np.zeros((len(names), CALIBRATION_BINS, 3))
-    columns = np.stack([np.ones_like(confidence), labels == predicted, confidence], axis=1)
+    ones = np.ones_like(confidence)
+    columns = np.stack([ones, labels == predicted, confidence], axis=1)
     np.add.at(bins, (speaker, _calibration_bin(confidence)), columns)
-    return Sums(confusions, bins, soft)
+    hard = np.zeros((len(names), 4))
+    log_loss = cross_entropy(np.eye(classes)[labels], probabilities)
+    columns = ones, in_top_two(probabilities, labels), log_loss, brier(probabilities, labels)
+    np.add.at(hard, speaker, np.stack(columns, axis=1))
+    return Sums(confusions, bins, hard, soft)
 
 
 def _calibration_bin(confidence: np.ndarray) -> np.ndarray:
     """Which of 15 equal bins, (0, 1/15] … (14/15, 1], each confidence [N] falls into."""
     inner_edges = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
     return np.digitize(confidence, inner_edges, right=True)
+
+
+def _mean(sums: np.ndarray, column: int) -> np.ndarray:
+    """Mean [...] of what a column of sums [..., C] has the sum of; the first counts clips."""
+    return sums[..., column] / sums[..., 0]
 
 
 def _hits(confusion: np.ndarray) -> np.ndarray:

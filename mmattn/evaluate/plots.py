@@ -3,7 +3,7 @@
 `note` is drawn small under a plot: that the split leaks speakers, for one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from mmattn.evaluate.metrics import confusion
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.views import ClipView
+from mmattn.train.history import Row, best_epoch, by_split, monitor_of
 
 DPI = 120
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito, colour-blind
@@ -24,44 +25,48 @@ COLOURS = {"audio": BLUE, "video": ORANGE}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")  # of modalities that have no colour of their own
 DENSE = 100  # frames above which a line of attention has no markers
 
-Epoch = Mapping[str, float]
 
-
-def best_epoch(history: Sequence[Epoch]) -> Epoch:
-    """The epoch of highest validation accuracy; the first one of a tie."""
-    return max(history, key=lambda epoch: epoch["validation_accuracy"])
-
-
-def plot_curves(history: Sequence[Epoch], path: Path, note: str | None = None) -> None:
-    """Loss, and accuracy with UAR, over the epochs; the best validation accuracy is marked.
-
-    An epoch has epoch, train_loss, validation_loss, train_accuracy, validation_accuracy,
-    validation_uar and learning_rate.
-    """
+def plot_curves(history: Sequence[Row], monitor: str, path: Path, note: str | None = None) -> None:
+    """The plots of `epoch_plots`; the best epoch is marked, and the monitor's value in it."""
     figure = _figure(9, 4.2, note)
-    loss_axes, score_axes = figure.subplots(1, 2)
-    _draw_curve(loss_axes, history, "train_loss", GREY, "training")
-    _draw_curve(loss_axes, history, "validation_loss", BLUE, "validation")
-    highest = max(max(epoch["train_loss"], epoch["validation_loss"]) for epoch in history)
-    loss_axes.set(ylabel="loss", ylim=(0, 1.05 * highest))
-    _draw_curve(score_axes, history, "train_accuracy", GREY, "training accuracy")
-    _draw_curve(score_axes, history, "validation_accuracy", BLUE, "validation accuracy")
-    _draw_curve(score_axes, history, "validation_uar", ORANGE, "validation UAR")
-    score_axes.set(ylabel="accuracy, UAR", ylim=(0, 1.02))
-    best = best_epoch(history)
-    label = f"best: epoch {best['epoch']}, {best['validation_accuracy']:.3f}"
-    score_axes.plot(
-        best["epoch"], best["validation_accuracy"], "*", color=GREEN, markersize=13, label=label
-    )
-    for axes in (loss_axes, score_axes):
-        _mark_epochs(axes, history)
+    best = best_epoch(history, monitor)
+    for axes, names in zip(figure.subplots(1, 2), epoch_plots(monitor), strict=True):
+        for key, label, colour in epoch_curves(history, names):
+            _draw_curve(axes, history, key, colour, label)
+        top = 1.02 if monitor_of(names[0]).best else 1.05 * axes.dataLim.y1
+        axes.set(ylabel=", ".join(monitor_of(name).title for name in names), ylim=(0, top))
+        if monitor in names:
+            value = history[best - 1][f"validation_{monitor}"]
+            label = f"best: epoch {best}, {value:.3f}"
+            axes.plot(best, value, "*", color=GREEN, markersize=13, label=label)
+        _mark_epochs(axes, history, best)
         axes.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9
         )
     figure.savefig(path, dpi=DPI)
 
 
-def learning_rate_drops(history: Sequence[Epoch]) -> list[float]:
+def epoch_plots(monitor: str) -> tuple[list[str], list[str]]:
+    """What is plotted over the epochs: the scores that shall be low, and those that shall be high.
+
+    The monitor is among them.
+    """
+    low, high = ["loss"], ["accuracy", "uar"]
+    side = high if monitor_of(monitor).best else low
+    if monitor not in side:
+        side.append(monitor)
+    return low, high
+
+
+def epoch_curves(history: Sequence[Row], names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Key, label and colour of the curves of scores: in validation, and in training if there."""
+    for name, colour in zip(names, (BLUE, ORANGE, OTHERS[0]), strict=False):
+        for split in by_split(history[0], name):
+            own = ("training", GREY) if split == "train" else (split, colour)
+            yield f"{split}_{name}", f"{own[0]} {monitor_of(name).title}", own[1]
+
+
+def learning_rate_drops(history: Sequence[Row]) -> list[float]:
     """Epochs that ran with a lower learning rate than the one before; none if most of them did.
 
     A rate that falls all the time needs no marks.
@@ -74,17 +79,17 @@ def learning_rate_drops(history: Sequence[Epoch]) -> list[float]:
     return drops if len(drops) <= len(history) / 2 else []
 
 
-def _mark_epochs(axes: Axes, history: Sequence[Epoch]) -> None:
+def _mark_epochs(axes: Axes, history: Sequence[Row], best: int) -> None:
     """The epoch axis, with lines at the best epoch and where the learning rate fell."""
     for number, epoch in enumerate(learning_rate_drops(history)):
         label = None if number else "learning rate fell"
         axes.axvline(epoch, color="black", linewidth=0.8, linestyle=":", zorder=0, label=label)
-    axes.axvline(best_epoch(history)["epoch"], color=GREEN, linewidth=1, zorder=0)
+    axes.axvline(best, color=GREEN, linewidth=1, zorder=0)
     axes.set(xlabel="epoch", xlim=(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _draw_curve(axes: Axes, history: Sequence[Epoch], key: str, colour: str, label: str) -> None:
+def _draw_curve(axes: Axes, history: Sequence[Row], key: str, colour: str, label: str) -> None:
     epochs = [epoch["epoch"] for epoch in history]
     marker = "." if len(history) < 15 else None  # a single epoch is no line
     axes.plot(epochs, [epoch[key] for epoch in history], color=colour, marker=marker, label=label)

@@ -3,12 +3,13 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
 from mmattn.files import write_text
 
@@ -25,7 +26,7 @@ class Predictions:
     classes; probabilities [N, K] float64, rows summing to one; class_names: K different names;
     targets [N, K] float64, rows summing to one, or None: how the raters divide between the
     classes. With targets, a label may be -1: the raters tie, and the clip counts only where
-    predictions are compared with targets.
+    predictions are compared with targets. columns: of the corpus, [N] str each, to give scores by.
     """
 
     clips: tuple[str, ...]
@@ -34,6 +35,7 @@ class Predictions:
     probabilities: np.ndarray
     class_names: tuple[str, ...]
     targets: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
         types = {"speakers": str, "labels": np.int64, "probabilities": np.float64}
@@ -63,7 +65,39 @@ class Predictions:
             self.probabilities[rows],
             self.class_names,
             None if self.targets is None else self.targets[rows],
+            {name: cells[rows] for name, cells in self.columns.items()},
         )
+
+    def cells(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """These columns, which the corpus must have."""
+        return {name: self.columns[name] for name in names}
+
+    def to_pandas(self):
+        """A data frame with the columns of predictions.csv, and those of the corpus."""
+        import pandas
+
+        header, rows = table_of(self)
+        others = {name: of for name, of in self.columns.items() if name not in header}
+        return pandas.DataFrame(rows, columns=header).assign(**others)
+
+    def with_columns(self, corpus: Corpus) -> "Predictions":
+        """The same with the columns of the corpus that has the clips."""
+        row = {name: number for number, name in enumerate(corpus.names)}
+        rows = [row[clip] for clip in self.clips]
+        return replace(self, columns={name: of[rows] for name, of in corpus.columns.items()})
+
+
+def predictions_of(corpus: Corpus, clips: np.ndarray, probabilities: np.ndarray) -> Predictions:
+    """Predictions [n, K] with the names, labels and columns of the clips [n] of a corpus."""
+    return Predictions(
+        tuple(corpus.names[clip] for clip in clips),
+        corpus.speakers[clips],
+        corpus.labels[clips],
+        probabilities,
+        corpus.class_names,
+        None if corpus.targets is None else corpus.targets[clips],
+        {name: cells[clips] for name, cells in corpus.columns.items()},
+    )
 
 
 def _check_shapes(predictions: Predictions) -> None:
@@ -138,6 +172,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
         np.concatenate([part.probabilities for part in parts]),
         parts[0].class_names,
         None if parts[0].targets is None else np.concatenate([part.targets for part in parts]),
+        {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
     )
 
 
@@ -160,11 +195,26 @@ def combine(parts: Sequence[Predictions]) -> Predictions:
         np.stack(means),
         parts[0].class_names,
         np.stack([part.targets[row] for part, row in first]) if soft else None,
+        {
+            name: np.array([part.columns[name][row] for part, row in first])
+            for name in parts[0].columns
+        },
     )
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write CSV `clip,speaker,label,predicted,<class names>`, exactly readable and atomically.
+    """Write CSV, exactly readable and atomically; the columns are those of `table_of`."""
+    header, rows = table_of(predictions)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    fixed = len(FIXED_COLUMNS)
+    writer.writerows([*row[:fixed], *map(repr, row[fixed:])] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def table_of(predictions: Predictions) -> tuple[list[str], list[list]]:
+    """The columns `clip,speaker,label,predicted,<class names>`, and a row a clip.
 
     Label and predicted are class names, a label of -1 is empty; a column a class holds its
     probability. With targets, a column `target.<class name>` a class follows.
@@ -176,17 +226,13 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         header += [TARGET + name for name in names]
     rows = zip(
         predictions.clips,
-        predictions.speakers,
+        predictions.speakers.tolist(),
         ("" if label < 0 else names[label] for label in predictions.labels),
         (names[label] for label in predictions.predicted),
         shares.tolist(),
         strict=True,
     )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([*fixed, *map(repr, numbers)] for *fixed, numbers in rows)
-    write_text(path, text.getvalue())
+    return header, [[*fixed, *numbers] for *fixed, numbers in rows]
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -1,9 +1,10 @@
 """Scores as tables, for the screen, the run's log and the page."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
-from mmattn.console import say, say_table
+from mmattn.console import WIDTH, say, say_table
 from mmattn.evaluate.metrics import METRICS, per_class
 from mmattn.evaluate.predictions import Predictions
 
@@ -60,14 +61,23 @@ def titles(*found: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def score_table(splits: Mapping[str, Scores]) -> Table:
-    """The scores of each split, e.g. {"validation": scores, "test": scores}, side by side."""
+def score_table(
+    splits: Mapping[str, Scores], calibrated: Mapping[str, Scores] | None = None
+) -> Table:
+    """The scores of each split side by side, e.g. of {"validation": scores, "test": scores}.
+
+    Those of calibrated predictions, of the same splits, stand under the others of their metric.
+    """
     shown = titles(*splits.values())
-    rows = [
-        (title, *(Interval(**scores[name]) for scores in splits.values()))
-        for name, title in shown.items()
-    ]
+    rows = []
+    for name, title in shown.items():
+        rows.append((title, *(Interval(**scores[name]) for scores in splits.values())))
+        if calibrated and all(name in calibrated[split] for split in splits):
+            found = (Interval(**calibrated[split][name]) for split in splits)
+            rows.append((f"{title}, calibrated", *found))
     note = "; ".join(f"{title}: {METRICS[name].meaning}" for name, title in shown.items())
+    lower = ", ".join(title for name, title in shown.items() if not METRICS[name].best)
+    note += f". Better when lower: {lower}" if lower else ""
     note += ". In brackets: 95 % interval of a bootstrap over speakers."
     return Table("All classes.", ("", *splits), rows, note)
 
@@ -79,14 +89,14 @@ def group_tables(groups: Mapping[str, Mapping]) -> list[Table]:
 
 
 def _group_table(column: str, values: Mapping[str, Mapping], differences: Mapping) -> Table:
-    shown = titles(*values.values())
     most = sorted(values, key=lambda name: -values[name]["clips"])[:MOST_GROUPS]
-    rows = [
-        (name, scores["speakers"], scores["clips"], *_intervals(scores, shown))
-        for name, scores in values.items()
-        if name in most
+    groups = {name: found for name, found in values.items() if name in most}
+    rows: list[tuple[Cell, ...]] = [
+        (what, *(found[what] for found in groups.values()), None) for what in ("speakers", "clips")
     ]
-    rows.append(("largest difference", None, None, *_intervals(differences, shown)))
+    for name, title in titles(*values.values()).items():
+        found = (*groups.values(), differences)
+        rows.append((title, *(_interval(one.get(name, {})) for one in found)))
     note = (
         "In brackets: 95 % interval over speakers, drawn within each group; who is in several is "
         "drawn for all of them at once. The difference is that of the highest and the lowest group "
@@ -94,12 +104,11 @@ def _group_table(column: str, values: Mapping[str, Mapping], differences: Mappin
     )
     if len(most) < len(values):
         note += f" Shown are the {len(most)} of {len(values)} groups with the most clips."
-    return Table(f"By {column}.", (column, "speakers", "clips", *shown.values()), rows, note)
+    return Table(f"By {column}.", (column, *groups, "largest difference"), rows, note)
 
 
-def _intervals(found: Mapping[str, Mapping], names: Iterable[str]) -> list[Interval]:
-    ends = ("value", "low", "high")
-    return [Interval(*(found.get(name, {}).get(key) for key in ends)) for name in names]
+def _interval(score: Mapping[str, Any]) -> Interval:
+    return Interval(*(score.get(key) for key in ("value", "low", "high")))
 
 
 def class_table(predictions: Predictions) -> Table:
@@ -109,9 +118,11 @@ def class_table(predictions: Predictions) -> Table:
     return Table("Each class.", ("class", "precision", "recall", "F1", "clips"), rows, note)
 
 
-def say_scores(title: str, splits: Mapping[str, Scores]) -> None:
+def say_scores(
+    title: str, splits: Mapping[str, Scores], calibrated: Mapping[str, Scores] | None = None
+) -> None:
     """Say the scores of each split under a title of its own."""
-    _say(title, score_table(splits))
+    say_wide(title, score_table(splits, calibrated))
 
 
 def ties_text(split: str, predictions: Predictions) -> str:
@@ -132,12 +143,9 @@ def say_ties(predictions: Mapping[str, Predictions]) -> None:
 
 
 def say_groups(title: str, groups: Mapping[str, Mapping]) -> None:
-    """Say what `group_scores` found, two metrics at once, and which columns it left out."""
+    """Say what `group_scores` found, and which columns it left out."""
     for table in group_tables(groups):
-        for first in range(3, len(table.columns), 2):
-            shown = [0, 1, 2, *range(first, len(table.columns))[:2]]
-            columns, *rows = ([row[n] for n in shown] for row in (table.columns, *table.rows))
-            _say(f"{title}, by {table.columns[0]}", Table("", columns, rows))
+        say_wide(f"{title}, by {table.columns[0]}", table)
     for column, found in groups.items():
         if "left_out" in found:
             say(f"no scores by {column}: it has {found['left_out']}")
@@ -145,8 +153,16 @@ def say_groups(title: str, groups: Mapping[str, Mapping]) -> None:
 
 def say_per_class(predictions: Predictions, title: str = "Each class") -> None:
     """Say precision, recall and F1 of each class."""
-    _say(title, class_table(predictions))
+    say_wide(title, class_table(predictions))
 
 
-def _say(title: str, table: Table) -> None:
-    say_table(title, table.columns, [[cell_text(cell) for cell in row] for row in table.rows])
+def say_wide(title: str, table: Table) -> None:
+    """Say a table under another title, in parts of as many columns as fit beside the first."""
+    texts = [table.columns, *([cell_text(cell) for cell in row] for row in table.rows)]
+    first, *others = zip(*texts, strict=True)
+    while others:
+        widths = [max(map(len, column)) + 2 for column in (first, *others)]  # with a gap
+        fitting = sum(width <= WIDTH + 2 for width in accumulate(widths)) - 1
+        shown, others = others[: max(1, fitting)], others[max(1, fitting) :]
+        columns, *rows = zip(first, *shown, strict=True)
+        say_table(title, columns, rows)

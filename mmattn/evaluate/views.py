@@ -1,9 +1,13 @@
 """What is shown of a clip, in a plot and on the page: attention and features over time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from mmattn.data.corpus import Corpus
+from mmattn.data.normalise import Normaliser, normalised
+from mmattn.evaluate.predictions import Predictions
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,62 @@ class ClipView:
     probabilities: np.ndarray
     streams: dict[str, StreamView]
     cues: Sequence[tuple[str, float, bool]] | None = None
+
+
+def view_clips(
+    corpus: Corpus,
+    clips: Sequence[int],
+    normaliser: Normaliser,
+    probabilities: Sequence[np.ndarray],
+    attention: Sequence[Mapping[str, np.ndarray]],
+) -> list[ClipView]:
+    """The clips [n] of a corpus with a network's predictions of each: see `clip_view`."""
+    return [
+        clip_view(corpus, clip, normaliser, *seen)
+        for clip, *seen in zip(clips, probabilities, attention, strict=True)
+    ]
+
+
+def clip_view(
+    corpus: Corpus,
+    clip: int,
+    normaliser: Normaliser,
+    probabilities: np.ndarray,
+    attention: Mapping[str, np.ndarray],
+) -> ClipView:
+    """A clip with a network's predictions: probabilities [K]; by modality, attention [T].
+
+    With a label below 0, class and speaker are unknown.
+    """
+    streams = {
+        name: StreamView(stream.times, attention[name], stream.frames, stream.valid)
+        for name, stream in normalised(corpus, clip, normaliser).items()
+        if name in attention and len(stream.times)
+    }
+    known = corpus.labels[clip] >= 0
+    cues = corpus.cues and [(cue.modality, cue.time, cue.decoy) for cue in corpus.cues[clip]]
+    return ClipView(
+        corpus.names[clip],
+        str(corpus.speakers[clip]) if known else None,
+        corpus.class_names[corpus.labels[clip]] if known else None,
+        probabilities,
+        streams,
+        cues,
+    )
+
+
+def choose_rows(predictions: Predictions, count: int) -> np.ndarray:
+    """Up to `count` rows, increasing, evenly over right and wrong ones of each class.
+
+    Each of these groups gives its first clip, then each its second, until there are enough.
+    """
+    labels = predictions.labels
+    group = 2 * labels + (predictions.predicted == labels)
+    order = np.argsort(group, kind="stable")
+    _, first, members = np.unique(group[order], return_index=True, return_counts=True)
+    rank = np.empty(len(labels), int)
+    rank[order] = np.arange(len(labels)) - np.repeat(first, members)
+    return np.sort(np.lexsort((group, rank))[:count])
 
 
 def ratio_to_uniform(attention: np.ndarray, valid: np.ndarray) -> np.ndarray:

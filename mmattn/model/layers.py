@@ -1,19 +1,39 @@
 """The smaller parts: temporal attention, batch norm over devices, dropout by clip."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
+
+from mmattn.model.initial import Keys, glorot_uniform, lecun_normal, zeros
+
+# The layer of Flax; its parameters may come from `Keys`.
+Linear = partial(nnx.Linear, kernel_init=lecun_normal, bias_init=zeros)
 
 
 class Training(NamedTuple):
     """What a forward pass needs beyond the clips when it trains; None stands for prediction."""
 
-    keys: Array  # [B] a random key a clip: dropout does not depend on the division over devices
+    uniform: Array  # [B, L, F] of each clip what `draw_for_dropout` gives
     sum_over_devices: Callable  # adds up a tree of arrays over the devices
+
+
+def draw_for_dropout(key: Array, layers: int, features: int) -> Array:
+    """Uniform numbers of one clip for all its dropout: [L, F] in [0, 1), from a key of its own.
+
+    Thus dropout does not depend on how clips are divided over devices. `Network.dropout_shape` is
+    what L and F have to be.
+    """
+
+    def draw(layer):
+        return jax.random.uniform(jax.random.fold_in(key, layer), (features,))
+
+    return jax.vmap(draw)(jnp.arange(layers))
 
 
 class TemporalAttention(nnx.Module):
@@ -22,9 +42,9 @@ class TemporalAttention(nnx.Module):
     A bounded score, the earlier system's, gives no frame more than e² times the weight of another.
     """
 
-    def __init__(self, features: int, bounded: bool = True, *, rngs: nnx.Rngs):
+    def __init__(self, features: int, bounded: bool = True, *, rngs: nnx.Rngs | Keys):
         self.bounded = bounded
-        self.kernel = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), (features, 1)))
+        self.kernel = nnx.Param(glorot_uniform(rngs.params(), (features, 1)))
 
     def __call__(self, x: Array, valid: Array, bias: Array | float = 0.0) -> tuple[Array, Array]:
         """Pool frames x [T, B, H] where valid [T, B]; `bias` [T, B] is added to the scores.
@@ -70,10 +90,11 @@ class BatchNorm(nnx.Module):
     epsilon = 1e-3
 
     def __init__(self, features: int):
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        ones = jax.device_put(np.ones(features, np.float32))
+        self.scale = nnx.Param(ones)
+        self.bias = nnx.Param(zeros(None, ones.shape))
+        self.mean = nnx.BatchStat(zeros(None, ones.shape))
+        self.var = nnx.BatchStat(ones)
 
     def __call__(self, x: Array, training: Training | None, weight: Array) -> Array:
         """Normalise x [B, F] by the batch in training, by the running statistics otherwise.
@@ -96,20 +117,15 @@ class Dropout(nnx.Module):
     """Dropout whose mask is drawn per clip and feature and kept over time.
 
     The variational form of Gal & Ghahramani (2016), which is also what `dropout=` of a Keras LSTM
-    does. `stream` tells the layers of a network apart.
+    does. `number` tells the layers of a network apart.
     """
 
-    def __init__(self, rate: float, stream: int):
-        self.rate, self.stream = rate, stream
+    def __init__(self, rate: float, number: int, features: int):
+        self.rate, self.number, self.features = rate, number, features
 
     def __call__(self, x: Array, training: Training | None) -> Array:
         """Zero a share `rate` of the features of [B, F] or [T, B, F] and scale up the others."""
         if training is None or self.rate == 0:
             return x
-
-        def draw(key):
-            own = jax.random.fold_in(key, self.stream)
-            return jax.random.bernoulli(own, 1 - self.rate, x.shape[-1:])
-
-        keep = jax.vmap(draw)(training.keys)
+        keep = training.uniform[:, self.number, : self.features] < 1 - self.rate
         return jnp.where(keep, x / (1 - self.rate), 0)

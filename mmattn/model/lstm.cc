@@ -1,16 +1,20 @@
-// The LSTM layer of lstm.py, one direction, as XLA FFI calls for the CPU: forward and backward.
+// The LSTM layer of lstm.py as XLA FFI calls for the CPU: forward and backward of one direction,
+// and both directions forward, for predictions.
 //
 // What makes it quick: weights are packed once a call, not at every time step; the gates are worked
 // out in registers as the matrix product leaves them; the gate gradients are used for all their
 // products while they are still in the cache and never go to memory; rows whose clip has ended are
-// skipped. It uses one thread: the devices of data parallelism share the cores.
+// skipped. A direction has one thread: the devices of data parallelism share the cores.
 //
 // Arrays are row-major and time-major: [T, B, ...]. Gates lie in the order i, f, o, g, and
 // sigma(z) = tanh(z/2)/2 + 1/2, so what is kept of a gate is t, a tanh.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <future>
+#include <memory>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -124,6 +128,12 @@ struct Layer {
   bool any_inside(int64_t now, int64_t row, int rows) const {
     return std::any_of(length + row, length + row + rows, [now](int32_t n) { return now < n; });
   }
+  // The same of rows [t, b] of all times.
+  bool any_of_all(int64_t row, int rows) const {
+    for (int r = 0; r < rows; ++r)
+      if (inside((row + r) / batch, (row + r) % batch)) return true;
+    return false;
+  }
   int64_t steps_a_chunk() const { return std::max<int64_t>(1, CHUNK / std::max<int64_t>(1, batch)); }
 };
 
@@ -152,28 +162,28 @@ void pack_transposed(const float* kernel, int64_t rows, int64_t depth, float* to
 void project(const Layer& layer, int64_t first_step, int64_t steps, const float* x,
              const float* packed, const float* bias, float* t) {
   const int64_t units = layer.units;
+  // A tile may hold rows of several times: of one clip it would else have a single row.
+  const int64_t start =
+      std::min(layer.place(first_step), layer.place(first_step + steps - 1)) * layer.batch;
+  const int64_t end = start + steps * layer.batch;
   for (int64_t unit = 0; unit < units; unit += LANES) {
     const float* panel = packed + unit * 4 * layer.features;
     const int64_t count = std::min<int64_t>(LANES, units - unit);
     Vector b[4];
     for (int gate = 0; gate < 4; ++gate)
       b[gate] = load(bias + gate * units + unit, count) * (gate < 3 ? 0.5f : 1.0f);
-    for (int64_t step = first_step; step < first_step + steps; ++step) {
-      const int64_t now = layer.place(step);
-      for (int64_t row = 0; row < layer.batch; row += ROWS) {
-        const int rows = std::min<int64_t>(ROWS, layer.batch - row);
-        if (!layer.any_inside(now, row, rows)) continue;
-        const float* a = x + (now * layer.batch + row) * layer.features;
-        Tile sum;
-        for (int r = 0; r < rows; ++r)
-          for (int gate = 0; gate < 4; ++gate) sum[r][gate] = b[gate];
-        multiply(rows, [&](int r, int64_t k) { return a[r * layer.features + k]; }, panel,
-                 layer.features, sum);
-        for (int r = 0; r < rows; ++r)
-          for (int gate = 0; gate < 4; ++gate)
-            store(t + ((now * layer.batch + row + r) * 4 + gate) * units + unit, sum[r][gate],
-                  count);
-      }
+    for (int64_t row = start; row < end; row += ROWS) {
+      const int rows = std::min<int64_t>(ROWS, end - row);
+      if (!layer.any_of_all(row, rows)) continue;
+      const float* a = x + row * layer.features;
+      Tile sum;
+      for (int r = 0; r < rows; ++r)
+        for (int gate = 0; gate < 4; ++gate) sum[r][gate] = b[gate];
+      multiply(rows, [&](int r, int64_t k) { return a[r * layer.features + k]; }, panel,
+               layer.features, sum);
+      for (int r = 0; r < rows; ++r)
+        for (int gate = 0; gate < 4; ++gate)
+          store(t + ((row + r) * 4 + gate) * units + unit, sum[r][gate], count);
     }
   }
 }
@@ -215,24 +225,67 @@ void step_forward(const Layer& layer, int64_t step, const float* packed, float* 
   }
 }
 
-ffi::Error Forward(Input x, Lengths length, Input input_kernel, Input recurrent_kernel, Input bias,
-                   Output h, Output c, Output t, bool reverse) {
-  const auto shape = x.dimensions();
-  const int64_t units = recurrent_kernel.dimensions()[0];
-  const Layer layer{shape[0], shape[1], shape[2], units, length.typed_data(), reverse};
-  const int64_t width = (units + LANES - 1) / LANES * PANEL;
+void forward(const Layer& layer, Input x, Input input_kernel, Input recurrent_kernel, Input bias,
+             float* h, float* c, float* t) {
+  const int64_t units = layer.units, width = (units + LANES - 1) / LANES * PANEL;
   float* packed_input = scratch(0, layer.features * width);
   float* packed_recurrent = scratch(1, units * width);
   pack_gates(input_kernel.typed_data(), layer.features, units, packed_input);
   pack_gates(recurrent_kernel.typed_data(), units, units, packed_recurrent);
   for (int64_t first = 0; first < layer.time; first += layer.steps_a_chunk()) {
     const int64_t steps = std::min(layer.steps_a_chunk(), layer.time - first);
-    project(layer, first, steps, x.typed_data(), packed_input, bias.typed_data(),
-            t->typed_data());
+    project(layer, first, steps, x.typed_data(), packed_input, bias.typed_data(), t);
     for (int64_t step = first; step < first + steps; ++step)
-      step_forward(layer, step, packed_recurrent, h->typed_data(), c->typed_data(),
-                   t->typed_data());
+      step_forward(layer, step, packed_recurrent, h, c, t);
   }
+}
+
+Layer layer_of(Input x, Lengths length, Input recurrent_kernel, bool reverse) {
+  const auto shape = x.dimensions();
+  return {shape[0], shape[1], shape[2], recurrent_kernel.dimensions()[0], length.typed_data(),
+          reverse};
+}
+
+ffi::Error Forward(Input x, Lengths length, Input input_kernel, Input recurrent_kernel, Input bias,
+                   Output h, Output c, Output t, bool reverse) {
+  forward(layer_of(x, length, recurrent_kernel, reverse), x, input_kernel, recurrent_kernel, bias,
+          h->typed_data(), c->typed_data(), t->typed_data());
+  return ffi::Error::Success();
+}
+
+// Runs both, the second on another thread if one is free before the first is done.
+template <typename First, typename Second>
+void run_both(ffi::ThreadPool pool, First first, Second second) {
+  struct Shared {
+    std::atomic<bool> taken{false};
+    std::promise<void> done;
+  };
+  auto shared = std::make_shared<Shared>();
+  // A thread that comes late finds it taken: nobody ever waits for a thread to be free.
+  pool.Schedule([shared, &second] {
+    if (shared->taken.exchange(true)) return;
+    second();
+    shared->done.set_value();
+  });
+  first();
+  if (shared->taken.exchange(true))
+    shared->done.get_future().wait();
+  else
+    second();
+}
+
+ffi::Error Predict(ffi::ThreadPool pool, Input x, Lengths length, Input input_kernel,
+                   Input recurrent_kernel, Input bias, Input back_input_kernel,
+                   Input back_recurrent_kernel, Input back_bias, Output h, Output back_h) {
+  const auto run = [&](bool reverse, Input input, Input recurrent, Input bias, Output h) {
+    const Layer layer = layer_of(x, length, recurrent, reverse);
+    const int64_t states = layer.time * layer.batch * layer.units;
+    forward(layer, x, input, recurrent, bias, h->typed_data(), scratch(5, states),
+            scratch(6, 4 * states));
+  };
+  run_both(
+      pool, [&] { run(false, input_kernel, recurrent_kernel, bias, h); },
+      [&] { run(true, back_input_kernel, back_recurrent_kernel, back_bias, back_h); });
   return ffi::Error::Success();
 }
 
@@ -314,9 +367,8 @@ void add_outer(const std::vector<const float*>& a, int64_t columns, const float*
 ffi::Error Backward(Input dh, Input x, Input h, Input c, Input t, Lengths length,
                     Input input_kernel, Input recurrent_kernel, Output dx,
                     Output d_input_kernel, Output d_recurrent_kernel, Output d_bias, bool reverse) {
-  const auto shape = x.dimensions();
-  const int64_t units = recurrent_kernel.dimensions()[0], features = shape[2];
-  const Layer layer{shape[0], shape[1], features, units, length.typed_data(), reverse};
+  const Layer layer = layer_of(x, length, recurrent_kernel, reverse);
+  const int64_t units = layer.units, features = layer.features;
   const int64_t batch = layer.batch, gates = layer.gates(), chunk = layer.steps_a_chunk();
   const bool wants_dx = dx->element_count() > 0;
   float* packed_recurrent = scratch(0, panels(units) * PANEL * gates);
@@ -395,6 +447,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LstmForward, Forward,
                                   .Ret<Input>()    // c [T, B, H]
                                   .Ret<Input>()    // t [T, B, 4 H]
                                   .Attr<bool>("reverse"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(LstmPredict, Predict,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Input>()     // x [T, B, F]
+                                  .Arg<Lengths>()   // length [B]
+                                  .Arg<Input>()     // ahead: input kernel [F, 4 H]
+                                  .Arg<Input>()     // recurrent kernel [H, 4 H]
+                                  .Arg<Input>()     // bias [4 H]
+                                  .Arg<Input>()     // back: the same
+                                  .Arg<Input>()
+                                  .Arg<Input>()
+                                  .Ret<Input>()     // h [T, B, H] ahead
+                                  .Ret<Input>());   // and back
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(LstmBackward, Backward,
                               ffi::Ffi::Bind()

@@ -13,10 +13,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from mmattn.model import native, scan
+from mmattn.model.initial import Keys, glorot_uniform, orthogonal
 
 
 class LSTM(nnx.Module):
@@ -25,12 +27,11 @@ class LSTM(nnx.Module):
     The four gates lie side by side in the kernels' columns, in the order i, f, o, g.
     """
 
-    def __init__(self, features: int, units: int, *, reverse: bool = False, rngs: nnx.Rngs):
-        glorot, orthogonal = nnx.initializers.glorot_uniform(), nnx.initializers.orthogonal()
-        self.input_kernel = nnx.Param(glorot(rngs.params(), (features, 4 * units)))
+    def __init__(self, features: int, units: int, *, reverse: bool = False, rngs: nnx.Rngs | Keys):
+        self.input_kernel = nnx.Param(glorot_uniform(rngs.params(), (features, 4 * units)))
         self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (units, 4 * units)))
         # Forget gates start open (Jozefowicz et al., 2015), as in Keras.
-        self.bias = nnx.Param(jnp.zeros(4 * units).at[units : 2 * units].set(1.0))
+        self.bias = nnx.Param(jax.device_put(np.repeat(np.float32([0, 1, 0, 0]), units)))
         self.reverse = reverse
 
     def __call__(self, x: Array, length: Array) -> Array:
@@ -43,8 +44,32 @@ class LSTM(nnx.Module):
         Returns:
             [T, B, units] hidden states, exactly 0 in the padding.
         """
-        kernels = self.input_kernel[...], self.recurrent_kernel[...]
-        return lstm(x, length, *kernels, self.bias[...], self.reverse)
+        return lstm(x, length, *self.weights, self.reverse)
+
+    @property
+    def weights(self) -> tuple[Array, Array, Array]:
+        """Input kernel [F, 4 H], recurrent kernel [H, 4 H] and bias [4 H]."""
+        return self.input_kernel[...], self.recurrent_kernel[...], self.bias[...]
+
+
+@jax.custom_vjp
+def both(x, length, ahead, back):
+    """Both directions of a layer, side by side: x [T, B, F] and their weights -> [T, B, 2 H].
+
+    Where no gradient is asked for, the kernel runs them at once.
+    """
+    if _implementation(x.dtype) is native:
+        return native.predict(x, length, ahead, back)
+    return one_by_one(x, length, ahead, back)
+
+
+def one_by_one(x, length, ahead, back):
+    """`both`, for training: the gradient of x is made only if it is asked for."""
+    return jnp.concatenate([lstm(x, length, *ahead, False), lstm(x, length, *back, True)], axis=-1)
+
+
+# What the first returns, a function, is a tree of arrays to JAX.
+both.defvjp(partial(jax.vjp, one_by_one), lambda backward, dh: backward(dh))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))

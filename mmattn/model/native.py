@@ -54,7 +54,7 @@ def load() -> bool:
         why = str(getattr(error, "stderr", None) or error).strip()[-300:]
         complain(f"{compiler} could not build the LSTM kernel, JAX's scans serve instead: {why}")
         return False
-    for name in ("LstmForward", "LstmBackward"):
+    for name in ("LstmForward", "LstmPredict", "LstmBackward"):
         handler = jax.ffi.pycapsule(getattr(handlers, name))
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
     return True
@@ -83,6 +83,13 @@ def forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
     shapes = states, states, (*x.shape[:2], len(bias))
     inputs = x, jnp.int32(length), input_kernel, recurrent_kernel, bias
     return tuple(_call("LstmForward", shapes)(*inputs, reverse=reverse))
+
+
+def predict(x, length, ahead, back):
+    """Hidden states [T, B, 2 H] of both directions; see `lstm.both`."""
+    shape = (*x.shape[:2], len(ahead[1]))
+    inputs = x, jnp.int32(length), *ahead, *back
+    return jnp.concatenate(_call("LstmPredict", (shape, shape))(*inputs), axis=-1)
 
 
 def backward(dh, x, h, c, t, length, input_kernel, recurrent_kernel, reverse):

@@ -15,7 +15,8 @@ from mmattn.data.stream import Stream
 from mmattn.model.encoder import Encoder
 from mmattn.model.fusion import fusion_of
 from mmattn.model.fusion.base import Fused
-from mmattn.model.layers import BatchNorm, Dropout, Training, functionals
+from mmattn.model.initial import Keys, zeros
+from mmattn.model.layers import BatchNorm, Dropout, Linear, Training, functionals
 
 
 class Output(NamedTuple):
@@ -36,10 +37,9 @@ class StatisticsClassifier(nnx.Module):
 
     gain = 5.0  # Adam's steps have a fixed size: larger inputs are a larger learning rate
 
-    def __init__(self, features: int, classes: int, rngs: nnx.Rngs):
+    def __init__(self, features: int, classes: int, rngs: nnx.Rngs | Keys):
         self.norm = BatchNorm(5 * features)
-        zeros = nnx.initializers.zeros
-        self.linear = nnx.Linear(5 * features, classes, kernel_init=zeros, rngs=rngs)
+        self.linear = Linear(5 * features, classes, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, streams: list[Stream], training: Training | None, weight: Array) -> Array:
         """Logits [B, K] from normalised frames."""
@@ -56,29 +56,38 @@ class Network(nnx.Module):
         config: ModelConfig,
         dimensions: Mapping[str, int],
         classes: int,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | Keys,
         geometry: Hashable = None,
     ):
         """Build with random parameters.
 
         `dimensions` are a frame's features by modality; `geometry` is of `Fusion.geometry`.
         """
-        streams, fusion = count(), fusion_of(config.fusion)
+        numbers, fusion = count(), fusion_of(config.fusion)
         self.branches = nnx.Dict(
             {
-                name: Encoder(name, dimensions[name], config, fusion.pools, streams, rngs)
+                name: Encoder(name, dimensions[name], config, fusion.pools, numbers, rngs)
                 for name in config.modalities
             }
         )
         embedded = {name: encoder.features for name, encoder in self.branches.items()}
-        self.fusion = fusion(embedded, config, geometry, streams, rngs)
+        self.fusion = fusion(embedded, config, geometry, numbers, rngs)
         sizes = [self.fusion.features, *config.head_units]
-        self.dense = nnx.List(nnx.Linear(*pair, rngs=rngs) for pair in pairwise(sizes))
+        self.dense = nnx.List(Linear(*pair, rngs=rngs) for pair in pairwise(sizes))
         self.norms = nnx.List(BatchNorm(units) for units in config.head_units)
-        self.dropouts = nnx.List(Dropout(rate, next(streams)) for rate in config.head_dropout)
-        self.classifier = nnx.Linear(sizes[-1], classes, rngs=rngs)
+        self.dropouts = nnx.List(
+            Dropout(rate, next(numbers), units)
+            for rate, units in zip(config.head_dropout, config.head_units, strict=True)
+        )
+        self.classifier = Linear(sizes[-1], classes, rngs=rngs)
         frames = sum(dimensions[name] for name in config.modalities)
         self.statistics = StatisticsClassifier(frames, classes, rngs) if config.statistics else None
+
+    @property
+    def dropout_shape(self) -> tuple[int, int]:
+        """How many layers have dropout, and of how many features at most."""
+        layers = [layer for _, layer in nnx.iter_modules(self) if isinstance(layer, Dropout)]
+        return len(layers), max((layer.features for layer in layers if layer.rate), default=0)
 
     def __call__(self, batch: Batch, training: Training | None = None) -> Output:
         """Classify a batch; with `training` given, dropout and batch statistics are on."""

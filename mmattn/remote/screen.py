@@ -6,7 +6,7 @@ import signal
 import statistics
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -17,7 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mmattn.console import WIDTH
+from mmattn.errors import UserError
 from mmattn.remote.runs import Run
+from mmattn.train.history import best_epoch, by_split, monitor_of, score_text, shown_scores
 
 LOG_LINES = 8
 RECENT = 5  # epochs whose time tells how long the next ones take
@@ -80,7 +82,7 @@ def report(
     for name, text in _rows(run, snapshot, machine_time(snapshot, touch, now), now):
         facts.add_row(name, text)
     lines = log_lines(base64.b64decode(snapshot["log"]["data"]), LOG_LINES)
-    return Constrain(_Page(Group(*head, facts), _plots(snapshot["metrics"]), lines, height), WIDTH)
+    return Constrain(_Page(Group(*head, facts), _plots(snapshot), lines, height), WIDTH)
 
 
 def summary_line(run: Run, snapshot: dict, now: float) -> str:
@@ -92,8 +94,7 @@ def summary_line(run: Run, snapshot: dict, now: float) -> str:
         last = metrics[-1]
         parts += [
             _epoch(snapshot),
-            f"loss {last['train_loss']:.4f} / {last['validation_loss']:.4f}",
-            f"accuracy {last['train_accuracy']:.3f} / {last['validation_accuracy']:.3f}",
+            *(score_text(last, name) for name in shown_scores(_monitor(snapshot))[:2]),
             f"{last['clips_per_s']:.0f} clips/s",
         ]
         left = time_left(metrics, snapshot["epochs"])
@@ -277,28 +278,21 @@ class Curves:
     Args:
         title: of the plot.
         epochs: number of each epoch.
-        train: its value in each epoch.
-        validation: likewise; drawn above the other where both meet.
-        form: format of the numbers at the axis.
+        values: its values in each epoch, by split; the last is drawn above the other.
     """
 
     def __init__(
         self,
         title: str,
         epochs: Sequence[int],
-        train: Sequence[float],
-        validation: Sequence[float],
-        form: str,
+        values: Mapping[str, Sequence[float]],
     ):
-        self.title, self.epochs, self.form = title, epochs, form
-        self.series = {
-            split: (values, style)
-            for (split, style), values in zip(STYLES.items(), (train, validation), strict=True)
-        }
+        self.title, self.epochs = title, epochs
+        self.series = {split: (own, STYLES[split]) for split, own in values.items()}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         low, high = self._range()
-        top, bottom = format(high, self.form), format(low, self.form)
+        top, bottom = f"{high:.3f}", f"{low:.3f}"
         margin = max(5, len(top), len(bottom))
         names = self._names(low, high)
         width = max(4, options.max_width - margin - 2 - max(map(len, self.series)))
@@ -336,7 +330,7 @@ class Curves:
         for name in order:
             share = (self.series[name][0][-1] - low) / (high - low) if high > low else 0.5
             rows.append(round((1 - share) * (4 * PLOT_ROWS - 1)) // 4)
-        if rows[0] == rows[1]:
+        if len(set(rows)) < len(rows):
             rows = [rows[0] - 1, rows[1]] if rows[1] == PLOT_ROWS - 1 else [rows[0], rows[1] + 1]
         return dict(zip(rows, order, strict=True))
 
@@ -434,7 +428,8 @@ def _training_rows(snapshot: dict) -> list[tuple[str, RenderableType]]:
     if not metrics:
         return [("training", Text("no epoch has ended yet", "dim"))]
     last = metrics[-1]
-    best = max(metrics, key=lambda row: row["validation_accuracy"])
+    monitor = _monitor(snapshot)
+    best = metrics[best_epoch(metrics, monitor) - 1]
     rows = [
         (
             "training",
@@ -445,16 +440,20 @@ def _training_rows(snapshot: dict) -> list[tuple[str, RenderableType]]:
                 f"learning rate {last['learning_rate']:.2g}",
             ),
         ),
-        ("loss", Packed(*_both(last, "loss", ".4f"))),
-        (
-            "accuracy",
-            Packed(
-                *_both(last, "accuracy", ".3f"),
-                f"UAR {last['validation_uar']:.3f}",
-                f"best {best['validation_accuracy']:.3f} in epoch {best['epoch']}",
-            ),
-        ),
     ]
+    *names, third = shown_scores(monitor)
+    for name in names:
+        title, _, form = monitor_of(name)
+        parts = [
+            Text(f"{split} {value:{form}}", STYLES[split])
+            for split, value in by_split(last, name).items()
+        ]
+        if name != "loss":
+            parts.append(Text(score_text(last, third)))
+        if name == monitor:
+            value = by_split(best, name)["validation"]
+            parts.append(Text(f"best {value:{form}} in epoch {best['epoch']}"))
+        rows.append((title, Packed(*parts)))
     left = time_left(metrics, snapshot["epochs"])
     if left is not None and snapshot["job"]["state"] == "running":
         whose = f" for {snapshot['part']}" if snapshot["part"] else ""
@@ -463,10 +462,14 @@ def _training_rows(snapshot: dict) -> list[tuple[str, RenderableType]]:
     return rows
 
 
-def _both(row: dict, what: str, form: str) -> list[Text]:
-    return [
-        Text(f"{split} {row[f'{split}_{what}']:{form}}", style) for split, style in STYLES.items()
-    ]
+def _monitor(snapshot: dict) -> str:
+    """What selects the run's epoch; accuracy, if that is a metric which this computer lacks."""
+    monitor = snapshot.get("monitor") or "accuracy"  # earlier versions have no choice
+    try:
+        monitor_of(monitor)
+    except UserError:
+        return "accuracy"
+    return monitor
 
 
 def _epoch(snapshot: dict) -> str:
@@ -536,23 +539,22 @@ def _deadline(run: Run, then: float, now: float) -> Text:
     return Text(text, "yellow" if left < 1800 else "")
 
 
-def _plots(metrics: Sequence[dict]) -> Table | None:
-    """Accuracy and loss side by side, from the second epoch on."""
+def _plots(snapshot: dict) -> Table | None:
+    """The monitor and the loss side by side, from the second epoch on."""
+    metrics = snapshot["metrics"]
     if len(metrics) < 2:
         return None
-    epochs = [row["epoch"] for row in metrics]
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)
     table.add_column(ratio=1)
     table.add_column(ratio=1)
-    table.add_row(
-        *(
-            Curves(
-                what,
-                epochs,
-                *([row[f"{split}_{what}"] for row in metrics] for split in STYLES),
-                form,
-            )
-            for what, form in (("accuracy", ".2f"), ("loss", ".3f"))
-        )
-    )
+    table.add_row(*(_curves(metrics, name) for name in shown_scores(_monitor(snapshot))[1::-1]))
     return table
+
+
+def _curves(metrics: Sequence[dict], name: str) -> Curves:
+    epochs = [row["epoch"] for row in metrics]
+    values = {
+        split: [by_split(row, name)[split] for row in metrics]
+        for split in by_split(metrics[0], name)
+    }
+    return Curves(monitor_of(name).title, epochs, values)

@@ -12,12 +12,13 @@ from mmattn.evaluate.plots import (
     GREEN,
     GREY,
     ORANGE,
-    Epoch,
-    best_epoch,
+    epoch_curves,
+    epoch_plots,
     learning_rate_drops,
 )
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.tables import Interval, Table
+from mmattn.train.history import Row, best_epoch, monitor_of
 
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)  # Okabe & Ito
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
@@ -64,47 +65,43 @@ class Figure(NamedTuple):
     numbers: Table | None = None
 
 
-def loss_figure(history: Sequence[Epoch]) -> Figure:
-    """Training and validation loss over the epochs."""
-    data = [
-        _epoch_line(history, "train_loss", "training", GREY, "dot"),
-        _epoch_line(history, "validation_loss", "validation", BLUE, "solid"),
-    ]
-    caption = "Lower is better. The vertical line marks the best epoch, whose network is tested."
+def epoch_figures(history: Sequence[Row], monitor: str) -> list[Figure]:
+    """The plots of `epoch_plots`, the best epoch marked."""
+    return [_epoch_figure(history, monitor, names) for names in epoch_plots(monitor)]
+
+
+def _epoch_figure(history: Sequence[Row], monitor: str, names: Sequence[str]) -> Figure:
+    best = best_epoch(history, monitor)
+    data = [_epoch_line(history, *curve) for curve in epoch_curves(history, names)]
+    titles = [monitor_of(name).title for name in names]
+    layout = _epoch_layout(history, best, ", ".join(titles))
+    caption = "Lower is better."
+    if monitor_of(names[0]).best:
+        layout["yaxis"]["range"] = [0, 1.02]
+        caption = "Training accuracy is measured with dropout, so it can lie below validation."
+    if monitor in names:
+        value = history[best - 1][f"validation_{monitor}"]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [best],
+                "y": [_number(value)],
+                "marker": {"symbol": "star", "size": 13, "color": GREEN},
+                "name": "best epoch",
+                "hoverinfo": "skip",
+            }
+        )
+        caption += f" Best: epoch {best}, validation {monitor_of(monitor).title} {value:.3f}."
+    caption += " The vertical line marks the best epoch, whose network is tested."
     if learning_rate_drops(history):
         caption += " Dotted lines: the learning rate fell."
-    return Figure("Loss", data, _epoch_layout(history, "loss"), caption)
+    title = " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
+    return Figure(title[0].upper() + title[1:], data, layout, caption)
 
 
-def score_figure(history: Sequence[Epoch]) -> Figure:
-    """Accuracy and UAR over the epochs, the best one marked."""
-    best = best_epoch(history)
-    data = [
-        _epoch_line(history, "train_accuracy", "training accuracy", GREY, "dot"),
-        _epoch_line(history, "validation_accuracy", "validation accuracy", BLUE, "solid"),
-        _epoch_line(history, "validation_uar", "validation UAR", ORANGE, "dash"),
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": [best["epoch"]],
-            "y": [_number(best["validation_accuracy"])],
-            "marker": {"symbol": "star", "size": 13, "color": GREEN},
-            "name": "best epoch",
-            "hoverinfo": "skip",
-        },
-    ]
-    layout = _epoch_layout(history, "accuracy, UAR")
-    layout["yaxis"]["range"] = [0, 1.02]
-    caption = (
-        "Training accuracy is measured with dropout, so it can lie below validation. "
-        f"Best: epoch {best['epoch']}, validation accuracy {best['validation_accuracy']:.3f}."
-    )
-    return Figure("Accuracy and UAR", data, layout, caption)
-
-
-def _epoch_line(
-    history: Sequence[Epoch], key: str, name: str, colour: str, dash: str
-) -> dict[str, Any]:
+def _epoch_line(history: Sequence[Row], key: str, name: str, colour: str) -> dict[str, Any]:
+    dash = {GREY: "dot", BLUE: "solid"}.get(colour, "dash")
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(history) < 15 else "lines",  # one epoch is no line
@@ -116,9 +113,9 @@ def _epoch_line(
     }
 
 
-def _epoch_layout(history: Sequence[Epoch], label: str) -> dict[str, Any]:
+def _epoch_layout(history: Sequence[Row], best: int, label: str) -> dict[str, Any]:
     lines = [(epoch, "dot", GREY) for epoch in learning_rate_drops(history)]
-    lines.append((best_epoch(history)["epoch"], "solid", GREEN))
+    lines.append((best, "solid", GREEN))
     return {
         "height": 330,
         "hovermode": "x unified",

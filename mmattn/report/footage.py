@@ -3,10 +3,12 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mmattn.config import ExtractConfig
 from mmattn.evaluate.views import StreamView
 
 BINS = 600  # of an envelope: about one for each pixel that it is drawn on
@@ -89,3 +91,58 @@ def portrait(frame: np.ndarray, box: Sequence[float]) -> bytes:
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
     return content.getvalue()
+
+
+def footage_of(
+    path: Path, video: StreamView | None, config: ExtractConfig, notes: Sequence[str]
+) -> Footage:
+    """Audio and faces of a raw clip.
+
+    Args:
+        path: of the clip.
+        video: what was predicted from, if there is any.
+        config: how it was extracted.
+        notes: about the clip.
+
+    Raises:
+        BadMedia: the clip cannot be read.
+        UserError: the face detector's file is missing.
+    """
+    faces = faces_of(path, video, config) if video else ()
+    return Footage(notes, audio_envelope(path), faces)
+
+
+def audio_envelope(path: Path) -> Envelope | None:
+    """The envelope of the audio that a clip was predicted from; None without. Raises BadMedia."""
+    from mmattn.media.decode import read_audio
+    from mmattn.media.extract import heard_audio
+
+    audio, _ = heard_audio(path, read_audio(path))
+    return None if audio is None else envelope(*audio)
+
+
+def faces_of(path: Path, video: StreamView, config: ExtractConfig) -> tuple[Face, ...]:
+    """The face where the attention is highest, in the order of time.
+
+    Args:
+        path: of the clip.
+        video: what was predicted from, extracted from this clip.
+        config: how.
+
+    Raises:
+        BadMedia: the clip cannot be read.
+        UserError: the face detector's file is missing.
+    """
+    from mmattn.media.decode import read_frames
+    from mmattn.media.extract import face_tracker
+
+    wanted = {float(video.times[frame]): video.ratio[frame] for frame in most_attended(video)}
+    track = face_tracker(config)  # sees every frame, so that it follows the same face as before
+    found = []
+    for time, frame in read_frames(path, config.video_rate):
+        face = track(frame)
+        if face is not None and time in wanted:
+            found.append(Face(time, float(wanted[time]), portrait(frame, face.box)))
+        if len(found) == len(wanted):
+            break
+    return tuple(found)

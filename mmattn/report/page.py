@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mmattn.evaluate.plots import GREEN, Epoch
+from mmattn.evaluate.plots import GREEN
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.tables import (
     Scores,
@@ -27,12 +27,12 @@ from mmattn.report.figures import (
     Forest,
     confusion_figure,
     curves_figure,
+    epoch_figures,
     forest_figure,
-    loss_figure,
     reliability_figure,
-    score_figure,
 )
 from mmattn.report.footage import Footage
+from mmattn.train.history import Row
 
 VIEWER_COLOURS = {"right": GREEN, "arms": CYCLE}
 FOOT = (
@@ -78,12 +78,14 @@ def write_run_page(
     scores: Mapping[str, Scores],
     predictions: Predictions,
     command: str,
-    history: Sequence[Epoch] = (),
+    history: Sequence[Row] = (),
+    monitor: str = "accuracy",
     clips: Sequence[ClipView] = (),
     about_clips: Sequence[str] = (),
     curves: Sequence[CurvePlot] = (),
     note: str | None = None,
     groups: Mapping[str, Mapping] | None = None,
+    calibrated: Mapping[str, Scores] | None = None,
 ) -> None:
     """Write the page of a run, atomically.
 
@@ -95,20 +97,22 @@ def write_run_page(
         predictions: of the test set.
         command: that makes the run again.
         history: rows of metrics.jsonl; none for a run of several trainings.
+        monitor: what selected the epoch.
         clips: for the viewer.
         about_clips: paragraphs: which clips they are and what network sees them.
         curves: over a test-time offset and tempo.
         note: a warning at the top: that the split leaks speakers, for one.
         groups: what `metrics.group_scores` gives for the test set, if there are any.
+        calibrated: as `scores`, of calibrated predictions, if there are any.
     """
     plots = _Plots()
-    shown = table(score_table(scores)) + table(class_table(predictions))
+    shown = table(score_table(scores, calibrated)) + table(class_table(predictions))
     shown += paragraphs(filter(None, [ties_text("test", predictions)]))
     sections = {"scores": ("Scores", shown)}
     if tables := group_tables(groups or {}):
         sections["groups"] = ("Scores by group", "".join(map(table, tables)))
     if history:
-        shown = _side_by_side(plots, loss_figure(history), score_figure(history))
+        shown = _side_by_side(plots, *epoch_figures(history, monitor))
         sections["training"] = ("Learning curves", shown)
     shown = _side_by_side(plots, confusion_figure(predictions), reliability_figure(predictions))
     sections["answers"] = ("Predictions and calibration", shown)

@@ -1,30 +1,23 @@
 """Train and evaluate: from a config to a run's folder with all its results."""
 
 import hashlib
+import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mmattn.config import ExperimentConfig, config_from_json
 from mmattn.console import be_quiet, log_to, say, say_table
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.splits import (
-    CAVEATS,
-    Split,
-    chosen_folds,
-    make_split,
-    split_from_json,
-    split_to_json,
-)
+from mmattn.data.splits import CAVEATS, Split, chosen_folds, make_split
 from mmattn.errors import Stopped, UserError
-from mmattn.evaluate.metrics import confusion, per_class, scores
+from mmattn.evaluate.metrics import confusion, group_scores, per_class, scores
 from mmattn.evaluate.predictions import (
     Predictions,
     combine,
@@ -33,33 +26,33 @@ from mmattn.evaluate.predictions import (
     write_predictions,
 )
 from mmattn.evaluate.tables import (
-    cell_text,
-    interval_text,
+    Interval,
+    Table,
     say_groups,
     say_per_class,
     say_scores,
     say_ties,
+    say_wide,
     titles,
 )
 from mmattn.files import explain_full_disk, read_json, write_json
+from mmattn.run.fit import train_run
 from mmattn.run.folder import (
     PREDICTIONS,
     check_new,
     config_to_resume,
     environment,
     locked,
-    read_config,
     write_config,
     write_environment,
 )
-from mmattn.run.groups import scores_by_group
-from mmattn.run.views import view_clips
+from mmattn.run.report import calibrated_scores
+from mmattn.run.run import Run
 from mmattn.train import processes
-from mmattn.train.checkpoints import Checkpoints
+from mmattn.train.callbacks import Console
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import Trainer, best_epoch, fit, make_trainer, sigterm_asks
-from mmattn.train.predict import ClipPredictions
-from mmattn.train.step import TrainState
+from mmattn.train.history import best_epoch
+from mmattn.train.trackers import make_trackers
 
 
 def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
@@ -85,7 +78,18 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
             with sigterm_asks() as asked:
                 _run_parts(config, config.out, asked)
         except Stopped as stop:
-            raise Stopped(f"{stop}; `--resume --out {config.out}` continues") from None
+            raise Stopped(f"SIGTERM: {stop}; `--resume --out {config.out}` continues") from None
+
+
+@contextmanager
+def sigterm_asks() -> Iterator[processes.AgreedStop]:
+    """An event that SIGTERM sets instead of ending the process, or any of several processes."""
+    asked = processes.AgreedStop()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: ExitStack) -> dict:
@@ -112,20 +116,23 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
 
     def describe() -> None:
         write_config(folder, config)
-        write_environment(folder, jax.devices()[0].device_kind, processes.count())
+        write_environment(folder, processes.count())
 
     processes.from_first(describe)
+    processes.from_first(lambda: make_trackers(config.track) and None)  # what lacks, lacks now
+    runs = {}
     for fold_folder, parts in groups.items():
         for part in parts:
             if asked.is_set():
-                raise Stopped(f"SIGTERM before {part.folder}")
+                raise Stopped(f"stopped before {part.folder}")
             of_part = replace(part.config, devices=config.devices)
             train_and_evaluate(of_part, corpus, part.split, part.folder, asked, folder)
+        networks = [Run(one.config, one.folder) for one in parts]
+        runs[fold_folder] = Run(config, fold_folder, networks if config.members > 1 else ())
         if config.members > 1:
-            folders = [part.folder for part in parts]
-            _by_first(partial(pool_ensemble, fold_folder, folders, corpus, config.seed, folder))
+            _by_first(partial(pool_ensemble, runs[fold_folder], folder, corpus))
     if list(groups) != [folder]:
-        _by_first(partial(pool_folds, folder, list(groups), corpus, config.seed))
+        _by_first(partial(pool_folds, Run(config, folder, [*runs.values()]), folder, corpus))
 
 
 def _by_first(work: Callable[[], None]) -> None:
@@ -211,7 +218,7 @@ def train_and_evaluate(
     split: Split,
     folder: Path,
     asked: processes.AgreedStop,
-    run: Path,
+    root: Path,
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
 
@@ -223,178 +230,148 @@ def train_and_evaluate(
         split: of them.
         folder: of the training.
         asked: whether to stop.
-        run: the folder of the run that the training is a part of, or the same.
+        root: the folder of the run that the training is a part of, or the same.
     """
     if processes.from_first(lambda: (folder / "summary.json").exists()):
         say(f"{folder} is complete")
         return
-    stored = processes.from_first(lambda: _begin(config, corpus, split, folder, run))
-    split = split_from_json(stored, corpus)
+
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder != root:
+            write_config(folder, config)
+
+    def finish(split: Split) -> None:
+        clips = np.concatenate([*split.clips.values()])
+        predictor = run.predictor(corpus, clips, config.devices)
+        run.predictions = {name: predictor.predictions(split.clips[name]) for name in PREDICTIONS}
+        _by_first(partial(_write_training, run, corpus, split, root))
+
+    processes.from_first(prepare)
     _say_data(corpus, split)
-    trainer = make_trainer(config, corpus, split, config.devices)
-    history = fit(trainer, split, folder, config.resume, asked)
-    state, _ = trainer.load(Checkpoints(folder), "best")
-    predictions = {
-        name: to_predictions(corpus, clips, trainer.predict(state, clips))
-        for name, clips in split.clips.items()
-        if name in PREDICTIONS
-    }
-    _by_first(
-        partial(_write_training, config, (trainer, state), split, folder, run, history, predictions)
-    )
+    run = Run(config, folder, calibrated=False)
+    trackers = make_trackers(config.track) if processes.first() else []
+    train_run(run, corpus, split, [Console(say), *trackers], config.resume, asked, finish)
 
 
-def _begin(config: ExperimentConfig, corpus: Corpus, split: Split, folder: Path, run: Path) -> dict:
-    """Make a training's folder; its split as JSON: the one that is there already, or this."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder != run:
-        write_config(folder, config)
-    path = folder / "split.json"
-    stored = read_json(path) if path.exists() else split_to_json(split, corpus)
-    write_json(path, stored)
-    return stored
-
-
-def _write_training(
-    config: ExperimentConfig,
-    network: tuple[Trainer, TrainState],
-    split: Split,
-    folder: Path,
-    run: Path,
-    history: list[dict],
-    predictions: dict[str, Predictions],
-) -> None:
+def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
     """Write what came of a training; see `train_and_evaluate` and `write_results`."""
     # Not with the others: the start would wait half a second for matplotlib.
     from mmattn.evaluate.plots import plot_attention, plot_curves
 
-    corpus = network[0].corpus
-    own = processes.share(config.devices)
-    if own < config.devices:
-        from mmattn.run.page import best_network
-
-        network = best_network(folder, corpus, own)
+    folder, history, test = run.folder, run.history, run.predictions["test"]
     note = split.description if split.leaking else None
-    plot_curves(history, folder / "curves.png", note)
+    plot_curves(history, run.config.train.monitor, folder / "curves.png", note)
     classes, first = np.unique(corpus.labels[split.test], return_index=True)
-    views = view_clips(*network, split.test[first[classes >= 0]])
+    every, own = np.concatenate([*split.clips.values()]), processes.share(run.config.devices)
+    views = run.predictor(corpus, every, own).views(split.test[first[classes >= 0]])
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
-    say_per_class(predictions["test"], f"Test, each class; {split.description}")
-    best = best_epoch(history)
+    say_per_class(test, f"Test, each class; {split.description}")
+    best = best_epoch(history, run.config.train.monitor)
     write_results(
-        folder,
         run,
-        predictions,
+        root,
+        run.predictions,
         corpus,
-        config.seed,
         f"{split.description}; epoch {best}, the best of {len(history)}",
         note=note,
-        network=network,
+        temperature=run.about.get("temperature"),
         best_epoch=best,
         epochs=len(history),
         seconds=sum(row["seconds"] for row in history),
-        devices=config.devices,
+        devices=run.config.devices,
         leaking=split.leaking,
         clips={name: len(clips) for name, clips in split.clips.items()},
-        per_class=per_class(predictions["test"]),
-        confusion=confusion(predictions["test"]).tolist(),
+        per_class=per_class(test),
+        confusion=confusion(test).tolist(),
     )
 
 
 def write_results(
-    folder: Path,
-    run: Path,
+    run: Run,
+    root: Path,
     predictions: dict[str, Predictions],
     corpus: Corpus,
-    seed: int,
     what: str,
     note: str | None = None,
-    network: tuple[Trainer, TrainState] | None = None,
     **about: Any,
 ) -> None:
     """Write and print the results, summary.json last: with it, a run is complete.
 
-    The run itself also gets its page.
+    The whole run also gets its page.
 
     Args:
-        folder: of the run, fold or network.
-        run: of the run itself.
+        run: a training, fold or whole run.
+        root: the folder of the whole run.
         predictions: by split.
         corpus: where they come from.
-        seed: of the bootstrap.
         what: split and model in one line.
         note: what is wrong with the split, shown with the scores and in the plot.
-        network: at its best epoch, if the folder is of one training.
         about: more for the summary.
     """
     from mmattn.evaluate.plots import plot_confusion
 
+    folder, seed, test = run.folder, run.config.seed, predictions["test"]
     for name, one in predictions.items():
         write_predictions(folder / PREDICTIONS[name], one)
-    plot_confusion(predictions["test"], folder / "confusion.png", "Test clips", note)
+    plot_confusion(test, folder / "confusion.png", "Test clips", note)
     found = {name: scores(one, seed) for name, one in predictions.items()}
+    calibrated = calibrated_scores(run, predictions)
     what = f"{what}, {note}" if note and note not in what else what
-    say_scores(f"{corpus.description}; {what}", found)
+    say_scores(f"{corpus.description}; {what}", found, calibrated)
+    if calibrated is None:
+        say("not calibrated: no temperature can be fitted where every validation clip is right")
     say_ties(predictions)
-    groups = scores_by_group(corpus, predictions["test"], seed)
+    groups = group_scores(test, test.cells(corpus.groups), seed)
     say_groups("Test", groups)
-    if folder == run:
-        from mmattn.run.page import best_network, write_page
+    if folder == root:
+        from mmattn.run.report import write_page
 
-        own = processes.share(read_config(folder).devices)
-        write_page(folder, *network or best_network(folder, corpus, own))
+        write_page(run, corpus, processes.share(run.config.devices))
     ties = {name: one.ties for name, one in predictions.items()}
-    summary = {**found, "groups": groups, "ties": ties, "data": corpus.description, "what": what}
+    summary = {
+        **found,
+        "calibrated": calibrated,
+        "groups": groups,
+        "ties": ties,
+        "data": corpus.description,
+        "what": what,
+    }
     write_json(folder / "summary.json", {**summary, **about, **environment()})
     say(f"results in {folder}")
 
 
-def to_predictions(corpus: Corpus, clips: np.ndarray, found: ClipPredictions) -> Predictions:
-    """Predictions with the names, speakers, labels and targets of the clips [n]."""
-    return Predictions(
-        tuple(corpus.names[clip] for clip in clips),
-        corpus.speakers[clips],
-        corpus.labels[clips],
-        found.probabilities,
-        corpus.class_names,
-        None if corpus.targets is None else corpus.targets[clips],
-    )
-
-
-def pool_ensemble(folder: Path, parts: list[Path], corpus: Corpus, seed: int, run: Path) -> None:
+def pool_ensemble(run: Run, root: Path, corpus: Corpus) -> None:
     """An ensemble's results: its networks' mean for the test clips, which all of them predict.
 
     Each validation clip is predicted by the one network that was not trained on its speaker.
     """
+    parts = [part.folder for part in run.parts]
     validation, test = (
-        [read_predictions(part / name) for part in parts] for name in PREDICTIONS.values()
+        [read_predictions(part / name).with_columns(corpus) for part in parts]
+        for name in PREDICTIONS.values()
     )
     predictions = {"validation": join(validation), "test": combine(test)}
     mean = _mean_scores(parts)
-    what, note = f"{folder.name}, ensemble of {len(parts)}", _caveat(parts[0])
-    write_results(folder, run, predictions, corpus, seed, what, note, mean_over_members=mean)
+    what, note = f"{run.folder.name}, ensemble of {len(parts)}", CAVEATS[run.split["leaking"]]
+    write_results(run, root, predictions, corpus, what, note, mean_over_members=mean)
 
 
-def pool_folds(folder: Path, parts: list[Path], corpus: Corpus, seed: int) -> None:
+def pool_folds(run: Run, root: Path, corpus: Corpus) -> None:
     """Join the folds' tests: each clip is predicted by networks that never saw its speaker."""
-    pooled = join([read_predictions(part / PREDICTIONS["test"]) for part in parts])
+    parts = [part.folder for part in run.parts]
+    tests = [read_predictions(part / PREDICTIONS["test"]) for part in parts]
+    pooled = join(tests).with_columns(corpus)
     tests = {part.name: read_json(part / "summary.json")["test"] for part in parts}
     shown = titles(*tests.values())
     rows = [
-        (name, *(interval_text(found[metric]) for metric in shown)) for name, found in tests.items()
+        (name, *(Interval(**found[metric]) for metric in shown)) for name, found in tests.items()
     ]
     mean = _mean_scores(parts)
-    rows.append(("mean", *(cell_text(mean["test"][metric]) for metric in shown)))
-    say_table("Test, by fold", ("", *shown.values()), rows)
-    what, note = f"test clips of {len(parts)} folds together", _caveat(parts[0])
-    results = {"test": pooled}
-    write_results(folder, folder, results, corpus, seed, what, note, mean_over_folds=mean)
-
-
-def _caveat(part: Path) -> str | None:
-    """What is wrong with the split of a fold or of a network of an ensemble."""
-    path = next(path for path in sorted(part.rglob("split.json")))
-    return CAVEATS[read_json(path)["leaking"]]
+    rows.append(("mean", *(mean["test"][metric] for metric in shown)))
+    say_wide("Test, by fold", Table("", ("", *shown.values()), rows))
+    what, note = f"test clips of {len(parts)} folds together", CAVEATS[run.split["leaking"]]
+    write_results(run, root, {"test": pooled}, corpus, what, note, mean_over_folds=mean)
 
 
 def _mean_scores(parts: list[Path]) -> dict:

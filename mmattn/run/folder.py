@@ -12,6 +12,8 @@ from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
+
 from mmattn.config import ExperimentConfig, OtherDataConfig, config_from_json
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.errors import UserError
@@ -63,19 +65,14 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
 
 
-def first_training(folder: Path) -> Path:
-    """The folder of a run's first training: the run's own if it has no parts."""
-    parts = parts_of(folder)
-    return first_training(parts[0]) if parts else folder
-
-
 def corpus_of(run: Path, other: OtherDataConfig) -> Corpus:
     """The clips of a run, or such as `other` names, with the run's classes.
 
     Raises UserError if there is no run, or its clips cannot be read.
     """
-    config, predictions = read_config(run), first_training(run) / PREDICTIONS["test"]
-    known = read_predictions(predictions).class_names if predictions.exists() else ()
+    config = read_config(run)
+    tested = next(iter(sorted(run.rglob(PREDICTIONS["test"]))), None)
+    known = read_predictions(tested).class_names if tested else ()
     return open_corpus(other.apply(config.data), config.streams, known)
 
 
@@ -140,12 +137,12 @@ def write_config(folder: Path, config: ExperimentConfig) -> None:
     write_json(folder / "config.json", replace(config, out=None, resume=False).to_json())
 
 
-def write_environment(folder: Path, device: str, processes: int) -> None:
-    """Add this start to environment.json: time, machine, versions, command, processes."""
+def write_environment(folder: Path, processes: int) -> None:
+    """Add this start to environment.json: time, machine, versions, command, device, processes."""
     path = folder / "environment.json"
     starts = read_json(path)["starts"] if path.exists() else []
-    start = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment(), "device": device}
-    start["processes"] = processes
+    start = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **environment()}
+    start |= {"device": jax.devices()[0].device_kind, "processes": processes}
     write_json(path, {"starts": [*starts, start]})
 
 

@@ -1,8 +1,12 @@
-"""The predictions of a run for new clips: on the screen, as JSON, as a page."""
+"""The predictions of a run for new clips: on the screen, as JSON or CSV, as a page."""
 
+import csv
+import glob
+import io
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +15,17 @@ import numpy as np
 
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table, waiting
+from mmattn.data.corpora import find_manifest
+from mmattn.data.corpora.folders import find_clips
+from mmattn.data.manifest import read_manifest
 from mmattn.errors import Incomplete, UserError
 from mmattn.evaluate.views import ClipView, StreamView
-from mmattn.media import is_feature_file
-from mmattn.report.footage import Footage
+from mmattn.files import write_text
+from mmattn.media import SUFFIXES, is_feature_file
+from mmattn.report.footage import Footage, footage_of
 from mmattn.report.page import write_prediction_page
 from mmattn.run.folder import read_config
-from mmattn.run.predictor import Outcome, Prediction, Predictor
+from mmattn.run.run import Clip, Outcome, Prediction, Run, load_run
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
 
@@ -29,20 +37,24 @@ NO_DATA = "·"
 
 
 def predict_run(
-    run: Path,
-    clips: Sequence[Path],
-    kind: Kind,
-    as_json: bool,
-    html: Path | None,
-    media: ExtractConfig,
+    folder: Path,
+    given: Sequence[Path],
+    kind: Kind = "best",
+    calibrated: bool = True,
+    as_json: bool = False,
+    table: Path | None = None,
+    html: Path | None = None,
+    media: ExtractConfig | None = None,
 ) -> None:
     """Say what a run predicts for clips; those that fail are listed at the end.
 
     Args:
-        run: the run's folder.
-        clips: raw clips or feature files, one or more.
+        folder: the run's.
+        given: one or more, see `find_given`.
         kind: which checkpoint.
+        calibrated: see `load_run`.
         as_json: print one JSON document and nothing else.
+        table: the CSV to write instead of printing each clip's predictions.
         html: the page to write, if any clip can be predicted.
         media: where the models for raw clips are.
 
@@ -52,34 +64,68 @@ def predict_run(
     """
     if as_json:
         be_quiet()
-    if not clips:
-        raise UserError("CLIP...: expected one clip or more")
-    if html is not None and (html.is_dir() or not html.parent.is_dir()):
-        raise UserError(f"--html {html}: expected a file in a folder that is there")
-    start_devices(1, read_config(run).train.batch)
-    predictor = Predictor(run, kind, media)
-    with progress("read", len(clips)) as advance:
-        outcome = predictor.predict_all(clips, advance)
+    for option, path in (("html", html), ("csv", table)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"--{option} {path}: expected a file in a folder that is there")
+    clips = find_given(given)
+    start_devices(1, read_config(folder).train.batch)
+    run = load_run(folder, kind, media, calibrated)
+    with progress("predict", len(clips)) as advance:
+        outcome = run.predict_all(clips, advance)
     if as_json:
-        print(json.dumps(to_json(predictor, outcome), indent=2, ensure_ascii=False))
-    else:
-        _say_outcome(predictor, outcome)
+        print(json.dumps(to_json(run, outcome), indent=2, ensure_ascii=False))
+    elif table is None:
+        _say_outcome(run, outcome)
+    if table is not None:
+        write_text(table, to_csv(run, outcome))
+        say(f"{run.folder}: {_about(run)}")
+        found = Counter(one.predicted for one in outcome.predictions)
+        rows = [(name, found[name]) for name in run.class_names]
+        say_table(f"{table}: {len(clips)} clips", ("predicted", "clips"), rows)
     if html is not None and outcome.predictions:
         with waiting(f"writing {html}"):
-            write_html(html, predictor, outcome)
+            write_html(html, run, outcome)
     if outcome.failures:
+        where = "the JSON" if as_json else "the table"
         raise Incomplete(
-            f"{len(outcome.failures)} of {len(clips)} clips could not be predicted; "
-            f"{'the JSON' if as_json else 'the table'} gives the reasons"
+            f"{len(outcome.failures)} of {len(clips)} clips could not be predicted; {where} gives "
+            "the reasons"
         )
 
 
-def to_json(predictor: Predictor, outcome: Outcome) -> dict:
+def find_given(given: Sequence[Path]) -> list[Clip]:
+    """The clips given, those in folders and manifests given, and those that a pattern like
+    `clips/**/*.mp4` finds.
+
+    Raises UserError where there is none.
+    """
+    if not given:
+        raise UserError("CLIP...: expected one clip or more")
+    found = []
+    for path in given:
+        if manifest := find_manifest(path):
+            table = read_manifest(manifest, target=None)
+            if "" not in table.files:
+                raise UserError(f"{manifest}: expected the column file, of clips to predict")
+            found += map(Clip, map(Path, table.files[""]), table.start, table.end)
+        elif path.is_dir():
+            found += [Clip(path / below) for below in find_clips(path, (".npz", *SUFFIXES))[0]]
+        elif glob.has_magic(str(path)) and not path.exists():
+            if not (matches := sorted(glob.glob(str(path), recursive=True))):
+                raise UserError(f"{path}: expected clips, the pattern finds none")
+            found += map(Clip, map(Path, matches))
+        else:
+            found.append(Clip(path))
+    return found
+
+
+def to_json(run: Run, outcome: Outcome) -> dict:
     """An outcome as JSON values; attention as in a Prediction, times in seconds."""
     return {
-        "run": str(predictor.run),
-        "checkpoint": predictor.checkpoint,
-        "networks": len(predictor.trainings),
+        "run": str(run.folder),
+        "checkpoint": run.checkpoint,
+        "networks": len(run.networks),
+        "calibrated": run.is_calibrated,
         "predictions": [
             {
                 "clip": str(one.path),
@@ -100,7 +146,20 @@ def to_json(predictor: Predictor, outcome: Outcome) -> dict:
     }
 
 
-def write_html(path: Path, predictor: Predictor, outcome: Outcome) -> None:
+def to_csv(run: Run, outcome: Outcome) -> str:
+    """An outcome as a table: a row a clip, failures last."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["clip", "predicted", *run.class_names, "notes", "failure"])
+    for one in outcome.predictions:
+        shares = map(repr, one.probabilities.tolist())
+        writer.writerow([one.path, one.predicted, *shares, "; ".join(one.notes), ""])
+    for path, reason in outcome.failures:
+        writer.writerow([path, "", *[""] * len(run.class_names), "", reason])
+    return text.getvalue()
+
+
+def write_html(path: Path, run: Run, outcome: Outcome) -> None:
     """Write the page of an outcome with a prediction or more; see `write_prediction_page`."""
     predictions = outcome.predictions
     views = [
@@ -108,28 +167,25 @@ def write_html(path: Path, predictor: Predictor, outcome: Outcome) -> None:
     ]
     write_prediction_page(
         path,
-        f"{predictor.config.name}: predictions for {_count(len(predictions), 'clip')}",
-        {"Run": str(predictor.run), "Networks": _about(predictor)},
+        f"{run.config.name}: predictions for {_count(len(predictions), 'clip')}",
+        {"Run": str(run.folder), "Networks": _about(run)},
         views,
-        [_footage(predictor, one) for one in predictions],
-        predictor.class_names,
+        [_footage(run, one) for one in predictions],
+        run.class_names,
         [(str(failed), reason) for failed, reason in outcome.failures],
         shlex.join(["mmattn", *sys.argv[1:]]),
     )
 
 
-def _footage(predictor: Predictor, prediction: Prediction) -> Footage:
+def _footage(run: Run, prediction: Prediction) -> Footage:
     if is_feature_file(prediction.path):
         return Footage(prediction.notes)
-    from mmattn.run.footage import audio_envelope, faces_of
-
-    path, video = prediction.path, prediction.streams.get("video")
-    faces = faces_of(path, video, predictor.extraction()) if video else ()
-    return Footage(prediction.notes, audio_envelope(path), faces)
+    video = prediction.streams.get("video")
+    return footage_of(prediction.path, video, run.extraction(), prediction.notes)
 
 
-def _say_outcome(predictor: Predictor, outcome: Outcome) -> None:
-    say(f"{predictor.run}: {_about(predictor)}")
+def _say_outcome(run: Run, outcome: Outcome) -> None:
+    say(f"{run.folder}: {_about(run)}")
     for one in outcome.predictions:
         rows = [
             (name, f"{probability:.3f}", bar(probability))
@@ -141,15 +197,15 @@ def _say_outcome(predictor: Predictor, outcome: Outcome) -> None:
         say_table("Not predicted", ("clip", "reason"), outcome.failures, left=True)
 
 
-def _about(predictor: Predictor) -> str:
+def _about(run: Run) -> str:
     """The networks that are asked, in words."""
-    folders = predictor.trainings
-    if folders == [predictor.run]:
-        return f"{predictor.checkpoint} checkpoint"
-    names = [str(folder.relative_to(predictor.run)) for folder in folders]
+    said = f"{run.checkpoint} checkpoint{' of each' if run.parts else ''}"
+    said += ", calibrated" if run.is_calibrated else ", not calibrated"
+    if not run.parts:
+        return said
+    names = [str(network.folder.relative_to(run.folder)) for network in run.networks]
     shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
-    what = f"mean of {len(names)} networks ({', '.join(shown)})"
-    return f"{what}, {predictor.checkpoint} checkpoint of each"
+    return f"mean of {len(names)} networks ({', '.join(shown)}), {said}"
 
 
 def _count(number: int, what: str) -> str:

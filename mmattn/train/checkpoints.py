@@ -2,15 +2,17 @@
 
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk
 from mmattn.train import processes
+
+if TYPE_CHECKING:  # else where it is used: the first step waits a quarter of a second less
+    import orbax.checkpoint as ocp
 
 Kind = Literal["best", "final", "latest"]
 FIRST = {0}
@@ -26,8 +28,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder / "checkpoints"
+        self.run, self.folder = folder, folder / "checkpoints"
         self._common: bool | None = None
+
+    def __str__(self) -> str:
+        return str(self.run)
 
     def save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
         """Save under the number of the optimiser step; a step that is there already stays.
@@ -75,6 +80,8 @@ class Checkpoints:
     def _save(
         self, kind: Kind, step: int, named: dict, about: dict, members: set[int] | None
     ) -> None:
+        import orbax.checkpoint as ocp
+
         parts = ocp.args.Composite(
             arrays=ocp.args.StandardSave(named), about=ocp.args.JsonSave(about)
         )
@@ -83,6 +90,8 @@ class Checkpoints:
             manager.save(step, args=parts)
 
     def _about(self, kind: Kind) -> dict | None:
+        import orbax.checkpoint as ocp
+
         if not (self.folder / kind).is_dir():
             return None
         with self._manager(kind) as manager:
@@ -94,6 +103,8 @@ class Checkpoints:
             ]
 
     def _load(self, kind: Kind, like: Any) -> Any:
+        import orbax.checkpoint as ocp
+
         path = self.folder / kind
         wanted = _named(like)
         with self._manager(kind) as manager:
@@ -108,8 +119,10 @@ class Checkpoints:
         leaves = [np.asarray(found[name]) for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def _manager(self, kind: Kind, members: set[int] | None = FIRST) -> ocp.CheckpointManager:
+    def _manager(self, kind: Kind, members: set[int] | None = FIRST) -> "ocp.CheckpointManager":
         """Orbax's manager; of several processes these take part, or all."""
+        import orbax.checkpoint as ocp
+
         path = (self.folder / kind).resolve()
         several = {}
         if jax.process_count() > 1 and members:
@@ -120,6 +133,34 @@ class Checkpoints:
             max_to_keep=1, enable_async_checkpointing=False, **several
         )
         return ocp.CheckpointManager(path, options=options)
+
+
+class InMemory:
+    """The best and the final checkpoint of a training that has no folder."""
+
+    def __init__(self):
+        self.kept: dict[Kind, tuple[int, Any, dict]] = {}
+
+    def __str__(self) -> str:
+        return "the training"
+
+    def save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
+        """Keep one of a kind; the latest would be of no use."""
+        if kind != "latest":
+            self.kept[kind] = step, arrays, about
+
+    def about(self, kind: Kind) -> dict | None:
+        """As `Checkpoints.about`."""
+        return self.kept[kind][2] if kind in self.kept else None
+
+    def load(self, kind: Kind, like: Any) -> Any:
+        """As `Checkpoints.load`; `like` is what was saved."""
+        return self.kept[kind][1]
+
+    def write(self, checkpoints: Checkpoints) -> None:
+        """Write what is kept."""
+        for kind, kept in self.kept.items():
+            checkpoints.save(kind, *kept)
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

@@ -11,11 +11,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmattn.errors import UserError
 from mmattn.files import CACHE
 from mmattn.machine import c_function, cores, processor
 from mmattn.train import processes
 
 AXIS = "devices"
+# Of XLA's compiler for CPUs: half the time to compile and as quick a program, see
+# benchmarks/NOTES.md.
+QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
@@ -46,9 +50,7 @@ def start_devices(devices: int | str, batch: int) -> int:
         raise processes.agreed(
             f"--devices {count}: expected a multiple of the {each} processes, or auto"
         )
-    jax.config.update("jax_num_cpu_devices", count // each)
-    _keep_compilations()
-    _keep_memory()
+    start(count // each)
     found = min(processes.exchange(jax.local_device_count()))
     if devices == "auto" and jax.default_backend() != "cpu":
         return min(found, batch // each) * each
@@ -57,6 +59,43 @@ def start_devices(devices: int | str, batch: int) -> int:
             f"--devices {count}: JAX has {found * each} {jax.default_backend()} device(s)"
         )
     return count
+
+
+def start(devices: int | str = "auto") -> None:
+    """Make this process quick: CPU devices, compilations kept on the disk, freed memory kept.
+
+    To be called before JAX is used; without it, a library leaves these as they are.
+
+    Args:
+        devices: into which JAX divides the CPU; "auto": one a core.
+
+    Raises:
+        UserError: JAX is at work already.
+    """
+    count = cores() if devices == "auto" else int(devices)
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if jax.local_device_count() != count:
+            raise UserError(
+                f"JAX is at work with {jax.local_device_count()} devices; call mmattn.start() first"
+            ) from error
+    _keep_compilations()
+    _keep_memory()
+
+
+def fitting_devices(devices: int | str, batch: int) -> int:
+    """How many of JAX's devices to use: so many, or, if "auto", the most that divide the batch.
+
+    Raises:
+        UserError: JAX has fewer.
+    """
+    found = jax.local_device_count()
+    if devices == "auto":
+        return max(n for n in range(1, min(found, batch) + 1) if batch % n == 0)
+    if not 1 <= int(devices) <= min(found, batch):
+        raise UserError(f"devices {devices}: expected 1 to {min(found, batch)} (JAX has {found})")
+    return int(devices)
 
 
 def _keep_compilations() -> None:
@@ -90,13 +129,36 @@ def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = (
 
     Each process calls it with the shards of its own devices and gets theirs back.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         function,
         axis_name=AXIS,
         in_axes=in_axes,
         donate_argnums=donate,
         devices=_chosen(devices),
     )
+    # What XLA_FLAGS says comes first. Compiled ahead, programs of several processes would take
+    # arrays of all of them.
+    told = "XLA_FLAGS" in os.environ or processes.count() > 1
+    return mapped if told or jax.default_backend() != "cpu" else _compile_quickly(mapped)
+
+
+def _compile_quickly(mapped: Callable) -> Callable:
+    """What `jax.pmap` made, compiled with other options than XLA's own, which it does not take."""
+    programs = {}
+
+    def call(*arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = structure, *((x.shape, x.dtype) for x in leaves)
+        if shapes not in programs:
+            lowered = mapped.lower(*arguments)
+            try:
+                programs[shapes] = lowered.compile(compiler_options=QUICK_TO_COMPILE)
+            except jax.errors.JaxRuntimeError:  # another version of XLA has no such option
+                programs[shapes] = lowered.compile()
+        return programs[shapes](*arguments)
+
+    call.lower = mapped.lower
+    return call
 
 
 def _chosen(devices: int) -> list[jax.Device]:

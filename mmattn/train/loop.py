@@ -1,53 +1,46 @@
 """The one training loop: epochs, validation, checkpoints, early stopping, resuming."""
 
-import copy
-import json
-import signal
 import time
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from mmattn.config import ExperimentConfig, ModelConfig, TrainConfig, config_from_json
+from mmattn.config import ExperimentConfig, TrainConfig
 from mmattn.console import progress, say
-from mmattn.data.batches import Augmentation, Bucket, Dispatch, make_buckets, plan_epoch
+from mmattn.data.batches import Augmentation, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus
-from mmattn.data.extractor import difference
 from mmattn.data.normalise import BLOCKS, Normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
-from mmattn.evaluate.metrics import confusion_counts, uar
-from mmattn.files import write_text
-from mmattn.model.fusion import fusion_of
+from mmattn.evaluate.calibration import temperature
+from mmattn.evaluate.metrics import METRICS, metric_values
+from mmattn.evaluate.predictions import Predictions, predictions_of
 from mmattn.train import devices, processes
-from mmattn.train.checkpoints import Checkpoints, Kind
+from mmattn.train.checkpoints import Checkpoints, InMemory, Kind
+from mmattn.train.feed import Feed
+from mmattn.train.history import best_epoch, finished
+from mmattn.train.inference import Predictor, check_extractor, learner_for
 from mmattn.train.loss import balanced_class_weights, soft_class_weights
-from mmattn.train.predict import (
-    ClipInspections,
-    ClipPredictions,
-    Feed,
-    inspect_clips,
-    predict_clips,
-)
-from mmattn.train.step import (
-    NO_SUMS,
-    Learner,
-    Settings,
-    StepCheck,
-    Sums,
-    TrainState,
-    random_key,
-)
+from mmattn.train.step import NO_SUMS, Settings, StepCheck, Sums, TrainState, random_key
+
+
+class Position(NamedTuple):
+    """Where a training is within an epoch."""
+
+    state: TrainState
+    sums: Sums
+    dispatches: int = 0
+    """That are done."""
+    norms: tuple[float, ...] = ()
+    """Of the gradient at each of their steps."""
 
 
 class Trainer:
-    """One network with its data and devices; what training, resuming and evaluation share."""
+    """One network in training, with its data and devices."""
 
     def __init__(
         self,
@@ -58,20 +51,11 @@ class Trainer:
         clips: np.ndarray,
         device_count: int,
     ):
-        classes = len(corpus.class_names)
-        self.config, self.corpus, self.normaliser = config, corpus, normaliser
-        self.device_count = device_count
-        self.learner = compiled_learner(
-            config.model,
-            config.train,
-            tuple(corpus.widths.items()),
-            classes,
-            device_count,
-            fusion_of(config.model.fusion).geometry(corpus.streams, config.model),
-        )
+        self.config, self.corpus, self.device_count = config, corpus, device_count
+        self.learner = learner_for(config, corpus, device_count)
         self.initial = self.learner.initial(config.seed)
         if class_weights is None:
-            class_weights = np.ones(classes, np.float32)
+            class_weights = np.ones(len(corpus.class_names), np.float32)
         key, rate = random_key(config.seed, "dropout"), np.float32(config.train.learning_rate)
         self.settings = Settings(key, class_weights, rate)
         buckets = make_buckets(corpus, clips, config.data.buckets)
@@ -92,25 +76,29 @@ class Trainer:
         """Empty sums on the devices."""
         return devices.replicate(NO_SUMS, self.device_count)
 
+    def predictor(self, state: TrainState) -> Predictor:
+        """The network as it is in this state."""
+        weights = self.learner.weights(state)
+        return Predictor(self.config, self.learner, weights, self.settings.class_weights, self.feed)
+
     def save(
-        self, checkpoints: Checkpoints, kind: Kind, state: TrainState, sums: Sums, **about: Any
+        self, checkpoints: Checkpoints | InMemory, kind: Kind, at: Position, about: dict
     ) -> None:
-        """Save a checkpoint; `about` joins what holds for the run."""
-        state = self.learner.gather_state(state)
-        arrays = self._arrays(state, devices.fetch(sums), self.normaliser)
+        """Save a checkpoint of where the training is; `about` joins what holds for it."""
+        state = self.learner.gather_state(at.state)
+        about = {**about, "dispatches": at.dispatches, "gradient_norms": at.norms}
+        arrays = self._arrays(state, devices.fetch(at.sums))
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
 
-    def load(self, checkpoints: Checkpoints, kind: Kind) -> tuple[TrainState, Sums]:
-        """A checkpoint's state on the devices, and its sums; sets the normaliser to its own."""
-        about = checkpoints.about(kind)
-        if about is None:
-            raise UserError(f"{checkpoints.folder}: expected a {kind} checkpoint, found none")
-        sums = jax.tree.map(lambda x: np.repeat(x, about["devices"]), NO_SUMS)
-        like = self._arrays(self.initial, sums, self.normaliser)
-        arrays = checkpoints.load(kind, like)
-        self.normaliser = arrays["normaliser"]
-        self.feed = self.feed._replace(normaliser=self.normaliser)
-        return self.learner.shard_state(arrays["state"]), self._spread(arrays["sums"])
+    def load(self, checkpoints: Checkpoints | InMemory, kind: Kind) -> tuple[TrainState, Sums]:
+        """A checkpoint's state and sums on the devices. UserError: it has another normaliser."""
+        sums = jax.tree.map(lambda x: np.repeat(x, checkpoints.about(kind)["devices"]), NO_SUMS)
+        arrays = checkpoints.load(kind, self._arrays(self.initial, sums))
+        fitted = self.feed.normaliser
+        if not all(np.array_equal(fitted[name], arrays["normaliser"][name]) for name in fitted):
+            raise UserError(f"{checkpoints}: the training clips are not those that it began with")
+        state = self.learner.shard_state(arrays["state"])
+        return state, devices.place_own(self._spread(arrays["sums"]))
 
     def _spread(self, sums: Sums) -> Sums:
         """Sums of as many devices as this trainer has; NumPy arrays [D]."""
@@ -121,46 +109,8 @@ class Trainer:
             lambda x: np.where(np.arange(count) == 0, x.sum(), x.dtype.type(0)), sums
         )
 
-    def predict(self, state: TrainState, clips: np.ndarray) -> ClipPredictions:
-        """Predict the clips at these positions [n] of the corpus.
-
-        Raises:
-            Diverged: a prediction is not finite.
-        """
-        found = predict_clips(self.learner, state, self.settings, self.feed, clips)
-        bad = ~np.isfinite(found.probabilities).all(1) | ~np.isfinite(found.loss)
-        if bad.any():
-            names = ", ".join(self.corpus.names[clip] for clip in clips[bad])
-            raise Diverged(f"the prediction is not finite for {names}; expected finite numbers")
-        return found
-
-    def inspect(self, state: TrainState, clips: np.ndarray) -> ClipInspections:
-        """Look inside the network for the clips at these positions [n] of the corpus."""
-        return inspect_clips(self.learner, state, self.feed, clips)
-
-    def with_corpus(self, corpus: Corpus, buckets: list[Bucket] | None = None) -> "Trainer":
-        """The same network for other clips, which must fit the buckets: these or its own."""
-        other = copy.copy(self)
-        other.corpus = corpus
-        other.feed = self.feed._replace(corpus=corpus, buckets=buckets or self.feed.buckets)
-        return other
-
-    @staticmethod
-    def _arrays(state: TrainState, sums: Sums, normaliser: Normaliser) -> dict:
-        return {"state": state, "sums": sums, "normaliser": normaliser}
-
-
-@lru_cache(2)  # the second is of process 0 alone, which writes the results
-def compiled_learner(
-    model: ModelConfig,
-    train: TrainConfig,
-    widths: tuple[tuple[str, int], ...],
-    classes: int,
-    device_count: int,
-    geometry: Hashable,
-) -> Learner:
-    """A learner that all networks of a run share, so that each shape compiles once."""
-    return Learner(model, train, dict(widths), classes, device_count, geometry)
+    def _arrays(self, state: TrainState, sums: Sums) -> dict:
+        return {"state": state, "sums": sums, "normaliser": self.feed.normaliser}
 
 
 def make_trainer(
@@ -180,75 +130,87 @@ def make_trainer(
     return Trainer(config, corpus, normaliser, weights, clips, device_count)
 
 
-def fit(
+def train(
     trainer: Trainer,
     split: Split,
-    folder: Path,
+    checkpoints: Checkpoints | InMemory,
     resume: bool,
     asked: processes.AgreedStop,
+    begin: Callable[[list[dict]], None] = lambda history: None,
+    report: Callable[[list[dict]], None] = lambda history: None,
 ) -> list[dict]:
     """Train to the end, from the latest checkpoint with `resume`; returns a row an epoch.
 
-    The best and the final checkpoint are in `folder` afterwards. Every random choice depends on
-    the seed and the step or epoch, so a run that was killed and resumed ends the same.
+    The best and the final checkpoint are in `checkpoints` afterwards. Every random choice depends
+    on the seed and the step or epoch, so a run that was killed and resumed ends the same.
+
+    Args:
+        trainer: of the split's clips.
+        split: of the trainer's corpus.
+        checkpoints: where they are kept.
+        resume: continue from the latest of them, if there is one.
+        asked: whether to stop.
+        begin: called with the history before the first epoch, which is not empty after a resume.
+        report: called with it after each epoch, when its checkpoints are saved.
 
     Raises:
         Diverged: a loss or gradient is not finite; checkpoints before it are kept.
         Stopped: `asked` was set; the state was saved.
         UserError: the disk is full, or other training clips or features than before.
     """
-    config, checkpoints = trainer.config.train, Checkpoints(folder)
-    state, sums = trainer.start()
-    history, done = [], 0
+    config = trainer.config.train
+    history, at = [], Position(*trainer.start())
     about = checkpoints.about("latest") if resume else None
     if about is not None:
-        check_extractor(folder, about, trainer.corpus, split.train)
-        fitted = trainer.normaliser
-        state, sums = trainer.load(checkpoints, "latest")
-        if not all(np.array_equal(fitted[name], trainer.normaliser[name]) for name in fitted):
-            raise UserError(f"{folder}: the training clips are not those that it began with")
-        sums = devices.place_own(sums)
-        history, done = about["history"], about["dispatches"]
-        say(f"resumed after epoch {len(history)} and {done} dispatches of the next")
-    write_metrics(folder, history)
+        check_extractor(checkpoints, about, trainer.corpus, split.train)
+        norms = tuple(about.get("gradient_norms", ()))  # runs of version 1 have none
+        at = Position(*trainer.load(checkpoints, "latest"), about["dispatches"], norms)
+        history = about["history"]
+        say(f"resumed after epoch {len(history)} and {at.dispatches} dispatches of the next")
+    begin(history)
+
+    def validate() -> tuple[float, Predictions]:
+        found = trainer.predictor(at.state).predict(split.validation)
+        own = predictions_of(trainer.corpus, split.validation, found.probabilities)
+        return float(found.loss.mean()), own
+
+    def save(kind: Kind, **about: Any) -> None:
+        trainer.save(checkpoints, kind, at, {"history": history, **about})
+
+    found = None
     while not finished(history, config):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         rate = learning_rate(config, history)
-        state, sums, done = _train_epoch(
-            trainer, split, state, sums, len(history), done, rate, asked.is_set
-        )
+        if not asked.is_set():
+            at = _train_epoch(trainer, split, at, len(history), rate, asked.is_set)
         if asked.is_set():
-            trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=done)
-            raise Stopped(f"SIGTERM in epoch {len(history) + 1} of {folder}: saved")
-        row = _epoch_row(trainer, split, state, sums, len(history) + 1, rate, begin)
-        history = [*history, row]
-        sums, done = trainer.no_sums(), 0
-        if best_epoch(history) == len(history):
-            trainer.save(checkpoints, "best", state, sums, history=history, dispatches=0)
+            save("latest")
+            raise Stopped(f"stopped in epoch {len(history) + 1} of {checkpoints}: saved")
+        trained = time.perf_counter() - start
+        loss, found = validate()
+        row = _epoch_row(trainer, at, len(history) + 1, rate, loss, found)
+        row["clips_per_s"] = len(split.train) / trained
+        history = [*history, row | {"seconds": time.perf_counter() - start}]
+        at = Position(at.state, trainer.no_sums())
+        if best_epoch(history, config.monitor) == len(history):
+            save("best", temperature=temperature(found))
         if len(history) % config.save_every == 0:
-            trainer.save(checkpoints, "latest", state, sums, history=history, dispatches=0)
-        write_metrics(folder, history)
-        _say_epoch(row, history)
-    trainer.save(checkpoints, "final", state, sums, history=history, dispatches=0)
+            save("latest")
+        report(history)
+    save("final", temperature=temperature(found or validate()[1]))
     return history
 
 
 def _train_epoch(
-    trainer: Trainer,
-    split: Split,
-    state: TrainState,
-    sums: Sums,
-    epoch: int,
-    done: int,
-    rate: float,
-    stop: Callable[[], bool],
-) -> tuple[TrainState, Sums, int]:
-    """Train on the dispatches of an epoch from number `done` on, until its end or a stop.
+    trainer: Trainer, split: Split, at: Position, epoch: int, rate: float, stop: Callable[[], bool]
+) -> Position:
+    """Train on the dispatches of an epoch (from 0) that are not done, until its end or a stop.
 
     Each dispatch is checked while the devices work on the next one.
     """
     config, learner = trainer.config.train, trainer.learner
     settings = trainer.settings._replace(learning_rate=np.float32(rate))
+    state, sums, done, norms = at
     plan = epoch_plan(trainer, split.train, epoch)
     before = epoch * steps_an_epoch(split, config) + sum(len(d.batches) for d in plan[:done])
     unchecked = None
@@ -260,7 +222,7 @@ def _train_epoch(
             count = np.int32(len(dispatch.batches))
             state, sums, check = learner.train(state, sums, placed, count, settings)
             if unchecked:
-                check_finite(trainer.corpus, *unchecked)
+                norms = norms + gradient_norms(trainer.corpus, *unchecked)
             unchecked = check, dispatch, before, epoch
             before += len(dispatch.batches)
             done += 1
@@ -268,8 +230,8 @@ def _train_epoch(
             if stop():
                 break
         if unchecked:
-            check_finite(trainer.corpus, *unchecked)
-    return state, sums, done
+            norms = norms + gradient_norms(trainer.corpus, *unchecked)
+    return Position(state, sums, done, norms)
 
 
 def epoch_plan(trainer: Trainer, clips: np.ndarray, epoch: int) -> list[Dispatch]:
@@ -285,10 +247,10 @@ def steps_an_epoch(split: Split, config: TrainConfig) -> int:
     return -(-len(split.train) // config.batch)
 
 
-def check_finite(
+def gradient_norms(
     corpus: Corpus, check: StepCheck, dispatch: Dispatch, before: int, epoch: int
-) -> None:
-    """Raise Diverged at the first step with a loss or gradient that is not finite.
+) -> tuple[float, ...]:
+    """The norm of each step's gradient; Diverged at the first that is not finite, or its loss.
 
     Args:
         corpus: names the clips.
@@ -312,34 +274,28 @@ def check_finite(
             f"not finite for {', '.join(names)}; expected finite numbers. Checkpoints of earlier "
             "epochs are kept. A lower --train.learning-rate or an outlier in these clips may be it."
         )
+    norms = np.sqrt(squares.sum(axis=0, dtype=np.float64))
+    return tuple(norms[: len(dispatch.batches)].tolist())
 
 
 def _epoch_row(
-    trainer: Trainer,
-    split: Split,
-    state: TrainState,
-    sums: Sums,
-    epoch: int,
-    rate: float,
-    begin: float,
+    trainer: Trainer, at: Position, epoch: int, rate: float, loss: float, found: Predictions
 ) -> dict:
-    """Evaluate on the validation clips: one line of metrics.jsonl."""
-    trained = time.perf_counter() - begin
-    total = jax.tree.map(lambda x: float(x.sum(dtype=np.float64)), devices.fetch(sums))
-    labels = trainer.corpus.labels[split.validation]
-    predictions = trainer.predict(state, split.validation)
-    predicted = predictions.probabilities.argmax(1)
-    counts = confusion_counts(labels, predicted, len(trainer.corpus.class_names))
+    """What an epoch measured on the training and, as `found`, on the validation clips."""
+    total = jax.tree.map(lambda x: float(x.sum(dtype=np.float64)), devices.fetch(at.sums))
+    values = metric_values(found)
     return {
         "epoch": epoch,
         "train_loss": total.loss / total.clips,
         "train_accuracy": total.correct / total.clips,
-        "validation_loss": float(predictions.loss.mean()),
-        "validation_accuracy": float((predicted == labels)[labels >= 0].mean()),
-        "validation_uar": float(uar(counts)),
+        "validation_loss": loss,
+        **{
+            f"validation_{name}": float(values[name])
+            for name, metric in METRICS.items()
+            if not metric.soft
+        },
         "learning_rate": rate,
-        "clips_per_s": len(split.train) / trained,
-        "seconds": time.perf_counter() - begin,
+        **({"gradient_norm": float(np.mean(at.norms))} if at.norms else {}),
     }
 
 
@@ -364,90 +320,3 @@ def _plateau(config: TrainConfig) -> tuple[optax.contrib.ReduceLROnPlateauState,
         factor=0.5, patience=config.plateau, min_scale=min(1.0, 1e-6 / config.learning_rate)
     )
     return plateau.init(()), jax.jit(lambda state, loss: plateau.update((), state, value=loss)[1])
-
-
-def best_epoch(history: list[dict]) -> int:
-    """The first epoch (from 1) with the highest validation accuracy."""
-    return 1 + int(np.argmax([row["validation_accuracy"] for row in history]))
-
-
-def finished(history: list[dict], config: TrainConfig) -> bool:
-    """Whether the last epoch is done or validation accuracy cannot, or long did not, get better."""
-    if not history:
-        return False
-    best = best_epoch(history)
-    perfect = history[best - 1]["validation_accuracy"] == 1
-    early = config.patience > 0 and (perfect or len(history) - best >= config.patience)
-    return early or len(history) >= config.epochs
-
-
-def write_metrics(folder: Path, history: list[dict]) -> None:
-    """Write metrics.jsonl, a line an epoch; process 0 does."""
-    text = "".join(json.dumps(row) + "\n" for row in history)
-    processes.from_first(lambda: write_text(folder / "metrics.jsonl", text))
-
-
-def _say_epoch(row: dict, history: list[dict]) -> None:
-    best = "  best so far" if best_epoch(history) == row["epoch"] else ""
-    say(
-        f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f} / {row['validation_loss']:.4f}  "
-        f"accuracy {row['train_accuracy']:.3f} / {row['validation_accuracy']:.3f}  "
-        f"UAR {row['validation_uar']:.3f}  rate {row['learning_rate']:.1e}  "
-        f"{row['clips_per_s']:.0f} clips/s{best}"
-    )
-
-
-@contextmanager
-def sigterm_asks() -> Iterator[processes.AgreedStop]:
-    """An event that SIGTERM sets instead of ending the process, or any of several processes."""
-    asked = processes.AgreedStop()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def restore(
-    folder: Path, kind: Kind, corpus: Corpus, clips: np.ndarray, device_count: int
-) -> tuple[Trainer, TrainState]:
-    """The network of a run's checkpoint, with its own normalisation, ready to predict clips [n].
-
-    Raises:
-        UserError: there is no such checkpoint, or the corpus has other features or classes.
-    """
-    checkpoints = Checkpoints(folder)
-    about = checkpoints.about(kind)
-    if about is None:
-        raise UserError(f"{folder}: expected a {kind} checkpoint, found none")
-    check_extractor(folder, about, corpus, clips)
-    if corpus.widths != about["widths"]:
-        raise UserError(
-            f"{folder} was trained on features a frame {about['widths']}, the clips have "
-            f"{corpus.widths}"
-        )
-    if list(corpus.class_names) != about["class_names"]:
-        raise UserError(
-            f"{folder} was trained on the classes {', '.join(about['class_names'])}, the clips "
-            f"have {', '.join(corpus.class_names)}"
-        )
-    config = config_from_json(about["config"])
-    blank = fit_normaliser(corpus, clips[:0])
-    trainer = Trainer(config, corpus, blank, None, clips, device_count)
-    return trainer, trainer.load(checkpoints, kind)[0]
-
-
-def check_extractor(folder: Path, about: dict, corpus: Corpus, clips: np.ndarray) -> None:
-    """Raise UserError if the features of the clips [n] were not made as those of a checkpoint.
-
-    Only the modalities that its network uses and the clips have are compared.
-    """
-    modalities = about["config"]["model"]["modalities"]
-    used = [m for m in modalities if corpus.streams[m].lengths[clips].any()]
-    # Checkpoints of earlier versions do not store it.
-    both = corpus.extractor, about.get("extractor", {})
-    found = difference(*({m: own[m] for m in used if m in own} for own in both))
-    if found:
-        raise UserError(
-            f"{folder}: the clips' features are not those that it was trained on: {found}"
-        )

@@ -30,9 +30,12 @@ def focal_loss(
     >>> focal_loss(jnp.array([0.0, 0.0]), jnp.array(0), gamma=2.0)  # (1/2)² log 2
     Array(0.1732868, dtype=float32)
     """
-    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-    loss = _focal(log_p, gamma)
-    return loss if class_weights is None else loss * jnp.asarray(class_weights)[labels]
+    # Selected, not indexed: gather and scatter would take long to compile.
+    own = labels[..., None] == jnp.arange(logits.shape[-1])
+    loss = _focal(jnp.where(own, jax.nn.log_softmax(logits), 0).sum(-1), gamma)
+    if class_weights is None:
+        return loss
+    return loss * jnp.where(own, jnp.asarray(class_weights), 0).sum(-1)
 
 
 def soft_focal_loss(

@@ -9,29 +9,26 @@ from mmattn.data.augment import change_tempo, stretched
 from mmattn.data.corpus import Corpus
 from mmattn.data.stream import Ragged, pack_streams
 from mmattn.model.fusion import fusion_of
-from mmattn.train.loop import Trainer
-from mmattn.train.step import TrainState
+from mmattn.train.inference import Predictor
 
 OFFSETS = np.linspace(-0.4, 0.4, 9)  # seconds that the stream comes late
 TEMPOS = np.linspace(0.8, 1.2, 5)  # of the stream alone
 
 
-def measure_shifts(
-    trainer: Trainer, state: TrainState, test: np.ndarray, name: str
-) -> dict[str, np.ndarray]:
+def measure_shifts(network: Predictor, test: np.ndarray, name: str) -> dict[str, np.ndarray]:
     """Whether each clip is right when one modality comes late, or runs at another tempo.
 
     right_at_offset [n, 9], right_at_tempo [n, 5].
     """
-    corpus, streams = trainer.corpus, trainer.corpus.streams
+    corpus, streams = network.corpus, network.corpus.streams
 
     def right(other: Corpus, rows: np.ndarray, buckets=None) -> np.ndarray:
-        found = trainer.with_corpus(other, buckets).predict(state, rows)
+        found = network.with_corpus(other, buckets).predict(rows)
         return (found.probabilities.argmax(1) == corpus.labels[test]).astype(float)
 
     at_offset = []
     # Without times, all offsets are the same to the network.
-    for offset in OFFSETS if fusion_of(trainer.config.model.fusion).uses_times else [0.0]:
+    for offset in OFFSETS if fusion_of(network.config.model.fusion).uses_times else [0.0]:
         late = {**streams, name: replace(streams[name], delay=offset)}
         at_offset.append(right(replace(corpus, streams=late), test))
     at_tempo = []

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Hashable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -11,10 +11,13 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from threadpoolctl import threadpool_limits
 
 from mmattn.config import ModelConfig, TrainConfig
 from mmattn.data.batches import Batch
-from mmattn.model.layers import Training
+from mmattn.data.normalise import Normaliser
+from mmattn.model.initial import Keys
+from mmattn.model.layers import Training, draw_for_dropout
 from mmattn.model.network import Network, Output
 from mmattn.train import devices
 from mmattn.train.flat import FlatTree
@@ -70,6 +73,15 @@ class Prediction(NamedTuple):
     """By modality, [B, T]."""
 
 
+class Votes(NamedTuple):
+    """The outputs of each of N networks for each clip of a batch."""
+
+    probabilities: Array
+    """[N, B, K]"""
+    attention: dict[str, Array]
+    """By modality, [N, B, T]."""
+
+
 class Inspection(NamedTuple):
     """Activations inside the network, of each clip of a batch."""
 
@@ -95,7 +107,7 @@ NO_SUMS = Sums(np.float32(0), np.float32(0), np.float32(0))
 class Learner:
     """The compiled training steps and prediction of one architecture on a number of devices.
 
-    `train(state, sums, batches, count, settings)`, `predict(weights, batches, settings)` and
+    `train(state, sums, batches, count, settings)`, `predict(weights, batches, class_weights)` and
     `inspect(weights, batches)` take arrays with a leading axis of devices, as `collate` makes and
     `devices.place` puts them, but for the count of steps and the settings, which all devices
     share; `weights(state)` are those of a state.
@@ -115,26 +127,45 @@ class Learner:
         geometry: Hashable = None,
     ):
         self._make_network = partial(Network, model, widths, classes, geometry=geometry)
-        network = nnx.eval_shape(lambda: self._make_network(rngs=nnx.Rngs(0)))
-        self.graph, params, _ = nnx.split(network, nnx.Param, nnx.BatchStat)
+        network = self._make_network(rngs=Keys(None))  # for its shapes
+        self.graph, params, self._batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+        self._params = params
         self.gamma = train.gamma
         self.weight_decay = train.weight_decay
         self.optimizer = optax.chain(optax.scale_by_adam())  # Kingma & Ba, 2015
         self.device_count = device_count
         self.flat = FlatTree(params, device_count)
-        # It runs in no time: what LLVM spends on making it quicker would be lost.
-        quick = {"xla_backend_optimization_level": 0}
-        self._initial = jax.jit(self._make_initial, compiler_options=quick)
-        self.train = devices.parallel(
-            self._train_steps, device_count, in_axes=(0, 0, 0, None, None), donate=(0, 1)
+        self.dropout_shape = network.dropout_shape
+        self.draw = devices.parallel(self._draw_for_dropout, device_count, in_axes=(0, 0, None))
+        self.steps = devices.parallel(
+            self._train_steps, device_count, in_axes=(0, 0, 0, 0, None, None), donate=(0, 1)
         )
         self.weights = devices.parallel(self._weights, device_count, in_axes=(0,))
         self.predict = devices.parallel(self._predict, device_count, in_axes=(0, 0, None))
         self.inspect = devices.parallel(self._inspect, device_count, in_axes=(0, 0))
+        self.ensemble = jax.jit(self._ensemble)
 
+    def train(
+        self, state: TrainState, sums: Sums, batches: Batch, count: np.int32, settings: Settings
+    ) -> tuple[TrainState, Sums, StepCheck]:
+        """The first `count` of S steps, see above; state and sums are taken over."""
+        # Apart from the steps, random numbers are compiled once, not for each length of clips.
+        uniform = self.draw(state.step, batches.weight, settings.key)
+        return self.steps(state, sums, batches, uniform, count, settings)
+
+    @threadpool_limits.wrap(limits=1)  # the matrices are small: threads would wait for each other
     def initial(self, seed: int) -> TrainState:
         """The state before the first step, as trees of NumPy arrays."""
-        return jax.tree.map(np.asarray, self._initial(jax.random.key(seed)))
+        network = self._make_network(rngs=Keys(seed))
+        _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+        params, batch_stats = jax.tree.map(np.asarray, (params, batch_stats))
+        return self.blank()._replace(params=params, batch_stats=batch_stats)
+
+    def blank(self) -> TrainState:
+        """A state of zeros, for the shapes of its NumPy arrays."""
+        moments = jax.eval_shape(self.optimizer.init, self._params)
+        shapes = self._params, self._batch_stats, moments
+        return TrainState(np.int32(0), *jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
 
     def shard_state(self, state: TrainState) -> TrainState:
         """Put a state of trees on the devices."""
@@ -161,17 +192,33 @@ class Learner:
             step, join(state.params), batch_stats, jax.tree.map(join, state.opt_state)
         )
 
-    def _make_initial(self, key: Array) -> TrainState:
-        network = self._make_network(rngs=nnx.Rngs(params=key))
-        _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-        return TrainState(jnp.int32(0), params, batch_stats, self.optimizer.init(params))
-
     def _weights(self, state: TrainState) -> Weights:
         """The parameters, complete on each device; runs inside `devices.parallel`."""
         return Weights(self.flat.unravel(devices.gather(state.params)), state.batch_stats)
 
+    def _draw_for_dropout(self, step: Array, weight: Array, key: Array) -> Array:
+        """The numbers [S, B, L, F] of S steps from this one on, for one device's clips [S, B].
+
+        A clip's key depends on the step and the clip's place over all devices.
+        """
+        steps, clips = weight.shape
+        places = devices.device_number() * clips + jnp.arange(clips)
+
+        def draw(step, place):
+            own = jax.random.fold_in(jax.random.fold_in(key, step), place)
+            return draw_for_dropout(own, *self.dropout_shape)
+
+        each = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))
+        return each(step + jnp.arange(steps), places)
+
     def _train_steps(
-        self, state: TrainState, sums: Sums, batches: Batch, count: Array, settings: Settings
+        self,
+        state: TrainState,
+        sums: Sums,
+        batches: Batch,
+        uniform: Array,
+        count: Array,
+        settings: Settings,
     ) -> tuple[TrainState, Sums, StepCheck]:
         """The first `count` of S steps, one after the other, on one device's [S, B, …] clips."""
         fine = jnp.ones(batches.weight.shape, bool)
@@ -179,8 +226,9 @@ class Learner:
 
         def body(number, carry):
             state, sums, check = carry
-            batch = jax.tree.map(lambda x: x[number], batches)
-            state, step_sums, step_check = self.train_step(state, batch, settings)
+            batch, numbers = jax.tree.map(lambda x: x[number], (batches, uniform))
+            training = Training(numbers, devices.sum_over_devices)
+            state, step_sums, step_check = self.train_step(state, batch, training, settings)
             check = jax.tree.map(lambda all, one: all.at[number].set(one), check, step_check)
             return state, jax.tree.map(jnp.add, sums, step_sums), check
 
@@ -188,7 +236,7 @@ class Learner:
         return state, sums, devices.all_gather(check)
 
     def train_step(
-        self, state: TrainState, batch: Batch, settings: Settings
+        self, state: TrainState, batch: Batch, training: Training, settings: Settings
     ) -> tuple[TrainState, Sums, StepCheck]:
         """One optimiser step over the clips of all devices; runs inside `devices.parallel`.
 
@@ -196,14 +244,11 @@ class Learner:
             The new state, this device's sums and its check, without the axis of steps.
         """
         clips = devices.sum_over_devices(batch.weight.sum())
-        training = Training(
-            _clip_keys(settings.key, state.step, len(batch.label)), devices.sum_over_devices
-        )
 
         def mean_loss(params):
             network = nnx.merge(self.graph, params, state.batch_stats, copy=True)
             output = network(batch, training)
-            loss = self.loss(output, batch, settings)
+            loss = self.loss(output, batch, settings.class_weights)
             return (batch.weight @ loss) / clips, (output, loss, nnx.state(network, nnx.BatchStat))
 
         params = self._weights(state).params
@@ -227,7 +272,7 @@ class Learner:
             ),
         )
 
-    def loss(self, output: Output, batch: Batch, settings: Settings) -> Array:
+    def loss(self, output: Output, batch: Batch, class_weights: Array) -> Array:
         """The training loss [B] of each clip: focal, plus cross-entropy of the linear classifier.
 
         Each classifier has a loss of its own, so neither leaves its work to the other. Of a mixed
@@ -236,9 +281,9 @@ class Learner:
 
         def mixed(logits, gamma):
             if batch.target is not None:
-                return soft_focal_loss(logits, batch.target, gamma, settings.class_weights)
+                return soft_focal_loss(logits, batch.target, gamma, class_weights)
             own, other = (
-                focal_loss(logits, labels, gamma, settings.class_weights)
+                focal_loss(logits, labels, gamma, class_weights)
                 for labels in (batch.label, batch.mixup_label)
             )
             return batch.mixup_lambda * own + (1 - batch.mixup_lambda) * other
@@ -248,17 +293,35 @@ class Learner:
             return loss
         return loss + mixed(output.statistics_logits, 0.0)
 
-    def _predict(self, weights: Weights, batches: Batch, settings: Settings) -> Prediction:
+    def _predict(self, weights: Weights, batches: Batch, class_weights: Array) -> Prediction:
         """Predictions [S, B, …] for one device's batches [S, B, …]."""
         network = nnx.merge(self.graph, *weights)
 
         def predict(batch):
             output = network(batch)
             probabilities = jax.nn.softmax(output.logits)
-            loss = self.loss(output, batch, settings)
+            loss = self.loss(output, batch, class_weights)
             return Prediction(loss, probabilities, output.fused.attention)
 
         return jax.lax.map(predict, batches)
+
+    def _ensemble(self, weights: Weights, normalisers: Normaliser, batch: Batch) -> Votes:
+        """What N networks, stacked on the leading axis, say of a batch as it is read [B, …]."""
+
+        def ask(network):
+            weights, normaliser = network
+            streams = {
+                name: stream._replace(
+                    frames=(stream.frames - normaliser[f"{name}_mean"])
+                    / normaliser[f"{name}_std"]
+                    * stream.valid[..., None]
+                )
+                for name, stream in batch.streams.items()
+            }
+            output = nnx.merge(self.graph, *weights)(batch._replace(streams=streams))
+            return Votes(jax.nn.softmax(output.logits), output.fused.attention)
+
+        return jax.lax.map(ask, (weights, normalisers))
 
     def _inspect(self, weights: Weights, batches: Batch) -> Inspection:
         """Look inside for one device's batches [S, B, …]."""
@@ -280,13 +343,6 @@ class Learner:
         return jax.lax.map(inspect, batches)
 
 
-def _clip_keys(key: Array, step: Array, clips: int) -> Array:
-    """A key for each clip's dropout, from the step and the clip's place over all devices."""
-    key = jax.random.fold_in(key, step)
-    places = devices.device_number() * clips + jnp.arange(clips)
-    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-
-
 def _is_state(x) -> bool:
     return isinstance(x, nnx.State)
 
@@ -294,3 +350,16 @@ def _is_state(x) -> bool:
 def random_key(seed: int, purpose: str) -> Array:
     """A random key that depends on the seed and on what it is for."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
+@lru_cache(4)
+def compiled_learner(
+    model: ModelConfig,
+    train: TrainConfig,
+    widths: tuple[tuple[str, int], ...],
+    classes: int,
+    device_count: int,
+    geometry: Hashable,
+) -> Learner:
+    """A learner that all networks of a run share, so that each shape compiles once."""
+    return Learner(model, train, dict(widths), classes, device_count, geometry)

@@ -118,7 +118,7 @@ def test_the_results_of_predict(turns, tmp_path):
     path = tmp_path / "results.json"
     Predict(rounds=2, contenders=("ours", "torch-padded"), json=path)()
     found = json.loads(path.read_text())
-    assert found.keys() == {"machine", "missing", "one", "many"}
+    assert found.keys() == {"machine", "missing", "one", "file", "many"}
     assert found["one"]["torch-padded"]["p95_s"] == 1.5
     assert found["many"]["contenders"]["torch-padded"]["ours_ratio"] == 1.5
 

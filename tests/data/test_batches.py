@@ -8,7 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from mmattn.config import AugmentConfig, DataConfig, ModelConfig, SyntheticConfig, TrainConfig
+from mmattn.config import (
+    AugmentConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
 from mmattn.data.augment import stretched
 from mmattn.data.batches import (
     Augmentation,
@@ -25,7 +32,8 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser, normalised
 from mmattn.data.stream import PADDING, Ragged, make_stream, pack_streams
 from mmattn.train import devices
-from mmattn.train.predict import Feed, predict_clips
+from mmattn.train.feed import Feed
+from mmattn.train.inference import Predictor
 from mmattn.train.step import NO_SUMS, Learner, Settings
 
 BATCH, STEPS = 8, 3
@@ -459,7 +467,9 @@ def test_training_and_prediction_are_compiled_once_a_bucket(corpus, monkeypatch)
             for dispatch, (_, placed) in zip(dispatches, feed(dispatches, STEPS), strict=True):
                 count = np.int32(len(dispatch.batches))
                 state, sums, _ = learner.train(state, sums, placed, count, settings)
-            predict_clips(learner, state, settings, feed, clips)
+            Predictor(ExperimentConfig(), learner, learner.weights(state), weights, feed).predict(
+                clips
+            )
         assert {tuple(one.bucket.items()) for one in dispatches} == {
             tuple(b.items()) for b in buckets
         }

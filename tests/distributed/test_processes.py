@@ -151,7 +151,7 @@ def stopped(commands, made_once) -> Path:
         wait_for_epochs(job, folder, 1)
         os.kill(members(job)[1], signal.SIGTERM)
         text = end(job, 75)
-        assert text.count("SIGTERM in epoch") == 1 and "--resume" in text
+        assert text.count("stopped in epoch") == 1 and "--resume" in text
 
     return made_once("stopped run", train)
 

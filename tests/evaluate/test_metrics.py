@@ -11,7 +11,9 @@ from sklearn.metrics import (
     confusion_matrix,
     f1_score,
     log_loss,
+    mean_squared_error,
     precision_recall_fscore_support,
+    top_k_accuracy_score,
 )
 
 from mmattn.evaluate.metrics import (
@@ -25,6 +27,7 @@ from mmattn.evaluate.metrics import (
     group_scores,
     jensen_shannon,
     mean_over_clips,
+    metric_values,
     per_class,
     scores,
     scores_by_speaker,
@@ -80,6 +83,48 @@ def test_values_equal_scikit_learn(true_classes):
         labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
     )
     assert actual["macro_f1"] == pytest.approx(macro_f1, abs=1e-12)
+    every, probabilities = {"labels": range(4)}, predictions.probabilities
+    top2 = top_k_accuracy_score(labels, probabilities, k=2, **every)
+    assert actual["top2"] == pytest.approx(top2, abs=1e-12)
+    expected = log_loss(labels, probabilities, **every)
+    assert actual["log_loss"] == pytest.approx(expected, abs=1e-12)
+    # The mean over classes of the squared error is a quarter of the sum.
+    brier = 4 * mean_squared_error(np.eye(4)[labels], probabilities)
+    assert actual["brier"] == pytest.approx(brier, abs=1e-12)
+
+
+def test_probability_scores_by_hand():
+    rows = [[0.5, 0.3, 0.2, 0], [0.5, 0.3, 0.2, 0], [0.5, 0.3, 0.2, 0], [0, 0, 0, 1]]
+    actual = values(build(list("aabb"), [0, 1, 2, 3], rows))
+    assert actual["top2"] == pytest.approx(3 / 4)
+    assert actual["log_loss"] == pytest.approx(-np.log(0.5 * 0.3 * 0.2 * 1) / 4)
+    brier = (0.25 + 0.09 + 0.04) + (0.25 + 0.49 + 0.04) + (0.25 + 0.09 + 0.64) + 0
+    assert actual["brier"] == pytest.approx(brier / 4)
+    surely_wrong = values(certain(["a", "b"], [0, 1], [1, 0]))
+    assert surely_wrong["brier"] == 2 and surely_wrong["log_loss"] == pytest.approx(87.34, 1e-3)
+
+
+def test_of_equal_probabilities_the_first_two_classes_are_the_top_two():
+    flat = values(build(list("abcd"), range(4), np.full((4, 4), 1 / 4)))
+    assert (flat["accuracy"], flat["top2"]) == (0.25, 0.5)
+    last_tie = np.tile([0.4, 0.2, 0.2, 0.2], (4, 1))
+    hits = [values(build(["a"], [label], last_tie[:1]))["top2"] for label in range(4)]
+    assert hits == [1, 1, 0, 0]
+
+
+def test_perfect_predictions_have_the_best_value_of_every_metric():
+    labels = np.arange(8) % 4
+    perfect = build(["a"] * 8, labels, np.eye(4)[labels], np.eye(4)[labels])
+    assert values(perfect) == {name: metric.best for name, metric in METRICS.items()}
+    worse = values(certain(["a"] * 8, labels, np.roll(labels, 1)))
+    for name, value in worse.items():
+        assert value != METRICS[name].best
+        assert (value < 1) if METRICS[name].best else (value > 0)
+
+
+def test_metric_values_are_those_of_the_scores():
+    for predictions in (drawn(), soft()):
+        assert metric_values(predictions) == values(predictions)
 
 
 def test_values_by_hand():
@@ -252,8 +297,8 @@ def soft(seed=0, clips=300, speakers=9) -> Predictions:
     return build(hard.speakers, labels, hard.probabilities, targets)
 
 
-def test_without_targets_there_are_the_four_scores_of_labels():
-    assert list(scores(drawn())) == ["uar", "accuracy", "macro_f1", "ece"]
+def test_without_targets_there_are_the_scores_of_labels_alone():
+    assert list(scores(drawn())) == [name for name in METRICS if not METRICS[name].soft]
     assert list(scores(soft())) == [*scores(drawn()), "cross_entropy", "js_divergence"]
 
 
@@ -328,7 +373,7 @@ def test_an_unknown_speaker_leaves_no_interval():
 
 def test_a_new_metric_is_one_entry_of_the_table(monkeypatch):
     error = Metric(
-        "error rate", "share of wrong clips", lambda sums: 1 - METRICS["accuracy"].value(sums)
+        "error rate", "share of wrong clips", 0.0, lambda sums: 1 - METRICS["accuracy"].value(sums)
     )
     monkeypatch.setitem(METRICS, "error", error)
     predictions = drawn()

@@ -7,7 +7,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from mmattn.evaluate.plots import (
-    best_epoch,
+    epoch_curves,
+    epoch_plots,
     learning_rate_drops,
     modality_colours,
     plot_attention,
@@ -84,9 +85,29 @@ def attention_image(tmp_path: Path, *clips: ClipView, note=None) -> np.ndarray:
     return image(tmp_path / "attention.png")
 
 
-def test_the_best_epoch_is_the_first_of_highest_validation_accuracy():
-    assert best_epoch(history([0.3, 0.7, 0.5, 0.7]))["epoch"] == 2
-    assert best_epoch(history([0.3]))["epoch"] == 1
+@pytest.mark.parametrize(
+    ("monitor", "low", "high"),
+    [
+        ("accuracy", ["loss"], ["accuracy", "uar"]),
+        ("loss", ["loss"], ["accuracy", "uar"]),
+        ("macro_f1", ["loss"], ["accuracy", "uar", "macro_f1"]),
+        ("log_loss", ["loss", "log_loss"], ["accuracy", "uar"]),
+    ],
+)
+def test_the_monitor_is_in_one_of_the_plots(monitor, low, high):
+    assert epoch_plots(monitor) == (low, high)
+
+
+def test_curves_are_named_as_the_metrics_are():
+    rows = [one | {"validation_macro_f1": 0.5} for one in history([0.3])]
+    curves = list(epoch_curves(rows, ["accuracy", "uar", "macro_f1"]))
+    assert [(key, label) for key, label, _ in curves] == [
+        ("train_accuracy", "training accuracy"),
+        ("validation_accuracy", "validation accuracy"),
+        ("validation_uar", "validation UAR"),
+        ("validation_macro_f1", "validation macro-F1"),
+    ]
+    assert len({colour for *_, colour in curves}) == 4
 
 
 def test_learning_rate_drops():
@@ -94,21 +115,32 @@ def test_learning_rate_drops():
     assert learning_rate_drops(history([0.1])) == []
 
 
+def curves_image(tmp_path: Path, rows: list[dict], monitor="accuracy", note=None) -> np.ndarray:
+    plot_curves(rows, monitor, tmp_path / "curves.png", note)
+    return image(tmp_path / "curves.png")
+
+
 def test_curves_mark_the_best_epoch(tmp_path):
     early, late = history([0.3, 0.7, 0.5, 0.6, 0.6]), history([0.3, 0.6, 0.5, 0.6, 0.7])
-    plot_curves(early, tmp_path / "early.png")
-    plot_curves(late, tmp_path / "late.png")
-    left = [places(image(tmp_path / f"{name}.png"), GREEN).min() for name in ("early", "late")]
-    assert left[0] + 0.1 < left[1]
+    drawn = [(early, "accuracy"), (late, "accuracy"), (early, "loss")]  # which falls to the end
+    pixels = [curves_image(tmp_path, *one) for one in drawn]
+    left = [places(one[: len(one) // 2], GREEN).min() for one in pixels]  # above the legend
+    assert left[0] + 0.1 < left[1] == pytest.approx(left[2], abs=0.02)
+
+
+@pytest.mark.parametrize(("monitor", "half"), [("accuracy", 1), ("loss", 0), ("log_loss", 0)])
+def test_the_star_is_on_the_monitor(tmp_path, monitor, half):
+    rows = [one | {"validation_log_loss": 1.0} for one in history([0.3, 0.7, 0.5, 0.6, 0.6])]
+    green = coloured(curves_image(tmp_path, rows, monitor), GREEN)
+    left, right = green[:, : green.shape[1] // 2].sum(), green[:, green.shape[1] // 2 :].sum()
+    assert (left > right, right > left) == (half == 0, half == 1)
 
 
 def test_curves_of_one_epoch_and_with_a_falling_learning_rate(tmp_path):
-    plot_curves(history([0.3]), tmp_path / "one.png", note="the split leaks speakers")
-    assert share(image(tmp_path / "one.png"), ORANGE) > 0
+    noted = curves_image(tmp_path, history([0.3]), note="the split leaks speakers")
+    assert share(noted, ORANGE) > share(curves_image(tmp_path, history([0.3])), ORANGE)
     steady, falling = history([0.3, 0.4]), history([0.3, 0.4], [1e-3, 5e-4])
-    plot_curves(steady, tmp_path / "steady.png")
-    plot_curves(falling, tmp_path / "falling.png")
-    assert (tmp_path / "steady.png").read_bytes() != (tmp_path / "falling.png").read_bytes()
+    assert not np.array_equal(curves_image(tmp_path, steady), curves_image(tmp_path, falling))
 
 
 @pytest.mark.parametrize("classes", [2, 6, 8])

@@ -6,6 +6,7 @@ from mmattn.evaluate.metrics import METRICS, Metric, group_scores, scores
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.tables import (
     Interval,
+    Table,
     cell_text,
     group_tables,
     interval_text,
@@ -13,6 +14,7 @@ from mmattn.evaluate.tables import (
     say_per_class,
     say_scores,
     say_ties,
+    say_wide,
     score_table,
 )
 
@@ -84,15 +86,16 @@ def test_each_class_has_a_line_and_a_dash_where_nothing_can_be_said(said):
 
 def test_a_new_metric_is_in_the_tables(monkeypatch):
     error = Metric(
-        "error rate", "share of wrong clips", lambda sums: 1 - METRICS["uar"].value(sums)
+        "error rate", "share of wrong clips", 0.0, lambda sums: 1 - METRICS["uar"].value(sums)
     )
     monkeypatch.setitem(METRICS, "error", error)
     found = scores(predictions())
     table = score_table({"test": found})
     assert table.rows[-1] == ("error rate", Interval(**found["error"]))
     assert "error rate: share of wrong clips" in table.note
+    assert "Better when lower: ECE, log loss, Brier score, error rate." in table.note
     (groups,) = group_tables(group_scores(many(), {"sex": np.array(["f", "m"] * 30)}))
-    assert groups.columns[-1] == "error rate"
+    assert groups.rows[-1][0] == "error rate"
 
 
 def many(speakers=6, targets=None, labels=None) -> Predictions:
@@ -117,19 +120,16 @@ def test_groups_have_a_row_each_and_one_for_the_largest_difference(said):
     assert max(len(line) for line in text.splitlines()) <= 100 + len("2026-01-01 00:00:00 ")
     assert "no scores by age: it has 60 values in 60 clips" in text
     first = text[: text.index("a_group")]
-    female = groups["sex"]["values"]["female"]
-    female = groups["sex"]["values"]["female"]
-    parts = first.split("Test, by sex")[1:]
-    assert len(parts) == len(METRICS) / 2
-    for part, names in zip(parts, zip(*[iter(METRICS)] * 2, strict=True), strict=True):
-        cells = ["3", "30", *(interval_text(female[name]) for name in names)]
-        assert line_of(part, "female").split() == " ".join(["female", *cells]).split()
+    assert line_of(first, "sex").split() == ["sex", "female", "male", "largest", "difference"]
+    assert line_of(first, "speakers").split() == ["speakers", "3", "3", "–"]
+    values, gaps = groups["sex"]["values"], groups["sex"]["differences"]
     (sex, _) = group_tables(groups)
-    assert sex.rows[0] == ("female", 3, 30, *(Interval(**female[name]) for name in METRICS))
-    largest = sex.rows[-1]
-    gap = groups["sex"]["differences"]["js_divergence"]
-    assert largest[:3] == ("largest difference", None, None)
-    assert largest[-1] == Interval(gap["value"], gap["low"], gap["high"])
+    assert sex.rows[1] == ("clips", 30, 30, None)
+    for row, (name, metric) in zip(sex.rows[2:], METRICS.items(), strict=True):
+        gap = Interval(*(gaps[name][key] for key in ("value", "low", "high")))
+        scores = [Interval(**values[group][name]) for group in ("female", "male")]
+        assert row == (metric.title, *scores, gap)
+        assert line_of(first, metric.title).split() == " ".join(map(cell_text, row)).split()
 
 
 def test_of_many_groups_the_largest_are_shown():
@@ -142,8 +142,35 @@ def test_of_many_groups_the_largest_are_shown():
         clips, cells, np.zeros(count, int), np.tile([1.0, 0], (count, 1)), ("a", "b")
     )
     (table,) = group_tables(group_scores(some, {"age": cells}, resamples=10))
-    assert sorted(row[2] for row in table.rows[:-1]) == list(range(3, 15))
+    assert sorted(table.rows[1][1:-1]) == list(range(3, 15))
     assert "the 12 of 14 groups with the most clips" in table.note
+
+
+def test_a_table_that_is_too_wide_comes_in_parts(said):
+    columns = ["", *(f"fold{number}" for number in range(6))]
+    rows = [
+        (name, *(Interval(value, 0, 1) for value in np.arange(6) / 8)) for name in ("UAR", "F1")
+    ]
+    say_wide("By fold", Table("", columns, rows))
+    parts = said().split("By fold")[1:]
+    assert [line_of(part, "fold").split() for part in parts] == [columns[1:5], columns[5:]]
+    whole = " ".join(line_of(part, "UAR").split("UAR")[1] for part in parts)
+    assert whole.split() == " ".join(cell_text(cell) for cell in rows[0][1:]).split()
+    assert max(map(len, said().splitlines())) <= 100 + len("2026-01-01 00:00:00 ")
+
+
+def test_a_column_wider_than_the_screen_stands_alone(said):
+    say_wide("Groups", Table("", ("", "x" * 200, "y"), [("UAR", 1, 2)]))
+    assert said().count("Groups") == 2 and said().count("x") == 200
+
+
+def test_calibrated_scores_stand_under_the_others():
+    found = {split: scores(predictions()) for split in ("validation", "test")}
+    better = {split: {"ece": {"value": 0.125, "low": None, "high": None}} for split in found}
+    titles = [row[0] for row in score_table(found).rows]
+    rows = score_table(found, better).rows
+    assert [row[0] for row in rows] == [*titles[:5], "ECE, calibrated", *titles[5:]]
+    assert rows[5][1:] == (Interval(0.125), Interval(0.125))
 
 
 def test_ties_are_counted(said):

@@ -8,7 +8,14 @@ from flax import nnx
 
 from mmattn.data.stream import Stream
 from mmattn.evaluate.baseline import functionals as of_stream
-from mmattn.model.layers import BatchNorm, Dropout, TemporalAttention, Training, functionals
+from mmattn.model.layers import (
+    BatchNorm,
+    Dropout,
+    TemporalAttention,
+    Training,
+    draw_for_dropout,
+    functionals,
+)
 from mmattn.train import devices
 
 
@@ -16,8 +23,8 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def training(keys=None, sum_over_devices=lambda tree: tree) -> Training:
-    return Training(keys, sum_over_devices)
+def training(uniform=None, sum_over_devices=lambda tree: tree) -> Training:
+    return Training(uniform, sum_over_devices)
 
 
 def attention(kernel) -> TemporalAttention:
@@ -128,8 +135,9 @@ def test_batch_norm_does_not_depend_on_how_clips_lie_on_devices(count):
 RATE, WIDE = 0.3, 2000
 
 
-def drop(x, keys, stream: int = 0) -> np.ndarray:
-    return np.asarray(Dropout(RATE, stream)(x, training(keys)))
+def drop(x, keys, number: int = 0) -> np.ndarray:
+    uniform = jax.vmap(lambda key: draw_for_dropout(key, 2, WIDE))(keys)
+    return np.asarray(Dropout(RATE, number, x.shape[-1])(x, training(uniform)))
 
 
 @pytest.fixture(scope="module")
@@ -152,21 +160,29 @@ def test_a_clip_keeps_its_dropped_features_over_time(keys):
     np.testing.assert_array_equal(dropped[0], drop(x[0], keys) == 0)
 
 
-def test_what_is_dropped_depends_on_the_clips_key_and_the_stream_alone(keys):
+def test_what_is_dropped_depends_on_the_clips_key_and_the_layer_alone(keys):
     ones = np.ones((3, WIDE), np.float32)
     dropped = drop(ones, keys) == 0
     order = np.array([2, 0, 1])
     np.testing.assert_array_equal(drop(5 * ones, keys[order]) == 0, dropped[order])
     np.testing.assert_array_equal(drop(ones[:1], keys[1:2])[0] == 0, dropped[1])
-    for other in (dropped[[1, 2, 0]], drop(ones, keys, stream=1) == 0):
+    for other in (dropped[[1, 2, 0]], drop(ones, keys, number=1) == 0):
         together = (dropped & other).mean(1)  # of independent draws: RATE²
         np.testing.assert_allclose(together, RATE**2, atol=0.03)
 
 
-def test_no_dropout_in_prediction_or_at_rate_zero(keys):
+def test_what_is_dropped_is_drawn_for_each_layer_as_if_it_were_the_only_one(keys):
+    for number, features in ((0, WIDE), (1, 8)):
+        found = drop(np.ones((3, features), np.float32), keys, number) != 0
+        for key, kept in zip(keys, found, strict=True):
+            own = jax.random.fold_in(key, number)
+            np.testing.assert_array_equal(kept, jax.random.bernoulli(own, 1 - RATE, (features,)))
+
+
+def test_no_dropout_in_prediction_or_at_rate_zero():
     x = draw(3, 8)
-    np.testing.assert_array_equal(Dropout(RATE, 0)(x, None), x)
-    np.testing.assert_array_equal(Dropout(0.0, 0)(x, training(keys)), x)
+    np.testing.assert_array_equal(Dropout(RATE, 0, 8)(x, None), x)
+    np.testing.assert_array_equal(Dropout(0.0, 0, 8)(x, training(np.zeros((3, 1, 0)))), x)
 
 
 def test_functionals_over_time_are_those_of_the_linear_baseline():

@@ -148,19 +148,36 @@ def test_braille():
 def test_plot():
     lines = drawn(snapshot(9)).splitlines()
     top = next(number for number, line in enumerate(lines) if line.split() == ["accuracy", "loss"])
-    assert lines[top + 1].split()[0] == "0.50"  # training, all the time
+    assert lines[top + 1].split()[0] == "0.500"  # training, all the time
     assert lines[top + 1].split()[2:3] == ["train"]
-    assert lines[top + 5].split()[0] == "0.26"  # validation, first epoch
+    assert lines[top + 5].split()[0] == "0.260"  # validation, first epoch
     assert "epoch 1" in lines[top + 6] and "9" in lines[top + 6]
-    assert "1.75" in lines[top + 1] and "0.167" in lines[top + 5]
+    assert "1.750" in lines[top + 1] and "0.167" in lines[top + 5]
     assert not any("⠀" in line for line in drawn(snapshot(1)).splitlines())
+
+
+def test_the_monitor_has_a_line_and_a_plot():
+    rows = [row(n, validation_brier=abs(n - 3) / 8) for n in range(1, 6)]
+    text = drawn(snapshot(metrics=rows, monitor="brier"))
+    lines = [line.split() for line in text.splitlines()]
+    line = next(line for line in lines if line[:2] == ["Brier", "score"])
+    assert " ".join(line[2:]) == "validation 0.250 UAR 0.300 best 0.000 in epoch 3"
+    assert "accuracy" not in text and ["Brier", "score", "loss"] in lines
+    assert "Brier score 0.250  412" in summary_line(
+        RUN, snapshot(metrics=rows, monitor="brier"), NOW
+    )
+    text = drawn(snapshot(metrics=rows, monitor="loss"))
+    assert "train 0.3000   validation 0.3500   best 0.3500 in epoch 5" in text
+    unknown = drawn(snapshot(metrics=rows, monitor="the experiment's own"))
+    assert unknown == drawn(snapshot(metrics=rows, monitor=None)) == drawn(snapshot(metrics=rows))
+    assert "best 0.300 in epoch 5" in unknown
 
 
 @pytest.mark.parametrize("equal", [0.0, 1.0])
 def test_plot_of_what_never_changes(equal):
     rows = [row(n, train_accuracy=equal, validation_accuracy=equal) for n in (1, 2, 3)]
     text = drawn(snapshot(metrics=rows))
-    assert "train" in text and f"{equal:.2f} " in text
+    assert "train" in text and f"{equal:.3f} " in text
 
 
 def test_log_lines_cannot_move_the_cursor():

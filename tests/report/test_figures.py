@@ -11,10 +11,9 @@ from mmattn.report.figures import (
     Forest,
     confusion_figure,
     curves_figure,
+    epoch_figures,
     forest_figure,
-    loss_figure,
     reliability_figure,
-    score_figure,
 )
 
 NAMES = ("anger", "<b>happy</b>", "sad")
@@ -47,8 +46,8 @@ def test_every_figure_is_plain_json():
     curve = Curve("a", np.arange(3), np.array([1, np.nan, 2]), np.zeros(3), np.ones(3))
     rows = history([0.4, 0.6, 0.5], [1, 1, 0.5])
     for figure in (
-        loss_figure(rows),
-        score_figure(rows),
+        *epoch_figures(rows, "accuracy"),
+        *epoch_figures(rows, "loss"),
         confusion_figure(drawn()),
         reliability_figure(drawn()),
         curves_figure(CurvePlot("t", "x", "y", [curve])),
@@ -59,18 +58,42 @@ def test_every_figure_is_plain_json():
 
 def test_learning_curves_mark_the_best_epoch_and_a_fall_of_the_rate():
     rows = history([0.4, 0.6, 0.6, 0.5], [1, 1, 0.5, 0.5])
-    train, validation = loss_figure(rows).data
+    loss, score = epoch_figures(rows, "accuracy")
+    train, validation = loss.data
     assert train["y"] == [2, 1, 2 / 3, 0.5]
     assert validation["y"] == [3, None, 1, 0.75]  # not a number is a gap
-    lines = {line["x0"]: line["line"]["dash"] for line in loss_figure(rows).layout["shapes"]}
+    lines = {line["x0"]: line["line"]["dash"] for line in loss.layout["shapes"]}
     assert lines == {3: "dot", 2: "solid"}
-    star = score_figure(rows).data[-1]
+    assert [line["name"] for line in score.data] == [
+        "training accuracy",
+        "validation accuracy",
+        "validation UAR",
+        "best epoch",
+    ]
+    star = score.data[-1]
     assert (star["x"], star["y"]) == ([2], [0.6])
-    assert "epoch 2, validation accuracy 0.600" in score_figure(rows).caption
+    assert "epoch 2, validation accuracy 0.600" in score.caption
+    assert (loss.title, score.title) == ("Loss", "Accuracy and UAR")
+
+
+def test_the_star_is_on_the_monitor():
+    rows = [
+        one | {"validation_brier": brier, "validation_top2": brier}
+        for one, brier in zip(history([0.4, 0.6, 0.6], [1, 1, 1]), [0.7, 0.5, 0.4], strict=True)
+    ]
+    low, high = epoch_figures(rows, "brier")
+    assert (low.title, high.title) == ("Loss and Brier score", "Accuracy and UAR")
+    assert (low.data[-1]["x"], low.data[-1]["y"]) == ([3], [0.4])
+    assert "epoch 3, validation Brier score 0.400" in low.caption and "Best:" not in high.caption
+    assert [one["name"] for one in high.data][-1] == "validation UAR"
+    assert {line["x0"] for one in (low, high) for line in one.layout["shapes"]} == {3}
+    _, high = epoch_figures(rows, "top2")
+    assert high.title == "Accuracy, UAR and top-2 accuracy"
+    assert (high.data[-1]["x"], high.data[-1]["y"]) == ([1], [0.7])
 
 
 def test_a_rate_that_falls_all_the_time_has_no_marks():
-    figure = loss_figure(history([0.4, 0.6, 0.5], [3, 2, 1]))
+    figure, _ = epoch_figures(history([0.4, 0.6, 0.5], [3, 2, 1]), "accuracy")
     assert [line["x0"] for line in figure.layout["shapes"]] == [2]
     assert "Dotted" not in figure.caption
 

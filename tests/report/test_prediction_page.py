@@ -191,9 +191,9 @@ def test_the_page_of_a_run_shows_what_it_predicts(browser, tiny_run, tmp_path):
         audio_features=np.random.default_rng(0).normal(size=(40, 8)),
         audio_timestamps=times,
     )
-    predictor = mmattn.load(tiny_run)
-    outcome = predictor.predict_all([path, tmp_path / "lost.npz"])
-    predict.write_html(tmp_path / "page.html", predictor, outcome)
+    run = mmattn.load(tiny_run)
+    outcome = run.predict_all([path, tmp_path / "lost.npz"])
+    predict.write_html(tmp_path / "page.html", run, outcome)
     browser.open(tmp_path / "page.html")
     (one,) = outcome.predictions
     assert browser.text("#clip-title") == f"{path}: predicted {one.predicted}"

@@ -12,7 +12,8 @@ from mmattn.data.corpus import open_corpus
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import cell_text, class_table, interval_text
 from mmattn.run.folder import read_config
-from mmattn.run.page import best_network, write_page
+from mmattn.run.report import write_page
+from mmattn.run.run import load_run
 from mmattn.train.shifts import OFFSETS
 
 
@@ -115,7 +116,7 @@ def test_a_split_that_leaks_is_warned_of(copy):
     (copy / "split.json").write_text(json.dumps(document | {"leaking": True}))
     config = read_config(copy)
     corpus = open_corpus(config.data, config.streams)
-    write_page(copy, *best_network(copy, corpus, 2))
+    write_page(load_run(copy), corpus, 2)
     page = (copy / "report.html").read_text()
     assert re.search('<p class="note" role="note">THE SPLIT LEAKS SPEAKERS', page)
 

@@ -10,15 +10,15 @@ import pytest
 from mmattn.console import log_to, start_logging
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, split_from_json, split_to_json
-from mmattn.evaluate.baseline import functionals
+from mmattn.evaluate.baseline import corpus_statistics, functionals
+from mmattn.evaluate.baseline import test_baseline as baseline_predictions
 from mmattn.evaluate.metrics import group_scores, scores
-from mmattn.evaluate.predictions import read_predictions
+from mmattn.evaluate.predictions import predictions_of, read_predictions
 from mmattn.files import write_json
-from mmattn.run.baseline import corpus_statistics
-from mmattn.run.baseline import test_baseline as baseline_predictions
-from mmattn.run.evaluate import _evaluate_folder
-from mmattn.run.experiment import to_predictions, write_results
+from mmattn.run.evaluate import _test_network
+from mmattn.run.experiment import write_results
 from mmattn.run.folder import PREDICTIONS, read_config
+from mmattn.run.run import load_run
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,12 @@ def corpus(tiny_run, split) -> Corpus:
     random = np.random.default_rng(0)
     labels = np.where(random.random(len(corpus)) < 0.2, -1, corpus.labels)
     labels[split.train] = corpus.labels[split.train]
+    takes = {"take": random.choice(["first", "second"], len(corpus))}
     return replace(
         corpus,
         labels=labels.astype(np.int32),
-        groups={"take": random.choice(["first", "second"], len(corpus))},
+        groups=takes,
+        columns=takes,
         targets=random.dirichlet(np.ones(6), len(corpus)),
     )
 
@@ -48,10 +50,12 @@ def test_results_have_groups_ties_and_soft_scores(tiny_run, corpus, split, tmp_p
     run = shutil.copytree(tiny_run, tmp_path / "run")
     write_json(run / "split.json", split_to_json(split, corpus))
     predictions = {
-        name: to_predictions(corpus, split.clips[name], read_predictions(run / file))
+        name: predictions_of(corpus, split.clips[name], read_predictions(run / file).probabilities)
         for name, file in PREDICTIONS.items()
     }
-    write_results(run, run, predictions, corpus, 3, "no training")
+    trained = load_run(run)
+    trained.config = replace(trained.config, seed=3)
+    write_results(trained, run, predictions, corpus, "no training")
     summary = json.loads((run / "summary.json").read_text())
     test = predictions["test"]
     assert summary["test"] == scores(test, 3) and "cross_entropy" in summary["test"]
@@ -67,7 +71,7 @@ def test_results_have_groups_ties_and_soft_scores(tiny_run, corpus, split, tmp_p
 def test_evaluation_says_groups_and_ties(tiny_run, corpus, split, tmp_path):
     start_logging()
     with log_to(tmp_path / "log"):
-        found = _evaluate_folder(tiny_run, "best", 0, corpus, 2)
+        found = _test_network(load_run(tiny_run, calibrated=False), corpus, 2)
     text = (tmp_path / "log").read_text()
     assert f"{tiny_run}, test, by take" in text
     assert f"Raters tie in {found.ties} of {len(found.clips)} test clips" in text

@@ -18,8 +18,9 @@ from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import interval_text
 from mmattn.run.evaluate import _clips_to_evaluate
 from mmattn.run.folder import PREDICTIONS
+from mmattn.run.run import load_run
 from mmattn.train.checkpoints import Checkpoints
-from mmattn.train.loop import best_epoch, restore
+from mmattn.train.history import best_epoch
 
 
 def read(path):
@@ -43,9 +44,15 @@ def test_metrics_and_the_best_epoch(tiny_run):
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, 13))
     accuracies = [row["validation_accuracy"] for row in rows]
-    assert best_epoch(rows) == 1 + accuracies.index(max(accuracies))
+    best = best_epoch(rows, "accuracy")
+    assert best == 1 + accuracies.index(max(accuracies))
     about = Checkpoints(tiny_run).about("best")
-    assert about["history"] == rows[: best_epoch(rows)]
+    assert about["history"] == rows[:best]
+    log = (tiny_run / "train.log").read_text().splitlines()
+    epochs = [line[len("2026-01-01 00:00:00 ") :] for line in log if " epoch " in line]
+    assert len(epochs) == 12 and max(map(len, epochs)) <= 100
+    assert [line for line in epochs if line.endswith("  best")][-1] == epochs[best - 1]
+    assert f"accuracy {rows[-1]['train_accuracy']:.3f} / {accuracies[-1]:.3f}" in epochs[-1]
     assert about["class_names"] == ["anger", "disgust", "fear", "happy", "neutral", "sad"]
     assert about["widths"] == {"audio": 8, "video": 6}
 
@@ -61,7 +68,8 @@ def test_summary_agrees_with_the_predictions(tiny_run):
         assert summary[name]["uar"]["low"] <= summary[name]["uar"]["value"]
     best = summary["best_epoch"]
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
-    assert summary["validation"]["accuracy"]["value"] == rows[best - 1]["validation_accuracy"]
+    for name, score in summary["validation"].items():
+        assert score["value"] == rows[best - 1][f"validation_{name}"]
 
 
 PREDICT = """
@@ -72,14 +80,15 @@ from mmattn.config import config_from_json
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import split_from_json
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import restore
+from mmattn.run.run import load_run
 run, out = map(Path, sys.argv[1:])
 config = config_from_json(json.loads((run / "config.json").read_text()))
 corpus = open_corpus(config.data, config.streams)
 split = split_from_json(json.loads((run / "split.json").read_text()), corpus)
-trainer, state = restore(run, "best", corpus, np.arange(len(corpus)), start_devices(2, 8))
-found = trainer.predict(state, split.test)
-np.savez(out, probabilities=found.probabilities, **trainer.normaliser)
+devices = start_devices(2, 8)
+network = load_run(run).predictor(corpus, np.arange(len(corpus)), devices)
+found = network.predict(split.test)
+np.savez(out, probabilities=found.probabilities, **network.normaliser)
 """
 
 
@@ -148,20 +157,22 @@ def test_clips_that_do_not_fit_the_network(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
     corpus = open_corpus(config.data, config.streams)
     clips = np.arange(len(corpus))
+    run = load_run(tiny_run)
+    run.predictor(corpus, clips)
     classes = replace(corpus, class_names=corpus.class_names[:-1])
     with pytest.raises(UserError, match=r"classes anger, disgust.*sad, the clips have anger"):
-        restore(tiny_run, "best", classes, clips, 2)
+        run.predictor(classes, clips, 2)
     synthetic = replace(config.data.synthetic, audio_width=9)
     wide = open_corpus(replace(config.data, synthetic=synthetic), config.streams)
     with pytest.raises(UserError, match=r"'audio': 8.*'audio': 9"):
-        restore(tiny_run, "best", wide, clips, 2)
+        run.predictor(wide, clips, 2)
 
 
 def test_a_prediction_that_is_not_finite_names_its_clip(tiny_run):
     config = config_from_json(read(tiny_run / "config.json"))
     corpus = open_corpus(config.data, config.streams)
     clips = np.arange(4)
-    trainer, state = restore(tiny_run, "best", corpus, clips, 2)
+    network = load_run(tiny_run).predictor(corpus, clips, 2)
     corpus.streams["video"].clip(2).frames[3] = np.nan
     with pytest.raises(Diverged, match=f"not finite for {corpus.names[2]};"):
-        trainer.predict(state, clips)
+        network.predict(clips)

@@ -27,7 +27,8 @@ from mmattn.files import read_json
 from mmattn.machine import processor
 from mmattn.run.experiment import plan_parts
 from mmattn.run.folder import PREDICTIONS, environment, read_config
-from mmattn.train.loop import epoch_plan, make_trainer, restore
+from mmattn.run.run import load_run
+from mmattn.train.loop import epoch_plan, make_trainer
 from tests.run.ended import metrics
 from tests.run.named_clips import write_named_clips
 
@@ -162,12 +163,12 @@ def test_checkpoints_give_their_predictions(runs, training):
     corpus = open_corpus(config.data, config.streams)
     split = split_from_json(read_json(folder / "split.json"), corpus)
     every = np.concatenate([*split.clips.values()])
-    trainer, state = restore(folder, "best", corpus, every, 1)
+    network = load_run(folder).predictor(corpus, every)
     for name, file in PREDICTIONS.items():
         clips, stored = split.clips[name], read_predictions(folder / file)
         assert stored.clips == tuple(corpus.names[clip] for clip in clips)
         assert stored.class_names == corpus.class_names
-        assert_same(trainer.predict(state, clips).probabilities, stored.probabilities)
+        assert_same(network.predict(clips).probabilities, stored.probabilities)
 
 
 @pytest.mark.parametrize("run", ["cross", "audio"])
@@ -194,7 +195,8 @@ def test_predict(commands, runs, clips, run):
     assert found.keys() == expected.keys()
     for name in expected:
         assert list(found[name]) == list(expected[name])
-        assert_same([*found[name].values()], [*expected[name].values()])
+        # Padded otherwise than in that version, which moves the last bit.
+        np.testing.assert_allclose([*found[name].values()], [*expected[name].values()], rtol=1e-5)
 
 
 def predict(commands, run: Path, clips: Path) -> dict[str, dict[str, float]]:
@@ -211,8 +213,8 @@ def test_resume(commands, runs, tmp_path):
     text = commands.run("experiments.no_aug", "--resume", "--out", resumed)
     assert "resumed after epoch 2 and 2 dispatches of the next" in text
     for found, expected in zip(metrics(resumed), metrics(whole), strict=True):
-        assert found.keys() == expected.keys()
-        assert_same([*found.values()], [*expected.values()])
+        assert found.keys() >= expected.keys()
+        assert_same([found[name] for name in expected], [*expected.values()])
     for name in PREDICTIONS.values():
         found, expected = (read_predictions(run / name) for run in (resumed, whole))
         assert found.clips == expected.clips

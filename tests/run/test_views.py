@@ -1,7 +1,7 @@
 import numpy as np
 
 from mmattn.evaluate.predictions import Predictions
-from mmattn.run.views import choose_rows
+from mmattn.evaluate.views import choose_rows
 
 
 def predictions(labels, predicted) -> Predictions:

@@ -10,15 +10,23 @@ import jax
 import numpy as np
 import pytest
 
-from mmattn.config import AugmentConfig, DataConfig, ModelConfig, SyntheticConfig, TrainConfig
+from mmattn.config import (
+    AugmentConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
 from mmattn.data.batches import Augmentation, Dispatch, make_buckets, plan_epoch
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.errors import UserError
 from mmattn.model.fusion import fusion_of
 from mmattn.train import devices
+from mmattn.train.feed import Feed
+from mmattn.train.inference import ClipPredictions, Predictor
 from mmattn.train.loss import balanced_class_weights
-from mmattn.train.predict import ClipPredictions, Feed, predict_clips
 from mmattn.train.step import NO_SUMS, Learner, Settings, Sums, TrainState
 
 BATCH, STEPS, EPOCHS = 10, 4, 2  # on 4 devices 3, 3, 3 and 1 clips
@@ -98,7 +106,8 @@ def train(
             number = np.int32(len(dispatch.batches))
             state, sums, check = own.train(state, sums, placed, number, settings)
             norms.extend(np.sqrt(np.asarray(check.gradient_square).sum(0))[:number])
-    predictions = predict_clips(own, state, settings, feed, np.arange(len(corpus())))
+    network = Predictor(ExperimentConfig(), own, own.weights(state), weights, feed)
+    predictions = network.predict(np.arange(len(corpus())))
     for copies in jax.tree.leaves((state.step, state.batch_stats, own.weights(state))):
         copies = np.asarray(copies)
         np.testing.assert_array_equal(copies, np.broadcast_to(copies[:1], copies.shape))
@@ -234,3 +243,21 @@ def test_the_cpu_is_divided_before_jax_starts():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == ["3", "3"]
+
+
+@pytest.mark.parametrize("options", [devices.QUICK_TO_COMPILE, {"xla_no_such_option": True}])
+def test_programs_run_alike_whatever_options_they_are_compiled_with(monkeypatch, options):
+    monkeypatch.delenv("XLA_FLAGS")  # which would come first
+    monkeypatch.setattr(devices, "QUICK_TO_COMPILE", options)
+
+    def run(x, y, key):
+        draw = jax.random.uniform(key, ())
+        return x + devices.sum_over_devices(y["y"]) + devices.device_number(), draw
+
+    compiled, key = devices.parallel(run, 2, (0, 0, None), donate=(0,)), jax.random.key(1)
+    for length in (1, 3, 3):  # other shapes are other programs
+        x = devices.place(np.ones((2, length), np.float32))
+        found, draw = compiled(x, {"y": np.arange(2.0, dtype=np.float32)}, key)
+        np.testing.assert_array_equal(found, np.broadcast_to([[2.0], [3.0]], (2, length)))
+        np.testing.assert_array_equal(draw, np.repeat(jax.random.uniform(key, ()), 2))
+        assert x.is_deleted()

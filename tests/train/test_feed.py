@@ -10,7 +10,7 @@ from mmattn.data.batches import Augmentation, make_buckets, plan_epoch
 from mmattn.data.corpus import open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.stream import Ragged
-from mmattn.train.predict import AHEAD, Feed
+from mmattn.train.feed import AHEAD, Feed
 
 BATCH = 4
 

@@ -11,7 +11,8 @@ from mmattn.config import AugmentConfig, DataConfig, ExperimentConfig, ModelConf
 from mmattn.data.batches import Augmentation
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import make_split
-from mmattn.train.loop import epoch_plan, fit, make_trainer
+from mmattn.train.checkpoints import Checkpoints
+from mmattn.train.loop import epoch_plan, make_trainer, train
 
 RATES = {"audio": 20, "video": 8, "text": 4}
 WIDTHS = {"audio": 4, "video": 3, "text": 5}
@@ -81,7 +82,7 @@ def test_it_trains_with_a_third_modality(root, tmp_path, fusion):
     )
     valid = batch.streams["text"].frames[batch.streams["text"].valid]
     assert np.abs(valid.mean(0)).max() < 0.5 and 0.5 < valid.std() < 1.5  # normalised
-    history = fit(trainer, split, tmp_path, resume=False, asked=threading.Event())
+    history = train(trainer, split, Checkpoints(tmp_path), resume=False, asked=threading.Event())
     assert history[-1]["validation_accuracy"] > 0.6 > history[0]["train_accuracy"]
 
 
@@ -98,12 +99,12 @@ def test_it_trains_on_one_modality_where_files_of_others_are_of_no_use(root, tmp
     model = replace(CONFIG.model, modalities=(name,), units={name: (4,)})
     rates = CONFIG.data.rates if name == "text" else {}
     data = replace(CONFIG.data, roots=(other,), cache=tmp_path / "cache", rates=rates)
-    train = replace(CONFIG.train, epochs=1)
-    config = replace(CONFIG, data=data, model=model, train=train, augment=AugmentConfig())
+    options = replace(CONFIG.train, epochs=1)
+    config = replace(CONFIG, data=data, model=model, train=options, augment=AugmentConfig())
     config.check()
     corpus = open_corpus(data, config.streams)
     assert len(corpus) == 60 and [*corpus.streams] == [name]
     split = make_split(corpus, data, 0)
     trainer = make_trainer(config, corpus, split, device_count=1)
-    (row,) = fit(trainer, split, tmp_path, resume=False, asked=threading.Event())
+    (row,) = train(trainer, split, Checkpoints(tmp_path), resume=False, asked=threading.Event())
     assert np.isfinite(row["validation_loss"])

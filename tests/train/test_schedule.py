@@ -1,21 +1,16 @@
-"""Learning rate, best epoch and end of training as functions of the history."""
+"""The learning rate as a function of the history, and the line about an epoch."""
 
 import jax
 import pytest
 
 from mmattn.config import TrainConfig
-from mmattn.train.loop import best_epoch, finished, learning_rate
+from mmattn.evaluate.metrics import METRICS
+from mmattn.train.callbacks import epoch_line
+from mmattn.train.loop import learning_rate
 
 
-def history(losses=(), accuracies=()):
-    rows = max(len(losses), len(accuracies))
-    return [
-        {
-            "validation_loss": losses[n] if n < len(losses) else 1.0,
-            "validation_accuracy": accuracies[n] if n < len(accuracies) else 0.5,
-        }
-        for n in range(rows)
-    ]
+def history(losses) -> list[dict]:
+    return [{"validation_loss": loss} for loss in losses]
 
 
 def test_the_rate_is_halved_on_a_plateau_and_never_below_the_floor():
@@ -35,27 +30,6 @@ def test_the_cosine_falls_from_the_full_rate_to_zero():
     assert rates == pytest.approx([0.1, 0.085355, 0.05, 0.014645, 0.0], abs=1e-6)
 
 
-def test_best_is_the_first_maximum_and_patience_counts_from_it():
-    config = TrainConfig(patience=2, epochs=50)
-    accuracies = [0.3, 0.6, 0.5, 0.6]
-    assert best_epoch(history(accuracies=accuracies)) == 2
-    assert not finished([], config)
-    assert not finished(history(accuracies=accuracies[:3]), config)
-    assert finished(history(accuracies=accuracies), config)
-
-
-def test_training_ends_with_the_epochs_or_when_nothing_can_get_better():
-    assert finished(history(accuracies=[0.1, 0.2]), TrainConfig(epochs=2))
-    assert finished(history(accuracies=[0.1, 1.0]), TrainConfig())
-
-
-def test_without_patience_only_the_epochs_end_the_training():
-    config = TrainConfig(patience=0, epochs=6)
-    for accuracies in ([1.0], [0.9, *[0.1] * 4], [1.0] * 5):
-        assert not finished(history(accuracies=accuracies), config)
-    assert finished(history(accuracies=[0.5] * 6), config)
-
-
 def test_a_longer_history_compiles_nothing_new():
     config = TrainConfig(plateau=3)
     learning_rate(config, history([1.0, 0.9, 0.8]))
@@ -67,3 +41,20 @@ def test_a_longer_history_compiles_nothing_new():
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert not [name for name in compiled if "compile" in name]
+
+
+def test_no_line_about_an_epoch_is_wider_than_the_screen():
+    said = []
+    row = {
+        "epoch": 100,
+        "train_loss": 1.79181,
+        "train_accuracy": 0.5,
+        "validation_loss": 10.79181,
+        "learning_rate": 5e-4,
+        "clips_per_s": 12345.6,
+        **{f"validation_{name}": 0.25 for name in METRICS},
+    }
+    for monitor in ("loss", *(name for name in METRICS if not METRICS[name].soft)):
+        said.append(epoch_line([row | {f"validation_{monitor}": 0.125}], monitor))
+        assert len(said[-1]) <= 100 and "0.125" in said[-1]
+        assert said[-1].startswith("epoch 100  loss 1.7918 / ") and said[-1].endswith("  best")

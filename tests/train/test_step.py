@@ -7,7 +7,7 @@ from mmattn.config import ModelConfig, TrainConfig
 from mmattn.data.batches import Batch
 from mmattn.model.network import Output
 from mmattn.train.loss import focal_loss
-from mmattn.train.step import Learner, Settings
+from mmattn.train.step import Learner
 
 MODEL = ModelConfig(
     modalities=("audio",), units={"audio": (2,)}, head_units=(), head_dropout=(), statistics=True
@@ -22,8 +22,7 @@ def loss(gamma, shares, statistics=None, weights=(1.0, 1.0)) -> np.ndarray:
     nothing = [None] * len(Batch._fields)
     batch = Batch(*nothing)._replace(label=OWN, mixup_label=OTHER, mixup_lambda=shares)
     output = Output(LOGITS, LOGITS, statistics, {}, None)
-    settings = Settings(None, np.array(weights, np.float32), np.float32(0))
-    return np.asarray(learner.loss(output, batch, settings))
+    return np.asarray(learner.loss(output, batch, np.array(weights, np.float32)))
 
 
 def test_a_mixed_clip_has_the_mean_loss_of_its_labels_by_their_shares():

@@ -1,5 +1,6 @@
 """A network on other clips, seen from inside; a training with augmentation, saved and resumed."""
 
+import copy
 import shutil
 import threading
 from dataclasses import replace
@@ -22,8 +23,11 @@ from mmattn.data.batches import Dispatch, collate, make_buckets
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, make_split
 from mmattn.errors import Stopped, UserError
+from mmattn.run.run import Run
 from mmattn.train.checkpoints import Checkpoints
-from mmattn.train.loop import Trainer, best_epoch, check_extractor, fit, make_trainer, restore
+from mmattn.train.history import best_epoch
+from mmattn.train.inference import Predictor, check_extractor
+from mmattn.train.loop import Position, Trainer, make_trainer, train
 
 TIMED = ("clips_per_s", "seconds")
 SIZES = {"clips": 36, "speakers": 6, "audio_width": 4, "video_width": 3, "audio_rate": 12}
@@ -77,9 +81,9 @@ def test_inside_the_network(trainer, corpus):
     """Embeddings are the network's; gradient × input is the slope as a frame grows."""
     state, _ = trainer.start()
     clips = np.array([7, 2, 30])
-    found = trainer.inspect(state, clips)
+    found = trainer.predictor(state).inspect(clips)
     dispatch = Dispatch(trainer.feed.buckets[-1], [clips])
-    batch = collate(corpus, dispatch, trainer.normaliser, 1, len(clips), 1)
+    batch = collate(corpus, dispatch, trainer.feed.normaliser, 1, len(clips), 1)
     batch = jax.tree.map(lambda x: x[0, 0], batch)
     graph, weights = nnx.split(network_of(trainer, state))
     run = jax.jit(lambda weights, batch: nnx.merge(graph, weights)(batch))
@@ -111,20 +115,22 @@ def test_other_clips_are_predicted_as_by_a_trainer_of_theirs(trainer, corpus):
     state, _ = trainer.start()
     clips = np.arange(9)
     late = with_audio(corpus, delay=0.3)
-    found = trainer.with_corpus(late).predict(state, clips)
-    own = Trainer(CONFIG, late, trainer.normaliser, trainer.settings.class_weights, clips, 2)
+    network = trainer.predictor(state)
+    found = network.with_corpus(late).predict(clips)
+    weights = trainer.settings.class_weights
+    own = Trainer(CONFIG, late, network.normaliser, weights, clips, 2)
     assert own.learner is trainer.learner  # nothing is compiled anew
     own.feed = own.feed._replace(buckets=make_buckets(late, np.arange(len(late)), 1))
-    expected = own.predict(state, clips)
+    expected = own.predictor(state).predict(clips)
     np.testing.assert_array_equal(found.probabilities, expected.probabilities)
     np.testing.assert_array_equal(found.loss, expected.loss)
     for one, other in zip(found.attention, expected.attention, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)
-    plain = trainer.predict(state, clips)
+    plain = network.predict(clips)
     assert np.abs(plain.probabilities - expected.probabilities).max() > 1e-5
-    assert trainer.feed.corpus is trainer.corpus is corpus
+    assert network.corpus is trainer.corpus is corpus
     longer = [{"audio": 99, "video": 99}]
-    assert trainer.with_corpus(late, longer).feed.buckets == longer != trainer.feed.buckets
+    assert network.with_corpus(late, longer).feed.buckets == longer != network.feed.buckets
 
 
 def test_a_clip_without_audio_is_predicted_and_seen_from_inside(trainer, corpus):
@@ -133,12 +139,13 @@ def test_a_clip_without_audio_is_predicted_and_seen_from_inside(trainer, corpus)
     lengths[2] = 0
     silent = with_audio(corpus, lengths=lengths)
     clips = np.array([7, 2, 30])
-    lacking, plain = trainer.with_corpus(silent), trainer
-    found, expected = lacking.predict(state, clips), plain.predict(state, clips)
+    plain = trainer.predictor(state)
+    lacking = plain.with_corpus(silent)
+    found, expected = lacking.predict(clips), plain.predict(clips)
     assert np.isfinite(found.probabilities).all()
     same = np.isclose(found.probabilities, expected.probabilities, atol=1e-6).all(1)
     assert same.tolist() == [True, False, True]
-    inside = lacking.inspect(state, clips)
+    inside = lacking.inspect(clips)
     for values in (found.attention[1], inside.gradient_input[1]):
         assert values["audio"].shape == (0,)
         assert len(values["video"]) == corpus.streams["video"].lengths[2]
@@ -149,14 +156,14 @@ def test_a_clip_without_audio_is_predicted_and_seen_from_inside(trainer, corpus)
 def trained(trainer, split, tmp_path_factory) -> Path:
     """The folder of a training of three epochs."""
     folder = tmp_path_factory.mktemp("trained")
-    fit(trainer, split, folder, resume=False, asked=threading.Event())
+    train(trainer, split, Checkpoints(folder), resume=False, asked=threading.Event())
     return folder
 
 
 def test_checkpoints_are_as_far_apart_as_asked(trained):
     checkpoints = Checkpoints(trained)
     history = checkpoints.about("final")["history"]
-    for kind, epochs in (("latest", 2), ("final", 3), ("best", best_epoch(history))):
+    for kind, epochs in (("latest", 2), ("final", 3), ("best", best_epoch(history, "accuracy"))):
         assert len(checkpoints.about(kind)["history"]) == epochs
 
 
@@ -189,11 +196,11 @@ def test_an_augmented_training_stopped_inside_an_epoch_ends_the_same(
 ):
     stopped = make_trainer(CONFIG, corpus, split, device_count=2)
     with pytest.raises(Stopped, match="in epoch 2"):
-        fit(stopped, split, tmp_path, resume=False, asked=AskedAt(6))
+        train(stopped, split, Checkpoints(tmp_path), resume=False, asked=AskedAt(8))
     about = Checkpoints(tmp_path).about("latest")
     assert (len(about["history"]), about["dispatches"]) == (1, 2)
     resumed = make_trainer(CONFIG, corpus, split, device_count=2)
-    fit(resumed, split, tmp_path, resume=True, asked=threading.Event())
+    train(resumed, split, Checkpoints(tmp_path), resume=True, asked=threading.Event())
     assert_same_end(resumed, tmp_path, trained)
 
 
@@ -201,21 +208,43 @@ def test_a_training_killed_between_two_saves_ends_the_same(trainer, trained, spl
     folder = tmp_path / "killed"
     shutil.copytree(trained, folder)
     shutil.rmtree(folder / "checkpoints" / "final")
-    fit(trainer, split, folder, resume=True, asked=threading.Event())
+    train(trainer, split, Checkpoints(folder), resume=True, asked=threading.Event())
     assert_same_end(trainer, folder, trained)
 
 
 def test_no_patience_trains_on_at_accuracy_one(corpus, split, tmp_path, monkeypatch):
     trainer = make_trainer(CONFIG, corpus, split, device_count=2)
-    predict = trainer.predict
+    predict = Predictor.predict
 
-    def always_right(state, clips):
+    def always_right(network, clips):
         sure = np.eye(len(corpus.class_names))[corpus.labels[clips]]
-        return predict(state, clips)._replace(probabilities=sure)
+        return predict(network, clips)._replace(probabilities=sure)
 
-    monkeypatch.setattr(trainer, "predict", always_right)
-    rows = fit(trainer, split, tmp_path, resume=False, asked=threading.Event())
+    monkeypatch.setattr(Predictor, "predict", always_right)
+    rows = train(trainer, split, Checkpoints(tmp_path), resume=False, asked=threading.Event())
     assert [row["validation_accuracy"] for row in rows] == [1, 1, 1]
+
+
+def test_the_monitor_selects_the_epoch_and_ends_the_training(
+    trainer, corpus, split, tmp_path, monkeypatch
+):
+    """All clips are right from the first epoch on, and most surely so in the second."""
+    trainer, predict, sure = copy.copy(trainer), Predictor.predict, [0.5, 0.9, 0.7]
+    options = replace(CONFIG.train, monitor="log_loss", patience=1, epochs=9)
+    trainer.config = replace(CONFIG, train=options)
+    coming = iter(sure)
+
+    def right(network, clips):
+        p, classes = next(coming), len(corpus.class_names)
+        rows = np.full((len(clips), classes), (1 - p) / (classes - 1))
+        rows[np.arange(len(clips)), corpus.labels[clips]] = p
+        return predict(network, clips)._replace(probabilities=rows)
+
+    monkeypatch.setattr(Predictor, "predict", right)
+    rows = train(trainer, split, Checkpoints(tmp_path), resume=False, asked=threading.Event())
+    assert [row["validation_accuracy"] for row in rows] == [1, 1, 1]
+    assert [row["validation_log_loss"] for row in rows] == pytest.approx(-np.log(sure))
+    assert len(Checkpoints(tmp_path).about("best")["history"]) == 2
 
 
 RECORDS = {
@@ -231,7 +260,7 @@ def known(corpus, split, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("known")
     trainer = make_trainer(CONFIG, replace(corpus, extractor=RECORDS), split, device_count=2)
     for kind in ("best", "final", "latest"):
-        trainer.save(Checkpoints(folder), kind, *trainer.start(), history=[], dispatches=0)
+        trainer.save(Checkpoints(folder), kind, Position(*trainer.start()), {"history": []})
     return folder
 
 
@@ -239,19 +268,20 @@ def known(corpus, split, tmp_path_factory) -> Path:
 def test_checkpoints_name_the_extractor_and_refuse_features_of_another(corpus, known, kind):
     assert Checkpoints(known).about(kind)["extractor"] == RECORDS
     clips = np.arange(3)
-    trainer, _ = restore(known, kind, replace(corpus, extractor=RECORDS), clips, 2)
-    assert trainer.about["extractor"] == RECORDS
+    run = Run(CONFIG, known, checkpoint=kind)
+    assert run.extractor == RECORDS
+    run.predictor(replace(corpus, extractor=RECORDS), clips, 2)
     reason = rf"{known}.*trained on: audio hop 0\.01 instead of 0\.02$"
     with pytest.raises(UserError, match=reason):
-        restore(known, kind, replace(corpus, extractor=OTHER), clips, 2)
+        run.predictor(replace(corpus, extractor=OTHER), clips, 2)
     with pytest.raises(UserError, match="audio: one that the files do not name instead of log-mel"):
-        restore(known, kind, corpus, clips, 2)
+        run.predictor(corpus, clips, 2)
 
 
 def test_a_resumed_training_needs_features_of_the_same_extractor(corpus, split, known):
     other = make_trainer(CONFIG, replace(corpus, extractor=OTHER), split, device_count=2)
     with pytest.raises(UserError, match=r"audio hop 0\.01 instead of 0\.02"):
-        fit(other, split, known, resume=True, asked=threading.Event())
+        train(other, split, Checkpoints(known), resume=True, asked=threading.Event())
 
 
 def about(modalities: tuple[str, ...] = ("audio", "video"), **more) -> dict:

@@ -30,6 +30,7 @@ JITTER = 0.05  # seconds, by which two cues that meet are off at most
 APART = 0.3  # seconds between an audio and a video cue that do not meet
 EDGE = 0.25  # seconds without a bump's middle at both ends of a clip
 BUMP = {"audio": 0.04, "video": 0.06}  # seconds, standard deviation of a bump
+FAR = 12.0  # standard deviations; there a bump is lost in the rounding of the noise
 STEP = {"audio": 0.08, "video": 0.14}  # seconds from bump to bump of an ordered cue
 SLOT = 0.75  # seconds that an ordered cue has for itself
 HEIGHT = {"audio": 12.0, "video": 8.0}  # of a bump
@@ -83,15 +84,23 @@ def _draw_clip(config: SyntheticConfig, index: int) -> Clip:
         signal = np.zeros((len(times), width))
         directions = _directions(config.seed, number, width)
         for middle, direction in _bumps(cues, modality, ordered):
-            shape = HEIGHT[modality] * np.exp(-0.5 * ((times - middle) / BUMP[modality]) ** 2)
-            signal += shape[:, None] * directions[direction]
+            first, last = (middle + end * FAR * BUMP[modality] for end in (-1, 1))
+            near = slice(max(int(first * rate), 0), int(last * rate) + 1)
+            shape = HEIGHT[modality] * np.exp(-0.5 * ((times[near] - middle) / BUMP[modality]) ** 2)
+            signal[near] += shape[:, None] * directions[direction]
         signal += NOISE * rng.standard_normal(signal.shape)
-        own = np.random.default_rng([config.seed, _SPEAKER, number, speaker])
-        offset, gain = OFFSET * own.standard_normal(width), own.uniform(0.8, 1.25)
+        offset, gain = _recording(config.seed, number, speaker, width)
         frames = (offset + gain * signal).astype(np.float32)
         streams[modality] = make_stream(frames, times, modality == "video")
     cues = tuple(sorted(cues, key=lambda cue: cue.time))
     return Clip(f"synthetic-{index:06d}", f"synthetic-{speaker:03d}", label, streams, cues)
+
+
+@cache
+def _recording(seed: int, modality: int, speaker: int, width: int) -> tuple[np.ndarray, float]:
+    """A speaker's offset [F] and gain."""
+    rng = np.random.default_rng([seed, _SPEAKER, modality, speaker])
+    return OFFSET * rng.standard_normal(width), rng.uniform(0.8, 1.25)
 
 
 @cache

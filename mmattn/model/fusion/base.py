@@ -1,6 +1,6 @@
 """What a fusion is, and what it gives."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 from flax import nnx
@@ -31,7 +31,7 @@ class Fusion(nnx.Module):
     """Makes one vector a clip, of `features` numbers, from the embedded frames of all modalities.
 
     Built from the feature dimensions of the embedded frames by modality, the configuration, what
-    `geometry` gave, numbers for the random streams of dropout and the parameters' rngs.
+    `geometry` gave, numbers for dropout layers and the parameters' rngs.
     """
 
     pools = False  # whether each encoder has temporal attention of its own; see `Encoder.pool`
@@ -39,8 +39,13 @@ class Fusion(nnx.Module):
     features: int
 
     @staticmethod
-    def geometry(streams: Mapping[str, Ragged], config: ModelConfig) -> Hashable:
-        """What must be known of the clips before the network is compiled."""
+    def geometry(
+        streams: Mapping[str, Ragged],
+        config: ModelConfig,
+        round_up: Callable[[int], int] = lambda n: n,
+    ) -> Hashable:
+        """What must be known of the clips before the network is compiled, with numbers of frames
+        that may be rounded up: then it is the same for more clips."""
         return None
 
     def __call__(

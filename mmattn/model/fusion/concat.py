@@ -10,7 +10,7 @@ class Concat(Fusion):
 
     pools = True
 
-    def __init__(self, features, config, geometry, streams, rngs):
+    def __init__(self, features, config, geometry, numbers, rngs):
         """See `Fusion`; nothing of its own, as the encoders have the attention."""
         self.features = sum(features.values())
 

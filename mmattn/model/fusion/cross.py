@@ -4,7 +4,7 @@ All streams carry their times in seconds, and only differences of times enter, s
 them changes nothing and a shift of one does.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import permutations
 from typing import NamedTuple
@@ -18,7 +18,8 @@ from jax import Array, lax
 from mmattn.config import ModelConfig
 from mmattn.data.stream import PADDING, Ragged
 from mmattn.model.fusion.base import Attended, Fused, Fusion
-from mmattn.model.layers import Dropout, TemporalAttention
+from mmattn.model.initial import zeros
+from mmattn.model.layers import Dropout, Linear, TemporalAttention
 
 CHUNK_S = 1.0  # seconds of frames that attend to the same slice of the other modality
 NARROWEST = 0.05  # seconds, initial width of the narrowest head
@@ -32,17 +33,19 @@ class Window(NamedTuple):
     others: int  # frames of the other modality that a chunk can see
 
 
-def window_of(own: Ragged, other: Ragged, window: float) -> Window:
+def window_of(
+    own: Ragged, other: Ragged, window: float, round_up: Callable[[int], int] = lambda n: n
+) -> Window:
     """The chunks with which frames of `own` see all of `other` within `window` seconds.
 
     It serves the clips given, and the same clips at other tempos, which have the same mean spacing,
     evenly, but other lengths. Clips may lack a modality.
     """
-    chunk = max(own.most_within(CHUNK_S), 1)
+    chunk = round_up(max(own.most_within(CHUNK_S), 1))
     span = max(own.longest_span(chunk), (chunk - 1) * own.spacings().max(initial=0))
     seen = span + 2 * (window + ROUNDING)
     others = max(other.most_within(seen), int(seen / other.spacings().min(initial=np.inf)) + 1)
-    return Window(chunk, others + 1)  # one more, as times are rounded
+    return Window(chunk, round_up(others + 1))  # one more, as times are rounded
 
 
 class CrossAttention(nnx.Module):
@@ -58,8 +61,9 @@ class CrossAttention(nnx.Module):
     def __init__(self, config: ModelConfig, chunks: Window):
         """Heads of graded widths, all centred on the frame itself; `chunks` are of `window_of`."""
         heads, window = config.cross_heads, config.cross_window
-        self.centre = nnx.Param(jnp.zeros(heads))
-        self.log_width = nnx.Param(jnp.log(jnp.geomspace(min(NARROWEST, window), window, heads)))
+        self.centre = nnx.Param(zeros(None, (heads,)))
+        widths = np.geomspace(min(NARROWEST, window), window, heads)
+        self.log_width = nnx.Param(jax.device_put(np.log(widths).astype(np.float32)))
         self.heads, self.window, self.chunks = heads, window + ROUNDING, chunks
 
     def __call__(
@@ -111,28 +115,30 @@ class Cross(Fusion):
 
     uses_times = True
 
-    def __init__(self, features, config, geometry, streams, rngs):
+    def __init__(self, features, config, geometry, numbers, rngs):
         """See `Fusion`."""
         units, others = config.cross_units, len(features) - 1
         # Query, key, value and own projection at once.
         self.project = nnx.Dict(
-            {name: nnx.Linear(size, 4 * units, rngs=rngs) for name, size in features.items()}
+            {name: Linear(size, 4 * units, rngs=rngs) for name, size in features.items()}
         )
         self.cross = nnx.Dict({name: CrossAttention(config, chunks) for name, chunks in geometry})
-        linear = partial(nnx.Linear, 2 * units * others, units, use_bias=False, rngs=rngs)
+        linear = partial(Linear, 2 * units * others, units, use_bias=False, rngs=rngs)
         self.join = nnx.Dict({name: linear() for name in features if others})
         self.attention = TemporalAttention(units, bounded=False, rngs=rngs)
-        self.dropout = Dropout(config.pooled_dropout, next(streams))
+        self.dropout = Dropout(config.pooled_dropout, next(numbers), units)
         self.features = units
 
     @staticmethod
     def geometry(
-        streams: Mapping[str, Ragged], config: ModelConfig
+        streams: Mapping[str, Ragged],
+        config: ModelConfig,
+        round_up: Callable[[int], int] = lambda n: n,
     ) -> tuple[tuple[str, Window], ...]:
         """The chunks of each ordered pair of the model's modalities, for these clips."""
         names, window = config.modalities, config.cross_window
         return tuple(
-            (_pair(one, other, names), window_of(streams[one], streams[other], window))
+            (_pair(one, other, names), window_of(streams[one], streams[other], window, round_up))
             for one, other in permutations(names, 2)
         )
 

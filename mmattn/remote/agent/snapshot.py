@@ -37,6 +37,7 @@ def describe(folder: Path) -> dict:
     run = folder.parent / "run"
     parts = [run, *(path for pattern in PARTS for path in sorted(run.glob(pattern)))]
     part = max(parts, key=lambda path: _changed(path / "metrics.jsonl"))
+    train = (read_json(part / "config.json") or {}).get("train") or {}
     return {
         "now": time.time(),
         "job": describe_job(folder),
@@ -44,7 +45,8 @@ def describe(folder: Path) -> dict:
         "guard": read_json(folder / "guard.json"),
         "machine": describe_machine(folder.parent),
         "part": _name(run, part),
-        "epochs": ((read_json(part / "config.json") or {}).get("train") or {}).get("epochs"),
+        "epochs": train.get("epochs"),
+        "monitor": train.get("monitor"),
         "metrics": read_rows(part / "metrics.jsonl"),
         "checkpoints": [about for path in parts for about in find_checkpoints(run, path)],
     }

@@ -41,7 +41,8 @@ def write_part(run: Path, part: str, changed: float, rows: int, epochs: int = 12
     path = run / part
     for name in ("latest/40", "best/8", "best/32", "best/99.orbax-checkpoint-tmp"):
         (path / "checkpoints" / name).mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"train": {"epochs": epochs}}))
+    train = {"epochs": epochs, "monitor": f"of {part}"}
+    (path / "config.json").write_text(json.dumps({"train": train}))
     metrics = path / "metrics.jsonl"
     metrics.write_text("".join(f'{{"epoch": {number + 1}}}\n' for number in range(rows)))
     os.utime(metrics, (changed, changed))
@@ -91,6 +92,7 @@ def test_the_part_that_changed_last(folder):
     write_part(run, "fold1", changed=2000, rows=1)
     found = describe(folder)
     assert (found["part"], found["epochs"]) == ("fold0/member1", 20)
+    assert found["monitor"] == "of fold0/member1"
     assert [row["epoch"] for row in found["metrics"]] == [1, 2, 3, 4, 5, 6, 7]
     parts = {one["part"] for one in found["checkpoints"]}
     assert parts == {"fold0/member0", "fold0/member1", "fold1"}

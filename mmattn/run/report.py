@@ -1,8 +1,7 @@
 """The page of a run, report.html, made from its folder: at its end, and whenever asked again."""
 
-import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,27 +11,21 @@ from mmattn.config import AugmentConfig, ExperimentConfig, OtherDataConfig
 from mmattn.console import waiting
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import split_from_json
-from mmattn.evaluate.metrics import mean_over_clips, scores
+from mmattn.evaluate.metrics import group_scores, mean_over_clips, scores
 from mmattn.evaluate.predictions import read_predictions
+from mmattn.evaluate.views import choose_rows
 from mmattn.files import read_json
 from mmattn.model.fusion import fusion_of
 from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
-from mmattn.run.folder import (
-    PREDICTIONS,
-    check_complete,
-    corpus_of,
-    first_training,
-    parts_of,
-    read_config,
-)
-from mmattn.run.groups import scores_by_group
-from mmattn.run.views import choose_rows, view_clips
+from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, read_config
+from mmattn.run.run import Run, load_run
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import Trainer, best_epoch, restore
+from mmattn.train.history import best_epoch
+from mmattn.train.inference import Predictor
 from mmattn.train.shifts import OFFSETS, TEMPOS, measure_shifts
-from mmattn.train.step import TrainState
 
+CALIBRATED = ("ece", "log_loss", "brier")
 VIEWED = 60  # clips in the viewer
 SHIFTED = 2000  # clips of which the audio is shifted and made slower
 NOTES = {
@@ -44,42 +37,31 @@ NOTES = {
 }
 
 
-def report_run(run: Path, device_count: int | str | None, other: OtherDataConfig) -> None:
+def report_run(folder: Path, device_count: int | str | None, other: OtherDataConfig) -> None:
     """Write the page of a complete run again.
 
     Args:
-        run: the run's folder.
+        folder: the run's.
         device_count: a number or "auto"; None for the run's own.
         other: where the clips are now.
 
     Raises:
         UserError: no complete run, no checkpoint, or not the run's clips.
     """
-    config = read_config(run)
-    check_complete(run)
-    corpus = corpus_of(run, other)
+    config = read_config(folder)
+    check_complete(folder)
+    corpus = corpus_of(folder, other)
     count = start_devices(device_count or config.devices, config.train.batch)
-    write_page(run, *best_network(run, corpus, count))
+    write_page(load_run(folder), corpus, count)
 
 
-def best_network(folder: Path, corpus: Corpus, device_count: int) -> tuple[Trainer, TrainState]:
-    """The best checkpoint of a run's first training, ready to predict the clips of the corpus."""
-    part = first_training(folder)
-    split = split_from_json(read_json(part / "split.json"), corpus)
-    clips = np.concatenate([split.train, split.validation, split.test])
-    return restore(part, "best", corpus, clips, device_count)
-
-
-def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
+def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
     """Write report.html of a run whose results are there, but perhaps for its summary.
 
-    Args:
-        folder: of the run.
-        trainer: of the run's first training: it is asked about the clips in the viewer.
-        state: of its best checkpoint.
+    The first network is asked about the clips in the viewer.
     """
-    config, part, corpus = read_config(folder), first_training(folder), trainer.corpus
-    alone = part == folder
+    folder, config, part = run.folder, run.config, run.networks[0]
+    alone = part is run
     path = folder / "report.html"
     with waiting(f"writing {path}"):
         predictions = {
@@ -87,45 +69,57 @@ def write_page(folder: Path, trainer: Trainer, state: TrainState) -> None:
             for name, file in PREDICTIONS.items()
             if name == "test" or (folder / file).exists()
         }
-        document = read_json(part / "split.json")
-        test = split_from_json(document, corpus).test
-        shown = test[choose_rows(read_predictions(part / PREDICTIONS["test"]), VIEWED)]
+        split = split_from_json(run.split, corpus)
+        network = run.predictor(corpus, np.concatenate([*split.clips.values()]), device_count)
+        test = split.test
+        shown = test[choose_rows(read_predictions(part.folder / PREDICTIONS["test"]), VIEWED)]
         about = f"{len(shown)} of {len(test)} test clips, right and wrong ones of each class"
         if not alone:
-            about += f", as {part.relative_to(folder)} alone sees them"
-        history = _history(folder) if alone else []
+            about += f", as {part.folder.relative_to(folder)} alone sees them"
         start = read_json(folder / "environment.json")["starts"][0]
         command = ["python", "-m", f"experiments.{config.name}", *start["command"][1:]]
         synthetic = "synthetic " if corpus.cues else ""
+        tested = predictions["test"].with_columns(corpus)
         write_run_page(
             path,
-            f"{config.name}: {len(predictions['test'].clips)} {synthetic}test clips",
+            f"{config.name}: {len(tested.clips)} {synthetic}test clips",
             {
                 "Data": corpus.description,
-                **_split_facts(folder, config, document["description"], history),
+                **_split_facts(run),
                 **_facts(config, start),
             },
             {name: scores(one, config.seed) for name, one in predictions.items()},
-            predictions["test"],
+            tested,
             shlex.join(command),
-            history,
-            view_clips(trainer, state, shown),
+            run.history,
+            config.train.monitor,
+            network.views(shown),
             [f"{about}."],
-            list(_curves(trainer, state, test)) if alone else [],
-            NOTES[document["leaking"]],
-            scores_by_group(corpus, predictions["test"], config.seed),
+            list(_curves(network, test)) if alone else [],
+            NOTES[run.split["leaking"]],
+            group_scores(tested, tested.cells(corpus.groups), config.seed),
+            calibrated_scores(run, predictions),
         )
 
 
-def _split_facts(
-    folder: Path, config: ExperimentConfig, split: str, history: list[dict]
-) -> dict[str, str]:
+def calibrated_scores(run: Run, splits: Iterable[str]) -> dict[str, dict] | None:
+    """By split, the scores that a temperature changes; None if a network has none."""
+    found = {name: run.calibrated(name) for name in splits}
+    if None in found.values():
+        return None
+    every = {name: scores(one, run.config.seed) for name, one in found.items()}
+    return {name: {key: one[key] for key in CALIBRATED} for name, one in every.items()}
+
+
+def _split_facts(run: Run) -> dict[str, str]:
     """How the clips were divided, and the best epoch or the parts."""
-    parts = [part.name for part in parts_of(folder)]
-    if not parts:
-        return {"Split": split, "Best epoch": f"{best_epoch(history)} of {len(history)}"}
-    ensembles = config.members > 1 and "fold" in parts[0]
-    each = f", each an ensemble of {config.members}" if ensembles else ""
+    split = run.split["description"]
+    if not run.parts:
+        best = f"{best_epoch(run.history, run.config.train.monitor)} of {len(run.history)}"
+        return {"Split": split, "Best epoch": best}
+    parts = [part.folder.name for part in run.parts]
+    ensembles = run.config.members > 1 and "fold" in parts[0]
+    each = f", each an ensemble of {run.config.members}" if ensembles else ""
     return {"Parts, put together": ", ".join(parts) + each, "Split of the first": split}
 
 
@@ -159,30 +153,25 @@ def _range(value: object) -> str:
     return " to ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _history(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def _curves(trainer: Trainer, state: TrainState, test: np.ndarray) -> Iterator[CurvePlot]:
+def _curves(network: Predictor, test: np.ndarray) -> Iterator[CurvePlot]:
     """Accuracy over a test-time offset and tempo of the first modality; none of one alone."""
-    name, *others = trainer.config.model.modalities
+    name, *others = network.config.model.modalities
     if not others:
         return
     drawn = test
     if len(test) > SHIFTED:
-        rng = np.random.default_rng(trainer.config.seed)
+        rng = np.random.default_rng(network.config.seed)
         drawn = np.sort(rng.choice(test, SHIFTED, replace=False))
-    right = measure_shifts(trainer, state, drawn, name)
+    right = measure_shifts(network, drawn, name)
 
     def curve(key: str, x: np.ndarray) -> list[Curve]:
-        speakers = trainer.corpus.speakers[drawn]
-        accuracy = mean_over_clips(right[key], speakers, trainer.config.seed)
-        return [Curve(trainer.config.name, x, *accuracy)]
+        speakers = network.corpus.speakers[drawn]
+        accuracy = mean_over_clips(right[key], speakers, network.config.seed)
+        return [Curve(network.config.name, x, *accuracy)]
 
     of = f" {len(drawn)} of {len(test)} test clips, drawn." if len(drawn) < len(test) else ""
     note = f"The {name} is dated so much later (right) or earlier than it was recorded.{of}"
-    fusion = trainer.config.model.fusion
+    fusion = network.config.model.fusion
     if not fusion_of(fusion).uses_times:
         note += f" Fusion {fusion} reads no times, so that an offset changes nothing."
     points, title = curve("right_at_offset", 1000 * OFFSETS), name.capitalize()

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from experiments.alignment.measure import few_of_each, measure, meeting_times, rank_agreement
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import make_split
-from mmattn.study.measure import few_of_each, measure, meeting_times, rank_agreement
 from mmattn.train.loop import make_trainer
 from mmattn.train.shifts import OFFSETS, TEMPOS
-from tests.study.small import CONFIG
+from tests.alignment.small import CONFIG
 
 
 @pytest.fixture(scope="module", params=["concat", pytest.param("cross", marks=pytest.mark.slow)])
@@ -21,8 +21,9 @@ def measured(request):
     split = make_split(corpus, config.data, 0)
     trainer = make_trainer(config, corpus, split, 1)
     state, _ = trainer.start()
-    found = trainer.predict(state, split.test)
-    return request.param, measure(trainer, state, split, 0), found, corpus.labels[split.test]
+    network = trainer.predictor(state)
+    found = network.predict(split.test)
+    return request.param, measure(network, split, 0), found, corpus.labels[split.test]
 
 
 def test_every_clip_has_a_row(measured):

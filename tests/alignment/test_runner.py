@@ -6,15 +6,15 @@ import os
 import numpy as np
 import pytest
 
+from experiments.alignment.plan import REFERENCE, Block, Study
+from experiments.alignment.runner import MEASURES, load_measures
+from experiments.alignment.study import run_study
 from mmattn.config import (
     AugmentConfig,
     OtherDataConfig,
 )
 from mmattn.errors import UserError
-from mmattn.study.plan import REFERENCE, Block, Study
-from mmattn.study.runner import MEASURES, load_measures
-from mmattn.study.study import run_study
-from tests.study.small import CONFIG
+from tests.alignment.small import CONFIG
 
 ARMS = {REFERENCE: AugmentConfig(), "audio_tempo": AugmentConfig(own_tempo={"audio": (0.9, 1.1)})}
 STUDY = Study((Block("small", "Synthetic, in small.", CONFIG, ("cross",), ARMS),), seeds=1)

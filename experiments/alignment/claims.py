@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mmattn.evaluate.comparison import (
+from experiments.alignment.plan import REFERENCE
+from experiments.alignment.statistics import (
     Difference,
     Interval,
     Verdict,
@@ -18,7 +19,6 @@ from mmattn.evaluate.comparison import (
     paired_difference,
     verdict,
 )
-from mmattn.study.plan import REFERENCE
 
 
 class Measure(NamedTuple):

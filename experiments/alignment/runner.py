@@ -3,31 +3,33 @@
 import io
 import multiprocessing
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
+from experiments.alignment.measure import Measures, measure
+from experiments.alignment.plan import SPLIT_SEED, Study
 from mmattn.config import DataConfig, ExperimentConfig
 from mmattn.console import be_quiet, log_to, progress, say
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import make_split
 from mmattn.errors import UserError
+from mmattn.evaluate.baseline import corpus_statistics, test_baseline
 from mmattn.files import explain_full_disk, read_json, write_bytes, write_json
 from mmattn.machine import own_cores, pin
-from mmattn.run.baseline import corpus_statistics, test_baseline
+from mmattn.run.fit import train_run
 from mmattn.run.folder import check_empty, locked
-from mmattn.study.measure import Measures, measure
-from mmattn.study.plan import SPLIT_SEED, Study
-from mmattn.train.checkpoints import Checkpoints
+from mmattn.run.run import Run
+from mmattn.train.callbacks import Console
 from mmattn.train.devices import start_devices
-from mmattn.train.loop import best_epoch, fit, make_trainer
+from mmattn.train.history import best_epoch
 
 MEASURES = "measures.npz"
 
@@ -68,11 +70,11 @@ def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) 
     with log_to(folder / "train.log"):
         corpus = _corpus(config.data, config.streams)
         split = make_split(corpus, config.data, SPLIT_SEED, fold)
-        trainer = make_trainer(config, corpus, split, device_count=1)
-        history = fit(trainer, split, folder, resume=False, asked=threading.Event())
-        state, _ = trainer.load(Checkpoints(folder), "best")
-        measures = measure(trainer, state, split, config.seed)
-        best = history[best_epoch(history) - 1]
+        run = Run(replace(config, devices=1), folder)
+        train_run(run, corpus, split, [Console(say)])
+        every = np.concatenate([*split.clips.values()])
+        measures = measure(run.predictor(corpus, every), split, config.seed)
+        best = run.history[best_epoch(run.history, config.train.monitor) - 1]
         measures["seconds"] = np.array(time.perf_counter() - begin)
         measures["validation_uar"] = np.array(best["validation_uar"])
         _write(folder, measures)

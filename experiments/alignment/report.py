@@ -8,24 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.alignment.claims import MEASURES
+from experiments.alignment.measure import LAGS
+from experiments.alignment.plan import REFERENCE, SPLIT_SEED, Block, Cell, Study
+from experiments.alignment.plots import CLEAR, plot_curves_over, plot_differences
+from experiments.alignment.results import CUE_TIMES, Comparison, CurveOf, compare
+from experiments.alignment.runner import load_measures
+from experiments.alignment.statistics import Difference, Interval
 from mmattn.console import say, say_table, waiting
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import make_split
-from mmattn.evaluate.comparison import Difference, Interval
 from mmattn.evaluate.tables import Interval as Shown
 from mmattn.evaluate.tables import Table, cell_text
-from mmattn.evaluate.views import ClipView
+from mmattn.evaluate.views import ClipView, clip_view
 from mmattn.files import write_text
 from mmattn.report import page
 from mmattn.report.figures import Curve, CurvePlot, Forest
-from mmattn.run.views import clip_view
-from mmattn.study.claims import MEASURES
-from mmattn.study.measure import LAGS
-from mmattn.study.plan import REFERENCE, SPLIT_SEED, Block, Cell, Study
-from mmattn.study.plots import CLEAR, plot_curves_over, plot_differences
-from mmattn.study.results import CUE_TIMES, Comparison, CurveOf, compare
-from mmattn.study.runner import load_measures
 from mmattn.train.shifts import OFFSETS, TEMPOS
 
 VIEWED = 12  # clips in the viewer

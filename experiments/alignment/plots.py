@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.alignment.claims import MEASURES
+from experiments.alignment.plan import REFERENCE
+from experiments.alignment.results import CUE_TIMES, Comparison, CurveOf
 from mmattn.evaluate.plots import BLUE, DPI, GREEN, ORANGE
-from mmattn.study.claims import MEASURES
-from mmattn.study.plan import REFERENCE
-from mmattn.study.results import CUE_TIMES, Comparison, CurveOf
 from mmattn.train.shifts import OFFSETS, TEMPOS
 
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00")

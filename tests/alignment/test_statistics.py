@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, ttest_1samp
 
-from mmattn.evaluate.comparison import (
+from experiments.alignment.statistics import (
     Difference,
     holm,
     mcnemar,

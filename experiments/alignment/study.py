@@ -6,15 +6,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from experiments.alignment.plan import Block, Study
+from experiments.alignment.report import write_results
+from experiments.alignment.runner import run_cells
 from mmattn.config import OtherDataConfig
 from mmattn.console import say
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import chosen_folds
 from mmattn.errors import UserError
 from mmattn.machine import cores
-from mmattn.study.plan import Block, Study
-from mmattn.study.report import write_results
-from mmattn.study.runner import run_cells
 
 
 def run_study(

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mmattn.config import AugmentConfig, ExperimentConfig
-from mmattn.study.claims import claims, compare_arms
-from mmattn.study.plan import REFERENCE, Block, Study
-from mmattn.study.plots import plot_curves_over, plot_differences
-from mmattn.study.report import to_csv, to_markdown
-from mmattn.study.results import (
+from experiments.alignment.claims import claims, compare_arms
+from experiments.alignment.plan import REFERENCE, Block, Study
+from experiments.alignment.plots import plot_curves_over, plot_differences
+from experiments.alignment.report import to_csv, to_markdown
+from experiments.alignment.results import (
     by_speaker,
     compare,
     join_folds,
     seed_agreement,
     values_of,
 )
-from mmattn.study.runner import MEASURES as FILE
-from mmattn.study.runner import baseline_folder
-from tests.study.fabricated import SPEAKERS, measures
+from experiments.alignment.runner import MEASURES as FILE
+from experiments.alignment.runner import baseline_folder
+from mmattn.config import AugmentConfig, ExperimentConfig
+from tests.alignment.fabricated import SPEAKERS, measures
 
 SEEDS = range(5)
 

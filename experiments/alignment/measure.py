@@ -5,6 +5,7 @@ The clips are the test clips as they are, without augmentation. What is costly i
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -16,10 +17,8 @@ from mmattn.data.stream import Ragged, pack_streams
 from mmattn.evaluate import attention, correlation
 from mmattn.evaluate.cca import fit_cca
 from mmattn.evaluate.faithfulness import deletion_and_insertion, emap
-from mmattn.train.loop import Trainer
-from mmattn.train.predict import ClipInspections, ClipPredictions
+from mmattn.train.inference import ClipInspections, ClipPredictions, Predictor
 from mmattn.train.shifts import clips_of, measure_shifts
-from mmattn.train.step import TrainState
 
 FEW = 6  # clips of each speaker for the costly measures
 FITTED = 120  # training clips that the canonical correlation is fitted on
@@ -31,19 +30,19 @@ PAIRED = 36  # clips whose streams are exchanged with each other's
 Measures = dict[str, np.ndarray]
 
 
-def measure(trainer: Trainer, state: TrainState, split: Split, seed: int) -> Measures:
+def measure(network: Predictor, split: Split, seed: int) -> Measures:
     """All measures of one training on its test clips [n]; see the functions below for the keys."""
-    corpus, test = trainer.corpus, split.test
+    corpus, test = network.corpus, split.test
     few = few_of_each(corpus.speakers[test], FEW)
-    found = trainer.predict(state, test)
+    found = network.predict(test)
     spaced = np.linspace(0, len(split.train) - 1, FITTED).astype(int)
     fitted = split.train[np.unique(spaced)]
-    inside = trainer.inspect(state, test)
-    fit_on = trainer.inspect(state, fitted)
+    inside = network.inspect(test)
+    fit_on = network.inspect(fitted)
     rng = np.random.default_rng(seed)
     of_few = {
-        **measure_faithfulness(trainer, state, test, few, found, inside, rng),
-        **compare_with_random_weights(trainer, state, test, few, found, seed),
+        **measure_faithfulness(network, test, few, found, inside, rng),
+        **compare_with_random_weights(network, test, few, found, seed),
         **keep_attention(found, few),
     }
     return {
@@ -54,9 +53,9 @@ def measure(trainer: Trainer, state: TrainState, split: Split, seed: int) -> Mea
         "meeting": meeting_times(corpus, test),
         **measure_correlation(corpus, fitted, fit_on, test, inside, rng),
         **measure_attention(corpus, test, found),
-        **measure_shifts(trainer, state, test, "audio"),
+        **measure_shifts(network, test, "audio"),
         **_spread(len(test), few, of_few),
-        **_spread(len(test), *measure_interaction(trainer, state, test, rng)),
+        **_spread(len(test), *measure_interaction(network, test, rng)),
     }
 
 
@@ -136,8 +135,7 @@ def true_cues(corpus: Corpus, clip: int, modality: str) -> list[float]:
 
 
 def measure_faithfulness(
-    trainer: Trainer,
-    state: TrainState,
+    network: Predictor,
     test: np.ndarray,
     few: np.ndarray,
     found: ClipPredictions,
@@ -149,7 +147,7 @@ def measure_faithfulness(
     deletion_X and insertion_X of X attention, gradient (× input), random; faithfulness: how much
     better attention is than random, mean over both curves; faithfulness_gradient likewise.
     """
-    corpus, clips = trainer.corpus, test[few]
+    corpus, clips = network.corpus, test[few]
     valid = [
         {name: stream.clip(clip).valid for name, stream in corpus.streams.items()} for clip in clips
     ]
@@ -158,12 +156,12 @@ def measure_faithfulness(
     def probability_of(masks) -> np.ndarray:
         streams = {
             name: _with_mean(
-                stream, clips, [mask[name] for mask in masks], trainer.normaliser[f"{name}_mean"]
+                stream, clips, [mask[name] for mask in masks], network.normaliser[f"{name}_mean"]
             )
             for name, stream in corpus.streams.items()
         }
-        other = trainer.with_corpus(clips_of(corpus, clips, streams))
-        probabilities = other.predict(state, np.arange(len(clips))).probabilities
+        other = network.with_corpus(clips_of(corpus, clips, streams))
+        probabilities = other.predict(np.arange(len(clips))).probabilities
         return probabilities[np.arange(len(clips)), predicted]
 
     scores = {
@@ -184,17 +182,16 @@ def measure_faithfulness(
 
 
 def compare_with_random_weights(
-    trainer: Trainer,
-    state: TrainState,
+    network: Predictor,
     test: np.ndarray,
     few: np.ndarray,
     found: ClipPredictions,
     seed: int,
 ) -> Measures:
     """random_weights [few]: rank correlation of attention with that of an untrained network."""
-    learner = trainer.learner
-    untrained = learner.shard_state(learner.initial(seed + 2**31))
-    other = trainer.predict(untrained, test[few])
+    learner = network.learner
+    weights = learner.weights(learner.shard_state(learner.initial(seed + 2**31)))
+    other = replace(network, weights=weights).predict(test[few])
     rows = zip((found.attention[row] for row in few), other.attention, strict=True)
     return {"random_weights": np.array([rank_agreement(a, b) for a, b in rows])}
 
@@ -215,20 +212,20 @@ def keep_attention(found: ClipPredictions, few: np.ndarray) -> Measures:
 
 
 def measure_interaction(
-    trainer: Trainer, state: TrainState, test: np.ndarray, rng: np.random.Generator
+    network: Predictor, test: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, Measures]:
     """The rows measured and emap_gap: right as it is, less right by the nearest additive model.
 
     Audio of each clip is paired with the video of each other one, so n clips make n² pairs.
     """
-    corpus = trainer.corpus
+    corpus = network.corpus
     rows = np.sort(rng.permutation(len(test))[:PAIRED])
     clips = test[rows]
     audio, video = (index.ravel() for index in np.meshgrid(clips, clips, indexing="ij"))
     chosen = {"audio": audio, "video": video}
     streams = {name: corpus.streams[name].select(rows) for name, rows in chosen.items()}
     pairs = clips_of(corpus, audio, streams)
-    probabilities = trainer.with_corpus(pairs).predict(state, np.arange(len(audio))).probabilities
+    probabilities = network.with_corpus(pairs).predict(np.arange(len(audio))).probabilities
     logits = np.log(np.maximum(probabilities, 1e-30)).reshape(len(clips), len(clips), -1)
     labels = corpus.labels[clips]
     own = logits[np.arange(len(clips)), np.arange(len(clips))].argmax(1) == labels

@@ -12,7 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmattn.evaluate.comparison import (
+from experiments.alignment.claims import MEASURES, Claim, Row, claims, compare_arms
+from experiments.alignment.measure import LAGS, Measures, rank_agreement
+from experiments.alignment.plan import REFERENCE, Block, Study
+from experiments.alignment.runner import baseline_folder, load_measures
+from experiments.alignment.statistics import (
     Difference,
     Interval,
     mcnemar,
@@ -22,10 +26,6 @@ from mmattn.evaluate.comparison import (
 from mmattn.evaluate.correlation import peak_lag
 from mmattn.evaluate.metrics import scores_by_speaker
 from mmattn.evaluate.predictions import Predictions
-from mmattn.study.claims import MEASURES, Claim, Row, claims, compare_arms
-from mmattn.study.measure import LAGS, Measures, rank_agreement
-from mmattn.study.plan import REFERENCE, Block, Study
-from mmattn.study.runner import baseline_folder, load_measures
 from mmattn.train.shifts import TEMPOS
 
 CUE_TIMES = np.array([0.0, 1.0, 2.0, 3.0, 5.0])  # seconds, edges of the strata

@@ -1,0 +1,170 @@
+"""What notebooks call beside `fit` and `load_run`: clips, splits, scores."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmattn.config import DataConfig
+from mmattn.data.corpus import Corpus, open_corpus
+from mmattn.data.splits import Split, chosen_folds, make_split
+from mmattn.errors import UserError
+from mmattn.evaluate import metrics
+from mmattn.evaluate.predictions import Predictions
+
+MODALITIES = ("audio", "video")
+
+
+class LeakWarning(UserWarning):
+    """Speakers of the test set are in the training too, or it is not known."""
+
+
+def load_corpus(
+    *paths: Path | str,
+    labels: Sequence[str] = (),
+    target: str = "emotion",
+    modalities: Sequence[str] = MODALITIES,
+    **data: Any,
+) -> Corpus:
+    """The clips of manifests and folders; without any, the built-in synthetic corpus.
+
+    Args:
+        paths: manifests, or folders that have one or are named as RAVDESS or CREMA-D.
+        labels: classes in order, as "neutral=neutral,calm"; by default all.
+        target: the manifest's column of the label.
+        modalities: that every clip must have.
+        data: other fields of `DataConfig`.
+
+    Raises:
+        UserError: an option cannot be, or clips cannot be read.
+    """
+    roots = tuple(Path(path).expanduser().resolve() for path in paths)
+    return open_corpus(DataConfig(roots, tuple(labels), target, **data), tuple(modalities))
+
+
+def split(
+    corpus: Corpus,
+    validation: float = 0.15,
+    test: float = 0.15,
+    disjoint: Sequence[str] = ("speaker",),
+    seed: int = 0,
+) -> Split:
+    """Divide the clips by speaker into training, validation and test clips.
+
+    Args:
+        corpus: all clips.
+        validation: fraction of the speakers.
+        test: fraction of the speakers.
+        disjoint: columns of which no value may be in two of the splits.
+        seed: of the draw; the same for the same names, labels and seed.
+
+    Raises:
+        UserError: too few speakers.
+    """
+    data = replace(corpus.data, validation=validation, test=test, disjoint=tuple(disjoint))
+    return _warned(make_split(corpus, data, seed))
+
+
+def folds(
+    corpus: Corpus, by: str = "speaker", validation: float = 0.15, seed: int = 0
+) -> Iterator[Split]:
+    """A split for each fold: its clips are the test set, and each clip is in one of them.
+
+    Args:
+        corpus: all clips.
+        by: a column of the manifest, one fold a value ("speaker" leaves one speaker out); "ravdess"
+            or "crema-d", as published; or a JSON file of test speakers.
+        validation: fraction of the other speakers.
+        seed: of the validation speakers.
+
+    Raises:
+        UserError: there are no such folds, or too few speakers.
+    """
+    data = replace(corpus.data, folds=by, validation=validation)
+    for fold in chosen_folds(corpus, data):
+        yield _warned(make_split(corpus, data, seed, fold))
+
+
+def _warned(one: Split) -> Split:
+    if one.leaking:
+        warnings.warn(one.description, LeakWarning, stacklevel=3)
+    return one
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores with their 95 % intervals over speakers: of all clips, or of each group.
+
+    rows: by group (all clips: "all"), by metric, {"value", "low", "high"}; differences: of the
+    highest and the lowest group, by metric, if there are groups.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    differences: dict[str, dict[str, Any]]
+
+    def __getitem__(self, metric: str) -> float | None:
+        """The value of a metric over all clips."""
+        return self.rows["all"][metric]["value"]
+
+    def to_pandas(self):
+        """A data frame with a row a group and metric: value, low, high."""
+        import pandas
+
+        rows = [
+            {"group": group, "metric": metrics.METRICS[name].title, **one}
+            for group, found in [*self.rows.items(), ("largest difference", self.differences)]
+            for name, one in found.items()
+            if name in metrics.METRICS
+        ]
+        columns = ["group", "metric", "value", "low", "high"]
+        return pandas.DataFrame(rows, columns=columns).set_index(["group", "metric"])
+
+
+def scores(
+    predictions: Predictions,
+    by: str | Sequence[str] | Mapping[str, Sequence[float]] = (),
+    seed: int = 0,
+) -> Scores:
+    """Each of `METRICS` over all clips or, with `by`, over each group of clips.
+
+    Args:
+        predictions: of clips whose classes are known.
+        by: a column of the manifest, several (each combination is a group), or the edges that
+            divide a column of numbers, as {"age": (30, 50)}.
+        seed: of the bootstrap over speakers.
+
+    Raises:
+        UserError: there is no such column, or it makes no groups.
+    """
+    if not by:
+        return Scores({"all": metrics.scores(predictions, seed)}, {})
+    names = [by] if isinstance(by, str) else [*by]
+    if unknown := {*names} - {*predictions.columns}:
+        known = ", ".join(predictions.columns) or "none"
+        raise UserError(f"by {', '.join(sorted(unknown))}: expected columns of the corpus: {known}")
+    cells = [predictions.columns[name] for name in names]
+    if isinstance(by, Mapping):
+        cells = [_binned(of, by[name]) for name, of in zip(names, cells, strict=True)]
+    rows = zip(*(of.tolist() for of in cells), strict=True)
+    groups = np.array(["" if "" in row else ", ".join(row) for row in rows])
+    (found,) = metrics.group_scores(predictions, {"group": groups}, seed).values()
+    if "left_out" in found:
+        raise UserError(f"by {', '.join(names)}: {found['left_out']}")
+    return Scores(found["values"], found["differences"])
+
+
+def _binned(cells: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+    """Cells [N] str of numbers as the bins that the edges make, "" where there is no number."""
+    ends = [f"{edge:g}" for edge in edges]
+    names = [f"below {ends[0]}", *map("{} to {}".format, ends, ends[1:]), f"from {ends[-1]}"]
+
+    def name(cell: str) -> str:
+        try:
+            return names[np.digitize(float(cell), edges)]
+        except ValueError:
+            return ""
+
+    return np.array([name(cell) for cell in cells])

@@ -1,0 +1,110 @@
+"""Initial parameters, drawn by NumPy.
+
+XLA would compile for seconds what runs for milliseconds. From the keys of `Keys` the initialisers
+here draw in NumPy what those of Flax draw from JAX's keys, within float32 rounding; given a key of
+JAX, as from `nnx.Rngs`, they are those of Flax.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from scipy.special import erf, erfinv
+
+ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
+CHUNK = 2**15  # numbers drawn at once, so that they stay in the processor's cache
+
+
+class Keys:
+    """What `nnx.Rngs(params=jax.random.key(seed))` is to a module that is being built.
+
+    Without a seed all parameters are 0, which is enough where their shapes are all that is needed.
+    """
+
+    def __init__(self, seed: int | None):
+        self._key = None if seed is None else np.array([0, seed % 2**32], np.uint32)
+        self._count = 0
+
+    def params(self) -> np.ndarray | None:
+        """The next key, [2] uint32."""
+        if self._key is None:
+            return None
+        key = np.concatenate(_threefry(self._key, np.array([self._count], np.uint32)))
+        self._count += 1
+        return key
+
+
+def _drawn_by(flax: Callable) -> Callable:
+    """Make an initialiser of a function that draws in NumPy what one of Flax draws in JAX."""
+
+    def decorate(draw: Callable) -> Callable:
+        @wraps(draw)
+        def initialise(key, shape: tuple[int, ...], dtype=np.float32) -> Array:
+            if isinstance(key, Array):
+                return flax(key, shape, dtype)
+            array = np.zeros(shape) if key is None else draw(key, shape)
+            return jax.device_put(array.astype(dtype))
+
+        return initialise
+
+    return decorate
+
+
+@_drawn_by(nnx.initializers.glorot_uniform())
+def glorot_uniform(key, shape):
+    """Uniform within ±√(6 / (inputs + outputs)) (Glorot & Bengio, 2010)."""
+    return _uniform(key, shape, -1, 1) * np.sqrt(np.float32(6 / sum(shape)))
+
+
+@_drawn_by(nnx.initializers.lecun_normal())
+def lecun_normal(key, shape):
+    """Normal, cut off at two standard deviations, with variance 1 / inputs."""
+    end = erf(np.sqrt(np.float32(2)))
+    normal = np.sqrt(2) * erfinv(_uniform(key, shape, -end, end))
+    deviation = 0.87962566103423978  # of a standard normal cut off at ±2
+    return normal / (deviation * np.sqrt(shape[0]))
+
+
+@_drawn_by(nnx.initializers.orthogonal())
+def orthogonal(key, shape):
+    """Orthonormal rows, not more than columns (Saxe et al., 2014)."""
+    least = np.nextafter(np.float32(-1), np.float32(0))
+    normal = erfinv(_uniform(key, shape[::-1], least, 1))
+    q, r = np.linalg.qr(normal.astype(float))
+    return (q * np.sign(np.diagonal(r))).T
+
+
+def zeros(key, shape: tuple[int, ...], dtype=np.float32) -> Array:
+    """Zeros; `jnp.zeros` and `jnp.asarray` would compile a program for each shape."""
+    return jax.device_put(np.zeros(shape, dtype))
+
+
+def _uniform(key: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
+    """`jax.random.uniform` with a range, float32."""
+    size = np.prod(shape)
+    counts = (np.arange(at, min(at + CHUNK, size), dtype=np.uint32) for at in range(0, size, CHUNK))
+    bits = np.concatenate([np.bitwise_xor(*_threefry(key, one)) for one in counts])
+    one_to_two = (bits >> 9 | np.float32(1).view(np.uint32)).view(np.float32)
+    low, high = np.float32(low), np.float32(high)
+    return np.maximum(low, (one_to_two - 1) * (high - low) + low).reshape(shape)
+
+
+def _threefry(key: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32 (Salmon et al., Parallel random numbers, 2011) of (0, counts), uint32 [n]."""
+    keys = (*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    x, y = np.full_like(counts, keys[0]), counts + keys[1]
+    high, low = np.empty_like(x), np.empty_like(x)
+    for group in range(5):
+        for rotation in ROTATIONS[group % 2]:
+            x += y
+            np.left_shift(y, rotation, out=high)
+            np.right_shift(y, 32 - rotation, out=low)
+            np.bitwise_or(high, low, out=y)
+            y ^= x
+        x += keys[(group + 1) % 3]
+        y += keys[(group + 2) % 3]
+        y += np.uint32(group + 1)
+    return x, y

@@ -1,0 +1,139 @@
+"""Train one network: what `mmattn.fit` and every training of an experiment do."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from mmattn.config import ExperimentConfig
+from mmattn.data.corpus import Corpus
+from mmattn.data.splits import Split, split_from_json, split_to_json
+from mmattn.errors import Stopped, UserError
+from mmattn.files import explain_full_disk, read_json, write_json
+from mmattn.run.folder import check_new, locked, read_config, write_config, write_environment
+from mmattn.run.run import Run
+from mmattn.train import processes
+from mmattn.train.callbacks import Callback, JsonLines
+from mmattn.train.devices import fitting_devices
+from mmattn.train.loop import make_trainer, train
+
+
+def fit(
+    corpus: Corpus,
+    split: Split,
+    config: ExperimentConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    folder: Path | str | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train a network on the training clips of a split; its best epoch is chosen on validation.
+
+    Ctrl-C, or a callback's `run.stop()`, ends it early with the best so far.
+
+    Args:
+        corpus: all clips.
+        split: of them; the test clips are not looked at.
+        config: of model, training and augmentation; its data options are the corpus's, but for
+            the buckets.
+        callbacks: what watches the training.
+        folder: where checkpoints and metrics.jsonl are kept; None: in memory, see `Run.save`.
+        resume: continue the training in the folder.
+
+    Raises:
+        UserError: an option cannot be, the folder holds something else, or the training clips are
+            not those that it began with.
+        Diverged: a loss or gradient is not finite; the checkpoints before it are kept.
+    """
+    config = config or ExperimentConfig()
+    if config.members > 1 or config.distributed.address:
+        raise UserError("members, distributed: fit trains one network in one process")
+    count = fitting_devices(config.devices, config.train.batch)
+    data = replace(corpus.data, buckets=config.data.buckets)
+    config = replace(config, devices=count, data=data)
+    config.check()
+    with ExitStack() as held:
+        if folder is not None:
+            folder = Path(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
+            held.enter_context(explain_full_disk(f"the run {folder}"))
+            if not resume:
+                check_new(folder)
+                write_config(folder, config)
+            elif read_config(folder).to_json() != config.to_json():
+                raise UserError(f"{folder}: expected the config and data that it began with")
+            write_environment(folder, 1)
+        run = Run(config, folder)
+        try:
+            train_run(run, corpus, split, callbacks, resume)
+        except (KeyboardInterrupt, Stopped):
+            if not run.history:
+                raise
+    return run
+
+
+def train_run(
+    run: Run,
+    corpus: Corpus,
+    split: Split,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    asked: processes.AgreedStop | None = None,
+    finish: Callable[[Split], None] = lambda split: None,
+) -> None:
+    """Train a run of one network to its end, from its latest checkpoint with `resume`.
+
+    The split that its folder already has comes before this one.
+
+    Args:
+        run: with its config and, perhaps, folder.
+        corpus: all clips.
+        split: of them.
+        callbacks: hear of its begin, of each epoch, and of its end whatever happens.
+        resume: see `train`.
+        asked: whether to stop.
+        finish: called with the split after the training, before the callbacks hear of the end.
+
+    Raises:
+        see `train`.
+    """
+    run.split = split_to_json(split, corpus)
+    if run.folder is not None:
+        stored = processes.from_first(lambda: _keep_split(run.folder, split, corpus))
+        split = split_from_json(stored, corpus)
+        run.split = stored
+        callbacks = [JsonLines(), *callbacks]
+
+    def call(hook: str, *about: object) -> None:
+        for one in callbacks:
+            getattr(one, hook)(run, *about)
+
+    def begin(history: list[dict]) -> None:
+        run.take(history)
+        processes.from_first(lambda: call("on_train_begin"))
+
+    def report(history: list[dict]) -> None:
+        run.take(history)
+        processes.from_first(lambda: call("on_epoch_end", history[-1]))
+
+    run.asked = asked or run.asked
+    trainer = make_trainer(run.config, corpus, split, run.config.devices)
+    run.status = "failed"
+    try:
+        train(trainer, split, run.checkpoints, resume, run.asked, begin, report)
+        finish(split)
+        run.status = "complete"
+    except (KeyboardInterrupt, Stopped):
+        run.status = "stopped"
+        raise
+    finally:
+        if processes.first():  # without the others, which may be gone
+            call("on_train_end")
+
+
+def _keep_split(folder: Path, split: Split, corpus: Corpus) -> dict:
+    """The split that a training's folder has, or this, which it has then; as JSON."""
+    path = folder / "split.json"
+    stored = read_json(path) if path.exists() else split_to_json(split, corpus)
+    write_json(path, stored)
+    return stored

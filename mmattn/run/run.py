@@ -1,0 +1,501 @@
+"""A trained run, of a folder or in memory: restores its networks once and predicts with them."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from mmattn.config import ExperimentConfig, ExtractConfig
+from mmattn.data.corpus import Corpus, crop_and_tile
+from mmattn.data.extractor import difference
+from mmattn.data.feature_file import MIN_FRAMES, BadClip, read_features
+from mmattn.data.stream import Stream, make_stream, pack_streams
+from mmattn.errors import UserError
+from mmattn.evaluate.calibration import calibrated
+from mmattn.evaluate.predictions import (
+    Predictions,
+    combine,
+    predictions_of,
+    read_predictions,
+)
+from mmattn.evaluate.views import ClipView, StreamView, view_clips
+from mmattn.files import explain_full_disk, read_json, write_json
+from mmattn.media import explain_missing_library, is_feature_file
+from mmattn.run.folder import (
+    PREDICTIONS,
+    check_complete,
+    check_new,
+    parts_of,
+    read_config,
+    write_config,
+    write_environment,
+)
+from mmattn.train.callbacks import JsonLines
+from mmattn.train.checkpoints import Checkpoints, InMemory
+from mmattn.train.inference import Ensemble, Predictor, Restored, check_fits, restore
+from mmattn.train.processes import AgreedStop
+
+Status = Literal["running", "complete", "stopped", "failed"]
+AT_ONCE = 256  # clips that are in memory at once
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a run predicts for a clip.
+
+    probabilities [K] of class_names; streams: of each modality that was predicted from, its times
+    [T] (s) and attention [T], with the features that the network saw; missing: the modalities that
+    the run uses and the clip lacks; notes: what was unusual about it. The attention sums to one
+    over the frames of a modality (fusion concat) or of both together (cross).
+    """
+
+    path: Path
+    class_names: tuple[str, ...]
+    probabilities: np.ndarray
+    streams: dict[str, StreamView]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def predicted(self) -> str:
+        """The most probable class."""
+        return self.class_names[self.probabilities.argmax()]
+
+
+class Clip(NamedTuple):
+    """A clip, of which a part may be meant: a raw one or a feature file."""
+
+    path: Path
+    start: float = np.nan
+    """Seconds; NaN where the clip begins with its file."""
+    end: float = np.nan
+    """Seconds; NaN where it ends with it."""
+
+    def cut(self, stream: Stream) -> Stream:
+        """The frames from start to end. Raises BadClip if they are too few."""
+        if np.isnan((self.start, self.end)).all():
+            return stream
+        inside = ~((stream.times < self.start) | (stream.times > self.end))
+        if (count := inside.sum()) < MIN_FRAMES:
+            found = f"{count} frames from {self.start:g} to {self.end:g} s"
+            raise BadClip(f"{found}, expected {MIN_FRAMES} or more")
+        return Stream(*(array[inside] for array in stream))
+
+
+class Failure(NamedTuple):
+    """A clip that cannot be predicted, and why."""
+
+    path: Path
+    reason: str
+
+
+class Outcome(NamedTuple):
+    """Of the clips asked about, in their order, those that could be predicted and the others."""
+
+    predictions: list[Prediction]
+    failures: list[Failure]
+
+
+class _Ready(NamedTuple):
+    """A clip as the network may see it; a modality that it lacks has no frames."""
+
+    path: Path
+    streams: dict[str, Stream]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Run:
+    """A training, or several that belong together: of folds or of the networks of an ensemble.
+
+    folder: None if the run is in memory alone; config; parts: the runs of the folds or networks,
+    none of a single training; checkpoint: which one it predicts with; status; predictions: by
+    split, as far as they were made in this process.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: Path | None = None,
+        parts: Sequence["Run"] = (),
+        checkpoint: Literal["best", "final"] = "best",
+        media: ExtractConfig | None = None,
+        calibrated: bool = True,
+    ):
+        """See `load_run`."""
+        self.config, self.folder, self.parts, self.checkpoint = config, folder, parts, checkpoint
+        self.checkpoints = InMemory() if folder is None else Checkpoints(folder)
+        self.status: Status = "running"
+        self.predictions: dict[str, Predictions] = {}
+        self.asked = AgreedStop()
+        self._media, self._calibrated = media or ExtractConfig(), calibrated
+        self._network: Restored | None = None
+        self._ensemble: Ensemble | None = None
+
+    @property
+    def name(self) -> str:
+        """For people: the experiment and the folder."""
+        parts = () if self.folder is None else self.folder.parts
+        start = next((n for n, part in enumerate(parts) if part == self.config.name), 0)
+        return "/".join(parts[start:]) or self.config.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether its training came to its end."""
+        return self.status == "complete"
+
+    def save(self, folder: Path | str) -> None:
+        """Write a run that is in memory to a new folder, as if it had been trained there.
+
+        Raises:
+            UserError: it has a folder, the new one is not empty, or the disk is full.
+        """
+        folder = Path(folder)
+        if self.folder is not None:
+            raise UserError(f"the run is in {self.folder} already")
+        folder.mkdir(parents=True, exist_ok=True)
+        check_new(folder)
+        with explain_full_disk(f"the run {folder}"):
+            self.checkpoints.write(Checkpoints(folder))
+            self.folder = folder
+            write_environment(folder, 1)
+            write_json(folder / "split.json", self.split)
+            JsonLines().on_train_begin(self)
+            write_config(folder, self.config)
+        self.checkpoints = Checkpoints(folder)
+
+    def take(self, history: list[dict]) -> None:
+        """Go on from the rows and checkpoints that its training has now."""
+        self.history, self._network, self._ensemble = history, None, None
+        self.__dict__.pop("about", None)
+
+    def stop(self) -> None:
+        """End its training after this epoch."""
+        self.asked.set()
+
+    @property
+    def networks(self) -> list["Run"]:
+        """Its trainings of one network each."""
+        return [network for part in self.parts for network in part.networks] or [self]
+
+    @cached_property
+    def history(self) -> list[dict]:
+        """The rows of metrics.jsonl, one an epoch; of several trainings there are none."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @cached_property
+    def split(self) -> dict:
+        """What split.json says of the clips of the first training."""
+        return read_json(self.networks[0].folder / "split.json")
+
+    @cached_property
+    def about(self) -> dict:
+        """What the checkpoint of the first network says. UserError: there is none."""
+        checkpoints = self.networks[0].checkpoints
+        about = checkpoints.about(self.checkpoint)
+        if about is None:
+            raise UserError(f"{checkpoints}: expected a {self.checkpoint} checkpoint, found none")
+        return about
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the probabilities."""
+        return tuple(self.about["class_names"])
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Features of a frame, by modality."""
+        return self.about["widths"]
+
+    @property
+    def extractor(self) -> dict[str, dict]:
+        """What made the features that it was trained on, by modality, as far as files tell."""
+        return self.about.get("extractor", {})
+
+    def predictor(self, corpus: Corpus, clips: np.ndarray, device_count: int = 1) -> Predictor:
+        """The first network, ready to predict clips [n] of a corpus.
+
+        Raises:
+            UserError: the corpus has other features or classes.
+        """
+        network = self.networks[0]
+        check_fits(network.checkpoints, network.about, corpus, clips)
+        return network._restored(corpus, device_count).predictor(corpus, clips, device_count)
+
+    def predict_corpus(
+        self, corpus: Corpus, clips: np.ndarray | None = None, device_count: int = 1
+    ) -> Predictions:
+        """Predict clips [n] of a corpus, by default all; the mean of several networks.
+
+        Raises:
+            UserError: the corpus has other features or classes.
+        """
+        clips = np.arange(len(corpus)) if clips is None else clips
+        found = [
+            network._calibrate(network.predictor(corpus, clips, device_count).predict(clips)[1])
+            for network in self.networks
+        ]
+        return predictions_of(corpus, clips, np.mean(found, axis=0))
+
+    def views(self, corpus: Corpus, clips: np.ndarray) -> list[ClipView]:
+        """Clips [n] of a corpus as the first network sees them: attention, features, cues.
+
+        Raises:
+            UserError: the corpus has other features or classes.
+        """
+        return self.predictor(corpus, clips).views(clips)
+
+    def predict(self, path: Path | str) -> Prediction:
+        """Predict one clip, raw or a feature file.
+
+        Raises:
+            UserError: it cannot be predicted; the message tells why.
+        """
+        predictions, failures = self.predict_all([path])
+        for failure in failures:
+            raise UserError(f"{failure.path}: {failure.reason}")
+        return predictions[0]
+
+    def predict_all(
+        self,
+        clips: Sequence[Path | str | Clip],
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> Outcome:
+        """Predict clips at once, which is much faster than one by one.
+
+        Args:
+            clips: or paths of raw clips or feature files.
+            advance: called with 1 after each clip that was read.
+
+        Raises:
+            UserError: something is wrong with the run or with what raw clips need.
+        """
+        outcome = Outcome([], [])
+        for first in range(0, len(clips), AT_ONCE):
+            ready = []
+            for clip in clips[first : first + AT_ONCE]:
+                clip = clip if isinstance(clip, Clip) else Clip(Path(clip))
+                try:
+                    ready.append(self._prepare(clip))
+                except BadClip as error:
+                    outcome.failures.append(Failure(clip.path, str(error)))
+                advance(1)
+            if ready:
+                self._ask(ready, outcome)
+        return outcome
+
+    def extraction(self) -> ExtractConfig:
+        """What takes from raw clips the features that the run was trained on.
+
+        Raises:
+            UserError: their files do not tell what made them, or this version makes others.
+        """
+        used = self.config.model.modalities
+        if unsaid := [name for name in used if name not in self.extractor]:
+            raise UserError(
+                f"the run was trained on {' and '.join(unsaid)} features that do not say what made "
+                f"them, so it cannot be known how to extract the like from a raw clip; expected a "
+                f"feature file (.npz) made as they were"
+            )
+        with explain_missing_library():
+            from mmattn.media.extract import config_like
+        return config_like(self.extractor, self._media)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it predicts with a temperature, that of each network."""
+        return self._calibrated and all(one.about.get("temperature") for one in self.networks)
+
+    def calibrated(self, split: str) -> Predictions | None:
+        """What predictions.csv would be with its temperatures; None if a network has none."""
+        if self.parts:
+            found = [part.calibrated(split) for part in self.parts]
+            return None if None in found else combine(found)
+        if (temperature := self.about.get("temperature")) is None:
+            return None
+        raw = read_predictions(self.folder / PREDICTIONS[split])
+        return replace(raw, probabilities=calibrated(raw.probabilities, temperature))
+
+    def _restored(self, corpus: Corpus, device_count: int = 1) -> Restored:
+        """The network of a single training, restored once."""
+        if self._network is None:
+            self._network = restore(self.checkpoints, self.checkpoint, corpus, device_count)
+        return self._network
+
+    def _calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities […, K] of a single training as they are to be given."""
+        temperature = self.about.get("temperature") if self._calibrated else None
+        return calibrated(probabilities, temperature) if temperature else probabilities
+
+    def _prepare(self, clip: Clip) -> _Ready:
+        """Read or extract a clip as for training. Raises BadClip."""
+        path = clip.path
+        streams, extractor, notes = self._read(path)
+        used = self.config.model.modalities
+        streams = {name: clip.cut(stream) for name, stream in streams.items()}
+        streams, blind = self._with_data(streams)
+        there = [name for name in used if name in streams]
+        if not there:
+            lacks = f"it has no {' and no '.join(used)}, from which the run predicts"
+            raise BadClip("; ".join([lacks, *blind]))
+        self._check_features({name: streams[name] for name in there}, extractor)
+        streams = self._as_in_training(str(path), streams)
+        missing = tuple(name for name in used if name not in there)
+        notes += tuple(f"no {name}: predicted from {' and '.join(there)} alone" for name in missing)
+        kept = {name: streams[name] if name in there else self._no(name) for name in self.widths}
+        return _Ready(path, kept, missing, (*blind, *notes))
+
+    def _read(self, path: Path) -> tuple[dict[str, Stream], dict[str, dict], tuple[str, ...]]:
+        """The streams of a clip, what made them, both by modality, and notes. Raises BadClip."""
+        if is_feature_file(path):
+            return *read_features(path, self.config.data.rates, self.widths), ()
+        with explain_missing_library():
+            from mmattn.media.decode import BadMedia
+            from mmattn.media.extract import extract_clip
+        try:
+            config = self.extraction()
+        except UserError as error:
+            raise BadClip(str(error)) from error
+        try:
+            found = extract_clip(path, config)
+        except BadMedia as error:
+            raise BadClip(str(error)) from error
+        return found.streams, found.extractor, found.notes
+
+    def _with_data(self, streams: dict[str, Stream]) -> tuple[dict[str, Stream], tuple[str, ...]]:
+        """The streams without those of which no frame has data, and notes about them."""
+        kept = {
+            name: stream
+            for name, stream in streams.items()
+            if name not in self.config.data.zero_is_missing or stream.frames.any()
+        }
+        blind = [
+            f"no {'face' if name == 'video' else 'data'} in any of its {len(stream.times)} {name} "
+            "frames"
+            for name, stream in streams.items()
+            if name not in kept
+        ]
+        return kept, tuple(blind)
+
+    def _check_features(self, streams: dict[str, Stream], extractor: dict[str, dict]) -> None:
+        """BadClip where features are not such as the run was trained on."""
+        both = (
+            {name: made_by[name] for name in streams if name in made_by}
+            for made_by in (extractor, self.extractor)
+        )
+        if differs := difference(*both):
+            raise BadClip(f"its features are not those that the run was trained on: {differs}")
+        for name, stream in streams.items():
+            width = stream.frames.shape[1]
+            if width != self.widths[name]:
+                raise BadClip(
+                    f"{name} has {width} features a frame, the run was trained on "
+                    f"{self.widths[name]}"
+                )
+
+    def _as_in_training(self, name: str, streams: dict[str, Stream]) -> dict[str, Stream]:
+        """What the run's data options make of a clip. Raises BadClip."""
+        try:
+            corpus = crop_and_tile(self._corpus([name], [streams]), self.config.data)
+        except UserError as error:
+            raise BadClip(str(error).removeprefix(f"{name}: ")) from error
+        return {name: stream.clip(0) for name, stream in corpus.streams.items()}
+
+    def _corpus(self, names: Sequence[str], clips: Sequence[dict[str, Stream]]) -> Corpus:
+        """Clips whose classes and speakers are not known."""
+        return Corpus(
+            description="clips to predict",
+            names=tuple(names),
+            speakers=np.full(len(names), ""),
+            labels=np.full(len(names), -1, np.int32),
+            class_names=self.class_names,
+            streams={
+                name: pack_streams(
+                    [streams.get(name) or self._no(name) for streams in clips],
+                    name in self.config.data.zero_is_missing,
+                )
+                for name in self.widths
+            },
+            extractor=self.extractor,
+        )
+
+    def _no(self, modality: str) -> Stream:
+        return make_stream(np.zeros((0, self.widths[modality]), np.float32), np.zeros(0))
+
+    def _ask(self, ready: Sequence[_Ready], outcome: Outcome) -> None:
+        """Ask the networks about clips and add to the outcome."""
+        corpus = self._corpus([str(one.path) for one in ready], [one.streams for one in ready])
+        for one, view in zip(ready, self._views(corpus), strict=True):
+            if view is None:
+                reason = "the prediction is not finite; expected finite numbers"
+                outcome.failures.append(Failure(one.path, reason))
+                continue
+            probabilities, streams = view.probabilities, view.streams
+            outcome.predictions.append(
+                Prediction(
+                    one.path, self.class_names, probabilities, streams, one.missing, one.notes
+                )
+            )
+
+    def _views(self, corpus: Corpus) -> list[ClipView | None]:
+        """Each clip as the networks see it, in their mean; None where that is not finite."""
+        networks = [network._restored(corpus) for network in self.networks]
+        if self._ensemble is None:
+            self._ensemble = Ensemble(networks)
+        probabilities, attention = self._ensemble.predict(corpus)
+        finite = np.isfinite(probabilities).all(axis=(1, 2))
+        probabilities[~finite] = 1
+        given = [
+            network._calibrate(probabilities[:, number])
+            for number, network in enumerate(self.networks)
+        ]
+        views = view_clips(
+            corpus,
+            range(len(corpus)),
+            networks[0].normaliser,
+            np.mean(given, axis=0),
+            [{name: of.mean(axis=0) for name, of in one.items()} for one in attention],
+        )
+        return [view if fine else None for view, fine in zip(views, finite, strict=True)]
+
+
+def load_run(
+    folder: Path | str,
+    checkpoint: Literal["best", "final"] = "best",
+    media: ExtractConfig | None = None,
+    calibrated: bool = True,
+) -> Run:
+    """A run of a folder, ready to predict clips.
+
+    Args:
+        folder: the run's; the networks of folds or an ensemble are averaged.
+        checkpoint: of each network.
+        media: where the models for raw clips are, if not in their usual places.
+        calibrated: give probabilities of the temperature that fits the validation clips, where
+            there is one (of each network, before they are averaged); else as the network does.
+
+    Raises:
+        UserError: no run, one that is not complete, or no such checkpoint.
+    """
+    folder = Path(folder)
+    run = _load(folder, read_config(folder), checkpoint, media, calibrated)
+    run.about  # noqa: B018, to say at once if it lacks
+    return run
+
+
+def _load(folder: Path, config: ExperimentConfig, *options: Any) -> Run:
+    """The run of a folder; only those of a whole run and of a training have a config of theirs."""
+    parts = parts_of(folder)
+    if parts:
+        check_complete(folder)
+    if (folder / "config.json").exists():
+        config = read_config(folder)
+    run = Run(config, folder, [_load(part, config, *options) for part in parts], *options)
+    ended = (folder / "summary.json").exists() or (folder / "checkpoints/final").is_dir()
+    run.status = "complete" if ended else "stopped"
+    return run

@@ -1,0 +1,59 @@
+"""What watches a training. What decides, such as the best epoch, is in the loop."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mmattn.files import write_text
+from mmattn.train.history import best_epoch, score_text, shown_scores
+
+if TYPE_CHECKING:
+    from mmattn.run.run import Run
+
+
+class Callback:
+    """Watches a training; of several processes, the first alone calls it."""
+
+    def on_train_begin(self, run: "Run") -> None:
+        """The training begins; after a resume, `run.history` is not empty."""
+
+    def on_epoch_end(self, run: "Run", row: dict[str, float]) -> None:
+        """An epoch is over and its checkpoints are saved; `row` is the last of `run.history`."""
+
+    def on_train_end(self, run: "Run") -> None:
+        """The training is over, also after an error or a stop: see `run.status`."""
+
+
+class JsonLines(Callback):
+    """Keeps metrics.jsonl in the run's folder, a line an epoch."""
+
+    def on_train_begin(self, run: "Run") -> None:
+        """Write what the run is resumed with."""
+        text = "".join(json.dumps(row) + "\n" for row in run.history)
+        write_text(run.folder / "metrics.jsonl", text)
+
+    def on_epoch_end(self, run: "Run", row: dict[str, float]) -> None:
+        """Write all anew, so that the file is always complete."""
+        self.on_train_begin(run)
+
+
+class Console(Callback):
+    """Prints a line an epoch."""
+
+    def __init__(self, write: Callable[[str], None] = print):
+        self.write = write
+
+    def on_epoch_end(self, run: "Run", row: dict[str, float]) -> None:
+        """Print the losses and the scores."""
+        self.write(epoch_line(run.history, run.config.train.monitor))
+
+
+def epoch_line(history: list[dict], monitor: str) -> str:
+    """The last epoch in at most 100 columns: scores of training / validation, or of validation."""
+    row = history[-1]
+    scores = "  ".join(score_text(row, name) for name in shown_scores(monitor))
+    best = "  best" if best_epoch(history, monitor) == len(history) else ""
+    return (
+        f"epoch {row['epoch']:3d}  {scores}  lr {row['learning_rate']:.1e}  "
+        f"{row['clips_per_s']:.0f} clips/s{best}"
+    )
