@@ -3,7 +3,7 @@
 import hashlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -49,7 +49,7 @@ from mmattn.run.folder import (
 from mmattn.run.report import calibrated_scores
 from mmattn.run.run import Run
 from mmattn.train import processes
-from mmattn.train.callbacks import Console
+from mmattn.train.callbacks import Callback, Console
 from mmattn.train.devices import start_devices
 from mmattn.train.history import best_epoch
 from mmattn.train.trackers import make_trackers
@@ -119,14 +119,15 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
         write_environment(folder, processes.count())
 
     processes.from_first(describe)
-    processes.from_first(lambda: make_trackers(config.track) and None)  # what lacks, lacks now
+    callbacks: list[Callback] = [Console(say)]
+    processes.from_first(lambda: callbacks.extend(make_trackers(config.track)))
     runs = {}
     for fold_folder, parts in groups.items():
         for part in parts:
             if asked.is_set():
                 raise Stopped(f"stopped before {part.folder}")
             of_part = replace(part.config, devices=config.devices)
-            train_and_evaluate(of_part, corpus, part.split, part.folder, asked, folder)
+            train_and_evaluate(of_part, corpus, part.split, part.folder, asked, folder, callbacks)
         networks = [Run(one.config, one.folder) for one in parts]
         runs[fold_folder] = Run(config, fold_folder, networks if config.members > 1 else ())
         if config.members > 1:
@@ -219,6 +220,7 @@ def train_and_evaluate(
     folder: Path,
     asked: processes.AgreedStop,
     root: Path,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
 
@@ -231,6 +233,7 @@ def train_and_evaluate(
         folder: of the training.
         asked: whether to stop.
         root: the folder of the run that the training is a part of, or the same.
+        callbacks: what watches it.
     """
     if processes.from_first(lambda: (folder / "summary.json").exists()):
         say(f"{folder} is complete")
@@ -250,8 +253,7 @@ def train_and_evaluate(
     processes.from_first(prepare)
     _say_data(corpus, split)
     run = Run(config, folder, calibrated=False)
-    trackers = make_trackers(config.track) if processes.first() else []
-    train_run(run, corpus, split, [Console(say), *trackers], config.resume, asked, finish)
+    train_run(run, corpus, split, callbacks, config.resume, asked, finish)
 
 
 def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:

@@ -99,9 +99,8 @@ def train_run(
     """
     run.split = split_to_json(split, corpus)
     if run.folder is not None:
-        stored = processes.from_first(lambda: _keep_split(run.folder, split, corpus))
-        split = split_from_json(stored, corpus)
-        run.split = stored
+        run.split = processes.from_first(lambda: _keep_split(run.folder, run.split))
+        split = split_from_json(run.split, corpus)
         callbacks = [JsonLines(), *callbacks]
 
     def call(hook: str, *about: object) -> None:
@@ -131,9 +130,9 @@ def train_run(
             call("on_train_end")
 
 
-def _keep_split(folder: Path, split: Split, corpus: Corpus) -> dict:
+def _keep_split(folder: Path, split: dict) -> dict:
     """The split that a training's folder has, or this, which it has then; as JSON."""
     path = folder / "split.json"
-    stored = read_json(path) if path.exists() else split_to_json(split, corpus)
+    stored = read_json(path) if path.exists() else split
     write_json(path, stored)
     return stored

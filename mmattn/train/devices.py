@@ -40,8 +40,7 @@ def start_devices(devices: int | str, batch: int) -> int:
     """
     each = processes.count()
     fewest = min(processes.exchange(cores()))
-    fitting = (n for n in range(1, min(fewest, batch // each) + 1) if batch % (n * each) == 0)
-    count = each * max(fitting, default=1) if devices == "auto" else int(devices)
+    count = each * _most(fewest, batch / each) if devices == "auto" else int(devices)
     if each > batch:
         raise processes.agreed(f"{each} processes: more than the {batch} clips of --train.batch")
     if not 1 <= count <= batch:
@@ -92,10 +91,15 @@ def fitting_devices(devices: int | str, batch: int) -> int:
     """
     found = jax.local_device_count()
     if devices == "auto":
-        return max(n for n in range(1, min(found, batch) + 1) if batch % n == 0)
+        return _most(found, batch)
     if not 1 <= int(devices) <= min(found, batch):
         raise UserError(f"devices {devices}: expected 1 to {min(found, batch)} (JAX has {found})")
     return int(devices)
+
+
+def _most(devices: int, clips: float) -> int:
+    """The most of so many devices that divide the clips evenly; 1 if none does."""
+    return max((n for n in range(1, min(devices, int(clips)) + 1) if clips % n == 0), default=1)
 
 
 def _keep_compilations() -> None:
