@@ -141,7 +141,7 @@ class DataConfig:
     groups: Annotated[tuple[str, ...], TOLD] = ()
     """The manifest's columns that scores are also given by (default: corpus and sex)."""
     buckets: int = 4
-    """Padded lengths that clips are grouped into; each is compiled once."""
+    """Groups of clips of like length that batches are made of."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from flax import nnx
 import mmattn.run.experiment  # noqa: F401
 from benchmarks.contenders.base import Contender
 from benchmarks.work import Work, blank_normaliser
-from mmattn.data.batches import Batch, collate
+from mmattn.data.batches import Batch, collate, shared_shape
 from mmattn.run.run import Run
 from mmattn.train import devices
 from mmattn.train.loop import Position, Trainer
@@ -34,13 +34,13 @@ class Contestant(Contender):
         self.weights = None
 
     def place(self, work: Work) -> list[tuple[Batch, np.int32]]:
-        train = work.config.train
+        train, buckets = work.config.train, [dispatch.bucket for dispatch in work.dispatches]
         return [
             (
                 devices.place(
                     collate(
                         work.corpus,
-                        dispatch,
+                        dispatch._replace(bucket=shared_shape(dispatch.bucket, buckets)),
                         blank_normaliser(work),
                         self.devices,
                         train.batch,

@@ -52,6 +52,16 @@ def make_buckets(corpus: Corpus, clips: np.ndarray, count: int) -> list[Bucket]:
     return [dict(zip(names, of, strict=True)) for of in np.unique(longest, axis=0).tolist()]
 
 
+def shared_shape(bucket: Bucket, buckets: list[Bucket]) -> Bucket:
+    """The padded shape of a bucket's batches: one for the shorter half of buckets, one for others.
+
+    The LSTM's kernel takes no time for padding, so it gains by like lengths in a batch, hardly by
+    tight shapes, of which each has to be compiled.
+    """
+    half = len(buckets) // 2
+    return buckets[half - 1 if buckets.index(bucket) < half else -1]
+
+
 def plan_epoch(
     corpus: Corpus,
     clips: np.ndarray,

@@ -46,7 +46,6 @@ from mmattn.run.folder import (
     write_config,
     write_environment,
 )
-from mmattn.run.report import calibrated_scores
 from mmattn.run.run import Run
 from mmattn.train import processes
 from mmattn.train.callbacks import Callback, Console
@@ -318,7 +317,7 @@ def write_results(
         write_predictions(folder / PREDICTIONS[name], one)
     plot_confusion(test, folder / "confusion.png", "Test clips", note)
     found = {name: scores(one, seed) for name, one in predictions.items()}
-    calibrated = calibrated_scores(run, predictions)
+    calibrated = run.calibrated_scores(predictions)
     what = f"{what}, {note}" if note and note not in what else what
     say_scores(f"{corpus.description}; {what}", found, calibrated)
     if calibrated is None:

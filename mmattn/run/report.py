@@ -1,7 +1,7 @@
 """The page of a run, report.html, made from its folder: at its end, and whenever asked again."""
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from mmattn.train.history import best_epoch
 from mmattn.train.inference import Predictor
 from mmattn.train.shifts import OFFSETS, TEMPOS, measure_shifts
 
-CALIBRATED = ("ece", "log_loss", "brier")
 VIEWED = 60  # clips in the viewer
 SHIFTED = 2000  # clips of which the audio is shifted and made slower
 NOTES = {
@@ -98,17 +97,8 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
             list(_curves(network, test)) if alone else [],
             NOTES[run.split["leaking"]],
             group_scores(tested, tested.cells(corpus.groups), config.seed),
-            calibrated_scores(run, predictions),
+            run.calibrated_scores(predictions),
         )
-
-
-def calibrated_scores(run: Run, splits: Iterable[str]) -> dict[str, dict] | None:
-    """By split, the scores that a temperature changes; None if a network has none."""
-    found = {name: run.calibrated(name) for name in splits}
-    if None in found.values():
-        return None
-    every = {name: scores(one, run.config.seed) for name, one in found.items()}
-    return {name: {key: one[key] for key in CALIBRATED} for name, one in every.items()}
 
 
 def _split_facts(run: Run) -> dict[str, str]:

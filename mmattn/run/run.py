@@ -1,7 +1,7 @@
 """A trained run, of a folder or in memory: restores its networks once and predicts with them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from mmattn.data.feature_file import MIN_FRAMES, BadClip, read_features
 from mmattn.data.stream import Stream, make_stream, pack_streams
 from mmattn.errors import UserError
 from mmattn.evaluate.calibration import calibrated
+from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import (
     Predictions,
     combine,
@@ -40,6 +41,7 @@ from mmattn.train.inference import Ensemble, Predictor, Restored, check_fits, re
 from mmattn.train.processes import AgreedStop
 
 Status = Literal["running", "complete", "stopped", "failed"]
+CALIBRATED = ("ece", "log_loss", "brier")
 AT_ONCE = 256  # clips that are in memory at once
 
 
@@ -320,6 +322,14 @@ class Run:
             return None
         raw = read_predictions(self.folder / PREDICTIONS[split])
         return replace(raw, probabilities=calibrated(raw.probabilities, temperature))
+
+    def calibrated_scores(self, splits: Iterable[str]) -> dict[str, dict] | None:
+        """By split, the scores that a temperature changes; None if a network has none."""
+        found = {name: self.calibrated(name) for name in splits}
+        if None in found.values():
+            return None
+        every = {name: scores(one, self.config.seed) for name, one in found.items()}
+        return {name: {key: one[key] for key in CALIBRATED} for name, one in every.items()}
 
     def _restored(self, corpus: Corpus, device_count: int = 1) -> Restored:
         """The network of a single training, restored once."""

@@ -14,6 +14,7 @@ from mmattn.data.batches import (
     collate,
     places,
     read_ahead,
+    shared_shape,
 )
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
@@ -47,7 +48,9 @@ class Feed(NamedTuple):
 
         def make(dispatch: Dispatch) -> tuple[Batch, Batch]:
             layout = self.devices, self.batch, steps, augmentation, own
-            arrays = collate(self.corpus, dispatch, self.normaliser, *layout)
+            shape = shared_shape(dispatch.bucket, self.buckets)
+            padded = dispatch._replace(bucket=shape)
+            arrays = collate(self.corpus, padded, self.normaliser, *layout)
             return arrays, devices.place(arrays)
 
         def begin_reading(dispatch: Dispatch) -> Dispatch:

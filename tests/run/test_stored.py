@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mmattn.config import AugmentConfig
-from mmattn.data.batches import Augmentation, Batch
+from mmattn.data.batches import Augmentation, Batch, collate
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import SPLITS, split_from_json, split_to_json
 from mmattn.data.stream import PADDING
@@ -152,8 +152,9 @@ def two_epochs(config, corpus, split, augmented: bool) -> Iterable[Batch]:
     for epoch in range(2):
         plan = epoch_plan(trainer, split.train, epoch)
         augmentation = Augmentation(config.augment, config.seed, epoch)
-        for batch, _ in trainer.feed(plan, config.train.steps_per_dispatch, augmentation):
-            yield batch
+        for dispatch in plan:  # each bucket was padded to its own shape
+            layout = 1, config.train.batch, config.train.steps_per_dispatch
+            yield collate(corpus, dispatch, trainer.feed.normaliser, *layout, augmentation)
 
 
 @pytest.mark.parametrize("training", TRAININGS)
