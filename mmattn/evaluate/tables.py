@@ -47,11 +47,6 @@ def cell_text(cell: Cell) -> str:
             return f"{cell:.3f}"
 
 
-def interval_text(score: Mapping[str, float | None]) -> str:
-    """A score with its interval, as in all tables."""
-    return cell_text(Interval(**score))
-
-
 def titles(*found: Mapping[str, Any]) -> dict[str, str]:
     """The title of each metric that is among all of the scores found, in the order of `METRICS`."""
     return {

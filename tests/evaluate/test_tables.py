@@ -9,7 +9,6 @@ from mmattn.evaluate.tables import (
     Table,
     cell_text,
     group_tables,
-    interval_text,
     say_groups,
     say_per_class,
     say_scores,
@@ -56,11 +55,6 @@ def line_of(text: str, start: str) -> str:
 )
 def test_a_cell_says_its_number(cell, text):
     assert cell_text(cell) == text
-
-
-def test_interval_text():
-    score = {"value": 0.7123, "low": 0.65, "high": 0.7606}
-    assert interval_text(score) == "0.712 [0.650, 0.761]"
 
 
 def test_scores_stand_in_a_column_a_split(said):

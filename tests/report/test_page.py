@@ -15,7 +15,7 @@ from mmattn.data.corpora.synthetic import draw_clips
 from mmattn.data.labels import SIX
 from mmattn.evaluate.metrics import METRICS, Metric, group_scores, scores
 from mmattn.evaluate.predictions import Predictions
-from mmattn.evaluate.tables import Interval, Table, interval_text
+from mmattn.evaluate.tables import Interval, Table, cell_text
 from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.report.clips import STEP
 from mmattn.report.figures import Curve, CurvePlot, Forest, plain
@@ -349,7 +349,10 @@ def test_groups_and_ties_have_their_place(browser, tmp_path, monkeypatch):
     assert list(found) == [SHORT, "f", "unknown"]
     assert cells[1:3] == [["speakers", "4", "4", "4", "–"], ["clips", "20", "20", "20", "–"]]
     for row, (name, metric) in zip(cells[3:], METRICS.items(), strict=True):
-        assert row[:-1] == [metric.title, *(interval_text(one[name]) for one in found.values())]
+        assert row[:-1] == [
+            metric.title,
+            *(cell_text(Interval(**one[name])) for one in found.values()),
+        ]
     assert browser.run("return window.hacked ?? null") is None
     assert browser.run("return document.documentElement.scrollWidth") == 375
     assert browser.complaints() == []

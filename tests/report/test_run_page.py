@@ -10,7 +10,7 @@ import pytest
 
 from mmattn.data.corpus import open_corpus
 from mmattn.evaluate.predictions import read_predictions
-from mmattn.evaluate.tables import cell_text, class_table, interval_text
+from mmattn.evaluate.tables import Interval, cell_text, class_table
 from mmattn.run.folder import read_config
 from mmattn.run.report import write_page
 from mmattn.run.run import load_run
@@ -47,7 +47,9 @@ def test_its_scores_are_those_of_the_summary(browser, tiny_run):
     )
     shown = {row[0]: row[1:] for row in rows}
     for measure, name in (("uar", "UAR"), ("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
-        splits = [interval_text(summary[split][measure]) for split in ("validation", "test")]
+        splits = [
+            cell_text(Interval(**summary[split][measure])) for split in ("validation", "test")
+        ]
         assert shown[name] == splits
     for row in class_table(read_predictions(tiny_run / "predictions.csv")).rows:
         assert shown[row[0]] == [cell_text(cell) for cell in row[1:]]

@@ -9,7 +9,7 @@ import pytest
 from mmattn.data.splits import SPLITS
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import read_predictions
-from mmattn.evaluate.tables import interval_text
+from mmattn.evaluate.tables import Interval, cell_text
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_folds_are_pooled_and_averaged(run):
 def test_evaluate_and_baseline_walk_the_parts(commands, run):
     summary = json.loads((run / "summary.json").read_text())
     text = commands.run("mmattn", "evaluate", run)
-    assert interval_text(summary["test"]["uar"]) in text
+    assert cell_text(Interval(**summary["test"]["uar"])) in text
     commands.run("mmattn", "baseline", run)
     found = json.loads((run / "baseline.json").read_text())["test"]
     assert list(found) == [
@@ -93,7 +93,7 @@ def test_the_page_of_folds_has_the_pooled_scores(commands, run):
     page = before.decode()
     summary = json.loads((run / "summary.json").read_text())
     assert "<h1>no_aug: 48 synthetic test clips</h1>" in page
-    assert all(interval_text(score) in page for score in summary["test"].values())
+    assert all(cell_text(Interval(**score)) in page for score in summary["test"].values())
     assert "fold0, fold1, each an ensemble of 2" in page
     assert "24 of 24 test clips" in page and "as fold0/member0 alone sees them." in page
     assert "Learning curves" not in page
@@ -106,7 +106,7 @@ def test_the_page_of_an_ensemble(commands, ensemble):
     before = (ensemble / "report.html").read_bytes()
     page = before.decode()
     for name in ("validation", "test"):
-        assert all(interval_text(score) in page for score in summary[name].values())
+        assert all(cell_text(Interval(**score)) in page for score in summary[name].values())
     assert "as member0 alone sees them" in page
     commands.run("mmattn", "report", ensemble)
     assert (ensemble / "report.html").read_bytes() == before

@@ -15,7 +15,7 @@ from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import split_from_json
 from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.predictions import read_predictions
-from mmattn.evaluate.tables import interval_text
+from mmattn.evaluate.tables import Interval, cell_text
 from mmattn.run.evaluate import _clips_to_evaluate
 from mmattn.run.folder import PREDICTIONS
 from mmattn.run.run import load_run
@@ -111,7 +111,7 @@ def test_evaluate_gives_the_same_numbers(commands, tiny_run):
     summary = read(tiny_run / "summary.json")
     for name in ("validation", "test"):
         for score in summary[name].values():
-            assert interval_text(score) in text
+            assert cell_text(Interval(**score)) in text
     commands.run("mmattn", "evaluate", tiny_run, "--checkpoint", "final")
 
 
@@ -120,7 +120,7 @@ def test_baseline_of_a_run(commands, tiny_run):
     found = read(tiny_run / "baseline.json")["test"]
     (tiny_run / "baseline.json").unlink()
     (score,) = (one["uar"] for one in found.values())
-    assert interval_text(score) in text
+    assert cell_text(Interval(**score)) in text
 
 
 def test_a_broken_training_names_step_and_clips(commands, tmp_path):

@@ -22,7 +22,7 @@ from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import SPLITS, split_from_json, split_to_json
 from mmattn.data.stream import PADDING
 from mmattn.evaluate.predictions import read_predictions
-from mmattn.evaluate.tables import interval_text, titles
+from mmattn.evaluate.tables import Interval, cell_text, titles
 from mmattn.files import read_json
 from mmattn.machine import processor
 from mmattn.run.experiment import plan_parts
@@ -181,12 +181,12 @@ def test_evaluate(commands, runs, run):
         summary = read_json(runs / name / "summary.json")
         for measure, title in titles(summary["test"]).items():
             row = " ".join(
-                [title, *(interval_text(summary[name][measure]) for name in PREDICTIONS)]
+                [title, *(cell_text(Interval(**summary[name][measure])) for name in PREDICTIONS)]
             )
             assert row.split() in lines
     together = read_json(runs / run / "summary.json")["test"]
     for measure, title in titles(together).items() if run == "cross" else ():
-        assert f"{title} {interval_text(together[measure])}".split() in lines
+        assert f"{title} {cell_text(Interval(**together[measure]))}".split() in lines
 
 
 @pytest.mark.parametrize("run", ["cross", "audio"])
