@@ -155,10 +155,10 @@ class DataConfig:
         _check(
             ("data.buckets", self.buckets, self.buckets > 0, "1 or more"),
             (
-                "data.labels / rates / soft",
+                "data.labels / rates / soft / groups",
                 "without --data.roots",
-                bool(self.roots) or not (self.labels or self.rates or self.soft),
-                "feature files: the built-in corpus has six classes and its own rates",
+                bool(self.roots) or not (self.labels or self.rates or self.soft or self.groups),
+                "feature files: the built-in corpus has six classes, its own rates and no columns",
             ),
             ("data.max-bad", self.max_bad, self.max_bad >= 0, "0 or more"),
             *((f"data.{name}", of, 0 < of < 1, "between 0 and 1") for name, of in shares.items()),
@@ -497,14 +497,14 @@ def _each(value: dict | float | Range) -> list:
     return [*value.values()] if isinstance(value, dict) else [value]
 
 
-def config_from_json(value: dict) -> ExperimentConfig:
+def config_from_json(value: dict, what: str = "the stored config") -> ExperimentConfig:
     """The config of a stored run; UserError if a field is missing, unknown or of another type."""
     try:
         return dacite.from_dict(
             ExperimentConfig, _renewed(value), dacite.Config(cast=[tuple, Path], strict=True)
         )
-    except dacite.DaciteError as error:
-        raise UserError(f"the stored config does not fit this version: {error}") from error
+    except (dacite.DaciteError, TypeError, ValueError) as error:
+        raise UserError(f"{what} does not fit this version: {error}") from error
 
 
 def _renewed(value: dict) -> dict:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,6 +62,8 @@ def keep_libraries_off_the_screen() -> None:
 
     Also what Orbax logs before it raises it, with the traceback.
     """
+    import absl.logging  # noqa: F401  (it would set the level itself when Orbax imports it)
+
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.stdout.flush()
     screen.file = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
@@ -88,6 +91,13 @@ def log_to(path: Path) -> Iterator[None]:
 def say(message: str) -> None:
     """One message, on the screen and in the log."""
     LOG.info(message)
+
+
+def warn(message: str) -> None:
+    """One message, as `say`, or in a library, which says nothing, as a warning."""
+    say(message)
+    if not _is_command():
+        warnings.warn(message, stacklevel=2)
 
 
 def note(message: str) -> None:

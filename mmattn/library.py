@@ -33,16 +33,20 @@ def load_corpus(
 
     Args:
         paths: manifests, or folders that have one or are named as RAVDESS or CREMA-D.
-        labels: classes in order, as "neutral=neutral,calm"; by default all.
+        labels: classes in order, as "neutral=neutral,calm"; by default all of a manifest, and six
+            of files named as RAVDESS or CREMA-D.
         target: the manifest's column of the label.
         modalities: that every clip must have.
         data: other fields of `DataConfig`.
 
     Raises:
-        UserError: an option cannot be, or clips cannot be read.
+        UserError: an option cannot be, or clips cannot be read; the message names the first.
     """
     roots = tuple(Path(path).expanduser().resolve() for path in paths)
-    return open_corpus(DataConfig(roots, tuple(labels), target, **data), tuple(modalities))
+    data = {name: _several(of) if name in ("tile", "groups") else of for name, of in data.items()}
+    config = DataConfig(roots, _several(labels), target, streams=_several(modalities), **data)
+    config.check()
+    return open_corpus(config, config.streams)
 
 
 def split(
@@ -64,7 +68,8 @@ def split(
     Raises:
         UserError: too few speakers.
     """
-    data = replace(corpus.data, validation=validation, test=test, disjoint=tuple(disjoint))
+    data = replace(corpus.data, validation=validation, test=test, disjoint=_several(disjoint))
+    data.check()
     return _warned(make_split(corpus, data, seed))
 
 
@@ -84,8 +89,14 @@ def folds(
         UserError: there are no such folds, or too few speakers.
     """
     data = replace(corpus.data, folds=by, validation=validation)
+    data.check()
     for fold in chosen_folds(corpus, data):
         yield _warned(make_split(corpus, data, seed, fold))
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    """The names, or the one."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _warned(one: Split) -> Split:
@@ -141,7 +152,7 @@ def scores(
     """
     if not by:
         return Scores({"all": metrics.scores(predictions, seed)}, {})
-    names = [by] if isinstance(by, str) else [*by]
+    names = _several(by)
     if unknown := {*names} - {*predictions.columns}:
         known = ", ".join(predictions.columns) or "none"
         raise UserError(f"by {', '.join(sorted(unknown))}: expected columns of the corpus: {known}")
@@ -158,6 +169,8 @@ def scores(
 
 def _binned(cells: np.ndarray, edges: Sequence[float]) -> np.ndarray:
     """Cells [N] str of numbers as the bins that the edges make, "" where there is no number."""
+    if not len(edges) or (np.diff(edges) <= 0).any():
+        raise UserError(f"by: expected edges that rise, one or more, found {list(edges)}")
     ends = [f"{edge:g}" for edge in edges]
     names = [f"below {ends[0]}", *map("{} to {}".format, ends, ends[1:]), f"from {ends[-1]}"]
 

@@ -107,6 +107,8 @@ def test_scores_by_groups(corpus, run):
     }
     table = by_sex.to_pandas()
     assert table.loc[("f", "UAR"), "value"] == by_sex.rows["f"]["uar"]["value"]
+    with pytest.raises(UserError, match="expected edges that rise"):
+        mmattn.scores(found, by={"age": (45, 30)})
     with pytest.raises(UserError, match="by height: expected columns of the corpus: sex, age"):
         mmattn.scores(found, by="height")
 
@@ -166,6 +168,34 @@ def test_a_callback_predicts_with_the_best_so_far(corpus, split):
     assert len(found) == 3
 
 
+def test_a_run_saved_in_training_is_a_copy(corpus, split, run, tmp_path):
+    def save(one, row):
+        assert one.status == "running"
+        one.save(tmp_path / str(row["epoch"]))
+
+    whole = mmattn.fit(corpus, split, CONFIG, [Recorder(save)])
+    assert whole.folder is None and measured(whole) == measured(run)
+    found, expected = (one.predict_corpus(corpus, split.test) for one in (whole, run))
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    assert len(mmattn.load_run(tmp_path / "2").history) == 2
+    # It goes on from there.
+    resumed = mmattn.fit(corpus, split, CONFIG, folder=tmp_path / "2", resume=True)
+    assert resumed.complete and measured(resumed) == measured(run)
+
+
+def test_a_split_is_that_of_the_corpus_and_of_the_run(corpus, split, tmp_path):
+    overlapping = replace(split, test=split.train)
+    with pytest.raises(UserError, match=r"in train .* and in test"):
+        mmattn.fit(corpus, overlapping, CONFIG)
+    with pytest.raises(UserError, match="test clips of the split: expected numbers below 48"):
+        mmattn.fit(corpus, replace(split, test=np.array([48])), CONFIG)
+    stop = Recorder(lambda run, row: run.stop())
+    mmattn.fit(corpus, split, CONFIG, [stop], tmp_path / "run")
+    other = mmattn.split(corpus, validation=0.25, test=0.4, seed=2)
+    with pytest.raises(UserError, match="expected the split that it began with"):
+        mmattn.fit(corpus, other, CONFIG, folder=tmp_path / "run", resume=True)
+
+
 def test_an_interrupt_before_the_first_epoch_is_one(corpus, split):
     class Now(mmattn.Callback):
         def on_train_begin(self, run):
@@ -195,7 +225,7 @@ def test_a_split_that_leaks_warns(corpus):
         mmattn.split(unknown)
 
 
-def test_wrong_options_are_clear(corpus, split):
+def test_wrong_options_are_clear(corpus, split, tmp_path):
     with pytest.raises(UserError, match="fit trains one network"):
         mmattn.fit(corpus, split, replace(CONFIG, members=2))
     with pytest.raises(UserError, match="devices 99: expected 1 to"):
@@ -204,6 +234,21 @@ def test_wrong_options_are_clear(corpus, split):
         mmattn.load_corpus("/nowhere")
     with pytest.raises(ValueError, match=r"train\.batch"):
         mmattn.fit(corpus, split, replace(CONFIG, train=mmattn.TrainConfig(batch=1)))
+    for train, what in (({"schedule": "linear"}, "schedule"), ({"epochs": 1.5}, "epochs")):
+        with pytest.raises(UserError, match=rf"train\.{what}"):
+            mmattn.fit(corpus, split, replace(CONFIG, train=mmattn.TrainConfig(**train)))
+    with pytest.raises(UserError, match=r"expected mmattn\.Config, found TrainConfig"):
+        mmattn.fit(corpus, split, CONFIG.train)
+    deaf = replace(corpus, streams={"audio": corpus.streams["audio"]})
+    with pytest.raises(UserError, match="modalities video: the corpus has audio"):
+        mmattn.fit(deaf, split, CONFIG)
+    with pytest.raises(UserError, match=r"data\.test 0: expected between 0 and 1"):
+        mmattn.split(corpus, test=0)
+    with pytest.raises(UserError, match="devices 0: expected 1 or more"):
+        mmattn.start(0)
+    (file := tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: expected a folder"):
+        mmattn.fit(corpus, split, CONFIG, folder=file)
 
 
 def test_to_import_the_package_is_light():

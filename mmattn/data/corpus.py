@@ -144,7 +144,10 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
     if bad:
         say_table(title, ("file", "reason"), sorted(bad))
     if len(bad) > data.max_bad:
-        raise UserError(f"{title}, {data.max_bad} are allowed; --data.max-bad allows more")
+        file, reason = min(bad)
+        raise UserError(
+            f"{title} ({file}: {reason}), {data.max_bad} are allowed; --data.max-bad allows more"
+        )
     clips, labels, class_names, targets = _labelled(table, good, data, known)
     columns = table.columns | {"split": table.splits}
     columns = {name: np.array(cells)[clips] for name, cells in columns.items()}

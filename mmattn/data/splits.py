@@ -252,10 +252,15 @@ def _class_names(corpus: Corpus) -> np.ndarray:
 
 
 def split_to_json(split: Split, corpus: Corpus) -> dict:
-    """Names and classes of the clips and the speakers of every split, to be written to the run."""
+    """Names and classes of the clips and the speakers of every split, to be written to the run.
+
+    Raises UserError if the split is of a larger corpus.
+    """
     document = {"description": split.description, "fold": split.fold, "leaking": split.leaking}
     label_of = _class_names(corpus)
     for name, clips in split.clips.items():
+        if not np.isin(clips, np.arange(len(corpus))).all():
+            raise UserError(f"the {name} clips of the split: expected numbers below {len(corpus)}")
         speakers = np.unique(corpus.speakers[clips]).tolist()
         names = [corpus.names[clip] for clip in clips]
         document[name] = {"speakers": speakers, "clips": names, "labels": label_of[clips].tolist()}

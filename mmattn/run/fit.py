@@ -5,12 +5,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from mmattn.config import ExperimentConfig
+from mmattn.config import ExperimentConfig, config_from_json
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split, split_from_json, split_to_json
 from mmattn.errors import Stopped, UserError
 from mmattn.files import explain_full_disk, read_json, write_json
-from mmattn.run.folder import check_new, locked, read_config, write_config, write_environment
+from mmattn.run.folder import (
+    check_new,
+    locked,
+    make_folder,
+    read_config,
+    write_config,
+    write_environment,
+)
 from mmattn.run.run import Run
 from mmattn.train import processes
 from mmattn.train.callbacks import Callback, JsonLines
@@ -34,17 +41,23 @@ def fit(
         corpus: all clips.
         split: of them; the test clips are not looked at.
         config: of model, training and augmentation; its data options are the corpus's, but for
-            the buckets.
+            the buckets; out, resume and track are not read.
         callbacks: what watches the training.
         folder: where checkpoints and metrics.jsonl are kept; None: in memory, see `Run.save`.
         resume: continue the training in the folder.
 
     Raises:
-        UserError: an option cannot be, the folder holds something else, or the training clips are
-            not those that it began with.
+        UserError: an option cannot be, the split is none of the corpus, the folder holds something
+            else, or the split is not that which it began with.
         Diverged: a loss or gradient is not finite; the checkpoints before it are kept.
     """
     config = config or ExperimentConfig()
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"config: expected mmattn.Config, found {type(config).__name__}")
+    config_from_json(config.to_json(), "the config")  # it would be read so from a run's folder
+    if missing := {*config.model.modalities} - {*corpus.streams}:
+        has = ", ".join(corpus.streams)
+        raise UserError(f"model.modalities {', '.join(missing)}: the corpus has {has}")
     if config.members > 1 or config.distributed.address:
         raise UserError("members, distributed: fit trains one network in one process")
     count = fitting_devices(config.devices, config.train.batch)
@@ -53,8 +66,7 @@ def fit(
     config.check()
     with ExitStack() as held:
         if folder is not None:
-            folder = Path(folder)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = make_folder(folder)
             held.enter_context(locked(folder))
             held.enter_context(explain_full_disk(f"the run {folder}"))
             if not resume:
@@ -62,6 +74,8 @@ def fit(
                 write_config(folder, config)
             elif read_config(folder).to_json() != config.to_json():
                 raise UserError(f"{folder}: expected the config and data that it began with")
+            elif _keep_split(folder, own := split_to_json(split, corpus)) != own:
+                raise UserError(f"{folder}: expected the split that it began with")
             write_environment(folder, 1)
         run = Run(config, folder)
         try:
@@ -100,8 +114,8 @@ def train_run(
     run.split = split_to_json(split, corpus)
     if run.folder is not None:
         run.split = processes.from_first(lambda: _keep_split(run.folder, run.split))
-        split = split_from_json(run.split, corpus)
         callbacks = [JsonLines(), *callbacks]
+    split = split_from_json(run.split, corpus)
 
     def call(hook: str, *about: object) -> None:
         for one in callbacks:
@@ -117,13 +131,15 @@ def train_run(
 
     run.asked = asked or run.asked
     trainer = make_trainer(run.config, corpus, split, run.config.devices)
-    run.status = "failed"
     try:
         train(trainer, split, run.checkpoints, resume, run.asked, begin, report)
         finish(split)
         run.status = "complete"
     except (KeyboardInterrupt, Stopped):
         run.status = "stopped"
+        raise
+    except BaseException:
+        run.status = "failed"
         raise
     finally:
         if processes.first():  # without the others, which may be gone

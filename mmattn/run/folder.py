@@ -76,10 +76,22 @@ def corpus_of(run: Path, other: OtherDataConfig) -> Corpus:
     return open_corpus(other.apply(config.data), config.streams, known)
 
 
+def make_folder(folder: Path | str) -> Path:
+    """The folder, which is there then; UserError if it cannot be made."""
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder or a place for one: {error}") from error
+    return folder
+
+
 def check_complete(folder: Path) -> None:
-    """UserError if a run, fold or ensemble has no summary yet."""
+    """UserError if a run, fold or ensemble has no summary, or not yet."""
     if not (folder / "summary.json").exists():
-        raise UserError(f"{folder} is not complete: it has no summary.json; resume with --resume")
+        by_fit = read_config(folder).name == ExperimentConfig.name
+        why = "mmattn.fit tests nothing" if by_fit else "it is not complete; resume with --resume"
+        raise UserError(f"{folder} has no summary.json: {why}")
 
 
 def config_to_resume(

@@ -30,6 +30,7 @@ from mmattn.run.folder import (
     PREDICTIONS,
     check_complete,
     check_new,
+    make_folder,
     parts_of,
     read_config,
     write_config,
@@ -141,9 +142,10 @@ class Run:
     @property
     def name(self) -> str:
         """For people: the experiment and the folder."""
-        parts = () if self.folder is None else self.folder.parts
-        start = next((n for n, part in enumerate(parts) if part == self.config.name), 0)
-        return "/".join(parts[start:]) or self.config.name
+        if self.folder is None:
+            return self.config.name
+        parts = self.folder.parts
+        return "/".join(parts[parts.index(self.config.name) if self.config.name in parts else -1 :])
 
     @property
     def complete(self) -> bool:
@@ -153,22 +155,24 @@ class Run:
     def save(self, folder: Path | str) -> None:
         """Write a run that is in memory to a new folder, as if it had been trained there.
 
+        While it is in training, the folder gets a copy of the best so far.
+
         Raises:
             UserError: it has a folder, the new one is not empty, or the disk is full.
         """
-        folder = Path(folder)
         if self.folder is not None:
             raise UserError(f"the run is in {self.folder} already")
-        folder.mkdir(parents=True, exist_ok=True)
-        check_new(folder)
+        check_new(folder := make_folder(folder))
+        copy = Run(self.config, folder)
+        copy.history = self.history
         with explain_full_disk(f"the run {folder}"):
-            self.checkpoints.write(Checkpoints(folder))
-            self.folder = folder
+            self.checkpoints.write(copy.checkpoints)
             write_environment(folder, 1)
             write_json(folder / "split.json", self.split)
-            JsonLines().on_train_begin(self)
+            JsonLines().on_train_begin(copy)
             write_config(folder, self.config)
-        self.checkpoints = Checkpoints(folder)
+        if self.status != "running":
+            self.folder, self.checkpoints = folder, copy.checkpoints
 
     def take(self, history: list[dict]) -> None:
         """Go on from the rows and checkpoints that its training has now."""
@@ -250,7 +254,9 @@ class Run:
         Raises:
             UserError: the corpus has other features or classes.
         """
-        return self.predictor(corpus, clips).views(clips)
+        views = self.predictor(corpus, clips).views(clips)
+        calibrate = self.networks[0]._calibrate
+        return [replace(one, probabilities=calibrate(one.probabilities)) for one in views]
 
     def predict(self, path: Path | str) -> Prediction:
         """Predict one clip, raw or a feature file.
@@ -370,7 +376,8 @@ class Run:
         try:
             config = self.extraction()
         except UserError as error:
-            raise BadClip(str(error)) from error
+            why = str(error) if path.is_file() else "expected a clip, there is no such file"
+            raise BadClip(why) from error
         try:
             found = extract_clip(path, config)
         except BadMedia as error:

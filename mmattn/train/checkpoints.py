@@ -136,7 +136,7 @@ class Checkpoints:
 
 
 class InMemory:
-    """The best and the final checkpoint of a training that has no folder."""
+    """The checkpoints of a training that has no folder."""
 
     def __init__(self):
         self.kept: dict[Kind, tuple[int, Any, dict]] = {}
@@ -145,9 +145,8 @@ class InMemory:
         return "the training"
 
     def save(self, kind: Kind, step: int, arrays: Any, about: dict) -> None:
-        """Keep one of a kind; the latest would be of no use."""
-        if kind != "latest":
-            self.kept[kind] = step, arrays, about
+        """Keep one of a kind."""
+        self.kept[kind] = step, arrays, about
 
     def about(self, kind: Kind) -> dict | None:
         """As `Checkpoints.about`."""

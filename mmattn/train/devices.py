@@ -72,6 +72,8 @@ def start(devices: int | str = "auto") -> None:
         UserError: JAX is at work already.
     """
     count = cores() if devices == "auto" else int(devices)
+    if count < 1:
+        raise UserError(f"devices {devices}: expected 1 or more")
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:

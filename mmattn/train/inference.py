@@ -181,12 +181,12 @@ def restore(
 
 def check_fits(where: object, about: dict, corpus: Corpus, clips: np.ndarray) -> None:
     """Raise UserError if clips [n] do not have the features and classes of a checkpoint."""
-    check_extractor(where, about, corpus, clips)
     if corpus.widths != about["widths"]:
         raise UserError(
             f"{where} was trained on features a frame {about['widths']}, the clips have "
             f"{corpus.widths}"
         )
+    check_extractor(where, about, corpus, clips)
     if list(corpus.class_names) != about["class_names"]:
         raise UserError(
             f"{where} was trained on the classes {', '.join(about['class_names'])}, the "

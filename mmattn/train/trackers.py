@@ -15,10 +15,11 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mmattn.console import say
+from mmattn.console import warn
 from mmattn.errors import UserError
 from mmattn.files import read_json, write_json
 from mmattn.train.callbacks import Callback
@@ -69,7 +70,7 @@ class Tracker(Callback):
             work(*args)
         except Exception as error:
             self.off = True
-            say(f"{self.name} is off, the training continues: {_reason(error)}")
+            warn(f"{self.name} is off, the training continues: {_reason(error)}")
 
     def _begin(self, run) -> None:
         path = run.folder and run.folder / IDS
@@ -110,6 +111,9 @@ class TensorBoard(Tracker):
         folder = run.folder if self.folder is None else Path(self.folder) / run.name
         if folder is None:
             raise UserError("a run without a folder needs TensorBoard(folder)")
+        if run.folder is None:  # its name may be another run's
+            others = (folder.with_name(f"{folder.name}{number}") for number in count(2))
+            folder = next(one for one in chain([folder], others) if not one.exists())
         folder.mkdir(parents=True, exist_ok=True)
         resumed = any(folder.glob("events.out.tfevents.*"))
         # Not SummaryWriter: its thread dies on a full disk, and its queue then blocks for ever. The
