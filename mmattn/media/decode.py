@@ -124,8 +124,9 @@ def survey(path: Path) -> Plan:
             )
         claimed = _claimed(container)
         plan = Plan(path, container.format.long_name, tuple(tracks), claimed, start, edits)
-    for kind in plan.done if edits else ():
-        plan.done[kind].append("without what the edit list hides")
+    for kind in plan.done:
+        if edits and plan.of(kind):
+            plan.done[kind].append("without what the edit list hides")
     return plan
 
 
@@ -200,10 +201,10 @@ def _decode_audio(
         audio, done, notes = _decode_audio(plan, number, mono.loudest)
         notes.append("its audio channels cancel each other out (one is inverted): one is used")
         return audio, done, notes
-    done, notes = [f"{rate} to {RATE} Hz"], []
+    done, notes = [f"{rate} to {RATE} Hz"] if rate != RATE else [], []
     if layout.nb_channels > 1:
         mix = "mean" if channel is None else f"channel {channel + 1}"
-        done.append(f"{mix} of {layout.nb_channels} channels ({layout.name})")
+        done.append(f"{mix} of {layout.nb_channels} channels")
     if rate < RATE:
         notes.append(
             f"its audio of {rate} Hz has nothing above {rate / 2000:g} kHz, others have up to "
@@ -293,16 +294,17 @@ def read_frames(
     with _opened(path, plan.edits) as container:
         stream = _decoded(container, number)
         stream.codec_context.thread_count = 1  # clips are read in parallel, each on a core
-        # Frames come out of a decoder in the order in which they are shown. Where the times of the
-        # packets only rise, though the codec may reorder (AVI has no others), they are those of
-        # decoding, and the frames have them in turn.
-        in_turn = plan.tracks[number].rising and stream.codec_context.has_b_frames
+        # Frames come out of a decoder in the order in which they are shown. Where packets have no
+        # other times than those of decoding, the frames have these in turn. AVI has no others, and
+        # frame n is shown at the time of packet n; elsewhere they rise though the codec reorders.
+        avi, reorders = container.format.name == "avi", stream.codec_context.has_b_frames
+        in_turn = reorders and (avi or plan.tracks[number].rising)
         reordered = False
         aspect, clock = _aspect(stream, plan), _Clock(container, plan.start)
         due, count, brightest, decoded = -np.inf, 0, 0.0, deque()
         for packet in container.demux(stream):
-            if packet.size and packet.pts is not None:
-                decoded.append(packet.pts)
+            if packet.size:
+                decoded.append(packet.dts if avi else packet.pts)
             for frame in packet.decode():
                 if in_turn:
                     turn = decoded.popleft() if decoded else None
