@@ -102,28 +102,33 @@ class Plan:
 
 def survey(path: Path) -> Plan:
     """Look through the header and the packets of a clip; nothing is decoded. Raises BadMedia."""
-    edits = _edits_hide(path)
-    with _opened(path, edits) as container:
-        start = (container.start_time or 0) / av.time_base
-        times: dict[int, tuple[float, float, float]] = {}  # of a track: first, last, latest end
-        falling = set()
-        for packet in container.demux():
-            if packet.pts is None or packet.is_discard:
-                continue
-            begin, number = float(packet.pts * packet.time_base) - start, packet.stream_index
-            end = begin + float((packet.duration or 0) * packet.time_base)
-            first, last, latest = times.get(number, (begin, -np.inf, end))
-            if begin <= last:
-                falling.add(number)
-            times[number] = min(first, begin), begin, max(latest, end)
-        tracks = []
-        for stream in container.streams:
-            first, _, latest = times.get(stream.index, (0.0, 0.0, 0.0))
-            tracks.append(
-                Track(_kind(stream), _describe(stream), first, latest, stream.index not in falling)
-            )
-        claimed = _claimed(container)
-        plan = Plan(path, container.format.long_name, tuple(tracks), claimed, start, edits)
+    with _opened(path, edits=False) as container:
+        if not _edits_hide(path, container):
+            return _plan(path, container, edits=False)
+    with _opened(path, edits=True) as container:
+        return _plan(path, container, edits=True)
+
+
+def _plan(path: Path, container: av.container.InputContainer, edits: bool) -> Plan:
+    """The plan of a clip that is opened with its edit list followed or not."""
+    start = (container.start_time or 0) / av.time_base
+    times: dict[int, tuple[float, float, float]] = {}  # of a track: first, last, latest end
+    falling = set()
+    for packet in container.demux():
+        if packet.pts is None or packet.is_discard:
+            continue
+        begin, number = float(packet.pts * packet.time_base) - start, packet.stream_index
+        end = begin + float((packet.duration or 0) * packet.time_base)
+        first, last, latest = times.get(number, (begin, -np.inf, end))
+        if begin <= last:
+            falling.add(number)
+        times[number] = min(first, begin), begin, max(latest, end)
+    tracks = []
+    for number, stream in enumerate(container.streams):
+        first, _, latest = times.get(number, (0.0, 0.0, 0.0))
+        tracks.append(Track(_kind(stream), _describe(stream), first, latest, number not in falling))
+    name, claimed = container.format.long_name, _claimed(container)
+    plan = Plan(path, name, tuple(tracks), claimed, start, edits)
     for kind in plan.done:
         if edits and plan.of(kind):
             plan.done[kind].append("without what the edit list hides")
@@ -230,7 +235,7 @@ class _Mono:
     def begin(self, frame: av.AudioFrame, time: float) -> None:
         """What follows, in the form of `frame`, starts at a time, in seconds."""
         self._end()
-        self.at = round(time * RATE)
+        self.at = max(0, round(time * RATE))
         self.form, self.resampler = _form(frame), av.AudioResampler("fltp", rate=RATE)
 
     def add(self, frame: av.AudioFrame | None) -> None:
@@ -250,7 +255,8 @@ class _Mono:
     def samples(self) -> np.ndarray:
         """All of it, [n] float32; silence where nothing was added. Nothing can be added then."""
         self._end()
-        found = np.zeros(max(at + len(part) for at, part in self.placed), np.float32)
+        ends = (at + len(part) for at, part in self.placed)
+        found = np.zeros(max(ends, default=0), np.float32)
         for at, part in self.placed:
             found[at : at + len(part)] = part
         return found
@@ -434,21 +440,20 @@ def _stream_seconds(stream: av.stream.Stream) -> float | None:
         return None
 
 
-def _edits_hide(path: Path) -> bool:
+def _edits_hide(path: Path, container: av.container.InputContainer) -> bool:
     """Whether an MP4's edit list hides parts of the clip: more than the delay of its encoders.
 
     Where it hides nothing, what it says is a shift of all times, no more. Otherwise FFmpeg drops
     RAVDESS's last frame and shows the others a frame (33 ms) too early, for their list does not
     make up for the delay of the encoder; the audio, which is delayed as much, stays where it is.
     """
-    with _opened(path, edits=False) as container:
-        if "mov" not in container.format.name:
-            return False
-        starts = [float((one.start_time or 0) * one.time_base) for one in container.streams.video]
-        whole = _durations(container)
-    with _opened(path, edits=True) as container:
-        hidden = np.subtract(whole, _durations(container))
-    return min(starts, default=0.0) < -_EARLY or max(hidden, default=0.0) > HIDDEN
+    if "mov" not in container.format.name:
+        return False
+    if any((one.start_time or 0) * one.time_base < -_EARLY for one in container.streams.video):
+        return True
+    with _opened(path, edits=True) as shown:
+        hidden = np.subtract(_durations(container), _durations(shown))
+    return max(hidden, default=0.0) > HIDDEN
 
 
 def _durations(container: av.container.InputContainer) -> list[float]:
