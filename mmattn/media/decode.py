@@ -28,6 +28,7 @@ SHORT_SHARE = 0.1  # … or this share of it, whichever is more
 # Containers whose headers say how long their streams are. Of others FFmpeg guesses it from the bit
 # rate, or takes it from the last packet.
 _SAY_LENGTH = {"mov", "flv", "avi", "matroska", "asf", "wav", "w64", "aiff", "au", "caf", "flac"}
+_ENDLESS = 1 << 30  # frames in the header of an AVI that is written to a pipe
 GAP = 0.04  # seconds that samples may be ahead of their time, or late: more is no rounding
 LONGEST_GAP = 60.0
 HIDDEN = 0.1  # seconds that an edit list hides; less is the delay of an audio encoder
@@ -423,6 +424,9 @@ def _claimed(container: av.container.InputContainer) -> float | None:
     if not _SAY_LENGTH & set(container.format.name.split(",")):
         return None
     streams = [one for one in container.streams if _kind(one) in ("audio", "video")]
+    if container.format.name == "avi":  # FFmpeg corrects lengths by the file's; the count stays
+        videos = [one for one in streams if one.type == "video" and one.frames < _ENDLESS]
+        return max((float(one.frames / one.guessed_rate) for one in videos), default=None)
     said = [_stream_seconds(stream) for stream in streams]
     whole = container.duration and container.duration / av.time_base
     if said and None not in said:

@@ -213,6 +213,37 @@ def test_a_length_that_is_guessed_is_no_promise(tmp_path):
     assert read_audio(tmp_path / "a.mp3").end == pytest.approx(10, abs=0.1)
 
 
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv"])
+def test_half_a_file_is_cut_short(tmp_path, name):
+    write_video(tmp_path / name, numbered(90), "mpeg4")
+    content = (tmp_path / name).read_bytes()
+    survey(tmp_path / name).check_length()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(BadMedia, match=r"cut short: its header says 3\.0 s, it ends at [01]\.\d s"):
+        survey(tmp_path / name).check_length()
+
+
+def test_subtitles_may_outlast_the_clip(tmp_path, talking):
+    path = talking("talking.mkv")[0]
+    (tmp_path / "a.srt").write_text("1\n00:00:03,000 --> 00:00:09,000\nby the door\n")
+    with (
+        av.open(path) as clip,
+        av.open(tmp_path / "a.srt") as text,
+        av.open(tmp_path / "a.mkv", "w") as both,
+    ):
+        streams = {
+            one: both.add_stream_from_template(one) for file in (clip, text) for one in file.streams
+        }
+        for packet in (*clip.demux(), *text.demux()):
+            if packet.size:
+                packet.stream = streams[packet.stream]
+                both.mux(packet)
+    plan = survey(tmp_path / "a.mkv")
+    assert [track.kind for track in plan.tracks] == ["video", "audio", "subtitle"]
+    assert plan.claimed is None or plan.claimed == pytest.approx(3.93, abs=0.1)
+    plan.check_length()
+
+
 def test_what_an_edit_list_hides_is_not_used(tmp_path, talking):
     """The first 1.5 s of a clip, cut off by a stream copy."""
     path, cut = talking("talking.mp4")[0], tmp_path / "cut.mp4"
