@@ -217,6 +217,19 @@ class Extract:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Show a clip's streams, what of them `mmattn extract` uses, and what may go wrong."""
+
+    clip: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
+    """A raw clip (extra [media])."""
+
+    def __call__(self) -> None:
+        with explain_missing_library():
+            from mmattn.media.probe import probe_clip
+        probe_clip(self.clip, ExtractConfig.video_rate)
+
+
+@dataclass(frozen=True)
 class Align:
     """Check that audio and mouth of clips go together; lists those more than 80 ms apart."""
 
@@ -281,6 +294,7 @@ def main() -> None:
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
         | Annotated[Manifest, tyro.conf.subcommand("manifest")]
         | Annotated[Extract, tyro.conf.subcommand("extract")]
+        | Annotated[Probe, tyro.conf.subcommand("probe")]
         | Annotated[Align, tyro.conf.subcommand("align")]
         | Annotated[Download, tyro.conf.subcommand("download")]
         | Annotated[Launch, tyro.conf.subcommand("launch")],

@@ -29,7 +29,7 @@ class LogMel:
 
     def record(self) -> dict:
         """What a feature file records of its audio features."""
-        return {"name": "log-mel", "version": 1, "settings": asdict(self)}
+        return {"name": "log-mel", "version": 2, "settings": asdict(self)}
 
     def __call__(self, samples: np.ndarray, rate: int) -> Stream:
         """Frames [T, bands] of samples [n]; their times are the middles of the windows, in seconds.

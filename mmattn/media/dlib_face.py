@@ -22,7 +22,7 @@ class DlibFace:
 
     def record(self) -> dict:
         """What a feature file records of its video features."""
-        return {"name": "dlib", "version": 1, "settings": {}}
+        return {"name": "dlib", "version": 2, "settings": {}}
 
     def start(self) -> Callable[[np.ndarray, Face], np.ndarray | None]:
         """Load the models: the embedding [128] float32 of a face in a frame [H, W, 3] uint8.

@@ -30,7 +30,7 @@ class EGeMAPS:
 
     def record(self) -> dict:
         """What a feature file records of its audio features."""
-        return {"name": "egemaps", "version": 1, "settings": {}}
+        return {"name": "egemaps", "version": 2, "settings": {}}
 
     def __call__(self, samples: np.ndarray, rate: int) -> Stream:
         """Frames [T, 25] of samples [n] and their times in seconds.

@@ -21,11 +21,10 @@ from mmattn.media.audio import LogMel
 from mmattn.media.decode import (
     Audio,
     BadMedia,
-    check_length,
-    claimed_seconds,
-    last_packet,
+    Plan,
     read_audio,
     read_frames,
+    survey,
 )
 from mmattn.media.egemaps import EGeMAPS
 from mmattn.media.faces import FaceDetector, FaceTracker
@@ -51,6 +50,8 @@ class Extraction(NamedTuple):
     """What the user should know: what is missing or came from elsewhere."""
     seconds: float
     """Where the clip ends."""
+    done: dict[str, list[str]]
+    """By modality, what decoding did to its stream, in words."""
 
 
 def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
@@ -63,25 +64,23 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
         BadMedia: it cannot be read, or has nothing of what is asked for.
         UserError: a model file or a library is missing.
     """
-    streams, ends, notes = {}, [0.0], []
+    plan, streams = survey(path), {}
+    plan.check_length()
     for name, take in (("audio", _hear), ("video", _follow_face)):
-        asked = getattr(config, name) != "none"
-        stream, end = take(path, config, notes) if asked else (None, last_packet(path, name))
-        ends.append(end)
-        if stream:
+        if getattr(config, name) != "none" and (stream := take(plan, config)):
             streams[name] = stream
-    check_length(claimed_seconds(path), max(ends))
     for name, stream in streams.items():
         if len(stream.times) < MIN_FRAMES:
             raise BadMedia(f"its {name} has {len(stream.times)} frames; expected {MIN_FRAMES}")
     if not streams:
-        raise BadMedia(f"nothing to learn from: {'; '.join(notes)}")
+        raise BadMedia(f"nothing to learn from: {'; '.join(plan.notes)}")
     extractor = {
         name: record
         for name, record in extractor_of(config).items()
         if name in streams or record == NONE
     }
-    return Extraction(streams, extractor, tuple(notes), max(ends))
+    seconds = max(plan.end, *(stream.times[-1] for stream in streams.values()))
+    return Extraction(streams, extractor, tuple(plan.notes), float(seconds), plan.done)
 
 
 def extractor_of(config: ExtractConfig) -> dict[str, dict]:
@@ -126,8 +125,16 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
 
 
 def write_features(path: Path, found: Extraction) -> None:
-    """Write a feature file, atomically."""
-    arrays = {"extractor": np.array(json.dumps(found.extractor, sort_keys=True))}
+    """Write a feature file, atomically.
+
+    Beside the streams it has the JSON of what made them and of what decoding did: a list of words
+    a modality, and the notes.
+    """
+    decoding = {**found.done, "notes": found.notes}
+    arrays = {
+        "extractor": np.array(json.dumps(found.extractor, sort_keys=True)),
+        "decoding": np.array(json.dumps(decoding, sort_keys=True)),
+    }
     for name, stream in found.streams.items():
         arrays[f"{name}_features"] = stream.frames
         arrays[f"{name}_timestamps"] = stream.times
@@ -170,41 +177,37 @@ def face_tracker(config: ExtractConfig) -> FaceTracker:
     return FaceTracker(_face_models(config)[0])
 
 
-def _hear(path: Path, config: ExtractConfig, notes: list[str]) -> tuple[Stream | None, float]:
-    """The features of what is heard, and when the clip's own audio ends (s)."""
-    track = read_audio(path)
-    audio, said = heard_audio(path, track)
-    notes += said
-    end = track.end if track else 0.0
+def _hear(plan: Plan, config: ExtractConfig) -> Stream | None:
+    """The features of what is heard."""
+    audio, said = heard_audio(plan.path, read_audio(plan.path, plan))
+    plan.notes.extend(said)
     if audio is None:
-        return None, end
+        return None
     stream = _audio_features(config)(audio.samples, audio.rate)
-    return stream._replace(times=stream.times + audio.start), end
+    return stream._replace(times=stream.times + audio.start)
 
 
-def _follow_face(
-    path: Path, config: ExtractConfig, notes: list[str]
-) -> tuple[Stream | None, float]:
-    """The features of the face that is followed, and when the last frame is seen (s)."""
+def _follow_face(plan: Plan, config: ExtractConfig) -> Stream | None:
+    """The features of the face that is followed."""
     _, features = _face_models(config)
     track = face_tracker(config)
     times, rows = [], []
-    for time, frame in read_frames(path, config.video_rate):
+    for time, frame in read_frames(plan.path, config.video_rate, plan):
         face = track(frame)
         times.append(time)
         rows.append(None if face is None else features(frame, face))
     if not times:
-        notes.append("it has no video frames")
-        return None, 0.0
+        plan.notes.append("it has no video frames")
+        return None
     seen = [row for row in rows if row is not None]
     if not seen:
-        notes.append(f"no face is seen in its {len(rows)} video frames")
-        return None, times[-1]
+        plan.notes.append(f"no face is seen in its {len(rows)} video frames")
+        return None
     if len(rows) - len(seen) > MANY * len(rows):
-        notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} frames")
+        plan.notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} frames")
     nothing = np.zeros_like(seen[0])
     frames = np.stack([nothing if row is None else row for row in rows])
-    return make_stream(frames, np.array(times), zero_is_missing=True), times[-1]
+    return make_stream(frames, np.array(times), zero_is_missing=True)
 
 
 def _audio_features(config: ExtractConfig) -> LogMel | EGeMAPS:

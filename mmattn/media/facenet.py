@@ -25,7 +25,7 @@ class FaceNet:
 
     def record(self) -> dict:
         """What a feature file records of its video features."""
-        return {"name": "facenet", "version": 1, "settings": {"weights": FACENET}}
+        return {"name": "facenet", "version": 2, "settings": {"weights": FACENET}}
 
     def start(self) -> Callable[[np.ndarray, Face], np.ndarray | None]:
         """Load the network: the embedding [512] float32 of a face in a frame [H, W, 3] uint8.

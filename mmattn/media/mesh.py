@@ -69,7 +69,7 @@ class FaceMesh:
 
     def record(self) -> dict:
         """What a feature file records of its video features."""
-        return {"name": "face-mesh", "version": 1, "settings": {"features": list(DISTANCES)}}
+        return {"name": "face-mesh", "version": 2, "settings": {"features": list(DISTANCES)}}
 
     def start(self) -> Callable[[np.ndarray, Face], np.ndarray | None]:
         """Load the model: the features [32] of a face in a frame, None if it is none after all.

@@ -1,4 +1,6 @@
 import os
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -8,10 +10,9 @@ import pytest
 from mmattn.media.decode import (
     RATE,
     BadMedia,
-    check_length,
-    claimed_seconds,
     read_audio,
     read_frames,
+    survey,
 )
 from tests.media.talking import write_clip
 
@@ -89,14 +90,15 @@ def test_a_header_that_promises_more_than_there_is(faulty_clips):
     path = faulty_clips / "two-hours.flv"
     found = read_audio(path)
     assert found.end == pytest.approx(1, abs=0.1)
-    assert claimed_seconds(path) == pytest.approx(7200, abs=1)
+    plan = survey(path)
+    assert plan.claimed == pytest.approx(7200, abs=1)
     with pytest.raises(BadMedia, match=r"cut short: its header says 7200.* ends at 1\.\d s"):
-        check_length(claimed_seconds(path), found.end)
+        plan.check_length()
     # Of an mp4 the list of its frames is believed, and that is right.
-    assert claimed_seconds(faulty_clips / "two-hours.mp4") == pytest.approx(1, abs=0.1)
-    check_length(None, 1.0)
-    check_length(3.0, 2.6)
-    check_length(60.0, 55.0)
+    assert survey(faulty_clips / "two-hours.mp4").claimed == pytest.approx(1, abs=0.1)
+    for claimed, refused in ((None, False), (1.5, False), (1.7, True)):
+        with pytest.raises(BadMedia) if refused else nullcontext():
+            replace(plan, claimed=claimed).check_length()
 
 
 def test_lost_packets_are_a_silence(talking, spoken, tmp_path):

@@ -65,11 +65,16 @@ def test_a_feature_file_says_what_made_it(talking, config, tmp_path):
     assert extractor["audio"]["name"] == "log-mel"
     assert extractor["audio"]["settings"]["hop"] == 0.02
     assert extractor["video"]["settings"]["rate"] == 30
+    assert found.done == {
+        "audio": ["44100 to 16000 Hz"],
+        "video": ["30 frames, at most 30 fps"],
+    }
     for name in ("audio", "video"):
         np.testing.assert_array_equal(streams[name].frames, found.streams[name].frames)
         np.testing.assert_array_equal(streams[name].times, found.streams[name].times)
     with np.load(tmp_path / "clip.npz", allow_pickle=False) as archive:
         assert json.loads(str(archive["extractor"])) == extractor
+        assert json.loads(str(archive["decoding"])) == {**found.done, "notes": []}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, tmp_p
         write_clip(path, pictures, np.arange(40) / 10, 10, (samples[: 2 * rate], rate, 0))
         found = extract_clip(path, ExtractConfig(models=tmp_path, video="none"))
         assert found.streams["audio"].times[-1] == pytest.approx(2, abs=0.1)
-        assert found.seconds == pytest.approx(3.9, abs=0.1)
+        assert found.seconds == pytest.approx(3.95, abs=0.1)
     with pytest.raises(BadMedia, match="cut short: its header says 1"):
         extract_clip(faulty_clips / "cut.flv", ExtractConfig(models=tmp_path, video="none"))
 
@@ -177,7 +182,7 @@ def test_a_record_gives_the_config_back(config):
     ("change", "words"),
     [
         ({"name": "openface"}, "video features by 'openface' are not made here"),
-        ({"version": 9}, "video: face-mesh version 1 instead of face-mesh version 9"),
+        ({"version": 9}, "video: face-mesh version 2 instead of face-mesh version 9"),
         ({"settings": {"rate": 30.0, "features": []}}, "video features"),
     ],
     ids=str,

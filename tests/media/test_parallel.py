@@ -90,11 +90,11 @@ def test_one_modality_is_not_taken_for_both(folder, config, tmp_path):
     alone = ExtractConfig(models=config.models, video="none")
     extract_clips([clip], to, alone, 1)
     extract_clips([clip], to, alone, 1)  # it is there already
-    with pytest.raises(UserError, match="video: none version 1 instead of face-mesh version 1"):
+    with pytest.raises(UserError, match="video: none version 1 instead of face-mesh version 2"):
         extract_clips([clip], to, config, 1)
     (to / "1001_DFA_ANG_XX.npz").unlink()
     extract_clips([clip], to, config, 1)
-    with pytest.raises(UserError, match="video: face-mesh version 1 instead of none version 1"):
+    with pytest.raises(UserError, match="video: face-mesh version 2 instead of none version 1"):
         extract_clips([clip], to, alone, 1)
 
 

@@ -281,7 +281,7 @@ def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch)
             heard, notes = {"video": streams["video"]}, ("it has no audio track",)
         else:
             heard, notes = streams, ()
-        return extract.Extraction(heard, EXTRACTOR, notes, 2.0)
+        return extract.Extraction(heard, EXTRACTOR, notes, 2.0, {})
 
     like = ExtractConfig(video_rate=15.0, models=tmp_path)
     monkeypatch.setattr(extract, "extract_clip", extract_clip)

@@ -1,0 +1,45 @@
+"""`mmattn probe`: what a clip holds, what of it extraction uses, and what may go wrong."""
+
+from pathlib import Path
+
+from mmattn.console import say_table
+from mmattn.errors import Incomplete
+from mmattn.media.decode import BadMedia, read_audio, read_frames, survey
+from mmattn.media.extract import heard_audio
+
+
+def probe_clip(path: Path, rate: float) -> None:
+    """Decode a clip as extraction does, and show its streams and what is done with each.
+
+    Args:
+        path: of the clip.
+        rate: of video frames, fps.
+
+    Raises:
+        Incomplete: it cannot be used.
+    """
+    try:
+        plan = survey(path)
+        rows = [
+            (number, track.kind, track.form, f"{track.start:.2f} to {track.end:.2f}")
+            for number, track in enumerate(plan.tracks)
+        ]
+        claimed = "" if plan.claimed is None else f", {plan.claimed:.2f} s by its header"
+        title = f"{path}: {plan.form}, {plan.end:.2f} s{claimed}"
+        say_table(title, ("stream", "kind", "codec", "seconds"), rows, left=True)
+        plan.check_length()
+        audio, said = heard_audio(path, read_audio(path, plan))
+        plan.notes.extend(said)
+        if audio is not None:
+            plan.done["audio"].append(f"{audio.start:.2f} to {audio.end:.2f} s")
+        times = [time for time, _ in read_frames(path, rate, plan)]
+        if times:
+            plan.done["video"].append(f"{times[0]:.2f} to {times[-1]:.2f} s")
+        else:
+            plan.notes.append("it has no video frames")
+    except BadMedia as error:
+        raise Incomplete(f"{path}: {error}") from error
+    used = [(kind, "; ".join(done) or "nothing") for kind, done in plan.done.items()]
+    say_table("What extraction uses", ("", ""), used, left=True)
+    notes = [(note,) for note in plan.notes] or [("nothing; `mmattn align` compares both streams",)]
+    say_table("What may go wrong", ("",), notes, left=True)
