@@ -15,9 +15,12 @@ from mmattn.media.mesh import DISTANCES, OPENING
 LAGS = np.linspace(-0.6, 0.6, 121)  # seconds
 SMOOTH = 0.05  # seconds; syllables are five times as long
 APART = 0.15  # seconds from which another peak is another answer
-LEAST_CORRELATION = 0.3
-LEAST_CONFIDENCE = 0.05
-SUSPECT = 80.0  # ms; a delay of the audio is noticed from about there on (ITU-R BT.1359)
+# From these on an offset can be told; set and measured by tests/media/test_align.py.
+LEAST_CORRELATION = 0.5
+LEAST_CONFIDENCE = 0.2
+# ms that the audio may come late: viewers notice no less (ITU-R BT.1359). It is not even around 0,
+# and nor is speech, in which a mouth opens up to 0.1 s before it is heard.
+ALIGNED = (-45.0, 125.0)
 _SAME = CCA(np.zeros(1), np.zeros(1), np.ones((1, 1)), np.ones((1, 1)))  # compares as they are
 
 
@@ -44,13 +47,18 @@ class Alignment(NamedTuple):
 
     @property
     def sure(self) -> bool:
-        """Whether the offset can be told at all."""
-        return self.correlation >= LEAST_CORRELATION and self.confidence >= LEAST_CONFIDENCE
+        """Whether the offset can be told: not from a weak peak, nor from one at either end of LAGS,
+        of which one flank is not seen."""
+        return (
+            self.correlation >= LEAST_CORRELATION
+            and self.confidence >= LEAST_CONFIDENCE
+            and abs(self.offset) < 1000 * (LAGS[-1] - SMOOTH)
+        )
 
     @property
     def suspect(self) -> bool:
-        """Whether the streams are surely further apart than 80 ms."""
-        return self.sure and abs(self.offset) > SUSPECT
+        """Whether the audio is surely more than 45 ms early or 125 ms late."""
+        return self.sure and not ALIGNED[0] <= self.offset <= ALIGNED[1]
 
 
 def movement(streams: dict[str, Stream], extractor: dict[str, dict]) -> Movement:
