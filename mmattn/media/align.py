@@ -10,7 +10,7 @@ from mmattn.evaluate.cca import CCA
 from mmattn.evaluate.correlation import Frames, lag_curve, peak_lag
 from mmattn.media.audio import loudness
 from mmattn.media.decode import BadMedia
-from mmattn.media.mesh import DISTANCES, OPENING
+from mmattn.media.mesh import OPENING_COLUMN
 
 LAGS = np.linspace(-0.6, 0.6, 121)  # seconds
 SMOOTH = 0.05  # seconds; syllables are five times as long
@@ -73,13 +73,16 @@ def movement(streams: dict[str, Stream], extractor: dict[str, dict]) -> Movement
         if made_by != name:
             raise BadMedia(f"its {modality} features are by {made_by}; expected {name}")
     audio, video = streams["audio"], streams["video"]
-    amplitude = loudness(audio.frames)
-    hop = np.diff(audio.times).mean()
-    smooth = gaussian_filter1d(amplitude, SMOOTH / hop)
-    column = list(DISTANCES).index(OPENING)
     return Movement(
-        video._replace(frames=video.frames[:, [column]]), audio._replace(frames=smooth[:, None])
+        video._replace(frames=video.frames[:, [OPENING_COLUMN]]), smooth_loudness(audio)
     )
+
+
+def smooth_loudness(log_mel: Stream) -> Stream:
+    """The loudness [T, 1] of audio by its log-mel frames [T, bands], smoothed."""
+    hop = np.diff(log_mel.times).mean()
+    smooth = gaussian_filter1d(loudness(log_mel.frames), SMOOTH / hop)
+    return log_mel._replace(frames=smooth[:, None])
 
 
 def align(clip: Movement) -> Alignment:
@@ -87,13 +90,27 @@ def align(clip: Movement) -> Alignment:
 
     Raises BadMedia where one of them does not vary, or the clip is shorter than the lags.
     """
-    opening, audio = clip
-    valid = opening.frames[:, 0] > 0
-    frames = Frames(audio.frames, audio.times, opening.frames, opening.times, valid)
-    (curve,) = lag_curve(_SAME, [frames], LAGS)
+    curve = _curve(clip, LAGS)
     if np.isnan(curve).any():
         raise BadMedia("mouth or audio do not move, or both last less than 1.2 s")
     return read_curve(curve)
+
+
+def agreement(clip: Movement) -> float:
+    """The highest r of mouth opening and loudness at offsets that viewers do not notice.
+
+    0 where one of them does not move.
+    """
+    first, last = np.searchsorted(1000 * LAGS, ALIGNED)
+    return float(np.nan_to_num(_curve(clip, LAGS[first : last + 1])).max())
+
+
+def _curve(clip: Movement, lags: np.ndarray) -> np.ndarray:
+    """r [L] at lags [L] (s); NaN where it has none."""
+    opening, audio = clip
+    valid = opening.frames[:, 0] > 0
+    frames = Frames(audio.frames, audio.times, opening.frames, opening.times, valid)
+    return lag_curve(_SAME, [frames], lags)[0]
 
 
 def read_curve(curve: np.ndarray) -> Alignment:

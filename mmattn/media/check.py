@@ -96,7 +96,7 @@ def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
         rows = [(clip, *_cells(one)) for clip, one in shown.items()]
         say_table("Offset of the audio" if shown is found else "Suspects", COLUMNS, rows)
     if failed:
-        say_table(f"{len(failed)} clips cannot be told", ("clip", "reason"), failed.items(), True)
+        say_table(f"{len(failed)} clips cannot be checked", ("clip", "reason"), failed.items(), True)
     if found:
         _say_summary(list(found.values()))
     if suspects:
@@ -105,7 +105,7 @@ def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
             f"early or {ALIGNED[1]:.0f} ms late"
         )
     if failed:
-        raise Incomplete(f"{len(failed)} of {len(failed) + len(found)} clips cannot be told")
+        raise Incomplete(f"{len(failed)} of {len(failed) + len(found)} clips cannot be checked")
 
 
 def _cells(one: Alignment) -> tuple[str, str, str, str]:

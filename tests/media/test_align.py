@@ -219,7 +219,7 @@ def test_suspects_are_listed_plotted_and_fail(talking, face_models, lacking_clip
     assert bad.split(",")[0].endswith("bad.npz") and bad.endswith(",1,1")
     assert float(bad.split(",")[1]) == pytest.approx(200, abs=2 * FRAME)  # at 15 fps
     assert good.endswith(",1,0")
-    with pytest.raises(Incomplete, match="1 of 2 clips cannot be told"):
+    with pytest.raises(Incomplete, match="1 of 2 clips cannot be checked"):
         check_clips(
             [tmp_path / "clips/good.npz", lacking_clips / "mute.mp4"], face_models, 2, None, None
         )
