@@ -101,8 +101,8 @@ def agreement(clip: Movement) -> float:
 
     0 where one of them does not move.
     """
-    first, last = np.searchsorted(1000 * LAGS, ALIGNED)
-    return float(np.nan_to_num(_curve(clip, LAGS[first : last + 1])).max())
+    first, end = np.searchsorted(1000 * LAGS, ALIGNED)
+    return float(np.nan_to_num(_curve(clip, LAGS[first:end])).max())
 
 
 def _curve(clip: Movement, lags: np.ndarray) -> np.ndarray:

@@ -96,7 +96,8 @@ def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
         rows = [(clip, *_cells(one)) for clip, one in shown.items()]
         say_table("Offset of the audio" if shown is found else "Suspects", COLUMNS, rows)
     if failed:
-        say_table(f"{len(failed)} clips cannot be checked", ("clip", "reason"), failed.items(), True)
+        title = f"{len(failed)} clips cannot be checked"
+        say_table(title, ("clip", "reason"), failed.items(), left=True)
     if found:
         _say_summary(list(found.values()))
     if suspects:
