@@ -18,8 +18,8 @@ from mmattn.media.speaker import (
     follow_largest,
     follow_speaker,
 )
+from tests.media.movements import talk
 from tests.media.talking import write_pair
-from tests.media.test_align import talk
 from tests.media.test_extract import opening_and_loudness
 
 TALK = talk(6)
