@@ -231,7 +231,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Align:
-    """Check that audio and mouth of clips go together; lists those more than 80 ms apart."""
+    """Check that audio and mouth of clips go together; lists those that surely do not."""
 
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)

@@ -66,6 +66,9 @@ class ExtractConfig:
     (extra [facenet]); or no video features, which needs no face models."""
     video_rate: float = 15.0
     """Maximum frame rate (fps); clips that have more are thinned out."""
+    face: Literal["speaker", "largest"] = "speaker"
+    """Of several faces, follow the one whose mouth follows the audio (the largest if that cannot be
+    told, or there is no audio); or always the largest."""
     models: Path = Path("~/.cache/mmattn/models")
     """Where `mmattn download face-models` put the model files."""
     facenet: Path | None = None

@@ -10,14 +10,17 @@ from mmattn.evaluate.cca import CCA
 from mmattn.evaluate.correlation import Frames, lag_curve, peak_lag
 from mmattn.media.audio import loudness
 from mmattn.media.decode import BadMedia
-from mmattn.media.mesh import DISTANCES, OPENING
+from mmattn.media.mesh import OPENING_COLUMN
 
 LAGS = np.linspace(-0.6, 0.6, 121)  # seconds
 SMOOTH = 0.05  # seconds; syllables are five times as long
 APART = 0.15  # seconds from which another peak is another answer
-LEAST_CORRELATION = 0.3
-LEAST_CONFIDENCE = 0.05
-SUSPECT = 80.0  # ms; a delay of the audio is noticed from about there on (ITU-R BT.1359)
+# From these on an offset can be told; set and measured by tests/media/test_align.py.
+LEAST_CORRELATION = 0.5
+LEAST_CONFIDENCE = 0.2
+# ms that the audio may come late: viewers notice no less (ITU-R BT.1359). It is not even around 0,
+# and nor is speech, in which a mouth opens up to 0.1 s before it is heard.
+ALIGNED = (-45.0, 125.0)
 _SAME = CCA(np.zeros(1), np.zeros(1), np.ones((1, 1)), np.ones((1, 1)))  # compares as they are
 
 
@@ -44,13 +47,18 @@ class Alignment(NamedTuple):
 
     @property
     def sure(self) -> bool:
-        """Whether the offset can be told at all."""
-        return self.correlation >= LEAST_CORRELATION and self.confidence >= LEAST_CONFIDENCE
+        """Whether the offset can be told: not from a weak peak, nor from one at either end of LAGS,
+        of which one flank is not seen."""
+        return (
+            self.correlation >= LEAST_CORRELATION
+            and self.confidence >= LEAST_CONFIDENCE
+            and abs(self.offset) < 1000 * (LAGS[-1] - SMOOTH)
+        )
 
     @property
     def suspect(self) -> bool:
-        """Whether the streams are surely further apart than 80 ms."""
-        return self.sure and abs(self.offset) > SUSPECT
+        """Whether the audio is surely more than 45 ms early or 125 ms late."""
+        return self.sure and not ALIGNED[0] <= self.offset <= ALIGNED[1]
 
 
 def movement(streams: dict[str, Stream], extractor: dict[str, dict]) -> Movement:
@@ -65,13 +73,16 @@ def movement(streams: dict[str, Stream], extractor: dict[str, dict]) -> Movement
         if made_by != name:
             raise BadMedia(f"its {modality} features are by {made_by}; expected {name}")
     audio, video = streams["audio"], streams["video"]
-    amplitude = loudness(audio.frames)
-    hop = np.diff(audio.times).mean()
-    smooth = gaussian_filter1d(amplitude, SMOOTH / hop)
-    column = list(DISTANCES).index(OPENING)
     return Movement(
-        video._replace(frames=video.frames[:, [column]]), audio._replace(frames=smooth[:, None])
+        video._replace(frames=video.frames[:, [OPENING_COLUMN]]), smooth_loudness(audio)
     )
+
+
+def smooth_loudness(log_mel: Stream) -> Stream:
+    """The loudness [T, 1] of audio by its log-mel frames [T, bands], smoothed."""
+    hop = np.diff(log_mel.times).mean()
+    smooth = gaussian_filter1d(loudness(log_mel.frames), SMOOTH / hop)
+    return log_mel._replace(frames=smooth[:, None])
 
 
 def align(clip: Movement) -> Alignment:
@@ -79,13 +90,27 @@ def align(clip: Movement) -> Alignment:
 
     Raises BadMedia where one of them does not vary, or the clip is shorter than the lags.
     """
-    opening, audio = clip
-    valid = opening.frames[:, 0] > 0
-    frames = Frames(audio.frames, audio.times, opening.frames, opening.times, valid)
-    (curve,) = lag_curve(_SAME, [frames], LAGS)
+    curve = _curve(clip, LAGS)
     if np.isnan(curve).any():
         raise BadMedia("mouth or audio do not move, or both last less than 1.2 s")
     return read_curve(curve)
+
+
+def agreement(clip: Movement) -> float:
+    """The highest r of mouth opening and loudness at offsets that viewers do not notice.
+
+    0 where one of them does not move.
+    """
+    first, end = np.searchsorted(1000 * LAGS, ALIGNED)
+    return float(np.nan_to_num(_curve(clip, LAGS[first:end])).max())
+
+
+def _curve(clip: Movement, lags: np.ndarray) -> np.ndarray:
+    """r [L] at lags [L] (s); NaN where it has none."""
+    opening, audio = clip
+    valid = opening.frames[:, 0] > 0
+    frames = Frames(audio.frames, audio.times, opening.frames, opening.times, valid)
+    return lag_curve(_SAME, [frames], lags)[0]
 
 
 def read_curve(curve: np.ndarray) -> Alignment:

@@ -15,7 +15,7 @@ from mmattn.data.feature_file import BadClip, read_features
 from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.files import write_text
 from mmattn.media import is_feature_file
-from mmattn.media.align import LAGS, SUSPECT, Alignment, Movement, align, movement, read_curve
+from mmattn.media.align import ALIGNED, LAGS, Alignment, Movement, align, movement, read_curve
 from mmattn.media.decode import BadMedia
 from mmattn.media.extract import extract_clip
 from mmattn.media.mesh import OPENING
@@ -48,7 +48,7 @@ def check_clips(
     Raises:
         UserError: no clips, a model file that is missing.
         Incomplete: some clips have no audio or face, or cannot be read.
-        Misaligned: some clips are further apart than 80 ms.
+        Misaligned: in some clips the audio is more than 45 ms early or 125 ms late.
     """
     for option, path in (("plot", plot), ("csv", table)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
@@ -96,19 +96,21 @@ def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
         rows = [(clip, *_cells(one)) for clip, one in shown.items()]
         say_table("Offset of the audio" if shown is found else "Suspects", COLUMNS, rows)
     if failed:
-        say_table(f"{len(failed)} clips cannot be told", ("clip", "reason"), failed.items(), True)
+        title = f"{len(failed)} clips cannot be checked"
+        say_table(title, ("clip", "reason"), failed.items(), left=True)
     if found:
         _say_summary(list(found.values()))
     if suspects:
         raise Misaligned(
-            f"{len(suspects)} of {len(found)} clips are further apart than {SUSPECT:.0f} ms"
+            f"in {len(suspects)} of {len(found)} clips the audio is more than {-ALIGNED[0]:.0f} ms "
+            f"early or {ALIGNED[1]:.0f} ms late"
         )
     if failed:
-        raise Incomplete(f"{len(failed)} of {len(failed) + len(found)} clips cannot be told")
+        raise Incomplete(f"{len(failed)} of {len(failed) + len(found)} clips cannot be checked")
 
 
 def _cells(one: Alignment) -> tuple[str, str, str, str]:
-    word = "suspect" if one.suspect else "" if one.sure else "unsure"
+    word = "suspect" if one.suspect else "" if one.sure else "cannot be told"
     return f"{one.offset:+.0f}", f"{one.correlation:.2f}", f"{one.confidence:.2f}", word
 
 
@@ -153,10 +155,10 @@ def plot_alignment(title: str, clip: Movement, found: Alignment, path: Path) -> 
     above.set_title(title, parse_math=False, fontsize=11)
     above.legend(loc="upper right", ncols=2, frameon=False)
     above.set_ylim(top=1.2 * above.get_ylim()[1])
-    below.axvspan(-SUSPECT, SUSPECT, color=GREY, alpha=0.2, linewidth=0, label="±80 ms")
+    below.axvspan(*ALIGNED, color=GREY, alpha=0.2, linewidth=0, label="not noticed")
     below.plot(1000 * LAGS, found.curve, color="black")
     label = f"{found.offset:+.0f} ms, r {found.correlation:.2f}" + (
-        "" if found.sure else ", unsure"
+        "" if found.sure else ", cannot be told"
     )
     below.plot(found.offset, found.correlation, "*", color=GREEN, markersize=13, label=label)
     below.set(xlabel="audio later than the mouth by (ms)", ylabel="r", xlim=(-600, 600))

@@ -17,6 +17,7 @@ from mmattn.data.feature_file import MIN_FRAMES
 from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
 from mmattn.files import write_bytes
+from mmattn.media.align import smooth_loudness
 from mmattn.media.audio import LogMel
 from mmattn.media.decode import (
     Audio,
@@ -27,9 +28,10 @@ from mmattn.media.decode import (
     survey,
 )
 from mmattn.media.egemaps import EGeMAPS
-from mmattn.media.faces import FaceDetector, FaceTracker
-from mmattn.media.mesh import FaceMesh
+from mmattn.media.faces import FaceDetector, FaceTracker, area
+from mmattn.media.mesh import OPENING_COLUMN, FaceMesh
 from mmattn.media.models import FACE_DETECTOR, model_file
+from mmattn.media.speaker import MOST, Seen, follow_speaker
 
 FASTEST = 1000.0  # fps
 MANY = 0.2  # fraction of frames without a face that is worth a note
@@ -89,7 +91,7 @@ def extractor_of(config: ExtractConfig) -> dict[str, dict]:
     if config.video == "none":
         return {"audio": audio, "video": NONE}
     video = _video_features(config).record()
-    settings = {"rate": config.video_rate, **video["settings"]}
+    settings = {"rate": config.video_rate, "face": config.face, **video["settings"]}
     return {"audio": audio, "video": {**video, "settings": settings}}
 
 
@@ -110,10 +112,13 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
                 f"{modality} features by {name!r} are not made here; expected "
                 f"{', '.join(MADE.get(modality, ('feature files that have them',)))}"
             )
-    rate = extractor.get("video", {"settings": {}})["settings"].get("rate", default.video_rate)
+    settings = extractor.get("video", {"settings": {}})["settings"]
+    rate = settings.get("rate", default.video_rate)
     if not (isinstance(rate, float | int) and 0 < rate <= FASTEST):
         raise UserError(f"video features at {rate!r} fps cannot be made")
-    config = replace(default, video_rate=rate, **{**dict.fromkeys(MADE, "none"), **names})
+    face = "largest" if settings.get("face") == "largest" else "speaker"
+    taken = {**dict.fromkeys(MADE, "none"), **names}
+    config = replace(default, video_rate=rate, face=face, **taken)
     made = extractor_of(config)
     wanted = {modality: made[modality] for modality in extractor}
     if wanted != extractor:
@@ -172,9 +177,47 @@ def audio_beside(path: Path) -> Path | None:
     return next((other for other in others if other.exists()), None)
 
 
-def face_tracker(config: ExtractConfig) -> FaceTracker:
-    """What follows the face of one clip; the models are loaded once a process."""
-    return FaceTracker(_face_models(config)[0])
+def follow_face(
+    path: Path, config: ExtractConfig, with_features: bool = True, plan: Plan | None = None
+) -> tuple[np.ndarray, list[Seen | None], str | None]:
+    """Times [T] (s) of a clip's frames, the face followed in each, and a note if there are several.
+
+    The models are loaded once a process; `plan` as in `read_frames`. Raises BadMedia.
+    """
+    detect, features, mesh = _face_models(config)
+    track = FaceTracker(detect)
+    times, frames = [], []
+    for time, frame in read_frames(path, config.video_rate, plan):
+        if config.face == "largest":
+            faces = [face for face in [track(frame)] if face]
+        else:
+            faces = sorted(detect(frame), key=area, reverse=True)[:MOST]
+        seen = []
+        for face in faces:
+            row = features(frame, face) if with_features else None
+            opening = 0.0
+            if len(faces) > 1:
+                shape = row if features is mesh and with_features else mesh(frame, face)
+                opening = 0.0 if shape is None else float(shape[OPENING_COLUMN])
+            seen.append(Seen(face, row, opening))
+        times.append(time)
+        frames.append(seen)
+    times = np.array(times)
+    if config.face == "largest":
+        return times, [next(iter(seen), None) for seen in frames], None
+    return times, *follow_speaker(times, frames, lambda: _loudness(path))
+
+
+def _loudness(path: Path) -> Stream | None:
+    """[T, 1] of what is heard in a clip, whatever features are asked for; None if nothing is."""
+    try:
+        audio, _ = heard_audio(path, read_audio(path))
+        stream = LogMel()(audio.samples, audio.rate) if audio else None
+    except BadMedia:  # a matter of its audio features; the video's can do without
+        return None
+    if stream is None:
+        return None
+    return smooth_loudness(stream._replace(times=stream.times + audio.start))
 
 
 def _hear(plan: Plan, config: ExtractConfig) -> Stream | None:
@@ -189,14 +232,10 @@ def _hear(plan: Plan, config: ExtractConfig) -> Stream | None:
 
 def _follow_face(plan: Plan, config: ExtractConfig) -> Stream | None:
     """The features of the face that is followed."""
-    _, features = _face_models(config)
-    track = face_tracker(config)
-    times, rows = [], []
-    for time, frame in read_frames(plan.path, config.video_rate, plan):
-        face = track(frame)
-        times.append(time)
-        rows.append(None if face is None else features(frame, face))
-    if not times:
+    times, followed, note = follow_face(plan.path, config, plan=plan)
+    plan.notes.extend([note] if note else [])
+    rows = [one and one.features for one in followed]
+    if not rows:
         plan.notes.append("it has no video frames")
         return None
     seen = [row for row in rows if row is not None]
@@ -207,7 +246,7 @@ def _follow_face(plan: Plan, config: ExtractConfig) -> Stream | None:
         plan.notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} frames")
     nothing = np.zeros_like(seen[0])
     frames = np.stack([nothing if row is None else row for row in rows])
-    return make_stream(frames, np.array(times), zero_is_missing=True)
+    return make_stream(frames, times, zero_is_missing=True)
 
 
 def _audio_features(config: ExtractConfig) -> LogMel | EGeMAPS:
@@ -227,7 +266,9 @@ def _video_features(config: ExtractConfig):
 
 
 @lru_cache(1)
-def _face_models(config: ExtractConfig) -> tuple[FaceDetector, Callable]:
-    """Loaded once a process."""
+def _face_models(config: ExtractConfig) -> tuple[FaceDetector, Callable, Callable]:
+    """What finds faces, takes the features of one, and its distances; loaded once a process."""
     detector = model_file(FACE_DETECTOR, config.models)
-    return FaceDetector(detector.read_bytes()), _video_features(config).start()
+    features = _video_features(config).start()
+    mesh = features if config.video == "face-mesh" else FaceMesh(config.models).start()
+    return FaceDetector(detector.read_bytes()), features, mesh

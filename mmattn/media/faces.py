@@ -135,6 +135,11 @@ def merge_boxes(found: np.ndarray, scores: np.ndarray) -> list[Face]:
     return faces
 
 
+def area(face: Face) -> float:
+    """Pixels of a face's box."""
+    return float(np.prod(face.box[2:] - face.box[:2]))
+
+
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two boxes [4]."""
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
@@ -158,7 +163,7 @@ class FaceTracker:
         """The face in the next frame [H, W, 3]; None if it is not seen."""
         faces = self._detect(frame)
         if self._last is None:
-            chosen = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2]), default=None)
+            chosen = max(faces, key=area, default=None)
         else:
             near = [face for face in faces if overlap(face.box, self._last) > 0]
             chosen = max(near, key=lambda face: overlap(face.box, self._last), default=None)

@@ -59,6 +59,7 @@ DISTANCES = {
     "nose width": (129, 358),  # 9
     "nose to bridge": (1, 168),  # 9
 }
+OPENING_COLUMN = list(DISTANCES).index(OPENING)
 
 
 @dataclass(frozen=True)

@@ -134,15 +134,15 @@ def faces_of(path: Path, video: StreamView, config: ExtractConfig) -> tuple[Face
         UserError: the face detector's file is missing.
     """
     from mmattn.media.decode import read_frames
-    from mmattn.media.extract import face_tracker
+    from mmattn.media.extract import follow_face
 
     wanted = {float(video.times[frame]): video.ratio[frame] for frame in most_attended(video)}
-    track = face_tracker(config)  # sees every frame, so that it follows the same face as before
+    times, followed, _ = follow_face(path, config, with_features=False)  # the same as before
+    boxes = {time: one.face.box for time, one in zip(times.tolist(), followed, strict=True) if one}
     found = []
     for time, frame in read_frames(path, config.video_rate):
-        face = track(frame)
-        if face is not None and time in wanted:
-            found.append(Face(time, float(wanted[time]), portrait(frame, face.box)))
+        if time in wanted and time in boxes:
+            found.append(Face(time, float(wanted[time]), portrait(frame, boxes[time])))
         if len(found) == len(wanted):
             break
     return tuple(found)

@@ -117,6 +117,23 @@ def write_talking(
     return Truth(video_times(path), shown / (LEVELS - 1), video_delay)
 
 
+def write_pair(path: Path, sound: tuple[np.ndarray, int], speaking: str) -> None:
+    """Write a clip of two faces side by side.
+
+    Each is drawn in the middle of its half of 320 pixels, the right one smaller by 0.6.
+    speaking: small, large or none; the mouth of the other is still.
+    """
+    samples, rate = sound
+    times = np.arange(int(len(samples) / rate * 30)) / 30
+    shown = np.rint(envelope(samples, rate, times) * (LEVELS - 1)).astype(int)
+    halves = []
+    for name, scale in (("large", 1.0), ("small", 0.6)):
+        drawn = pictures((320, 320), 1, 0.0, scale, (0.0, 0.0))
+        halves.append([drawn[level if name == speaking else 0] for level in shown])
+    frames = [np.hstack(both) for both in zip(*halves, strict=True)]
+    write_clip(path, frames, times, 30, (samples, rate, 0))
+
+
 def write_clip(
     path: Path,
     pictures: list[np.ndarray],

@@ -172,7 +172,7 @@ def test_a_model_file_that_is_missing_is_named(talking, tmp_path):
 
 def test_a_record_gives_the_config_back(config):
     assert config_like(extractor_of(config), ExtractConfig(models=config.models)) == config
-    dlib = ExtractConfig(video="dlib", audio="egemaps", video_rate=10.0)
+    dlib = ExtractConfig(video="dlib", audio="egemaps", video_rate=10.0, face="largest")
     assert config_like(extractor_of(dlib), ExtractConfig()) == dlib
     audio = {"audio": extractor_of(dlib)["audio"]}
     assert config_like(audio, ExtractConfig()) == ExtractConfig(audio="egemaps", video="none")

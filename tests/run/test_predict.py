@@ -308,7 +308,7 @@ def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
     footage = pytest.importorskip("mmattn.report.footage")
     decode = pytest.importorskip("mmattn.media.decode", reason="needs mmattn[media]")
     from mmattn.media import extract
-    from mmattn.media.faces import Face, FaceTracker
+    from mmattn.media.faces import Face
 
     # A grey frame every 0.1 s, each brighter; from 1 s on a second, larger face.
     shades = np.arange(20) * 10
@@ -322,12 +322,16 @@ def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
             frame[:40, :40] = shade
             yield number / 10, frame
 
-    def face_tracker(config):
+    def detect(frame):
+        return [small] if frame[0, 0, 0] < shades[10] else [large, small]
+
+    def face_models(config):
         assert config.models == tmp_path
-        return FaceTracker(lambda frame: [small] if frame[0, 0, 0] < shades[10] else [large, small])
+        return detect, None, lambda frame, face: None
 
     monkeypatch.setattr(decode, "read_frames", read_frames)
-    monkeypatch.setattr(extract, "face_tracker", face_tracker)
+    monkeypatch.setattr(extract, "read_frames", read_frames)
+    monkeypatch.setattr(extract, "_face_models", face_models)
     attention = np.ones(20)
     attention[[3, 15, 16]] = 5, 9, 8
     valid = np.ones(20, bool)

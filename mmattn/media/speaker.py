@@ -1,0 +1,125 @@
+"""Which of several faces in a clip is followed: the one whose mouth follows the audio."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmattn.data.stream import Stream, make_stream
+from mmattn.media.align import Movement, agreement
+from mmattn.media.faces import FORGOTTEN, Face, FaceTracker, overlap
+
+MOST = 4  # faces of a frame that are looked at, the largest; more are a crowd
+# From these on it can be told who speaks; set and measured by tests/media/test_speaker.py.
+LEAST_CORRELATION = 0.4
+LEAST_LEAD = 0.2  # of the speaker's r over that of others
+BRIEF = 15  # frames beside other faces; what is seen in fewer is a false find, or passes by
+
+
+class Seen(NamedTuple):
+    """A face in a frame, and what is measured of it."""
+
+    face: Face
+    features: np.ndarray | None
+    """[F]; None where they are not asked for, or it is no face after all."""
+    opening: float
+    """Of the mouth, over the head's size; 0 where it is not measured, as in a face alone."""
+
+
+Track = dict[int, Seen]  # by the number of the frame, increasing
+
+
+def follow_largest(frames: Sequence[Sequence[Seen]]) -> list[Seen | None]:
+    """In each frame the face that a FaceTracker follows."""
+    track = FaceTracker(lambda seen: [one.face for one in seen])
+    followed = [track(seen) for seen in frames]
+    return [
+        next((one for one in seen if one.face is face), None)
+        for seen, face in zip(frames, followed, strict=True)
+    ]
+
+
+def follow_speaker(
+    times: np.ndarray, frames: Sequence[Sequence[Seen]], loudness: Callable[[], Stream | None]
+) -> tuple[list[Seen | None], str | None]:
+    """In each frame the face of who speaks; if that cannot be told, as `follow_largest` has it.
+
+    Of the faces seen beside others in 15 frames or more, it is the one whose mouth opens most as
+    the audio gets loud. Those seen while the speaker is never count; before and after, as beyond a
+    cut, the largest is followed.
+
+    Args:
+        times: [T] of the frames (s).
+        frames: the faces of each.
+        loudness: gives [Ta, 1] amplitude of the audio, None without; called if it is needed.
+
+    Returns:
+        The faces followed; and where there are several, a note of which and why.
+    """
+    several = any(len(seen) > 1 for seen in frames)
+    tracks = find_tracks(frames) if several else []
+    beside = [track for track in tracks if sum(one.opening > 0 for one in track.values()) >= BRIEF]
+    if len(beside) < 2:
+        return follow_largest(frames), None
+    if (heard := loudness()) is None:
+        return _noted(follow_largest(frames), "the largest, for there is no audio")
+    found = [agreement(_movement(track, times, heard)) for track in beside]
+    speaker = beside[int(np.argmax(found))]
+    others = [r for r, track in zip(found, beside, strict=True) if _meet(track, speaker)]
+    best, next_best = max(found), max(others, default=0.0)
+    if best < LEAST_CORRELATION or best - next_best < LEAST_LEAD:
+        why = f"the largest, for who speaks cannot be told (r {best:.2f} and {next_best:.2f})"
+        return _noted(follow_largest(frames), why)
+    listeners = {id(one) for track in tracks if _meet(track, speaker) for one in track.values()}
+    left = [[one for one in seen if id(one) not in listeners] for seen in frames]
+    first, end = min(speaker), max(speaker) + 1
+    spoken = [speaker.get(number) for number in range(first, end)]
+    why = f"the one whose mouth follows the audio (r {best:.2f}, of others {next_best:.2f})"
+    return _noted([*follow_largest(left[:first]), *spoken, *follow_largest(left[end:])], why)
+
+
+def find_tracks(frames: Sequence[Sequence[Seen]]) -> list[Track]:
+    """The faces of frames, each as one that is seen in some: the boxes of a track overlap.
+
+    A face is forgotten by the rule of FaceTracker.
+    """
+    tracks: list[Track] = []
+    living: list[Track] = []
+    for number, seen in enumerate(frames):
+        living = [track for track in living if number - _last(track) <= FORGOTTEN]
+        pairs = sorted(
+            (-overlap(track[_last(track)].face.box, one.face.box), row, column)
+            for row, track in enumerate(living)
+            for column, one in enumerate(seen)
+        )
+        free = dict(enumerate(seen))
+        for nearness, row, column in pairs:
+            if nearness < 0 and column in free and number not in living[row]:
+                living[row][number] = free.pop(column)
+        new = [{number: one} for one in free.values()]
+        tracks += new
+        living += new
+    return tracks
+
+
+def _last(track: Track) -> int:
+    """The frame in which it is seen last; they are in order."""
+    return next(reversed(track))
+
+
+def _movement(track: Track, times: np.ndarray, loudness: Stream) -> Movement:
+    openings = np.array([[one.opening] for one in track.values()])
+    return Movement(make_stream(openings, times[list(track)]), loudness)
+
+
+def _meet(track: Track, other: Track) -> bool:
+    """Whether two tracks, of two faces, are there at the same time."""
+    return track is not other and min(track) <= max(other) and min(other) <= max(track)
+
+
+def _noted(followed: list[Seen | None], why: str) -> tuple[list[Seen | None], str]:
+    boxes = np.array([one.face.box for one in followed if one])
+    left, top, right, bottom = np.median(boxes, axis=0)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    place = f"{right - left:.0f} pixels wide around ({x:.0f}, {y:.0f})"
+    return followed, f"several faces are seen; {why}, is followed: {place}"
