@@ -12,6 +12,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from mmattn.media.lfs import POINTER, is_pointer
+
 RATE = 16000  # Hz; speech above 8 kHz tells little of emotion
 SILENT = 1e-3  # of full scale: a track that never gets louder has no audio
 SHORT = 0.5  # seconds that may be missing of what the header promises …
@@ -145,6 +147,8 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         if not path.stat().st_size:
             raise BadMedia("the file is empty")
+        if is_pointer(path):
+            raise BadMedia(POINTER)
         with av.open(str(path.absolute()), options=_OPTIONS) as container:
             yield container
     except av.FFmpegError as error:
