@@ -108,6 +108,8 @@ def read_frames(path: Path, rate: float) -> Iterator[tuple[float, np.ndarray]]:
         ]
         if not videos:
             return
+        if videos[0].codec_context is None:
+            raise BadMedia("its video is in an unknown codec")
         videos[0].codec_context.thread_count = 1  # clips are read in parallel, each on a core
         due = -np.inf
         for frame in container.decode(videos[0]):
@@ -149,10 +151,14 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
             raise BadMedia("the file is empty")
         if is_pointer(path):
             raise BadMedia(POINTER)
-        with av.open(str(path.absolute()), options=_OPTIONS) as container:
+        with av.open(
+            str(path.absolute()), options=_OPTIONS, metadata_errors="replace"
+        ) as container:
             yield container
     except av.FFmpegError as error:
         raise BadMedia(f"no audio or video can be read: {error.strerror}") from error
+    except IndexError as error:  # PyAV's own, of a stream that the header does not list
+        raise BadMedia("no audio or video can be read: its packets are of no stream") from error
     except (ValueError, MemoryError) as error:  # PyAV's own, of frames that do not fit
         raise BadMedia(f"no audio or video can be read: {error}") from error
     except OSError as error:
