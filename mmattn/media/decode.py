@@ -62,6 +62,7 @@ def read_audio(path: Path) -> Audio | None:
     with _opened(path) as container:
         if not container.streams.audio:
             return None
+        _check_codec(container.streams.audio[0])
         parts: list[np.ndarray] = []
         resampler = form = start = None
         due = ended = 0.0  # when the next sample is due, and when the last frame ended
@@ -83,6 +84,12 @@ def read_audio(path: Path) -> Audio | None:
         if start is None:
             raise BadMedia("its audio track is empty")
         return Audio(np.concatenate([*parts, *_rest(resampler)]), RATE, start)
+
+
+def _check_codec(stream: av.stream.Stream) -> None:
+    """Raise BadMedia where PyAV knows no decoder; older ones crash when they are to decode then."""
+    if stream.codec_context is None:
+        raise BadMedia(f"its {stream.type} is in an unknown codec")
 
 
 def _form(frame: av.AudioFrame) -> tuple:
@@ -108,8 +115,7 @@ def read_frames(path: Path, rate: float) -> Iterator[tuple[float, np.ndarray]]:
         ]
         if not videos:
             return
-        if videos[0].codec_context is None:
-            raise BadMedia("its video is in an unknown codec")
+        _check_codec(videos[0])
         videos[0].codec_context.thread_count = 1  # clips are read in parallel, each on a core
         due = -np.inf
         for frame in container.decode(videos[0]):
