@@ -85,7 +85,7 @@ def download_ravdess(folder: Path, only: Sequence[str] = ()) -> None:
         except OSError as error:
             raise UserError(f"--to: cannot make the folder {work}: {error.strerror}") from error
         archives = _find_archives(missing)
-        left = [max(archive.size - archive.fetched(work), 0) for archive in archives]
+        left = [archive.missing(work) for archive in archives]
         clips = sum(archive.size * UNPACKED[archive.name.partition("_")[0]] for archive in archives)
         _check_space(folder, clips + max(left), ", ".join(missing))
         with progress("Downloading RAVDESS", -(-sum(left) // 10**6), "MB") as advance:
@@ -101,19 +101,16 @@ class _Archive:
     checksum: str  # md5:…
     size: int  # bytes
 
-    def fetched(self, work: Path) -> int:
-        """Bytes that lie in the folder already."""
-        return max(_size(work / self.name), _size(self.partial(work)))
-
-    def partial(self, work: Path) -> Path:
-        return work / f"{self.name}.partial"
+    def missing(self, work: Path) -> int:
+        """Bytes that are not in the folder yet."""
+        return max(self.size - _size(work / self.name) - _size(_partial(work, self.name)), 0)
 
     def fetch(self, work: Path, advance: Callable[[float], None]) -> Path:
         """The archive in the folder `work`, its MD5 checked; advances by megabytes.
 
         pooch's own downloader starts anew after each cut.
         """
-        partial = self.partial(work)
+        partial = _partial(work, self.name)
 
         def resume(url: str, output_file: str, _: pooch.Pooch) -> None:
             start = _size(partial)
@@ -198,10 +195,14 @@ def _unpack(archive: Path, folder: Path) -> None:
             clips = {os.path.relpath(file.extract(m, folder), folder): m.file_size for m in members}
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise UserError(f"{archive}: expected a zip archive: {error}") from error
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"{archive}: cannot be unpacked: {error}") from error
     write_json(_contents(archive.name, folder), clips)
     archive.unlink()
+
+
+def _partial(work: Path, name: str) -> Path:
+    return work / f"{name}.partial"
 
 
 def _contents(name: str, folder: Path) -> Path:
