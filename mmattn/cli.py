@@ -254,17 +254,17 @@ class Align:
 
 @dataclass(frozen=True)
 class Download:
-    """Fetch the clips of a corpus, or the models that find faces; called again, it continues."""
+    """Fetch RAVDESS's clips, or the models that find faces; called again, it resumes."""
 
-    corpus: Annotated[Literal["ravdess", "crema-d", "face-models"], tyro.conf.Positional]
+    corpus: Annotated[Literal["ravdess", "face-models"], tyro.conf.Positional]
     to: Path | None = None
     """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
     only: Annotated[tuple[str, ...], TOLD] = ()
-    """Actors: Actor_01 Actor_02 or 1001 1002; Audio is RAVDESS's audio alone (default: all)."""
+    """Actors: Actor_01 Actor_02; Audio is the audio alone of all (default: everything)."""
 
     def __call__(self) -> None:
-        from mmattn.media.download import download
-
+        with explain_missing_library():
+            from mmattn.media.download import download
         download(self.corpus, self.to, self.only)
 
 

@@ -136,7 +136,7 @@ def say_table(
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[float], None]]:
     """A bar with rate and time left, or a plain line every ten seconds where there is no terminal.
 
     Yields `advance(count)`, to be called as work gets done.
@@ -182,7 +182,7 @@ class _PlainProgress:
         self.title, self.total, self.unit, self.done = title, total, unit, 0
         self.start = self.said = time.monotonic()
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: float) -> None:
         self.done += count
         now = time.monotonic()
         if now - self.said >= PLAIN_INTERVAL:
@@ -190,7 +190,7 @@ class _PlainProgress:
             rate = self.done / (now - self.start)
             left = (self.total - self.done) / rate if rate else float("nan")
             say(
-                f"{self.title}: {self.done}/{self.total} {self.unit}, "
+                f"{self.title}: {self.done:.0f}/{self.total} {self.unit}, "
                 f"{_rate(rate, self.unit)}, {left:.0f} s left"
             )
 

@@ -28,7 +28,7 @@ assert not heavy, heavy
         ("mmattn", '"baseline",', "RUN"),
         ("mmattn", '"manifest",', "--pattern"),
         ("mmattn", '"predict",', "--html"),
-        ("mmattn", '"download",', "crema-d"),
+        ("mmattn", '"download",', "ravdess"),
         ("mmattn", '"extract",', "--to"),
         ("mmattn", '"align",', "--plot"),
         ("mmattn", '"launch",', "MODULE"),

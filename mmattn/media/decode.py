@@ -20,6 +20,8 @@ import av
 import numpy as np
 from av.format import Flags
 
+from mmattn.media.lfs import POINTER, is_pointer
+
 RATE = 16000  # Hz; speech above 8 kHz tells little of emotion
 SILENT = 1e-3  # of full scale: a track that never gets louder has no audio
 CANCELLED = 0.25  # of the power that channels have together which do not resemble each other
@@ -482,13 +484,18 @@ def _opened(path: Path, edits: bool) -> Iterator[av.container.InputContainer]:
     own file.
     """
     options = {"protocol_whitelist": "none", "advanced_editlist": str(int(edits))}
+    reader = {"options": options, "metadata_errors": "replace"}
     try:
         if not path.stat().st_size:
             raise BadMedia("the file is empty")
-        with _Clip(path) as file, av.open(file, options=options) as container:
+        if is_pointer(path):
+            raise BadMedia(POINTER)
+        with _Clip(path) as file, av.open(file, **reader) as container:
             yield container
     except av.FFmpegError as error:
         raise BadMedia(f"no audio or video can be read: {error.strerror}") from error
+    except IndexError as error:  # PyAV's own, of a stream that the header does not list
+        raise BadMedia("no audio or video can be read: its packets are of no stream") from error
     except (ValueError, MemoryError) as error:  # PyAV's own, of frames that do not fit
         raise BadMedia(f"no audio or video can be read: {error}") from error
     except OSError as error:

@@ -1,0 +1,12 @@
+"""What git-lfs leaves in the place of a file that was not fetched."""
+
+from pathlib import Path
+
+_FIRST_LINE = b"version https://git-lfs.github.com/spec/v1"
+POINTER = "a pointer of git-lfs, not a clip; fetch the clips: git lfs pull, in their repository"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is a pointer, as the specification of git-lfs defines its first line."""
+    with open(path, "rb") as file:
+        return file.read(len(_FIRST_LINE)) == _FIRST_LINE
