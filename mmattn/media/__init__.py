@@ -6,7 +6,13 @@ from pathlib import Path
 
 from mmattn.errors import UserError
 
-SUFFIXES = (".mp4", ".flv", ".avi", ".mkv", ".mov", ".webm", ".wav", ".flac")
+# Of clips in folders, video before audio; a clip that is named may have any.
+SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".flv", ".f4v", ".avi", ".dv", ".mkv", ".webm", ".wmv", ".asf"),
+    *(".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".3gp", ".3g2", ".ogv"),
+    *(".wav", ".w64", ".flac", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".m4a", ".mka"),
+    *(".mp2", ".mp3", ".aac", ".ac3", ".ogg", ".oga", ".opus", ".spx", ".wma", ".amr", ".wv"),
+)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table
 from mmattn.data.corpora import MANIFESTS, find_manifest, ravdess
+from mmattn.data.corpora.folders import list_clips
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features
 from mmattn.data.manifest import Manifest, read_manifest, rows_of, write_manifest
@@ -151,13 +152,7 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
     found, left_out = [], 0
     for path in given:
         if path.is_dir():
-            inside = sorted(
-                one
-                for one in path.rglob("*")
-                if one.suffix.lower() in suffixes and not _hidden(one.relative_to(path))
-            )
-            if not inside:
-                raise UserError(f"{path}: expected clips ({', '.join(suffixes)}), found none")
+            inside = sorted(path / below for below in list_clips(path, suffixes))
             chosen = _fullest(inside)
             left_out += len(inside) - len(chosen)
             found += [(clip, clip.relative_to(path)) for clip in chosen]
@@ -169,10 +164,6 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
         files = "1 file is" if left_out == 1 else f"{left_out} files are"
         say(f"{files} left out: there are files with more of the same takes (01-, 02-, 03-*)")
     return found
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _fullest(paths: Sequence[Path]) -> list[Path]:

@@ -10,7 +10,7 @@ from scipy.special import entr
 from mmattn.console import say, say_table
 from mmattn.data.corpora import CORPORA, crema_d, row_of
 from mmattn.data.corpora.audformat import read_database
-from mmattn.data.corpora.folders import Row, by_name, by_pattern, find_clips, read_rows
+from mmattn.data.corpora.folders import Row, by_name, by_pattern, list_clips, read_rows
 from mmattn.data.labels import SIX, majority
 from mmattn.data.manifest import write_manifest
 from mmattn.errors import UserError
@@ -57,13 +57,7 @@ def make_manifest(
         rows, left_out = read_database(database)
     else:
         read = by_pattern(pattern) if pattern is not None else by_name(CORPORA[corpus])
-        files, others = find_clips(folder, (".npz", *SUFFIXES))
-        rows, left_out = read_rows(files, read)
-        if others:
-            kinds = ", ".join(
-                f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items())
-            )
-            say(f"other files, which are no clips: {kinds}")
+        rows, left_out = read_rows(list_clips(folder, (".npz", *SUFFIXES)), read)
     if rated:
         rows, unrated = _add_ratings(rows, rated, votes)
         left_out += unrated

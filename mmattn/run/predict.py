@@ -16,7 +16,7 @@ import numpy as np
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table, waiting
 from mmattn.data.corpora import find_manifest
-from mmattn.data.corpora.folders import find_clips
+from mmattn.data.corpora.folders import list_clips
 from mmattn.data.manifest import read_manifest
 from mmattn.errors import Incomplete, UserError
 from mmattn.evaluate.views import ClipView, StreamView
@@ -109,7 +109,7 @@ def find_given(given: Sequence[Path]) -> list[Clip]:
                 raise UserError(f"{manifest}: expected the column file, of clips to predict")
             found += map(Clip, map(Path, table.files[""]), table.start, table.end)
         elif path.is_dir():
-            found += [Clip(path / below) for below in find_clips(path, (".npz", *SUFFIXES))[0]]
+            found += [Clip(path / below) for below in list_clips(path, (".npz", *SUFFIXES))]
         elif glob.has_magic(str(path)) and not path.exists():
             if not (matches := sorted(glob.glob(str(path), recursive=True))):
                 raise UserError(f"{path}: expected clips, the pattern finds none")

@@ -13,6 +13,8 @@ import pytest
 from mmattn.config import ExtractConfig
 from mmattn.data.feature_file import read_features
 from mmattn.errors import Incomplete, UserError
+from mmattn.media import SUFFIXES
+from mmattn.media.extract import audio_beside
 from mmattn.media.parallel import Job, extract_clips, find_clips, find_jobs, run_jobs
 
 
@@ -252,3 +254,25 @@ def test_features_are_finite_and_in_order(folder, config, tmp_path):
     streams, _ = read_features(tmp_path / "1001_DFA_ANG_XX.npz")
     assert streams["audio"].frames.shape[1] == 64 and streams["video"].frames.shape[1] == 32
     assert np.diff(streams["video"].times).min() > 1 / 15 - 2e-3
+
+
+def test_own_names_that_begin_as_those_of_ravdess_takes_are_clips_of_their_own(tmp_path):
+    for name in ("01-happy.wav", "02-happy.wav", "03-happy.wav", "01-01-05-01-02-01-99.mp4"):
+        (tmp_path / name).touch()
+    assert len(find_clips([tmp_path], SUFFIXES)) == 4
+    (tmp_path / "03-sad.wav").touch()
+    assert audio_beside(tmp_path / "01-sad.mp4") is None
+
+
+def test_linked_folders_are_searched_and_other_files_are_counted(tmp_path, monkeypatch):
+    for path in ("clips/ben/a.MTS", "clips/b.m4a", "disk/c.3gp", "clips/notes.txt", "clips/x"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    messages = []
+    monkeypatch.setattr("mmattn.data.corpora.folders.say", messages.append)
+    folder = tmp_path / "clips"
+    (folder / "anna").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (folder / "anna/circle").symlink_to(folder, target_is_directory=True)
+    below = {path.as_posix() for _, path in find_clips([folder], SUFFIXES)}
+    assert below == {"ben/a.MTS", "b.m4a", "anna/c.3gp"}
+    assert messages == [f"{folder}: other files, which are no clips: 1 without suffix, 1 .txt"]

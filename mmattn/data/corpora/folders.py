@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from types import ModuleType
 from typing import NoReturn
 
+from mmattn.console import say
 from mmattn.errors import UserError
 
 Row = dict[str, str]
@@ -33,9 +34,29 @@ def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counte
             else:
                 others[path.suffix] += 1
     if not found:
-        raise UserError(f"{folder}: expected clips ({', '.join(suffixes)}), found none")
+        kinds = f"files of other kinds alone: {count_kinds(others)}" if others else "none"
+        raise UserError(f"{folder}: expected clips ({', '.join(suffixes)}), found {kinds}")
     found.sort(key=lambda path: (path.stem, suffixes.index(path.suffix.lower()), path))
     return [path.as_posix() for path in found], others
+
+
+def list_clips(folder: Path, suffixes: Sequence[str]) -> list[str]:
+    """`find_clips`, where the user is told how many other files there are, by suffix."""
+    found, others = find_clips(folder, suffixes)
+    if others:
+        say(f"{folder}: other files, which are no clips: {count_kinds(others)}")
+    return found
+
+
+def count_kinds(others: Counter[str]) -> str:
+    """How many files have each suffix, in words.
+
+    >>> count_kinds(Counter({".txt": 2, "": 1}))
+    '1 without suffix, 2 .txt'
+    """
+    return ", ".join(
+        f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(others.items())
+    )
 
 
 def _raise(error: OSError) -> NoReturn:
