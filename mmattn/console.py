@@ -44,6 +44,8 @@ def start_logging() -> None:
         LOG.addHandler(_ScreenHandler())
         LOG.setLevel(logging.INFO)
         LOG.propagate = False
+        with suppress(AttributeError):  # a stream without an encoding
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _is_command() -> bool:
@@ -66,7 +68,7 @@ def keep_libraries_off_the_screen() -> None:
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.stdout.flush()
-    screen.file = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    screen.file = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="backslashreplace")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -75,7 +77,7 @@ def keep_libraries_off_the_screen() -> None:
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Append messages to `path` with the time as well, and what ended the block if not itself."""
-    handler = _LogFile(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     LOG.addHandler(handler)
     try:

@@ -14,8 +14,20 @@ CACHE = Path("~/.cache/mmattn")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, also after a crash, sees the old or the new one, complete."""
-    write_bytes(path, text.encode())
+    """Write a file so that a reader, also after a crash, sees the old or the new one, complete.
+
+    Bytes of a file name that are not UTF-8 are written as `printable` has them.
+    """
+    write_bytes(path, printable(text).encode())
+
+
+def printable(text: str) -> str:
+    r"""A text with every lone surrogate, as of a byte in a name that is not UTF-8, escaped.
+
+    >>> print(printable(os.fsdecode(b"J\xfcrgen")))
+    J\udcfcrgen
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

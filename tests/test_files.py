@@ -1,8 +1,10 @@
 """Files are whole or as they were."""
 
+import os
+
 import pytest
 
-from mmattn.files import write_bytes, write_text
+from mmattn.files import read_json, write_bytes, write_json, write_text
 
 
 def test_bytes_and_text_are_written_as_they_are(tmp_path):
@@ -26,3 +28,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bytes_of_a_name_that_are_not_utf8_are_written_escaped(tmp_path):
+    name = os.fsdecode(b"J\xfcrgen")
+    write_text(tmp_path / "text", f"τ {name}")
+    assert (tmp_path / "text").read_bytes() == "τ J\\udcfcrgen".encode()
+    write_json(tmp_path / "json", {"clip": name})
+    assert read_json(tmp_path / "json") == {"clip": name}

@@ -13,7 +13,7 @@ from mmattn.config import ExtractConfig
 from mmattn.console import progress, say, say_table
 from mmattn.data.feature_file import BadClip, read_features
 from mmattn.errors import Incomplete, Misaligned, UserError
-from mmattn.files import write_text
+from mmattn.files import printable, write_text
 from mmattn.media import is_feature_file
 from mmattn.media.align import ALIGNED, LAGS, Alignment, Movement, align, movement, read_curve
 from mmattn.media.decode import BadMedia
@@ -65,7 +65,7 @@ def check_clips(
         write_text(table, _csv(found))
     if plot and found:
         worst = max(found, key=lambda clip: (found[clip].sure, abs(found[clip].offset)))
-        plot_alignment(worst.name, _movement(worst, config), found[worst], plot)
+        plot_alignment(printable(worst.name), _movement(worst, config), found[worst], plot)
         say(f"{plot} shows {worst}")
     _say_results(found, {clip: one.failure for clip, one in results.items() if one.failure})
 

@@ -173,7 +173,9 @@ def _digest(corpus: Corpus) -> str:
     arrays = [corpus.labels, *(stream.lengths for stream in corpus.streams.values())]
     if corpus.targets is not None:
         arrays.append(corpus.targets)
-    parts = ["\n".join(text).encode() for text in texts] + [array.tobytes() for array in arrays]
+    parts = ["\n".join(text).encode(errors="surrogateescape") for text in texts] + [
+        array.tobytes() for array in arrays
+    ]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
