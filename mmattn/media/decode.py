@@ -475,6 +475,13 @@ class _Clip(io.FileIO):
 
     name = "clip"
 
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Where it is then; -1, which FFmpeg takes for an error, where it cannot be."""
+        try:
+            return super().seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
 
 @contextmanager
 def _opened(path: Path, edits: bool) -> Iterator[av.container.InputContainer]:

@@ -26,6 +26,7 @@ CONTAINERS = {  # suffix: video codec, audio codec, rate of the audio (Hz)
     ".ts": ("mpeg2video", "mp2", 44100),
     ".mpg": ("mpeg2video", "mp2", 44100),
     ".asf": ("wmv2", "libmp3lame", 44100),
+    ".wmv": ("wmv2", "wmav2", 44100),
     ".wav": (None, "pcm_s16le", 16000),
     ".ogg": (None, "libopus", 48000),
     ".mp3": (None, "libmp3lame", 44100),
