@@ -219,7 +219,13 @@ def _labelled(
     if data.soft and not votes:
         raise UserError(f"--data.soft: expected columns emotion.CLASS, {table.path} has none")
     asked = data.labels or known or (() if table.path else ("six",))
-    classes = parse_labels(asked, {*emotions.tolist(), *votes} - {""}, every=not known)
+    there = {*emotions.tolist(), *votes} - {""}
+    classes = parse_labels(asked, there, every=not known)
+    if not (data.labels or known):  # a corpus of four emotions has four classes
+        lacking = [name for name, of in classes.items() if there.isdisjoint(of)]
+        if 0 < len(lacking) < len(classes):
+            classes = {name: of for name, of in classes.items() if name not in lacking}
+            say(f"no clips of {', '.join(lacking)}: the classes are {', '.join(classes)}")
     one_vote = {
         name: np.where(emotions == "", votes.get(name, 0.0), emotions == name)
         for name in chain(*classes.values())
@@ -243,18 +249,20 @@ def _common_extractor(
 ) -> dict[str, dict]:
     """What made the features of these clips, by modality; `rows` [N] of the pack and paths of all.
     Raises UserError if it is not the same for all: their features do not mean the same."""
-    expected = None
+    found = []
     for clip in clips:
         both = ((name, pack.extractors[of[clip]].get(name)) for name, of in rows.items())
-        records = {name: record for name, record in both if record}
-        expected = records if expected is None else expected
-        if records != expected:
-            raise UserError(
-                f"{paths[clip]}: its features are of another extractor than those of "
-                f"{paths[clips[0]]}: {difference(records, expected)}. Extract all alike, or name "
-                "others (--data.roots)"
-            )
-    return expected
+        found.append({name: record for name, record in both if record})
+    other = next((n for n, records in enumerate(found) if records != found[0]), None)
+    if other is not None:
+        old, new = sorted((0, other), key=lambda n: [of["version"] for of in found[n].values()])
+        raise UserError(
+            f"{paths[clips[old]]}: its features are of another extractor than those of "
+            f"{paths[clips[new]]}: {difference(found[old], found[new])}. Extract the clips of such "
+            f"files ({found.count(found[old])}) again: mmattn extract CLIPS --to FOLDER; or name "
+            "others (--data.roots)"
+        )
+    return found[0]
 
 
 def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> str:

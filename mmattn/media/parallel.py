@@ -194,7 +194,8 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
     if extractor != wanted or not extractor:
         raise UserError(
             f"{job.target} holds other features than asked for "
-            f"({difference(extractor, wanted) or 'it does not say which'}); choose another --to"
+            f"({difference(extractor, wanted) or 'it does not say which'}); "
+            "choose another --to, or delete what is to be extracted again"
         )
     sources = [job.clip, *filter(None, [audio_beside(job.clip)])]
     return job.target.stat().st_mtime >= max(path.stat().st_mtime for path in sources)

@@ -114,6 +114,16 @@ def test_bad_clips_are_listed_and_counted(corpus_folder, options, tables, write_
     assert len(open_both(options(corpus_folder, max_bad=2))) == 31
 
 
+def test_a_corpus_of_four_emotions_has_four_classes(corpus_folder, options, messages):
+    for path in corpus_folder.rglob("*.npz"):
+        if path.stem[6:8] not in ("01", "03", "04", "05"):
+            path.unlink()
+    corpus = open_both(options(corpus_folder, labels=()))
+    assert corpus.class_names == ("anger", "happy", "neutral", "sad")
+    assert messages[0].startswith("no clips of disgust, fear: the classes are anger, ")
+    assert len(open_both(options(corpus_folder, labels=("six",))).class_names) == 6
+
+
 def test_the_commonest_width_is_right(corpus_folder, options, tables, write_clip):
     first = sorted(corpus_folder.rglob("*.npz"))[0]
     write_clip(first, audio_features=np.ones((50, 9), np.float32))
@@ -263,7 +273,8 @@ def test_clips_of_several_extractors(corpus_folder, options, write_clip):
     assert str(caught.value) == (
         f"{paths[2]}: its features are of another extractor than those of {paths[0]}: audio hop "
         "0.01 instead of 0.02, video: face-mesh version 1 instead of face-mesh version 2. Extract "
-        "all alike, or name others (--data.roots)"
+        "the clips of such files (1) again: mmattn extract CLIPS --to FOLDER; or name others "
+        "(--data.roots)"
     )
     paths[2].unlink()
     with pytest.raises(UserError, match=r"one that the files do not name instead of log-mel"):
