@@ -383,9 +383,12 @@ def _aspect(stream: av.VideoStream, plan: Plan) -> Fraction:
 
 def _square(frame: av.VideoFrame, aspect: Fraction) -> np.ndarray:
     """The frame's pixels, [H, W, 3] uint8 RGB; the shorter side of a pixel is stretched."""
+    if aspect == 1:
+        return frame.to_ndarray(format="rgb24")
     width = round(frame.width * max(aspect, 1))
     height = round(frame.height / min(aspect, 1))
-    return frame.to_ndarray(format="rgb24", width=width, height=height)
+    # FFmpeg's default, bilinear, moves landmarks twice as far from those of a square copy.
+    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="LANCZOS")
 
 
 def _decoded(container: av.container.InputContainer, number: int) -> av.stream.Stream:
