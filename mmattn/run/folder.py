@@ -18,7 +18,7 @@ from mmattn.config import ExperimentConfig, OtherDataConfig, config_from_json
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.errors import UserError
 from mmattn.evaluate.predictions import read_predictions
-from mmattn.files import read_json, write_json
+from mmattn.files import printable, read_json, write_json
 from mmattn.machine import cores
 from mmattn.model import native
 
@@ -30,6 +30,8 @@ def check_new(folder: Path) -> None:
     """UserError if a run or anything else is in the folder."""
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a run; resume with --resume, or choose another --out")
+    if str(folder.resolve()) != printable(str(folder.resolve())):
+        raise UserError(f"--out {folder}: expected a name in UTF-8, checkpoints need one")
     check_empty(folder)
 
 

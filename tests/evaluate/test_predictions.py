@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -145,12 +147,15 @@ def test_targets_are_columns_of_their_own_and_a_tie_has_no_label(tmp_path):
     assert_same(read_predictions(path), soft())
 
 
-def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
     path = tmp_path / "predictions.csv"
     path.write_text("old")
-    unwritable = predictions(clips=("a1", "a2", "\udcff"))
-    with pytest.raises(UnicodeEncodeError):
-        write_predictions(path, unwritable)
+    with pytest.raises(OSError, match="No space left"):
+        write_predictions(path, predictions())
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

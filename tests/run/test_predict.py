@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -361,6 +362,25 @@ def test_what_is_no_run_or_no_checkpoint(tiny_run, tmp_path):
     shutil.copy(tiny_run / "config.json", tmp_path)
     with pytest.raises(UserError, match="expected a best checkpoint, found none"):
         mmattn.load(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes names of UTF-8 alone")
+def test_names_that_are_not_utf8(commands, clip_files, tiny_run, tmp_path):
+    """As an archive of an old Windows leaves them; written escaped, in JSON as what they are."""
+    name, folder = (os.fsdecode(raw) for raw in (b"J\xfcrgen.npz", b"B\xe4nder"))
+    shutil.copy(clip_files[0], clip := tmp_path / name)
+    page, table = tmp_path / "page.html", tmp_path / "table.csv"
+    text = commands.run("mmattn", "predict", tiny_run, clip, "--html", page)
+    commands.run("mmattn", "predict", tiny_run, clip, "--csv", table)
+    for written in (text, page.read_text("utf-8"), table.read_text("utf-8")):
+        assert r"J\udcfcrgen.npz" in written
+    found = json.loads(commands.run("mmattn", "predict", tiny_run, clip, "--json"))
+    assert Path(found["predictions"][0]["clip"]) == clip
+    train_on_files(commands, tmp_path / folder, "--out", run := tmp_path / "run")
+    assert r"B\udce4nder" in (run / "train.log").read_text("utf-8")
+    assert "UAR" in commands.run("mmattn", "evaluate", run)
+    text = commands.run("experiments.no_aug", "--out", tmp_path / folder / "run", code=2)
+    assert "expected a name in UTF-8" in text
 
 
 def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_files, stored):
