@@ -2,17 +2,23 @@
 
 Timed from padded arrays in memory to probabilities in memory, each batch by itself; and from a
 feature file to probabilities, by this project as users call it, `load_run(RUN).predict(FILE)`,
-by its peers as quickly as can be.
+by its peers as quickly as can be. Then the command, in a process of its own.
 """
 
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from benchmarks import contenders, machine
 from benchmarks.side_by_side import Comparison, Record, check_positive
+from benchmarks.startup import start
 from benchmarks.work import make_work
 from benchmarks.worker import Job
 from mmattn.console import say_table
@@ -52,6 +58,11 @@ class Predict(Comparison):
         title = f"Predicting one feature file: {clips} in each of {self.rounds} rounds"
         say_table(title, ("contender", "median ms", "95 % ms", *COMMON), rows)
 
+        starts = [command_seconds() for _ in range(self.rounds)]
+        medians = [f"{median(one):.1f}" for one in zip(*starts, strict=True)]
+        columns = "", "s, empty XLA cache", "filled"
+        say_table("The command", columns, [("mmattn predict RUN FILE", *medians)])
+
         many = self.measure(
             f"batches of {self.batch}", [Job(name, "predict", self.batch, 1) for name in names]
         )
@@ -62,12 +73,29 @@ class Predict(Comparison):
         return {
             "one": {name: {**r.to_json(), **latency(r)} for name, r in one.items()},
             "file": {name: {**r.to_json(), **latency(r)} for name, r in files.items()},
+            "command": starts,
             "many": {
                 "batch": self.batch,
                 "clips": clips,
                 "contenders": {name: record.to_json() for name, record in many.items()},
             },
         }
+
+
+def command_seconds() -> list[float]:
+    """Seconds of `mmattn predict RUN FILE` of full size, with XLA's cache empty and then filled."""
+    seconds = []
+    with TemporaryDirectory() as folder:
+        script = "import sys, pathlib, benchmarks.contenders.ours as ours\n"
+        script += "ours.write_untrained(pathlib.Path(sys.argv[1]))"
+        start(machine.REPOSITORY, Path(folder), ["-c", script, folder])
+        shutil.rmtree(f"{folder}/cache", ignore_errors=True)
+        for _ in range(2):
+            begin = time.perf_counter()
+            words = ["-m", "mmattn", "predict", f"{folder}/run", f"{folder}/clip.npz"]
+            start(machine.REPOSITORY, Path(folder), words)
+            seconds.append(time.perf_counter() - begin)
+    return seconds
 
 
 def latency(record: Record) -> dict[str, float]:

@@ -11,7 +11,7 @@ from flax import nnx
 # What a user's run imports before its first step counts as start-up.
 import mmattn.run.experiment  # noqa: F401
 from benchmarks.contenders.base import Contender
-from benchmarks.work import Work, blank_normaliser
+from benchmarks.work import Work, blank_normaliser, make_work, write_clip
 from mmattn.data.batches import Batch, collate, shared_shape
 from mmattn.run.run import Run
 from mmattn.train import devices
@@ -102,6 +102,15 @@ def untrained_run(work: Work) -> Run:
     trainer = Trainer(work.config, work.corpus, blank_normaliser(work), None, clips, 1)
     trainer.save(run.checkpoints, "best", Position(*trainer.start()), {"history": []})
     return run
+
+
+def write_untrained(folder: Path) -> None:
+    """Write the folder `run` of such a run and `clip.npz`, for the command to predict."""
+    work = make_work(1, 1)
+    run = untrained_run(work)
+    run.history, run.split = [], {}
+    run.save(folder / "run")
+    write_clip(folder / "clip.npz", work.corpus, 0)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from benchmarks import contenders, gemm, side_by_side, train_step
+from benchmarks import contenders, gemm, predict, side_by_side, train_step
 from benchmarks.predict import Predict
 from benchmarks.side_by_side import measure, started
 from benchmarks.train_step import TrainStep
@@ -53,6 +53,7 @@ def turns(monkeypatch) -> list[str]:
     for module in (side_by_side, train_step):
         monkeypatch.setattr(module, "started", fake)
     monkeypatch.setattr(side_by_side, "SETTLE", 0)
+    monkeypatch.setattr(predict, "command_seconds", lambda: [2.5, 1.5])
     monkeypatch.setattr(contenders, "missing", lambda name: None)
     return turns
 
@@ -118,8 +119,9 @@ def test_the_results_of_predict(turns, tmp_path):
     path = tmp_path / "results.json"
     Predict(rounds=2, contenders=("ours", "torch-padded"), json=path)()
     found = json.loads(path.read_text())
-    assert found.keys() == {"machine", "missing", "one", "file", "many"}
+    assert found.keys() == {"machine", "missing", "one", "file", "command", "many"}
     assert found["one"]["torch-padded"]["p95_s"] == 1.5
+    assert found["command"] == 2 * [[2.5, 1.5]]
     assert found["many"]["contenders"]["torch-padded"]["ours_ratio"] == 1.5
 
 

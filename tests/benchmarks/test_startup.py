@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.machine import REPOSITORY
+from benchmarks.predict import command_seconds
 from benchmarks.startup import first_step
 
 
@@ -13,3 +14,9 @@ def test_a_start_ends_with_its_first_step(tmp_path):
     assert (tmp_path / "0" / "config.json").exists()
     assert not (tmp_path / "1" / "summary.json").exists()  # it went no further
     assert any((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.slow
+def test_the_command_that_predicts_is_timed():
+    empty, filled = command_seconds()
+    assert 0 < filled < 600 and 0 < empty < 600
