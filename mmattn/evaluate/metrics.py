@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import rel_entr
 
 from mmattn.evaluate.predictions import Predictions
 
@@ -347,6 +346,8 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     class in common (Lin, Divergence measures based on the Shannon entropy, IEEE Transactions on
     Information Theory 37, 1991).
     """
+    from scipy.special import rel_entr  # not with the others: a prediction does without
+
     middle = (p + q) / 2
     return (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=-1) / (2 * np.log(2))
 

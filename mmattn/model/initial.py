@@ -5,6 +5,7 @@ here draw in NumPy what those of Flax draw from JAX's keys, within float32 round
 JAX, as from `nnx.Rngs`, they are those of Flax.
 """
 
+import math
 from collections.abc import Callable
 from functools import wraps
 
@@ -12,8 +13,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
-from scipy.linalg import lapack
-from scipy.special import erf
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 CHUNK = 2**15  # numbers drawn at once, so that they stay in the processor's cache
@@ -63,7 +62,7 @@ def glorot_uniform(key, shape):
 @_drawn_by(nnx.initializers.lecun_normal())
 def lecun_normal(key, shape):
     """Normal, cut off at two standard deviations, with variance 1 / inputs."""
-    end = erf(np.sqrt(np.float32(2)))
+    end = math.erf(math.sqrt(2))
     deviation = 0.87962566103423978  # of a standard normal cut off at ±2
     scale = np.float32(np.sqrt(np.float32(1 / shape[0])) / np.float32(deviation))
     return _normal(_uniform(key, shape, -end, end)) * scale
@@ -72,6 +71,8 @@ def lecun_normal(key, shape):
 @_drawn_by(nnx.initializers.orthogonal())
 def orthogonal(key, shape):
     """Orthonormal rows, not more than columns (Saxe et al., 2014)."""
+    from scipy.linalg import lapack  # not with the others: a prediction does without
+
     least = np.nextafter(np.float32(-1), np.float32(0))
     # The routines of LAPACK that JAX calls: other ones round otherwise, which an LSTM amplifies.
     r, factors, *_ = lapack.sgeqrf(_normal(_uniform(key, shape[::-1], least, 1)))
