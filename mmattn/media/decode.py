@@ -41,6 +41,10 @@ _OVERLAP = 0.05  # seconds that a frame may begin before the end of the one befo
 _EARLY = 1e-3  # seconds that a frame may come before it is due, for times that are rounded
 
 
+# PyAV 19 needs no word to take metadata that is not UTF-8.
+_LENIENT = {} if int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "replace"}
+
+
 class BadMedia(Exception):
     """A clip that cannot be used; the message says why."""
 
@@ -494,13 +498,12 @@ def _opened(path: Path, edits: bool) -> Iterator[av.container.InputContainer]:
     own file.
     """
     options = {"protocol_whitelist": "none", "advanced_editlist": str(int(edits))}
-    reader = {"options": options, "metadata_errors": "replace"}
     try:
         if not path.stat().st_size:
             raise BadMedia("the file is empty")
         if is_pointer(path):
             raise BadMedia(POINTER)
-        with _Clip(path) as file, av.open(file, **reader) as container:
+        with _Clip(path) as file, av.open(file, options=options, **_LENIENT) as container:
             yield container
     except av.FFmpegError as error:
         raise BadMedia(f"no audio or video can be read: {error.strerror}") from error
