@@ -28,8 +28,8 @@ class Options:
     features: tyro.conf.OmitArgPrefixes[ExtractConfig] = field(default_factory=ExtractConfig)
 
     def __call__(self) -> None:
-        from mmattn.media.decode import BadMedia
         from mmattn.media.extract import extract_clip
+        from mmattn.media.survey import BadMedia
 
         if self.times < PARTS:
             raise UserError(f"--times {self.times}: expected {PARTS} or more")

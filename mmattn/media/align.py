@@ -9,8 +9,8 @@ from mmattn.data.stream import Stream
 from mmattn.evaluate.cca import CCA
 from mmattn.evaluate.correlation import Frames, lag_curve, peak_lag
 from mmattn.media.audio import loudness
-from mmattn.media.decode import BadMedia
 from mmattn.media.mesh import OPENING_COLUMN
+from mmattn.media.survey import BadMedia
 
 LAGS = np.linspace(-0.6, 0.6, 121)  # seconds
 SMOOTH = 0.05  # seconds; syllables are five times as long

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.signal.windows import hann
 
 from mmattn.data.stream import Stream, make_stream
-from mmattn.media.decode import BadMedia
+from mmattn.media.survey import BadMedia
 
 BLOCK = 4096  # windows at once: hours of audio need no more memory than minutes
 FLOOR = 1e-8  # of the power: silence has a logarithm, a quiet room is hardly louder

@@ -16,10 +16,10 @@ from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.files import printable, write_text
 from mmattn.media import is_feature_file
 from mmattn.media.align import ALIGNED, LAGS, Alignment, Movement, align, movement, read_curve
-from mmattn.media.decode import BadMedia
 from mmattn.media.extract import extract_clip
 from mmattn.media.mesh import OPENING
 from mmattn.media.parallel import DIED, SUFFIXES, Job, find_clips, run_jobs
+from mmattn.media.survey import BadMedia
 
 RATE = 30.0  # fps: an offset is no finer than a frame
 SHOWN = 20  # clips up to which all are in the table

@@ -1,17 +1,13 @@
 """Audio and video frames of a clip with the times at which they are heard and seen.
 
-`survey` opens a clip and decides what of it is used and how: the Plan, by which `read_audio` and
-`read_frames` read. They add to it what they did and what the user should know.
+They are read by a clip's Plan, to which is added what was done and what the user should know.
 
 Both streams keep their own times: seconds on the container's clock, which starts with the earlier
 of the two. A stream that starts late (in FLV by 25 ms, say) is late here too.
 """
 
-import io
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -20,33 +16,18 @@ import av
 import numpy as np
 from av.format import Flags
 
-from mmattn.media.lfs import POINTER, is_pointer
+from mmattn.media.survey import BadMedia, Plan, opened, survey
 
 RATE = 16000  # Hz; speech above 8 kHz tells little of emotion
 SILENT = 1e-3  # of full scale: a track that never gets louder has no audio
 CANCELLED = 0.25  # of the power that channels have together which do not resemble each other
-SHORT = 0.5  # seconds that may be missing of what the header promises …
-SHORT_SHARE = 0.1  # … or this share of it, whichever is more
-# Containers whose headers say how long their streams are. Of others FFmpeg guesses it from the bit
-# rate, or takes it from the last packet.
-_SAY_LENGTH = {"mov", "flv", "avi", "matroska", "asf", "wav", "w64", "aiff", "au", "caf", "flac"}
-_ENDLESS = 1 << 30  # frames in the header of an AVI that is written to a pipe
 GAP = 0.04  # seconds that samples may be ahead of their time, or late: more is no rounding
 LONGEST_GAP = 60.0
-HIDDEN = 0.1  # seconds that an edit list hides; less is the delay of an audio encoder
 DARK = 64  # of 255, that 95 % of the pixels of each frame stay below: hardly a face
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions, by their number in ITU-T H.273
 FLATTEST = 4  # aspect ratio of a pixel, or its inverse; beyond it a header is wrong
 _OVERLAP = 0.05  # seconds that a frame may begin before the end of the one before
 _EARLY = 1e-3  # seconds that a frame may come before it is due, for times that are rounded
-
-
-# PyAV 19 needs no word to take metadata that is not UTF-8.
-_LENIENT = {} if int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "replace"}
-
-
-class BadMedia(Exception):
-    """A clip that cannot be used; the message says why."""
 
 
 class Audio(NamedTuple):
@@ -65,81 +46,6 @@ class Audio(NamedTuple):
     def silent(self) -> bool:
         """Whether nothing is heard, as in the silent track of RAVDESS's 02-* clips."""
         return not len(self.samples) or float(np.abs(self.samples).max()) < SILENT
-
-
-class Track(NamedTuple):
-    """A stream of a clip, by its header and its packets."""
-
-    kind: str  # audio, video, subtitle, data, …, or picture: the cover of a song
-    form: str  # codec and format, in words
-    start: float  # seconds, when the first packet starts and …
-    end: float  # … the last one ends; both 0 without packets
-    rising: bool  # whether each packet's time is later than that of the packet before
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a clip holds, what of it is used, and what was done when it was read."""
-
-    path: Path
-    form: str  # of the container
-    tracks: tuple[Track, ...]
-    claimed: float | None  # seconds that audio and video last by the header, if it says so
-    start: float  # seconds, the time of the container's packets at which the clip starts
-    edits: bool  # whether an edit list hides parts of the clip: they are not used
-    done: dict[str, list[str]] = field(default_factory=lambda: {"audio": [], "video": []})
-    """By modality, what was done to its stream."""
-    notes: list[str] = field(default_factory=list)
-    """What the user should know: why features may be worse than of other clips."""
-
-    def of(self, kind: str) -> list[int]:
-        """The numbers of the tracks of a kind."""
-        return [number for number, track in enumerate(self.tracks) if track.kind == kind]
-
-    @property
-    def end(self) -> float:
-        """Seconds at which the audio and the video have ended, by their packets."""
-        return max((self.tracks[n].end for n in self.of("audio") + self.of("video")), default=0.0)
-
-    def check_length(self) -> None:
-        """Raise BadMedia if the clip ends well before its header says that it does."""
-        if (said := self.claimed) and said - self.end > max(SHORT, SHORT_SHARE * said):
-            raise BadMedia(f"cut short: its header says {said:.1f} s, it ends at {self.end:.1f} s")
-
-
-def survey(path: Path) -> Plan:
-    """Look through the header and the packets of a clip; nothing is decoded. Raises BadMedia."""
-    with _opened(path, edits=False) as container:
-        if not _edits_hide(path, container):
-            return _plan(path, container, edits=False)
-    with _opened(path, edits=True) as container:
-        return _plan(path, container, edits=True)
-
-
-def _plan(path: Path, container: av.container.InputContainer, edits: bool) -> Plan:
-    """The plan of a clip that is opened with its edit list followed or not."""
-    start = (container.start_time or 0) / av.time_base
-    times: dict[int, tuple[float, float, float]] = {}  # of a track: first, last, latest end
-    falling = set()
-    for packet in container.demux():
-        if packet.pts is None or packet.is_discard:
-            continue
-        begin, number = float(packet.pts * packet.time_base) - start, packet.stream_index
-        end = begin + float((packet.duration or 0) * packet.time_base)
-        first, last, latest = times.get(number, (begin, -np.inf, end))
-        if begin <= last:
-            falling.add(number)
-        times[number] = min(first, begin), begin, max(latest, end)
-    tracks = []
-    for number, stream in enumerate(container.streams):
-        first, _, latest = times.get(number, (0.0, 0.0, 0.0))
-        tracks.append(Track(_kind(stream), _describe(stream), first, latest, number not in falling))
-    name, claimed = container.format.long_name, _claimed(container)
-    plan = Plan(path, name, tuple(tracks), claimed, start, edits)
-    for kind in plan.done:
-        if edits and plan.of(kind):
-            plan.done[kind].append("without what the edit list hides")
-    return plan
 
 
 def read_audio(path: Path, plan: Plan | None = None) -> Audio | None:
@@ -187,7 +93,7 @@ def _decode_audio(
     """The audio of a track, or of one of its channels; what was done, and what is to note."""
     mono, start = _Mono(channel), None
     filled = dropped = 0.0  # seconds
-    with _opened(plan.path, plan.edits) as container:
+    with opened(plan.path, plan.edits) as container:
         stream, clock = _decoded(container, number), _Clock(container, plan.start)
         for frame in container.decode(stream):
             ended = clock.due
@@ -304,7 +210,7 @@ def read_frames(
     if not plan.of("video"):
         return
     number = next((n for n in plan.of("video") if plan.tracks[n].end), plan.of("video")[0])
-    with _opened(path, plan.edits) as container:
+    with opened(path, plan.edits) as container:
         stream = _decoded(container, number)
         stream.codec_context.thread_count = 1  # clips are read in parallel, each on a core
         # Frames come out of a decoder in the order in which they are shown. Where packets have no
@@ -406,111 +312,3 @@ def _decoded(container: av.container.InputContainer, number: int) -> av.stream.S
 
 def _form(frame: av.AudioFrame) -> tuple:
     return frame.format.name, frame.layout.name, frame.sample_rate
-
-
-def _kind(stream: av.stream.Stream) -> str:
-    cover = stream.disposition & av.stream.Disposition.attached_pic
-    return "picture" if cover else stream.type
-
-
-def _describe(stream: av.stream.Stream) -> str:
-    codec = stream.codec_context
-    if codec is None:
-        return "unknown codec"
-    if stream.type == "video":
-        rate = f", {float(stream.guessed_rate):.4g} fps" if stream.guessed_rate else ""
-        return f"{codec.name}, {codec.width} x {codec.height}{rate}"
-    if stream.type == "audio":
-        channels = "mono" if codec.layout.nb_channels == 1 else codec.layout.name
-        return f"{codec.name}, {codec.sample_rate} Hz, {channels}"
-    return codec.name
-
-
-def _claimed(container: av.container.InputContainer) -> float | None:
-    """Seconds that audio and video last by the header; None where it does not say so.
-
-    The container's own length is another where other streams last longer, such as subtitles.
-    """
-    if not _SAY_LENGTH & set(container.format.name.split(",")):
-        return None
-    streams = [one for one in container.streams if _kind(one) in ("audio", "video")]
-    if container.format.name == "avi":  # FFmpeg corrects lengths by the file's; the count stays
-        videos = [one for one in streams if one.type == "video" and one.frames < _ENDLESS]
-        return max((float(one.frames / one.guessed_rate) for one in videos), default=None)
-    said = [_stream_seconds(stream) for stream in streams]
-    whole = container.duration and container.duration / av.time_base
-    if said and None not in said:
-        return min(max(said), whole or np.inf)
-    return whole if all(one.type in ("audio", "video") for one in container.streams) else None
-
-
-def _stream_seconds(stream: av.stream.Stream) -> float | None:
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    try:  # of Matroska: hours, minutes and seconds
-        hours, minutes, seconds = map(float, stream.metadata["DURATION"].split(":"))
-        return 3600 * hours + 60 * minutes + seconds
-    except (KeyError, ValueError):
-        return None
-
-
-def _edits_hide(path: Path, container: av.container.InputContainer) -> bool:
-    """Whether an MP4's edit list hides parts of the clip: more than the delay of its encoders.
-
-    Where it hides nothing, what it says is a shift of all times, no more. Otherwise FFmpeg drops
-    RAVDESS's last frame and shows the others a frame (33 ms) too early, for their list does not
-    make up for the delay of the encoder; the audio, which is delayed as much, stays where it is.
-    """
-    if "mov" not in container.format.name:
-        return False
-    if any((one.start_time or 0) * one.time_base < -_EARLY for one in container.streams.video):
-        return True
-    with _opened(path, edits=True) as shown:
-        hidden = np.subtract(_durations(container), _durations(shown))
-    return max(hidden, default=0.0) > HIDDEN
-
-
-def _durations(container: av.container.InputContainer) -> list[float]:
-    return [
-        float((one.duration or 0) * one.time_base)
-        for one in container.streams
-        if _kind(one) in ("audio", "video")
-    ]
-
-
-class _Clip(io.FileIO):
-    """A file that FFmpeg reads without its name, by which it would find others and formats."""
-
-    name = "clip"
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Where it is then; -1, which FFmpeg takes for an error, where it cannot be."""
-        try:
-            return super().seek(offset, whence)
-        except (OSError, ValueError):
-            return -1
-
-
-@contextmanager
-def _opened(path: Path, edits: bool) -> Iterator[av.container.InputContainer]:
-    """A clip as FFmpeg reads it, if `edits` without what its edit list hides.
-
-    FFmpeg may open nothing else, whatever a list of other files asks for: a clip is what is in its
-    own file.
-    """
-    options = {"protocol_whitelist": "none", "advanced_editlist": str(int(edits))}
-    try:
-        if not path.stat().st_size:
-            raise BadMedia("the file is empty")
-        if is_pointer(path):
-            raise BadMedia(POINTER)
-        with _Clip(path) as file, av.open(file, options=options, **_LENIENT) as container:
-            yield container
-    except av.FFmpegError as error:
-        raise BadMedia(f"no audio or video can be read: {error.strerror}") from error
-    except IndexError as error:  # PyAV's own, of a stream that the header does not list
-        raise BadMedia("no audio or video can be read: its packets are of no stream") from error
-    except (ValueError, MemoryError) as error:  # PyAV's own, of frames that do not fit
-        raise BadMedia(f"no audio or video can be read: {error}") from error
-    except OSError as error:
-        raise BadMedia(f"unreadable: {error.strerror or error}") from error

@@ -6,7 +6,7 @@ import numpy as np
 
 from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
-from mmattn.media.decode import BadMedia
+from mmattn.media.survey import BadMedia
 
 LICENCE = (
     "eGeMAPS is computed by openSMILE, copyright audEERING GmbH. Its licence is for research, "

@@ -19,19 +19,13 @@ from mmattn.errors import UserError
 from mmattn.files import write_bytes
 from mmattn.media.align import smooth_loudness
 from mmattn.media.audio import LogMel
-from mmattn.media.decode import (
-    Audio,
-    BadMedia,
-    Plan,
-    read_audio,
-    read_frames,
-    survey,
-)
+from mmattn.media.decode import Audio, read_audio, read_frames
 from mmattn.media.egemaps import EGeMAPS
 from mmattn.media.faces import FaceDetector, FaceTracker, area
 from mmattn.media.mesh import OPENING_COLUMN, FaceMesh
 from mmattn.media.models import FACE_DETECTOR, model_file
 from mmattn.media.speaker import MOST, Seen, follow_speaker
+from mmattn.media.survey import BadMedia, Plan, survey
 
 FASTEST = 1000.0  # fps
 MANY = 0.2  # fraction of frames without a face that is worth a note

@@ -22,7 +22,6 @@ from mmattn.data.manifest import Manifest, read_manifest, rows_of, write_manifes
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
 from mmattn.media import SUFFIXES, egemaps
-from mmattn.media.decode import BadMedia
 from mmattn.media.extract import (
     FASTEST,
     audio_beside,
@@ -30,6 +29,7 @@ from mmattn.media.extract import (
     extractor_of,
     write_features,
 )
+from mmattn.media.survey import BadMedia
 
 GRACE = 10.0  # seconds in which processes may end that are to
 DIED = "the process that read it died"

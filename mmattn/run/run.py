@@ -371,8 +371,8 @@ class Run:
         if is_feature_file(path):
             return *read_features(path, self.config.data.rates, self.widths), ()
         with explain_missing_library():
-            from mmattn.media.decode import BadMedia
             from mmattn.media.extract import extract_clip
+            from mmattn.media.survey import BadMedia
         try:
             config = self.extraction()
         except UserError as error:

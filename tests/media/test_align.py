@@ -9,8 +9,8 @@ from mmattn.data.stream import make_stream
 from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.media.align import LAGS, Movement, align, movement, read_curve
 from mmattn.media.check import check_clips
-from mmattn.media.decode import BadMedia
 from mmattn.media.extract import extract_clip, write_features
+from mmattn.media.survey import BadMedia
 from tests.media.movements import talk
 
 FRAME = 1000 / 30  # ms

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmattn.media.audio import FLOOR, LogMel, loudness, mel_filters
-from mmattn.media.decode import BadMedia
+from mmattn.media.survey import BadMedia
 
 RATE = 16000
 

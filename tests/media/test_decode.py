@@ -7,13 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from mmattn.media.decode import (
-    RATE,
-    BadMedia,
-    read_audio,
-    read_frames,
-    survey,
-)
+from mmattn.media.decode import RATE, read_audio, read_frames
+from mmattn.media.survey import BadMedia, survey
 from tests.media.talking import write_clip
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmattn.errors import UserError
-from mmattn.media.decode import BadMedia
 from mmattn.media.egemaps import EGeMAPS
+from mmattn.media.survey import BadMedia
 
 RATE = 16000
 LOUDNESS, PITCH = 0, 10  # columns

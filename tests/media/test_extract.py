@@ -9,8 +9,8 @@ from mmattn.data.feature_file import read_features
 from mmattn.errors import UserError
 from mmattn.media.align import movement
 from mmattn.media.audio import loudness as loudness_of
-from mmattn.media.decode import BadMedia
 from mmattn.media.extract import config_like, extract_clip, extractor_of, write_features
+from mmattn.media.survey import BadMedia
 from tests.media.talking import write_clip
 
 

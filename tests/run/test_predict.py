@@ -299,7 +299,7 @@ def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch)
 
 def test_raw_clips_need_libraries_that_are_named(tiny_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    for name in ("decode", "extract"):
+    for name in ("survey", "decode", "extract"):
         monkeypatch.delitem(sys.modules, f"mmattn.media.{name}", raising=False)
     with pytest.raises(UserError, match=r"raw clips need the library av: .*'mmattn\[media\]'"):
         mmattn.load(tiny_run).predict("talk.mp4")

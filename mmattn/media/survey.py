@@ -1,0 +1,211 @@
+"""What a clip holds, and what of it is used: the Plan by which it is decoded."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from mmattn.media.lfs import POINTER, is_pointer
+
+SHORT = 0.5  # seconds that may be missing of what the header promises …
+SHORT_SHARE = 0.1  # … or this share of it, whichever is more
+HIDDEN = 0.1  # seconds that an edit list hides; less is the delay of an audio encoder
+# Containers whose headers say how long their streams are. Of others FFmpeg guesses it from the bit
+# rate, or takes it from the last packet.
+_SAY_LENGTH = {"mov", "flv", "avi", "matroska", "asf", "wav", "w64", "aiff", "au", "caf", "flac"}
+_ENDLESS = 1 << 30  # frames in the header of an AVI that is written to a pipe
+_EARLY = 1e-3  # seconds before the start of a clip that are no rounding
+# PyAV 19 needs no word to take metadata that is not UTF-8.
+_LENIENT = {} if int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "replace"}
+
+
+class BadMedia(Exception):
+    """A clip that cannot be used; the message says why."""
+
+
+class Track(NamedTuple):
+    """A stream of a clip, by its header and its packets."""
+
+    kind: str  # audio, video, subtitle, data, …, or picture: the cover of a song
+    form: str  # codec and format, in words
+    start: float  # seconds, when the first packet starts and …
+    end: float  # … the last one ends; both 0 without packets
+    rising: bool  # whether each packet's time is later than that of the packet before
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a clip holds, what of it is used, and what was done when it was read."""
+
+    path: Path
+    form: str  # of the container
+    tracks: tuple[Track, ...]
+    claimed: float | None  # seconds that audio and video last by the header, if it says so
+    start: float  # seconds, the time of the container's packets at which the clip starts
+    edits: bool  # whether an edit list hides parts of the clip: they are not used
+    done: dict[str, list[str]] = field(default_factory=lambda: {"audio": [], "video": []})
+    """By modality, what was done to its stream."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know: why features may be worse than of other clips."""
+
+    def of(self, kind: str) -> list[int]:
+        """The numbers of the tracks of a kind."""
+        return [number for number, track in enumerate(self.tracks) if track.kind == kind]
+
+    @property
+    def end(self) -> float:
+        """Seconds at which the audio and the video have ended, by their packets."""
+        return max((self.tracks[n].end for n in self.of("audio") + self.of("video")), default=0.0)
+
+    def check_length(self) -> None:
+        """Raise BadMedia if the clip ends well before its header says that it does."""
+        if (said := self.claimed) and said - self.end > max(SHORT, SHORT_SHARE * said):
+            raise BadMedia(f"cut short: its header says {said:.1f} s, it ends at {self.end:.1f} s")
+
+
+def survey(path: Path) -> Plan:
+    """Look through the header and the packets of a clip; nothing is decoded. Raises BadMedia."""
+    with opened(path, edits=False) as container:
+        if not _edits_hide(path, container):
+            return _plan(path, container, edits=False)
+    with opened(path, edits=True) as container:
+        return _plan(path, container, edits=True)
+
+
+def _plan(path: Path, container: av.container.InputContainer, edits: bool) -> Plan:
+    """The plan of a clip that is opened with its edit list followed or not."""
+    start = (container.start_time or 0) / av.time_base
+    times: dict[int, tuple[float, float, float]] = {}  # of a track: first, last, latest end
+    falling = set()
+    for packet in container.demux():
+        if packet.pts is None or packet.is_discard:
+            continue
+        begin, number = float(packet.pts * packet.time_base) - start, packet.stream_index
+        end = begin + float((packet.duration or 0) * packet.time_base)
+        first, last, latest = times.get(number, (begin, -np.inf, end))
+        if begin <= last:
+            falling.add(number)
+        times[number] = min(first, begin), begin, max(latest, end)
+    tracks = []
+    for number, stream in enumerate(container.streams):
+        first, _, latest = times.get(number, (0.0, 0.0, 0.0))
+        tracks.append(Track(_kind(stream), _describe(stream), first, latest, number not in falling))
+    name, claimed = container.format.long_name, _claimed(container)
+    plan = Plan(path, name, tuple(tracks), claimed, start, edits)
+    for kind in plan.done:
+        if edits and plan.of(kind):
+            plan.done[kind].append("without what the edit list hides")
+    return plan
+
+
+class _Clip(io.FileIO):
+    """A file that FFmpeg reads without its name, by which it would find others and formats."""
+
+    name = "clip"
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Where it is then; -1, which FFmpeg takes for an error, where it cannot be."""
+        try:
+            return super().seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
+@contextmanager
+def opened(path: Path, edits: bool) -> Iterator[av.container.InputContainer]:
+    """A clip as FFmpeg reads it, if `edits` without what its edit list hides.
+
+    FFmpeg may open nothing else, whatever a list of other files asks for: a clip is what is in its
+    own file.
+    """
+    options = {"protocol_whitelist": "none", "advanced_editlist": str(int(edits))}
+    try:
+        if not path.stat().st_size:
+            raise BadMedia("the file is empty")
+        if is_pointer(path):
+            raise BadMedia(POINTER)
+        with _Clip(path) as file, av.open(file, options=options, **_LENIENT) as container:
+            yield container
+    except av.FFmpegError as error:
+        raise BadMedia(f"no audio or video can be read: {error.strerror}") from error
+    except IndexError as error:  # PyAV's own, of a stream that the header does not list
+        raise BadMedia("no audio or video can be read: its packets are of no stream") from error
+    except (ValueError, MemoryError) as error:  # PyAV's own, of frames that do not fit
+        raise BadMedia(f"no audio or video can be read: {error}") from error
+    except OSError as error:
+        raise BadMedia(f"unreadable: {error.strerror or error}") from error
+
+
+def _kind(stream: av.stream.Stream) -> str:
+    cover = stream.disposition & av.stream.Disposition.attached_pic
+    return "picture" if cover else stream.type
+
+
+def _describe(stream: av.stream.Stream) -> str:
+    codec = stream.codec_context
+    if codec is None:
+        return "unknown codec"
+    if stream.type == "video":
+        rate = f", {float(stream.guessed_rate):.4g} fps" if stream.guessed_rate else ""
+        return f"{codec.name}, {codec.width} x {codec.height}{rate}"
+    if stream.type == "audio":
+        channels = "mono" if codec.layout.nb_channels == 1 else codec.layout.name
+        return f"{codec.name}, {codec.sample_rate} Hz, {channels}"
+    return codec.name
+
+
+def _claimed(container: av.container.InputContainer) -> float | None:
+    """Seconds that audio and video last by the header; None where it does not say so.
+
+    The container's own length is another where other streams last longer, such as subtitles.
+    """
+    if not _SAY_LENGTH & set(container.format.name.split(",")):
+        return None
+    streams = [one for one in container.streams if _kind(one) in ("audio", "video")]
+    if container.format.name == "avi":  # FFmpeg corrects lengths by the file's; the count stays
+        videos = [one for one in streams if one.type == "video" and one.frames < _ENDLESS]
+        return max((float(one.frames / one.guessed_rate) for one in videos), default=None)
+    said = [_stream_seconds(stream) for stream in streams]
+    whole = container.duration and container.duration / av.time_base
+    if said and None not in said:
+        return min(max(said), whole or np.inf)
+    return whole if all(one.type in ("audio", "video") for one in container.streams) else None
+
+
+def _stream_seconds(stream: av.stream.Stream) -> float | None:
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    try:  # of Matroska: hours, minutes and seconds
+        hours, minutes, seconds = map(float, stream.metadata["DURATION"].split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+    except (KeyError, ValueError):
+        return None
+
+
+def _edits_hide(path: Path, container: av.container.InputContainer) -> bool:
+    """Whether an MP4's edit list hides parts of the clip: more than the delay of its encoders.
+
+    Where it hides nothing, what it says is a shift of all times, no more. Otherwise FFmpeg drops
+    RAVDESS's last frame and shows the others a frame (33 ms) too early, for their list does not
+    make up for the delay of the encoder; the audio, which is delayed as much, stays where it is.
+    """
+    if "mov" not in container.format.name:
+        return False
+    if any((one.start_time or 0) * one.time_base < -_EARLY for one in container.streams.video):
+        return True
+    with opened(path, edits=True) as shown:
+        hidden = np.subtract(_durations(container), _durations(shown))
+    return max(hidden, default=0.0) > HIDDEN
+
+
+def _durations(container: av.container.InputContainer) -> list[float]:
+    return [
+        float((one.duration or 0) * one.time_base)
+        for one in container.streams
+        if _kind(one) in ("audio", "video")
+    ]
