@@ -146,6 +146,7 @@ def test_clips_shifted_by_known_amounts(talking, face_models, name, delay):
     assert result.sure and result.suspect == (abs(delay) > 0.08)
 
 
+@pytest.mark.slow
 def test_a_start_offset_in_the_container_is_no_offset(talking, face_models):
     for name in ("late.mp4", "late.flv"):
         path, _ = talking(name, start_offset=0.2)

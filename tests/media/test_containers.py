@@ -185,6 +185,18 @@ def test_whatever_ffmpeg_decodes_is_read(tmp_path, name, codec):
     assert list(read_frames(tmp_path / name, 30, plan)) == []
 
 
+@pytest.mark.slow
+def test_clips_of_several_recorders_in_one_folder(commands, tmp_path):
+    codecs = {"a.mp4": "aac", "b.m4v": "aac", "c.mts": "mp2", "d.m4a": "aac", "e.mpg": "mp2"}
+    codecs |= {"f.3gp": "aac", "g.mp3": "libmp3lame", "h.aiff": "pcm_s16be"}
+    (tmp_path / "clips").mkdir()
+    for name, codec in codecs.items():
+        write_sound(tmp_path / "clips" / name, SPEECH[None], codec=codec)
+    commands.run("mmattn", "extract", tmp_path / "clips", "--to", tmp_path / "features")
+    found = {path.stem for path in (tmp_path / "features").glob("*.npz")}
+    assert found == {name.partition(".")[0] for name in codecs}
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

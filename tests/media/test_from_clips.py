@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import wave
 
+import numpy as np
 import pytest
 
 import mmattn
@@ -78,3 +80,20 @@ def test_other_features_are_refused(commands, run, tmp_path):
     commands.run("mmattn", "extract", clip, "--to", other, "--video-rate", "10")
     words = commands.run("mmattn", "predict", folder, other / f"{clip.stem}.npz", code=1)
     assert "video rate 10.0 instead of 15.0" in words.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_audio_files_alone_train_a_network_of_audio_alone(commands, tmp_path):
+    clips, run = tmp_path / "clips", tmp_path / "run"
+    clips.mkdir()
+    for actor in range(1, 7):
+        for emotion in EMOTIONS:
+            tone = np.sin(np.arange(11200) * (0.05 * int(emotion) + 0.003 * actor))
+            with wave.open(str(clips / f"03-01-{emotion}-01-01-01-{actor:02d}.wav"), "wb") as file:
+                file.setparams((1, 2, 16000, 0, "NONE", ""))
+                file.writeframes((9000 * tone).astype("<i2").tobytes())
+    commands.run("mmattn", "extract", clips, "--to", tmp_path / "features")
+    data = ("--data.roots", tmp_path / "features", "--data.cache", tmp_path / "cache")
+    audio = ("--model.modalities", "audio", "--train.epochs", "1", "--devices", "1")
+    commands.run("experiments.no_aug", *data, *audio, "--out", run)
+    assert (run / "predictions.csv").exists()

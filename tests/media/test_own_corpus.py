@@ -41,6 +41,7 @@ def train(commands, out: Path, *options: object) -> dict:
     return json.loads((out / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_from_class_folders_to_a_prediction(commands, corpus, talking, tmp_path):
     run = tmp_path / "run"
     summary = train(commands, run, "--data.roots", corpus, *UNITS)

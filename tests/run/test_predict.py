@@ -364,6 +364,7 @@ def test_what_is_no_run_or_no_checkpoint(tiny_run, tmp_path):
         mmattn.load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes names of UTF-8 alone")
 def test_names_that_are_not_utf8(commands, clip_files, tiny_run, tmp_path):
     """As an archive of an old Windows leaves them; written escaped, in JSON as what they are."""

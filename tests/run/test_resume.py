@@ -51,6 +51,7 @@ def test_killed_inside_a_save(commands, tiny_run, tmp_path):
     assert_same_end(folder, tiny_run)
 
 
+@pytest.mark.slow
 def test_sigterm_saves(commands, tiny_run, tmp_path):
     folder = tmp_path / "stopped"
     process = go_on(commands, folder)
