@@ -9,9 +9,11 @@ from mmattn.errors import UserError
 # Of clips in folders, video before audio; a clip that is named may have any.
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".flv", ".f4v", ".avi", ".dv", ".mkv", ".webm", ".wmv", ".asf"),
-    *(".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".3gp", ".3g2", ".ogv"),
-    *(".wav", ".w64", ".flac", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".m4a", ".mka"),
-    *(".mp2", ".mp3", ".aac", ".ac3", ".ogg", ".oga", ".opus", ".spx", ".wma", ".amr", ".wv"),
+    *(".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".mod", ".ts", ".mts", ".m2ts", ".mxf", ".divx"),
+    *(".3gp", ".3gpp", ".3g2", ".ogv"),
+    *(".wav", ".w64", ".flac", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".m4a", ".m4b"),
+    *(".mka", ".weba", ".mp2", ".mp3", ".aac", ".ac3", ".ogg", ".oga", ".opus", ".spx", ".wma"),
+    *(".amr", ".wv", ".tta"),
 )
 
 

@@ -9,6 +9,7 @@ of the two. A stream that starts late (in FLV by 25 ms, say) is late here too.
 from collections import Counter, deque
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ import av
 import numpy as np
 from av.format import Flags
 
-from mmattn.media.survey import BadMedia, Plan, opened, survey
+from mmattn.media.survey import UNKNOWN, BadMedia, Plan, opened, survey
 
 RATE = 16000  # Hz; speech above 8 kHz tells little of emotion
-SILENT = 1e-3  # of full scale: a track that never gets louder has no audio
-CANCELLED = 0.25  # of the power that channels have together which do not resemble each other
+SILENT = 1e-3  # of full scale: a track that never moves further from its middle has no audio
+CANCELLED = 0.25  # of the power that channels have together which do not resemble each other …
+CANCELLED_SHARE = 0.25  # … in as much of the audio, by power
 GAP = 0.04  # seconds that samples may be ahead of their time, or late: more is no rounding
 LONGEST_GAP = 60.0
 DARK = 64  # of 255, that 95 % of the pixels of each frame stay below: hardly a face
@@ -45,7 +47,7 @@ class Audio(NamedTuple):
     @property
     def silent(self) -> bool:
         """Whether nothing is heard, as in the silent track of RAVDESS's 02-* clips."""
-        return not len(self.samples) or float(np.abs(self.samples).max()) < SILENT
+        return not len(self.samples) or float(np.ptp(self.samples)) < 2 * SILENT
 
 
 def read_audio(path: Path, plan: Plan | None = None) -> Audio | None:
@@ -95,7 +97,9 @@ def _decode_audio(
     filled = dropped = 0.0  # seconds
     with opened(plan.path, plan.edits) as container:
         stream, clock = _decoded(container, number), _Clock(container, plan.start)
-        for frame in container.decode(stream):
+        broken = _Broken()
+        decoded = broken.decode(container, stream, clock)
+        for frame in chain.from_iterable(frames for _, frames in decoded):
             ended = clock.due
             time = clock(frame, frame.samples / frame.sample_rate)
             if start is None:
@@ -112,14 +116,16 @@ def _decode_audio(
             mono.add(frame)
             due += frame.samples / frame.sample_rate
         if start is None:
-            raise BadMedia("its audio track is empty")
+            raise BadMedia(broken.reason("audio") or "its audio track is empty")
         rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
     audio = Audio(mono.samples(), RATE, start)
     if mono.cancelled:
         audio, done, notes = _decode_audio(plan, number, mono.loudest)
         notes.append("its audio channels cancel each other out (one is inverted): one is used")
         return audio, done, notes
-    done, notes = [f"{rate} to {RATE} Hz"] if rate != RATE else [], []
+    done, notes = [f"{rate} to {RATE} Hz"] if rate != RATE else [], broken.said("audio")
+    if len(plan.of("audio")) > 1:
+        done.insert(0, f"stream {number}, of {len(plan.of('audio'))} with audio")
     if layout.nb_channels > 1:
         mix = "mean" if channel is None else f"channel {channel + 1}"
         done.append(f"{mix} of {layout.nb_channels} channels")
@@ -142,8 +148,9 @@ class _Mono:
         self.form = self.resampler = None
         self.placed: list[tuple[int, np.ndarray]] = []  # samples, and the place of the first
         self.at, self.channel = 0, channel
-        # Power of the mean, and what it would be if no two channels were alike; of each channel.
-        self.power, self.unlike, self.powers = 0.0, 0.0, Counter()
+        # Power that the mean would have if no two channels were alike, and that of parts in which
+        # they cancel each other out; of each channel.
+        self.unlike, self.lost, self.powers = 0.0, 0.0, Counter()
 
     def begin(self, frame: av.AudioFrame, time: float) -> None:
         """What follows, in the form of `frame`, starts at a time, in seconds."""
@@ -158,10 +165,12 @@ class _Mono:
             one = channels.mean(axis=0)
             if self.channel is not None:
                 one = channels[self.channel % len(channels)]
-            powers = np.square(channels, dtype=np.float64).sum(axis=1)
+            powers = channels.var(axis=1, dtype=np.float64) * len(one)
             self.powers.update(dict(enumerate(powers)))
-            self.power += np.square(one, dtype=np.float64).sum()
-            self.unlike += powers.sum() / len(powers) ** 2
+            unlike = powers.sum() / len(powers) ** 2
+            self.unlike += unlike
+            if one.var(dtype=np.float64) * len(one) < CANCELLED * unlike:
+                self.lost += unlike
             self.placed.append((self.at, one))
             self.at += len(one)
 
@@ -177,7 +186,7 @@ class _Mono:
     @property
     def cancelled(self) -> bool:
         """Whether the channels cancel each other out."""
-        return self.power < CANCELLED * self.unlike
+        return self.lost > CANCELLED_SHARE * self.unlike
 
     @property
     def loudest(self) -> int:
@@ -209,7 +218,8 @@ def read_frames(
     plan = plan or survey(path)
     if not plan.of("video"):
         return
-    number = next((n for n in plan.of("video") if plan.tracks[n].end), plan.of("video")[0])
+    videos = [n for n in plan.of("video") if plan.tracks[n].form != UNKNOWN] or plan.of("video")
+    number = max(videos, key=lambda n: plan.tracks[n].packets)  # one of one frame is a picture
     with opened(path, plan.edits) as container:
         stream = _decoded(container, number)
         stream.codec_context.thread_count = 1  # clips are read in parallel, each on a core
@@ -219,32 +229,46 @@ def read_frames(
         avi, reorders = container.format.name == "avi", stream.codec_context.has_b_frames
         in_turn = reorders and (avi or plan.tracks[number].rising)
         reordered = False
-        aspect, clock = _aspect(stream, plan), _Clock(container, plan.start)
-        due, count, brightest, decoded = -np.inf, 0, 0.0, deque()
-        for packet in container.demux(stream):
+        aspect, clock, broken = _aspect(stream, plan), _Clock(container, plan.start), _Broken()
+        due, latest, count, back, brightest, decoded = -np.inf, -np.inf, 0, 0, 0.0, deque()
+        for packet, frames in broken.decode(container, stream, clock):
             if packet.size:
-                decoded.append(packet.dts if avi else packet.pts)
-            for frame in packet.decode():
+                decoded.append((packet.pts, packet.dts if avi else packet.pts))
+            for frame in frames:
                 if in_turn:
-                    turn = decoded.popleft() if decoded else None
+                    if clock.due is None and any(frame.pts == own for own, _ in decoded):
+                        while (
+                            decoded[0][0] != frame.pts
+                        ):  # packets before the first frame: no frame
+                            decoded.popleft()
+                    _, turn = decoded.popleft() if decoded else (None, None)
                     reordered, frame.pts = reordered or frame.pts != turn, turn
                 time = clock(frame, float(1 / (stream.guessed_rate or 25)))
+                back, latest = back + (time < latest), max(time, latest)
                 if time < due - _EARLY:
                     continue
                 due, count = time + 1 / rate, count + 1
-                pixels = np.rot90(_square(frame, aspect), round(frame.rotation / 90))
+                turned = round(frame.rotation / 90) % 4
+                pixels = np.rot90(_square(frame, aspect), turned)
                 brightest = max(brightest, np.percentile(pixels[::16, ::16], 95))
-                shape, rotation = (frame.width, frame.height), round(frame.rotation)
+                shape = frame.width, frame.height
                 yield time, pixels
         if not count:
+            if reason := broken.reason("video"):
+                raise BadMedia(reason)
             return
         done = plan.done["video"]
+        plan.notes.extend(broken.said("video"))
+        if number != plan.of("video")[0]:
+            plan.notes.append(f"its video is that of stream {number}, which has the most frames")
+        if back:
+            plan.notes.append(f"{back} of its video frames go back in time: left out")
         if len(plan.of("video")) > 1:
             done.append(f"stream {number}, of {len(plan.of('video'))} with video")
         if aspect != 1:
             done.append(f"pixels of {aspect} made square: {shape[0]} x {shape[1]} stretched")
-        if rotation:
-            done.append(f"turned by {rotation} degrees")
+        if turned:
+            done.append(f"turned by {90 * turned} degrees")
         if reordered:
             plan.notes.append("it has no presentation times: its frames are dated in their order")
         done += [f"{count} frames, at most {rate:g} fps", *clock.said()]
@@ -254,6 +278,37 @@ def read_frames(
             )
         if transfer := HDR.get(stream.codec_context.color_trc):
             plan.notes.append(f"its video is HDR ({transfer}), taken as it is: colours look flat")
+
+
+class _Broken:
+    """Decodes a stream, and counts its packets that cannot be decoded: they are skipped."""
+
+    def __init__(self):
+        self.count, self.error = 0, None
+
+    def decode(
+        self, container: av.container.InputContainer, stream: av.stream.Stream, clock: "_Clock"
+    ) -> Iterator[tuple[av.Packet, list[av.frame.Frame]]]:
+        """Each packet that can be decoded, with the frames that come out then."""
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                self.count, self.error = self.count + 1, error
+                clock.skip(float((packet.duration or 0) * packet.time_base))
+            else:
+                yield packet, frames
+
+    def reason(self, kind: str) -> str | None:
+        """Why nothing could be decoded, if packets were there."""
+        return self.error and f"no {kind} can be decoded: {self.error.strerror}"
+
+    def said(self, kind: str) -> list[str]:
+        """What to note."""
+        packets = "1 packet" if self.count == 1 else f"{self.count} packets"
+        return [f"{packets} of its {kind} cannot be decoded: left out"] if self.count else []
 
 
 class _Clock:
@@ -276,6 +331,11 @@ class _Clock:
             time = float(frame.pts * frame.time_base) - self.start
         self.due = time + lasts
         return time
+
+    def skip(self, lasts: float) -> None:
+        """What lasts so many seconds is missing."""
+        if self.due is not None:
+            self.due += lasts
 
     def said(self) -> list[str]:
         """What was done."""

@@ -216,7 +216,13 @@ def _loudness(path: Path) -> Stream | None:
 
 def _hear(plan: Plan, config: ExtractConfig) -> Stream | None:
     """The features of what is heard."""
-    audio, said = heard_audio(plan.path, read_audio(plan.path, plan))
+    try:
+        track = read_audio(plan.path, plan)
+    except BadMedia as error:
+        if config.video == "none" or not plan.of("video"):
+            raise
+        track = plan.notes.append(str(error))
+    audio, said = heard_audio(plan.path, track)
     plan.notes.extend(said)
     if audio is None:
         return None

@@ -152,7 +152,11 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
     found, left_out = [], 0
     for path in given:
         if path.is_dir():
-            inside = sorted(path / below for below in list_clips(path, suffixes))
+            listed = [path / below for below in list_clips(path, suffixes)]
+            # Of one name the clip with the first suffix.
+            inside = sorted({clip.with_suffix(""): clip for clip in reversed(listed)}.values())
+            if same := len(listed) - len(inside):
+                say(f"{path}: {same} files left out: others have the same name and another suffix")
             chosen = _fullest(inside)
             left_out += len(inside) - len(chosen)
             found += [(clip, clip.relative_to(path)) for clip in chosen]

@@ -1,6 +1,7 @@
 """What a clip holds, and what of it is used: the Plan by which it is decoded."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from mmattn.media.lfs import POINTER, is_pointer
 
 SHORT = 0.5  # seconds that may be missing of what the header promises …
 SHORT_SHARE = 0.1  # … or this share of it, whichever is more
+UNKNOWN = "unknown codec"
 HIDDEN = 0.1  # seconds that an edit list hides; less is the delay of an audio encoder
 # Containers whose headers say how long their streams are. Of others FFmpeg guesses it from the bit
 # rate, or takes it from the last packet.
@@ -36,6 +38,7 @@ class Track(NamedTuple):
     start: float  # seconds, when the first packet starts and …
     end: float  # … the last one ends; both 0 without packets
     rising: bool  # whether each packet's time is later than that of the packet before
+    packets: int
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,11 @@ class Plan:
 
     def check_length(self) -> None:
         """Raise BadMedia if the clip ends well before its header says that it does."""
-        if (said := self.claimed) and said - self.end > max(SHORT, SHORT_SHARE * said):
-            raise BadMedia(f"cut short: its header says {said:.1f} s, it ends at {self.end:.1f} s")
+        if not (said := self.claimed):
+            return
+        end = self.end + max(self.start, 0.0)  # headers count from 0, where the clip starts later
+        if said - end > max(SHORT, SHORT_SHARE * said):
+            raise BadMedia(f"cut short: its header says {said:.1f} s, it ends at {end:.1f} s")
 
 
 def survey(path: Path) -> Plan:
@@ -81,7 +87,7 @@ def _plan(path: Path, container: av.container.InputContainer, edits: bool) -> Pl
     """The plan of a clip that is opened with its edit list followed or not."""
     start = (container.start_time or 0) / av.time_base
     times: dict[int, tuple[float, float, float]] = {}  # of a track: first, last, latest end
-    falling = set()
+    falling, packets = set(), Counter()
     for packet in container.demux():
         if packet.pts is None or packet.is_discard:
             continue
@@ -91,10 +97,12 @@ def _plan(path: Path, container: av.container.InputContainer, edits: bool) -> Pl
         if begin <= last:
             falling.add(number)
         times[number] = min(first, begin), begin, max(latest, end)
+        packets[number] += 1
     tracks = []
     for number, stream in enumerate(container.streams):
         first, _, latest = times.get(number, (0.0, 0.0, 0.0))
-        tracks.append(Track(_kind(stream), _describe(stream), first, latest, number not in falling))
+        rising, count = number not in falling, packets[number]
+        tracks.append(Track(_kind(stream), _describe(stream), first, latest, rising, count))
     name, claimed = container.format.long_name, _claimed(container)
     plan = Plan(path, name, tuple(tracks), claimed, start, edits)
     for kind in plan.done:
@@ -149,7 +157,7 @@ def _kind(stream: av.stream.Stream) -> str:
 def _describe(stream: av.stream.Stream) -> str:
     codec = stream.codec_context
     if codec is None:
-        return "unknown codec"
+        return UNKNOWN
     if stream.type == "video":
         rate = f", {float(stream.guessed_rate):.4g} fps" if stream.guessed_rate else ""
         return f"{codec.name}, {codec.width} x {codec.height}{rate}"
@@ -169,7 +177,7 @@ def _claimed(container: av.container.InputContainer) -> float | None:
     streams = [one for one in container.streams if _kind(one) in ("audio", "video")]
     if container.format.name == "avi":  # FFmpeg corrects lengths by the file's; the count stays
         videos = [one for one in streams if one.type == "video" and one.frames < _ENDLESS]
-        return max((float(one.frames / one.guessed_rate) for one in videos), default=None)
+        return max((float(one.frames * one.time_base) for one in videos), default=None)
     said = [_stream_seconds(stream) for stream in streams]
     whole = container.duration and container.duration / av.time_base
     if said and None not in said:

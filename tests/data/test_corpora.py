@@ -121,10 +121,13 @@ def test_clips_of_a_folder(tmp_path):
     touch(tmp_path / "elsewhere", "0.wav")
     (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "a/circle").symlink_to(tmp_path)
+    touch(outside := tmp_path.with_name("outside"), "3.npz")
+    (tmp_path / "linked").symlink_to(outside)
+    (tmp_path / "broken.mp4").symlink_to("nowhere")
     files, others = find_clips(tmp_path, (".npz", ".mp4", ".wav"))
-    assert files == ["a/link/0.wav", "1.npz", "a/2.mp4", "b/2.WAV"]
-    assert others == {".txt": 1, "": 1}
-    with pytest.raises(UserError, match=r"\(\.flac\), found files of other kinds alone: .*1 \.mp4"):
+    assert files == ["elsewhere/0.wav", "1.npz", "a/2.mp4", "b/2.WAV", "linked/3.npz"]
+    assert others == {".txt": 1, "": 1, ".mp4": 1}
+    with pytest.raises(UserError, match=r"\(\.flac\), found files of other kinds alone: .*2 \.mp4"):
         find_clips(tmp_path, (".flac",))
 
 

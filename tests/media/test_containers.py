@@ -236,6 +236,55 @@ def test_half_a_file_is_cut_short(tmp_path, name):
         survey(tmp_path / name).check_length()
 
 
+@pytest.mark.parametrize("name", ["late.mkv", "late.ts"])
+def test_a_recording_that_starts_between_key_frames(tmp_path, name):
+    """Its first packets give no frames, and its times do not start at 0."""
+    write_video(tmp_path / "a.mp4", numbered(90), fps=30, g="30", bf="2")
+    late = tmp_path / name
+    remux(tmp_path / "a.mp4", late, lambda _, time: time > 0.7, avoid_negative_ts="disabled")
+    plan = survey(late)
+    plan.check_length()
+    frames = list(read_frames(late, 30, plan))
+    numbers = [number_of(picture) for _, picture in frames]
+    assert numbers == [*range(numbers[0], 90)] and numbers[0] in (29, 30)
+    times = np.array([time for time, _ in frames])
+    assert np.ptp(times - np.array(numbers) / 30) < 2e-3
+    assert times[0] == pytest.approx((numbers[0] - 22) / 30, abs=0.04)  # frame 22 is the first kept
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.ts", "a.flac"])
+def test_what_cannot_be_decoded_is_left_out(tmp_path, name):
+    codec = {"a.mp3": "libmp3lame", "a.ts": "mp2", "a.flac": "flac"}[name]
+    write_sound(tmp_path / name, np.tile(SPEECH, 2)[None], codec=codec)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2 :: 97] = bytes(len(content[len(content) // 2 :: 97]))
+    (tmp_path / name).write_bytes(content)
+    plan = survey(tmp_path / name)
+    audio = read_audio(tmp_path / name, plan)
+    assert audio.end > 1.9
+    if name == "a.flac":
+        np.testing.assert_allclose(audio.samples[:16000], SPEECH[:16000], atol=1e-4)
+    assert any("of its audio cannot be decoded: left out" in note for note in plan.notes)
+
+
+def test_of_two_videos_the_one_with_more_frames_is_used(tmp_path):
+    """The first is the picture of a few seconds that some recorders put there."""
+    with av.open(tmp_path / "a.mkv", "w") as file:
+        streams = [file.add_stream("mpeg4", rate=30) for _ in range(2)]
+        for stream in streams:
+            stream.width = stream.height = 64
+        for number, picture in enumerate(numbered(30)):
+            for stream in streams if not number else streams[1:]:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 30)
+                file.mux(stream.encode(frame))
+        for stream in streams:
+            file.mux(stream.encode(None))
+    plan = survey(tmp_path / "a.mkv")
+    assert len(list(read_frames(tmp_path / "a.mkv", 30, plan))) == 30
+    assert plan.notes[-1] == "its video is that of stream 1, which has the most frames"
+
+
 def test_subtitles_may_outlast_the_clip(tmp_path, talking):
     path = talking("talking.mkv")[0]
     (tmp_path / "a.srt").write_text("1\n00:00:03,000 --> 00:00:09,000\nby the door\n")
@@ -299,6 +348,20 @@ def test_samples_and_timestamps_that_drift_apart(tmp_path, share):
     late = [np.abs(loud - time).min() for time in due]
     assert np.sum(np.array(late) < 0.05) >= 18  # one may lie in what is left out
     assert ("longer than its timestamps" if share < 1 else "lacks") in plan.notes[0]
+
+
+def test_an_offset_of_all_samples_is_no_sound(tmp_path):
+    """Nor does it hide that channels cancel each other out."""
+    flat = np.full((1, 2 * RATE), 0.01, np.float32)
+    write_sound(tmp_path / "two.mkv", flat, SPEECH[None])
+    plan = survey(tmp_path / "two.mkv")
+    np.testing.assert_allclose(read_audio(tmp_path / "two.mkv", plan).samples, SPEECH, atol=1e-4)
+    both = np.stack([SPEECH, -SPEECH]) + 0.03
+    write_sound(tmp_path / "inverted.wav", both, layout="stereo")
+    plan = survey(tmp_path / "inverted.wav")
+    samples = read_audio(tmp_path / "inverted.wav", plan).samples
+    assert np.abs(samples - 0.03).max() == pytest.approx(np.abs(SPEECH).max(), abs=1e-3)
+    assert "cancel each other out" in plan.notes[0]
 
 
 def test_the_first_track_that_can_be_heard_is_used(tmp_path):

@@ -3,6 +3,7 @@
 import resource
 import signal
 import sys
+from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -121,8 +122,9 @@ def test_damaged_clips_give_features_or_a_reason(tmp_path):
     assert not killed, f"died, or took more than {CPU:g} s: {killed}"
     assert not faults, faults
     assert {results[f"whole{suffix}"][0] for suffix in CONTAINERS} == {"features"}
+    kinds = Counter(kind for kind, _ in results.values())
+    assert kinds["features"] > 2 * kinds["reason"]  # most of a damaged clip can be read
     reasons = {text for kind, text in results.values() if kind == "reason"}
-    assert len(reasons) > 3
     assert all(len(text) > 10 and text.isprintable() for text in reasons)
 
 

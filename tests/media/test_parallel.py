@@ -110,10 +110,12 @@ def test_bad_options_are_named(folder, config, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             extract_clips(clips, tmp_path / "to", config, 1)
-    twin = folder / "1001_DFA_ANG_XX.mkv"
-    shutil.copy(folder / "1001_DFA_ANG_XX.mp4", twin)
-    with pytest.raises(UserError, match=r"XX.mkv and .*XX.mp4 would both become .*XX.npz"):
-        find_jobs([folder], tmp_path / "to")
+    clips = [folder / "1001_DFA_ANG_XX.mp4", twin := folder / "1001_DFA_ANG_XX.mkv"]
+    shutil.copy(*clips)
+    assert find_jobs([folder], tmp_path / "to") == find_jobs([*clips[:1], folder], tmp_path / "to")
+    with pytest.raises(UserError, match=r"XX.mp4 and .*XX.mkv would both become .*XX.npz"):
+        find_jobs(clips, tmp_path / "to")
+    twin.unlink()
     rate = ExtractConfig(models=config.models, video_rate=0)
     with pytest.raises(UserError, match="--video-rate 0: expected above 0"):
         extract_clips([folder], tmp_path / "to", rate, 1)
@@ -275,4 +277,4 @@ def test_linked_folders_are_searched_and_other_files_are_counted(tmp_path, monke
     (folder / "anna/circle").symlink_to(folder, target_is_directory=True)
     below = {path.as_posix() for _, path in find_clips([folder], SUFFIXES)}
     assert below == {"ben/a.MTS", "b.m4a", "anna/c.3gp"}
-    assert messages == [f"{folder}: other files, which are no clips: 1 without suffix, 1 .txt"]
+    assert messages == [f"{folder}: other files, not taken for clips: 1 without suffix, 1 .txt"]

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from mmattn.console import say
 from mmattn.errors import UserError
+from mmattn.files import printable
 
 Row = dict[str, str]
 Read = Callable[[str], tuple[str, Row]]  # path without suffix: what no other clip shares, cells
@@ -21,15 +22,17 @@ def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counte
     Hidden files and folders are passed over. OSError at a folder that cannot be read; UserError if
     there are no clips.
     """
-    found, others, seen = [], Counter(), set()
+    found, others, seen, root = [], Counter(), set(), os.path.realpath(folder)
     for place, below, names in os.walk(folder, onerror=_raise, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # by links in a circle
+        real = os.path.realpath(place)
+        linked = place != str(folder) and os.path.islink(place)
+        if real in seen or (linked and Path(real).is_relative_to(root)):  # it is found as itself
             below.clear()
             continue
         seen.add(real)
         below[:] = [name for name in sorted(below) if not name.startswith(".")]
         for path in (Path(place, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() in suffixes:
+            if path.suffix.lower() in suffixes and path.is_file():
                 found.append(path.relative_to(folder))
             else:
                 others[path.suffix] += 1
@@ -44,7 +47,7 @@ def list_clips(folder: Path, suffixes: Sequence[str]) -> list[str]:
     """`find_clips`, where the user is told how many other files there are, by suffix."""
     found, others = find_clips(folder, suffixes)
     if others:
-        say(f"{folder}: other files, which are no clips: {count_kinds(others)}")
+        say(f"{folder}: other files, not taken for clips: {count_kinds(others)}")
     return found
 
 
@@ -68,6 +71,8 @@ def read_rows(files: Sequence[str], read: Read) -> tuple[list[Row], list[tuple[s
     rows, left_out, first = [], [], {}
     for file in files:
         try:
+            if file != printable(file):
+                raise ValueError("its name is not UTF-8, as a table's must be: rename it")
             key, cells = read(os.path.splitext(file)[0])
             if first.setdefault(key, file) != file:
                 raise ValueError(f"the same clip as {first[key]}")
