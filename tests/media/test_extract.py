@@ -101,7 +101,7 @@ def test_one_modality_alone_is_that_of_both(talking, config, tmp_path):
     path, _ = talking("talking.mp4")
     both = extract_clip(path, config)
     for name, other in (("audio", "video"), ("video", "audio")):
-        alone = extract_clip(path, replace(config, **{other: "none"}))
+        alone = extract_clip(path, replace(config, **{other: {}}))
         assert list(alone.streams) == [name] and alone.notes == ()
         for one, same in zip(alone.streams[name], both.streams[name], strict=True):
             np.testing.assert_array_equal(one, same)
@@ -111,7 +111,7 @@ def test_one_modality_alone_is_that_of_both(talking, config, tmp_path):
 
 
 def test_audio_alone_needs_no_face_models(talking, lacking_clips, tmp_path):
-    config = ExtractConfig(models=tmp_path, video="none")
+    config = ExtractConfig(models=tmp_path, video={})
     path, _ = talking("short.mp4", seconds=1.0)
     assert list(extract_clip(path, config).streams) == ["audio"]
     with pytest.raises(BadMedia, match=r"nothing to learn from: it has no audio track$"):
@@ -125,11 +125,11 @@ def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, tmp_p
     for suffix in (".mp4", ".flv"):
         path = tmp_path / f"short-sound{suffix}"
         write_clip(path, pictures, np.arange(40) / 10, 10, (samples[: 2 * rate], rate, 0))
-        found = extract_clip(path, ExtractConfig(models=tmp_path, video="none"))
+        found = extract_clip(path, ExtractConfig(models=tmp_path, video={}))
         assert found.streams["audio"].times[-1] == pytest.approx(2, abs=0.1)
         assert found.seconds == pytest.approx(3.95, abs=0.1)
     with pytest.raises(BadMedia, match="cut short: its header says 1"):
-        extract_clip(faulty_clips / "cut.flv", ExtractConfig(models=tmp_path, video="none"))
+        extract_clip(faulty_clips / "cut.flv", ExtractConfig(models=tmp_path, video={}))
 
 
 def test_audio_comes_from_the_same_take(ravdess_clips, config):
@@ -172,10 +172,13 @@ def test_a_model_file_that_is_missing_is_named(talking, tmp_path):
 
 def test_a_record_gives_the_config_back(config):
     assert config_like(extractor_of(config), ExtractConfig(models=config.models)) == config
-    dlib = ExtractConfig(video="dlib", audio="egemaps", video_rate=10.0, face="largest")
+    dlib = ExtractConfig(
+        video={"video": "dlib"}, audio={"audio": "egemaps"}, video_rate=10.0, face="largest"
+    )
     assert config_like(extractor_of(dlib), ExtractConfig()) == dlib
     audio = {"audio": extractor_of(dlib)["audio"]}
-    assert config_like(audio, ExtractConfig()) == ExtractConfig(audio="egemaps", video="none")
+    alone = ExtractConfig(audio={"audio": "egemaps"}, video={})
+    assert config_like(audio, ExtractConfig()) == alone
 
 
 @pytest.mark.parametrize(
