@@ -101,10 +101,13 @@ def _load(model: str | None) -> tuple[Callable, Any, str]:
     try:
         import torch  # noqa: F401, or transformers has no models
         from transformers import AutoFeatureExtractor, AutoModel
+        from transformers.utils import logging
     except ImportError as error:
         raise UserError(
             f"--audio hf needs transformers ({error}): pip install 'mmattn[transformers]'"
         ) from error
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # heads that are left out; what is lacking is an error below
     place = str(Path(model).expanduser())
     try:
         prepare = AutoFeatureExtractor.from_pretrained(place)
