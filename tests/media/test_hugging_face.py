@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mmattn.errors import UserError
-from mmattn.media.decode import BadMedia
 from mmattn.media.hugging_face import HuggingFace, _load
+from mmattn.media.survey import BadMedia
 
 RATE = 16000
 TINY = {

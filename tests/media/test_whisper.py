@@ -13,9 +13,9 @@ from mmattn.config import ExtractConfig
 from mmattn.data.stream import make_stream
 from mmattn.errors import UserError
 from mmattn.media.audio import in_windows
-from mmattn.media.decode import BadMedia
 from mmattn.media.extract import extract_clip, extractor_of
 from mmattn.media.models import FOLDER, SHA256, WHISPER, fetch_models
+from mmattn.media.survey import BadMedia
 from mmattn.media.whisper import Whisper, log_mel
 
 RATE = 16000
