@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mmattn.config import TOLD, ExperimentConfig, ExtractConfig, OtherDataConfig
+from mmattn.config import TOLD, ExperimentConfig, ExtractConfig, ModelFiles, OtherDataConfig
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.machine import cores
@@ -106,15 +106,11 @@ class Predict:
     """A table to write, a row a clip, in place of each clip's predictions on the screen."""
     html: Path | None = None
     """A page to write: attention over the audio, faces where it is highest."""
-    models: Path = ExtractConfig.models
-    """Where `mmattn download face-models` put the model files."""
-    facenet: Path | None = None
-    """FaceNet's weights, if the run was trained on FaceNet's features."""
+    media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
 
     def __call__(self) -> None:
         from mmattn.run.predict import predict_run
 
-        media = ExtractConfig(models=self.models, facenet=self.facenet)
         predict_run(
             self.run,
             self.clips,
@@ -123,7 +119,7 @@ class Predict:
             self.json,
             self.csv,
             self.html,
-            media,
+            ExtractConfig(**vars(self.media)),
         )
 
 
@@ -254,9 +250,9 @@ class Align:
 
 @dataclass(frozen=True)
 class Download:
-    """Fetch RAVDESS's clips, or the models that find faces; called again, it resumes."""
+    """Fetch RAVDESS's clips, or the models of some features; called again, it resumes."""
 
-    corpus: Annotated[Literal["ravdess", "face-models"], tyro.conf.Positional]
+    corpus: Annotated[Literal["ravdess", "face-models", "audio-models"], tyro.conf.Positional]
     to: Path | None = None
     """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
     only: Annotated[tuple[str, ...], TOLD] = ()

@@ -54,25 +54,77 @@ NamedSizes = Annotated[dict[str, tuple[int, ...]], _named(int, "MODALITY=UNITS,â
 NamedText = Annotated[dict[str, str], _named(str, "NAME=COLUMN"), TOLD]
 
 
+def kind_of(modality: str) -> str:
+    """Audio or video, where several features of one are modalities of their own.
+
+    >>> kind_of("audio_whisper")
+    'audio'
+    """
+    return modality.partition("_")[0]
+
+
+def _extractors(kind: str) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How names of extractors are written on the command line; of several, each is a modality."""
+
+    def parse(words: list[str]) -> dict[str, str]:
+        if words == ["none"]:
+            return {}
+        if len(words) == 1:
+            return {kind: words[0]}
+        return {f"{kind}_{name.replace('-', '_')}": name for name in words}
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAMEâ€¦",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: list(value.values()) or ["none"],
+    )
+
+
 @dataclass(frozen=True)
-class ExtractConfig:
+class ModelFiles:
+    """Where the models are that take features from raw clips."""
+
+    models: Path = Path("~/.cache/mmattn/models")
+    """Where `mmattn download face-models` and `audio-models` put the model files."""
+    facenet: Path | None = None
+    """FaceNet's weights, the file 20180402-114759-vggface2.pt (with --video facenet)."""
+    whisper_model: str = "tiny.en"
+    """With --audio whisper: tiny.en (mmattn download audio-models); a folder in CTranslate2's form;
+    or, with huggingface_hub installed, a name on the Hugging Face Hub such as small or
+    Systran/faster-whisper-large-v3."""
+    hf_model: str | None = None
+    """With --audio hf: a folder, or a name on the Hugging Face Hub such as
+    microsoft/wavlm-base-plus."""
+
+
+@dataclass(frozen=True)
+class ExtractConfig(ModelFiles):
     """Which features are taken from raw clips."""
 
-    audio: Literal["log-mel", "egemaps", "none"] = "log-mel"
-    """64 log-mel bands; or openSMILE's eGeMAPSv02 low-level descriptors (extra [opensmile]); or no
-    audio features."""
-    video: Literal["face-mesh", "dlib", "facenet", "none"] = "face-mesh"
-    """Distances in the face's geometry; or a face embedding: 128 numbers (extra [dlib]), 512
-    (extra [facenet]); or no video features, which needs no face models."""
+    __hash__ = _hash
+
+    audio: Annotated[dict[str, str], _extractors("audio")] = field(
+        default_factory=lambda: {"audio": "log-mel"}
+    )
+    """By modality, its features: log-mel, 64 bands; egemaps, openSMILE's eGeMAPSv02 low-level
+    descriptors (extra [opensmile]); whisper, encoder states (extra [whisper]); hf, hidden states of
+    a speech encoder of Hugging Face (extra [transformers]); none. Of several, each becomes a
+    modality of its own: audio_log_mel, audio_whisper."""
+    video: Annotated[dict[str, str], _extractors("video")] = field(
+        default_factory=lambda: {"video": "face-mesh"}
+    )
+    """By modality, its features: face-mesh, distances in the face's geometry; a face embedding:
+    dlib, 128 numbers (extra [dlib]), or facenet, 512 (extra [facenet]); none, which needs no face
+    models."""
     video_rate: float = 15.0
     """Maximum frame rate (fps); clips that have more are thinned out."""
     face: Literal["speaker", "largest"] = "speaker"
     """Of several faces, follow the one whose mouth follows the audio (the largest if that cannot be
     told, or there is no audio); or always the largest."""
-    models: Path = Path("~/.cache/mmattn/models")
-    """Where `mmattn download face-models` put the model files."""
-    facenet: Path | None = None
-    """FaceNet's weights, the file 20180402-114759-vggface2.pt (with --video facenet)."""
+    hf_layer: int = -1
+    """Which hidden states, 0 before the first layer, -1 after the last (with --audio hf)."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +167,8 @@ class DataConfig:
     streams: Annotated[tuple[str, ...], TOLD] = ()
     """Modalities that every clip must have (default: those of the model)."""
     zero_is_missing: tuple[str, ...] = ("video",)
-    """Modalities in which a frame of zeros has no data: no face was found."""
+    """Modalities in which a frame of zeros has no data: no face was found. video is video_NAME
+    too."""
     max_bad: int = 0
     """Maximum number of unreadable clips to tolerate before the run stops."""
     rates: NamedNumbers = field(default_factory=dict)
@@ -146,6 +199,10 @@ class DataConfig:
     buckets: int = 4
     """Groups of clips of like length that batches are made of."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def zero_is_gap(self, modality: str) -> bool:
+        """Whether a frame of zeros of this modality has no data."""
+        return not {modality, kind_of(modality)}.isdisjoint(self.zero_is_missing)
 
     def check(self) -> None:
         """Raise UserError at the first option whose value cannot be."""
@@ -266,7 +323,8 @@ class ModelConfig:
 
     def units_of(self, modality: str) -> tuple[int, ...]:
         """Units a direction of each LSTM layer of a modality."""
-        return self.units.get(modality, (256, 128) if modality == "video" else (128, 64))
+        default = (256, 128) if kind_of(modality) == "video" else (128, 64)
+        return self.units.get(modality, default)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         labels=labels,
         class_names=class_names,
         streams={
-            name: replace(stream.select(clips), zero_is_missing=name in data.zero_is_missing)
+            name: replace(stream.select(clips), zero_is_missing=data.zero_is_gap(name))
             for name, stream in streams.items()
         },
         extractor=_common_extractor(pack, rows, clips, paths[modalities[0]]),
@@ -288,7 +288,7 @@ def _synthetic_corpus(data: DataConfig, modalities: Sequence[str]) -> Corpus:
         labels=np.array([clip.label for clip in clips], np.int32),
         class_names=SIX,
         streams={
-            name: pack_streams([clip.streams[name] for clip in clips], name in data.zero_is_missing)
+            name: pack_streams([clip.streams[name] for clip in clips], data.zero_is_gap(name))
             for name in modalities
         },
         cues=tuple(clip.cues for clip in clips),

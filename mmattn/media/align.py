@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from mmattn.config import kind_of
 from mmattn.data.stream import Stream
 from mmattn.evaluate.cca import CCA
 from mmattn.evaluate.correlation import Frames, lag_curve, peak_lag
@@ -66,16 +67,28 @@ def movement(streams: dict[str, Stream], extractor: dict[str, dict]) -> Movement
 
     Raises BadMedia naming what is missing.
     """
-    for modality, name in (("audio", "log-mel"), ("video", "face-mesh")):
-        if modality not in streams:
-            raise BadMedia(f"no {modality}; both audio and a face are needed")
-        made_by = extractor.get(modality, {}).get("name", "one that the file does not name")
-        if made_by != name:
-            raise BadMedia(f"its {modality} features are by {made_by}; expected {name}")
-    audio, video = streams["audio"], streams["video"]
+    audio = _stream_by("log-mel", "audio", streams, extractor)
+    video = _stream_by("face-mesh", "video", streams, extractor)
     return Movement(
         video._replace(frames=video.frames[:, [OPENING_COLUMN]]), smooth_loudness(audio)
     )
+
+
+def _stream_by(
+    name: str, kind: str, streams: dict[str, Stream], extractor: dict[str, dict]
+) -> Stream:
+    """The stream of a kind that an extractor made. Raises BadMedia."""
+    makers = {
+        modality: extractor.get(modality, {}).get("name", "one that the file does not name")
+        for modality in streams
+        if kind_of(modality) == kind
+    }
+    if not makers:
+        raise BadMedia(f"no {kind}; both audio and a face are needed")
+    for modality, made_by in makers.items():
+        if made_by == name:
+            return streams[modality]
+    raise BadMedia(f"its {kind} features are by {' and '.join(makers.values())}; expected {name}")
 
 
 def smooth_loudness(log_mel: Stream) -> Stream:

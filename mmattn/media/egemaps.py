@@ -1,12 +1,13 @@
 """The eGeMAPS acoustic features of the voice, computed by openSMILE."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
-from mmattn.media.survey import BadMedia
+from mmattn.media.audio import check_lasts
 
 LICENCE = (
     "eGeMAPS is computed by openSMILE, copyright audEERING GmbH. Its licence is for research, "
@@ -32,31 +33,29 @@ class EGeMAPS:
         """What a feature file records of its audio features."""
         return {"name": "egemaps", "version": 2, "settings": {}}
 
-    def __call__(self, samples: np.ndarray, rate: int) -> Stream:
-        """Frames [T, 25] of samples [n] and their times in seconds.
+    def start(self) -> Callable[[np.ndarray, int], Stream]:
+        """Load openSMILE: frames [T, 25] of samples [n] and their times in seconds.
 
         T is floor((d - 0.06) / 0.01) + 2 for d seconds of audio; the last frame is made by the
-        smoothing. Raises BadMedia if the audio is shorter than 60 ms, UserError without openSMILE.
+        smoothing. Raises UserError without openSMILE; what it gives, BadMedia if the audio is
+        shorter than 60 ms.
         """
-        if len(samples) < SHORTEST * rate:
-            raise BadMedia(
-                f"its audio lasts {1000 * len(samples) / rate:.1f} ms; expected "
-                f"{1000 * SHORTEST:.0f} ms, a window, or more"
-            )
-        table = _smile().process_signal(np.clip(samples, -1, _LOUDEST), rate)
-        # Only the starts: the ends do not tell the windows, and the last is the end of the audio.
-        starts = table.index.get_level_values("start").total_seconds().to_numpy()
-        return make_stream(table.to_numpy(np.float32), starts + _MIDDLE)
+        try:
+            import opensmile
+        except ImportError as error:
+            raise UserError(
+                f"eGeMAPS needs openSMILE ({error}): pip install 'mmattn[opensmile]'"
+            ) from error
+        smile = opensmile.Smile(
+            feature_set=opensmile.FeatureSet.eGeMAPSv02,
+            feature_level=opensmile.FeatureLevel.LowLevelDescriptors,
+        )
 
+        def features(samples: np.ndarray, rate: int) -> Stream:
+            check_lasts(samples, rate, SHORTEST)
+            table = smile.process_signal(np.clip(samples, -1, _LOUDEST), rate)
+            # Only the starts: the ends do not tell the windows, and the last is that of the audio.
+            starts = table.index.get_level_values("start").total_seconds().to_numpy()
+            return make_stream(table.to_numpy(np.float32), starts + _MIDDLE)
 
-def _smile():
-    try:
-        import opensmile
-    except ImportError as error:
-        raise UserError(
-            f"eGeMAPS needs openSMILE ({error}): pip install 'mmattn[opensmile]'"
-        ) from error
-    return opensmile.Smile(
-        feature_set=opensmile.FeatureSet.eGeMAPSv02,
-        feature_level=opensmile.FeatureLevel.LowLevelDescriptors,
-    )
+        return features

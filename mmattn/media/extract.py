@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from mmattn.config import ExtractConfig
+from mmattn.config import ExtractConfig, kind_of
 from mmattn.data.corpora import ravdess
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import MIN_FRAMES
@@ -20,18 +20,48 @@ from mmattn.files import write_bytes
 from mmattn.media.align import smooth_loudness
 from mmattn.media.audio import LogMel
 from mmattn.media.decode import Audio, read_audio, read_frames
+from mmattn.media.dlib_face import DlibFace
 from mmattn.media.egemaps import EGeMAPS
+from mmattn.media.facenet import FaceNet
 from mmattn.media.faces import FaceDetector, FaceTracker, area
+from mmattn.media.hugging_face import HuggingFace
 from mmattn.media.mesh import OPENING_COLUMN, FaceMesh
 from mmattn.media.models import FACE_DETECTOR, model_file
 from mmattn.media.speaker import MOST, Seen, follow_speaker
 from mmattn.media.survey import BadMedia, Plan, survey
+from mmattn.media.whisper import Whisper
 
 FASTEST = 1000.0  # fps
 MANY = 0.2  # fraction of frames without a face that is worth a note
 NONE = {"name": "none", "version": 1, "settings": {}}  # the record of what is not extracted
-MADE = {"audio": ("log-mel", "egemaps"), "video": ("face-mesh", "dlib", "facenet")}
 AUDIO_ALONE = (".wav", ".flac")  # in which RAVDESS's 03-* files come
+
+
+class Extractor(Protocol):
+    """What takes features: a feature is a class with these two, and a line in EXTRACTORS."""
+
+    def record(self) -> dict:
+        """What a feature file records of it: see `mmattn.data.extractor`."""
+
+    def start(self) -> Callable:
+        """Load its models: a Stream of samples [n] and their rate; or, of video, a row of features
+        of a frame [H, W, 3] and a Face, None where there is none."""
+
+
+EXTRACTORS: dict[str, dict[str, Callable[[ExtractConfig], Extractor]]] = {
+    "audio": {
+        "log-mel": lambda config: LogMel(),
+        "egemaps": lambda config: EGeMAPS(),
+        "whisper": lambda config: Whisper(config.whisper_model, config.models),
+        "hf": lambda config: HuggingFace(config.hf_model, config.hf_layer),
+    },
+    "video": {
+        "face-mesh": lambda config: FaceMesh(config.models),
+        "dlib": lambda config: DlibFace(),
+        "facenet": lambda config: FaceNet(config.facenet),
+    },
+}
+KEPT = {"whisper_model": str, "hf_model": str, "hf_layer": int}  # options that records have
 
 
 class Extraction(NamedTuple):
@@ -60,11 +90,9 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
         BadMedia: it cannot be read, or has nothing of what is asked for.
         UserError: a model file or a library is missing.
     """
-    plan, streams = survey(path), {}
+    plan = survey(path)
     plan.check_length()
-    for name, take in (("audio", _hear), ("video", _follow_face)):
-        if getattr(config, name) != "none" and (stream := take(plan, config)):
-            streams[name] = stream
+    streams = _hear(plan, config) | _follow_face(plan, config)
     for name, stream in streams.items():
         if len(stream.times) < MIN_FRAMES:
             raise BadMedia(f"its {name} has {len(stream.times)} frames; expected {MIN_FRAMES}")
@@ -79,14 +107,18 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
     return Extraction(streams, extractor, tuple(plan.notes), float(seconds), plan.done)
 
 
+@lru_cache(1)  # checksums of models take a while
 def extractor_of(config: ExtractConfig) -> dict[str, dict]:
     """By modality, what a feature file records of how its features were made."""
-    audio = NONE if config.audio == "none" else _audio_features(config).record()
-    if config.video == "none":
-        return {"audio": audio, "video": NONE}
-    video = _video_features(config).record()
-    settings = {"rate": config.video_rate, "face": config.face, **video["settings"]}
-    return {"audio": audio, "video": {**video, "settings": settings}}
+    found = {name: one.record() for name, one in _extractors(config, "audio").items()}
+    found = found or {"audio": NONE}
+    if not config.video:
+        return {**found, "video": NONE}
+    for name, one in _extractors(config, "video").items():
+        record = one.record()
+        settings = {"rate": config.video_rate, "face": config.face, **record["settings"]}
+        found[name] = {**record, "settings": settings}
+    return found
 
 
 def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractConfig:
@@ -94,25 +126,31 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
 
     Args:
         extractor: by modality, as in a feature file; a modality that is not there is left out.
-        default: for the places of files.
+        default: for the places of files; an option in it goes before that of a record.
 
     Raises:
-        UserError: this version has no such extractor.
+        UserError: this version has no such extractor, or a model is missing.
     """
-    names = {modality: record["name"] for modality, record in extractor.items()}
-    for modality, name in names.items():
-        if name not in MADE.get(modality, ()):
+    taken: dict[str, dict[str, str]] = {kind: {} for kind in EXTRACTORS}
+    options = {}
+    for modality, record in extractor.items():
+        made = EXTRACTORS.get(kind := kind_of(modality), ("feature files that have them",))
+        if record["name"] not in made:
             raise UserError(
-                f"{modality} features by {name!r} are not made here; expected "
-                f"{', '.join(MADE.get(modality, ('feature files that have them',)))}"
+                f"{modality} features by {record['name']!r} are not made here; expected "
+                f"{', '.join(made)}"
             )
-    settings = extractor.get("video", {"settings": {}})["settings"]
+        taken[kind][modality] = record["name"]
+        for name, value in record["settings"].items():
+            if isinstance(value, KEPT.get(name, ())):
+                chosen = getattr(default, name)
+                options[name] = value if chosen == getattr(ExtractConfig, name) else chosen
+    settings = next((extractor[name]["settings"] for name in taken["video"]), {})
     rate = settings.get("rate", default.video_rate)
     if not (isinstance(rate, float | int) and 0 < rate <= FASTEST):
         raise UserError(f"video features at {rate!r} fps cannot be made")
     face = "largest" if settings.get("face") == "largest" else "speaker"
-    taken = {**dict.fromkeys(MADE, "none"), **names}
-    config = replace(default, video_rate=rate, face=face, **taken)
+    config = replace(default, video_rate=rate, face=face, **taken, **options)
     made = extractor_of(config)
     wanted = {modality: made[modality] for modality in extractor}
     if wanted != extractor:
@@ -179,7 +217,8 @@ def follow_face(
     The models are loaded once a process; `plan` as in `read_frames`. Raises BadMedia.
     """
     detect, features, mesh = _face_models(config)
-    track = FaceTracker(detect)
+    track, wanted = FaceTracker(detect), features if with_features else {}
+    measured = next((name for name, take in wanted.items() if take is mesh), None)
     times, frames = [], []
     for time, frame in read_frames(path, config.video_rate, plan):
         if config.face == "largest":
@@ -188,12 +227,12 @@ def follow_face(
             faces = sorted(detect(frame), key=area, reverse=True)[:MOST]
         seen = []
         for face in faces:
-            row = features(frame, face) if with_features else None
+            rows = {name: take(frame, face) for name, take in wanted.items()}
             opening = 0.0
             if len(faces) > 1:
-                shape = row if features is mesh and with_features else mesh(frame, face)
+                shape = rows[measured] if measured in rows else mesh(frame, face)
                 opening = 0.0 if shape is None else float(shape[OPENING_COLUMN])
-            seen.append(Seen(face, row, opening))
+            seen.append(Seen(face, rows, opening))
         times.append(time)
         frames.append(seen)
     times = np.array(times)
@@ -214,61 +253,69 @@ def _loudness(path: Path) -> Stream | None:
     return smooth_loudness(stream._replace(times=stream.times + audio.start))
 
 
-def _hear(plan: Plan, config: ExtractConfig) -> Stream | None:
-    """The features of what is heard."""
+def _hear(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
+    """The features of what is heard, by modality."""
+    if not config.audio:
+        return {}
     try:
         track = read_audio(plan.path, plan)
     except BadMedia as error:
-        if config.video == "none" or not plan.of("video"):
+        if not (config.video and plan.of("video")):
             raise
         track = plan.notes.append(str(error))
     audio, said = heard_audio(plan.path, track)
     plan.notes.extend(said)
     if audio is None:
-        return None
-    stream = _audio_features(config)(audio.samples, audio.rate)
-    return stream._replace(times=stream.times + audio.start)
+        return {}
+    found = {name: take(*audio[:2]) for name, take in _audio_models(config).items()}
+    return {name: one._replace(times=one.times + audio.start) for name, one in found.items()}
 
 
-def _follow_face(plan: Plan, config: ExtractConfig) -> Stream | None:
-    """The features of the face that is followed."""
+def _follow_face(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
+    """The features of the face that is followed, by modality."""
+    if not config.video:
+        return {}
     times, followed, note = follow_face(plan.path, config, plan=plan)
-    plan.notes.extend([note] if note else [])
-    rows = [one and one.features for one in followed]
-    if not rows:
-        plan.notes.append("it has no video frames")
-        return None
-    seen = [row for row in rows if row is not None]
-    if not seen:
-        plan.notes.append(f"no face is seen in its {len(rows)} video frames")
-        return None
-    if len(rows) - len(seen) > MANY * len(rows):
-        plan.notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} frames")
-    nothing = np.zeros_like(seen[0])
-    frames = np.stack([nothing if row is None else row for row in rows])
-    return make_stream(frames, times, zero_is_missing=True)
+    streams, notes = {}, [note] if note else []
+    if not followed:
+        notes.append("it has no video frames")
+    for name in config.video if followed else ():
+        rows = [one and one.features[name] for one in followed]
+        seen = [row for row in rows if row is not None]
+        if not seen:
+            notes.append(f"no face is seen in its {len(rows)} video frames")
+            continue
+        if len(rows) - len(seen) > MANY * len(rows):
+            notes.append(f"no face is seen in {len(rows) - len(seen)} of its {len(rows)} frames")
+        nothing = np.zeros_like(seen[0])
+        frames = np.stack([nothing if row is None else row for row in rows])
+        streams[name] = make_stream(frames, times, zero_is_missing=True)
+    plan.notes.extend(dict.fromkeys(notes))
+    return streams
 
 
-def _audio_features(config: ExtractConfig) -> LogMel | EGeMAPS:
-    return LogMel() if config.audio == "log-mel" else EGeMAPS()
-
-
-def _video_features(config: ExtractConfig):
-    if config.video == "dlib":
-        from mmattn.media.dlib_face import DlibFace
-
-        return DlibFace()
-    if config.video == "facenet":
-        from mmattn.media.facenet import FaceNet
-
-        return FaceNet(config.facenet)
-    return FaceMesh(config.models)
+def _extractors(config: ExtractConfig, kind: str) -> dict[str, Extractor]:
+    """By modality, what takes audio or video features. Raises UserError if there is none."""
+    names, made = getattr(config, kind), EXTRACTORS[kind]
+    if not made.keys() >= {*names.values()}:
+        raise UserError(
+            f"--{kind} {' '.join(names.values())}: expected none, or some of {', '.join(made)}"
+        )
+    return {modality: made[name](config) for modality, name in names.items()}
 
 
 @lru_cache(1)
-def _face_models(config: ExtractConfig) -> tuple[FaceDetector, Callable, Callable]:
-    """What finds faces, takes the features of one, and its distances; loaded once a process."""
+def _audio_models(config: ExtractConfig) -> dict[str, Callable[[np.ndarray, int], Stream]]:
+    """By modality, what takes audio features; loaded once a process."""
+    return {name: one.start() for name, one in _extractors(config, "audio").items()}
+
+
+@lru_cache(1)
+def _face_models(config: ExtractConfig) -> tuple[FaceDetector, dict[str, Callable], Callable]:
+    """What finds faces, by modality what takes features of one, and its distances; loaded once a
+    process."""
     detector = model_file(FACE_DETECTOR, config.models)
-    features = _video_features(config).start()
-    mesh = features if config.video == "face-mesh" else FaceMesh(config.models).start()
+    features = {name: one.start() for name, one in _extractors(config, "video").items()}
+    mesh = next((name for name, of in config.video.items() if of == "face-mesh"), None)
+    mesh = features[mesh] if mesh else FaceMesh(config.models).start()
     return FaceDetector(detector.read_bytes()), features, mesh

@@ -65,7 +65,7 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
     """
     if not 0 < config.video_rate <= FASTEST:
         raise UserError(f"--video-rate {config.video_rate}: expected above 0, at most {FASTEST:g}")
-    if config.audio == config.video == "none":
+    if not (config.audio or config.video):
         raise UserError("--audio none --video none: expected one of them")
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
@@ -73,7 +73,7 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
     left = [job for job in jobs if not _is_done(job, config)]
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} clips are in {to} already")
-    if config.audio == "egemaps":
+    if "egemaps" in config.audio.values():
         say(egemaps.LICENCE)
     if not left:
         _write_tables(listed, jobs, to)

@@ -20,8 +20,8 @@ class Seen(NamedTuple):
     """A face in a frame, and what is measured of it."""
 
     face: Face
-    features: np.ndarray | None
-    """[F]; None where they are not asked for, or it is no face after all."""
+    features: dict[str, np.ndarray | None]
+    """By modality that is asked for [F]; None where it is no face after all."""
     opening: float
     """Of the mouth, over the head's size; 0 where it is not measured, as in a face alone."""
 

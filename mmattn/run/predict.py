@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmattn.config import ExtractConfig
+from mmattn.config import ExtractConfig, kind_of
 from mmattn.console import be_quiet, progress, say, say_table, waiting
 from mmattn.data.corpora import find_manifest
 from mmattn.data.corpora.folders import list_clips
@@ -180,8 +180,8 @@ def write_html(path: Path, run: Run, outcome: Outcome) -> None:
 def _footage(run: Run, prediction: Prediction) -> Footage:
     if is_feature_file(prediction.path):
         return Footage(prediction.notes)
-    video = prediction.streams.get("video")
-    return footage_of(prediction.path, video, run.extraction(), prediction.notes)
+    videos = (one for name, one in prediction.streams.items() if kind_of(name) == "video")
+    return footage_of(prediction.path, next(videos, None), run.extraction(), prediction.notes)
 
 
 def _say_outcome(run: Run, outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mmattn.config import ExperimentConfig, ExtractConfig
+from mmattn.config import ExperimentConfig, ExtractConfig, kind_of
 from mmattn.data.corpus import Corpus, crop_and_tile
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import MIN_FRAMES, BadClip, read_features
@@ -389,11 +389,11 @@ class Run:
         kept = {
             name: stream
             for name, stream in streams.items()
-            if name not in self.config.data.zero_is_missing or stream.frames.any()
+            if not self.config.data.zero_is_gap(name) or stream.frames.any()
         }
         blind = [
-            f"no {'face' if name == 'video' else 'data'} in any of its {len(stream.times)} {name} "
-            "frames"
+            f"no {'face' if kind_of(name) == 'video' else 'data'} in any of its "
+            f"{len(stream.times)} {name} frames"
             for name, stream in streams.items()
             if name not in kept
         ]
@@ -434,7 +434,7 @@ class Run:
             streams={
                 name: pack_streams(
                     [streams.get(name) or self._no(name) for streams in clips],
-                    name in self.config.data.zero_is_missing,
+                    self.config.data.zero_is_gap(name),
                 )
                 for name in self.widths
             },

@@ -10,7 +10,7 @@ import pytest
 from scipy.io import wavfile
 
 from mmattn.errors import UserError
-from mmattn.media.models import FOLDER, fetch_face_models
+from mmattn.media.models import FOLDER, fetch_models
 from tests.media.talking import Truth, babble, write_clip, write_talking
 
 Talking = Callable[..., tuple[Path, Truth]]
@@ -131,7 +131,7 @@ def _claim_in_flv(content: bytes, seconds: int) -> bytes:
 def face_models() -> Path:
     """The folder of the face models, fetched once a machine."""
     try:
-        fetch_face_models()
+        fetch_models("face-models")
     except UserError as error:
         pytest.skip(f"the face models cannot be fetched: {error}")
     return FOLDER.expanduser()

@@ -54,5 +54,5 @@ def test_filters_are_triangles_that_add_up_to_one_between_the_outer_middles():
 
 
 def test_audio_shorter_than_a_window_is_refused():
-    with pytest.raises(BadMedia, match="lasts 10 ms; expected 25 ms"):
+    with pytest.raises(BadMedia, match=r"lasts 10\.0 ms; expected 25 ms"):
         LogMel()(tone(440, 0.01), RATE)

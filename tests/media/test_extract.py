@@ -3,13 +3,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tyro
 
 from mmattn.config import ExtractConfig
 from mmattn.data.feature_file import read_features
 from mmattn.errors import UserError
 from mmattn.media.align import movement
+from mmattn.media.audio import LogMel
 from mmattn.media.audio import loudness as loudness_of
-from mmattn.media.extract import config_like, extract_clip, extractor_of, write_features
+from mmattn.media.extract import (
+    EXTRACTORS,
+    config_like,
+    extract_clip,
+    extractor_of,
+    write_features,
+)
 from mmattn.media.survey import BadMedia
 from tests.media.talking import write_clip
 
@@ -101,7 +109,7 @@ def test_one_modality_alone_is_that_of_both(talking, config, tmp_path):
     path, _ = talking("talking.mp4")
     both = extract_clip(path, config)
     for name, other in (("audio", "video"), ("video", "audio")):
-        alone = extract_clip(path, replace(config, **{other: "none"}))
+        alone = extract_clip(path, replace(config, **{other: {}}))
         assert list(alone.streams) == [name] and alone.notes == ()
         for one, same in zip(alone.streams[name], both.streams[name], strict=True):
             np.testing.assert_array_equal(one, same)
@@ -111,7 +119,7 @@ def test_one_modality_alone_is_that_of_both(talking, config, tmp_path):
 
 
 def test_audio_alone_needs_no_face_models(talking, lacking_clips, tmp_path):
-    config = ExtractConfig(models=tmp_path, video="none")
+    config = ExtractConfig(models=tmp_path, video={})
     path, _ = talking("short.mp4", seconds=1.0)
     assert list(extract_clip(path, config).streams) == ["audio"]
     with pytest.raises(BadMedia, match=r"nothing to learn from: it has no audio track$"):
@@ -125,11 +133,11 @@ def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, tmp_p
     for suffix in (".mp4", ".flv"):
         path = tmp_path / f"short-sound{suffix}"
         write_clip(path, pictures, np.arange(40) / 10, 10, (samples[: 2 * rate], rate, 0))
-        found = extract_clip(path, ExtractConfig(models=tmp_path, video="none"))
+        found = extract_clip(path, ExtractConfig(models=tmp_path, video={}))
         assert found.streams["audio"].times[-1] == pytest.approx(2, abs=0.1)
         assert found.seconds == pytest.approx(3.95, abs=0.1)
     with pytest.raises(BadMedia, match="cut short: its header says 1"):
-        extract_clip(faulty_clips / "cut.flv", ExtractConfig(models=tmp_path, video="none"))
+        extract_clip(faulty_clips / "cut.flv", ExtractConfig(models=tmp_path, video={}))
 
 
 def test_audio_comes_from_the_same_take(ravdess_clips, config):
@@ -172,10 +180,81 @@ def test_a_model_file_that_is_missing_is_named(talking, tmp_path):
 
 def test_a_record_gives_the_config_back(config):
     assert config_like(extractor_of(config), ExtractConfig(models=config.models)) == config
-    dlib = ExtractConfig(video="dlib", audio="egemaps", video_rate=10.0, face="largest")
+    dlib = ExtractConfig(
+        video={"video": "dlib"}, audio={"audio": "egemaps"}, video_rate=10.0, face="largest"
+    )
     assert config_like(extractor_of(dlib), ExtractConfig()) == dlib
     audio = {"audio": extractor_of(dlib)["audio"]}
-    assert config_like(audio, ExtractConfig()) == ExtractConfig(audio="egemaps", video="none")
+    alone = ExtractConfig(audio={"audio": "egemaps"}, video={})
+    assert config_like(audio, ExtractConfig()) == alone
+
+
+def test_several_extractors_give_each_its_own_stream(talking, config, monkeypatch):
+    """As they are alone, and at their own times; a face that one does not see is missing there."""
+
+    class Fine(LogMel):
+        def record(self):
+            return {**super().record(), "name": "fine"}
+
+    class Sometimes:
+        def record(self):
+            return {"name": "sometimes", "version": 1, "settings": {}}
+
+        def start(self):
+            seen = iter(range(1000))
+            return lambda frame, face: np.ones(3, np.float32) if next(seen) % 2 else None
+
+    monkeypatch.setitem(EXTRACTORS["video"], "sometimes", lambda config: Sometimes())
+    monkeypatch.setitem(EXTRACTORS["audio"], "fine", lambda config: Fine(hop=0.005))
+    path, _ = talking("short.mp4", seconds=1.0)
+    words = ["--audio", "log-mel", "fine", "--video", "face-mesh", "sometimes"]
+    asked = replace(
+        config,
+        **{name: getattr(tyro.cli(ExtractConfig, args=words), name) for name in ("audio", "video")},
+    )
+    found, alone = extract_clip(path, asked), extract_clip(path, config)
+    names = {*("audio_log_mel", "audio_fine", "video_face_mesh", "video_sometimes")}
+    assert found.streams.keys() == found.extractor.keys() == names
+    for name, other in (("audio_log_mel", "audio"), ("video_face_mesh", "video")):
+        for one, same in zip(found.streams[name], alone.streams[other], strict=True):
+            np.testing.assert_array_equal(one, same)
+        assert found.extractor[name] == alone.extractor[other]
+    assert len(found.streams["audio_fine"].times) > 3 * len(found.streams["audio_log_mel"].times)
+    assert found.streams["video_sometimes"].valid.tolist()[:4] == [False, True] * 2
+    assert config_like(found.extractor, config) == asked
+    assert movement(found.streams, found.extractor).opening.frames.all()
+    one = {"audio_log_mel": found.extractor["audio_log_mel"]}
+    like = config_like(one, config)
+    assert extract_clip(path, like).streams.keys() == one.keys()
+
+
+def test_the_options_of_a_record_are_asked_for_again(monkeypatch):
+    """But those that are given go before."""
+
+    class Named:
+        def __init__(self, model):
+            self.model = model
+
+        def record(self):
+            return {"name": "whisper", "version": 1, "settings": {"whisper_model": self.model}}
+
+    monkeypatch.setitem(EXTRACTORS["audio"], "whisper", lambda config: Named(config.whisper_model))
+    record = {"audio": Named("small").record()}
+    assert config_like(record, ExtractConfig()).whisper_model == "small"
+    with pytest.raises(UserError, match='whisper_model "mine" instead of "small"'):
+        config_like(record, ExtractConfig(whisper_model="mine"))
+
+
+@pytest.mark.parametrize("words", [["mfcc"], ["none", "log-mel"]])
+def test_an_extractor_that_is_not_there_is_named(words):
+    config = tyro.cli(ExtractConfig, args=["--audio", *words])
+    with pytest.raises(UserError, match=f"--audio {' '.join(words)}: expected none, or some of"):
+        extractor_of(config)
+
+
+def test_names_of_extractors_on_the_command_line():
+    config = tyro.cli(ExtractConfig, args=["--audio", "egemaps", "--video", "none"])
+    assert config == ExtractConfig(audio={"audio": "egemaps"}, video={})
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,26 @@ def test_missing_modalities_and_bad_clips_are_said(commands, run, lacking_clips,
 
 
 @pytest.mark.slow
+def test_a_run_on_some_of_several_features(commands, run, tmp_path):
+    """Raw clips get the features that the run was trained on, as they were extracted."""
+    clips, features, folder = run[0], tmp_path / "features", tmp_path / "run"
+    kinds = ("--audio", "egemaps", "log-mel", "--video", "face-mesh")
+    commands.run("mmattn", "extract", clips, "--to", features, *kinds)
+    used = ("--model.modalities", "audio_egemaps", "video", "--model.units", "audio_egemaps=8")
+    options = ("--data.roots", features, "--data.cache", tmp_path / "cache", *SMALL, *used)
+    commands.run("experiments.no_aug", *options, "video=8", "--out", folder)
+    name, page = "Actor_01/01-01-05-01-01-01-01", tmp_path / "page.html"
+    paths = (clips / f"{name}.mp4", features / f"{name}.npz")
+    raw, file = json.loads(commands.run("mmattn", "predict", folder, *paths, "--json"))[
+        "predictions"
+    ]
+    assert raw["attention"].keys() == {"audio_egemaps", "video"}
+    assert raw["probabilities"] == file["probabilities"]
+    commands.run("mmattn", "predict", folder, paths[0], "--html", page)
+    assert page.read_text().count("data:image/jpeg;base64,") >= 3
+
+
+@pytest.mark.slow
 def test_other_features_are_refused(commands, run, tmp_path):
     clips, _, folder = run
     other = tmp_path / "other"

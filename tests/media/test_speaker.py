@@ -29,7 +29,7 @@ STILL = 9 + 0.1 * np.random.default_rng(0).standard_normal(len(TIMES))
 
 def seen(left: float, side: float, opening: float) -> Seen:
     box = np.array([left, 0, left + side, side])
-    return Seen(Face(box, np.zeros((6, 2)), 0.9), None, opening)
+    return Seen(Face(box, np.zeros((6, 2)), 0.9), {}, opening)
 
 
 def lefts(followed) -> list[float | None]:
@@ -158,7 +158,7 @@ def test_of_two_drawn_faces(clip_of_two, face_models, speaking, face, x, words):
         opened, loudness = opening_and_loudness(found)
         assert np.corrcoef(opened, loudness)[0, 1] >= 0.85
         # The same face, whatever features of the audio are asked for.
-        alone = extract_clip(path, ExtractConfig(models=face_models, audio="none"))
+        alone = extract_clip(path, ExtractConfig(models=face_models, audio={}))
         np.testing.assert_array_equal(alone.streams["video"].frames, found.streams["video"].frames)
 
 

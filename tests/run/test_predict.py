@@ -328,7 +328,7 @@ def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
 
     def face_models(config):
         assert config.models == tmp_path
-        return detect, None, lambda frame, face: None
+        return detect, {}, lambda frame, face: None
 
     monkeypatch.setattr(decode, "read_frames", read_frames)
     monkeypatch.setattr(extract, "read_frames", read_frames)

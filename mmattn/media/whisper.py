@@ -1,0 +1,128 @@
+"""Whisper's encoder states: what a network that was trained to write down speech hears in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from mmattn.data.stream import Stream, make_stream
+from mmattn.errors import UserError
+from mmattn.media.audio import band_powers, check_lasts, in_windows, triangles
+from mmattn.media.decode import RATE
+from mmattn.media.models import SHA256, WHISPER, model_file, sha256
+
+TINY = WHISPER.removeprefix("whisper-")
+STATE = 0.02  # seconds that a state stands for
+WINDOW, HOP = 400, 160  # samples of a mel frame; two frames become a state
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """The last states of Whisper's encoder (Radford et al. 2022), every 20 ms, by CTranslate2.
+
+    Other layers cannot be had from CTranslate2. The states of up to 30 s see all of the audio and
+    nothing else: it is not padded to 30 s, as for transcription; longer audio is cut.
+    """
+
+    model: str  # tiny.en, a folder or a name on the Hugging Face Hub
+    models: Path = field(repr=False)  # folder of the model files
+
+    def record(self) -> dict:
+        """What a feature file records of its audio features. Raises UserError as `start`."""
+        folder = self._folder()
+        given = Path(self.model).expanduser()
+        name = folder.resolve().name if given == folder else self.model
+        weights = sha256(folder / "model.bin")
+        return {
+            "name": "whisper",
+            "version": 1,
+            "settings": {"whisper_model": name, "sha256": weights},
+        }
+
+    def start(self) -> Callable[[np.ndarray, int], Stream]:
+        """Load the encoder: states [T, F] of samples [n] at 16 kHz, T is n // 320, and their times.
+
+        A state's time (s) is the middle of its 20 ms. F is 384 for tiny, 512 for base, … Raises
+        UserError if CTranslate2 or a model file is missing, or is no Whisper; what it gives,
+        BadMedia if the audio is shorter than 20 ms.
+        """
+        try:
+            from ctranslate2 import StorageView, models
+        except ImportError as error:
+            raise UserError(
+                f"Whisper needs CTranslate2 ({error}): pip install 'mmattn[whisper]'"
+            ) from error
+        try:  # clips are extracted in parallel, each on a core
+            network = models.Whisper(
+                str(self._folder()), compute_type="float32", inter_threads=1, intra_threads=1
+            )
+        except RuntimeError as error:
+            raise UserError(f"--whisper-model {self.model}: no Whisper model: {error}") from error
+
+        def encode(samples: np.ndarray, rate: int) -> Stream:
+            check_lasts(samples, rate, STATE)
+            frames = StorageView.from_array(log_mel(samples, network.n_mels)[None])
+            states = np.array(network.encode(frames, to_cpu=True))[0]
+            return make_stream(states, (np.arange(len(states)) + 0.5) * STATE)
+
+        return in_windows(encode)
+
+    def _folder(self) -> Path:
+        if self.model == TINY:
+            for name in SHA256:
+                if name.startswith(f"{WHISPER}/"):
+                    model_file(name, self.models)
+            return self.models.expanduser() / WHISPER
+        folder = Path(self.model).expanduser()
+        if not folder.is_dir():
+            return _fetch(self.model)
+        if not (folder / "model.bin").is_file():
+            raise UserError(
+                f"--whisper-model {self.model}: expected model.bin in the folder, a Whisper in "
+                "CTranslate2's form (ct2-transformers-converter makes one)"
+            )
+        return folder
+
+
+def _fetch(name: str) -> Path:
+    """The folder of a model of the Hugging Face Hub, by its name there or Whisper's."""
+    repository = name if "/" in name else f"Systran/faster-whisper-{name}"
+    try:
+        from huggingface_hub import snapshot_download
+
+        files = ["model.bin", "config.json", "preprocessor_config.json", "vocabulary.*"]
+        return Path(snapshot_download(repository, allow_patterns=files))
+    except ImportError as error:
+        reason = f"{error}: pip install huggingface_hub"
+    except (OSError, ValueError) as error:  # no network, no such name, no name at all
+        reason = str(error).partition("\n")[0]
+    raise UserError(
+        f"--whisper-model {name}: expected {TINY}, a folder, or a name on the Hugging Face Hub; "
+        f"{repository} cannot be fetched: {reason}"
+    )
+
+
+def log_mel(samples: np.ndarray, bands: int) -> np.ndarray:
+    """What Whisper hears of samples [n]: [bands, 2 (n // 320)] float32.
+
+    Decimal logarithms of the power in bands of 25 ms each 10 ms, those more than 8 below the
+    highest raised to there, over 4.
+    """
+    padded = np.pad(samples, WINDOW // 2, mode="reflect")
+    powers = band_powers(padded, WINDOW, HOP, slaney_filters(bands))[: len(samples) // 320 * 2]
+    logs = np.log10(np.maximum(powers, 1e-10))
+    return ((np.maximum(logs, logs.max() - 8) + 4) / 4).T.astype(np.float32, order="C")
+
+
+@lru_cache
+def slaney_filters(bands: int) -> np.ndarray:
+    """Weights [bands, 201] of the mel filters of Slaney (1998) from 0 to 8 kHz, each of area 1.
+
+    His mel is linear in frequency up to 1 kHz, 200/3 Hz each, and logarithmic above.
+    """
+    step = np.log(6.4) / 27
+    mels = np.linspace(0, 15 + np.log(8) / step, bands + 2)
+    corners = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp(step * (mels - 15)))
+    return triangles(corners, WINDOW, RATE) * (2 / (corners[2:] - corners[:-2]))[:, None]
