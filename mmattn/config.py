@@ -13,6 +13,7 @@ import tyro
 from mmattn.errors import UserError
 
 Range = tuple[float, float]
+Colour = Literal["rgb", "bgr", "grey"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 TOLD = tyro.conf.arg(help_behavior_hint="")  # the text tells what happens without the option
 
@@ -97,6 +98,8 @@ class ModelFiles:
     hf_model: str | None = None
     """With --audio hf: a folder, or a name on the Hugging Face Hub such as
     microsoft/wavlm-base-plus."""
+    onnx_model: Path | None = None
+    """With --video onnx: a network whose input is a face; its first output are the features."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,11 @@ class ExtractConfig(ModelFiles):
     video: Annotated[dict[str, str], _extractors("video")] = field(
         default_factory=lambda: {"video": "face-mesh"}
     )
-    """By modality, its features: face-mesh, distances in the face's geometry; a face embedding:
-    dlib, 128 numbers (extra [dlib]), or facenet, 512 (extra [facenet]); none, which needs no face
-    models."""
+    """By modality, its features: face-mesh, distances in the face's geometry; expression, 7
+    posteriors of facial expressions and 128 numbers of that network's layer before, or
+    expression-posteriors; a face embedding: dlib, 128 numbers (extra [dlib]), facenet, 512 (extra
+    [facenet]), or onnx, by a network of your own (extra [onnx]); none, which needs no face models.
+    """
     video_rate: float = 15.0
     """Maximum frame rate (fps); clips that have more are thinned out."""
     face: Literal["speaker", "largest"] = "speaker"
@@ -125,6 +130,16 @@ class ExtractConfig(ModelFiles):
     told, or there is no audio); or always the largest."""
     hf_layer: int = -1
     """Which hidden states, 0 before the first layer, -1 after the last (with --audio hf)."""
+    onnx_size: int | None = None
+    """Side of the network's input in pixels, if its file leaves that open (with --video onnx)."""
+    onnx_colour: Colour = "rgb"
+    """Order of its channels."""
+    onnx_mean: tuple[float, ...] = (0.5,)
+    """Subtracted from pixels of 0 to 1: one number, or one a channel."""
+    onnx_std: tuple[float, ...] = (0.5,)
+    """What they are divided by after that, the same way."""
+    onnx_margin: float = 1.2
+    """Side of the square around the face, over the longer side of the detector's box."""
 
 
 @dataclass(frozen=True)

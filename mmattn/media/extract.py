@@ -22,11 +22,13 @@ from mmattn.media.audio import LogMel
 from mmattn.media.decode import Audio, read_audio, read_frames
 from mmattn.media.dlib_face import DlibFace
 from mmattn.media.egemaps import EGeMAPS
+from mmattn.media.expression import Expression
 from mmattn.media.facenet import FaceNet
 from mmattn.media.faces import FaceDetector, FaceTracker, area
 from mmattn.media.hugging_face import HuggingFace
 from mmattn.media.mesh import OPENING_COLUMN, FaceMesh
 from mmattn.media.models import FACE_DETECTOR, model_file
+from mmattn.media.onnx_face import OnnxFace
 from mmattn.media.speaker import MOST, Seen, follow_speaker
 from mmattn.media.survey import BadMedia, Plan, survey
 from mmattn.media.whisper import Whisper
@@ -57,11 +59,30 @@ EXTRACTORS: dict[str, dict[str, Callable[[ExtractConfig], Extractor]]] = {
     },
     "video": {
         "face-mesh": lambda config: FaceMesh(config.models),
+        "expression": lambda config: Expression(config.models),
+        "expression-posteriors": lambda config: Expression(config.models, inner=False),
         "dlib": lambda config: DlibFace(),
         "facenet": lambda config: FaceNet(config.facenet),
+        "onnx": lambda config: OnnxFace(
+            config.onnx_model,
+            config.onnx_size,
+            config.onnx_colour,
+            config.onnx_mean,
+            config.onnx_std,
+            config.onnx_margin,
+        ),
     },
 }
-KEPT = {"whisper_model": str, "hf_model": str, "hf_layer": int}  # options that records have
+KEPT = {  # options that records have, and their types in JSON
+    "whisper_model": str,
+    "hf_model": str,
+    "hf_layer": int,
+    "onnx_size": int,
+    "onnx_colour": str,
+    "onnx_mean": list,
+    "onnx_std": list,
+    "onnx_margin": float,
+}
 
 
 class Extraction(NamedTuple):
@@ -143,6 +164,7 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
         taken[kind][modality] = record["name"]
         for name, value in record["settings"].items():
             if isinstance(value, KEPT.get(name, ())):
+                value = tuple(value) if isinstance(value, list) else value
                 chosen = getattr(default, name)
                 options[name] = value if chosen == getattr(ExtractConfig, name) else chosen
     settings = next((extractor[name]["settings"] for name in taken["video"]), {})

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -29,18 +30,28 @@ class Face(NamedTuple):
 
 
 class Model:
-    """A TensorFlow Lite model on one core: it gives the same numbers every time."""
+    """A TensorFlow Lite model on one core: it gives the same numbers every time.
 
-    def __init__(self, content: bytes):
+    `inner` are names of tensors inside it, which it gives after its outputs.
+    """
+
+    def __init__(self, content: bytes, inner: Sequence[str] = ()):
         with _quiet():
-            self._interpreter = Interpreter(model_content=content, num_threads=1)
+            self._interpreter = Interpreter(
+                model_content=content,
+                num_threads=1,
+                experimental_preserve_all_tensors=bool(inner),
+            )
             self._interpreter.allocate_tensors()
         (entry,) = self._interpreter.get_input_details()
         self._input = entry["index"]
         self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
+        if inner:
+            places = {one["name"]: one["index"] for one in self._interpreter.get_tensor_details()}
+            self._outputs += [places[name] for name in inner]
 
     def __call__(self, frame: np.ndarray) -> list[np.ndarray]:
-        """Outputs for one frame [H, W, 3] float32, without the batch axis."""
+        """Outputs for one frame [H, W, C] float32, without the batch axis."""
         self._interpreter.set_tensor(self._input, frame[None])
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(output)[0] for output in self._outputs]
@@ -48,13 +59,17 @@ class Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what C++ code writes to the standard error: the name of the delegate it created."""
+    """Without what the library writes to the standard error.
+
+    That is the name of the delegate it created, and that inner tensors are kept in memory.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -138,6 +153,24 @@ def merge_boxes(found: np.ndarray, scores: np.ndarray) -> list[Face]:
 def area(face: Face) -> float:
     """Pixels of a face's box."""
     return float(np.prod(face.box[2:] - face.box[:2]))
+
+
+def cut_square(frame: np.ndarray, face: Face, margin: float, size: int) -> Image.Image | None:
+    """The square around a face's box, `size` pixels a side; None for a face outside the frame.
+
+    Its side in the frame [H, W, 3] uint8 is `margin` times the longer one of the box. It is black
+    where it reaches over the frame's edges.
+    """
+    middle = (face.box[:2] + face.box[2:]) / 2
+    half = margin * (face.box[2:] - face.box[:2]).max() / 2
+    left, top, right, bottom = np.rint([*(middle - half), *(middle + half)]).astype(int)
+    x, y = max(left, 0), max(top, 0)
+    part = frame[y : max(bottom, 0), x : max(right, 0)]
+    if not part.size:
+        return None
+    image = Image.fromarray(np.ascontiguousarray(part))
+    square = image.crop((left - x, top - y, right - x, bottom - y))
+    return square.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

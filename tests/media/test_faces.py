@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import skimage
 
-from mmattn.media.faces import Face, FaceDetector, FaceTracker, Model, anchors, merge_boxes, overlap
+from mmattn.media.faces import (
+    Face,
+    FaceDetector,
+    FaceTracker,
+    Model,
+    anchors,
+    cut_square,
+    merge_boxes,
+    overlap,
+)
 from mmattn.media.mesh import DISTANCES, FaceMesh, distances, find_mesh
 from mmattn.media.models import FACE_DETECTOR, FACE_MESH
 from tests.media.talking import pictures
@@ -81,6 +90,20 @@ def test_boxes_that_overlap_are_merged_by_their_scores():
     np.testing.assert_allclose(first.box, [middle - 20, 30, middle + 20, 70])
     assert overlap(face_at(0).box, face_at(50).box) == pytest.approx(1 / 3)
     assert overlap(face_at(0).box, face_at(100).box) == 0
+
+
+@pytest.mark.parametrize("box", [(2, 2, 6, 6), (3, 2, 5, 6), (2, 3.4, 6, 4.6)])
+def test_a_square_around_the_face(box):
+    frame = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    face = Face(np.array(box, float), np.zeros((6, 2)), 1.0)
+    np.testing.assert_array_equal(cut_square(frame, face, 1.0, 4), frame[2:6, 2:6])
+    np.testing.assert_array_equal(cut_square(frame, face, 1.5, 6), frame[1:7, 1:7])
+    over = face._replace(box=face.box - 4)  # the upper left quarter is in the frame
+    square = np.asarray(cut_square(frame, over, 1.0, 4))
+    np.testing.assert_array_equal(square[2:, 2:], frame[:2, :2])
+    assert not square[:2].any() and not square[:, :2].any()
+    assert cut_square(frame, face._replace(box=face.box - 9), 1.0, 4) is None
+    assert cut_square(frame, face._replace(box=face.box + 9), 1.0, 4) is None
 
 
 def test_the_largest_face_is_followed_and_then_the_one_that_overlaps_it():

