@@ -16,9 +16,10 @@ from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import BLOCKS, Normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
-from mmattn.evaluate.calibration import temperature
+from mmattn.evaluate.calibration import log_weights, temperature
 from mmattn.evaluate.metrics import METRICS, metric_values
 from mmattn.evaluate.predictions import Predictions, predictions_of
+from mmattn.model.fusion import fusion_of
 from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, InMemory, Kind
 from mmattn.train.feed import Feed
@@ -80,6 +81,18 @@ class Trainer:
         """The network as it is in this state."""
         weights = self.learner.weights(state)
         return Predictor(self.config, self.learner, weights, self.settings.class_weights, self.feed)
+
+    @property
+    def fits_weights(self) -> bool:
+        """Whether the modalities' weights are fitted to validation clips."""
+        model = self.config.model
+        return fusion_of(model.fusion).late and model.late_weights == "validation"
+
+    def fit_weights(self, state: TrainState, clips: np.ndarray, votes: np.ndarray) -> TrainState:
+        """The state with the weights that suit the votes [n, M, K] for clips [n] best."""
+        labels = self.corpus.labels[clips]
+        fitted = processes.from_first(lambda: log_weights(votes, labels).tolist())
+        return self.learner.with_log_weights(state, np.array(fitted))
 
     def save(
         self, checkpoints: Checkpoints | InMemory, kind: Kind, at: Position, about: dict
@@ -170,7 +183,11 @@ def train(
     begin(history)
 
     def validate() -> tuple[float, Predictions]:
+        nonlocal at
         found = trainer.predictor(at.state).predict(split.validation)
+        if trainer.fits_weights:
+            at = at._replace(state=trainer.fit_weights(at.state, split.validation, found.votes))
+            found = trainer.predictor(at.state).predict(split.validation)
         own = predictions_of(trainer.corpus, split.validation, found.probabilities)
         return float(found.loss.mean()), own
 

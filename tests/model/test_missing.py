@@ -128,7 +128,7 @@ def test_concatenation_has_zeros_in_its_place(whole, lacking):
     for clip, lost in LACKS.items():
         features[clip, slice(split) if lost == "audio" else slice(split, None)] = 0
     np.testing.assert_allclose(found.fused.features, features, atol=1e-6)
-    np.testing.assert_allclose(found.head_logits, network.classifier(features), atol=1e-5)
+    np.testing.assert_allclose(found.joint.head, network.classifier(features), atol=1e-5)
 
 
 def test_it_does_not_change_how_far_cross_attention_must_see(lacking):
