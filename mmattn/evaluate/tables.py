@@ -92,7 +92,7 @@ def paired_table(found: Mapping[str, Predictions], seed: int = 0) -> Table:
         compared = paired(first, predictions, seed)
         row[-2:] = Interval(**compared.differences["uar"]), f"{compared.mcnemar:.4f}"
     note = (
-        "UAR ahead: the first's less that of the row, with its 95 % interval over speakers, paired. "
+        "UAR ahead: the first's less the row's, with a 95 % interval over speakers, paired. "
         "McNemar: p of the exact test over clips."
     )
     columns = ("", *(METRICS[metric].title for metric in shown), "UAR ahead", "McNemar")
