@@ -26,7 +26,7 @@ DATA = DataConfig(synthetic=SyntheticConfig(**SIZES, video_rate=10))
 SMALL = {"cross_units": 4, "units": {"audio": (4,), "video": (3,)}, "head_units": ()}
 MODELS = {
     fusion: ModelConfig(**SMALL, head_dropout=(), statistics=True, fusion=fusion)
-    for fusion in ("concat", "cross")
+    for fusion in ("concat", "late", "cross")
 }
 LACKS = {1: "audio", 2: "video"}  # by clip
 CLIPS, OTHERS = np.arange(4), np.arange(3, 12)
@@ -98,7 +98,9 @@ def probabilities(output: Output) -> np.ndarray:
     return np.asarray(jax.nn.softmax(output.logits))
 
 
-@pytest.mark.parametrize("fusion", ["concat", pytest.param("cross", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "fusion", ["concat", *(pytest.param(one, marks=pytest.mark.slow) for one in ("late", "cross"))]
+)
 def test_it_is_predicted_as_one_with_invalid_frames(kernel, fusion, whole, lacking, monkeypatch):
     predict_of = partial(predict, clips=CLIPS, model=MODELS[fusion])
     (_, complete), (_, found) = predict_of(whole), predict_of(lacking)
