@@ -1,7 +1,8 @@
-"""Temperature scaling: one number that makes probabilities less sure, or surer.
+"""What is fitted on validation clips and applied to any: a temperature, weights of a late fusion.
 
-Guo et al., On calibration of modern neural networks, ICML 2017. It is fitted on validation clips
-and applied to any. The most probable class stays, and with it accuracy, UAR and F1.
+Temperature scaling is one number that makes probabilities less sure, or surer (Guo et al., On
+calibration of modern neural networks, ICML 2017). The most probable class stays, and with it
+accuracy, UAR and F1.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from mmattn.evaluate.metrics import SMALLEST_PROBABILITY
 from mmattn.evaluate.predictions import Predictions
 
-BOUNDS = (-10.0, 10.0)  # of log T, those of scikit-learn
+BOUNDS = (-10.0, 10.0)  # of log T and log weights, those of scikit-learn
 
 
 def temperature(predictions: Predictions) -> float | None:
@@ -67,7 +68,8 @@ def log_weights(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
         true = log_softmax(scaled, axis=1)[np.arange(len(labels)), labels]
         return 0.5 * (found @ found) - true.sum()
 
-    return minimize(loss, np.zeros(1 + votes.shape[1])).x[1:]
+    start = np.zeros(1 + votes.shape[1])
+    return minimize(loss, start, bounds=[BOUNDS] * len(start)).x[1:]
 
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
