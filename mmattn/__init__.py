@@ -28,6 +28,7 @@ _PLACES = {
     "load": "mmattn.run.run:load_run",
     "load_corpus": "mmattn.library",
     "load_run": "mmattn.run.run",
+    "paired": "mmattn.evaluate.metrics",
     "scores": "mmattn.library",
     "split": "mmattn.library",
     "start": "mmattn.train.devices",

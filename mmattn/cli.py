@@ -125,16 +125,33 @@ class Predict:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Train and test the linear baseline on the clips and splits of a run."""
+    """Train and test baselines on the clips and splits of a run, and show how far it is ahead."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
+    networks: bool = False
+    """Beside linear models, train the run's network without LSTM: attention and mean pooling."""
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
         from mmattn.run.evaluate import baseline_of_run
 
-        baseline_of_run(self.run, self.data)
+        baseline_of_run(self.run, self.data, self.networks)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Show how far a run is ahead of its baselines, and of other runs with the same test clips."""
+
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", **REQUIRED)
+    ]
+    """The folders of the runs, first that which the others are compared to."""
+
+    def __call__(self) -> None:
+        from mmattn.run.evaluate import compare_runs
+
+        compare_runs(self.runs)
 
 
 @dataclass(frozen=True)
@@ -288,6 +305,7 @@ def main() -> None:
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Manifest, tyro.conf.subcommand("manifest")]
         | Annotated[Extract, tyro.conf.subcommand("extract")]
         | Annotated[Probe, tyro.conf.subcommand("probe")]

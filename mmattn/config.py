@@ -15,6 +15,7 @@ from mmattn.errors import UserError
 Range = tuple[float, float]
 Colour = Literal["rgb", "bgr", "grey"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
+Pooling = Literal["attention", "mean"]
 TOLD = tyro.conf.arg(help_behavior_hint="")  # the text tells what happens without the option
 
 
@@ -304,29 +305,40 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One bidirectional LSTM stack a modality, fusion with temporal attention, a dense head."""
+    """One bidirectional LSTM stack a modality, fusion with temporal attention, dense heads."""
 
     __hash__ = _hash
 
     modalities: tuple[str, ...] = ("audio", "video")
     """The encoders to build, by the names of the features in the files (NAME_features)."""
     fusion: str = "concat"
-    """concat: pool each modality over time and concatenate; cross: let frames of one modality
+    """concat: pool each modality over time and concatenate; late: classify each modality by itself,
+    with a loss of its own, and average the log-probabilities; cross: let frames of one modality
     attend to those of the others by content and distance in seconds, and pool all on their common
     time axis."""
+    late_weights: Literal["equal", "validation"] = "equal"
+    """Weights of the modalities in that average: equal, or fitted to the validation clips after
+    each epoch (fusion late)."""
+    branch_loss: float = 0.0
+    """Weight of an auxiliary loss of each modality, by a head of its own, in training alone
+    (fusions concat and cross); 0: no such heads."""
     cross_window: float = 0.5
     """Seconds to either side that a frame attends to (fusion cross)."""
     cross_heads: int = 2
     """Attention heads, each with a distance in time of its own (fusion cross)."""
     cross_units: int = 64
     """Feature dimension of the joint frames (fusion cross)."""
+    encoder: Literal["lstm", "none"] = "lstm"
+    """lstm: a bidirectional LSTM stack a modality; none: the features as they are."""
     units: NamedSizes = field(default_factory=dict)
     """Units a direction of each LSTM layer (default: 128,64; video=256,128)."""
+    pooling: Pooling = "attention"
+    """How frames become one vector: by temporal attention, or as their mean."""
     statistics: bool = False
     """Average with a linear classifier on functionals of the features over time, trained
     jointly."""
     head_units: tuple[int, ...] = (256, 128)
-    """Units of each dense layer after the branches are joined."""
+    """Units of each dense layer between pooled features and classes."""
     input_dropout: float = 0.2
     """Dropout of features before the first LSTM layer."""
     layer_dropout: float = 0.3
@@ -337,7 +349,9 @@ class ModelConfig:
     """Dropout after each dense layer."""
 
     def units_of(self, modality: str) -> tuple[int, ...]:
-        """Units a direction of each LSTM layer of a modality."""
+        """Units a direction of each LSTM layer of a modality; no layers, no units."""
+        if self.encoder == "none":
+            return ()
         default = (256, 128) if kind_of(modality) == "video" else (128, 64)
         return self.units.get(modality, default)
 
@@ -500,6 +514,12 @@ class ExperimentConfig:
                 model.cross_window,
                 0 < model.cross_window <= 60,
                 "above 0 and at most 60 seconds",
+            ),
+            (
+                "model.branch-loss",
+                model.branch_loss,
+                0 <= model.branch_loss <= (0 if model.fusion == "late" else math.inf),
+                "0 or more; 0 with --model.fusion late, where each branch has its own loss",
             ),
             ("model.cross-heads", model.cross_heads, model.cross_heads > 0, "1 or more"),
             (

@@ -26,6 +26,7 @@ assert not heavy, heavy
         ("mmattn", '"evaluate",', "--checkpoint"),
         ("mmattn", '"report",', "--data.roots"),
         ("mmattn", '"baseline",', "RUN"),
+        ("mmattn", '"compare",', "RUN"),
         ("mmattn", '"manifest",', "--pattern"),
         ("mmattn", '"predict",', "--html"),
         ("mmattn", '"download",', "ravdess"),
@@ -76,6 +77,6 @@ def test_a_folder_with_other_things_is_left_alone(commands, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("command", ["evaluate", "report"])
+@pytest.mark.parametrize("command", ["evaluate", "report", "compare"])
 def test_what_is_no_run(commands, tmp_path, command):
     assert "config.json" in commands.run("mmattn", command, tmp_path, code=2)

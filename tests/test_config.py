@@ -68,6 +68,8 @@ TEMPO = "expected 0.25 ≤ low ≤ high < 4"
             "--model.cross-units 9: expected a multiple of --model.cross-heads 2",
         ),
         ("model", {"cross_units": 0}, "--model.cross-units 0: expected a multiple"),
+        ("model", {"branch_loss": -1.0}, "--model.branch-loss -1.0: expected 0 or more; 0 with"),
+        ("model", {"fusion": "late", "branch_loss": 0.5}, "--model.branch-loss 0.5: expected 0"),
         ("train", {"patience": -1}, "--train.patience -1: expected 0 or more"),
         ("train", {"save_every": 0}, "--train.save-every 0: expected 1 or more"),
     ],

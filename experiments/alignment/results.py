@@ -19,12 +19,11 @@ from experiments.alignment.runner import baseline_folder, load_measures
 from experiments.alignment.statistics import (
     Difference,
     Interval,
-    mcnemar,
     mean_with_interval,
     paired_difference,
 )
 from mmattn.evaluate.correlation import peak_lag
-from mmattn.evaluate.metrics import scores_by_speaker
+from mmattn.evaluate.metrics import mcnemar, scores_by_speaker
 from mmattn.evaluate.predictions import Predictions
 from mmattn.train.shifts import TEMPOS
 

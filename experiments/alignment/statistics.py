@@ -11,7 +11,7 @@ With one seed the interval is about other speakers alone, not about other seeds.
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, t
+from scipy.stats import t
 
 RESAMPLES = 10_000
 INTERVAL = (0.025, 0.975)
@@ -80,16 +80,6 @@ def holm(p: np.ndarray) -> np.ndarray:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
-
-
-def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
-    """Exact two-sided p that a and b are right equally often, of bools [n] over the same clips.
-
-    The binomial test on the clips that only one of them gets right (McNemar 1947); 1 if none.
-    """
-    only_a = np.count_nonzero(right_a & ~right_b)
-    only_one = np.count_nonzero(right_a != right_b)
-    return float(binomtest(only_a, only_one).pvalue) if only_one else 1.0
 
 
 def verdict(

@@ -1,9 +1,9 @@
-"""The linear baseline: logistic regression on functionals over time, blind to order and alignment.
+"""Linear baselines: logistic regression on functionals over time, blind to order and alignment.
 
-A temporal model has to beat it.
+A temporal model has to beat them.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split
 from mmattn.data.stream import Stream
-from mmattn.evaluate.metrics import confusion_counts, uar
+from mmattn.evaluate.calibration import pooled
+from mmattn.evaluate.metrics import SMALLEST_PROBABILITY, confusion_counts, uar
 from mmattn.evaluate.predictions import Predictions, predictions_of
 
 STRENGTHS = np.logspace(-4, 1, 11).tolist()
@@ -48,6 +49,35 @@ def corpus_statistics(corpus: Corpus, modalities: Collection[str]) -> np.ndarray
             for clip in range(len(corpus))
         ]
     )
+
+
+def test_baselines(
+    corpus: Corpus, statistics: Mapping[str, np.ndarray], split: Split
+) -> dict[str, Predictions]:
+    """Predictions of the split's test clips by linear models, by name.
+
+    Args:
+        corpus: all clips.
+        statistics: of all clips [N, D], by modality.
+        split: of the clips.
+
+    Returns:
+        "linear", one model of all modalities together. Of several also "linear-MODALITY" of each
+        alone, and "linear-late", which pools the log-probabilities of these.
+    """
+    if len(statistics) == 1:
+        return {"linear": test_baseline(corpus, *statistics.values(), split)}
+    together = np.concatenate([statistics[name] for name in sorted(statistics)], axis=1)
+    alone = {
+        f"linear-{name}": test_baseline(corpus, own, split) for name, own in statistics.items()
+    }
+    votes = np.stack([one.probabilities for one in alone.values()], axis=1)
+    late = np.exp(pooled(np.log(np.maximum(votes, SMALLEST_PROBABILITY))))
+    return {
+        "linear": test_baseline(corpus, together, split),
+        "linear-late": predictions_of(corpus, split.test, late),
+        **alone,
+    }
 
 
 def test_baseline(corpus: Corpus, statistics: np.ndarray, split: Split) -> Predictions:

@@ -1,7 +1,8 @@
-"""Temperature scaling: one number that makes probabilities less sure, or surer.
+"""What is fitted on validation clips and applied to any: a temperature, weights of a late fusion.
 
-Guo et al., On calibration of modern neural networks, ICML 2017. It is fitted on validation clips
-and applied to any. The most probable class stays, and with it accuracy, UAR and F1.
+Temperature scaling is one number that makes probabilities less sure, or surer (Guo et al., On
+calibration of modern neural networks, ICML 2017). The most probable class stays, and with it
+accuracy, UAR and F1.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from mmattn.evaluate.metrics import SMALLEST_PROBABILITY
 from mmattn.evaluate.predictions import Predictions
 
-BOUNDS = (-10.0, 10.0)  # of log T, those of scikit-learn
+BOUNDS = (-10.0, 10.0)  # of log T and log weights, those of scikit-learn
 
 
 def temperature(predictions: Predictions) -> float | None:
@@ -35,6 +36,40 @@ def temperature(predictions: Predictions) -> float | None:
 
     found = minimize_scalar(log_loss, bounds=BOUNDS, method="bounded", options={"xatol": 1e-9})
     return float(np.exp(found.x))
+
+
+def pooled(votes: np.ndarray, log_weights: np.ndarray | float = 0.0) -> np.ndarray:
+    """Log-probabilities [N, K] of the logarithmic opinion pool of votes [N, M, K].
+
+    Σ_m w_m log p_m, normalised, where w = softmax(log_weights) [M] over the votes that there are:
+    all log-probabilities of one that is missing are 0. As `Late` joins the modalities.
+    """
+    from scipy.special import log_softmax
+
+    weights = np.exp(log_weights) * votes.any(axis=-1)
+    weights /= np.maximum(weights.sum(axis=-1, keepdims=True), SMALLEST_PROBABILITY)
+    return log_softmax(np.einsum("nm,nmk->nk", weights, votes), axis=-1)
+
+
+def log_weights(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The log weights [M] with which `pooled` fits best, at the temperature that suits them.
+
+    Of votes [N, M, K] for clips with labels [N], -1 for none, it minimises the summed log loss plus
+    half the squares of log weights and log temperature: standard normal priors, which keep the
+    weights equal where the clips do not tell.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    votes, labels = votes[labels >= 0], labels[labels >= 0]
+
+    def loss(found: np.ndarray) -> float:
+        scaled = np.exp(-found[0]) * pooled(votes, found[1:])
+        true = log_softmax(scaled, axis=1)[np.arange(len(labels)), labels]
+        return 0.5 * (found @ found) - true.sum()
+
+    start = np.zeros(1 + votes.shape[1])
+    return minimize(loss, start, bounds=[BOUNDS] * len(start)).x[1:]
 
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:

@@ -108,6 +108,55 @@ def scores(predictions: Predictions, seed: int = 0, resamples: int = 2000) -> di
     return {name: _score(value, resampled.get(name)) for name, value in _total(sums).items()}
 
 
+class Paired(NamedTuple):
+    """How far one model is ahead of another on the same clips."""
+
+    differences: dict[str, Score]
+    """Of each metric that both have: its value less the other's, with a 95 % interval."""
+    mcnemar: float
+    """p of `mcnemar`."""
+
+
+def paired(one: Predictions, other: Predictions, seed: int = 0, resamples: int = 2000) -> Paired:
+    """Compare the predictions of two models for the same clips, in any order.
+
+    The interval is as in `scores`, but each resample of speakers is scored for both models, so
+    that what makes a speaker hard for both cancels. McNemar's test is about clips, whoever speaks.
+
+    Raises:
+        UserError: the clips, their labels or the classes are not the same.
+    """
+    other = other.like(one)
+    sums = _speaker_sums(one), _speaker_sums(other)
+
+    def less(first: dict, second: dict) -> dict[str, np.ndarray]:
+        return {name: first[name] - second[name] for name in first if name in second}
+
+    resampled = {}
+    if _has_interval(one.speakers):
+        drawn = _draws(len(sums[0].confusion), seed, resamples)
+        resampled = less(*(_resampled(own, drawn) for own in sums))
+    values = less(*map(_total, sums))
+    known = one.labels >= 0
+    right = ((own.predicted == own.labels)[known] for own in (one, other))
+    return Paired(
+        {name: _score(value, resampled.get(name)) for name, value in values.items()},
+        mcnemar(*right),
+    )
+
+
+def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
+    """Exact two-sided p that a and b are right equally often, of bools [n] over the same clips.
+
+    The binomial test on the clips that only one of them gets right (McNemar 1947); 1 if none.
+    """
+    from scipy.stats import binomtest  # not with the others: a prediction does without
+
+    only_a = np.count_nonzero(right_a & ~right_b)
+    only_one = np.count_nonzero(right_a != right_b)
+    return float(binomtest(only_a, only_one).pvalue) if only_one else 1.0
+
+
 def metric_values(predictions: Predictions) -> dict[str, np.ndarray]:
     """The values of `scores` alone; NaN where there is no clip to score."""
     return _total(_speaker_sums(predictions))

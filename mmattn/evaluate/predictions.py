@@ -68,6 +68,23 @@ class Predictions:
             {name: cells[rows] for name, cells in self.columns.items()},
         )
 
+    def like(self, other: "Predictions") -> "Predictions":
+        """The same in the order of the clips of another model's predictions.
+
+        Raises UserError unless both are of the same clips, speakers, labels and classes.
+        """
+        row = {clip: number for number, clip in enumerate(self.clips)}
+        if lacking := sorted(row.keys() ^ {*other.clips}):
+            raise UserError(
+                f"only predictions of the same clips can be compared: of {len(row)} and "
+                f"{len(other.clips)} clips, {len(lacking)} are in one alone: {_some(lacking)}"
+            )
+        same = self.select(np.array([row[clip] for clip in other.clips]))
+        for name in ("class_names", "speakers", "labels"):
+            if not np.array_equal(getattr(same, name), getattr(other, name)):
+                raise UserError(f"predictions with different {name} cannot be compared")
+        return same
+
     def cells(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """These columns, which the corpus must have."""
         return {name: self.columns[name] for name in names}

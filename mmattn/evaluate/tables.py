@@ -5,7 +5,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from mmattn.console import WIDTH, say, say_table
-from mmattn.evaluate.metrics import METRICS, per_class
+from mmattn.evaluate.metrics import METRICS, paired, per_class, scores
 from mmattn.evaluate.predictions import Predictions
 
 Scores = Mapping[str, Mapping[str, float | None]]
@@ -75,6 +75,28 @@ def score_table(
     note += f". Better when lower: {lower}" if lower else ""
     note += ". In brackets: 95 % interval of a bootstrap over speakers."
     return Table("All classes.", ("", *splits), rows, note)
+
+
+def paired_table(found: Mapping[str, Predictions], seed: int = 0) -> Table:
+    """Scores of models on the same test clips, and how far the first is ahead of each other.
+
+    Raises UserError if the clips are not the same.
+    """
+    (_, first), *others = found.items()
+    shown = "uar", "accuracy"
+    rows = []
+    for name, predictions in found.items():
+        own = scores(predictions, seed)
+        rows.append([name, *(Interval(**own[metric]) for metric in shown), None, None])
+    for row, (_, predictions) in zip(rows[1:], others, strict=True):
+        compared = paired(first, predictions, seed)
+        row[-2:] = Interval(**compared.differences["uar"]), f"{compared.mcnemar:.4f}"
+    note = (
+        "UAR ahead: the first's less the row's, with a 95 % interval over speakers, paired. "
+        "McNemar: p of the exact test over clips."
+    )
+    columns = ("", *(METRICS[metric].title for metric in shown), "UAR ahead", "McNemar")
+    return Table("Models on the same test clips.", columns, rows, note)
 
 
 def group_tables(groups: Mapping[str, Mapping]) -> list[Table]:

@@ -1,4 +1,4 @@
-"""The encoder of a modality: a bidirectional LSTM stack, with temporal attention or without."""
+"""The encoder of a modality: a bidirectional LSTM stack, with pooling over time or without."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from mmattn.model.lstm import LSTM, both, one_by_one
 
 
 class Encoder(nnx.Module):
-    """A bidirectional LSTM stack over the frames of one modality; attention to them if it pools."""
+    """A bidirectional LSTM stack, or none, over the frames of one modality; may pool them."""
 
     def __init__(
         self, name: str, features: int, config: ModelConfig, pools: bool, numbers: Iterator, rngs
@@ -29,7 +29,7 @@ class Encoder(nnx.Module):
         self.layers = nnx.List(nnx.List(pair) for pair in layers)
         self.features = features
         if pools:
-            self.attention = TemporalAttention(features, rngs=rngs)
+            self.attention = TemporalAttention(features, config.pooling, rngs=rngs)
             self.pooled_dropout = Dropout(config.pooled_dropout, next(numbers), features)
 
     def encode(self, stream: Stream, training: Training | None) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
+from mmattn.config import Pooling
 from mmattn.model.initial import Keys, glorot_uniform, lecun_normal, zeros
 
 # The layer of Flax; its parameters may come from `Keys`.
@@ -40,11 +41,20 @@ class TemporalAttention(nnx.Module):
     """Weighted mean over time: softmax over the valid frames of the score tanh(x·w), or x·w.
 
     A bounded score, the earlier system's, gives no frame more than e² times the weight of another.
+    With pooling "mean" all scores are 0, and there is no w.
     """
 
-    def __init__(self, features: int, bounded: bool = True, *, rngs: nnx.Rngs | Keys):
+    def __init__(
+        self,
+        features: int,
+        pooling: Pooling = "attention",
+        bounded: bool = True,
+        *,
+        rngs: nnx.Rngs | Keys,
+    ):
         self.bounded = bounded
-        self.kernel = nnx.Param(glorot_uniform(rngs.params(), (features, 1)))
+        learned = pooling == "attention"
+        self.kernel = nnx.Param(glorot_uniform(rngs.params(), (features, 1))) if learned else None
 
     def __call__(self, x: Array, valid: Array, bias: Array | float = 0.0) -> tuple[Array, Array]:
         """Pool frames x [T, B, H] where valid [T, B]; `bias` [T, B] is added to the scores.
@@ -53,7 +63,7 @@ class TemporalAttention(nnx.Module):
             [B, H] the mean and [T, B] the weights: they sum to 1 over the valid frames and are
             0 elsewhere; a clip without any valid frame gives zeros (and finite gradients).
         """
-        scores = (x @ self.kernel[...])[..., 0]
+        scores = jnp.zeros(valid.shape) if self.kernel is None else (x @ self.kernel[...])[..., 0]
         scores = (jnp.tanh(scores) if self.bounded else scores) + bias
         weights = jax.nn.softmax(scores, axis=0, where=valid)
         return jnp.einsum("tb,tbh->bh", weights, x), weights

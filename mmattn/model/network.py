@@ -1,6 +1,6 @@
 """The branched network: a batch of clips in, logits, attention and frame embeddings out."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import count, pairwise
 from typing import NamedTuple
 
@@ -18,13 +18,25 @@ from mmattn.model.fusion.base import Fused
 from mmattn.model.initial import Keys, zeros
 from mmattn.model.layers import BatchNorm, Dropout, Linear, Training, functionals
 
+# What a clip without frames of a modality weighs in the batch norm of its classifier: next to
+# nothing, but a batch of such clips alone still has a mean.
+LACKING = 1e-6
+
+
+class Vote(NamedTuple):
+    """What a classifier says of a batch."""
+
+    logits: Array  # [B, K]
+    head: Array  # [B, K] of the dense head: the same, unless there is a linear classifier
+    statistics: Array | None  # [B, K] of the linear classifier on functionals over time
+
 
 class Output(NamedTuple):
     """What the network says of a batch."""
 
     logits: Array  # [B, K]
-    head_logits: Array  # [B, K] of the dense head: the same, unless there is a linear classifier
-    statistics_logits: Array | None  # [B, K] of the linear classifier on functionals over time
+    joint: Vote | None  # of the classifier of all modalities together; fusion late has none
+    votes: dict[str, Vote]  # of the classifiers of one modality each, if there are such
     embeddings: dict[str, Array]  # [B, T, H] the frames after the LSTM layers, 0 in the padding
     fused: Fused  # what the head sees, and the attention behind it
 
@@ -48,8 +60,51 @@ class StatisticsClassifier(nnx.Module):
         return self.linear(self.gain * x)
 
 
-class Network(nnx.Module):
-    """An encoder a modality, fusion over time, then a dense head."""
+class Classifier(nnx.Module):
+    """A dense head on pooled features and, if asked for, a linear classifier beside it."""
+
+    def __init__(
+        self,
+        features: int,
+        frames: int,
+        classes: int,
+        config: ModelConfig,
+        numbers: Iterator[int],
+        rngs: nnx.Rngs | Keys,
+    ):
+        """Build for pooled features; `frames` is how many features the frames have, 0 without a
+        linear classifier on them."""
+        sizes = [features, *config.head_units]
+        self.dense = nnx.List(Linear(*pair, rngs=rngs) for pair in pairwise(sizes))
+        self.norms = nnx.List(BatchNorm(units) for units in config.head_units)
+        self.dropouts = nnx.List(
+            Dropout(rate, next(numbers), units)
+            for rate, units in zip(config.head_dropout, config.head_units, strict=True)
+        )
+        self.classifier = Linear(sizes[-1], classes, rngs=rngs)
+        self.statistics = StatisticsClassifier(frames, classes, rngs) if frames else None
+
+    def classify(
+        self, x: Array, streams: list[Stream], training: Training | None, weight: Array
+    ) -> Vote:
+        """Classify pooled features [B, H] and the streams that they come from."""
+        for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):
+            x = dropout(norm(jax.nn.relu(dense(x)), training, weight), training)
+        head = self.classifier(x)
+        if self.statistics is None:
+            return Vote(head, head, None)
+        statistics = self.statistics(streams, training, weight)
+        # The mean of both classifiers' probabilities.
+        both = jax.nn.log_softmax(head), jax.nn.log_softmax(statistics)
+        return Vote(jnp.logaddexp(*both) - jnp.log(2.0), head, statistics)
+
+
+class Network(Classifier):
+    """An encoder a modality, fusion over time, and a classifier: of all together or, late, of each.
+
+    With a loss of the branches there is one of each beside that of all, which is the network
+    itself: so its parameters have the names that checkpoints know.
+    """
 
     def __init__(
         self,
@@ -64,24 +119,26 @@ class Network(nnx.Module):
         `dimensions` are a frame's features by modality; `geometry` is of `Fusion.geometry`.
         """
         numbers, fusion = count(), fusion_of(config.fusion)
+        own = fusion.late or config.branch_loss > 0
         self.branches = nnx.Dict(
             {
-                name: Encoder(name, dimensions[name], config, fusion.pools, numbers, rngs)
+                name: Encoder(name, dimensions[name], config, fusion.pools or own, numbers, rngs)
                 for name in config.modalities
             }
         )
         embedded = {name: encoder.features for name, encoder in self.branches.items()}
         self.fusion = fusion(embedded, config, geometry, numbers, rngs)
-        sizes = [self.fusion.features, *config.head_units]
-        self.dense = nnx.List(Linear(*pair, rngs=rngs) for pair in pairwise(sizes))
-        self.norms = nnx.List(BatchNorm(units) for units in config.head_units)
-        self.dropouts = nnx.List(
-            Dropout(rate, next(numbers), units)
-            for rate, units in zip(config.head_dropout, config.head_units, strict=True)
+        frames = {name: dimensions[name] * config.statistics for name in config.modalities}
+        if not fusion.late:
+            total = sum(frames.values())
+            super().__init__(self.fusion.features, total, classes, config, numbers, rngs)
+            frames = dict.fromkeys(frames, 0)  # what is beside a head does not train its encoder
+        self.classifiers = nnx.Dict(
+            {
+                name: Classifier(embedded[name], frames[name], classes, config, numbers, rngs)
+                for name in (config.modalities if own else ())
+            }
         )
-        self.classifier = Linear(sizes[-1], classes, rngs=rngs)
-        frames = sum(dimensions[name] for name in config.modalities)
-        self.statistics = StatisticsClassifier(frames, classes, rngs) if config.statistics else None
 
     @property
     def dropout_shape(self) -> tuple[int, int]:
@@ -96,14 +153,17 @@ class Network(nnx.Module):
             name: encoder.encode(streams[name], training) for name, encoder in self.branches.items()
         }
         fused = self.fusion(self.branches, embeddings, streams, training)
-        x = fused.features
-        for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):
-            x = dropout(norm(jax.nn.relu(dense(x)), training, batch.weight), training)
-        logits = head_logits = self.classifier(x)
-        statistics_logits = None
-        if self.statistics is not None:  # the mean of both classifiers' probabilities
-            statistics_logits = self.statistics([*streams.values()], training, batch.weight)
-            both = jax.nn.log_softmax(head_logits), jax.nn.log_softmax(statistics_logits)
-            logits = jnp.logaddexp(*both) - jnp.log(2.0)
+        votes = {}
+        for name, classifier in self.classifiers.items():
+            stream = streams[name]
+            pooled, _ = self.branches[name].pool(embeddings[name], stream.valid, training)
+            weight = batch.weight * jnp.where(stream.valid.any(1), 1, LACKING)
+            votes[name] = classifier.classify(pooled, [stream], training, weight)
+        if self.fusion.late:
+            joint = None
+            logits = self.fusion.join({name: vote.logits for name, vote in votes.items()}, streams)
+        else:
+            joint = self.classify(fused.features, [*streams.values()], training, batch.weight)
+            logits = joint.logits
         embeddings = {name: x.swapaxes(0, 1) for name, x in embeddings.items()}
-        return Output(logits, head_logits, statistics_logits, embeddings, fused)
+        return Output(logits, joint, votes, embeddings, fused)

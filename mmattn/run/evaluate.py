@@ -1,34 +1,42 @@
-"""The tests of a run, repeated: from its checkpoints, or by the linear baseline in its place."""
+"""The tests of a run: repeated from its checkpoints, by baselines, and beside other runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from mmattn.config import OtherDataConfig
+from mmattn.config import OtherDataConfig, Pooling
 from mmattn.console import progress, say
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import split_from_json
 from mmattn.errors import UserError
-from mmattn.evaluate.baseline import corpus_statistics, test_baseline
+from mmattn.evaluate.baseline import corpus_statistics, test_baselines
 from mmattn.evaluate.metrics import group_scores, scores
-from mmattn.evaluate.predictions import Predictions, combine
+from mmattn.evaluate.predictions import (
+    Predictions,
+    combine,
+    read_predictions,
+    write_predictions,
+)
 from mmattn.evaluate.tables import (
-    Interval,
-    Table,
+    paired_table,
     say_groups,
     say_per_class,
     say_scores,
     say_ties,
     say_wide,
-    titles,
 )
 from mmattn.files import write_json
-from mmattn.run.folder import PREDICTIONS, corpus_of, read_config
+from mmattn.run.fit import fit
+from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, make_folder, read_config
 from mmattn.run.run import Run, load_run
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
+
+BASELINES = "baselines"  # folder of their test predictions below the run's
 
 
 def evaluate_run(
@@ -47,63 +55,118 @@ def evaluate_run(
     """
     config, corpus = read_config(folder), corpus_of(folder, other)
     count = start_devices(device_count or config.devices, config.train.batch)
-    run = load_run(folder, kind, calibrated=False)
-    _test(run, corpus, partial(_test_network, device_count=count), _say_together)
+    _test(load_run(folder, kind, calibrated=False), corpus, count)
 
 
-def baseline_of_run(folder: Path, other: OtherDataConfig) -> None:
-    """Train and test on functionals over time; print the scores and write them to baseline.json.
+def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False) -> None:
+    """Train and test baselines on the splits of a run and say them beside it, paired.
 
-    The modalities are those of the run. With folds, each is trained by itself and the test
-    predictions are pooled.
+    They are linear models on functionals over time of the run's modalities. With folds, each is
+    trained by itself and the test predictions are pooled. The scores are written to baseline.json,
+    the predictions to baselines/.
+
+    Args:
+        folder: the run's.
+        other: where the clips are now.
+        networks: also train the run's network without its LSTM, with attention and with the mean
+            over time.
+
+    Raises:
+        UserError: no run, or its clips are not there.
     """
-    run = load_run(folder)
-    corpus = corpus_of(folder, other)
-    statistics = corpus_statistics(corpus, run.config.model.modalities)
-    found: dict[str, dict] = {}
+    config, corpus = read_config(folder), corpus_of(folder, other)
+    if networks:  # before JAX is at work
+        start_devices(config.devices, config.train.batch)
+    run = load_run(folder, calibrated=False)
+    statistics = {name: corpus_statistics(corpus, (name,)) for name in config.model.modalities}
 
-    def keep(part: Run, predictions: Predictions, _: Corpus) -> None:
-        name = str(part.folder.relative_to(folder)) if part is not run else "together"
-        found[name] = scores(predictions, run.config.seed)
-
-    def test(part: Run, _: Corpus) -> Predictions:
-        predictions = test_baseline(corpus, statistics, split_from_json(part.split, corpus))
-        keep(part, predictions, corpus)
+    def linear(part: Run) -> dict[str, Predictions]:
         advance(1)
-        return predictions
+        return test_baselines(corpus, statistics, split_from_json(part.split, corpus))
 
-    with progress("linear baseline", len(run.networks), "splits") as advance:
-        _test(run, corpus, test, keep)
-    shown = titles(*found.values())
-    rows = [
-        (name, *(Interval(**score[metric]) for metric in shown))
-        for name, score in found.items()
-        if "member" not in name
-    ]
-    title = f"Linear baseline on functionals over time, test; {corpus.description}"
+    with progress("linear baselines", len(run.networks), "splits") as advance:
+        found = _by_part(run, linear)
+    if networks:
+        for part, own in _by_part(run, partial(_without_lstm, corpus)).items():
+            found[part] |= own
+    together = {}
+    if (folder / PREDICTIONS["test"]).exists():
+        together[run.name] = read_predictions(folder / PREDICTIONS["test"])
+    together |= found[run]
+    title = f"Test; {corpus.description}"
     title += f"; {run.split['description']}" if run.split["leaking"] else ""
-    say_wide(title, Table("", ("", *shown.values()), rows))
-    write_json(folder / "baseline.json", {"leaking": run.split["leaking"], "test": found})
+    _say_paired(title, together, config.seed)
+    make_folder(folder / BASELINES)
+    for name, predictions in found[run].items():
+        write_predictions(folder / BASELINES / f"{name}.csv", predictions)
+    test = {
+        "together" if part is run else part.folder.name: {
+            name: scores(predictions, config.seed) for name, predictions in found[part].items()
+        }
+        for part in (*run.parts, run)
+    }
+    write_json(folder / "baseline.json", {"leaking": run.split["leaking"], "test": test})
 
 
-def _test(
-    run: Run,
-    corpus: Corpus,
-    test: Callable[[Run, Corpus], Predictions],
-    together: Callable[[Run, Predictions, Corpus], None],
-) -> Predictions:
-    """Test a training, or the parts of a run and then all `together`."""
+def compare_runs(folders: Sequence[Path]) -> None:
+    """Say the test scores of runs and of the first one's baselines, and how far it is ahead.
+
+    Raises:
+        UserError: no run, or one with other test clips than the first.
+    """
+    for folder in folders:
+        check_complete(folder)
+    paths = {str(folder): folder / PREDICTIONS["test"] for folder in folders}
+    baselines = {path.stem: path for path in (folders[0] / BASELINES).glob("*.csv")}
+    paths |= dict(sorted(baselines.items()))
+    found = {name: read_predictions(path) for name, path in paths.items()}
+    _say_paired(f"Test, {folders[0]} and others", found, read_config(folders[0]).seed)
+
+
+def _say_paired(title: str, found: dict[str, Predictions], seed: int) -> None:
+    table = paired_table(found, seed)
+    say_wide(title, table)
+    say(table.note)
+
+
+def _by_part(
+    run: Run, test: Callable[[Run], dict[str, Predictions]]
+) -> dict[Run, dict[str, Predictions]]:
+    """Predictions by the name of a model, of each training of a run and of its parts together."""
     if not run.parts:
-        return test(run, corpus)
-    predictions = combine([_test(part, corpus, test, together) for part in run.parts])
-    together(run, predictions, corpus)
-    return predictions
+        return {run: test(run)}
+    found = {}
+    for part in run.parts:
+        found |= _by_part(part, test)
+    names = found[run.parts[0]]
+    found[run] = {name: combine([found[part][name] for part in run.parts]) for name in names}
+    return found
 
 
-def _say_together(run: Run, predictions: Predictions, corpus: Corpus) -> None:
+def _without_lstm(corpus: Corpus, part: Run) -> dict[str, Predictions]:
+    """Train a run's network without LSTM on its split, with each pooling; test predictions."""
+    split, found = split_from_json(part.split, corpus), {}
+    for pooling in get_args(Pooling):
+        say(f"{part.name}: {pooling} pooling without LSTM")
+        model = replace(part.config.model, encoder="none", pooling=pooling)
+        trained = fit(corpus, split, replace(part.config, model=model))
+        if not trained.complete:
+            raise KeyboardInterrupt
+        every, devices = np.concatenate([*split.clips.values()]), trained.config.devices
+        predictor = trained.predictor(corpus, every, devices)
+        found[f"{pooling}-pooling"] = predictor.predictions(split.test)
+    return found
+
+
+def _test(run: Run, corpus: Corpus, device_count: int) -> Predictions:
+    """Say the scores of a training, or of the parts of a run and then of all together."""
+    if not run.parts:
+        return _test_network(run, corpus, device_count)
+    predictions = combine([_test(part, corpus, device_count) for part in run.parts])
     title = f"{run.folder}, all parts together"
     say_scores(title, {"test": scores(predictions, run.config.seed)})
     say_groups(title, group_scores(predictions, predictions.cells(corpus.groups), run.config.seed))
+    return predictions
 
 
 def _test_network(run: Run, corpus: Corpus, device_count: int) -> Predictions:

@@ -279,6 +279,7 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
         f"{split.description}; epoch {best}, the best of {len(history)}",
         note=note,
         temperature=run.about.get("temperature"),
+        late_weights=run.about.get("late_weights"),
         best_epoch=best,
         epochs=len(history),
         seconds=sum(row["seconds"] for row in history),

@@ -53,7 +53,7 @@ class Prediction:
     probabilities [K] of class_names; streams: of each modality that was predicted from, its times
     [T] (s) and attention [T], with the features that the network saw; missing: the modalities that
     the run uses and the clip lacks; notes: what was unusual about it. The attention sums to one
-    over the frames of a modality (fusion concat) or of both together (cross).
+    over the frames of a modality (fusions concat and late) or of all together (cross).
     """
 
     path: Path

@@ -34,6 +34,9 @@ class ClipPredictions(NamedTuple):
     """[n, K] float64"""
     attention: list[dict[str, np.ndarray]]
     """Of each clip, by modality: [T], padding cut off."""
+    votes: np.ndarray
+    """[n, M, K] log-probabilities of each modality by itself, in the order of their names, 0 where
+    a clip lacks it; M is 0 if the network has no classifiers of one modality."""
 
 
 class ClipInspections(NamedTuple):
@@ -83,17 +86,19 @@ class Predictor:
         loss = np.zeros(len(clips))
         probabilities: list = [None] * len(clips)
         attention: list = [None] * len(clips)
+        votes: list = [None] * len(clips)
         for row, found, cut in self._each_clip(
             lambda placed: self.learner.predict(self.weights, placed, self.class_weights), clips
         ):
             loss[row], probabilities[row] = found.loss, found.probabilities.astype(np.float64)
             attention[row] = cut(found.attention)
+            votes[row] = [found.votes[name] for name in sorted(found.votes)]
         probabilities = np.stack(probabilities)
         bad = ~np.isfinite(probabilities).all(1) | ~np.isfinite(loss)
         if bad.any():
             names = ", ".join(self.corpus.names[clip] for clip in clips[bad])
             raise Diverged(f"the prediction is not finite for {names}; expected finite numbers")
-        return ClipPredictions(loss, probabilities, attention)
+        return ClipPredictions(loss, probabilities, attention, np.array(votes, np.float64))
 
     def predictions(self, clips: np.ndarray) -> Predictions:
         """`predict` with the names, speakers and labels of the clips."""
@@ -101,8 +106,9 @@ class Predictor:
 
     def views(self, clips: np.ndarray) -> list[ClipView]:
         """The clips at these positions [n] as the network sees them."""
-        _, probabilities, attention = self.predict(clips)
-        return view_clips(self.corpus, clips, self.normaliser, probabilities, attention)
+        found = self.predict(clips)
+        both = found.probabilities, found.attention
+        return view_clips(self.corpus, clips, self.normaliser, *both)
 
     def inspect(self, clips: np.ndarray) -> ClipInspections:
         """Look inside the network while it sees the clips at these positions [n]."""

@@ -16,9 +16,10 @@ from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import BLOCKS, Normaliser, fit_normaliser
 from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
-from mmattn.evaluate.calibration import temperature
+from mmattn.evaluate.calibration import log_weights, temperature
 from mmattn.evaluate.metrics import METRICS, metric_values
 from mmattn.evaluate.predictions import Predictions, predictions_of
+from mmattn.model.fusion import fusion_of
 from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, InMemory, Kind
 from mmattn.train.feed import Feed
@@ -80,6 +81,25 @@ class Trainer:
         """The network as it is in this state."""
         weights = self.learner.weights(state)
         return Predictor(self.config, self.learner, weights, self.settings.class_weights, self.feed)
+
+    @property
+    def fits_weights(self) -> bool:
+        """Whether the modalities' weights are fitted to validation clips."""
+        model = self.config.model
+        return fusion_of(model.fusion).late and model.late_weights == "validation"
+
+    def fit_weights(
+        self, state: TrainState, clips: np.ndarray, votes: np.ndarray
+    ) -> tuple[TrainState, dict[str, float]]:
+        """The state with the weights that suit the votes [n, M, K] for clips [n] best, and these.
+
+        The weights, by modality, sum to 1.
+        """
+        labels = self.corpus.labels[clips]
+        fitted = np.array(processes.from_first(lambda: log_weights(votes, labels).tolist()))
+        shares = np.exp(fitted) / np.exp(fitted).sum()
+        weights = dict(zip(sorted(self.config.model.modalities), shares.tolist(), strict=True))
+        return self.learner.with_log_weights(state, fitted), weights
 
     def save(
         self, checkpoints: Checkpoints | InMemory, kind: Kind, at: Position, about: dict
@@ -168,9 +188,15 @@ def train(
         history = about["history"]
         say(f"resumed after epoch {len(history)} and {at.dispatches} dispatches of the next")
     begin(history)
+    weights = None
 
     def validate() -> tuple[float, Predictions]:
+        nonlocal at, weights
         found = trainer.predictor(at.state).predict(split.validation)
+        if trainer.fits_weights:
+            state, weights = trainer.fit_weights(at.state, split.validation, found.votes)
+            at = at._replace(state=state)
+            found = trainer.predictor(at.state).predict(split.validation)
         own = predictions_of(trainer.corpus, split.validation, found.probabilities)
         return float(found.loss.mean()), own
 
@@ -193,11 +219,12 @@ def train(
         history = [*history, row | {"seconds": time.perf_counter() - start}]
         at = Position(at.state, trainer.no_sums())
         if best_epoch(history, config.monitor) == len(history):
-            save("best", temperature=temperature(found))
+            save("best", temperature=temperature(found), late_weights=weights)
         if len(history) % config.save_every == 0:
             save("latest")
         report(history)
-    save("final", temperature=temperature(found or validate()[1]))
+    found = found or validate()[1]
+    save("final", temperature=temperature(found), late_weights=weights)
     return history
 
 

@@ -71,6 +71,9 @@ class Prediction(NamedTuple):
     """[B, K]"""
     attention: dict[str, Array]
     """By modality, [B, T]."""
+    votes: dict[str, Array]
+    """By modality, [B, K] log-probabilities of its own classifier, 0 where a clip lacks it; none
+    if there are no such classifiers."""
 
 
 class Votes(NamedTuple):
@@ -130,7 +133,7 @@ class Learner:
         network = self._make_network(rngs=Keys(None))  # for its shapes
         self.graph, params, self._batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
         self._params = params
-        self.gamma = train.gamma
+        self.gamma, self.branch_loss = train.gamma, model.branch_loss
         self.weight_decay = train.weight_decay
         self.optimizer = optax.chain(optax.scale_by_adam())  # Kingma & Ba, 2015
         self.device_count = device_count
@@ -191,6 +194,13 @@ class Learner:
         return TrainState(
             step, join(state.params), batch_stats, jax.tree.map(join, state.opt_state)
         )
+
+    def with_log_weights(self, state: TrainState, log_weights: np.ndarray) -> TrainState:
+        """A state on the devices with other weights [M] of the modalities; see `Late`."""
+        batch_stats = jax.tree.map(lambda x: x, state.batch_stats)
+        kept = batch_stats["fusion"]["log_weights"]
+        kept.set_value(devices.replicate(log_weights.astype(np.float32), self.device_count))
+        return state._replace(batch_stats=batch_stats)
 
     def _weights(self, state: TrainState) -> Weights:
         """The parameters, complete on each device; runs inside `devices.parallel`."""
@@ -275,8 +285,10 @@ class Learner:
     def loss(self, output: Output, batch: Batch, class_weights: Array) -> Array:
         """The training loss [B] of each clip: focal, plus cross-entropy of the linear classifier.
 
-        Each classifier has a loss of its own, so neither leaves its work to the other. Of a mixed
-        clip it is the mean over both labels, weighed by lambda (Zhang et al., 2018).
+        Each classifier has a loss of its own, so neither leaves its work to the other: those of the
+        modalities that the clip has are added up and, where there is one of all together, added to
+        its loss with the weight of the branches. Of a mixed clip it is the mean over both labels,
+        weighed by lambda (Zhang et al., 2018).
         """
 
         def mixed(logits, gamma):
@@ -288,10 +300,15 @@ class Learner:
             )
             return batch.mixup_lambda * own + (1 - batch.mixup_lambda) * other
 
-        loss = mixed(output.head_logits, self.gamma)
-        if output.statistics_logits is None:
-            return loss
-        return loss + mixed(output.statistics_logits, 0.0)
+        def of(vote):
+            loss = mixed(vote.head, self.gamma)
+            return loss if vote.statistics is None else loss + mixed(vote.statistics, 0.0)
+
+        loss = sum(
+            jnp.where(batch.streams[name].valid.any(1), of(vote), 0)
+            for name, vote in output.votes.items()
+        )
+        return loss if output.joint is None else of(output.joint) + self.branch_loss * loss
 
     def _predict(self, weights: Weights, batches: Batch, class_weights: Array) -> Prediction:
         """Predictions [S, B, …] for one device's batches [S, B, …]."""
@@ -301,7 +318,11 @@ class Learner:
             output = network(batch)
             probabilities = jax.nn.softmax(output.logits)
             loss = self.loss(output, batch, class_weights)
-            return Prediction(loss, probabilities, output.fused.attention)
+            votes = {
+                name: jax.nn.log_softmax(vote.logits) * batch.streams[name].valid.any(1)[:, None]
+                for name, vote in output.votes.items()
+            }
+            return Prediction(loss, probabilities, output.fused.attention, votes)
 
         return jax.lax.map(predict, batches)
 

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-from scipy.stats import binom, ttest_1samp
+from scipy.stats import ttest_1samp
 
 from experiments.alignment.statistics import (
     Difference,
     holm,
-    mcnemar,
     mean_with_interval,
     paired_difference,
     two_way_weights,
@@ -113,18 +112,6 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm(np.array([0.6, 0.9])), [1, 1])
     np.testing.assert_allclose(holm(np.array([0.02])), [0.02])
     np.testing.assert_allclose(holm(np.array([0.01, np.nan, 0.02])), [0.03, np.nan, 0.04])
-
-
-def test_mcnemar_by_hand():
-    # one clip only a gets right, five only b: 2 · (1 + 6) / 2⁶
-    right_a = np.array([1, 0, 0, 0, 0, 0, 1, 1, 0], bool)
-    right_b = np.array([0, 1, 1, 1, 1, 1, 1, 1, 0], bool)
-    assert mcnemar(right_a, right_b) == pytest.approx(14 / 64)
-    assert mcnemar(right_b, right_a) == pytest.approx(14 / 64)
-    assert mcnemar(right_a, right_a) == 1
-    many_a, many_b = np.zeros((2, 60), bool)
-    many_a[:12], many_b[12:50] = True, True
-    assert mcnemar(many_a, many_b) == pytest.approx(2 * binom.cdf(12, 50, 0.5))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from mmattn.evaluate.calibration import calibrated, temperature
+from mmattn.evaluate.calibration import calibrated, log_weights, pooled, temperature
 from mmattn.evaluate.metrics import metric_values
 from mmattn.evaluate.predictions import Predictions
 
@@ -123,3 +123,35 @@ def test_the_most_probable_class_stays_to_the_last_bit(temperature):
     np.testing.assert_array_equal(*most)
     np.testing.assert_allclose(found.sum(axis=1), 1)
     assert found[0].shape == calibrated(p[0], temperature).shape == (6,)
+
+
+def test_a_pool_of_votes_by_hand():
+    votes = np.log([[[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], [[0.5, 0.3, 0.2], [1, 1, 1]]])
+    once = np.sqrt([0.5 * 0.1, 0.3 * 0.1, 0.2 * 0.8])
+    np.testing.assert_allclose(np.exp(pooled(votes)), [once / once.sum(), [0.5, 0.3, 0.2]])
+    powers = np.array([0.5, 0.3, 0.2]) ** 0.75 * np.array([0.1, 0.1, 0.8]) ** 0.25
+    weighted = np.exp(pooled(votes, np.log([3, 1])))
+    np.testing.assert_allclose(weighted, [powers / powers.sum(), [0.5, 0.3, 0.2]])
+
+
+def test_weights_of_votes_are_those_of_the_logits_that_drew_the_labels():
+    """log p = 3 a + b, of which each vote knows one: their weights are as 3 to 1."""
+    random = np.random.default_rng(0)
+    own = random.normal(size=(4000, 2, 4))
+    shares = softmax(3 * own[:, 0] + own[:, 1], axis=1)
+    labels = (shares.cumsum(axis=1) < random.random((4000, 1))).sum(axis=1)
+    votes = np.log(softmax(own, axis=2))
+    found = log_weights(votes, labels)
+    assert np.exp(found[0] - found[1]) == pytest.approx(3, rel=0.15)
+    ties = np.where(np.arange(4000) % 3, labels, -1)
+    expected = log_weights(votes[ties >= 0], ties[ties >= 0])
+    np.testing.assert_array_equal(log_weights(votes, ties), expected)
+    assert sum(found) == pytest.approx(0, abs=1e-3)
+
+
+def test_where_the_clips_do_not_tell_the_weights_are_equal():
+    labels = np.arange(12) % 3
+    right = np.log(0.9 * np.eye(3)[labels] + 0.1 / 3)
+    np.testing.assert_allclose(log_weights(np.stack([right, right], 1), labels), 0, atol=1e-3)
+    lacks = np.stack([right, 0 * right], 1)  # no clip has the second modality
+    np.testing.assert_allclose(log_weights(lacks, labels), 0, atol=1e-3)

@@ -1,10 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations_with_replacement
 from math import factorial, prod
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import binom
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -16,6 +18,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from mmattn.errors import UserError
 from mmattn.evaluate.metrics import (
     METRICS,
     Metric,
@@ -26,8 +29,10 @@ from mmattn.evaluate.metrics import (
     ece,
     group_scores,
     jensen_shannon,
+    mcnemar,
     mean_over_clips,
     metric_values,
+    paired,
     per_class,
     scores,
     scores_by_speaker,
@@ -479,3 +484,63 @@ def test_columns_that_divide_nothing_or_into_too_small_groups_are_left_out():
     assert list(found["six"]["values"]) == list("012345")
     many = group_scores(drawn(clips=600), {"dialogue": np.arange(600) % 101})
     assert many["dialogue"] == {"left_out": "101 values in 600 clips"}
+
+
+def test_mcnemar_by_hand():
+    # one clip only a gets right, five only b: 2 · (1 + 6) / 2⁶
+    right_a = np.array([1, 0, 0, 0, 0, 0, 1, 1, 0], bool)
+    right_b = np.array([0, 1, 1, 1, 1, 1, 1, 1, 0], bool)
+    assert mcnemar(right_a, right_b) == pytest.approx(14 / 64)
+    assert mcnemar(right_b, right_a) == pytest.approx(14 / 64)
+    assert mcnemar(right_a, right_a) == 1
+    many_a, many_b = np.zeros((2, 60), bool)
+    many_a[:12], many_b[12:50] = True, True
+    assert mcnemar(many_a, many_b) == pytest.approx(2 * binom.cdf(12, 50, 0.5))
+
+
+def test_a_constant_lead_has_an_interval_of_no_width():
+    """Each speaker has two clips of each of two classes; the other model errs once in each."""
+    speakers, labels = np.repeat(list("abcde"), 4), np.tile([0, 0, 1, 1], 5)
+    one = certain(speakers, labels, labels)
+    other = certain(speakers, labels, np.where(np.arange(20) % 4 == 3, 2, labels))
+    found = paired(one, other)
+    assert found.differences["uar"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert found.differences["accuracy"]["low"] == pytest.approx(0.25)
+    assert found.mcnemar == pytest.approx(2 / 2**5)  # five clips, of which the first has all
+    back = paired(other, one.select(np.arange(20)[::-1]))
+    assert back.differences["uar"] == {"value": -0.25, "low": -0.25, "high": -0.25}
+
+
+def test_paired_differences_come_from_the_same_resamples_as_scores():
+    one, other = drawn(), drawn()
+    flat = replace(other, probabilities=np.full((300, 4), 0.25))  # always the first class
+    expected, found = scores(one), paired(one, flat).differences["uar"]
+    assert scores(flat)["uar"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    for end in ("value", "low", "high"):
+        assert found[end] == pytest.approx(expected["uar"][end] - 0.25)
+    same = paired(one, other)
+    assert same.mcnemar == 1
+    assert {(d["value"], d["low"], d["high"]) for d in same.differences.values()} == {(0, 0, 0)}
+
+
+def test_two_models_whose_errors_differ_by_hand():
+    # a is right in the first two clips, b in the last: UAR 1/2 + 1/2 · 1/2 against 1/2 · 1/2.
+    labels = [0, 1, 1]
+    a, b = certain(["s"] * 3, labels, [0, 1, 0]), certain(["s"] * 3, labels, [1, 0, 1])
+    found = paired(a, b)
+    assert found.differences["uar"] == {"value": 0.5, "low": None, "high": None}  # one speaker
+    assert found.mcnemar == 1  # two clips against one: 2 · (1 + 3) / 8
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda p: p.select(np.arange(299)), "of 299 and 300 clips, 1 are in one alone: clip299"),
+        (lambda p: replace(p, labels=p.labels[::-1]), "different labels"),
+        (lambda p: replace(p, speakers=p.speakers[::-1]), "different speakers"),
+        (lambda p: replace(p, class_names=("a", "b", "c", "d")), "different class_names"),
+    ],
+)
+def test_predictions_of_other_clips_are_not_compared(other, message):
+    with pytest.raises(UserError, match=message):
+        paired(drawn(), other(drawn()))

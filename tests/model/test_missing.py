@@ -26,7 +26,7 @@ DATA = DataConfig(synthetic=SyntheticConfig(**SIZES, video_rate=10))
 SMALL = {"cross_units": 4, "units": {"audio": (4,), "video": (3,)}, "head_units": ()}
 MODELS = {
     fusion: ModelConfig(**SMALL, head_dropout=(), statistics=True, fusion=fusion)
-    for fusion in ("concat", "cross")
+    for fusion in ("concat", "late", "cross")
 }
 LACKS = {1: "audio", 2: "video"}  # by clip
 CLIPS, OTHERS = np.arange(4), np.arange(3, 12)
@@ -98,7 +98,9 @@ def probabilities(output: Output) -> np.ndarray:
     return np.asarray(jax.nn.softmax(output.logits))
 
 
-@pytest.mark.parametrize("fusion", ["concat", pytest.param("cross", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "fusion", ["concat", *(pytest.param(one, marks=pytest.mark.slow) for one in ("late", "cross"))]
+)
 def test_it_is_predicted_as_one_with_invalid_frames(kernel, fusion, whole, lacking, monkeypatch):
     predict_of = partial(predict, clips=CLIPS, model=MODELS[fusion])
     (_, complete), (_, found) = predict_of(whole), predict_of(lacking)
@@ -128,7 +130,7 @@ def test_concatenation_has_zeros_in_its_place(whole, lacking):
     for clip, lost in LACKS.items():
         features[clip, slice(split) if lost == "audio" else slice(split, None)] = 0
     np.testing.assert_allclose(found.fused.features, features, atol=1e-6)
-    np.testing.assert_allclose(found.head_logits, network.classifier(features), atol=1e-5)
+    np.testing.assert_allclose(found.joint.head, network.classifier(features), atol=1e-5)
 
 
 def test_it_does_not_change_how_far_cross_attention_must_see(lacking):

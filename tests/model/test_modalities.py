@@ -24,6 +24,7 @@ CHOSEN = {
 CASES = [
     pytest.param(("concat", 1), marks=pytest.mark.slow),
     ("concat", 3),
+    ("late", 2),
     ("cross", 1),
     pytest.param(("cross", 2), marks=pytest.mark.slow),
     ("cross", 3),

@@ -71,10 +71,10 @@ def test_evaluate_and_baseline_walk_the_parts(commands, run):
     assert cell_text(Interval(**summary["test"]["uar"])) in text
     commands.run("mmattn", "baseline", run)
     found = json.loads((run / "baseline.json").read_text())["test"]
-    assert list(found) == [
-        *("fold0/member0", "fold0/member1", "fold0"),
-        *("fold1/member0", "fold1/member1", "fold1", "together"),
-    ]
+    assert list(found) == ["fold0", "fold1", "together"]
+    together = read_predictions(run / "baselines/linear-late.csv")
+    assert together.clips == read_predictions(run / "predictions.csv").clips
+    assert scores(together) == found["together"]["linear-late"]
 
 
 def test_a_run_in_parts_resumes(commands, run):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from mmattn.data.corpus import open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import split_from_json
 from mmattn.errors import Diverged, UserError
+from mmattn.evaluate.metrics import paired, scores
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import Interval, cell_text
 from mmattn.run.evaluate import _clips_to_evaluate
@@ -115,12 +117,45 @@ def test_evaluate_gives_the_same_numbers(commands, tiny_run):
     commands.run("mmattn", "evaluate", tiny_run, "--checkpoint", "final")
 
 
-def test_baseline_of_a_run(commands, tiny_run):
-    text = commands.run("mmattn", "baseline", tiny_run)
-    found = read(tiny_run / "baseline.json")["test"]
-    (tiny_run / "baseline.json").unlink()
-    (score,) = (one["uar"] for one in found.values())
-    assert cell_text(Interval(**score)) in text
+def assert_shown(run, text: str) -> None:
+    """What baselines wrote, and how far the run is ahead of them, is in the text."""
+    own = read_predictions(run / "predictions.csv")
+    for name, found in read(run / "baseline.json")["test"]["together"].items():
+        baseline = read_predictions(run / "baselines" / f"{name}.csv")
+        assert found == scores(baseline)
+        lead = paired(own, baseline)
+        row = " ".join(line for line in text.splitlines() if line.startswith(f" {name} "))
+        assert cell_text(Interval(**found["uar"])) in row
+        assert cell_text(Interval(**lead.differences["uar"])) in row
+        assert row.endswith(f"{lead.mcnemar:.4f}")
+
+
+def test_baselines_of_a_run_and_the_run_beside_them(commands, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert_shown(run, commands.run("mmattn", "baseline", run))
+    names = ["linear", "linear-late", "linear-audio", "linear-video"]
+    assert list(read(run / "baseline.json")["test"]["together"]) == names
+    late, audio, video = (
+        read_predictions(run / "baselines" / f"{name}.csv").probabilities for name in names[1:]
+    )
+    product = np.sqrt(audio * video)
+    np.testing.assert_allclose(late, product / product.sum(axis=1, keepdims=True), rtol=1e-9)
+    text = commands.run("mmattn", "compare", run, tiny_run)
+    assert_shown(run, text)
+    assert f"{tiny_run} " in text and "1.0000" in text
+
+
+@pytest.mark.slow
+def test_networks_without_lstm_among_the_baselines(commands, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert_shown(run, commands.run("mmattn", "baseline", run, "--networks"))
+    found = read(run / "baseline.json")["test"]["together"]
+    assert found.keys() > {"attention-pooling", "mean-pooling"}
+    assert found["attention-pooling"] != found["mean-pooling"]
+    options = ("--model.encoder", "none", "--model.pooling", "mean", "--out", tmp_path / "mean")
+    commands.run("experiments.no_aug", *commands.tiny, *options, "--devices", 2)
+    trained, baseline = tmp_path / "mean/predictions.csv", run / "baselines/mean-pooling.csv"
+    assert trained.read_bytes() == baseline.read_bytes()
 
 
 def test_a_broken_training_names_step_and_clips(commands, tmp_path):

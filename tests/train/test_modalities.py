@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from mmattn.config import AugmentConfig, DataConfig, ExperimentConfig, ModelConfig, TrainConfig
 from mmattn.data.batches import Augmentation
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import make_split
+from mmattn.evaluate.metrics import metric_values
 from mmattn.train.checkpoints import Checkpoints
+from mmattn.train.inference import restore
 from mmattn.train.loop import epoch_plan, make_trainer, train
 
 RATES = {"audio": 20, "video": 8, "text": 4}
@@ -64,10 +67,13 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("fusion", ["concat", pytest.param("cross", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "fusion", ["late", *(pytest.param(one, marks=pytest.mark.slow) for one in ("concat", "cross"))]
+)
 def test_it_trains_with_a_third_modality(root, tmp_path, fusion):
     data = replace(CONFIG.data, roots=(root,), cache=tmp_path / "cache")
-    config = replace(CONFIG, data=data, model=replace(CONFIG.model, fusion=fusion))
+    model = replace(CONFIG.model, fusion=fusion, late_weights="validation")
+    config = replace(CONFIG, data=data, model=model)
     config.check()
     corpus = open_corpus(data, config.streams)
     assert corpus.widths == {"audio": 4, "text": 5, "video": 3}
@@ -82,8 +88,17 @@ def test_it_trains_with_a_third_modality(root, tmp_path, fusion):
     )
     valid = batch.streams["text"].frames[batch.streams["text"].valid]
     assert np.abs(valid.mean(0)).max() < 0.5 and 0.5 < valid.std() < 1.5  # normalised
-    history = train(trainer, split, Checkpoints(tmp_path), resume=False, asked=threading.Event())
+    checkpoints = Checkpoints(tmp_path)
+    history = train(trainer, split, checkpoints, resume=False, asked=threading.Event())
     assert history[-1]["validation_accuracy"] > 0.6 > history[0]["train_accuracy"]
+    if fusion == "late":  # the modality that tells the class weighs most, after a restart too
+        restored = restore(checkpoints, "final", corpus, 2)
+        weights = restored.about["late_weights"]
+        assert weights["text"] > 1.1 * max(weights["audio"], weights["video"])
+        kept = restored.weights.batch_stats["fusion"]["log_weights"][...]
+        np.testing.assert_allclose(softmax(kept), [*weights.values()], rtol=1e-6)
+        predictions = restored.predictor(corpus, split.validation, 2).predictions(split.validation)
+        assert metric_values(predictions)["log_loss"] == history[-1]["validation_log_loss"]
 
 
 @pytest.mark.parametrize("name", ["audio", pytest.param("text", marks=pytest.mark.slow)])

@@ -4,8 +4,9 @@ from mmattn.errors import UserError
 from mmattn.model.fusion.base import Fusion
 from mmattn.model.fusion.concat import Concat
 from mmattn.model.fusion.cross import Cross
+from mmattn.model.fusion.late import Late
 
-FUSIONS = {"concat": Concat, "cross": Cross}
+FUSIONS = {"concat": Concat, "late": Late, "cross": Cross}
 
 
 def fusion_of(name: str) -> type[Fusion]:

@@ -36,6 +36,7 @@ class Fusion(nnx.Module):
 
     pools = False  # whether each encoder has temporal attention of its own; see `Encoder.pool`
     uses_times = False
+    late = False  # whether each modality is classified by itself; see `Late`
     features: int
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Late joining: each modality is pooled over time by itself, and the results are concatenated."""
+"""Each modality is pooled over time by itself, and the results are concatenated."""
 
 import jax.numpy as jnp
 

@@ -125,7 +125,7 @@ class Cross(Fusion):
         self.cross = nnx.Dict({name: CrossAttention(config, chunks) for name, chunks in geometry})
         linear = partial(Linear, 2 * units * others, units, use_bias=False, rngs=rngs)
         self.join = nnx.Dict({name: linear() for name in features if others})
-        self.attention = TemporalAttention(units, bounded=False, rngs=rngs)
+        self.attention = TemporalAttention(units, config.pooling, bounded=False, rngs=rngs)
         self.dropout = Dropout(config.pooled_dropout, next(numbers), units)
         self.features = units
 
