@@ -129,6 +129,9 @@ class ExtractConfig(ModelFiles):
     face: Literal["speaker", "largest"] = "speaker"
     """Of several faces, follow the one whose mouth follows the audio (the largest if that cannot be
     told, or there is no audio); or always the largest."""
+    whisper_layer: int = -2
+    """Which layer's states, 1 the first, -1 the last (with --audio whisper). The last but one tells
+    more of emotion than the last."""
     hf_layer: int = -1
     """Which hidden states, 0 before the first layer, -1 after the last (with --audio hf)."""
     onnx_size: int | None = None

@@ -54,7 +54,9 @@ EXTRACTORS: dict[str, dict[str, Callable[[ExtractConfig], Extractor]]] = {
     "audio": {
         "log-mel": lambda config: LogMel(),
         "egemaps": lambda config: EGeMAPS(),
-        "whisper": lambda config: Whisper(config.whisper_model, config.models),
+        "whisper": lambda config: Whisper(
+            config.whisper_model, config.models, config.whisper_layer
+        ),
         "hf": lambda config: HuggingFace(config.hf_model, config.hf_layer),
     },
     "video": {
@@ -75,6 +77,7 @@ EXTRACTORS: dict[str, dict[str, Callable[[ExtractConfig], Extractor]]] = {
 }
 KEPT = {  # options that records have, and their types in JSON
     "whisper_model": str,
+    "whisper_layer": int,
     "hf_model": str,
     "hf_layer": int,
     "onnx_size": int,

@@ -1,5 +1,7 @@
 """Whisper's encoder states: what a network that was trained to write down speech hears in it."""
 
+import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,14 +22,16 @@ WINDOW, HOP = 400, 160  # samples of a mel frame; two frames become a state
 
 @dataclass(frozen=True)
 class Whisper:
-    """The last states of Whisper's encoder (Radford et al. 2022), every 20 ms, by CTranslate2.
+    """States of Whisper's encoder (Radford et al. 2022), every 20 ms, by CTranslate2.
 
-    Other layers cannot be had from CTranslate2. The states of up to 30 s see all of the audio and
-    nothing else: it is not padded to 30 s, as for transcription; longer audio is cut.
+    Those of a layer before the last are of an encoder that ends there: they go through the layer
+    norm that follows the last. The states of up to 30 s see all of the audio and nothing else: it
+    is not padded to 30 s, as for transcription; longer audio is cut.
     """
 
     model: str  # tiny.en, a folder or a name on the Hugging Face Hub
     models: Path = field(repr=False)  # folder of the model files
+    layer: int = -1  # 1 is the first, -1 the last
 
     def record(self) -> dict:
         """What a feature file records of its audio features. Raises UserError as `start`."""
@@ -38,15 +42,15 @@ class Whisper:
         return {
             "name": "whisper",
             "version": 1,
-            "settings": {"whisper_model": name, "sha256": weights},
+            "settings": {"whisper_model": name, "sha256": weights, "whisper_layer": self.layer},
         }
 
     def start(self) -> Callable[[np.ndarray, int], Stream]:
         """Load the encoder: states [T, F] of samples [n] at 16 kHz, T is n // 320, and their times.
 
         A state's time (s) is the middle of its 20 ms. F is 384 for tiny, 512 for base, … Raises
-        UserError if CTranslate2 or a model file is missing, or is no Whisper; what it gives,
-        BadMedia if the audio is shorter than 20 ms.
+        UserError if CTranslate2 or a model file is missing, or is no Whisper with that layer; what
+        it gives, BadMedia if the audio is shorter than 20 ms.
         """
         try:
             from ctranslate2 import StorageView, models
@@ -56,9 +60,14 @@ class Whisper:
             ) from error
         try:  # clips are extracted in parallel, each on a core
             network = models.Whisper(
-                str(self._folder()), compute_type="float32", inter_threads=1, intra_threads=1
+                str(folder := self._folder()),
+                compute_type="float32",
+                inter_threads=1,
+                intra_threads=1,
+                files={path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+                | {"model.bin": self._cut((folder / "model.bin").read_bytes())},
             )
-        except RuntimeError as error:
+        except (RuntimeError, struct.error) as error:
             raise UserError(f"--whisper-model {self.model}: no Whisper model: {error}") from error
 
         def encode(samples: np.ndarray, rate: int) -> Stream:
@@ -68,6 +77,35 @@ class Whisper:
             return make_stream(states, (np.arange(len(states)) + 0.5) * STATE)
 
         return in_windows(encode)
+
+    def _cut(self, content: bytes) -> bytes:
+        """The content of model.bin without the layers of the encoder after the one asked for.
+
+        CTranslate2 counts the layers that it finds. The file has 4 bytes of its version, a name,
+        4 bytes of a revision, the number of variables, these, and names for the same variables.
+        """
+        if self.layer == -1:
+            return content
+        place = 4 + 2 + struct.unpack_from("<H", content, 4)[0] + 4
+        (count,) = struct.unpack_from("<I", content, place)
+        variables, at = [], place + 4  # of each, its layer in the encoder (0: none) and its bytes
+        for _ in range(count):
+            (length,) = struct.unpack_from("<H", content, at)
+            named = re.match(rb"encoder/layer_(\d+)/", content[at + 2 : at + 2 + length])
+            shape = at + 2 + length
+            size = shape + 1 + 4 * content[shape] + 1  # after the rank, the shape and the type
+            end = size + 4 + struct.unpack_from("<I", content, size)[0]
+            variables.append((int(named[1]) + 1 if named else 0, content[at:end]))
+            at = end
+        layers = max(number for number, _ in variables)
+        last = self.layer if self.layer > 0 else layers + 1 + self.layer
+        if not 0 < last <= layers:
+            raise UserError(
+                f"--whisper-layer {self.layer}: expected 1 to {layers}, the layers of the encoder "
+                f"of {self.model}, or -{layers} to -1"
+            )
+        kept = [variable for number, variable in variables if number <= last]
+        return b"".join([content[:place], struct.pack("<I", len(kept)), *kept, content[at:]])
 
     def _folder(self) -> Path:
         if self.model == TINY:

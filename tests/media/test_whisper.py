@@ -20,14 +20,22 @@ from mmattn.media.whisper import Whisper, log_mel
 
 RATE = 16000
 RAVDESS = os.environ.get("MMATTN_RAVDESS")
-# What an encoder written in NumPy at float64 (convolutions, attention, positions from the clip's
-# begin) makes of the weights of model.bin and a clip of RAVDESS: values by state and column.
+# What encoders written in NumPy and JAX (convolutions, attention, positions from the clip's begin)
+# make of the weights of model.bin and a clip of RAVDESS: values by layer, state and column.
 COLUMNS = [0, 1, 100, 200, 383]
 EXPECTED = {
-    0: [-1.2937, -0.4337, -0.3048, 0.9720, -0.5413],
-    60: [1.1006, 0.7412, 0.0992, 0.8722, -0.2255],
-    100: [-0.9066, -0.1025, -0.3734, -0.5923, -0.2446],
-    164: [1.0859, 0.5276, 0.7164, -0.1627, -0.6903],
+    -1: {
+        0: [-1.2937, -0.4337, -0.3048, 0.9720, -0.5413],
+        60: [1.1006, 0.7412, 0.0992, 0.8722, -0.2255],
+        100: [-0.9066, -0.1025, -0.3734, -0.5923, -0.2446],
+        164: [1.0859, 0.5276, 0.7164, -0.1627, -0.6903],
+    },
+    -2: {
+        0: [-2.3125, -1.1307, 0.2333, 0.5771, -0.8340],
+        60: [-0.1955, -0.0580, -0.0862, 0.4944, 0.4393],
+        100: [-0.8286, -0.6629, 0.4133, -0.3800, 0.3535],
+        164: [0.9554, -0.3405, 1.0419, -0.5295, -0.2051],
+    },
 }
 
 
@@ -127,7 +135,8 @@ def test_the_record_tells_the_model_and_not_where_it_lies(tmp_path):
     records = [Whisper(str(tmp_path / name / "mine"), FOLDER).record() for name in "ab"]
     digest = hashlib.sha256(b"weights").hexdigest()
     assert records[0] == records[1]
-    assert records[0]["settings"] == {"whisper_model": "mine", "sha256": digest}
+    expected = {"whisper_model": "mine", "sha256": digest, "whisper_layer": -1}
+    assert records[0]["settings"] == expected
 
 
 def test_what_is_no_model_is_refused(tmp_path):
@@ -152,6 +161,15 @@ def test_the_states_of_a_clip_are_the_same_alone_and_after_others(whisper):
     features(voice(5)[::-1], RATE)
     np.testing.assert_array_equal(features(voice(2), RATE).frames, alone.frames)
     np.testing.assert_array_equal(whisper.start()(voice(2), RATE).frames, alone.frames)
+
+
+@pytest.mark.slow
+def test_a_layer_by_its_number_from_either_end(whisper):
+    one, same = (Whisper("tiny.en", FOLDER, layer).start()(voice(1), RATE) for layer in (2, -3))
+    np.testing.assert_array_equal(one.frames, same.frames)
+    for layer in (0, 5, -5):
+        with pytest.raises(UserError, match=rf"--whisper-layer {layer}: expected 1 to 4, .* or -4"):
+            Whisper("tiny.en", FOLDER, layer).start()
 
 
 @pytest.mark.slow
@@ -183,13 +201,14 @@ def test_a_state_has_the_time_of_what_it_hears(whisper):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not RAVDESS, reason="MMATTN_RAVDESS names no folder")
-def test_the_states_of_a_real_clip_are_those_of_another_implementation(whisper):
+@pytest.mark.parametrize("layer", EXPECTED)
+def test_the_states_of_a_real_clip_are_those_of_another_implementation(whisper, layer):
     clip = Path(RAVDESS) / "ravdess_clips/Actor_01/01-01-08-01-01-02-01.mp4"
-    config = ExtractConfig(audio={"audio": "whisper"}, video={})
+    config = ExtractConfig(audio={"audio": "whisper"}, video={}, whisper_layer=layer)
     found = extract_clip(clip, config)
     states = found.streams["audio"].frames
     assert states.shape == (165, 384)
-    for row, values in EXPECTED.items():
+    for row, values in EXPECTED[layer].items():
         np.testing.assert_allclose(states[row, COLUMNS], values, atol=1e-3)
-    assert found.extractor["audio"] == extractor_of(config)["audio"] == whisper.record()
+    assert found.extractor["audio"] == extractor_of(config)["audio"]
     assert found.extractor["audio"]["settings"]["sha256"] == SHA256[f"{WHISPER}/model.bin"]
