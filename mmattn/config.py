@@ -119,11 +119,10 @@ class ExtractConfig(ModelFiles):
     video: Annotated[dict[str, str], _extractors("video")] = field(
         default_factory=lambda: {"video": "face-mesh"}
     )
-    """By modality, its features: face-mesh, distances in the face's geometry; expression, 7
-    posteriors of facial expressions and 128 numbers of that network's layer before, or
-    expression-posteriors; a face embedding: dlib, 128 numbers (extra [dlib]), facenet, 512 (extra
-    [facenet]), or onnx, by a network of your own (extra [onnx]); none, which needs no face models.
-    """
+    """By modality, its features: face-mesh, distances in the face's geometry; expression,
+    posteriors of 7 facial expressions and their logarithms; a face embedding: dlib, 128 numbers
+    (extra [dlib]), facenet, 512 (extra [facenet]), or onnx, by a network of your own (extra
+    [onnx]); none, which needs no face models."""
     video_rate: float = 15.0
     """Maximum frame rate (fps); clips that have more are thinned out."""
     face: Literal["speaker", "largest"] = "speaker"

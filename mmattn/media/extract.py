@@ -62,7 +62,6 @@ EXTRACTORS: dict[str, dict[str, Callable[[ExtractConfig], Extractor]]] = {
     "video": {
         "face-mesh": lambda config: FaceMesh(config.models),
         "expression": lambda config: Expression(config.models),
-        "expression-posteriors": lambda config: Expression(config.models, inner=False),
         "dlib": lambda config: DlibFace(),
         "facenet": lambda config: FaceNet(config.facenet),
         "onnx": lambda config: OnnxFace(

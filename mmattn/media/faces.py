@@ -2,8 +2,7 @@
 
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -30,25 +29,15 @@ class Face(NamedTuple):
 
 
 class Model:
-    """A TensorFlow Lite model on one core: it gives the same numbers every time.
+    """A TensorFlow Lite model on one core: it gives the same numbers every time."""
 
-    `inner` are names of tensors inside it, which it gives after its outputs.
-    """
-
-    def __init__(self, content: bytes, inner: Sequence[str] = ()):
+    def __init__(self, content: bytes):
         with _quiet():
-            self._interpreter = Interpreter(
-                model_content=content,
-                num_threads=1,
-                experimental_preserve_all_tensors=bool(inner),
-            )
+            self._interpreter = Interpreter(model_content=content, num_threads=1)
             self._interpreter.allocate_tensors()
         (entry,) = self._interpreter.get_input_details()
         self._input = entry["index"]
         self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
-        if inner:
-            places = {one["name"]: one["index"] for one in self._interpreter.get_tensor_details()}
-            self._outputs += [places[name] for name in inner]
 
     def __call__(self, frame: np.ndarray) -> list[np.ndarray]:
         """Outputs for one frame [H, W, C] float32, without the batch axis."""
@@ -59,17 +48,13 @@ class Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the library writes to the standard error.
-
-    That is the name of the delegate it created, and that inner tensors are kept in memory.
-    """
+    """Without what C++ code writes to the standard error: the name of the delegate it created."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        with warnings.catch_warnings(action="ignore"):
-            yield
+        yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
