@@ -62,7 +62,7 @@ def read_audio(path: Path, plan: Plan | None = None) -> Audio | None:
         plan: of it, by `survey`; what is done is added to it.
 
     Raises:
-        BadMedia: nothing can be decoded.
+        BadMedia: nothing can be decoded, and there is no video; where there is, a note says so.
     """
     plan = plan or survey(path)
     tracks, unused, silent = plan.of("audio"), {}, None
@@ -79,7 +79,10 @@ def read_audio(path: Path, plan: Plan | None = None) -> Audio | None:
         if not unused:
             return None
         if silent is None:
-            raise unused[tracks[0]]
+            if not plan.of("video"):
+                raise unused[tracks[0]]
+            plan.notes.append(str(unused[tracks[0]]))
+            return None
         (audio, done, notes), unused = silent, {}
     if unused:
         reasons = "; ".join(f"not of stream {one}: {why}" for one, why in unused.items())

@@ -281,13 +281,7 @@ def _hear(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
     """The features of what is heard, by modality."""
     if not config.audio:
         return {}
-    try:
-        track = read_audio(plan.path, plan)
-    except BadMedia as error:
-        if not (config.video and plan.of("video")):
-            raise
-        track = plan.notes.append(str(error))
-    audio, said = heard_audio(plan.path, track)
+    audio, said = heard_audio(plan.path, read_audio(plan.path, plan))
     plan.notes.extend(said)
     if audio is None:
         return {}

@@ -7,9 +7,11 @@ import av
 import numpy as np
 import pytest
 
+from mmattn.config import ExtractConfig
 from mmattn.errors import Incomplete
 from mmattn.media.audio import LogMel
 from mmattn.media.decode import RATE, read_audio, read_frames
+from mmattn.media.extract import extract_clip
 from mmattn.media.probe import probe_clip
 from mmattn.media.survey import BadMedia, survey
 
@@ -429,3 +431,11 @@ def test_a_probe_is_one_screen(talking, tmp_path, caplog):
     assert len(lines) < 24 and max(map(len, lines)) <= 100
     assert "h264, 320 x 320, 30 fps" in text and "44100 to 16000 Hz" in text
     assert "What may go wrong" in text
+
+
+def test_a_clip_whose_audio_cannot_be_decoded_has_its_video(tmp_path, talking, face_models):
+    content = talking("talking.mkv")[0].read_bytes()
+    (tmp_path / "odd.mkv").write_bytes(content.replace(b"A_AAC", b"A_ODD"))
+    found = extract_clip(tmp_path / "odd.mkv", ExtractConfig(models=face_models))
+    assert list(found.streams) == ["video"]
+    assert found.notes == ("its audio is of an unknown codec", "it has no audio track")
