@@ -233,6 +233,7 @@ def read_frames(
         in_turn = reorders and (avi or plan.tracks[number].rising)
         reordered = False
         aspect, clock, broken = _aspect(stream, plan), _Clock(container, plan.start), _Broken()
+        lasts = float(1 / (stream.guessed_rate or 25))  # seconds
         due, latest, count, back, brightest, decoded = -np.inf, -np.inf, 0, 0, 0.0, deque()
         for packet, frames in broken.decode(container, stream, clock):
             if packet.size:
@@ -246,8 +247,8 @@ def read_frames(
                             decoded.popleft()
                     _, turn = decoded.popleft() if decoded else (None, None)
                     reordered, frame.pts = reordered or frame.pts != turn, turn
-                time = clock(frame, float(1 / (stream.guessed_rate or 25)))
-                back, latest = back + (time < latest), max(time, latest)
+                time = clock(frame, lasts)
+                back, latest = back + (time < latest - 2 * lasts), max(time, latest)
                 if time < due - _EARLY:
                     continue
                 due, count = time + 1 / rate, count + 1

@@ -439,3 +439,12 @@ def test_a_clip_whose_audio_cannot_be_decoded_has_its_video(tmp_path, talking, f
     found = extract_clip(tmp_path / "odd.mkv", ExtractConfig(models=face_models))
     assert list(found.streams) == ["video"]
     assert found.notes == ("its audio is of an unknown codec", "it has no audio track")
+
+
+def test_frames_that_go_back_in_time_are_left_out_and_counted(tmp_path):
+    write_video(tmp_path / "a.ts", numbered(30))
+    (tmp_path / "twice.ts").write_bytes(2 * (tmp_path / "a.ts").read_bytes())
+    plan = survey(tmp_path / "twice.ts")
+    frames = list(read_frames(tmp_path / "twice.ts", 30, plan))
+    assert [number_of(picture) for _, picture in frames] == [*range(30)]
+    assert plan.notes == ["28 of its video frames go back in time: left out"]
