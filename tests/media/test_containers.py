@@ -263,9 +263,9 @@ def test_what_cannot_be_decoded_is_left_out(tmp_path, name):
     (tmp_path / name).write_bytes(content)
     plan = survey(tmp_path / name)
     audio = read_audio(tmp_path / name, plan)
-    assert audio.end > 1.9
+    assert audio.end > 1.5
     if name == "a.flac":
-        np.testing.assert_allclose(audio.samples[:16000], SPEECH[:16000], atol=1e-4)
+        np.testing.assert_allclose(audio.samples[:24000], SPEECH[:24000], atol=1e-4)
     assert any("of its audio cannot be decoded: left out" in note for note in plan.notes)
 
 
