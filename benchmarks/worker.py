@@ -104,18 +104,23 @@ def predicting_files(contender: Contender, work: Work) -> Callable[[], dict[str,
 
 
 def checking(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]:
-    """A round tells what the network computes from parameters that all contenders share."""
+    """A round tells what the network computes from parameters that all contenders share.
+
+    Of one that only predicts, the probabilities.
+    """
     contender.load(draw_parameters(work))
 
     def check() -> dict[str, Any]:
         single = work.singles()[0]
-        probabilities = contender.predict(single.batches())
+        probabilities = contender.predict(single.batches()).tolist()
+        if not contender.trains:
+            return {"probabilities": probabilities}
         loss = contender.train(contender.place(single))
         gradients = {
             name: (moment / (1 - ADAM_B1)).tolist()
             for name, moment in contender.first_moments().items()
         }
-        return {"loss": loss, "gradients": gradients, "probabilities": probabilities.tolist()}
+        return {"loss": loss, "gradients": gradients, "probabilities": probabilities}
 
     return check
 

@@ -25,6 +25,8 @@ class Contender(ABC):
     see `parameter_shapes`.
     """
 
+    trains = True
+
     @abstractmethod
     def __init__(self, work: Work):
         """Build the network with its initial parameters."""

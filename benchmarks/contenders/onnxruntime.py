@@ -26,6 +26,8 @@ from mmattn.machine import cores
 class Contestant(Contender):
     """See the module."""
 
+    trains = False
+
     def __init__(self, work: Work):
         self.work = work
         self.load(draw_parameters(work))

@@ -53,8 +53,10 @@ def test_a_peer_does_the_same_work(name, ours):
     if why := contenders.missing(name):
         pytest.skip(why)
     theirs = answer(name)
-    assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
     np.testing.assert_allclose(theirs["probabilities"], ours["probabilities"], atol=1e-5)
+    if name == "onnxruntime":  # it only predicts
+        return
+    assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
     assert theirs["gradients"].keys() == ours["gradients"].keys()
     for name, expected in ours["gradients"].items():
         largest = np.abs(expected).max()

@@ -141,7 +141,7 @@ def test_features_of_a_clip_beside_others(network, talking, face_models):
     video = {"video_onnx": "onnx", "video_expression": "expression", "video_face_mesh": "face-mesh"}
     model = network([1, 3, 8, 8], [2, 3])
     streams = extract_clip(path, ExtractConfig(face_models, video=video, onnx_model=model)).streams
-    widths = {"video_onnx": 3, "video_expression": 135, "video_face_mesh": 32}
+    widths = {"video_onnx": 3, "video_expression": 14, "video_face_mesh": 32}
     assert {name: streams[name].frames.shape for name in video} == {
         name: (15, width) for name, width in widths.items()
     }
