@@ -240,10 +240,9 @@ def read_frames(
                 decoded.append((packet.pts, packet.dts if avi else packet.pts))
             for frame in frames:
                 if in_turn:
+                    # Packets before that of the first frame give none.
                     if clock.due is None and any(frame.pts == own for own, _ in decoded):
-                        while (
-                            decoded[0][0] != frame.pts
-                        ):  # packets before the first frame: no frame
+                        while decoded[0][0] != frame.pts:
                             decoded.popleft()
                     _, turn = decoded.popleft() if decoded else (None, None)
                     reordered, frame.pts = reordered or frame.pts != turn, turn

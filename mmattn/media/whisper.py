@@ -16,6 +16,7 @@ from mmattn.media.decode import RATE
 from mmattn.media.models import SHA256, WHISPER, model_file, sha256
 
 TINY = WHISPER.removeprefix("whisper-")
+FILES = ["model.bin", "config.json", "preprocessor_config.json", "vocabulary.*"]
 STATE = 0.02  # seconds that a state stands for
 WINDOW, HOP = 400, 160  # samples of a mel frame; two frames become a state
 
@@ -64,8 +65,7 @@ class Whisper:
                 compute_type="float32",
                 inter_threads=1,
                 intra_threads=1,
-                files={path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-                | {"model.bin": self._cut((folder / "model.bin").read_bytes())},
+                files=None if self.layer == -1 else self._cut_files(folder),
             )
         except (RuntimeError, struct.error) as error:
             raise UserError(f"--whisper-model {self.model}: no Whisper model: {error}") from error
@@ -78,14 +78,17 @@ class Whisper:
 
         return in_windows(encode)
 
+    def _cut_files(self, folder: Path) -> dict[str, bytes]:
+        """What CTranslate2 reads of the folder, by name, without the layers after the one asked."""
+        found = {path.name: path.read_bytes() for name in FILES for path in folder.glob(name)}
+        return found | {"model.bin": self._cut(found["model.bin"])}
+
     def _cut(self, content: bytes) -> bytes:
         """The content of model.bin without the layers of the encoder after the one asked for.
 
         CTranslate2 counts the layers that it finds. The file has 4 bytes of its version, a name,
         4 bytes of a revision, the number of variables, these, and names for the same variables.
         """
-        if self.layer == -1:
-            return content
         place = 4 + 2 + struct.unpack_from("<H", content, 4)[0] + 4
         (count,) = struct.unpack_from("<I", content, place)
         variables, at = [], place + 4  # of each, its layer in the encoder (0: none) and its bytes
@@ -130,8 +133,7 @@ def _fetch(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        files = ["model.bin", "config.json", "preprocessor_config.json", "vocabulary.*"]
-        return Path(snapshot_download(repository, allow_patterns=files))
+        return Path(snapshot_download(repository, allow_patterns=FILES))
     except ImportError as error:
         reason = f"{error}: pip install huggingface_hub"
     except (OSError, ValueError) as error:  # no network, no such name, no name at all
