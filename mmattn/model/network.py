@@ -156,7 +156,10 @@ class Network(Classifier):
         votes = {}
         for name, classifier in self.classifiers.items():
             stream = streams[name]
-            pooled, _ = self.branches[name].pool(embeddings[name], stream.valid, training)
+            if name in fused.pooled:
+                pooled = fused.pooled[name]
+            else:
+                pooled, _ = self.branches[name].pool(embeddings[name], stream.valid, training)
             weight = batch.weight * jnp.where(stream.valid.any(1), 1, LACKING)
             votes[name] = classifier.classify(pooled, [stream], training, weight)
         if self.fusion.late:

@@ -25,6 +25,7 @@ class Fused(NamedTuple):
     features: Array  # [B, P]
     attention: dict[str, Array]  # [B, T] over time, of the valid frames, 0 elsewhere
     attended: dict[str, dict[str, Attended]]  # by modality and other one; empty if there is none
+    pooled: dict[str, Array]  # [B, H] by modality; empty where they are not pooled one by one
 
 
 class Fusion(nnx.Module):

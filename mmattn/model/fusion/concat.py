@@ -19,4 +19,4 @@ class Concat(Fusion):
         pooled, attention = {}, {}
         for name, x in embeddings.items():
             pooled[name], attention[name] = encoders[name].pool(x, streams[name].valid, training)
-        return Fused(jnp.concatenate([*pooled.values()], axis=-1), attention, {})
+        return Fused(jnp.concatenate([*pooled.values()], axis=-1), attention, {}, pooled)

@@ -169,7 +169,7 @@ class Cross(Fusion):
         pooled, weights = self.attention(joint.swapaxes(0, 1), valid.T, bias.T)
         ends = np.cumsum([len(embeddings[name]) for name in parts])[:-1]
         attention = dict(zip(parts, jnp.split(weights.T, ends, axis=1), strict=True))
-        return Fused(self.dropout(pooled, training), attention, attended)
+        return Fused(self.dropout(pooled, training), attention, attended, {})
 
 
 def _pair(name: str, other: str, modalities: Collection[str]) -> str:
