@@ -160,12 +160,15 @@ def to_markdown(found: Sequence[Comparison]) -> Iterator[str]:
     for one in found:
         yield f"## {_setting(one)}\n\n{one.block.about} {_size(one)}\n"
         for table in (claim_table(one), *all_tables(one)):
-            yield f"**{table.title}**\n"
-            yield "| " + " | ".join(table.columns) + " |"
-            yield "|---" * len(table.columns) + "|"
-            for row in table.rows:
-                yield "| " + " | ".join(cell_text(cell) for cell in row) + " |"
-            yield ""
+            yield from (f"**{table.title}**\n", *markdown(table), "")
+
+
+def markdown(table: Table) -> Iterator[str]:
+    """The lines of a table in Markdown."""
+    yield "| " + " | ".join(table.columns) + " |"
+    yield "|---" * len(table.columns) + "|"
+    for row in table.rows:
+        yield "| " + " | ".join(cell_text(cell) for cell in row) + " |"
 
 
 def to_csv(found: Sequence[Comparison]) -> str:

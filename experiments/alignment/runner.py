@@ -4,7 +4,7 @@ import io
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -45,12 +45,29 @@ def run_cells(study: Study, folder: Path, workers: int) -> None:
     Raises:
         UserError: another study, a process that was killed, a training that diverged, a full disk.
     """
+    run_tasks(folder, study.to_json(), _tasks(study, folder), MEASURES, workers)
+
+
+def run_tasks(
+    folder: Path, about: dict, tasks: Sequence["Task"], result: str, workers: int
+) -> None:
+    """Do each task of a study in whose own folder there is no file `result` yet.
+
+    Args:
+        folder: of the study.
+        about: all that decides its results, as plain values; another study's folder is refused.
+        tasks: a function, and its folder, config and fold.
+        result: name of the file that a function writes last.
+        workers: processes, each with a core of its own.
+
+    Raises:
+        UserError: see `run_cells`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder), explain_full_disk(f"the study {folder}"):
-        _check_same(study, folder)
-        tasks = [task for task in _tasks(study, folder) if not (task[1] / MEASURES).exists()]
-        if tasks:
-            _run(tasks, workers)
+        _check_same(folder, about)
+        if left := [task for task in tasks if not (task[1] / result).exists()]:
+            _run(left, workers)
 
 
 def load_measures(path: Path) -> Measures:
@@ -68,7 +85,7 @@ def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) 
     """Train one cell, measure the best checkpoint on the test clips, keep the measures alone."""
     begin = time.perf_counter()
     with log_to(folder / "train.log"):
-        corpus = _corpus(config.data, config.streams)
+        corpus = kept_corpus(config.data, config.streams)
         split = make_split(corpus, config.data, SPLIT_SEED, fold)
         run = Run(replace(config, devices=1), folder)
         train_run(run, corpus, split, [Console(say)])
@@ -83,7 +100,7 @@ def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) 
 
 def test_linear_baseline(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
     """The linear baseline on the same test clips."""
-    corpus = _corpus(config.data, config.streams)
+    corpus = kept_corpus(config.data, config.streams)
     split = make_split(corpus, config.data, SPLIT_SEED, fold)
     statistics = corpus_statistics(corpus, config.model.modalities)
     found = test_baseline(corpus, statistics, split)
@@ -114,8 +131,8 @@ def _tasks(study: Study, folder: Path) -> list[Task]:
     return baselines + cells
 
 
-def _check_same(study: Study, folder: Path) -> None:
-    path, about = folder / "study.json", study.to_json()
+def _check_same(folder: Path, about: dict) -> None:
+    path = folder / "study.json"
     if not path.exists():
         check_empty(folder)
         write_json(path, about)
@@ -163,7 +180,8 @@ def _do(work: Callable, folder: Path, config: ExperimentConfig, fold: int | None
 
 
 @lru_cache(2)
-def _corpus(data: DataConfig, streams: tuple[str, ...]) -> Corpus:
+def kept_corpus(data: DataConfig, streams: tuple[str, ...]) -> Corpus:
+    """The clips, kept open for the next task of this process."""
     return open_corpus(data, streams)
 
 

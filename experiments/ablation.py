@@ -1,0 +1,83 @@
+"""What does each part of `ravdess_best` bring: its features, pooling, LSTM and fusion?
+
+python -m experiments.ablation --data.roots FOLDER --features audio+video audio_log_mel+video
+
+Every model is trained on the same folds of unseen speakers under the same seeds, which also draw
+the validation speaker of each fold: one network a fold, not an ensemble. All are compared, speaker
+by speaker, to the first: LSTM and attention, concat, on the first features. The same command with
+the same --out goes on where it stopped.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.ravdess_best import CONFIG
+from mmattn.cli import end_process_after, worker_count
+from mmattn.config import TOLD, AugmentConfig, ExperimentConfig, OtherDataConfig
+from mmattn.errors import UserError
+
+BASE = replace(CONFIG, name="ablation", members=1, data=replace(CONFIG.data, validation=0.125))
+NETWORKS = {
+    "lstm-attention": {},
+    "attention": {"encoder": "none"},
+    "mean": {"encoder": "none", "pooling": "mean"},
+}
+FUSIONS = ("concat", "late", "cross")
+
+
+def models(base: ExperimentConfig, features: str) -> Iterator[tuple[str, ExperimentConfig]]:
+    """The networks on such features, MODALITY or MODALITY+MODALITY, the whole one first."""
+    modalities = tuple(features.split("+"))
+    base = replace(
+        base,
+        model=replace(base.model, modalities=modalities, units=dict.fromkeys(modalities, (32,))),
+    )
+    for network, of in NETWORKS.items():
+        for fusion in FUSIONS if len(modalities) > 1 else FUSIONS[:1]:
+            model = replace(base.model, fusion=fusion, **of)
+            yield f"{network}-{fusion}", replace(base, model=model)
+    yield "without-functionals", replace(base, model=replace(base.model, statistics=False))
+    yield "without-masks", replace(base, augment=AugmentConfig())
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen of the ablation."""
+
+    data: OtherDataConfig = field(default_factory=OtherDataConfig)
+    features: Annotated[tuple[str, ...], TOLD] = ("audio+video",)
+    """Modalities joined by +, as the files have them (NAME_features) (default: audio+video)."""
+    out: Path | None = None
+    """Its folder, new or to resume (default: runs/ablation/<time>)."""
+    seeds: int = 3
+    """Seeds of each model."""
+    workers: int | Literal["auto"] = "auto"
+    """Trainings at once, each on a core of its own (default: as many as there are cores)."""
+
+    def __call__(self) -> None:
+        """Train what is not done yet, then compare. UserError: bad options or input."""
+        from experiments.alignment.ablation import run_ablation  # heavy: not for --help
+
+        workers = worker_count(self.workers)
+        if self.seeds < 1:
+            raise UserError(f"--seeds {self.seeds}: expected 1 or more")
+        if not self.data.roots:
+            raise UserError("--data.roots: expected folders of RAVDESS's feature files")
+        data = self.data.apply(BASE.data)
+        roots = tuple(root.expanduser().resolve() for root in data.roots)
+        base = replace(BASE, data=replace(data, roots=roots))
+        grid = {features: dict(models(base, features)) for features in self.features}
+        for config in (config for of in grid.values() for config in of.values()):
+            config.check()
+        out = self.out or Path("runs/ablation") / time.strftime("%Y%m%d-%H%M%S")
+        run_ablation(grid, out, self.seeds, workers)
+
+
+if __name__ == "__main__":
+    prog = "python -m experiments.ablation"
+    end_process_after(tyro.cli(Options, description=__doc__, prog=prog))
