@@ -91,7 +91,7 @@ class Predict:
     """Predict clips of unknown class: raw ones (with the extra [media]) or feature files."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder; the networks of folds or an ensemble are averaged."""
+    """The run's folder; the networks of folds or an ensemble are pooled."""
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]

@@ -441,9 +441,9 @@ class ExperimentConfig:
     """The experiment's name, the same as its module's."""
     seed: int = 0
     members: int = 1
-    """Ensemble size: networks with validation speakers of their own, whose probabilities are
-    averaged. Each speaker outside the test set validates one of them; --data.validation is not
-    used."""
+    """Ensemble size: networks with validation speakers of their own, of whose probabilities the
+    geometric mean is taken. Each speaker outside the test set validates one of them;
+    --data.validation is not used."""
     devices: int | Literal["auto"] = "auto"
     """CPU devices of all processes together to divide each batch over (or GPUs)."""
     track: Annotated[tuple[Tracker, ...], TOLD] = ()

@@ -14,9 +14,8 @@ from threadpoolctl import threadpool_limits
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import Split
 from mmattn.data.stream import Stream
-from mmattn.evaluate.calibration import pooled
-from mmattn.evaluate.metrics import SMALLEST_PROBABILITY, confusion_counts, uar
-from mmattn.evaluate.predictions import Predictions, predictions_of
+from mmattn.evaluate.metrics import confusion_counts, uar
+from mmattn.evaluate.predictions import Predictions, pool, predictions_of
 
 STRENGTHS = np.logspace(-4, 1, 11).tolist()
 MAX_ITERATIONS = 5000
@@ -71,8 +70,7 @@ def test_baselines(
     alone = {
         f"linear-{name}": test_baseline(corpus, own, split) for name, own in statistics.items()
     }
-    votes = np.stack([one.probabilities for one in alone.values()], axis=1)
-    late = np.exp(pooled(np.log(np.maximum(votes, SMALLEST_PROBABILITY))))
+    late = pool([one.probabilities for one in alone.values()])
     return {
         "linear": test_baseline(corpus, together, split),
         "linear-late": predictions_of(corpus, split.test, late),

@@ -7,8 +7,7 @@ accuracy, UAR and F1.
 
 import numpy as np
 
-from mmattn.evaluate.metrics import SMALLEST_PROBABILITY
-from mmattn.evaluate.predictions import Predictions
+from mmattn.evaluate.predictions import SMALLEST_PROBABILITY, Predictions
 
 BOUNDS = (-10.0, 10.0)  # of log T and log weights, those of scikit-learn
 

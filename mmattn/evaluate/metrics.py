@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmattn.evaluate.predictions import Predictions
+from mmattn.evaluate.predictions import SMALLEST_PROBABILITY, Predictions
 
 CALIBRATION_BINS = 15
 INTERVAL = (0.025, 0.975)
 UNKNOWN = "unknown"  # the group of clips whose cell is empty
 MOST_VALUES = 100  # of a group column that is scored
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a float32 softmax, but for zero
 
 Score = dict[str, float | None]
 

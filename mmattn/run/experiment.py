@@ -346,7 +346,7 @@ def write_results(
 
 
 def pool_ensemble(run: Run, root: Path, corpus: Corpus) -> None:
-    """An ensemble's results: its networks' mean for the test clips, which all of them predict.
+    """An ensemble's results: its networks pooled for the test clips, which all of them predict.
 
     Each validation clip is predicted by the one network that was not trained on its speaker.
     """

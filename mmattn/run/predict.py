@@ -205,7 +205,7 @@ def _about(run: Run) -> str:
         return said
     names = [str(network.folder.relative_to(run.folder)) for network in run.networks]
     shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
-    return f"mean of {len(names)} networks ({', '.join(shown)}), {said}"
+    return f"pool of {len(names)} networks ({', '.join(shown)}), {said}"
 
 
 def _count(number: int, what: str) -> str:

@@ -20,6 +20,7 @@ from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import (
     Predictions,
     combine,
+    pool,
     predictions_of,
     read_predictions,
 )
@@ -236,7 +237,7 @@ class Run:
     def predict_corpus(
         self, corpus: Corpus, clips: np.ndarray | None = None, device_count: int = 1
     ) -> Predictions:
-        """Predict clips [n] of a corpus, by default all; the mean of several networks.
+        """Predict clips [n] of a corpus, by default all; several networks are pooled.
 
         Raises:
             UserError: the corpus has other features or classes.
@@ -246,7 +247,7 @@ class Run:
             network._calibrate(network.predictor(corpus, clips, device_count).predict(clips)[1])
             for network in self.networks
         ]
-        return predictions_of(corpus, clips, np.mean(found, axis=0))
+        return predictions_of(corpus, clips, pool(found))
 
     def views(self, corpus: Corpus, clips: np.ndarray) -> list[ClipView]:
         """Clips [n] of a corpus as the first network sees them: attention, features, cues.
@@ -475,7 +476,7 @@ class Run:
             corpus,
             range(len(corpus)),
             networks[0].normaliser,
-            np.mean(given, axis=0),
+            pool(given),
             [{name: of.mean(axis=0) for name, of in one.items()} for one in attention],
         )
         return [view if fine else None for view, fine in zip(views, finite, strict=True)]
@@ -490,11 +491,11 @@ def load_run(
     """A run of a folder, ready to predict clips.
 
     Args:
-        folder: the run's; the networks of folds or an ensemble are averaged.
+        folder: the run's; the networks of folds or an ensemble are pooled.
         checkpoint: of each network.
         media: where the models for raw clips are, if not in their usual places.
         calibrated: give probabilities of the temperature that fits the validation clips, where
-            there is one (of each network, before they are averaged); else as the network does.
+            there is one (of each network, before they are pooled); else as the network does.
 
     Raises:
         UserError: no run, one that is not complete, or no such checkpoint.

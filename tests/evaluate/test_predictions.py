@@ -8,6 +8,7 @@ from mmattn.evaluate.predictions import (
     Predictions,
     combine,
     join,
+    pool,
     read_predictions,
     write_predictions,
 )
@@ -36,7 +37,7 @@ def assert_same(actual: Predictions, expected: Predictions) -> None:
     assert actual.class_names == expected.class_names
     np.testing.assert_array_equal(actual.speakers, expected.speakers)
     np.testing.assert_array_equal(actual.labels, expected.labels)
-    np.testing.assert_array_equal(actual.probabilities, expected.probabilities)
+    np.testing.assert_allclose(actual.probabilities, expected.probabilities, rtol=1e-12)
     assert (actual.targets is None) == (expected.targets is None)
     if expected.targets is not None:
         np.testing.assert_array_equal(actual.targets, expected.targets)
@@ -92,13 +93,26 @@ def test_join_keeps_every_clip_in_order():
 def test_targets_go_along_when_predictions_are_put_together_or_chosen():
     other = soft(clips=("c1", "c2", "d1"), targets=TARGETS[::-1])
     np.testing.assert_array_equal(join([soft(), other]).targets, TARGETS + TARGETS[::-1])
-    members = [soft(probabilities=[[one, 1 - one]] * 3) for one in (0.75, 0.5)]
-    assert_same(combine(members), soft(probabilities=[[0.625, 0.375]] * 3))
+    members = [soft(probabilities=[[one, 1 - one]] * 3) for one in (0.9, 0.5)]
+    assert_same(combine(members), soft(probabilities=[[0.75, 0.25]] * 3))
     assert_same(soft().select(np.arange(3)), soft())
     one = soft().select(np.array([False, False, True]))
     assert (one.clips, one.ties, one.targets.tolist()) == (("b1",), 1, [[0.5, 0.5]])
     with pytest.raises(UserError, match="with and without the raters' targets"):
         join([soft(), predictions(clips=("c1", "c2", "d1"))])
+
+
+def test_a_pool_is_the_normalised_geometric_mean():
+    # sqrt(0.9 * 0.1) = 0.3 twice, and with a class that a model rules out
+    np.testing.assert_allclose(pool([np.array([0.9, 0.1]), np.array([0.1, 0.9])]), [0.5, 0.5])
+    np.testing.assert_allclose(
+        pool([np.array([[0.8, 0.2]]), np.array([[0.5, 0.5]])]), [[2 / 3, 1 / 3]]
+    )
+    ruled_out = pool([np.array([1.0, 0.0]), np.array([0.5, 0.5])])
+    assert ruled_out.sum() == 1
+    assert 0 < ruled_out[1] < 1e-18
+    one = np.array([0.7, 0.3])
+    assert pool([one]) is one
 
 
 def test_joining_a_clip_twice_or_different_classes_is_an_error():

@@ -44,11 +44,12 @@ def test_the_members_validate_every_other_speaker_once(run):
             assert not any(a & b for a, b in combinations(splits, 2))
 
 
-def test_an_ensemble_is_the_mean_of_its_members(run):
+def test_an_ensemble_is_the_geometric_mean_of_its_members(run):
     fold = run / "fold1"
     members = [read_predictions(fold / f"member{m}" / "predictions.csv") for m in range(2)]
     together = read_predictions(fold / "predictions.csv")
-    mean = (members[0].probabilities + members[1].probabilities) / 2
+    mean = np.sqrt(members[0].probabilities * members[1].probabilities)
+    mean /= mean.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(together.probabilities, mean, rtol=1e-12)
     assert not np.array_equal(members[0].probabilities, members[1].probabilities)
     validation = read_predictions(fold / "predictions_validation.csv")

@@ -155,7 +155,7 @@ def test_folds_and_ensembles_are_averaged(commands, ensemble, clip_files, tmp_pa
         rtol=1e-5,
     )
     text = commands.run("mmattn", "predict", tmp_path / "run", paths[0])
-    assert "mean of 2 networks (member0, member1), best checkpoint of each" in text
+    assert "pool of 2 networks (member0, member1), best checkpoint of each" in text
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(UserError, match="is not complete"):
         mmattn.load(tmp_path / "run")
