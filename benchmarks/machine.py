@@ -11,9 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from mmattn.cli import end_process_after
+from mmattn.cli import run_command
 from mmattn.console import say
 from mmattn.errors import UserError
 from mmattn.machine import cores
@@ -24,8 +22,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "keras", "tensorflow", "t
 
 def command(options: type[Callable[[], None]], name: str, description: str) -> None:
     """Run `python -m benchmarks.NAME`: read the options, call them, end the process."""
-    prog = f"python -m benchmarks.{name}"
-    end_process_after(tyro.cli(options, prog=prog, description=description))
+    run_command(options, f"python -m benchmarks.{name}", description)
 
 
 def describe() -> dict[str, Any]:

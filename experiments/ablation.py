@@ -14,10 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from experiments.ravdess_best import CONFIG
-from mmattn.cli import end_process_after, worker_count
+from mmattn.cli import run_command, worker_count
 from mmattn.config import TOLD, AugmentConfig, ExperimentConfig, OtherDataConfig
 from mmattn.errors import UserError
 
@@ -80,4 +78,4 @@ class Options:
 
 if __name__ == "__main__":
     prog = "python -m experiments.ablation"
-    end_process_after(tyro.cli(Options, description=__doc__, prog=prog))
+    run_command(Options, prog, __doc__)

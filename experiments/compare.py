@@ -12,11 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from experiments import aligned_aug, audio_aug, feature_aug, sync_aug
 from experiments.alignment.plan import REFERENCE, Block, Study
-from mmattn.cli import end_process_after
+from mmattn.cli import run_command
 from mmattn.config import (
     AugmentConfig,
     DataConfig,
@@ -143,4 +141,4 @@ class Options:
 
 if __name__ == "__main__":
     prog = "python -m experiments.compare"
-    end_process_after(tyro.cli(Options, description=__doc__, prog=prog))
+    run_command(Options, prog, __doc__)

@@ -6,7 +6,8 @@ Nothing heavy is imported before the options are read, so that `--help` is quick
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,8 @@ REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty defa
 
 def experiment(default: ExperimentConfig, description: str) -> None:
     """The command of an experiment: read options, train, evaluate, end the process."""
-    config = parse_experiment(default, description)
+    with _cut_short():
+        config = parse_experiment(default, description)
 
     def work():
         config.check()  # before the imports, which take seconds
@@ -51,6 +53,14 @@ def _leave(code: int) -> None:
     if processes := sys.modules.get("mmattn.train.processes"):  # else there are none yet
         processes.leave(code)
     sys.exit(code)
+
+
+@contextmanager
+def _cut_short() -> Iterator[None]:
+    """While options are parsed, `--help | head` ends the process without an error."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    yield  # --help ends the process here
+    signal.signal(signal.SIGPIPE, before)
 
 
 def parse_experiment(
@@ -249,7 +259,8 @@ class Align:
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
-    """Raw clips (extra [media]), feature files (log-mel and face-mesh), and folders of them."""
+    """Raw clips (extra [media]), feature files of --audio log-mel --video face-mesh, and folders of
+    them."""
     plot: Path | None = None
     """A PNG to write: loudness and mouth opening of the clip that is furthest apart."""
     csv: Path | None = None
@@ -257,7 +268,7 @@ class Align:
     workers: Workers = "auto"
     """Clips at once (default: as many as there are cores)."""
     models: Path = ExtractConfig.models
-    """Where `mmattn download face-models` put the model files."""
+    """Where `mmattn download models` put the model files."""
 
     def __call__(self) -> None:
         with explain_missing_library():
@@ -267,9 +278,13 @@ class Align:
 
 @dataclass(frozen=True)
 class Download:
-    """Fetch RAVDESS's clips, or the models of some features; called again, it resumes."""
+    """Fetch the models that features need, or RAVDESS's clips; called again, it resumes."""
 
-    corpus: Annotated[Literal["ravdess", "face-models", "audio-models"], tyro.conf.Positional]
+    what: Annotated[
+        Literal["models", "face-models", "audio-models", "ravdess"], tyro.conf.Positional
+    ]
+    """models: what the default features, face-mesh and `mmattn align` need (108 MB); face-models
+    (37 MB), audio-models (71 MB): the two parts of that; ravdess: its speech clips."""
     to: Path | None = None
     """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
     only: Annotated[tuple[str, ...], TOLD] = ()
@@ -278,7 +293,7 @@ class Download:
     def __call__(self) -> None:
         with explain_missing_library():
             from mmattn.media.download import download
-        download(self.corpus, self.to, self.only)
+        download(self.what, self.to, self.only)
 
 
 @dataclass(frozen=True)
@@ -300,7 +315,7 @@ class Launch:
 
 def main() -> None:
     """The `mmattn` command: what is no experiment."""
-    command = tyro.cli(
+    run_command(
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Report, tyro.conf.subcommand("report")]
@@ -315,7 +330,13 @@ def main() -> None:
         prog="mmattn",
         description="Evaluate runs and make data. Training: python -m experiments.no_aug",
     )
-    end_process_after(command)
+
+
+def run_command(command: Any, prog: str, description: str | None) -> None:
+    """Build a command, which is called without arguments, from its options, and run it."""
+    with _cut_short():
+        built = tyro.cli(command, prog=prog, description=description)
+    end_process_after(built)
 
 
 def worker_count(workers: Workers) -> int:

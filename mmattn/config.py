@@ -89,12 +89,12 @@ class ModelFiles:
     """Where the models are that take features from raw clips."""
 
     models: Path = Path("~/.cache/mmattn/models")
-    """Where `mmattn download face-models` and `audio-models` put the model files."""
+    """Where `mmattn download models` put the model files."""
     facenet: Path | None = None
     """FaceNet's weights, the file 20180402-114759-vggface2.pt (with --video facenet)."""
     whisper_model: str = "tiny.en"
-    """With --audio whisper: tiny.en (mmattn download audio-models); a folder in CTranslate2's form;
-    or, with huggingface_hub installed, a name on the Hugging Face Hub such as small or
+    """With --audio whisper: tiny.en (mmattn download models); a folder in CTranslate2's form; or,
+    with huggingface_hub installed, a name on the Hugging Face Hub such as small or
     Systran/faster-whisper-large-v3."""
     hf_model: str | None = None
     """With --audio hf: a folder, or a name on the Hugging Face Hub such as
@@ -110,17 +110,17 @@ class ExtractConfig(ModelFiles):
     __hash__ = _hash
 
     audio: Annotated[dict[str, str], _extractors("audio")] = field(
-        default_factory=lambda: {"audio": "log-mel"}
+        default_factory=lambda: {"audio": "whisper"}
     )
-    """By modality, its features: log-mel, 64 bands; egemaps, openSMILE's eGeMAPSv02 low-level
-    descriptors (extra [opensmile]); whisper, encoder states (extra [whisper]); hf, hidden states of
-    a speech encoder of Hugging Face (extra [transformers]); none. Of several, each becomes a
-    modality of its own: audio_log_mel, audio_whisper."""
+    """By modality, its features: whisper, states of Whisper's encoder; log-mel, 64 bands; egemaps,
+    openSMILE's eGeMAPSv02 low-level descriptors (extra [opensmile]); hf, hidden states of a speech
+    encoder of Hugging Face (extra [transformers]); none. Of several, each becomes a modality of its
+    own: audio_log_mel, audio_whisper."""
     video: Annotated[dict[str, str], _extractors("video")] = field(
-        default_factory=lambda: {"video": "face-mesh"}
+        default_factory=lambda: {"video": "expression"}
     )
-    """By modality, its features: face-mesh, distances in the face's geometry; expression,
-    posteriors of 7 facial expressions and their logarithms; a face embedding: dlib, 128 numbers
+    """By modality, its features: expression, posteriors of 7 facial expressions and their
+    logarithms; face-mesh, distances in the face's geometry; a face embedding: dlib, 128 numbers
     (extra [dlib]), facenet, 512 (extra [facenet]), or onnx, by a network of your own (extra
     [onnx]); none, which needs no face models."""
     video_rate: float = 15.0

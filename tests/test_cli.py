@@ -1,5 +1,6 @@
 """What a user meets on the command line: help, typos, wrong input."""
 
+import signal
 import subprocess
 import sys
 
@@ -40,6 +41,16 @@ def test_help_is_light(module, command, word):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert word in done.stdout
+
+
+@pytest.mark.parametrize("module", ["mmattn", "experiments.no_aug"])
+def test_help_may_be_cut_short(module):
+    """As by `head`: the reader leaves before the help is written."""
+    command = [sys.executable, "-m", module, "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
 
 
 def test_a_typo_gets_a_suggestion(commands):

@@ -110,7 +110,7 @@ def test_sound_is_extracted_the_same(commands, tmp_path):
         samples = np.random.default_rng(number).normal(0, 3000, 16_000).astype(np.int16)
         wavfile.write(tmp_path / "clips" / f"03-01-0{number}-01-01-01-01.wav", 16_000, samples)
     for name, words in (("usual", []), ("plain", ["tests.plain"])):
-        options = ("--to", tmp_path / name, "--workers", 2)
+        options = ("--to", tmp_path / name, "--audio", "log-mel", "--video", "none", "--workers", 2)
         text = commands.run(*words, "mmattn", "extract", tmp_path / "clips", *options)
         assert "2 clips of 2 s" in text
     for path in (tmp_path / "usual").iterdir():

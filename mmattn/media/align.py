@@ -88,7 +88,10 @@ def _stream_by(
     for modality, made_by in makers.items():
         if made_by == name:
             return streams[modality]
-    raise BadMedia(f"its {kind} features are by {' and '.join(makers.values())}; expected {name}")
+    raise BadMedia(
+        f"its {kind} features are by {' and '.join(makers.values())}; expected {name}, or the raw "
+        "clip"
+    )
 
 
 def smooth_loudness(log_mel: Stream) -> Stream:

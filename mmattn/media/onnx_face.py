@@ -1,17 +1,19 @@
 """What a network of the user's own makes of a face, as an embedding: a file in ONNX's format."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from mmattn.config import Colour
 from mmattn.errors import UserError
 from mmattn.media.faces import Face, cut_square
+from mmattn.media.models import sha256
 
 MOST_MARGIN = 10.0
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class OnnxFace:
     def record(self) -> dict:
         """What a feature file records of its video features. Raises UserError without the file."""
         settings = {
-            "sha256": hashlib.sha256(_read(self.model)).hexdigest(),
+            "sha256": _read(self.model, sha256),
             "onnx_size": self.size,
             "onnx_colour": self.colour,
             "onnx_mean": list(self.mean),
@@ -104,18 +106,19 @@ class OnnxFace:
         )
 
 
-def _read(path: Path | None) -> bytes:
+def _read(path: Path | None, read: Callable[[Path], Found]) -> Found:
+    """What a function reads in the network's file. Raises UserError without the file."""
     if path is None:
         raise UserError("--onnx-model is missing: --video onnx needs the file of a network")
     try:
-        return path.expanduser().read_bytes()
+        return read(path.expanduser())
     except OSError as error:
         raise UserError(f"--onnx-model {path}: {error.strerror}") from error
 
 
 def _load(path: Path | None) -> tuple[Callable[[np.ndarray], np.ndarray], list[int | str | None]]:
     """What gives the first output as one row float32, and the shape of the input."""
-    content = _read(path)
+    content = _read(path, Path.read_bytes)
     try:
         import onnxruntime
     except ImportError as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
+from mmattn.media import explain_missing_library
 from mmattn.media.audio import band_powers, check_lasts, in_windows, triangles
 from mmattn.media.decode import RATE
 from mmattn.media.models import SHA256, WHISPER, model_file, sha256
@@ -53,12 +54,8 @@ class Whisper:
         UserError if CTranslate2 or a model file is missing, or is no Whisper with that layer; what
         it gives, BadMedia if the audio is shorter than 20 ms.
         """
-        try:
+        with explain_missing_library():  # it takes half a second to import
             from ctranslate2 import StorageView, models
-        except ImportError as error:
-            raise UserError(
-                f"Whisper needs CTranslate2 ({error}): pip install 'mmattn[whisper]'"
-            ) from error
         try:  # clips are extracted in parallel, each on a core
             network = models.Whisper(
                 str(folder := self._folder()),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
+from mmattn.config import ExtractConfig
 from mmattn.errors import UserError
 from mmattn.media.models import FOLDER, fetch_models
 from tests.media.talking import Truth, babble, write_clip, write_talking
@@ -130,8 +131,24 @@ def _claim_in_flv(content: bytes, seconds: int) -> bytes:
 @pytest.fixture(scope="session")
 def face_models() -> Path:
     """The folder of the face models, fetched once a machine."""
+    return _fetch("face-models")
+
+
+@pytest.fixture(scope="session")
+def all_models() -> Path:
+    """The folder of the models of the default features, Whisper's 71 MB too: for slow tests."""
+    return _fetch("models")
+
+
+@pytest.fixture(scope="session")
+def config(face_models) -> ExtractConfig:
+    """Features that are quick to load, and that `align` compares: log-mel and face-mesh."""
+    return ExtractConfig(face_models, audio={"audio": "log-mel"}, video={"video": "face-mesh"})
+
+
+def _fetch(kind: str) -> Path:
     try:
-        fetch_models("face-models")
+        fetch_models(kind)
     except UserError as error:
-        pytest.skip(f"the face models cannot be fetched: {error}")
+        pytest.skip(f"the {kind} cannot be fetched: {error}")
     return FOLDER.expanduser()

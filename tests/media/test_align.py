@@ -1,10 +1,10 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmattn.config import ExtractConfig
 from mmattn.data.stream import make_stream
 from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.media.align import LAGS, Movement, align, movement, read_curve
@@ -137,9 +137,9 @@ def test_other_features_are_refused():
     "name", ["shifted.mp4", pytest.param("shifted.flv", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("delay", [-0.2, 0.0, 0.1])
-def test_clips_shifted_by_known_amounts(talking, face_models, name, delay):
+def test_clips_shifted_by_known_amounts(talking, config, name, delay):
     path, _ = talking(name, video_delay=delay)
-    found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
+    found = extract_clip(path, replace(config, video_rate=30))
     result = align(movement(found.streams, found.extractor))
     # Video that is late is audio that is early.
     assert result.offset == pytest.approx(-1000 * delay, abs=FRAME)
@@ -147,24 +147,24 @@ def test_clips_shifted_by_known_amounts(talking, face_models, name, delay):
 
 
 @pytest.mark.slow
-def test_a_start_offset_in_the_container_is_no_offset(talking, face_models):
+def test_a_start_offset_in_the_container_is_no_offset(talking, config):
     for name in ("late.mp4", "late.flv"):
         path, _ = talking(name, start_offset=0.2)
-        found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
+        found = extract_clip(path, replace(config, video_rate=30))
         result = align(movement(found.streams, found.extractor))
         assert result.offset == pytest.approx(0, abs=FRAME)
 
 
 @pytest.mark.slow
-def test_suspects_are_listed_plotted_and_fail(talking, face_models, lacking_clips, tmp_path):
+def test_suspects_are_listed_plotted_and_fail(talking, config, lacking_clips, tmp_path):
     for folder, delay in (("good", 0.0), ("bad", -0.2)):
         path, _ = talking("shifted.mp4", video_delay=delay)
         target = tmp_path / "clips" / f"{folder}.npz"
         target.parent.mkdir(exist_ok=True)
-        write_features(target, extract_clip(path, ExtractConfig(models=face_models)))
+        write_features(target, extract_clip(path, config))
     plot, table = tmp_path / "plot.png", tmp_path / "table.csv"
     with pytest.raises(Misaligned, match="in 1 of 2 clips the audio is more than 45 ms"):
-        check_clips([tmp_path / "clips"], face_models, 1, plot, table)
+        check_clips([tmp_path / "clips"], config.models, 1, plot, table)
     assert plot.read_bytes()[:4] == b"\x89PNG"
     header, bad, good = table.read_text().splitlines()
     assert header == "clip,offset_ms,r,confidence,sure,suspect"
@@ -173,7 +173,7 @@ def test_suspects_are_listed_plotted_and_fail(talking, face_models, lacking_clip
     assert good.endswith(",1,0")
     with pytest.raises(Incomplete, match="1 of 2 clips cannot be checked"):
         check_clips(
-            [tmp_path / "clips/good.npz", lacking_clips / "mute.mp4"], face_models, 2, None, None
+            [tmp_path / "clips/good.npz", lacking_clips / "mute.mp4"], config.models, 2, None, None
         )
 
 
@@ -183,11 +183,11 @@ def test_a_wrong_place_for_results_is_said_before_the_work(face_models, tmp_path
             check_clips([tmp_path], face_models, 1, *options)
 
 
-def test_real_clips_are_near_zero(face_models, ravdess):
+def test_real_clips_are_near_zero(config, ravdess):
     """Natural speech: the mouth is some 50 ms ahead of what is heard."""
     curves, low, high = [], *np.percentile([manner(talk(seed)) for seed in range(100)], (0, 100), 0)
     for path in sorted((ravdess / "ravdess_clips").rglob("01-*.mp4")):
-        found = extract_clip(path, ExtractConfig(models=face_models, video_rate=30))
+        found = extract_clip(path, replace(config, video_rate=30))
         clip = movement(found.streams, found.extractor)
         result = align(clip)
         assert not result.suspect, path.name

@@ -7,7 +7,6 @@ import av
 import numpy as np
 import pytest
 
-from mmattn.config import ExtractConfig
 from mmattn.errors import Incomplete
 from mmattn.media.audio import LogMel
 from mmattn.media.decode import RATE, read_audio, read_frames
@@ -188,7 +187,7 @@ def test_whatever_ffmpeg_decodes_is_read(tmp_path, name, codec):
 
 
 @pytest.mark.slow
-def test_clips_of_several_recorders_in_one_folder(commands, tmp_path):
+def test_clips_of_several_recorders_in_one_folder(commands, all_models, tmp_path):
     codecs = {"a.mp4": "aac", "b.m4v": "aac", "c.mts": "mp2", "d.m4a": "aac", "e.mpg": "mp2"}
     codecs |= {"f.3gp": "aac", "g.mp3": "libmp3lame", "h.aiff": "pcm_s16be"}
     (tmp_path / "clips").mkdir()
@@ -433,10 +432,10 @@ def test_a_probe_is_one_screen(talking, tmp_path, caplog):
     assert "What may go wrong" in text
 
 
-def test_a_clip_whose_audio_cannot_be_decoded_has_its_video(tmp_path, talking, face_models):
+def test_a_clip_whose_audio_cannot_be_decoded_has_its_video(tmp_path, talking, config):
     content = talking("talking.mkv")[0].read_bytes()
     (tmp_path / "odd.mkv").write_bytes(content.replace(b"A_AAC", b"A_ODD"))
-    found = extract_clip(tmp_path / "odd.mkv", ExtractConfig(models=face_models))
+    found = extract_clip(tmp_path / "odd.mkv", config)
     assert list(found.streams) == ["video"]
     assert found.notes == ("its audio is of an unknown codec", "it has no audio track")
 

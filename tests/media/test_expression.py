@@ -41,7 +41,7 @@ def test_the_network_sees_the_face_in_grey_from_minus_one_to_one(monkeypatch, tm
 
 
 def test_a_missing_model_says_where_it_comes_from(tmp_path):
-    with pytest.raises(UserError, match=f"{EXPRESSION}.*mmattn download face-models"):
+    with pytest.raises(UserError, match=f"{EXPRESSION}.*mmattn download models"):
         Expression(tmp_path).start()
 
 

@@ -23,8 +23,8 @@ from tests.media.talking import write_clip
 
 
 @pytest.fixture(scope="module")
-def config(face_models) -> ExtractConfig:
-    return ExtractConfig(models=face_models, video_rate=30)
+def config(config) -> ExtractConfig:
+    return replace(config, video_rate=30)
 
 
 def opening_and_loudness(found) -> tuple[np.ndarray, np.ndarray]:
@@ -118,26 +118,27 @@ def test_one_modality_alone_is_that_of_both(talking, config, tmp_path):
         assert alone.seconds == pytest.approx(both.seconds, abs=0.1)
 
 
-def test_audio_alone_needs_no_face_models(talking, lacking_clips, tmp_path):
-    config = ExtractConfig(models=tmp_path, video={})
+def test_audio_alone_needs_no_face_models(talking, lacking_clips, config, tmp_path):
+    config = replace(config, models=tmp_path, video={})
     path, _ = talking("short.mp4", seconds=1.0)
     assert list(extract_clip(path, config).streams) == ["audio"]
     with pytest.raises(BadMedia, match=r"nothing to learn from: it has no audio track$"):
         extract_clip(lacking_clips / "mute.mp4", config)
 
 
-def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, tmp_path):
+def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, config, tmp_path):
     """Two seconds of audio and four of video are no clip that is cut short."""
+    config = replace(config, video={})
     samples, rate = spoken
     pictures = [np.zeros((64, 64, 3), np.uint8)] * 40
     for suffix in (".mp4", ".flv"):
         path = tmp_path / f"short-sound{suffix}"
         write_clip(path, pictures, np.arange(40) / 10, 10, (samples[: 2 * rate], rate, 0))
-        found = extract_clip(path, ExtractConfig(models=tmp_path, video={}))
+        found = extract_clip(path, config)
         assert found.streams["audio"].times[-1] == pytest.approx(2, abs=0.1)
         assert found.seconds == pytest.approx(3.95, abs=0.1)
     with pytest.raises(BadMedia, match="cut short: its header says 1"):
-        extract_clip(faulty_clips / "cut.flv", ExtractConfig(models=tmp_path, video={}))
+        extract_clip(faulty_clips / "cut.flv", config)
 
 
 def test_audio_comes_from_the_same_take(ravdess_clips, config):
@@ -174,8 +175,9 @@ def test_bad_clips_say_why(faulty_clips, config):
 
 def test_a_model_file_that_is_missing_is_named(talking, tmp_path):
     path, _ = talking("short.mp4", seconds=1.0)
-    with pytest.raises(UserError, match="mmattn download face-models"):
-        extract_clip(path, ExtractConfig(models=tmp_path))
+    for kinds in ({"audio": {}}, {"video": {}}):
+        with pytest.raises(UserError, match="fetch it with: mmattn download models"):
+            extract_clip(path, ExtractConfig(models=tmp_path, **kinds))
 
 
 def test_a_record_gives_the_config_back(config):

@@ -1,4 +1,4 @@
-"""The README's way from a folder of clips to a prediction on a new one, with its own commands."""
+"""From clips named as RAVDESS's to predictions, with other features than those by default."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import pytest
 
 import mmattn
 
+KINDS = ("--audio", "log-mel", "--video", "face-mesh")
 EMOTIONS = ("03", "04", "05", "06", "07", "01")  # of the six classes
 SMALL = (
     *("--model.units", "audio=8", "video=8", "--model.head-units", "16"),
@@ -28,7 +29,7 @@ def run(commands, talking, face_models, tmp_path_factory):
             place = clips / f"Actor_{actor:02d}" / f"01-01-{emotion}-01-01-01-{actor:02d}.mp4"
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, place)
-    commands.run("mmattn", "extract", clips, "--to", features)
+    commands.run("mmattn", "extract", clips, "--to", features, *KINDS)
     options = ("--data.roots", features, "--data.cache", base / "cache", *SMALL)
     commands.run("experiments.no_aug", *options, "--out", folder)
     return clips, features, folder
@@ -97,13 +98,13 @@ def test_other_features_are_refused(commands, run, tmp_path):
     clips, _, folder = run
     other = tmp_path / "other"
     clip = next(clips.rglob("*.mp4"))
-    commands.run("mmattn", "extract", clip, "--to", other, "--video-rate", "10")
+    commands.run("mmattn", "extract", clip, "--to", other, *KINDS, "--video-rate", "10")
     words = commands.run("mmattn", "predict", folder, other / f"{clip.stem}.npz", code=1)
     assert "video rate 10.0 instead of 15.0" in words.replace("\n", " ")
 
 
 @pytest.mark.slow
-def test_audio_files_alone_train_a_network_of_audio_alone(commands, tmp_path):
+def test_audio_files_alone_train_a_network_of_audio_alone(commands, all_models, tmp_path):
     clips, run = tmp_path / "clips", tmp_path / "run"
     clips.mkdir()
     for actor in range(1, 7):

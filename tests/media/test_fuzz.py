@@ -37,7 +37,7 @@ CONTAINERS = {  # suffix: video codec, audio codec, rate of the audio (Hz)
 EACH = 30  # damaged clips of a container
 CPU = 20.0  # seconds that one may take; an undamaged one takes 0.1
 MEMORY = 1 << 30  # bytes of address space that reading may add
-CONFIG = ExtractConfig(video={})  # what needs no face models
+CONFIG = ExtractConfig(audio={"audio": "log-mel"}, video={})  # what needs no models
 
 
 def write_clip(path: Path, title: str = "") -> None:

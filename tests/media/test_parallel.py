@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,6 @@ from mmattn.errors import Incomplete, UserError
 from mmattn.media import SUFFIXES
 from mmattn.media.extract import audio_beside
 from mmattn.media.parallel import Job, extract_clips, find_clips, find_jobs, run_jobs
-
-
-@pytest.fixture(scope="module")
-def config(face_models) -> ExtractConfig:
-    return ExtractConfig(models=face_models)
 
 
 @pytest.fixture
@@ -74,7 +70,7 @@ def test_features_of_another_kind_are_not_overwritten(folder, config, tmp_path):
     clip = folder / "1001_DFA_ANG_XX.mp4"
     extract_clips([clip], to, config, 1)
     before = (to / "1001_DFA_ANG_XX.npz").read_bytes()
-    other = ExtractConfig(models=config.models, video_rate=10)
+    other = replace(config, video_rate=10)
     with pytest.raises(UserError, match=r"video rate 15.0 instead of 10\); choose another --to"):
         extract_clips([clip], to, other, 1)
     os.utime(clip)
@@ -89,7 +85,7 @@ def test_features_of_another_kind_are_not_overwritten(folder, config, tmp_path):
 
 def test_one_modality_is_not_taken_for_both(folder, config, tmp_path):
     clip, to = folder / "1001_DFA_ANG_XX.mp4", tmp_path / "to"
-    alone = ExtractConfig(models=config.models, video={})
+    alone = replace(config, video={})
     extract_clips([clip], to, alone, 1)
     extract_clips([clip], to, alone, 1)  # it is there already
     with pytest.raises(UserError, match="video: none version 1 instead of face-mesh version 2"):
@@ -116,10 +112,10 @@ def test_bad_options_are_named(folder, config, tmp_path):
     with pytest.raises(UserError, match=r"XX.mp4 and .*XX.mkv would both become .*XX.npz"):
         find_jobs(clips, tmp_path / "to")
     twin.unlink()
-    rate = ExtractConfig(models=config.models, video_rate=0)
+    rate = replace(config, video_rate=0)
     with pytest.raises(UserError, match="--video-rate 0: expected above 0"):
         extract_clips([folder], tmp_path / "to", rate, 1)
-    nothing = ExtractConfig(models=config.models, audio={}, video={})
+    nothing = replace(config, audio={}, video={})
     with pytest.raises(UserError, match="--audio none --video none: expected one of them"):
         extract_clips([folder], tmp_path / "to", nothing, 1)
     assert not (tmp_path / "to").exists()
@@ -150,9 +146,7 @@ def test_audio_that_comes_later_is_taken(ravdess_clips, config, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_and_leaves_no_process_or_half_file(
-    commands, talking, face_models, tmp_path
-):
+def test_ctrl_c_ends_it_and_leaves_no_process_or_half_file(commands, talking, all_models, tmp_path):
     clips, to = tmp_path / "clips", tmp_path / "to"
     clips.mkdir()
     for number in range(40):
@@ -231,7 +225,7 @@ def test_jobs_that_are_begun_end_with_the_one_that_fails(tmp_path):
 
 
 def test_a_missing_model_is_one_error(folder, tmp_path):
-    with pytest.raises(UserError, match="mmattn download face-models"):
+    with pytest.raises(UserError, match="mmattn download models"):
         extract_clips([folder], tmp_path / "to", ExtractConfig(models=tmp_path), 2)
 
 
@@ -239,7 +233,8 @@ def test_a_missing_model_is_one_error(folder, tmp_path):
 def test_the_commands(commands, folder, face_models, tmp_path):
     """As a user types them; `align` on clips and on what was extracted agrees."""
     to = tmp_path / "features"
-    words = commands.run("mmattn", "extract", folder, "--to", to, "--workers", "2", code=1)
+    kinds = ("--audio", "log-mel", "--video", "face-mesh")
+    words = commands.run("mmattn", "extract", folder, "--to", to, *kinds, "--workers", "2", code=1)
     assert "3 clips failed" in words and "incomplete: 3 of 6 clips failed" in words
     words = commands.run(
         "mmattn", "align", to / "1001_DFA_ANG_XX.npz", "--plot", tmp_path / "a.png"

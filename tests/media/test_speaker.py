@@ -1,11 +1,11 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from mmattn.config import ExtractConfig
 from mmattn.data.stream import make_stream
 from mmattn.media.align import Movement, agreement
 from mmattn.media.extract import extract_clip, follow_face
@@ -144,9 +144,9 @@ def clip_of_two(spoken, tmp_path_factory):
         ("small", "largest", 160, None),
     ],
 )
-def test_of_two_drawn_faces(clip_of_two, face_models, speaking, face, x, words):
+def test_of_two_drawn_faces(clip_of_two, config, speaking, face, x, words):
     path = clip_of_two(speaking)
-    config = ExtractConfig(models=face_models, face=face)
+    config = replace(config, face=face)
     found = extract_clip(path, config)
     assert [words in note for note in found.notes] == ([True] if words else [])
     assert found.extractor["video"]["settings"]["face"] == face
@@ -158,16 +158,13 @@ def test_of_two_drawn_faces(clip_of_two, face_models, speaking, face, x, words):
         opened, loudness = opening_and_loudness(found)
         assert np.corrcoef(opened, loudness)[0, 1] >= 0.85
         # The same face, whatever features of the audio are asked for.
-        alone = extract_clip(path, ExtractConfig(models=face_models, audio={}))
+        alone = extract_clip(path, replace(config, audio={}))
         np.testing.assert_array_equal(alone.streams["video"].frames, found.streams["video"].frames)
 
 
-def test_one_drawn_face_gives_the_same_features_either_way(talking, face_models):
+def test_one_drawn_face_gives_the_same_features_either_way(talking, config):
     path, _ = talking("talking.mp4")
-    one, other = (
-        extract_clip(path, ExtractConfig(models=face_models, face=face))
-        for face in ("speaker", "largest")
-    )
+    one, other = (extract_clip(path, replace(config, face=face)) for face in ("speaker", "largest"))
     assert one.notes == other.notes == ()
     for name, stream in one.streams.items():
         np.testing.assert_array_equal(stream.frames, other.streams[name].frames)

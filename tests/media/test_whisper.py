@@ -14,7 +14,7 @@ from mmattn.data.stream import make_stream
 from mmattn.errors import UserError
 from mmattn.media.audio import in_windows
 from mmattn.media.extract import extract_clip, extractor_of
-from mmattn.media.models import FOLDER, SHA256, WHISPER, fetch_models
+from mmattn.media.models import FOLDER, SHA256, WHISPER
 from mmattn.media.survey import BadMedia
 from mmattn.media.whisper import Whisper, log_mel
 
@@ -48,14 +48,9 @@ def voice(seconds: float) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def whisper() -> Whisper:
-    """Whisper tiny.en, fetched once a machine."""
-    pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: extra [whisper]")
-    try:
-        fetch_models("audio-models")
-    except UserError as error:
-        pytest.skip(f"the audio models cannot be fetched: {error}")
-    return Whisper("tiny.en", FOLDER)
+def whisper(all_models) -> Whisper:
+    """Whisper tiny.en."""
+    return Whisper("tiny.en", all_models)
 
 
 @pytest.mark.parametrize("bands", [80, 128])
@@ -104,7 +99,7 @@ def test_longer_audio_is_cut_into_windows_of_equal_length():
 
 
 def test_a_model_that_is_missing_is_named(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=f"{WHISPER}/model.bin.*mmattn download audio-models"):
+    with pytest.raises(UserError, match=f"{WHISPER}/model.bin.*mmattn download models"):
         Whisper("tiny.en", tmp_path).record()
     with pytest.raises(UserError, match=r"--whisper-model .*expected model\.bin in the folder"):
         Whisper(str(tmp_path), tmp_path).record()
@@ -140,7 +135,6 @@ def test_the_record_tells_the_model_and_not_where_it_lies(tmp_path):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: extra [whisper]")
     (tmp_path / "model.bin").write_bytes(b"no model")
     with pytest.raises(UserError, match=f"--whisper-model {tmp_path}: no Whisper model"):
         Whisper(str(tmp_path), FOLDER).start()
@@ -148,7 +142,7 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 def test_without_ctranslate2_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    with pytest.raises(UserError, match=r"CTranslate2.*pip install 'mmattn\[whisper\]'"):
+    with pytest.raises(UserError, match=r"library ctranslate2: pip install 'mmattn\[media\]'"):
         Whisper("tiny.en", FOLDER).start()
 
 
