@@ -199,7 +199,8 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
         raise UserError(
             f"{job.target} holds other features than asked for "
             f"({difference(extractor, wanted) or 'it does not say which'}); "
-            "choose another --to, or delete what is to be extracted again"
+            "choose another --to, ask for the same by --audio and --video, or delete what is to be "
+            "extracted again"
         )
     sources = [job.clip, *filter(None, [audio_beside(job.clip)])]
     return job.target.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
