@@ -101,7 +101,9 @@ class Predict:
     """Predict clips of unknown class: raw ones (with the extra [media]) or feature files."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder; the networks of folds or an ensemble are pooled."""
+    """The run's folder; the networks of folds or an ensemble are pooled. Or a model file that
+    `mmattn card` wrote; or starter, the network that comes with this package: eight emotions from
+    audio alone (extra [whisper], `mmattn download audio-models`)."""
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
@@ -178,6 +180,23 @@ class Report:
         from mmattn.run.report import report_run
 
         report_run(self.run, self.devices, self.data)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Write what it takes to share a run: its networks in one file, and a model card."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a complete run."""
+    to: Path | None = None
+    """Folder of model.npz and CARD.md (default: RUN/shared)."""
+    half: bool = False
+    """Store parameters with half the precision (float16), in half the space."""
+
+    def __call__(self) -> None:
+        from mmattn.run.card import write_card
+
+        write_card(self.run, self.to or self.run / "shared", self.half)
 
 
 @dataclass(frozen=True)
@@ -319,6 +338,7 @@ def main() -> None:
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[Card, tyro.conf.subcommand("card")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Manifest, tyro.conf.subcommand("manifest")]

@@ -47,6 +47,13 @@ def cell_text(cell: Cell) -> str:
             return f"{cell:.3f}"
 
 
+def markdown(table: Table) -> str:
+    """A table and its note in Markdown; its title is left out."""
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    cells = ([cell_text(cell).replace("|", r"\|") for cell in row] for row in rows)
+    return "\n".join(["| " + " | ".join(row) + " |" for row in cells] + ["", table.note]).strip()
+
+
 def titles(*found: Mapping[str, Any]) -> dict[str, str]:
     """The title of each metric that is among all of the scores found, in the order of `METRICS`."""
     return {

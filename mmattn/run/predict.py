@@ -24,8 +24,8 @@ from mmattn.files import write_text
 from mmattn.media import SUFFIXES, is_feature_file
 from mmattn.report.footage import Footage, footage_of
 from mmattn.report.page import write_prediction_page
-from mmattn.run.folder import read_config
 from mmattn.run.run import Clip, Outcome, Prediction, Run, load_run
+from mmattn.run.shared import CARD
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
 
@@ -49,7 +49,7 @@ def predict_run(
     """Say what a run predicts for clips; those that fail are listed at the end.
 
     Args:
-        folder: the run's.
+        folder: see `load_run`.
         given: one or more, see `find_given`.
         kind: which checkpoint.
         calibrated: see `load_run`.
@@ -68,8 +68,12 @@ def predict_run(
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"--{option} {path}: expected a file in a folder that is there")
     clips = find_given(given)
-    start_devices(1, read_config(folder).train.batch)
+    start_devices(1, batch=1)
     run = load_run(folder, kind, media, calibrated)
+    for line in run.trust:
+        say(line)
+    if run.trust and (card := run.folder.with_name(CARD)).exists():
+        say(f"Its card: {card}\n")
     with progress("predict", len(clips)) as advance:
         outcome = run.predict_all(clips, advance)
     if as_json:
@@ -168,7 +172,11 @@ def write_html(path: Path, run: Run, outcome: Outcome) -> None:
     write_prediction_page(
         path,
         f"{run.config.name}: predictions for {_count(len(predictions), 'clip')}",
-        {"Run": str(run.folder), "Networks": _about(run)},
+        {
+            "Run": str(run.folder),
+            "Networks": _about(run),
+            **({"Trust": " ".join(run.trust)} if run.trust else {}),
+        },
         views,
         [_footage(run, one) for one in predictions],
         run.class_names,

@@ -76,7 +76,6 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
         if not alone:
             about += f", as {part.folder.relative_to(folder)} alone sees them"
         start = read_json(folder / "environment.json")["starts"][0]
-        command = ["python", "-m", f"experiments.{config.name}", *start["command"][1:]]
         synthetic = "synthetic " if corpus.cues else ""
         tested = predictions["test"].with_columns(corpus)
         write_run_page(
@@ -85,11 +84,11 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
             {
                 "Data": corpus.description,
                 **_split_facts(run),
-                **_facts(config, start),
+                **training_facts(config, start),
             },
             {name: scores(one, config.seed) for name, one in predictions.items()},
             tested,
-            shlex.join(command),
+            training_command(config, start),
             run.history,
             config.train.monitor,
             network.views(shown),
@@ -113,8 +112,13 @@ def _split_facts(run: Run) -> dict[str, str]:
     return {"Parts, put together": ", ".join(parts) + each, "Split of the first": split}
 
 
-def _facts(config: ExperimentConfig, start: dict) -> dict[str, str]:
-    """What was trained, when, where and by which versions."""
+def training_command(config: ExperimentConfig, start: dict) -> str:
+    """That began a run; `start` is of environment.json."""
+    return shlex.join(["python", "-m", f"experiments.{config.name}", *start["command"][1:]])
+
+
+def training_facts(config: ExperimentConfig, start: dict) -> dict[str, str]:
+    """What was trained, when, where and by which versions; `start` is of environment.json."""
     versions, modalities = start["versions"], config.model.modalities
     joined = f"{', '.join(modalities[:-1])} and {modalities[-1]}, fusion {config.model.fusion}"
     return {

@@ -37,8 +37,9 @@ from mmattn.run.folder import (
     write_config,
     write_environment,
 )
+from mmattn.run.shared import find_shared, read_shared
 from mmattn.train.callbacks import JsonLines
-from mmattn.train.checkpoints import Checkpoints, InMemory
+from mmattn.train.checkpoints import Checkpoints, Exported, InMemory
 from mmattn.train.inference import Ensemble, Predictor, Restored, check_fits, restore
 from mmattn.train.processes import AgreedStop
 
@@ -116,9 +117,10 @@ class _Ready(NamedTuple):
 class Run:
     """A training, or several that belong together: of folds or of the networks of an ensemble.
 
-    folder: None if the run is in memory alone; config; parts: the runs of the folds or networks,
-    none of a single training; checkpoint: which one it predicts with; status; predictions: by
-    split, as far as they were made in this process.
+    folder: or the model file that it comes from; None if the run is in memory alone; config; parts:
+    the runs of the folds or networks, none of a single training; checkpoint: which one it predicts
+    with; status; predictions: by split, as far as they were made in this process; trust: lines on
+    what it is and how far to trust it, where it comes from a model file.
     """
 
     def __init__(
@@ -129,11 +131,13 @@ class Run:
         checkpoint: Literal["best", "final"] = "best",
         media: ExtractConfig | None = None,
         calibrated: bool = True,
+        exported: Exported | None = None,
     ):
         """See `load_run`."""
         self.config, self.folder, self.parts, self.checkpoint = config, folder, parts, checkpoint
-        self.checkpoints = InMemory() if folder is None else Checkpoints(folder)
+        self.checkpoints = exported or (InMemory() if folder is None else Checkpoints(folder))
         self.status: Status = "running"
+        self.trust: tuple[str, ...] = ()
         self.predictions: dict[str, Predictions] = {}
         self.asked = AgreedStop()
         self._media, self._calibrated = media or ExtractConfig(), calibrated
@@ -208,6 +212,10 @@ class Run:
         if about is None:
             raise UserError(f"{checkpoints}: expected a {self.checkpoint} checkpoint, found none")
         return about
+
+    def restored(self) -> list[Restored]:
+        """Its networks as their checkpoints keep them."""
+        return [network._restored(self._corpus(["none"], [{}])) for network in self.networks]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -488,20 +496,24 @@ def load_run(
     media: ExtractConfig | None = None,
     calibrated: bool = True,
 ) -> Run:
-    """A run of a folder, ready to predict clips.
+    """A run of a folder or a model file, ready to predict clips.
 
     Args:
-        folder: the run's; the networks of folds or an ensemble are pooled.
+        folder: the run's; the networks of folds or an ensemble are pooled. Or what `mmattn card`
+            wrote, a model file or its folder; or starter, the network that comes with the package.
         checkpoint: of each network.
         media: where the models for raw clips are, if not in their usual places.
         calibrated: give probabilities of the temperature that fits the validation clips, where
             there is one (of each network, before they are pooled); else as the network does.
 
     Raises:
-        UserError: no run, one that is not complete, or no such checkpoint.
+        UserError: no run, one that is not complete, a damaged file, or no such checkpoint.
     """
-    folder = Path(folder)
-    run = _load(folder, read_config(folder), checkpoint, media, calibrated)
+    folder, options = Path(folder), (checkpoint, media, calibrated)
+    if file := find_shared(folder):
+        run = _from_file(file, *options)
+    else:
+        run = _load(folder, read_config(folder), *options)
     run.about  # noqa: B018, to say at once if it lacks
     return run
 
@@ -516,4 +528,13 @@ def _load(folder: Path, config: ExperimentConfig, *options: Any) -> Run:
     run = Run(config, folder, [_load(part, config, *options) for part in parts], *options)
     ended = (folder / "summary.json").exists() or (folder / "checkpoints/final").is_dir()
     run.status = "complete" if ended else "stopped"
+    return run
+
+
+def _from_file(path: Path, *options: Any) -> Run:
+    """The run of a model file; its networks have names below it, as if it were a folder."""
+    config, trust, networks = read_shared(path)
+    parts = [Run(config, path / name, (), *options, one) for name, one in networks.items()]
+    run = parts[0] if len(parts) == 1 else Run(config, path, parts, *options)
+    run.trust, run.status = trust, "complete"
     return run

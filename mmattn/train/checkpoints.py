@@ -1,6 +1,7 @@
 """Checkpoints: best, final and latest, each enough to resume or to predict. The only orbax."""
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # else where it is used: the first step waits a quarter of a 
 
 Kind = Literal["best", "final", "latest"]
 FIRST = {0}
+TRAINING = ("state.step", "state.opt_state", "sums")  # what a prediction does without
 
 
 class Checkpoints:
@@ -43,7 +45,7 @@ class Checkpoints:
         there = self.folder / kind / str(step)
         if processes.from_first(there.exists):
             return
-        named = _named(arrays)
+        named = by_name(arrays)
         if processes.count() > 1 and self._on_a_common_disk():
             self._save(kind, step, processes.on_all(named), about, None)
         else:
@@ -106,7 +108,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         path = self.folder / kind
-        wanted = _named(like)
+        wanted = by_name(like)
         with self._manager(kind) as manager:
             step = manager.latest_step()
             if step is None:
@@ -162,7 +164,37 @@ class InMemory:
             checkpoints.save(kind, *kept)
 
 
-def _named(tree: Any) -> dict[str, np.ndarray]:
+class Exported:
+    """One network of a model file, as a checkpoint: enough to predict, not to resume."""
+
+    def __init__(self, place: str, about: dict, arrays: Mapping[str, np.ndarray]):
+        """See `mmattn.run.shared`; the arrays are named as by `by_name`."""
+        self._place, self._about, self._arrays = place, about, arrays
+
+    def __str__(self) -> str:
+        return self._place
+
+    def about(self, kind: Kind) -> dict | None:
+        """As `Checkpoints.about`; there is the best alone."""
+        return self._about if kind == "best" else None
+
+    def load(self, kind: Kind, like: Any) -> Any:
+        """As `Checkpoints.load`, but what a training alone has is that of `like`."""
+        wanted = by_name(like)
+        needed = {name: x.shape for name, x in wanted.items() if not name.startswith(TRAINING)}
+        found = {name: x.shape for name, x in self._arrays.items()}
+        if other := sorted(name for name, _ in needed.items() ^ found.items()):
+            shapes = (of.get(other[0], "nothing") for of in (needed, found))
+            raise UserError(
+                "{} does not fit this network: expected {} of shape {}, found {}".format(
+                    self, other[0], *shapes
+                )
+            )
+        leaves = [self._arrays.get(name, x).astype(x.dtype) for name, x in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def by_name(tree: Any) -> dict[str, np.ndarray]:
     """The leaves of a tree by their path, as NumPy arrays."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {

@@ -17,7 +17,7 @@ from mmattn.evaluate.predictions import Predictions, predictions_of
 from mmattn.evaluate.views import ClipView, view_clips
 from mmattn.model.fusion import fusion_of
 from mmattn.train import devices
-from mmattn.train.checkpoints import Checkpoints, InMemory, Kind
+from mmattn.train.checkpoints import Checkpoints, Exported, InMemory, Kind
 from mmattn.train.feed import Feed
 from mmattn.train.step import NO_SUMS, Learner, Weights, compiled_learner
 
@@ -170,7 +170,10 @@ def learner_for(
 
 
 def restore(
-    checkpoints: Checkpoints | InMemory, kind: Kind, corpus: Corpus, device_count: int = 1
+    checkpoints: Checkpoints | InMemory | Exported,
+    kind: Kind,
+    corpus: Corpus,
+    device_count: int = 1,
 ) -> Restored:
     """The network of a checkpoint that fits a corpus, to be used on so many devices."""
     about = checkpoints.about(kind)

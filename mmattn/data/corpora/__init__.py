@@ -1,6 +1,7 @@
 """From `--data.roots` to one table: manifests, and folders of files named as a known corpus's.
 
-A corpus is a module with TITLE, EXAMPLE, FOLDS and row. Nothing below knows a corpus by name.
+A corpus is a module with TITLE, EXAMPLE, FOLDS, row and, for model cards, SOURCE, LICENCE, SPEECH
+(what is said by whom) and LABEL (what one is). Nothing below knows a corpus by name.
 """
 
 import os

@@ -1,7 +1,5 @@
-"""CREMA-D: what its file names and its raters say, and the published folds.
-
-Cao et al. (2014), doi:10.1109/TAFFC.2014.2336244; github.com/CheyneyComputerScience/CREMA-D.
-"""
+"""CREMA-D: what its file names and its raters say, the published folds, and what a model card
+tells of it."""
 
 import csv
 import io
@@ -15,6 +13,12 @@ from mmattn.errors import UserError
 
 TITLE = "CREMA-D"
 EXAMPLE = "1001_DFA_ANG_XX"
+SOURCE = (
+    "Cao et al. (2014), doi:10.1109/TAFFC.2014.2336244; github.com/CheyneyComputerScience/CREMA-D"
+)
+LICENCE = "Open Database License 1.0"
+SPEECH = "twelve English sentences, spoken by 91 actors"
+LABEL = "the emotion that an actor was asked to play"
 _ENDS = (1001, 1019, 1037, 1055, 1073, 1092)
 FOLDS = [[f"crema-d-{actor}" for actor in range(*ends)] for ends in pairwise(_ENDS)]  # HiCMAE's
 VOTES = {"voice": 1, "face": 2, "audio-visual": 3}  # what raters were shown

@@ -1,7 +1,4 @@
-"""RAVDESS: what its file names say, and the published folds.
-
-Livingstone and Russo (2018), doi:10.1371/journal.pone.0196391.
-"""
+"""RAVDESS: what its file names say, the published folds, and what a model card tells of it."""
 
 import re
 
@@ -9,6 +6,12 @@ from mmattn.data.labels import RAVDESS8
 
 TITLE = "RAVDESS"
 EXAMPLE = "03-01-05-01-02-01-12"
+SOURCE = "Livingstone and Russo (2018), doi:10.1371/journal.pone.0196391"
+LICENCE = "CC BY-NC-SA 4.0"
+SPEECH = (
+    "two English sentences, spoken or sung by 24 professional actors with a North American accent"
+)
+LABEL = "the emotion that an actor was asked to play"
 FOLDS = [[f"ravdess-{actor:02d}" for actor in range(n, n + 4)] for n in range(1, 25, 4)]  # HiCMAE's
 # modality-channel-emotion-intensity-statement-repetition-actor
 _NAME = re.compile(

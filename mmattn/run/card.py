@@ -1,0 +1,227 @@
+"""A run to be shared: its model file, and a card that tells what it is and how far to trust it."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+import numpy as np
+
+from mmattn.console import say
+from mmattn.data.corpora import CORPORA, row_of
+from mmattn.evaluate.metrics import mean_over_clips, per_class
+from mmattn.evaluate.predictions import Predictions, read_predictions
+from mmattn.evaluate.tables import Interval, Table, cell_text, group_tables, markdown, score_table
+from mmattn.files import read_json, write_text
+from mmattn.media import LICENCES
+from mmattn.run.folder import PREDICTIONS, check_complete, make_folder
+from mmattn.run.report import NOTES, training_command, training_facts
+from mmattn.run.run import Run, load_run
+from mmattn.run.shared import CARD, MODEL, write_shared
+from mmattn.train.devices import start_devices
+
+UNKNOWN = "not known: fill in"
+MISUSE = """\
+- **Decisions about people**: hiring, work, policing, borders, education, health, insurance, credit.
+  The European Union prohibits inferring emotions of people at work and in education, but for
+  medical or safety reasons (Regulation (EU) 2024/1689, article 5(1)(f)).
+- **Diagnosis**, or telling whether someone lies.
+- **Telling what someone feels**: a label is {labels}.
+- **Other speech than that of the data below**, unless its scores were measured there: expect lower
+  ones, and probabilities that are too sure."""
+PER_CLASS = (
+    "Recall: of the clips of a class, those that are predicted to be of it, with its 95 % interval "
+    "over speakers. Precision: of the clips that are predicted to be of it, those that are."
+)
+
+
+class Data(NamedTuple):
+    """What is known of a corpus, of which so many clips trained or validated a network."""
+
+    corpus: str
+    clips: int
+    speech: str = UNKNOWN
+    label: str = UNKNOWN
+    licence: str = UNKNOWN
+    source: str = UNKNOWN
+
+
+def write_card(folder: Path, to: Path, half: bool = False) -> None:
+    """Write the model file and the model card of a run.
+
+    Args:
+        folder: of a complete run; its clips need not be there.
+        to: the folder of both.
+        half: see `write_shared`.
+
+    Raises:
+        UserError: no complete run, or no checkpoint.
+    """
+    check_complete(folder)
+    start_devices(1, batch=1)
+    run, to = load_run(folder), make_folder(to)
+    text, model = card(run), to / MODEL
+    write_shared(model, run, trust(run), half)
+    write_text(to / CARD, text)
+    say(f"{model}: {model.stat().st_size / 1e6:.2f} MB, for `mmattn predict {to} CLIP`")
+    gaps = f", {count} times {UNKNOWN!r}" if (count := text.count(UNKNOWN)) else ""
+    say(f"{to / CARD}: look it over before you share it{gaps}")
+
+
+def trust(run: Run) -> tuple[str, ...]:
+    """Lines on what a complete run is and how far to trust it, for who predicts with it."""
+    uar = read_json(run.folder / "summary.json")["test"]["uar"]
+    data = _and(f"{one.corpus} ({one.licence})" for one in _data(run))
+    count, modalities = len(run.class_names), _and(run.config.model.modalities)
+    return (
+        f"{run.config.name}: {count} classes from {modalities}, trained on {data}; a label is "
+        f"{_labels(run)}.",
+        f"For speakers that it had not seen: UAR {cell_text(Interval(**uar))}, chance "
+        f"{1 / count:.3f}. Expect less of other speech, and do not decide about people by it.",
+        *filter(None, [NOTES[run.split["leaking"]]]),
+    )
+
+
+def card(run: Run) -> str:
+    """The model card of a complete run, in Markdown."""
+    config, data, count = run.config, _data(run), len(run.networks)
+    networks = f"the mean of {count} networks" if count > 1 else "one network"
+    networks += ", calibrated" if run.is_calibrated else ""
+    start = read_json(run.folder / "environment.json")["starts"][0]
+    licences = _and(dict.fromkeys(one.licence for one in data))
+    speakers = len({speaker for part in _seen(run) for speaker in part["speakers"]} - {""})
+    columns = ("corpus", "clips", "speech", "a label is", "licence", "source")
+    facts = {
+        **training_facts(config, start),
+        "Epochs": f"up to {config.train.epochs}, the best by validation {config.train.monitor}",
+        "Split": run.split["description"] + (" (the first network's)" if count > 1 else ""),
+    }
+    return f"""\
+# Model card: {config.name}
+
+Tells {_and(run.class_names)} from {_and(config.model.modalities)}: {networks}. Written by \
+`mmattn card`.
+
+```
+mmattn predict FOLDER CLIP        # FOLDER: where {MODEL} is
+```
+
+Licence of the weights: {licences}{"" if UNKNOWN in licences else ", as of the data"}.
+
+## What it must not be used for
+
+{MISUSE.format(labels=_labels(run))}
+
+## Data
+
+{markdown(Table("", columns, data))}
+
+{speakers} speakers; validation counts as training here.
+
+## Features
+
+{markdown(_features(run))}
+
+## Training
+
+{chr(10).join(f"- {name}: {text}" for name, text in facts.items())}
+
+```
+{training_command(config, start)}
+```
+
+## Scores of unseen speakers
+
+{_scores(run)}
+"""
+
+
+def _data(run: Run) -> list[Data]:
+    """The corpora that trained a run, as far as the names of its clips tell."""
+    splits = [one.split for one in run.networks]
+    clips = {
+        name for one in splits for part in ("train", "validation") for name in one[part]["clips"]
+    }
+    counts = Counter(map(_corpus_of, clips))
+    options, found = run.config.data, []
+    for name, count in sorted(counts.items()):
+        if corpus := CORPORA.get(name):
+            label = corpus.LABEL if options.target == "emotion" and not options.soft else UNKNOWN
+            about = corpus.SPEECH, label, corpus.LICENCE, corpus.SOURCE
+            found.append(Data(corpus.TITLE, count, *about))
+        elif options.roots:
+            found.append(Data(_and(root.name for root in options.roots), count))
+        else:
+            found.append(Data("built-in", count, "none: drawn numbers", "what was drawn"))
+    return found
+
+
+def _seen(run: Run) -> list[dict]:
+    """Of each network, what split.json says of its training and validation clips."""
+    return [one.split[name] for one in run.networks for name in ("train", "validation")]
+
+
+def _corpus_of(clip: str) -> str:
+    """The name of the corpus that names its clips so, "" if none does."""
+    try:
+        return row_of(PurePath(clip).name)["corpus"]
+    except ValueError:
+        return ""
+
+
+def _labels(run: Run) -> str:
+    return _and(dict.fromkeys(one.label for one in _data(run)))
+
+
+def _features(run: Run) -> Table:
+    """Of each modality, what its features are made with."""
+    rows = []
+    for modality in run.config.model.modalities:
+        record = run.extractor.get(modality, {"name": UNKNOWN, "settings": {}})
+        settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+        licence = LICENCES.get(record["name"], UNKNOWN)
+        rows.append((modality, record["name"], settings, licence))
+    return Table("", ("modality", "features", "settings", "made with"), rows)
+
+
+def _test(run: Run) -> Predictions:
+    return read_predictions(run.folder / PREDICTIONS["test"])
+
+
+def _of_speakers(test: Predictions) -> str:
+    return f"{len(test.clips)} clips of {len({*test.speakers} - {''})} speakers"
+
+
+def _scores(run: Run) -> str:
+    """The section of the card: over all clips, by group, by class."""
+    summary, test, said = read_json(run.folder / "summary.json"), _test(run), []
+    if warning := NOTES[run.split["leaking"]]:
+        said.append(f"**{warning}**")
+    said.append(f"{_of_speakers(test)}: {summary['what']}.")
+    if run.parts and run.config.data.folds:
+        said.append(
+            "Each clip was predicted by the networks of the fold that had not seen its speaker; "
+            "the file has the networks of all folds, some of which have."
+        )
+    calibrated = summary["calibrated"] and {"test": summary["calibrated"]["test"]}
+    tables = [score_table({"test": summary["test"]}, calibrated), *group_tables(summary["groups"])]
+    columns = ("class", "recall", "precision", "clips")
+    tables.append(Table("", columns, [*_by_class(test, run.config.seed)], PER_CLASS))
+    return "\n\n".join([*said, *map(markdown, tables)])
+
+
+def _by_class(test: Predictions, seed: int) -> Iterator[tuple]:
+    """The rows of a table: class, recall with its interval over speakers, precision, clips."""
+    right = (test.predicted == test.labels).astype(float)
+    for label, row in enumerate(per_class(test)):
+        own, recall = test.labels == label, Interval(row["recall"])
+        if own.any():
+            _, *ends = mean_over_clips(right[own], test.speakers[own], seed)
+            recall = Interval(row["recall"], *(None if np.isnan(end) else end for end in ends))
+        yield row["class"], recall, row["precision"], row["clips"]
+
+
+def _and(names: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

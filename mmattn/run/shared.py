@@ -1,0 +1,154 @@
+"""A model file: a run in one .npz, to be shared, with all that a prediction needs and no pickle.
+
+Each array holds those of all networks, stacked; `about` is the JSON of an `About`.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dacite
+import numpy as np
+
+from mmattn.config import DataConfig, ExperimentConfig, config_from_json
+from mmattn.data.extractor import parse_extractor
+from mmattn.errors import UserError
+from mmattn.files import write_bytes
+from mmattn.train.checkpoints import Exported, by_name
+
+if TYPE_CHECKING:
+    from mmattn.run.run import Run
+
+FORMAT = 1
+MODEL, CARD = "model.npz", "CARD.md"  # what `mmattn card` writes to a folder
+STARTER = "starter"  # the folder of the network that comes with the package
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network."""
+
+    name: str
+    temperature: float | None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a model file tells beside the arrays."""
+
+    format: int
+    config: dict
+    class_names: list[str]
+    widths: dict[str, int]
+    extractor: dict[str, dict]
+    networks: list[Member]
+    trust: list[str]
+
+    def check(self) -> None:
+        """Raise ValueError unless a prediction can be made of it and its text be shown."""
+        texts = [*self.class_names, *self.widths, *self.trust, *(one.name for one in self.networks)]
+        if odd := [text for text in texts if not text.isprintable()]:
+            raise ValueError(f"expected printable text, found {odd[0]!r}")
+        if len({one.name for one in self.networks}) < max(1, len(self.networks)):
+            raise ValueError("expected one network or more, each with a name of its own")
+        if not all(one.temperature is None or one.temperature > 0 for one in self.networks):
+            raise ValueError("expected temperatures above 0")
+        parse_extractor(json.dumps(self.extractor))
+
+
+def find_shared(path: Path) -> Path | None:
+    """The model file that a path is, that lies in the folder that it is, or that `starter` means
+    where nothing else is named so; None if it is none of these."""
+    if path == Path(STARTER) and not path.exists():
+        path = Path(str(files("mmattn") / STARTER))
+    if path.is_dir() and not (path / "config.json").exists():
+        path /= MODEL
+    return path if path.is_file() else None
+
+
+def write_shared(path: Path, run: "Run", trust: Sequence[str], half: bool = False) -> None:
+    """Write the model file of a run that has a folder, atomically; no path of its data is in it.
+
+    Args:
+        path: of the file.
+        run: whose networks are stored.
+        trust: lines on what it is and how far to trust it.
+        half: store parameters as float16, what normalises the features as it is.
+    """
+    config, data = run.config, run.config.data
+    roots, folds = (Path(root.name) for root in data.roots), data.folds and Path(data.folds).name
+    data = replace(data, roots=tuple(roots), folds=folds, cache=DataConfig.cache)
+    members = []
+    for network in run.networks:
+        name = network.folder.relative_to(run.folder).as_posix()
+        members.append(Member(name, network.about.get("temperature")))
+    about = About(
+        format=FORMAT,
+        config=replace(config, data=data, out=None, resume=False).to_json(),
+        class_names=[*run.class_names],
+        widths=run.widths,
+        extractor=run.extractor,
+        networks=members,
+        trust=[*trust],
+    )
+    trees = [{"state": one.weights, "normaliser": one.normaliser} for one in run.restored()]
+    each = [by_name(tree) for tree in trees]
+    arrays = {}
+    for name in each[0]:
+        stacked = np.stack([arrays[name] for arrays in each])
+        small = half and name.startswith("state.params")
+        arrays[name] = stacked.astype(np.float16) if small else stacked
+    content = io.BytesIO()
+    np.savez_compressed(content, about=np.array(json.dumps(asdict(about))), **arrays)
+    write_bytes(path, content.getvalue())
+
+
+def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str, Exported]]:
+    """The config of the run in a model file, its lines on trust, and its networks by name.
+
+    Raises UserError where it is damaged or something else.
+    """
+    try:
+        archive = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        arrays = {name: np.asarray(archive[name]) for name in archive.files}
+        about = _parse(arrays)
+    except Exception as error:  # NumPy and zipfile raise ten kinds on damaged files
+        raise UserError(
+            f"{path}: expected a run's folder, or a model file that `mmattn card` wrote: "
+            f"{error!r:.200}"
+        ) from error
+    config = config_from_json(about.config, f"{path}: its config")
+    common = {
+        "config": about.config,
+        "class_names": about.class_names,
+        "widths": about.widths,
+        "extractor": about.extractor,
+        "devices": 1,
+    }
+    networks = {}
+    for number, one in enumerate(about.networks):
+        own = {name: stacked[number] for name, stacked in arrays.items()}
+        networks[one.name] = Exported(str(path), common | {"temperature": one.temperature}, own)
+    return config, tuple(about.trust), networks
+
+
+def _parse(arrays: dict[str, np.ndarray]) -> About:
+    """What `about` tells, which is taken out of the arrays. Raises ValueError, among others."""
+    if "about" not in arrays:
+        raise ValueError(f"it has no about, but {', '.join(arrays) or 'nothing'}")
+    value = json.loads(arrays.pop("about").item())
+    if value["format"] != FORMAT:
+        raise ValueError(f"this version reads format {FORMAT}, it has {value['format']}")
+    about = dacite.from_dict(About, value, dacite.Config(strict=True))
+    about.check()
+    for name, stacked in arrays.items():
+        if stacked.dtype.kind != "f" or not np.isfinite(stacked).all():
+            raise ValueError(f"{name}: expected finite numbers, found {stacked.dtype}")
+        if stacked.shape[:1] != (len(about.networks),):
+            expected = f"those of {len(about.networks)} networks"
+            raise ValueError(f"{name}: expected {expected}, found shape {stacked.shape}")
+    return about
