@@ -28,6 +28,7 @@ assert not heavy, heavy
         ("mmattn", '"report",', "--data.roots"),
         ("mmattn", '"baseline",', "RUN"),
         ("mmattn", '"compare",', "RUN"),
+        ("mmattn", '"card",', "--half"),
         ("mmattn", '"manifest",', "--pattern"),
         ("mmattn", '"predict",', "--html"),
         ("mmattn", '"download",', "ravdess"),

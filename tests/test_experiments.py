@@ -20,7 +20,6 @@ CONFIGS = {
 }
 SMALL = (
     *("--members", 1, "--devices", 2, "--data.buckets", 1, "--train.epochs", 1),
-    *("--model.units", "audio=4", "video=4"),
     *("--model.head-units", 8, "--model.head-dropout", "0.1"),
 )
 
@@ -39,6 +38,7 @@ def test_experiment_runs(commands, feature_files, tmp_path, name):
     config = CONFIGS[name]
     assert config.name == name
     options = [*SMALL, "--data.cache", tmp_path / "cache", "--out", tmp_path / "run"]
+    options += ["--model.units", *(f"{modality}=4" for modality in config.model.modalities)]
     if config.data.folds:
         options += ["--data.fold", 1, "--data.roots", feature_files]
     else:
