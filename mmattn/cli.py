@@ -188,7 +188,7 @@ class Card:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a complete run."""
-    to: Path | None = None
+    to: Annotated[Path | None, TOLD] = None
     """Folder of model.npz and CARD.md (default: RUN/shared)."""
     half: bool = False
     """Store parameters with half the precision (float16), in half the space."""

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.alignment.report import markdown
 from experiments.alignment.runner import kept_corpus, run_tasks
 from experiments.alignment.statistics import mean_with_interval, paired_difference
 from mmattn.config import ExperimentConfig
@@ -20,7 +19,7 @@ from mmattn.evaluate.baseline import corpus_statistics, test_baselines
 from mmattn.evaluate.metrics import scores_by_speaker
 from mmattn.evaluate.plots import BLUE, DPI, ORANGE
 from mmattn.evaluate.predictions import join, read_predictions, write_predictions
-from mmattn.evaluate.tables import Interval, Table, say_wide
+from mmattn.evaluate.tables import Interval, Table, markdown, say_wide
 from mmattn.files import write_text
 from mmattn.run.fit import train_run
 from mmattn.run.run import Run

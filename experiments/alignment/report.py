@@ -20,7 +20,7 @@ from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import make_split
 from mmattn.evaluate.tables import Interval as Shown
-from mmattn.evaluate.tables import Table, cell_text
+from mmattn.evaluate.tables import Table, cell_text, markdown
 from mmattn.evaluate.views import ClipView, clip_view
 from mmattn.files import write_text
 from mmattn.report import page
@@ -161,14 +161,6 @@ def to_markdown(found: Sequence[Comparison]) -> Iterator[str]:
         yield f"## {_setting(one)}\n\n{one.block.about} {_size(one)}\n"
         for table in (claim_table(one), *all_tables(one)):
             yield from (f"**{table.title}**\n", *markdown(table), "")
-
-
-def markdown(table: Table) -> Iterator[str]:
-    """The lines of a table in Markdown."""
-    yield "| " + " | ".join(table.columns) + " |"
-    yield "|---" * len(table.columns) + "|"
-    for row in table.rows:
-        yield "| " + " | ".join(cell_text(cell) for cell in row) + " |"
 
 
 def to_csv(found: Sequence[Comparison]) -> str:

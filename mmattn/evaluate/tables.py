@@ -1,6 +1,6 @@
 """Scores as tables, for the screen, the run's log and the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -47,11 +47,12 @@ def cell_text(cell: Cell) -> str:
             return f"{cell:.3f}"
 
 
-def markdown(table: Table) -> str:
-    """A table and its note in Markdown; its title is left out."""
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    cells = ([cell_text(cell).replace("|", r"\|") for cell in row] for row in rows)
-    return "\n".join(["| " + " | ".join(row) + " |" for row in cells] + ["", table.note]).strip()
+def markdown(table: Table) -> Iterator[str]:
+    """The lines of a table in Markdown, without its title and note."""
+    yield "| " + " | ".join(table.columns) + " |"
+    yield "|---" * len(table.columns) + "|"
+    for row in table.rows:
+        yield "| " + " | ".join(cell_text(cell).replace("|", r"\|") for cell in row) + " |"
 
 
 def titles(*found: Mapping[str, Any]) -> dict[str, str]:

@@ -114,13 +114,13 @@ Licence of the weights: {licences}{"" if UNKNOWN in licences else ", as of the d
 
 ## Data
 
-{markdown(Table("", columns, data))}
+{_text(Table("", columns, data))}
 
 {speakers} speakers; validation counts as training here.
 
 ## Features
 
-{markdown(_features(run))}
+{_text(_features(run))}
 
 ## Training
 
@@ -200,14 +200,14 @@ def _scores(run: Run) -> str:
     said.append(f"{_of_speakers(test)}: {summary['what']}.")
     if run.parts and run.config.data.folds:
         said.append(
-            "Each clip was predicted by the networks of the fold that had not seen its speaker; "
-            "the file has the networks of all folds, some of which have."
+            "Each clip was predicted by the networks of the fold that had not seen its speaker. "
+            "The file has those of all folds: some of them have seen that speaker."
         )
     calibrated = summary["calibrated"] and {"test": summary["calibrated"]["test"]}
     tables = [score_table({"test": summary["test"]}, calibrated), *group_tables(summary["groups"])]
     columns = ("class", "recall", "precision", "clips")
     tables.append(Table("", columns, [*_by_class(test, run.config.seed)], PER_CLASS))
-    return "\n\n".join([*said, *map(markdown, tables)])
+    return "\n\n".join([*said, *map(_text, tables)])
 
 
 def _by_class(test: Predictions, seed: int) -> Iterator[tuple]:
@@ -219,6 +219,11 @@ def _by_class(test: Predictions, seed: int) -> Iterator[tuple]:
             _, *ends = mean_over_clips(right[own], test.speakers[own], seed)
             recall = Interval(row["recall"], *(None if np.isnan(end) else end for end in ends))
         yield row["class"], recall, row["precision"], row["clips"]
+
+
+def _text(table: Table) -> str:
+    """A table and its note in Markdown."""
+    return "\n".join([*markdown(table), "", table.note]).strip()
 
 
 def _and(names: Iterable[str]) -> str:

@@ -119,7 +119,7 @@ def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str
     except Exception as error:  # NumPy and zipfile raise ten kinds on damaged files
         raise UserError(
             f"{path}: expected a run's folder, or a model file that `mmattn card` wrote: "
-            f"{error!r:.200}"
+            f"{type(error).__name__}: {error!s:.200}"
         ) from error
     config = config_from_json(about.config, f"{path}: its config")
     common = {
