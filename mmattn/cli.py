@@ -103,7 +103,7 @@ class Predict:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder; the networks of folds or an ensemble are pooled. Or a model file that
     `mmattn card` wrote; or starter, the network that comes with this package: eight emotions from
-    audio alone (extra [whisper], `mmattn download audio-models`)."""
+    audio alone (extra [media], `mmattn download audio-models`)."""
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]

@@ -85,7 +85,7 @@ def trust(run: Run) -> tuple[str, ...]:
 def card(run: Run) -> str:
     """The model card of a complete run, in Markdown."""
     config, data, count = run.config, _data(run), len(run.networks)
-    networks = f"the mean of {count} networks" if count > 1 else "one network"
+    networks = f"{count} networks, pooled by a geometric mean" if count > 1 else "one network"
     networks += ", calibrated" if run.is_calibrated else ""
     start = read_json(run.folder / "environment.json")["starts"][0]
     licences = _and(dict.fromkeys(one.licence for one in data))
