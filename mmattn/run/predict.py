@@ -130,6 +130,7 @@ def to_json(run: Run, outcome: Outcome) -> dict:
         "checkpoint": run.checkpoint,
         "networks": len(run.networks),
         "calibrated": run.is_calibrated,
+        "trust": [*run.trust],
         "predictions": [
             {
                 "clip": str(one.path),

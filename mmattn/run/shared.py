@@ -95,13 +95,11 @@ def write_shared(path: Path, run: "Run", trust: Sequence[str], half: bool = Fals
         networks=members,
         trust=[*trust],
     )
-    trees = [{"state": one.weights, "normaliser": one.normaliser} for one in run.restored()]
-    each = [by_name(tree) for tree in trees]
-    arrays = {}
-    for name in each[0]:
-        stacked = np.stack([arrays[name] for arrays in each])
-        small = half and name.startswith("state.params")
-        arrays[name] = stacked.astype(np.float16) if small else stacked
+    each = [by_name({"state": one.weights, "normaliser": one.normaliser}) for one in run.restored()]
+    arrays = {name: np.stack([own[name] for own in each]) for name in each[0]}
+    for name in arrays:
+        if half and name.startswith("state.params"):
+            arrays[name] = arrays[name].astype(np.float16)
     content = io.BytesIO()
     np.savez_compressed(content, about=np.array(json.dumps(asdict(about))), **arrays)
     write_bytes(path, content.getvalue())

@@ -81,8 +81,8 @@ def test_the_screen_says_how_far_to_trust_it(commands, ensemble, shared, corpus,
     assert third == f"Its card: {shared}/CARD.md"
     assert f"{shared}/model.npz: pool of 2 networks (member0, member1)" in text
     assert text.count("chance 0.167") == 1 and "chance 0.167" in page.read_text()
-    found = commands.run("mmattn", "predict", shared, tmp_path / "clip.npz", "--json")
-    assert json.loads(found)["networks"] == 2
+    found = json.loads(commands.run("mmattn", "predict", shared, tmp_path / "clip.npz", "--json"))
+    assert found["networks"] == 2 and found["trust"] == [first, second]
 
 
 def test_the_card_has_the_numbers_of_the_run(ensemble, shared):
