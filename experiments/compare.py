@@ -2,6 +2,8 @@
 
 python -m experiments.compare                          (the synthetic corpora whose truth is known)
 python -m experiments.compare --data.roots FOLDER      (RAVDESS features, folds of unseen speakers)
+python -m experiments.compare --data.roots FOLDER --arms waveform waveform_aligned
+                               (features of augmented audio: mmattn extract --augment-audio)
 
 Every arm is trained under the same seeds for the same number of optimiser steps, measured on clean
 test clips, and compared to `no_aug` speaker by speaker. The same command with the same --out goes
@@ -10,12 +12,13 @@ on where it stopped.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from experiments import aligned_aug, audio_aug, feature_aug, sync_aug
 from experiments.alignment.plan import REFERENCE, Block, Study
 from mmattn.cli import run_command
 from mmattn.config import (
+    TOLD,
     AugmentConfig,
     DataConfig,
     ExperimentConfig,
@@ -28,6 +31,7 @@ from mmattn.errors import UserError
 
 MIX = audio_aug.CONFIG.augment
 SYNC = sync_aug.CONFIG.augment
+COPIES = dict.fromkeys(("tempo", "pitch", "noise"), 0.25)
 ARMS = {
     REFERENCE: AugmentConfig(),
     "audio_noise": AugmentConfig(noise=MIX.noise),
@@ -39,6 +43,12 @@ ARMS = {
     "sync_aug": SYNC,
     "aligned_aug": aligned_aug.CONFIG.augment,
     "feature_aug": feature_aug.CONFIG.augment,
+    # Of files with copies of the audio: as it is, another tempo, another pitch, noise, a quarter
+    # each; or another tempo in two thirds of the clips.
+    "waveform": AugmentConfig(variants=COPIES, variant_times="own"),
+    "waveform_aligned": AugmentConfig(variants=COPIES),
+    "waveform_tempo": AugmentConfig(variants={"tempo": 2 / 3}, variant_times="own"),
+    "waveform_tempo_aligned": AugmentConfig(variants={"tempo": 2 / 3}),
 }
 CONTROLS = {name: ARMS[name] for name in (REFERENCE, "audio_tempo", "audio_aug", "sync_tempo")}
 MODEL = ModelConfig(units={"audio": (32,), "video": (32,)}, head_units=(64,), head_dropout=(0.3,))
@@ -123,6 +133,10 @@ class Options:
     """The study's folder, new or to resume (default: runs/compare/<time>)."""
     quick: bool = False
     """Two arms and seeds on the synthetic corpus: minutes instead of an hour; it decides little."""
+    arms: Annotated[tuple[str, ...], TOLD] = ()
+    """What is compared to no_aug (default: the study's); X is also compared to X_aligned."""
+    fusions: Annotated[tuple[Literal["concat", "cross"], ...], TOLD] = ()
+    """Networks to train (default: the study's)."""
     seeds: int | None = None
     """Seeds of each arm (default: 5)."""
     workers: int | Literal["auto"] = "auto"
@@ -136,6 +150,18 @@ class Options:
         if self.quick and self.data.roots:
             raise UserError("--quick: expected without --data.roots, it is on the synthetic corpus")
         study = QUICK_STUDY if self.quick else RAVDESS_STUDY if self.data.roots else SYNTHETIC_STUDY
+        if unknown := {*self.arms} - {*ARMS}:
+            raise UserError(f"--arms {min(unknown)}: expected some of {', '.join(ARMS)}")
+        arms = {name: ARMS[name] for name in (REFERENCE, *self.arms)}
+        blocks = tuple(
+            replace(
+                block,
+                arms=arms if self.arms else block.arms,
+                fusions=self.fusions or block.fusions,
+            )
+            for block in study.blocks
+        )
+        study = replace(study, blocks=blocks)
         run_study(study, self.out, self.seeds, self.workers, self.data)
 
 

@@ -16,6 +16,7 @@ Range = tuple[float, float]
 Colour = Literal["rgb", "bgr", "grey"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 Pooling = Literal["attention", "mean"]
+VARIANT = "__"  # between a modality and the name of an augmented copy of it, in a feature file
 TOLD = tyro.conf.arg(help_behavior_hint="")  # the text tells what happens without the option
 
 
@@ -53,6 +54,8 @@ def _hash(config: object) -> int:
 NamedRanges = Annotated[dict[str, Range], _named(float, "MODALITY=LOW,HIGH"), TOLD]
 NamedNumbers = Annotated[dict[str, float], _named(float, "MODALITY=NUMBER"), TOLD]
 NamedSizes = Annotated[dict[str, tuple[int, ...]], _named(int, "MODALITY=UNITS,…"), TOLD]
+NamedShares = Annotated[dict[str, float], _named(float, "NAME=FRACTION"), TOLD]
+NamedValues = Annotated[dict[str, tuple[float, ...]], _named(float, "NAME=VALUE,…"), TOLD]
 NamedText = Annotated[dict[str, str], _named(str, "NAME=COLUMN"), TOLD]
 
 
@@ -123,6 +126,10 @@ class ExtractConfig(ModelFiles):
     logarithms; face-mesh, distances in the face's geometry; a face embedding: dlib, 128 numbers
     (extra [dlib]), facenet, 512 (extra [facenet]), or onnx, by a network of your own (extra
     [onnx]); none, which needs no face models."""
+    augment_audio: NamedValues = field(default_factory=dict)
+    """Also the features of augmented copies of the audio, one a value, that training can mix in
+    (--augment.variants): tempo=0.9,1.1 (times as fast), pitch=-2,2 (semitones), speed=0.9 (both at
+    once, by resampling), noise=20 (dB of signal over white noise)."""
     video_rate: float = 15.0
     """Maximum frame rate (fps); clips that have more are thinned out."""
     face: Literal["speaker", "largest"] = "speaker"
@@ -301,6 +308,13 @@ class AugmentConfig:
     """Largest fraction of neighbouring features that is set to the mean, in each modality."""
     drop_modality: float = 0.0
     """Fraction of the clips that lose one modality."""
+    variants: NamedShares = field(default_factory=dict)
+    """Fraction of the clips whose audio is replaced by an augmented copy, whose features are in the
+    files (mmattn extract --augment-audio): tempo=0.5 takes one of all tempos, tempo_0_9=0.5 that
+    one. It is apart from pick and probability."""
+    variant_times: Literal["clip", "own"] = "clip"
+    """Where the copies lie in time: as the clip, so that they stay aligned with the video; or on a
+    clock of their own, as the earlier system did, which breaks the alignment of another tempo."""
     mixup: float = 0.0
     """Parameter of the Beta distribution that tells how two clips are mixed; 0: they are not."""
 
@@ -508,8 +522,15 @@ class ExperimentConfig:
                     ("gap", 60),
                     ("time_mask", 60),
                     ("mixup", 100),
+                    ("variants", 1),
                 )
                 for value in _each(getattr(augment, name))
+            ),
+            (
+                "augment.variants",
+                f"of {sum(augment.variants.values()):g} in all",
+                sum(augment.variants.values()) <= 1 + 1e-9,
+                "at most 1",
             ),
             (
                 "model.cross-window",

@@ -27,6 +27,7 @@ def load_corpus(
     labels: Sequence[str] = (),
     target: str = "emotion",
     modalities: Sequence[str] = MODALITIES,
+    variants: Sequence[str] = (),
     **data: Any,
 ) -> Corpus:
     """The clips of manifests and folders; without any, the built-in synthetic corpus.
@@ -37,6 +38,7 @@ def load_corpus(
             of files named as RAVDESS or CREMA-D.
         target: the manifest's column of the label.
         modalities: that every clip must have.
+        variants: augmented copies that training is to mix in, see `AugmentConfig.variants`.
         data: other fields of `DataConfig`.
 
     Raises:
@@ -46,7 +48,7 @@ def load_corpus(
     data = {name: _several(of) if name in ("tile", "groups") else of for name, of in data.items()}
     config = DataConfig(roots, _several(labels), target, streams=_several(modalities), **data)
     config.check()
-    return open_corpus(config, config.streams)
+    return open_corpus(config, config.streams, variants=_several(variants))
 
 
 def split(

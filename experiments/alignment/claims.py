@@ -61,7 +61,10 @@ BENEFITS = {  # the measure that a claim of it is about
     "interpretability": "faithfulness",
     "accuracy": "uar",
 }
-HARMFUL = ("audio_aug", "audio_tempo")  # what harms according to the claim
+HARMFUL = (  # what harms according to the claim
+    *("audio_aug", "audio_tempo"),
+    *("waveform", "waveform_tempo"),
+)
 HELPFUL = ("sync_aug", "aligned_aug", "feature_aug")  # what it proposed next
 
 
@@ -72,9 +75,15 @@ class Row(NamedTuple):
     arm: str
     mean: Interval
     difference: Difference | None
-    """Paired, to `REFERENCE`; None for itself."""
+    """Paired, to the reference; None for itself."""
     adjusted_p: float
     """Holm over the arms and the measures that claims are about, or over those that are not."""
+    reference: str = REFERENCE
+
+    @property
+    def title(self) -> str:
+        """For people: the arm, and what it is compared to if that is another than `REFERENCE`."""
+        return self.arm if self.reference == REFERENCE else f"{self.arm} beside {self.reference}"
 
 
 class Claim(NamedTuple):
@@ -86,18 +95,20 @@ class Claim(NamedTuple):
 
 
 def compare_arms(values: dict[str, dict[str, np.ndarray]]) -> list[Row]:
-    """Means and paired differences of all arms, with Holm's correction in two families."""
+    """Means and paired differences of all arms, with Holm's correction in two families.
+
+    An arm X is compared to `REFERENCE`, and to X_aligned where there is one: the same, aligned.
+    """
+    pairs = [(arm, REFERENCE) for arm in values]
+    pairs += [(arm, f"{arm}_aligned") for arm in values if f"{arm}_aligned" in values]
     rows = []
     for measure in MEASURES:
-        for arm, found in values.items():
-            if measure.key not in found or measure.key not in values[REFERENCE]:
+        for arm, other in pairs:
+            found, reference = (values[one].get(measure.key) for one in (arm, other))
+            if found is None or reference is None:
                 continue
-            difference = None
-            if arm != REFERENCE:
-                difference = paired_difference(found[measure.key], values[REFERENCE][measure.key])
-            rows.append(
-                Row(measure, arm, mean_with_interval(found[measure.key]), difference, np.nan)
-            )
+            difference = paired_difference(found, reference) if arm != other else None
+            rows.append(Row(measure, arm, mean_with_interval(found), difference, np.nan, other))
     for about_claims in (True, False):
         family = [
             number
@@ -118,20 +129,21 @@ def claims(rows: list[Row], chance: float) -> list[Claim]:
         rows: from `compare_arms`.
         chance: the UAR of a guess.
     """
-    found = {(row.measure.key, row.arm): row for row in rows}
+    means = {(row.measure.key, row.arm): row.mean for row in rows}
     result = []
     for arms, sign, what in ((HARMFUL, -1, "lowers"), (HELPFUL, 1, "raises")):
         for benefit, key in BENEFITS.items():
-            for row in (found[key, arm] for arm in arms if (key, arm) in found):
+            own = [row for row in rows if row.measure.key == key and row.arm in arms]
+            for row in sorted(own, key=lambda row: arms.index(row.arm)):
                 decided = verdict(row.difference, row.adjusted_p, sign, row.measure.smallest)
-                if _undecidable(row, found[key, REFERENCE], sign, chance):
+                if _undecidable(row, means[key, row.reference], sign, chance):
                     decided = "inconclusive"
-                text = f"{row.arm} {what} {benefit} ({row.measure.title})"
+                text = f"{row.title} {what} {benefit} ({row.measure.title})"
                 result.append(Claim(text, row, decided))
     return result
 
 
-def _undecidable(row: Row, reference: Row, sign: int, chance: float) -> bool:
+def _undecidable(row: Row, reference: Interval, sign: int, chance: float) -> bool:
     """Whether arithmetic decides, not the data.
 
     Neither arm is above nothing by the smallest effect, so that there is nothing to lose; or the
@@ -141,7 +153,7 @@ def _undecidable(row: Row, reference: Row, sign: int, chance: float) -> bool:
     nothing = chance if measure.nothing == "chance" else measure.nothing
     something = any(
         mean.low > nothing and mean.value >= nothing + measure.smallest
-        for mean in (row.mean, reference.mean)
+        for mean in (row.mean, reference)
     )
-    full = sign > 0 and reference.mean.value + measure.smallest > measure.most
+    full = sign > 0 and reference.value + measure.smallest > measure.most
     return not something or full

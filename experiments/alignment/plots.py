@@ -35,7 +35,7 @@ def plot_differences(found: Comparison, path: Path) -> None:
         axes.axvline(0, color="black", linewidth=0.8)
         axes.hlines(places, values[:, 1], values[:, 2], color=BLUE, linewidth=2)
         axes.plot(values[:, 0], places, "o", color=BLUE, markersize=5)
-        axes.set_yticks(places, [row.arm for row in rows])
+        axes.set_yticks(places, [row.title for row in rows])
         axes.set_title(measure.title, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="x", alpha=0.3)

@@ -83,7 +83,7 @@ def measure_tables(found: Comparison) -> Iterator[Table]:
     for measure in MEASURES:
         rows = [
             (
-                row.arm,
+                row.title,
                 Shown(*row.mean),
                 _signed(row.difference) if row.difference else "",
                 f"{row.difference.p:.4f}" if row.difference else "",
@@ -173,7 +173,7 @@ def to_csv(found: Sequence[Comparison]) -> str:
     for one in found:
         for row in one.rows:
             paired = (*row.difference, row.adjusted_p) if row.difference else [""] * 5
-            place = (one.block.name, one.fusion, row.measure.key, row.arm)
+            place = (one.block.name, one.fusion, row.measure.key, row.title)
             writer.writerow((*place, *row.mean, *paired))
     return text.getvalue()
 
@@ -222,7 +222,7 @@ def _forests(found: Comparison) -> Iterator[Forest]:
             yield Forest(
                 f"{measure.title}; {_setting(found)}",
                 f"difference to {REFERENCE}",
-                [(row.arm, Shown(*row.difference[:3])) for row in rows],
+                [(row.title, Shown(*row.difference[:3])) for row in rows],
             )
 
 

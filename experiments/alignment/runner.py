@@ -85,7 +85,7 @@ def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) 
     """Train one cell, measure the best checkpoint on the test clips, keep the measures alone."""
     begin = time.perf_counter()
     with log_to(folder / "train.log"):
-        corpus = kept_corpus(config.data, config.streams)
+        corpus = kept_corpus(config.data, config.streams, tuple(config.augment.variants))
         split = make_split(corpus, config.data, SPLIT_SEED, fold)
         run = Run(replace(config, devices=1), folder)
         train_run(run, corpus, split, [Console(say)])
@@ -179,10 +179,12 @@ def _do(work: Callable, folder: Path, config: ExperimentConfig, fold: int | None
     work(folder, config, fold)
 
 
-@lru_cache(2)
-def kept_corpus(data: DataConfig, streams: tuple[str, ...]) -> Corpus:
+@lru_cache(4)
+def kept_corpus(
+    data: DataConfig, streams: tuple[str, ...], variants: tuple[str, ...] = ()
+) -> Corpus:
     """The clips, kept open for the next task of this process."""
-    return open_corpus(data, streams)
+    return open_corpus(data, streams, variants=variants)
 
 
 def _write(folder: Path, measures: Measures) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmattn.config import AugmentConfig
 from mmattn.data.augment import Rng, Streams, augment, mix, stretched
-from mmattn.data.corpus import Corpus
+from mmattn.data.corpus import Corpus, variants_named
 from mmattn.data.normalise import Normaliser, normalised
 from mmattn.data.stream import PADDING, Stream
 
@@ -111,6 +111,18 @@ class Augmentation(NamedTuple):
         """What seeds the draws for a clip."""
         return [self.seed, zlib.crc32(purpose.encode()), self.epoch, clip]
 
+    def variant(self, corpus: Corpus, clip: int) -> str:
+        """The name of the variant that a clip is replaced by; "": it is taken as it is."""
+        if not self.config.variants:
+            return ""
+        chance, which = np.random.default_rng(self.seed_of("variants", clip)).random(2)
+        for asked, share in sorted(self.config.variants.items()):
+            chance -= share
+            if chance < 0:
+                names = variants_named(asked, corpus.variants)
+                return names[int(which * len(names))]
+        return ""
+
 
 UNCHANGED = Augmentation(AugmentConfig(), 0, 0)
 
@@ -133,6 +145,8 @@ def collate(
     lead = len(range(devices)[own]), steps, -(-batch // devices)
     streams = {}
     for name, frames in dispatch.bucket.items():
+        if augmentation.config.variants:
+            frames = corpus.streams[name].longest(frames)
         shape = *lead, stretched(frames, augmentation.config)
         blank = np.zeros((*shape, corpus.streams[name].width), np.float32)
         streams[name] = Stream(blank, np.full(shape, PADDING), np.zeros(shape, bool))
@@ -144,8 +158,10 @@ def collate(
     # A clip that is mixed into another is made once; without, its memory is used again at once.
     @lru_cache(batch if augmentation.config.mixup else 1)
     def made(clip: int) -> Streams:
-        seed = augmentation.seed_of("augment", clip)
-        return augment(normalised(corpus, clip, normaliser), augmentation.config, seed)
+        config, variant = augmentation.config, augmentation.variant(corpus, clip)
+        own_clock = config.variant_times == "own"
+        streams = normalised(corpus, clip, normaliser, variant, own_clock)
+        return augment(streams, config, augmentation.seed_of("augment", clip))
 
     for at, clip, other, share in places(dispatch, devices, batch, augmentation, own):
         mixed = made(clip)
@@ -161,11 +177,16 @@ def collate(
     return Batch(streams, label, mixup_label, mixup_lambda, target, weight, position)
 
 
-def read_ahead(corpus: Corpus, placed: Iterable[tuple[tuple, int, int, float]]) -> None:
+def read_ahead(
+    corpus: Corpus,
+    placed: Iterable[tuple[tuple, int, int, float]],
+    augmentation: Augmentation = UNCHANGED,
+) -> None:
     """Have the system begin to read what `collate` will take from the disk for these `places`."""
     for clip in dict.fromkeys(chain(*(both for _, *both, _ in placed))):
+        variant = augmentation.variant(corpus, clip)
         for stream in corpus.streams.values():
-            stream.read_ahead(clip)
+            stream.variants.get(variant, stream).read_ahead(clip)
 
 
 def places(

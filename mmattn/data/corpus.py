@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from mmattn.config import DataConfig
+from mmattn.config import VARIANT, DataConfig
 from mmattn.console import say, say_table
 from mmattn.data.corpora import CORPORA, read_table
 from mmattn.data.corpora.synthetic import Cue, draw_clips
@@ -45,6 +45,11 @@ class Corpus:
         return len(self.names)
 
     @property
+    def variants(self) -> list[str]:
+        """Names of the augmented copies of the clips that are at hand."""
+        return sorted({name for stream in self.streams.values() for name in stream.variants})
+
+    @property
     def widths(self) -> dict[str, int]:
         """Features of a frame, by modality."""
         return {name: stream.width for name, stream in self.streams.items()}
@@ -63,20 +68,42 @@ class Corpus:
         return f"{self.names[clip]}, line {line}" if line else self.names[clip]
 
 
-def open_corpus(data: DataConfig, modalities: Sequence[str], known: Sequence[str] = ()) -> Corpus:
+def open_corpus(
+    data: DataConfig,
+    modalities: Sequence[str],
+    known: Sequence[str] = (),
+    variants: Collection[str] = (),
+) -> Corpus:
     """The clips under `data.roots`, or the built-in synthetic ones if there are no roots.
 
-    Every clip has the modalities. `known` are classes of a network, of which some may have no clip.
-    Raises UserError: an option cannot be, files are missing, too many are unreadable, or extractors
-    are mixed.
+    Every clip has the modalities, and the variants: see `AugmentConfig.variants`. `known` are
+    classes of a network, of which some may have no clip. Raises UserError: an option cannot be,
+    files are missing, too many are unreadable, or extractors are mixed.
     """
     data.check()
+    if not data.roots:
+        for asked in variants:
+            variants_named(asked, [])  # the built-in corpus has none
     corpus = (
-        _corpus_of_files(data, modalities, known)
+        _corpus_of_files(data, modalities, known, variants)
         if data.roots
         else _synthetic_corpus(data, modalities)
     )
     return replace(crop_and_tile(corpus, data), data=data)
+
+
+def variants_named(asked: str, names: Sequence[str]) -> list[str]:
+    """Those of the variants that are asked for: tempo for tempo_0_9 and tempo_1_1.
+
+    Raises UserError if there are none.
+    """
+    found = [name for name in names if f"{name}_".startswith(f"{asked}_")]
+    if not found:
+        raise UserError(
+            f"--augment.variants {asked}: expected augmented copies of that name in the files "
+            f"(mmattn extract --augment-audio), found {', '.join(names) or 'none'}"
+        )
+    return found
 
 
 def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:
@@ -92,18 +119,26 @@ def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:
                 start[clip], end[clip] = max(start[clip], times[0]), min(end[clip], times[-1])
         for name, stream in corpus.streams.items():
             streams[name] = _crop(stream, start, end)
-            for clip in np.flatnonzero((streams[name].lengths < MIN_FRAMES) & (stream.lengths > 0)):
+            every = (streams[name], *streams[name].variants.values())
+            fewest = np.min([one.lengths for one in every], axis=0)
+            for clip in np.flatnonzero((fewest < MIN_FRAMES) & (stream.lengths > 0)):
                 found = f"the streams overlap from {start[clip]:.2f} to {end[clip]:.2f} s"
                 expected = f"expected {MIN_FRAMES} or more {name} frames there (--data.overlap)"
                 raise UserError(f"{corpus.names[clip]}: {found}; {expected}")
     for name in data.tile:
         text += f", {name} without dynamics"
-        tiled = []
-        for frames, *rest in map(streams[name].clip, range(len(corpus))):
-            mean = frames.sum(axis=0) / max(len(frames), 1)
-            tiled.append(Stream(np.broadcast_to(mean, frames.shape), *rest))
-        streams[name] = pack_streams(tiled, streams[name].zero_is_missing)
+        streams[name] = _tile(streams[name])
     return replace(corpus, description=text, streams=streams)
+
+
+def _tile(stream: Ragged) -> Ragged:
+    """Of each clip every frame becomes their mean, also in variants."""
+    tiled = []
+    for frames, *rest in map(stream.clip, range(len(stream))):
+        mean = frames.sum(axis=0) / max(len(frames), 1)
+        tiled.append(Stream(np.broadcast_to(mean, frames.shape), *rest))
+    variants = {name: _tile(variant) for name, variant in stream.variants.items()}
+    return replace(pack_streams(tiled, stream.zero_is_missing), variants=variants)
 
 
 def _crop(stream: Ragged, start: np.ndarray, end: np.ndarray) -> Ragged:
@@ -113,19 +148,24 @@ def _crop(stream: Ragged, start: np.ndarray, end: np.ndarray) -> Ragged:
         times = stream.clip_times(clip)
         bounds[clip, 0] = np.searchsorted(times, start[clip], "left")
         bounds[clip, 1] = np.searchsorted(times, end[clip], "right")
-    return stream.crop(bounds)
+    variants = {name: _crop(variant, start, end) for name, variant in stream.variants.items()}
+    return replace(stream.crop(bounds), variants=variants)
 
 
-def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequence[str]) -> Corpus:
+def _corpus_of_files(
+    data: DataConfig, modalities: Sequence[str], known: Sequence[str], variants: Collection[str]
+) -> Corpus:
     table, unnamed = read_table(data.roots, data.columns, data.target)
     paths = _feature_files(table, modalities)
     row = {path: row for row, path in enumerate(sorted({*chain(*paths.values())} - {""}))}
     rows = {name: np.array([row.get(path, -1) for path in of], int) for name, of in paths.items()}
     pack = open_pack([*row], data.cache, data.rates)
+    copies = _copies(pack, modalities, variants)
+    rows_of_all = rows | {key: rows[name] for name, of in copies.items() for key in of.values()}
     start, end = np.nan_to_num(table.start, nan=-np.inf), np.nan_to_num(table.end, nan=np.inf)
     streams = {
         name: _crop(pack.streams[name].select(of), start, end)
-        for name, of in rows.items()
+        for name, of in rows_of_all.items()
         if name in pack.streams
     }
     first, good, bad = {}, [], [*unnamed]  # the file of a name; clips; files with a reason
@@ -133,7 +173,7 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         name = table.clips[clip]
         file = next(of[clip] for of in chain(paths.values(), table.files.values()) if of[clip])
         try:
-            _check_clip(table, clip, pack, rows, streams)
+            _check_clip(table, clip, pack, rows_of_all, streams)
             if name in first:
                 raise BadClip(f"has the same name as {first[name]}")
             first[name] = file
@@ -154,6 +194,10 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
     if unknown := {*data.groups} - {*columns}:
         raise UserError(f"--data.groups {min(unknown)}: expected one of {', '.join(columns)}")
     speakers = np.array(table.speakers)[clips]
+
+    def stream_of(key: str, name: str) -> Ragged:
+        return replace(streams[key].select(clips), zero_is_missing=data.zero_is_gap(name))
+
     return Corpus(
         description=_describe(columns["corpus"], speakers, data.roots),
         names=tuple(table.clips[clip] for clip in clips),
@@ -161,8 +205,11 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         labels=labels,
         class_names=class_names,
         streams={
-            name: replace(stream.select(clips), zero_is_missing=data.zero_is_gap(name))
-            for name, stream in streams.items()
+            name: replace(
+                stream_of(name, name),
+                variants={one: stream_of(key, name) for one, key in copies[name].items()},
+            )
+            for name in rows
         },
         extractor=_common_extractor(pack, rows, clips, paths[modalities[0]]),
         targets=targets,
@@ -171,6 +218,22 @@ def _corpus_of_files(data: DataConfig, modalities: Sequence[str], known: Sequenc
         contents={name: pack.rows[of[clips]] for name, of in rows.items()},
         lines=np.array(table.lines)[clips],
     )
+
+
+def _copies(
+    pack: Pack, modalities: Sequence[str], variants: Collection[str]
+) -> dict[str, dict[str, str]]:
+    """By modality, the variants that are asked for, each with the name of its stream in a file."""
+    found: dict[str, dict[str, str]] = {name: {} for name in modalities}
+    for key in sorted(pack.streams):
+        name, _, variant = key.partition(VARIANT)
+        if name in found and variant:
+            found[name][variant] = key
+    names = sorted({*chain(*found.values())})
+    wanted = {*chain(*(variants_named(asked, names) for asked in variants))}
+    return {
+        name: {one: key for one, key in of.items() if one in wanted} for name, of in found.items()
+    }
 
 
 def _feature_files(table: Manifest, modalities: Sequence[str]) -> dict[str, list[str]]:

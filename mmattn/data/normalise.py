@@ -51,11 +51,13 @@ def neutral(widths: Mapping[str, int]) -> Normaliser:
     return means | {f"{name}_std": np.ones(width, np.float32) for name, width in widths.items()}
 
 
-def normalised(corpus: Corpus, clip: int, normaliser: Normaliser) -> dict[str, Stream]:
-    """The streams of a clip with normalised frames, 0 where they are not valid."""
+def normalised(
+    corpus: Corpus, clip: int, normaliser: Normaliser, variant: str = "", own_clock: bool = False
+) -> dict[str, Stream]:
+    """The streams of a clip, or of a variant of it, with normalised frames, 0 where not valid."""
     streams = {}
     for name, ragged in corpus.streams.items():
-        stream = ragged.clip(clip)
+        stream = ragged.clip_or_variant(clip, variant, own_clock)
         frames = stream.frames - normaliser[f"{name}_mean"]
         frames /= normaliser[f"{name}_std"]
         frames *= stream.valid[..., None]

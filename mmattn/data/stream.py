@@ -2,8 +2,8 @@
 
 import ctypes
 import mmap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ class Ragged:
     lengths: np.ndarray  # [N] int64, frames of each clip
     delay: float = 0.0  # seconds by which all frames are dated later
     zero_is_missing: bool = False  # a frame of zeros has no data
+    variants: Mapping[str, "Ragged"] = field(default_factory=dict)  # augmented copies of all clips
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -64,6 +65,24 @@ class Ragged:
         start = self.starts[index]
         frames = self.frames[start : start + self.lengths[index]]
         return make_stream(frames, self.clip_times(index), self.zero_is_missing)
+
+    def clip_or_variant(self, index: int, name: str, own_clock: bool) -> Stream:
+        """One clip in the variant of that name, or as it is where there is no such variant.
+
+        Its times are those of the clip. With `own_clock` it begins with its first frame and takes
+        the time that it lasts by itself: its frames are as far apart as those of the original.
+        """
+        if name not in self.variants:
+            return self.clip(index)
+        stream = self.variants[name].clip(index)
+        if not own_clock:
+            return stream
+        own, original = (
+            (times[-1] - times[0]) / (len(times) - 1)
+            for times in (stream.times, self.clip_times(index))
+        )
+        first = stream.times[0]
+        return stream._replace(times=first + (stream.times - first) * (original / own))
 
     def clip_times(self, index: int) -> np.ndarray:
         """Times [T] of one clip's frames in seconds; not copied without a delay."""
@@ -87,16 +106,25 @@ class Ragged:
 
     def select(self, indices: np.ndarray) -> "Ragged":
         """The clips `indices`, in that order; the frames are shared."""
-        return replace(self, starts=self.starts[indices], lengths=self.lengths[indices])
+        variants = {name: variant.select(indices) for name, variant in self.variants.items()}
+        lengths = self.lengths[indices]
+        return replace(self, starts=self.starts[indices], lengths=lengths, variants=variants)
 
     def crop(self, bounds: np.ndarray) -> "Ragged":
         """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""
         starts = self.starts + bounds[:, 0]
         return replace(self, starts=starts, lengths=bounds[:, 1] - bounds[:, 0])
 
+    def longest(self, frames: int) -> int:
+        """Most frames that a clip of up to so many frames, or a variant of it, can have."""
+        short = self.lengths <= frames
+        found = (one.lengths[short].max(initial=0) for one in self.variants.values())
+        return int(max([frames, *found]))
+
     def _times(self, least: int = 1) -> Iterator[np.ndarray]:
-        """Of each clip that has so many frames."""
-        return map(self.clip_times, np.flatnonzero(self.lengths >= least))
+        """Of each clip, and each variant, that has so many frames."""
+        for one in (self, *self.variants.values()):
+            yield from map(one.clip_times, np.flatnonzero(one.lengths >= least))
 
     def longest_span(self, frames: int) -> float:
         """Seconds that so many neighbouring frames of a clip last at most."""
@@ -115,7 +143,7 @@ class Ragged:
         return int(max(counts))
 
     def spacings(self) -> np.ndarray:
-        """Mean seconds from frame to frame of each clip that has two or more frames."""
+        """Mean seconds from frame to frame of each clip and variant of two or more frames."""
         return np.array([(one[-1] - one[0]) / (len(one) - 1) for one in self._times(2)])
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from mmattn.config import ExtractConfig, kind_of
+from mmattn.config import VARIANT, ExtractConfig, kind_of
 from mmattn.data.corpora import ravdess
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import MIN_FRAMES
@@ -31,6 +31,7 @@ from mmattn.media.models import FACE_DETECTOR, model_file
 from mmattn.media.onnx_face import OnnxFace
 from mmattn.media.speaker import MOST, Seen, follow_speaker
 from mmattn.media.survey import BadMedia, Plan, survey
+from mmattn.media.variants import variants_of
 from mmattn.media.whisper import Whisper
 
 FASTEST = 1000.0  # fps
@@ -134,6 +135,11 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
 def extractor_of(config: ExtractConfig) -> dict[str, dict]:
     """By modality, what a feature file records of how its features were made."""
     found = {name: one.record() for name, one in _extractors(config, "audio").items()}
+    for variant in variants_of(config.augment_audio):
+        changed = {"augment": [variant.kind, variant.value]}
+        for name in config.audio:
+            settings = {**found[name]["settings"], **changed}
+            found[name + VARIANT + variant.name] = {**found[name], "settings": settings}
     found = found or {"audio": NONE}
     if not config.video:
         return {**found, "video": NONE}
@@ -285,7 +291,14 @@ def _hear(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
     plan.notes.extend(said)
     if audio is None:
         return {}
-    found = {name: take(*audio[:2]) for name, take in _audio_models(config).items()}
+    models, (samples, rate, _) = _audio_models(config), audio
+    found = {name: take(samples, rate) for name, take in models.items()}
+    for variant in variants_of(config.augment_audio):
+        changed = variant.of(samples, rate)
+        for name, take in models.items():
+            stream = take(changed, rate)
+            stream = stream._replace(times=stream.times * variant.tempo)  # when the clip has it
+            found[name + VARIANT + variant.name] = stream
     return {name: one._replace(times=one.times + audio.start) for name, one in found.items()}
 
 

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from mmattn.config import ExtractConfig
+from mmattn.config import VARIANT, ExtractConfig
 from mmattn.console import be_quiet, progress, say, say_table
 from mmattn.data.corpora import MANIFESTS, find_manifest, ravdess
 from mmattn.data.corpora.folders import list_clips
@@ -30,6 +30,7 @@ from mmattn.media.extract import (
     write_features,
 )
 from mmattn.media.survey import BadMedia
+from mmattn.media.variants import variants_of
 
 GRACE = 10.0  # seconds in which processes may end that are to
 DIED = "the process that read it died"
@@ -67,6 +68,10 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
         raise UserError(f"--video-rate {config.video_rate}: expected above 0, at most {FASTEST:g}")
     if not (config.audio or config.video):
         raise UserError("--audio none --video none: expected one of them")
+    if variants_of(config.augment_audio) and not config.audio:
+        raise UserError(
+            "--audio none: expected audio features, of which --augment-audio makes more"
+        )
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
     jobs = find_jobs([path for path in clips if path not in tables], to, listed)
@@ -194,7 +199,7 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
             f"{job.target} is no feature file ({error}); choose another --to"
         ) from error
     made = extractor_of(config)
-    wanted = {name: made[name] for name in extractor if name in made}
+    wanted = {name: made[name] for name in made if name.partition(VARIANT)[0] in extractor}
     if extractor != wanted or not extractor:
         raise UserError(
             f"{job.target} holds other features than asked for "

@@ -151,10 +151,11 @@ def _open_alike(config: ExperimentConfig) -> Corpus:
     Raises UserError if a process finds other clips than process 0, or cannot read them.
     """
     opened: list[Corpus] = []
-    processes.from_first(lambda: opened.append(open_corpus(config.data, config.streams)))
+    how = {"variants": tuple(config.augment.variants)}
+    processes.from_first(lambda: opened.append(open_corpus(config.data, config.streams, **how)))
     found, failure = "", None
     try:
-        opened = opened or [open_corpus(config.data, config.streams)]
+        opened = opened or [open_corpus(config.data, config.streams, **how)]
         if processes.count() > 1:
             found = _digest(opened[0])
     except UserError as error:

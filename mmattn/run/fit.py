@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmattn.config import ExperimentConfig, config_from_json
-from mmattn.data.corpus import Corpus
+from mmattn.data.corpus import Corpus, variants_named
 from mmattn.data.splits import Split, split_from_json, split_to_json
 from mmattn.errors import Stopped, UserError
 from mmattn.files import explain_full_disk, read_json, write_json
@@ -58,6 +58,8 @@ def fit(
     if missing := {*config.model.modalities} - {*corpus.streams}:
         has = ", ".join(corpus.streams)
         raise UserError(f"model.modalities {', '.join(missing)}: the corpus has {has}")
+    for asked in config.augment.variants:
+        variants_named(asked, corpus.variants)
     if config.members > 1 or config.distributed.address:
         raise UserError("members, distributed: fit trains one network in one process")
     count = fitting_devices(config.devices, config.train.batch)

@@ -55,7 +55,7 @@ class Feed(NamedTuple):
 
         def begin_reading(dispatch: Dispatch) -> Dispatch:
             placed = places(dispatch, self.devices, self.batch, augmentation, own)
-            read_ahead(self.corpus, placed)
+            read_ahead(self.corpus, placed, augmentation)
             return dispatch
 
         return ahead(make, ahead(begin_reading, dispatches))
