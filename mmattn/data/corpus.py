@@ -113,12 +113,14 @@ def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:
     if data.overlap:
         text += ", cropped to the time of all streams"
         start, end = np.full((2, len(corpus)), [[-np.inf], [np.inf]])
-        for stream in streams.values():
+        begins = {name: np.zeros(len(corpus)) for name in streams}
+        for name, stream in streams.items():
             for clip in np.flatnonzero(stream.lengths):
                 times = stream.clip_times(clip)
                 start[clip], end[clip] = max(start[clip], times[0]), min(end[clip], times[-1])
+                begins[name][clip] = times[0]
         for name, stream in corpus.streams.items():
-            streams[name] = _crop(stream, start, end)
+            streams[name] = replace(_crop(stream, start, end), begins=begins[name])
             every = (streams[name], *streams[name].variants.values())
             fewest = np.min([one.lengths for one in every], axis=0)
             for clip in np.flatnonzero((fewest < MIN_FRAMES) & (stream.lengths > 0)):
@@ -138,7 +140,8 @@ def _tile(stream: Ragged) -> Ragged:
         mean = frames.sum(axis=0) / max(len(frames), 1)
         tiled.append(Stream(np.broadcast_to(mean, frames.shape), *rest))
     variants = {name: _tile(variant) for name, variant in stream.variants.items()}
-    return replace(pack_streams(tiled, stream.zero_is_missing), variants=variants)
+    packed = pack_streams(tiled, stream.zero_is_missing)
+    return replace(packed, variants=variants, begins=stream.begins)
 
 
 def _crop(stream: Ragged, start: np.ndarray, end: np.ndarray) -> Ragged:

@@ -51,6 +51,7 @@ class Ragged:
     delay: float = 0.0  # seconds by which all frames are dated later
     zero_is_missing: bool = False  # a frame of zeros has no data
     variants: Mapping[str, "Ragged"] = field(default_factory=dict)  # augmented copies of all clips
+    begins: np.ndarray | None = None  # [N] seconds at which clips begin, if less of them is kept
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -69,8 +70,8 @@ class Ragged:
     def clip_or_variant(self, index: int, name: str, own_clock: bool) -> Stream:
         """One clip in the variant of that name, or as it is where there is no such variant.
 
-        Its times are those of the clip. With `own_clock` it begins with its first frame and takes
-        the time that it lasts by itself: its frames are as far apart as those of the original.
+        Its times are those of the clip. With `own_clock` it begins with the clip and takes the
+        time that it lasts by itself: its frames are as far apart as those of the original.
         """
         if name not in self.variants:
             return self.clip(index)
@@ -81,8 +82,8 @@ class Ragged:
             (times[-1] - times[0]) / (len(times) - 1)
             for times in (stream.times, self.clip_times(index))
         )
-        first = stream.times[0]
-        return stream._replace(times=first + (stream.times - first) * (original / own))
+        begin = stream.times[0] if self.begins is None else self.begins[index]
+        return stream._replace(times=begin + (stream.times - begin) * (original / own))
 
     def clip_times(self, index: int) -> np.ndarray:
         """Times [T] of one clip's frames in seconds; not copied without a delay."""
@@ -107,8 +108,9 @@ class Ragged:
     def select(self, indices: np.ndarray) -> "Ragged":
         """The clips `indices`, in that order; the frames are shared."""
         variants = {name: variant.select(indices) for name, variant in self.variants.items()}
-        lengths = self.lengths[indices]
-        return replace(self, starts=self.starts[indices], lengths=lengths, variants=variants)
+        begins = None if self.begins is None else self.begins[indices]
+        starts, lengths = self.starts[indices], self.lengths[indices]
+        return replace(self, starts=starts, lengths=lengths, variants=variants, begins=begins)
 
     def crop(self, bounds: np.ndarray) -> "Ragged":
         """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""

@@ -139,6 +139,21 @@ def test_cropped_and_tiled_as_the_clips_are(folder, options):
         assert (frames == frames[0]).all() and which[clip] == round(frames[0, 1])
 
 
+def test_a_copy_on_its_own_clock_began_with_the_clip_not_with_what_is_kept(
+    folder, options, write_clip
+):
+    """Video from 0.3 s on: at 0.8 times the tempo the event at 0.5 s is still at 0.625 s."""
+    for path in folder.rglob("*.npz"):
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        write_clip(path, **arrays | {"video_timestamps": arrays["video_timestamps"] + 0.3})
+    corpus = open_corpus(options(folder, overlap=True), BOTH, variants=("tempo_0_8",))
+    for audio in (corpus.streams["audio"], corpus.streams["audio"].select(CLIPS)):
+        copy = audio.clip_or_variant(5, "tempo_0_8", own_clock=True)
+        assert copy.times[copy.frames[:, 0].argmax()] == pytest.approx(EVENT / 0.8, abs=0.0126)
+        assert copy.times[0] == pytest.approx(0.3 / 0.8, abs=0.0201)
+
+
 def test_windows_of_attention_hold_the_copies(corpus):
     audio = corpus.streams["audio"]
     assert audio.most_within(0.5) == 1 + int(0.5 / 0.016)

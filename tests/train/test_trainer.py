@@ -19,9 +19,11 @@ from mmattn.config import (
     SyntheticConfig,
     TrainConfig,
 )
+from mmattn.data.augment import change_tempo
 from mmattn.data.batches import Dispatch, collate, make_buckets
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, make_split
+from mmattn.data.stream import pack_streams
 from mmattn.errors import Stopped, UserError
 from mmattn.run.run import Run
 from mmattn.train.checkpoints import Checkpoints
@@ -35,7 +37,11 @@ CONFIG = ExperimentConfig(
     name="test",
     data=DataConfig(buckets=1, synthetic=SyntheticConfig(**SIZES, video_rate=10)),
     augment=AugmentConfig(
-        tempo=(0.9, 1.1), noise={"audio": (0.1, 0.2), "video": (0.1, 0.2)}, mixup=0.4
+        tempo=(0.9, 1.1),
+        noise={"audio": (0.1, 0.2), "video": (0.1, 0.2)},
+        variants={"tempo": 0.5},
+        variant_times="own",
+        mixup=0.4,
     ),
     model=ModelConfig(
         fusion="cross",
@@ -52,7 +58,13 @@ CONFIG = ExperimentConfig(
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    return open_corpus(CONFIG.data, CONFIG.streams)
+    """With a copy of each clip's audio that takes longer."""
+    corpus = open_corpus(CONFIG.data, CONFIG.streams)
+    copies = []
+    for clip in map(corpus.streams["audio"].clip, range(len(corpus))):
+        slow = change_tempo(clip, 0.7, 0.0)
+        copies.append(slow._replace(times=slow.times * 0.7))
+    return with_audio(corpus, variants={"tempo_0_7": pack_streams(copies)})
 
 
 @pytest.fixture(scope="module")
