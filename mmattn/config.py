@@ -528,7 +528,7 @@ class ExperimentConfig:
             ),
             (
                 "augment.variants",
-                f"of {sum(augment.variants.values()):g} in all",
+                f"{sum(augment.variants.values()):g} in all",
                 sum(augment.variants.values()) <= 1 + 1e-9,
                 "at most 1",
             ),

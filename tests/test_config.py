@@ -42,6 +42,12 @@ TEMPO = "expected 0.25 ≤ low ≤ high < 4"
         ("augment", {"drop_modality": 1.1}, "--augment.drop-modality 1.1: expected 0 to 1"),
         ("augment", {"gap": {"video": -1.0}}, "--augment.gap -1.0: expected 0 to 60"),
         ("augment", {"time_mask": 61.0}, "--augment.time-mask 61.0: expected 0 to 60"),
+        ("augment", {"variants": {"noise": 1.5}}, "--augment.variants 1.5: expected 0 to 1"),
+        (
+            "augment",
+            {"variants": {"noise": 0.6, "tempo": 0.6}},
+            "--augment.variants 1.2 in all: expected at most 1",
+        ),
         ("augment", {"mixup": -0.2}, "--augment.mixup -0.2: expected 0 to 100"),
         ("model", {"modalities": ()}, "--model.modalities : expected one or more, each once"),
         ("model", {"modalities": ("a", "a")}, "--model.modalities a a: expected one or more"),
@@ -84,6 +90,7 @@ def test_wrong_values_are_named_with_what_was_expected(part, change, message):
     ("part", "change"),
     [
         ("augment", {"tempo": (0.25, 3.9), "noise": {"audio": (0.0, 5.0)}, "probability": 0.0}),
+        ("augment", {"variants": dict.fromkeys("abcdefghij", 0.1)}),
         ("augment", {"mixup": 100.0, "gap": {"video": 60.0}, "drop_modality": 1.0}),
         ("model", {"fusion": "cross", "modalities": ("video", "audio"), "cross_units": 2}),
         ("model", {"fusion": "cross", "modalities": ("audio",)}),

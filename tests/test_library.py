@@ -242,6 +242,9 @@ def test_wrong_options_are_clear(corpus, split, tmp_path):
     deaf = replace(corpus, streams={"audio": corpus.streams["audio"]})
     with pytest.raises(UserError, match="modalities video: the corpus has audio"):
         mmattn.fit(deaf, split, CONFIG)
+    copies = replace(CONFIG, augment=mmattn.AugmentConfig(variants={"tempo": 0.5}))
+    with pytest.raises(UserError, match=r"augment\.variants tempo: .* found none"):
+        mmattn.fit(corpus, split, copies)
     with pytest.raises(UserError, match=r"data\.test 0: expected between 0 and 1"):
         mmattn.split(corpus, test=0)
     with pytest.raises(UserError, match="devices 0: expected 1 or more"):

@@ -53,13 +53,15 @@ def run_study(
 
 
 def _at_hand(block: Block, data: OtherDataConfig) -> Block:
-    """The block with the clips and folds that are there; every config is checked."""
+    """The block with the clips and folds that are there; configs and copies are checked."""
     config = replace(block.config, data=data.apply(block.config.data))
     roots = tuple(root.expanduser().resolve() for root in config.data.roots)
     config = replace(config, data=replace(config.data, roots=roots))
     for augment in block.arms.values():
         replace(config, augment=augment).check()
-    if config.data.folds is None:
+    copies = {name for augment in block.arms.values() for name in augment.variants}
+    if config.data.folds is None and not copies:
         return replace(block, config=config)
-    folds = chosen_folds(open_corpus(config.data, config.streams), config.data)
+    corpus = open_corpus(config.data, config.streams, variants=sorted(copies))
+    folds = chosen_folds(corpus, config.data)
     return replace(block, config=config, folds=tuple(folds))

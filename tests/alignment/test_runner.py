@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,8 @@ def test_the_real_studies_are_sound():
             assert config.train.patience == 0  # equal optimiser steps for all arms
             if not config.data.folds:
                 config.check()
+    for augment in compare.ARMS.values():
+        replace(compare.SYNTHETIC, augment=augment).check()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,8 @@ def test_the_real_studies_are_sound():
     [
         (["--quick", "--data.roots", "x"], "--quick: expected without --data.roots"),
         (["--data.roots", "/nowhere"], "there is no folder or manifest /nowhere"),
+        (["--arms", "audio_aug", "x"], "--arms x: expected some of no_aug, audio_noise, "),
+        (["--arms", "waveform"], "--augment.variants tempo: expected augmented"),
         (["--seeds", "0"], "--seeds 0: expected 1 or more"),
     ],
 )
