@@ -101,7 +101,7 @@ def test_the_real_studies_are_sound():
         (["--quick", "--data.roots", "x"], "--quick: expected without --data.roots"),
         (["--data.roots", "/nowhere"], "there is no folder or manifest /nowhere"),
         (["--arms", "audio_aug", "x"], "--arms x: expected some of no_aug, audio_noise, "),
-        (["--arms", "waveform"], "--augment.variants tempo: expected augmented"),
+        (["--arms", "waveform"], "--augment.variants noise: expected augmented"),
         (["--seeds", "0"], "--seeds 0: expected 1 or more"),
     ],
 )
