@@ -1,6 +1,7 @@
 """Augmented copies of audio: what is heard, and when."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,8 +73,9 @@ def click(tmp_path_factory):
     return path
 
 
-CONFIG = ExtractConfig(
-    video={},
+PLAIN = ExtractConfig(audio={"audio": "log-mel"}, video={})
+CONFIG = replace(
+    PLAIN,
     augment_audio={"tempo": (0.8, 1.25), "pitch": (-2.0,), "speed": (0.9,), "noise": (30.0,)},
 )
 
@@ -96,7 +98,7 @@ def test_copies_keep_the_seconds_of_the_clip(click, tmp_path):
 
 
 def test_the_original_stays_as_it_is_without_copies(click):
-    plain = extract_clip(click, ExtractConfig(video={})).streams
+    plain = extract_clip(click, PLAIN).streams
     np.testing.assert_array_equal(
         plain["audio"].frames, extract_clip(click, CONFIG).streams["audio"].frames
     )
@@ -104,7 +106,7 @@ def test_the_original_stays_as_it_is_without_copies(click):
 
 def test_files_without_the_copies_are_not_done(click, tmp_path):
     """They are not passed over as if they had them."""
-    write_features(tmp_path / "click.npz", extract_clip(click, ExtractConfig(video={})))
+    write_features(tmp_path / "click.npz", extract_clip(click, PLAIN))
     with pytest.raises(UserError, match="holds other features than asked for"):
         extract_clips([click], tmp_path, CONFIG, 1)
 
