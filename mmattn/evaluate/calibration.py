@@ -12,11 +12,12 @@ from mmattn.evaluate.predictions import SMALLEST_PROBABILITY, Predictions
 BOUNDS = (-10.0, 10.0)  # of log T and log weights, those of scikit-learn
 
 
-def temperature(predictions: Predictions) -> float | None:
-    """The T with which `calibrated` has the least log loss over the clips that have a label.
+def temperature(predictions: Predictions) -> float:
+    """The T with which `calibrated` fits best the clips that have a label.
 
-    Above 1: the predictions were too sure. None if in every clip no class is more probable than
-    the true one: then log loss falls for ever as T goes to 0, and there is nothing to fit.
+    Above 1: the predictions were too sure. It minimises the summed log loss plus half the square of
+    log T, a standard normal prior: of a few clips that are all right, log loss alone would make
+    every probability 0 or 1.
     """
     # Not with the others: who predicts would wait a quarter of a second for them.
     from scipy.optimize import minimize_scalar
@@ -26,14 +27,12 @@ def temperature(predictions: Predictions) -> float | None:
     labels = predictions.labels[known]
     logits = np.log(np.maximum(predictions.probabilities[known], SMALLEST_PROBABILITY))
     true = logits[np.arange(len(labels)), labels]
-    if (true == logits.max(axis=1)).all():
-        return None
 
-    def log_loss(log_temperature: float) -> float:
+    def loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return (logsumexp(scale * logits, axis=1) - scale * true).mean()
+        return 0.5 * log_temperature**2 + (logsumexp(scale * logits, axis=1) - scale * true).sum()
 
-    found = minimize_scalar(log_loss, bounds=BOUNDS, method="bounded", options={"xatol": 1e-9})
+    found = minimize_scalar(loss, bounds=BOUNDS, method="bounded", options={"xatol": 1e-9})
     return float(np.exp(found.x))
 
 

@@ -324,8 +324,6 @@ def write_results(
     calibrated = run.calibrated_scores(predictions)
     what = f"{what}, {note}" if note and note not in what else what
     say_scores(f"{corpus.description}; {what}", found, calibrated)
-    if calibrated is None:
-        say("not calibrated: no temperature can be fitted where every validation clip is right")
     say_ties(predictions)
     groups = group_scores(test, test.cells(corpus.groups), seed)
     say_groups("Test", groups)

@@ -31,8 +31,10 @@ def apply(predictions: Predictions, temperature: float) -> Predictions:
 
 def test_the_temperature_by_hand():
     # Right in 3 of 4 clips, always sure to 0.9: p^(1/T) is to give odds of 3 instead of 9.
+    sure = build(1000 * [0, 0, 0, 1], np.tile([0.9, 0.1], (4000, 1)))
+    assert temperature(sure) == pytest.approx(2, rel=3e-3)
     sure = build([0, 0, 0, 1], np.tile([0.9, 0.1], (4, 1)))
-    assert temperature(sure) == pytest.approx(2)
+    assert 1.2 < temperature(sure) < 1.8  # of few clips the prior draws it to 1
     np.testing.assert_allclose(apply(sure, 2).probabilities, np.tile([0.75, 0.25], (4, 1)))
     assert calibrated(np.array([0.64, 0.32, 0.04]), 2) == pytest.approx(
         np.array([0.8, 0.32**0.5, 0.2]) / (1 + 0.32**0.5)
@@ -42,11 +44,11 @@ def test_the_temperature_by_hand():
 def test_a_known_factor_on_the_logits_is_undone():
     once, thrice = temperature(drawn()), temperature(drawn(scale=3))
     assert once == pytest.approx(1, abs=0.15)  # the labels were drawn from these very numbers
-    assert thrice == pytest.approx(3 * once, rel=1e-5)
+    assert thrice == pytest.approx(3 * once, rel=0.02)
     np.testing.assert_allclose(
-        apply(drawn(scale=3), thrice).probabilities, apply(drawn(), once).probabilities, atol=1e-6
+        apply(drawn(scale=3), thrice).probabilities, apply(drawn(), once).probabilities, atol=0.01
     )
-    assert temperature(apply(drawn(), once)) == pytest.approx(1, rel=1e-5)
+    assert temperature(apply(drawn(), once)) == pytest.approx(1, abs=0.01)
 
 
 def test_log_loss_and_calibration_get_better_and_nothing_else_changes():
@@ -57,7 +59,7 @@ def test_log_loss_and_calibration_get_better_and_nothing_else_changes():
     assert found["ece"] < 0.5 * was["ece"]
     for name in ("accuracy", "uar", "macro_f1", "top2"):
         assert found[name] == was[name]
-    for other in (0.99 * best, 1.01 * best):
+    for other in (0.9 * best, 1.1 * best):
         assert found["log_loss"] < metric_values(apply(before, other))["log_loss"]
 
 
@@ -75,20 +77,17 @@ def test_it_is_the_temperature_of_scikit_learn():
     found = temperature(validation)
     assert found > 1.2
     np.testing.assert_allclose(
-        calibrated(validation.probabilities, found), scaled.predict_proba(x[30:]), atol=1e-5
+        calibrated(validation.probabilities, found), scaled.predict_proba(x[30:]), atol=0.01
     )
 
 
-@pytest.mark.parametrize(
-    ("labels", "rows"),
-    [
-        ([0, 1], [[0.9, 0.1], [0.2, 0.8]]),  # no clip is wrong
-        ([0, 1], [[0.5, 0.5], [0.5, 0.5]]),  # nor here, where every temperature is as good
-        ([1, 1], [[0.5, 0.5], [0.2, 0.8]]),  # counts as wrong, but for the order of the classes
-    ],
-)
-def test_without_a_less_probable_true_class_there_is_no_temperature(labels, rows):
-    assert temperature(build(labels, rows)) is None
+def test_clips_that_are_all_right_make_predictions_surer_within_reason():
+    few, many = (temperature(build(n * [0, 1], n * [[0.9, 0.1], [0.2, 0.8]])) for n in (1, 30))
+    assert 0.1 < many < few < 1
+
+
+def test_nothing_to_tell_leaves_predictions_as_they_are():
+    assert temperature(build([0, 1], np.full((2, 2), 0.5))) == pytest.approx(1)
 
 
 def test_clips_without_a_label_do_not_count():
@@ -99,14 +98,14 @@ def test_clips_without_a_label_do_not_count():
     assert temperature(build(labels, rows, uniform)) == known
     tied = build([*labels, -1, -1], [*rows, *np.eye(4)[:2]], [*uniform, *uniform[:2]])
     assert temperature(tied) == pytest.approx(known)
-    assert temperature(build(np.full(len(rows), -1), rows, uniform)) is None
+    assert temperature(build(np.full(len(rows), -1), rows, uniform)) == pytest.approx(1)
 
 
 def test_probabilities_that_were_rounded_to_zero():
-    predictions = build([0, 1, 1], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    predictions = build(999 * [0, 0, 1, 1], 999 * [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     found = temperature(predictions)
-    expected = np.tile([2 / 3, 1 / 3], (2, 1))
-    np.testing.assert_allclose(apply(predictions, found).probabilities[:2], expected, rtol=1e-5)
+    expected = np.tile([3 / 4, 1 / 4], (2, 1))
+    np.testing.assert_allclose(apply(predictions, found).probabilities[:2], expected, rtol=0.01)
     assert calibrated(np.eye(3), 1.0) == pytest.approx(np.eye(3))
 
 
