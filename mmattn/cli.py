@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,9 +74,15 @@ def parse_experiment(
         words: the options; by default those of this process.
     """
     prog = f"python -m experiments.{default.name}"
-    return tyro.cli(
+    config = tyro.cli(
         ExperimentConfig, description=description, default=default, prog=prog, args=words
     )
+    own, used = default.model.units.items(), config.model.modalities
+    # The experiment's own units of a modality that is left out were not asked for.
+    units = {
+        name: of for name, of in config.model.units.items() if name in used or (name, of) not in own
+    }
+    return replace(config, model=replace(config.model, units=units))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from experiments import ravdess_tuned
+from mmattn.cli import parse_experiment
 from mmattn.config import (
     AugmentConfig,
     DistributedConfig,
@@ -135,3 +137,12 @@ def test_processes_are_no_part_of_what_a_run_stores():
     several.check()
     assert several.to_json() == GOOD.to_json()
     assert config_from_json(several.to_json()) == GOOD
+
+
+def test_units_of_an_experiment_go_with_the_modality_that_is_left_out():
+    words = ["--data.roots", "clips", "--model.modalities", "audio"]
+    config = parse_experiment(ravdess_tuned.CONFIG, "", words)
+    assert config.model.units == {"audio": (32,)}
+    config.check()
+    with pytest.raises(UserError, match=r"--model\.units text: no such modality"):
+        parse_experiment(ravdess_tuned.CONFIG, "", [*words, "--model.units", "text=8"]).check()
