@@ -74,7 +74,8 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
     Raises:
         UserError: no run, or its clips are not there.
     """
-    config, corpus = read_config(folder), corpus_of(folder, other)
+    config = read_config(folder)
+    corpus = corpus_of(folder, other, config.augment.variants if networks else ())
     if networks:  # before JAX is at work
         start_devices(config.devices, config.train.batch)
     run = load_run(folder, calibrated=False)
@@ -114,6 +115,8 @@ def compare_runs(folders: Sequence[Path]) -> None:
     Raises:
         UserError: no run, or one with other test clips than the first.
     """
+    if not folders:
+        raise UserError("RUN...: expected one run or more")
     for folder in folders:
         check_complete(folder)
     paths = {str(folder): folder / PREDICTIONS["test"] for folder in folders}

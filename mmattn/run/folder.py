@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
@@ -67,15 +67,15 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted([*folder.glob("fold[0-9]*"), *folder.glob("member[0-9]*")])
 
 
-def corpus_of(run: Path, other: OtherDataConfig) -> Corpus:
-    """The clips of a run, or such as `other` names, with the run's classes.
+def corpus_of(run: Path, other: OtherDataConfig, variants: Collection[str] = ()) -> Corpus:
+    """The clips of a run, or such as `other` names, with the run's classes; variants to train on.
 
     Raises UserError if there is no run, or its clips cannot be read.
     """
     config = read_config(run)
     tested = next(iter(sorted(run.rglob(PREDICTIONS["test"]))), None)
     known = read_predictions(tested).class_names if tested else ()
-    return open_corpus(other.apply(config.data), config.streams, known)
+    return open_corpus(other.apply(config.data), config.streams, known, variants)
 
 
 def make_folder(folder: Path | str) -> Path:

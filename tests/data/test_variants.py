@@ -115,6 +115,15 @@ def test_what_is_not_training_sees_originals(corpus, folder, options):
         assert batch.streams["audio"].frames.shape[-2] == bucket["audio"]
 
 
+@pytest.mark.slow
+def test_networks_among_the_baselines_are_trained_on_copies_too(commands, folder, tmp_path):
+    options = ("--data.labels", "ravdess8", "--augment.variants", "tempo=0.5")
+    small = ("--model.encoder", "none", "--train.epochs", 1, "--devices", 1)
+    run = tmp_path / "run"
+    commands.run("experiments.no_aug", "--data.roots", folder, *options, *small, "--out", run)
+    assert "mean-pooling" in commands.run("mmattn", "baseline", run, "--networks")
+
+
 def test_only_what_was_drawn_is_read(corpus, monkeypatch):
     augmentation = Augmentation(AugmentConfig(variants={"noise": 0.5}), 0, 0)
     _, which = drawn(corpus, augmentation.config)
