@@ -92,3 +92,7 @@ def test_a_folder_with_other_things_is_left_alone(commands, tmp_path):
 @pytest.mark.parametrize("command", ["evaluate", "report", "compare"])
 def test_what_is_no_run(commands, tmp_path, command):
     assert "config.json" in commands.run("mmattn", command, tmp_path, code=2)
+
+
+def test_no_run_to_compare(commands):
+    assert "RUN...: expected one run or more" in commands.run("mmattn", "compare", code=2)
