@@ -55,6 +55,10 @@ class About:
             raise ValueError(f"expected printable text, found {odd[0]!r}")
         if len({one.name for one in self.networks}) < max(1, len(self.networks)):
             raise ValueError("expected one network or more, each with a name of its own")
+        if len({*self.class_names}) < max(1, len(self.class_names)):
+            raise ValueError("expected one class or more, each with a name of its own")
+        if not all(width > 0 for width in self.widths.values()):
+            raise ValueError(f"expected widths above 0, found {self.widths}")
         if not all(one.temperature is None or one.temperature > 0 for one in self.networks):
             raise ValueError("expected temperatures above 0")
         parse_extractor(json.dumps(self.extractor))
@@ -120,6 +124,12 @@ def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str
             f"{type(error).__name__}: {error!s:.200}"
         ) from error
     config = config_from_json(about.config, f"{path}: its config")
+    try:
+        config.check()
+    except UserError as error:
+        raise UserError(f"{path}: its config: {error}") from error
+    if missing := {*config.model.modalities} - {*about.widths}:
+        raise UserError(f"{path}: expected the width of {', '.join(sorted(missing))}, found none")
     common = {
         "config": about.config,
         "class_names": about.class_names,
