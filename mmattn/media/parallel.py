@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -136,7 +137,8 @@ def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> 
             "would give; move it away, and the same command writes it anew"
         )
     write_manifest(path, rows, overwrite=True)
-    say(f"{path}: {len(rows)} clips; next: python -m experiments.no_aug --data.roots {to}")
+    command = f"python -m experiments.no_aug --data.roots {shlex.quote(str(to))}"
+    say(f"{path}: {len(rows)} clips; next: {command}")
 
 
 def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:

@@ -1,5 +1,6 @@
 """A run to be shared: its model file, and a card that tells what it is and how far to trust it."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
@@ -63,7 +64,8 @@ def write_card(folder: Path, to: Path, half: bool = False) -> None:
     text, model = card(run), to / MODEL
     write_shared(model, run, trust(run), half)
     write_text(to / CARD, text)
-    say(f"{model}: {model.stat().st_size / 1e6:.2f} MB, for `mmattn predict {to} CLIP`")
+    command = f"mmattn predict {shlex.quote(str(to))} CLIP"
+    say(f"{model}: {model.stat().st_size / 1e6:.2f} MB, for `{command}`")
     gaps = f", {count} times {UNKNOWN!r}" if (count := text.count(UNKNOWN)) else ""
     say(f"{to / CARD}: look it over before you share it{gaps}")
 
@@ -71,11 +73,14 @@ def write_card(folder: Path, to: Path, half: bool = False) -> None:
 def trust(run: Run) -> tuple[str, ...]:
     """Lines on what a complete run is and how far to trust it, for who predicts with it."""
     uar = read_json(run.folder / "summary.json")["test"]["uar"]
-    data = _and(f"{one.corpus} ({one.licence})" for one in _data(run))
+    data = _and(
+        one.corpus if one.licence == UNKNOWN else f"{one.corpus} ({one.licence})"
+        for one in _data(run)
+    )
     count, modalities = len(run.class_names), _and(run.config.model.modalities)
+    label = "" if UNKNOWN in (labels := _labels(run)) else f"; a label is {labels}"
     return (
-        f"{run.config.name}: {count} classes from {modalities}, trained on {data}; a label is "
-        f"{_labels(run)}.",
+        f"{run.config.name}: {count} classes from {modalities}, trained on {data}{label}.",
         f"For speakers that it had not seen: UAR {cell_text(Interval(**uar))}, chance "
         f"{1 / count:.3f}. Expect less of other speech, and do not decide about people by it.",
         *filter(None, [NOTES[run.split["leaking"]]]),
@@ -127,13 +132,24 @@ Licence of the weights: {licences}{"" if UNKNOWN in licences else ", as of the d
 {chr(10).join(f"- {name}: {text}" for name, text in facts.items())}
 
 ```
-{training_command(config, start)}
+{shlex.join(map(_without_folders, shlex.split(training_command(config, start))))}
 ```
 
 ## Scores of unseen speakers
 
 {_scores(run)}
 """
+
+
+def _without_folders(word: str) -> str:
+    """An option or its value; of an absolute path, which may tell who trained, the last name.
+
+    >>> _without_folders("--data.roots=/home/anna/CLIPS")
+    '--data.roots=CLIPS'
+    """
+    option, equals, value = word.rpartition("=")
+    path = PurePath(value)
+    return f"{option}{equals}{path.name if path.is_absolute() else value}"
 
 
 def _data(run: Run) -> list[Data]:

@@ -1,5 +1,6 @@
 """The table of a corpus written from its files, and what was understood of them."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,6 +119,6 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
         [(emotion or "unknown", clips[emotion], speakers[emotion]) for emotion in sorted(clips)],
     )
     if all(row["file"].lower().endswith(".npz") for row in rows):
-        say(f"next: python -m experiments.no_aug --data.roots {path}")
+        say(f"next: python -m experiments.no_aug --data.roots {shlex.quote(str(path))}")
     else:
-        say(f"next: mmattn extract {path} --to FEATURES")
+        say(f"next: mmattn extract {shlex.quote(str(path))} --to FEATURES")

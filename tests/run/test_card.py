@@ -97,17 +97,23 @@ def test_the_card_has_the_numbers_of_the_run(ensemble, shared):
 
 
 def test_a_corpus_of_ones_own_has_gaps_and_no_paths(commands, tiny_run, tmp_path):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
+    run = shutil.copytree(tiny_run, tmp_path / "a run")
+    started = read_json(run / "environment.json")
+    started["starts"][0]["command"] += ["--data.roots", "/home/anna/CLIPS", "--out=/home/anna/a"]
+    (run / "environment.json").write_text(json.dumps(started))
     config = read_json(run / "config.json")
     config["data"] |= {"roots": ["/home/anna/CLIPS"], "cache": "/home/anna/cache"}
     (run / "config.json").write_text(json.dumps(config))
     text = commands.run("mmattn", "card", run)
     folder = run / "shared"
-    assert "times 'not known: fill in'" in text
-    assert "| CLIPS | 120 | not known: fill in |" in (folder / "CARD.md").read_text()
+    assert "times 'not known: fill in'" in text and f"predict '{folder}' CLIP" in text
+    card = (folder / "CARD.md").read_text()
+    assert "| CLIPS | 120 | not known: fill in |" in card
+    assert "--data.roots CLIPS --out=a\n" in card and "anna" not in card
     with np.load(folder / "model.npz") as arrays:
         about = json.loads(arrays["about"].item())
     assert about["config"]["data"]["roots"] == ["CLIPS"] and "anna" not in json.dumps(about)
+    assert about["trust"][0].endswith("trained on CLIPS.")  # there are no gaps to fill in
 
 
 def test_the_recall_of_a_class_has_an_interval_over_speakers():
@@ -161,6 +167,10 @@ BIAS = "state.params.classifier.bias.value"
         (lambda arrays, about: about["networks"].pop(), "expected those of 1 networks"),
         (lambda arrays, about: about["networks"][0].update(temperature=-1.0), "above 0"),
         (lambda arrays, about: about["config"].update(rate=1), "does not fit this version"),
+        (lambda arrays, about: about["class_names"].append("anger"), "name of its own"),
+        (lambda arrays, about: about["widths"].update(audio=0), "widths above 0"),
+        (lambda arrays, about: about["widths"].pop("video"), "expected the width of video"),
+        (lambda arrays, about: about["config"]["model"].update(head_units=[0]), "--model.head-"),
         (lambda arrays, about: arrays[BIAS].fill(np.nan), "expected finite numbers"),
         (lambda arrays, about: arrays.update({BIAS: np.array(["a"] * 2)}), "expected finite"),
     ],
