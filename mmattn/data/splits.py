@@ -197,8 +197,9 @@ def _draw(
     names, sizes = zip(*parts, strict=True)
     if sum(sizes) > len(some):
         raise UserError(
-            f"{len(some)} speakers are too few (or other groups, by --data.disjoint): "
-            f"expected {', '.join(f'{size} for {name}' for name, size in parts)}"
+            f"{len(some)} speakers are too few (those that share a file, or a value of a column of "
+            "--data.disjoint, count as one): expected "
+            f"{', '.join(f'{size} for {name}' for name, size in parts)}"
         )
     counts = np.zeros((len(corpus), len(corpus.class_names)))
     np.add.at(counts, units, _class_shares(corpus))

@@ -88,7 +88,9 @@ def variants_of(asked: Mapping[str, tuple[float, ...]]) -> list[Variant]:
                 raise UserError(
                     f"--augment-audio {name}={value:g}: expected {low:g} to {high:g} {unit}"
                 )
-    return [Variant(name, value) for name, values in asked.items() for value in values]
+    return [
+        Variant(name, value) for name, values in asked.items() for value in dict.fromkeys(values)
+    ]
 
 
 def _filter(samples: np.ndarray, rate: int, filters: Filters) -> np.ndarray:
