@@ -185,7 +185,7 @@ def _corpus_of_files(
             bad.append((file, str(error)))
     title = f"{len(bad)} bad clips of {len(table) + len(unnamed)}"
     if bad:
-        say_table(title, ("file", "reason"), sorted(bad))
+        say_table(title, ("file", "reason"), sorted(bad), left=True)
     if len(bad) > data.max_bad:
         file, reason = min(bad)
         raise UserError(
@@ -267,7 +267,11 @@ def _check_clip(
         if reason := pack.reasons[row].get("") or pack.reasons[row].get(name):
             raise BadClip(reason)
         if name not in streams or not pack.streams[name].lengths[row]:
-            has = [one + FEATURES for one, stream in pack.streams.items() if stream.lengths[row]]
+            has = [
+                one + FEATURES
+                for one, stream in pack.streams.items()
+                if stream.lengths[row] and VARIANT not in one
+            ]
             raise BadClip(f"{name}{FEATURES} is missing; the file has {', '.join(has)}")
         if (count := streams[name].lengths[clip]) < MIN_FRAMES:
             found = f"{count} frames of {name} from {table.start[clip]} to {table.end[clip]} s"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.config import ExtractConfig, kind_of
-from mmattn.console import be_quiet, progress, say, say_table, waiting
+from mmattn.console import be_quiet, progress, say, say_table, screen, waiting
 from mmattn.data.corpora import find_manifest
 from mmattn.data.corpora.folders import list_clips
 from mmattn.data.manifest import read_manifest
@@ -195,9 +195,10 @@ def _footage(run: Run, prediction: Prediction) -> Footage:
 
 def _say_outcome(run: Run, outcome: Outcome) -> None:
     say(f"{run.folder}: {_about(run)}")
+    width = bar_width(run.class_names, screen.width)
     for one in outcome.predictions:
         rows = [
-            (name, f"{probability:.3f}", bar(probability))
+            (name, f"{probability:.3f}", bar(probability, width))
             for name, probability in zip(one.class_names, one.probabilities, strict=True)
         ]
         say_table(f"{one.path}: {one.predicted}", ("class", "probability", ""), rows, left=True)
@@ -229,6 +230,15 @@ def bar(share: float, width: int = BAR) -> str:
     """
     whole, eighths = divmod(round(8 * width * share), 8)
     return "█" * whole + EIGHTHS[eighths].strip()
+
+
+def bar_width(names: Sequence[str], room: int) -> int:
+    """Characters of a probability of 1, where the whole table has room for so many.
+
+    >>> bar_width(["calm", "surprised"], 60)
+    34
+    """
+    return max(8, min(BAR, room - max(map(len, names)) - 17))
 
 
 def attention_lines(streams: dict[str, StreamView]) -> Iterator[str]:

@@ -25,7 +25,9 @@ open_both = partial(open_corpus, modalities=("audio", "video"))
 def tables(monkeypatch):
     """The rows of the tables that were shown."""
     rows = []
-    monkeypatch.setattr(corpus_module, "say_table", lambda title, columns, more: rows.extend(more))
+    monkeypatch.setattr(
+        corpus_module, "say_table", lambda title, columns, more, left: rows.extend(more)
+    )
     return rows
 
 

@@ -190,3 +190,8 @@ def test_a_clip_without_its_copy_is_a_bad_clip(folder, options, write_clip):
     with pytest.raises(UserError, match=r"1 bad clips of 32 .*audio__tempo_0_8_features is miss"):
         open_corpus(options(folder), BOTH, variants=("tempo",))
     assert len(open_corpus(options(folder), BOTH)) == 32
+
+
+def test_copies_are_not_among_what_a_file_has(folder, options):
+    with pytest.raises(UserError, match=r"the file has audio_features, video_features\),"):
+        open_corpus(options(folder), ("text",))

@@ -17,6 +17,7 @@ from PIL import Image
 
 import mmattn
 from mmattn.config import ExtractConfig
+from mmattn.console import say_table
 from mmattn.data.corpus import open_corpus
 from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
@@ -24,7 +25,7 @@ from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.views import StreamView
 from mmattn.files import read_json
 from mmattn.run.folder import read_config
-from mmattn.run.predict import attention_lines, bar
+from mmattn.run.predict import attention_lines, bar, bar_width
 from mmattn.run.run import Clip
 from mmattn.train.inference import Ensemble
 
@@ -459,6 +460,17 @@ def test_attention_is_drawn_over_common_seconds():
 def test_bars():
     bars = ["", "▏", "██", "██▏", "████"]
     assert [bar(share, 4) for share in (0, 0.03125, 0.5, 0.53125, 1)] == bars
+
+
+@pytest.mark.parametrize("room", [40, 60, 80, 100])
+def test_a_bar_has_a_line_of_its_own(room, monkeypatch):
+    said = []
+    monkeypatch.setattr("mmattn.console.say", said.append)
+    monkeypatch.setattr("mmattn.console.WIDTH", room)
+    width = bar_width(["calm", "surprised"], room)
+    say_table("title", ("class", "probability", ""), [("surprised", "1.000", bar(1, width))], True)
+    assert said[0].endswith(f" surprised  1.000        {'█' * width}\n")
+    assert width == min(50, room - 26)
 
 
 def test_a_folder_a_pattern_and_a_manifest_as_a_table(commands, tiny_run, clip_files, tmp_path):
