@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from mmattn.console import WIDTH, say, say_table
+from mmattn.errors import UserError
 from mmattn.evaluate.metrics import METRICS, paired, per_class, scores
 from mmattn.evaluate.predictions import Predictions
 
@@ -88,7 +89,7 @@ def score_table(
 def paired_table(found: Mapping[str, Predictions], seed: int = 0) -> Table:
     """Scores of models on the same test clips, and how far the first is ahead of each other.
 
-    Raises UserError if the clips are not the same.
+    Raises UserError, which names the model, if the clips are not the same.
     """
     (_, first), *others = found.items()
     shown = "uar", "accuracy"
@@ -96,8 +97,11 @@ def paired_table(found: Mapping[str, Predictions], seed: int = 0) -> Table:
     for name, predictions in found.items():
         own = scores(predictions, seed)
         rows.append([name, *(Interval(**own[metric]) for metric in shown), None, None])
-    for row, (_, predictions) in zip(rows[1:], others, strict=True):
-        compared = paired(first, predictions, seed)
+    for row, (name, predictions) in zip(rows[1:], others, strict=True):
+        try:
+            compared = paired(first, predictions, seed)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
         row[-2:] = Interval(**compared.differences["uar"]), f"{compared.mcnemar:.4f}"
     note = (
         "UAR ahead: the first's less the row's, with a 95 % interval over speakers, paired. "

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mmattn.console import log_to, start_logging
+from mmattn.errors import UserError
 from mmattn.evaluate.metrics import METRICS, Metric, group_scores, scores
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.tables import (
@@ -9,6 +12,7 @@ from mmattn.evaluate.tables import (
     Table,
     cell_text,
     group_tables,
+    paired_table,
     say_groups,
     say_per_class,
     say_scores,
@@ -176,3 +180,14 @@ def test_ties_are_counted(said):
         "divergence alone.\n"
     )
     assert "validation" not in said()
+
+
+def test_models_side_by_side_by_hand():
+    ours = predictions()
+    right = replace(ours, probabilities=np.eye(3)[ours.labels])
+    first, second = paired_table({"right": right, "ours": ours}).rows
+    assert first == ["right", Interval(1.0, 1.0, 1.0), Interval(1.0, 1.0, 1.0), None, None]
+    # Of a alone both have UAR 1, of b alone the first has 1 and the other 0.
+    assert second[3:] == [Interval(0.5, 0.0, 1.0), "0.5000"]
+    with pytest.raises(UserError, match=r"^theirs: only predictions of the same clips"):
+        paired_table({"ours": ours, "theirs": ours.select(np.arange(3))})
