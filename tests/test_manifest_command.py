@@ -51,10 +51,10 @@ def test_class_folders(commands, clips):
 def test_feature_files_and_a_table_above_the_folder(commands, clips, tmp_path):
     for path in clips.rglob("*.wav"):
         path.rename(path.with_suffix(".npz"))
-    to = tmp_path / "all.csv"
+    to = tmp_path / "all clips.csv"
     options = ("--pattern", "{emotion}/{take}", "--to", to)
     text = commands.run("mmattn", "manifest", clips, *options)
-    assert "SPEAKERS UNKNOWN" in text and f"--data.roots {to}" in text
+    assert "SPEAKERS UNKNOWN" in text and f"--data.roots '{to}'" in text
     manifest = read_manifest(to)
     assert manifest.clips[0] == "clips/bored/00_0" and set(manifest.columns["corpus"]) == {"clips"}
     assert "is there already; --overwrite" in commands.run(

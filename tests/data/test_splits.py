@@ -79,7 +79,7 @@ def test_class_shares_are_alike_on_every_side():
 def test_too_few_speakers():
     corpus = corpus_of({"s1": (2, 2), "s2": (2, 2)})
     with pytest.raises(
-        UserError, match=r"2 speakers are too few .*: expected 1 for test, 1 for validation"
+        UserError, match=r"2 speakers .*share a file.*as one\): expected 1 for test, 1 for valid"
     ):
         make_split(corpus, DataConfig(), 0)
 

@@ -125,6 +125,10 @@ def test_what_cannot_be_made_is_named(asked, message):
         variants_of(asked)
 
 
+def test_a_copy_asked_for_twice_is_made_once():
+    assert variants_of({"tempo": (0.9, 1.1, 0.9)}) == [Variant("tempo", 0.9), Variant("tempo", 1.1)]
+
+
 def test_copies_of_no_audio(click, tmp_path):
     config = ExtractConfig(audio={}, augment_audio={"noise": (20.0,)})
     with pytest.raises(UserError, match="--audio none: expected audio features, of which --augm"):
