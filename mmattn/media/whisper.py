@@ -97,7 +97,7 @@ class Whisper:
             end = size + 4 + struct.unpack_from("<I", content, size)[0]
             variables.append((int(named[1]) + 1 if named else 0, content[at:end]))
             at = end
-        layers = max(number for number, _ in variables)
+        layers = max((number for number, _ in variables), default=0)
         last = self.layer if self.layer > 0 else layers + 1 + self.layer
         if not 0 < last <= layers:
             raise UserError(

@@ -138,6 +138,9 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"no model")
     with pytest.raises(UserError, match=f"--whisper-model {tmp_path}: no Whisper model"):
         Whisper(str(tmp_path), FOLDER).start()
+    (tmp_path / "model.bin").write_bytes(bytes(18))  # without variables
+    with pytest.raises(UserError, match="--whisper-layer -2: expected 1 to 0"):
+        Whisper(str(tmp_path), FOLDER, -2).start()
 
 
 def test_without_ctranslate2_the_extra_is_named(monkeypatch):

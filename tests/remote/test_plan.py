@@ -44,7 +44,7 @@ def test_options_become_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"experiment": "nothing"}, "--experiment nothing: expected one of aligned_aug, audio_aug"),
+        ({"experiment": "nothing"}, "--experiment nothing: expected one of ablation, aligned_aug"),
         ({"experiment": "compare"}, "--experiment compare: expected one training"),
         ({"experiment": "../x"}, "--experiment ../x: expected one of"),
         ({"args": "--train.epoch 3"}, "--args: not what experiments.no_aug takes"),
