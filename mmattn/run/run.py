@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mmattn.config import ExperimentConfig, ExtractConfig, kind_of
+from mmattn.config import ExperimentConfig, ExtractConfig, ModelFiles, kind_of
 from mmattn.data.corpus import Corpus, crop_and_tile
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import MIN_FRAMES, BadClip, read_features
@@ -319,9 +319,23 @@ class Run:
                 f"them, so it cannot be known how to extract the like from a raw clip; expected a "
                 f"feature file (.npz) made as they were"
             )
+        if isinstance(self.networks[0].checkpoints, Exported):
+            self._check_models({name: self.extractor[name]["settings"] for name in used})
         with explain_missing_library():
             from mmattn.media.extract import config_like
         return config_like(self.extractor, self._media)
+
+    def _check_models(self, settings: dict[str, dict]) -> None:
+        """UserError if a model file would, by its settings, have a model fetched unasked."""
+        for modality, own in settings.items():
+            for option in ("whisper_model", "hf_model"):
+                usual, given = getattr(ModelFiles, option), getattr(self._media, option)
+                if option in own and given == usual != own[option]:
+                    raise UserError(
+                        f"{self.folder}: its {modality} features are made by the model "
+                        f"{own[option]!r}, which is not fetched unasked; if you trust it, add "
+                        f"--{option.replace('_', '-')} {own[option]}"
+                    )
 
     @property
     def is_calibrated(self) -> bool:

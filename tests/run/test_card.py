@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mmattn
-from mmattn.config import OtherDataConfig
+from mmattn.config import ExtractConfig, OtherDataConfig
 from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
 from mmattn.evaluate.metrics import per_class
@@ -179,6 +179,21 @@ def test_a_file_with_a_fault(shared, tmp_path, change, words):
     (tmp_path / "model.npz").write_bytes(altered(shared, change))
     with pytest.raises(UserError, match=rf"^{tmp_path}/model.npz: (?s:.*){words}"):
         load_run(tmp_path)
+
+
+def test_no_model_that_a_file_names_is_fetched_unasked(shared, tmp_path):
+    settings = {"whisper_model": "someone/else", "whisper_layer": -1, "sha256": "0"}
+    records = {
+        "audio": {"name": "whisper", "version": 1, "settings": settings},
+        "video": {"name": "none", "version": 1, "settings": {}},
+    }
+    changed = altered(shared, lambda arrays, about: about.update(extractor=records))
+    (tmp_path / "model.npz").write_bytes(changed)
+    with pytest.raises(UserError, match=r"fetched unasked.*add --whisper-model someone/else"):
+        load_run(tmp_path).extraction()
+    given = ExtractConfig(whisper_model=str(tmp_path / "mine"))
+    with pytest.raises(UserError, match="'none' are not made here"):  # what comes after it
+        load_run(tmp_path, media=given).extraction()
 
 
 @pytest.mark.parametrize("change", ["lacks", "has more", "is shorter"])
