@@ -64,9 +64,9 @@ def lacking(whole) -> Corpus:
     return replace(whole, streams=streams)
 
 
-def with_invalid(corpus: Corpus, clip: int, normaliser: Normaliser) -> Streams:
+def with_invalid(corpus: Corpus, clip: int, normaliser: Normaliser, *copies) -> Streams:
     """`normalised`, but with all frames of a modality invalid, as in training."""
-    streams = normalised(corpus, clip, normaliser)
+    streams = normalised(corpus, clip, normaliser, *copies)
     if lost := LACKS.get(clip):
         frames, times, valid = streams[lost]
         streams[lost] = Stream(np.zeros_like(frames), times, np.zeros_like(valid))

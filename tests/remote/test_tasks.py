@@ -177,7 +177,7 @@ def test_other_tasks_do_nothing_when_dry(shell, cloud_api, task):
         (("--grace-minutes=soon",), "--grace-minutes soon: expected a number above 0"),
         (
             ("--experiment", "nothing"),
-            "--experiment nothing: expected one of aligned_aug, audio_aug",
+            "--experiment nothing: expected one of ablation, aligned_aug, audio_aug",
         ),
         (("--data", "/nowhere"), "--data /nowhere: expected a folder"),
         (("--data=",), "--data : expected a folder"),
