@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from experiments.ravdess_best import CONFIG
+from experiments import ravdess_best
 from mmattn.cli import run_command, worker_count
 from mmattn.config import TOLD, AugmentConfig, ExperimentConfig, OtherDataConfig
 from mmattn.errors import UserError
 
-BASE = replace(CONFIG, name="ablation", members=1, data=replace(CONFIG.data, validation=0.125))
+BEST = ravdess_best.CONFIG
+BASE = replace(BEST, name="ablation", members=1, data=replace(BEST.data, validation=0.125))
 NETWORKS = {
     "lstm-attention": {},
     "attention": {"encoder": "none"},
