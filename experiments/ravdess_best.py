@@ -5,7 +5,7 @@ python -m experiments.ravdess_best --data.roots FOLDER
 
 On Whisper's encoder states and expression posteriors: the ensemble of `ravdess_tuned`, longer and
 with masks of features and of the same seconds in both modalities. docs/accuracy.md tells how it was
-chosen, on validation speakers alone, and what it reaches; a fold takes about 3 minutes on 2 cores.
+chosen, on validation speakers alone, and what it reaches; a fold takes about 4 minutes on a core.
 """
 
 from dataclasses import replace
