@@ -9,29 +9,18 @@ small ones, so that the twelve take less than 2 MB. UAR 0.712 [0.628, 0.785] wit
 minutes on a core that other work shared.
 """
 
-from mmattn.cli import experiment
-from mmattn.config import AugmentConfig, DataConfig, ExperimentConfig, ModelConfig, TrainConfig
+from dataclasses import replace
 
-CONFIG = ExperimentConfig(
+from experiments import ravdess_best
+from mmattn.cli import experiment
+
+BEST = ravdess_best.CONFIG
+CONFIG = replace(
+    BEST,
     name="starter",
     members=4,
-    data=DataConfig(labels=("ravdess8",), folds="ravdess"),
-    augment=AugmentConfig(feature_mask=0.5, time_mask=1.0),
-    model=ModelConfig(
-        modalities=("audio",),
-        units={"audio": (16,)},
-        statistics=True,
-        head_units=(64,),
-        head_dropout=(0.5,),
-    ),
-    train=TrainConfig(
-        epochs=30,
-        batch=32,
-        learning_rate=2e-3,
-        weight_decay=3.0,
-        schedule="cosine",
-        patience=30,
-    ),
+    data=replace(BEST.data, overlap=False),
+    model=replace(BEST.model, modalities=("audio",), units={"audio": (16,)}),
 )
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,13 +57,17 @@ def run_ablation(grid: Grid, folder: Path, seeds: int, workers: int) -> None:
     for features, models in grid.items():
         first = next(iter(models.values()))
         folds = chosen_folds(open_corpus(first.data, first.streams), first.data)
-        for part, seed, fold in _parts(seeds, folds):
-            of = {"linear": (_test_linear, first)} | {
-                name: (_train_and_test, config) for name, config in models.items()
-            }
+        works = {"linear": (_test_linear, first)}
+        works |= {name: (_train_and_test, config) for name, config in models.items()}
+        for seed, fold in product(range(seeds), folds):
             tasks += [
-                (work, folder / features / name / part, replace(config, seed=seed), fold)
-                for name, (work, config) in of.items()
+                (
+                    work,
+                    folder / features / name / _part(seed, fold),
+                    replace(config, seed=seed),
+                    fold,
+                )
+                for name, (work, config) in works.items()
             ]
     about = {
         "seeds": seeds,
@@ -74,12 +79,6 @@ def run_ablation(grid: Grid, folder: Path, seeds: int, workers: int) -> None:
     say(f"ablation {folder}: {len(tasks)} trainings, {workers} at once")
     run_tasks(folder, about, tasks, DONE, workers)
     _write_results(list(_rows(grid, folder, seeds, folds)), folder, seeds)
-
-
-def _parts(seeds: int, folds: list[int | None]) -> Iterator[tuple[str, int, int | None]]:
-    for seed in range(seeds):
-        for fold in folds:
-            yield _part(seed, fold), seed, fold
 
 
 def _part(seed: int, fold: int | None) -> str:
