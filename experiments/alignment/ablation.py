@@ -26,7 +26,7 @@ from mmattn.run.fit import train_run
 from mmattn.run.run import Run
 from mmattn.train.callbacks import Console
 
-LINEAR = ("linear", "linear-late")  # of the baselines, those of all modalities
+LINEAR = ("linear", "linear-late")  # of the baselines, those of all modalities; of one the first
 DONE = "done"  # in a folder that has all its predictions
 
 Grid = dict[str, dict[str, ExperimentConfig]]  # by features, by model
@@ -112,7 +112,8 @@ def _test_linear(folder: Path, config: ExperimentConfig, fold: int | None) -> No
 def _rows(grid: Grid, folder: Path, seeds: int, folds: list[int | None]) -> Iterator[Row]:
     first = None
     for features, models in grid.items():
-        places = dict.fromkeys(models) | dict.fromkeys(LINEAR, "linear")
+        several = len(next(iter(models.values())).model.modalities) > 1
+        places = dict.fromkeys(models) | dict.fromkeys(LINEAR if several else LINEAR[:1], "linear")
         for name, place in places.items():
             uar = np.stack(
                 [

@@ -86,3 +86,12 @@ def test_rows_are_paired_with_the_first(tmp_path):
     assert kept.stat().st_mtime_ns == at
     with pytest.raises(UserError, match="holds another study"):
         run_ablation(GRID, tmp_path, 1, 2)
+
+
+@pytest.mark.slow
+def test_one_modality_has_one_linear_model(tmp_path):
+    mean = GRID["audio+video"]["mean"]
+    audio = replace(mean.model, modalities=("audio",), units={"audio": (4,)})
+    run_ablation({"audio": {"mean": replace(mean, model=audio)}}, tmp_path, 1, 1)
+    text = (tmp_path / "results.md").read_text()
+    assert re.findall(r"\| audio \| (\S+) \|", text) == ["mean", "linear"]
