@@ -482,6 +482,8 @@ class ExperimentConfig:
         from mmattn.train.history import monitor_of  # takes a while: `--help` does without
 
         self.distributed.check()
+        if self.resume and self.out:  # the options that count are the run's, checked long ago
+            return
         self.data.check()
         monitor_of(self.train.monitor)
         train, model, data, augment = self.train, self.model, self.data, self.augment

@@ -2,7 +2,9 @@
 
 import io
 import multiprocessing
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -167,7 +169,12 @@ def _run(tasks: list[Task], workers: int) -> None:
 
 
 def _start_worker(cores: multiprocessing.Queue) -> None:
-    """Take a core for this process: threads of several trainings would only be in the way."""
+    """Take a core for this process: threads of several trainings would only be in the way.
+
+    It ends with the study, in whatever way that ends: another may be at work in the folder next.
+    """
+    study = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (study.join(), os._exit(1)), daemon=True).start()
     pin([cores.get()])
     be_quiet()
     start_devices(1, batch=1)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -71,6 +74,45 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"new or empty folder, it has thesis\.txt"):
         run(STUDY, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+HANGING = """
+import os, sys, time
+from pathlib import Path
+from experiments.alignment.runner import run_tasks
+from experiments.no_aug import CONFIG
+
+def hang(folder, config, fold):
+    (folder / "pid").write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    run_tasks(out, {}, [(hang, out / "cell", CONFIG, None)], "done", 1)
+"""
+
+
+def test_trainings_end_with_a_study_that_is_killed(tmp_path):
+    """Else they would write on into what the next study makes in the same folder."""
+    (tmp_path / "hanging.py").write_text(HANGING)
+    pid = tmp_path / "out/cell/pid"
+    with subprocess.Popen([sys.executable, tmp_path / "hanging.py", tmp_path / "out"]) as study:
+        while not (pid.exists() and pid.read_text()):
+            assert study.poll() is None
+            time.sleep(0.1)
+        study.kill()
+    deadline = time.monotonic() + 30
+    while is_alive(int(pid.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_no_workers(tmp_path):

@@ -112,6 +112,13 @@ def test_a_resumed_run_keeps_its_options(commands, tiny_run):
     assert "--train.batch 48" in text and "has 8" in text
 
 
+def test_an_experiment_whose_own_options_need_data_is_resumed_without_naming_them(
+    commands, tiny_run
+):
+    text = commands.run("experiments.ravdess_tuned", "--resume", "--out", tiny_run, code=2)
+    assert "is a run of no_aug: resume it with that experiment" in text
+
+
 def test_two_processes_cannot_share_a_folder(commands, tmp_path):
     process = go_on(commands, tmp_path / "run")
     wait_until((tmp_path / "run" / "train.log").exists, process)
