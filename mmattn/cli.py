@@ -77,12 +77,17 @@ def parse_experiment(
     config = tyro.cli(
         ExperimentConfig, description=description, default=default, prog=prog, args=words
     )
-    own, used = default.model.units.items(), config.model.modalities
-    # The experiment's own units of a modality that is left out were not asked for.
-    units = {
-        name: of for name, of in config.model.units.items() if name in used or (name, of) not in own
-    }
-    return replace(config, model=replace(config.model, units=units))
+    # What the experiment itself sets of a modality that is left out was not asked for.
+    for (part, name, of), (*_, own) in zip(
+        config.by_modality(), default.by_modality(), strict=True
+    ):
+        asked = {
+            modality: value
+            for modality, value in of.items()
+            if modality in config.streams or own.get(modality) != value
+        }
+        config = replace(config, **{part: replace(getattr(config, part), **{name: asked})})
+    return config
 
 
 @dataclass(frozen=True)

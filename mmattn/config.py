@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -477,6 +478,13 @@ class ExperimentConfig:
         """The modalities that every clip must have."""
         return self.data.streams or self.model.modalities
 
+    def by_modality(self) -> Iterator[tuple[str, str, dict]]:
+        """The part, name and value of each option whose values are named by modality."""
+        yield "model", "units", self.model.units
+        yield "data", "rates", self.data.rates
+        for name in ("noise", "scale", "own_tempo", "dropout", "gap"):
+            yield "augment", name, getattr(self.augment, name)
+
     def check(self) -> None:
         """Raise UserError at the first option whose value cannot be."""
         from mmattn.train.history import monitor_of  # takes a while: `--help` does without
@@ -558,20 +566,15 @@ class ExperimentConfig:
             (
                 "model.modalities",
                 " ".join(model.modalities),
-                0 < len(set(model.modalities)) == len(model.modalities),
+                all(model.modalities) and 0 < len({*model.modalities}) == len(model.modalities),
                 "one or more, each once",
             ),
             *(
                 (option, f"{name}: no such modality", name in self.streams, " ".join(self.streams))
                 for option, names in (
                     ("model.modalities", model.modalities),
-                    ("model.units", model.units),
-                    ("data.rates", data.rates),
                     ("data.tile", data.tile),
-                    *(
-                        (f"augment.{operation}", getattr(augment, operation))
-                        for operation in ("noise", "scale", "own_tempo", "dropout", "gap")
-                    ),
+                    *((f"{part}.{name}", of) for part, name, of in self.by_modality()),
                 )
                 for name in names
             ),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import ravdess_tuned
+from experiments import aligned_aug, ravdess_tuned
 from mmattn.cli import parse_experiment
 from mmattn.config import (
     AugmentConfig,
@@ -52,6 +52,7 @@ TEMPO = "expected 0.25 ≤ low ≤ high < 4"
         ),
         ("augment", {"mixup": -0.2}, "--augment.mixup -0.2: expected 0 to 100"),
         ("model", {"modalities": ()}, "--model.modalities : expected one or more, each once"),
+        ("model", {"modalities": ("",)}, "--model.modalities : expected one or more, each once"),
         ("model", {"modalities": ("a", "a")}, "--model.modalities a a: expected one or more"),
         (
             "model",
@@ -139,8 +140,12 @@ def test_processes_are_no_part_of_what_a_run_stores():
     assert config_from_json(several.to_json()) == GOOD
 
 
-def test_units_of_an_experiment_go_with_the_modality_that_is_left_out():
+def test_what_an_experiment_sets_goes_with_the_modality_that_is_left_out():
     words = ["--data.roots", "clips", "--model.modalities", "audio"]
+    augment = parse_experiment(aligned_aug.CONFIG, "", words).augment
+    assert (augment.noise, augment.dropout, augment.gap) == ({"audio": (0.05, 0.2)}, {}, {})
+    with pytest.raises(UserError, match=r"--augment\.gap video: no such modality"):
+        parse_experiment(aligned_aug.CONFIG, "", [*words, "--augment.gap", "video=0.1"]).check()
     config = parse_experiment(ravdess_tuned.CONFIG, "", words)
     assert config.model.units == {"audio": (32,)}
     config.check()
