@@ -67,6 +67,8 @@ class Options:
             raise UserError(f"--seeds {self.seeds}: expected 1 or more")
         if not self.data.roots:
             raise UserError("--data.roots: expected folders of RAVDESS's feature files")
+        if not (self.features and all(self.features)):
+            raise UserError("--features: expected MODALITY or MODALITY+MODALITY, found nothing")
         data = self.data.apply(BASE.data)
         roots = tuple(root.expanduser().resolve() for root in data.roots)
         base = replace(BASE, data=replace(data, roots=roots))

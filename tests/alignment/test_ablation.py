@@ -10,6 +10,7 @@ import pytest
 from experiments import ablation
 from experiments.alignment.ablation import run_ablation
 from experiments.alignment.statistics import paired_difference
+from mmattn.config import OtherDataConfig
 from mmattn.errors import UserError
 from mmattn.evaluate.metrics import scores_by_speaker
 from mmattn.evaluate.predictions import read_predictions
@@ -48,6 +49,10 @@ def test_one_modality_has_nothing_to_fuse():
     ("options", "message"),
     [
         ({}, r"--data\.roots: expected folders"),
+        (
+            {"features": ("",), "data": OtherDataConfig((Path("clips"),))},
+            "--features: expected MOD",
+        ),
         ({"seeds": 0}, "--seeds 0: expected 1 or more"),
         ({"workers": 0}, "--workers 0: expected 1 or more"),
     ],
