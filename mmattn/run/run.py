@@ -201,7 +201,10 @@ class Run:
 
     @cached_property
     def split(self) -> dict:
-        """What split.json says of the clips of the first training."""
+        """What split.json says of the clips of the first training. UserError: it is a model file,
+        which has none."""
+        if isinstance(self.networks[0].checkpoints, Exported):
+            raise UserError(f"{self.folder}: a shared model has no clips; expected a run's folder")
         return read_json(self.networks[0].folder / "split.json")
 
     @cached_property

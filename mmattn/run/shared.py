@@ -5,16 +5,18 @@ Each array holds those of all networks, stacked; `about` is the JSON of an `Abou
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dacite
 import numpy as np
 
-from mmattn.config import DataConfig, ExperimentConfig, config_from_json
+from mmattn.config import DataConfig, ExperimentConfig, ModelConfig, config_from_json
 from mmattn.data.extractor import parse_extractor
 from mmattn.errors import UserError
 from mmattn.files import write_bytes
@@ -130,6 +132,9 @@ def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str
         raise UserError(f"{path}: its config: {error}") from error
     if missing := {*config.model.modalities} - {*about.widths}:
         raise UserError(f"{path}: expected the width of {', '.join(sorted(missing))}, found none")
+    numbers = sum(stacked[0].size for stacked in arrays.values())
+    if (most := _most_numbers(config.model, about.widths)) > numbers:
+        raise UserError(f"{path}: expected {most} numbers or more a network, found {numbers}")
     common = {
         "config": about.config,
         "class_names": about.class_names,
@@ -142,6 +147,16 @@ def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str
         own = {name: stacked[number] for name, stacked in arrays.items()}
         networks[one.name] = Exported(str(path), common | {"temperature": one.temperature}, own)
     return config, tuple(about.trust), networks
+
+
+def _most_numbers(model: ModelConfig, widths: dict[str, int]) -> int:
+    """In the largest of some of a network's arrays, to be known before it takes memory."""
+    sizes = [*widths.values()]
+    for name in model.modalities:
+        units = [size for size in model.units_of(name) for _ in range(2)]  # from step to step too
+        joint = len(model.modalities) * [model.cross_units] if model.fusion == "cross" else []
+        sizes += map(math.prod, pairwise([widths[name], *units, *joint, *model.head_units]))
+    return max(sizes)
 
 
 def _parse(arrays: dict[str, np.ndarray]) -> About:

@@ -52,6 +52,8 @@ def test_it_predicts_as_its_run(ensemble, shared, corpus):
         assert run.is_calibrated == expected.is_calibrated
         found, known = (one.predict_corpus(corpus, some) for one in (run, expected))
         np.testing.assert_array_equal(found.probabilities, known.probabilities)
+        with pytest.raises(UserError, match="a shared model has no clips"):
+            _ = run.split
     raw = [load_run(path, calibrated=False) for path in (ensemble, shared)]
     one, other = (run.predict_corpus(corpus, some).probabilities for run in raw)
     np.testing.assert_array_equal(one, other)
@@ -171,6 +173,11 @@ BIAS = "state.params.classifier.bias.value"
         (lambda arrays, about: about["widths"].update(audio=0), "widths above 0"),
         (lambda arrays, about: about["widths"].pop("video"), "expected the width of video"),
         (lambda arrays, about: about["config"]["model"].update(head_units=[0]), "--model.head-"),
+        (lambda arrays, about: about["widths"].update(audio=10**13), "expected 1[0-9]* numbers"),
+        (
+            lambda arrays, about: about["config"]["model"].update(units={"audio": [10**5] * 2}),
+            "expected 10000000000 numbers or more a network, found [0-9]",
+        ),
         (lambda arrays, about: arrays[BIAS].fill(np.nan), "expected finite numbers"),
         (lambda arrays, about: arrays.update({BIAS: np.array(["a"] * 2)}), "expected finite"),
     ],
