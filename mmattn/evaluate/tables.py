@@ -86,15 +86,15 @@ def score_table(
     return Table("All classes.", ("", *splits), rows, note)
 
 
-def paired_table(found: Mapping[str, Predictions], seed: int = 0) -> Table:
-    """Scores of models on the same test clips, and how far the first is ahead of each other.
+def paired_table(found: Sequence[tuple[str, Predictions]], seed: int = 0) -> Table:
+    """Scores of named models on the same test clips, and how far the first is ahead of each other.
 
     Raises UserError, which names the model, if the clips are not the same.
     """
-    (_, first), *others = found.items()
+    (_, first), *others = found
     shown = "uar", "accuracy"
     rows = []
-    for name, predictions in found.items():
+    for name, predictions in found:
         own = scores(predictions, seed)
         rows.append([name, *(Interval(**own[metric]) for metric in shown), None, None])
     for row, (name, predictions) in zip(rows[1:], others, strict=True):
@@ -102,7 +102,8 @@ def paired_table(found: Mapping[str, Predictions], seed: int = 0) -> Table:
             compared = paired(first, predictions, seed)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        row[-2:] = Interval(**compared.differences["uar"]), f"{compared.mcnemar:.4f}"
+        p = "< 0.0001" if compared.mcnemar < 1e-4 else f"{compared.mcnemar:.4f}"
+        row[-2:] = Interval(**compared.differences["uar"]), p
     note = (
         "UAR ahead: the first's less the row's, with a 95 % interval over speakers, paired. "
         "McNemar: p of the exact test over clips."

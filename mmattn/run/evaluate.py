@@ -96,7 +96,7 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
     together |= found[run]
     title = f"Test; {corpus.description}"
     title += f"; {run.split['description']}" if run.split["leaking"] else ""
-    _say_paired(title, together, config.seed)
+    _say_paired(title, [*together.items()], config.seed)
     make_folder(folder / BASELINES)
     for name, predictions in found[run].items():
         write_predictions(folder / BASELINES / f"{name}.csv", predictions)
@@ -119,14 +119,13 @@ def compare_runs(folders: Sequence[Path]) -> None:
         raise UserError("RUN...: expected one run or more")
     for folder in folders:
         check_complete(folder)
-    paths = {str(folder): folder / PREDICTIONS["test"] for folder in folders}
-    baselines = {path.stem: path for path in (folders[0] / BASELINES).glob("*.csv")}
-    paths |= dict(sorted(baselines.items()))
-    found = {name: read_predictions(path) for name, path in paths.items()}
+    paths = [(str(folder), folder / PREDICTIONS["test"]) for folder in folders]
+    paths += sorted((path.stem, path) for path in (folders[0] / BASELINES).glob("*.csv"))
+    found = [(name, read_predictions(path)) for name, path in paths]
     _say_paired(f"Test, {folders[0]} and others", found, read_config(folders[0]).seed)
 
 
-def _say_paired(title: str, found: dict[str, Predictions], seed: int) -> None:
+def _say_paired(title: str, found: list[tuple[str, Predictions]], seed: int) -> None:
     table = paired_table(found, seed)
     say_wide(title, table)
     say(table.note)

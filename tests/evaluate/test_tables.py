@@ -185,9 +185,17 @@ def test_ties_are_counted(said):
 def test_models_side_by_side_by_hand():
     ours = predictions()
     right = replace(ours, probabilities=np.eye(3)[ours.labels])
-    first, second = paired_table({"right": right, "ours": ours}).rows
+    first, second = paired_table([("right", right), ("ours", ours)]).rows
     assert first == ["right", Interval(1.0, 1.0, 1.0), Interval(1.0, 1.0, 1.0), None, None]
     # Of a alone both have UAR 1, of b alone the first has 1 and the other 0.
     assert second[3:] == [Interval(0.5, 0.0, 1.0), "0.5000"]
     with pytest.raises(UserError, match=r"^theirs: only predictions of the same clips"):
-        paired_table({"ours": ours, "theirs": ours.select(np.arange(3))})
+        paired_table([("ours", ours), ("theirs", ours.select(np.arange(3)))])
+
+
+def test_models_of_one_name_have_rows_of_their_own_and_no_p_is_zero():
+    right = replace(many(labels=np.zeros(60, int)), probabilities=np.eye(3)[np.zeros(60, int)])
+    wrong = replace(right, probabilities=np.eye(3)[np.ones(60, int)])
+    table = paired_table([("one", right), ("one", right), ("one", wrong)])
+    assert [row[0] for row in table.rows] == 3 * ["one"]
+    assert [row[-1] for row in table.rows] == [None, "1.0000", "< 0.0001"]
