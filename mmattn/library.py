@@ -119,8 +119,12 @@ class Scores:
     differences: dict[str, dict[str, Any]]
 
     def __getitem__(self, metric: str) -> float | None:
-        """The value of a metric over all clips."""
-        return self.rows["all"][metric]["value"]
+        """The value of a metric over all clips; UserError if there is none, or only groups."""
+        found = self.rows.get("all", {})
+        if metric not in found:
+            expected = ", ".join(found) or "scores without `by`; those of groups are in .rows"
+            raise UserError(f"scores[{metric!r}]: expected {expected}")
+        return found[metric]["value"]
 
     def to_pandas(self):
         """A data frame with a row a group and metric: value, low, high."""

@@ -107,6 +107,10 @@ def test_scores_by_groups(corpus, run):
     }
     table = by_sex.to_pandas()
     assert table.loc[("f", "UAR"), "value"] == by_sex.rows["f"]["uar"]["value"]
+    with pytest.raises(UserError, match=r"scores\['uar'\]: expected scores without `by`"):
+        by_sex["uar"]
+    with pytest.raises(UserError, match=r"scores\['acc'\]: expected uar, accuracy"):
+        mmattn.scores(found)["acc"]
     with pytest.raises(UserError, match="expected edges that rise"):
         mmattn.scores(found, by={"age": (45, 30)})
     with pytest.raises(UserError, match="by height: expected columns of the corpus: sex, age"):

