@@ -7,7 +7,7 @@ accuracy, UAR and F1.
 
 import numpy as np
 
-from mmattn.evaluate.predictions import SMALLEST_PROBABILITY, Predictions
+from mmattn.evaluate.predictions import SMALLEST_PROBABILITY, Predictions, pool_votes
 
 BOUNDS = (-10.0, 10.0)  # of log T and log weights, those of scikit-learn
 
@@ -36,21 +36,8 @@ def temperature(predictions: Predictions) -> float:
     return float(np.exp(found.x))
 
 
-def pooled(votes: np.ndarray, log_weights: np.ndarray | float = 0.0) -> np.ndarray:
-    """Log-probabilities [N, K] of the logarithmic opinion pool of votes [N, M, K].
-
-    Σ_m w_m log p_m, normalised, where w = softmax(log_weights) [M] over the votes that there are:
-    all log-probabilities of one that is missing are 0. As `Late` joins the modalities.
-    """
-    from scipy.special import log_softmax
-
-    weights = np.exp(log_weights) * votes.any(axis=-1)
-    weights /= np.maximum(weights.sum(axis=-1, keepdims=True), SMALLEST_PROBABILITY)
-    return log_softmax(np.einsum("nm,nmk->nk", weights, votes), axis=-1)
-
-
 def log_weights(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The log weights [M] with which `pooled` fits best, at the temperature that suits them.
+    """The log weights [M] with which `pool_votes` fits best, at the temperature that suits them.
 
     Of votes [N, M, K] for clips with labels [N], -1 for none, it minimises the summed log loss plus
     half the squares of log weights and log temperature: standard normal priors, which keep the
@@ -62,7 +49,7 @@ def log_weights(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     votes, labels = votes[labels >= 0], labels[labels >= 0]
 
     def loss(found: np.ndarray) -> float:
-        scaled = np.exp(-found[0]) * pooled(votes, found[1:])
+        scaled = np.exp(-found[0]) * pool_votes(votes, found[1:])
         true = log_softmax(scaled, axis=1)[np.arange(len(labels)), labels]
         return 0.5 * (found @ found) - true.sum()
 

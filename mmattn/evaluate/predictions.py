@@ -202,9 +202,21 @@ def pool(probabilities: Sequence[np.ndarray]) -> np.ndarray:
     """
     if len(probabilities) == 1:
         return np.asarray(probabilities[0])
-    logs = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY)).mean(axis=0)
-    powers = np.exp(logs - logs.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    votes = np.log(np.maximum(np.stack(probabilities, axis=-2), SMALLEST_PROBABILITY))
+    return np.exp(pool_votes(votes))
+
+
+def pool_votes(votes: np.ndarray, log_weights: np.ndarray | float = 0.0) -> np.ndarray:
+    """Log-probabilities [..., K] of the pool of votes, log-probabilities [..., M, K] of M models.
+
+    Σ_m w_m log p_m, normalised, where w = softmax(log_weights) [M] over the votes that there are:
+    all log-probabilities of one that is missing are 0. As `Late` joins the modalities.
+    """
+    weights = np.exp(log_weights) * votes.any(axis=-1)
+    weights /= np.maximum(weights.sum(axis=-1, keepdims=True), SMALLEST_PROBABILITY)
+    joint = np.einsum("...m,...mk->...k", weights, votes)
+    joint -= joint.max(axis=-1, keepdims=True)
+    return joint - np.log(np.exp(joint).sum(axis=-1, keepdims=True))
 
 
 def combine(parts: Sequence[Predictions]) -> Predictions:

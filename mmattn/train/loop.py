@@ -18,7 +18,7 @@ from mmattn.data.splits import Split
 from mmattn.errors import Diverged, Stopped, UserError
 from mmattn.evaluate.calibration import log_weights, temperature
 from mmattn.evaluate.metrics import METRICS, metric_values
-from mmattn.evaluate.predictions import Predictions, predictions_of
+from mmattn.evaluate.predictions import Predictions, pool_votes, predictions_of
 from mmattn.model.fusion import fusion_of
 from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, InMemory, Kind
@@ -90,16 +90,18 @@ class Trainer:
 
     def fit_weights(
         self, state: TrainState, clips: np.ndarray, votes: np.ndarray
-    ) -> tuple[TrainState, dict[str, float]]:
-        """The state with the weights that suit the votes [n, M, K] for clips [n] best, and these.
+    ) -> tuple[TrainState, dict[str, float], np.ndarray]:
+        """Weigh the modalities as suits their votes [n, M, K] for clips [n] best.
 
-        The weights, by modality, sum to 1.
+        Returns:
+            The state with the weights; these, by modality, which sum to 1; probabilities [n, K].
         """
         labels = self.corpus.labels[clips]
         fitted = np.array(processes.from_first(lambda: log_weights(votes, labels).tolist()))
         shares = np.exp(fitted) / np.exp(fitted).sum()
         weights = dict(zip(sorted(self.config.model.modalities), shares.tolist(), strict=True))
-        return self.learner.with_log_weights(state, fitted), weights
+        probabilities = np.exp(pool_votes(votes, fitted))
+        return self.learner.with_log_weights(state, fitted), weights, probabilities
 
     def save(
         self, checkpoints: Checkpoints | InMemory, kind: Kind, at: Position, about: dict
@@ -194,9 +196,9 @@ def train(
         nonlocal at, weights
         found = trainer.predictor(at.state).predict(split.validation)
         if trainer.fits_weights:
-            state, weights = trainer.fit_weights(at.state, split.validation, found.votes)
-            at = at._replace(state=state)
-            found = trainer.predictor(at.state).predict(split.validation)
+            state, weights, shares = trainer.fit_weights(at.state, split.validation, found.votes)
+            at = at._replace(state=state)  # the losses, of each modality alone, are the same
+            found = found._replace(probabilities=shares)
         own = predictions_of(trainer.corpus, split.validation, found.probabilities)
         return float(found.loss.mean()), own
 

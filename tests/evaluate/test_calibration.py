@@ -6,9 +6,9 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from mmattn.evaluate.calibration import calibrated, log_weights, pooled, temperature
+from mmattn.evaluate.calibration import calibrated, log_weights, temperature
 from mmattn.evaluate.metrics import metric_values
-from mmattn.evaluate.predictions import Predictions
+from mmattn.evaluate.predictions import Predictions, pool_votes
 
 
 def build(labels, probabilities, targets=None) -> Predictions:
@@ -127,9 +127,9 @@ def test_the_most_probable_class_stays_to_the_last_bit(temperature):
 def test_a_pool_of_votes_by_hand():
     votes = np.log([[[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], [[0.5, 0.3, 0.2], [1, 1, 1]]])
     once = np.sqrt([0.5 * 0.1, 0.3 * 0.1, 0.2 * 0.8])
-    np.testing.assert_allclose(np.exp(pooled(votes)), [once / once.sum(), [0.5, 0.3, 0.2]])
+    np.testing.assert_allclose(np.exp(pool_votes(votes)), [once / once.sum(), [0.5, 0.3, 0.2]])
     powers = np.array([0.5, 0.3, 0.2]) ** 0.75 * np.array([0.1, 0.1, 0.8]) ** 0.25
-    weighted = np.exp(pooled(votes, np.log([3, 1])))
+    weighted = np.exp(pool_votes(votes, np.log([3, 1])))
     np.testing.assert_allclose(weighted, [powers / powers.sum(), [0.5, 0.3, 0.2]])
 
 
