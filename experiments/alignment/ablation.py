@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.alignment.runner import kept_corpus, run_tasks
+from experiments.alignment.plan import part_name
+from experiments.alignment.runner import kept_corpus, run_tasks, train_part
 from experiments.alignment.statistics import mean_with_interval, paired_difference
 from mmattn.config import ExperimentConfig
-from mmattn.console import log_to, say
+from mmattn.console import say
 from mmattn.data.corpus import open_corpus
 from mmattn.data.splits import chosen_folds, make_split
 from mmattn.evaluate.baseline import corpus_statistics, test_baselines
@@ -22,9 +23,6 @@ from mmattn.evaluate.plots import BLUE, DPI, ORANGE
 from mmattn.evaluate.predictions import join, read_predictions, write_predictions
 from mmattn.evaluate.tables import Interval, Table, markdown, say_wide
 from mmattn.files import write_text
-from mmattn.run.fit import train_run
-from mmattn.run.run import Run
-from mmattn.train.callbacks import Console
 
 LINEAR = ("linear", "linear-late")  # of the baselines, those of all modalities; of one the first
 DONE = "done"  # in a folder that has all its predictions
@@ -63,7 +61,7 @@ def run_ablation(grid: Grid, folder: Path, seeds: int, workers: int) -> None:
             tasks += [
                 (
                     work,
-                    folder / features / name / _part(seed, fold),
+                    folder / features / name / part_name(seed, fold),
                     replace(config, seed=seed),
                     fold,
                 )
@@ -81,20 +79,10 @@ def run_ablation(grid: Grid, folder: Path, seeds: int, workers: int) -> None:
     _write_results(list(_rows(grid, folder, seeds, folds)), folder, seeds)
 
 
-def _part(seed: int, fold: int | None) -> str:
-    return f"seed{seed}" + ("" if fold is None else f"-fold{fold}")
-
-
 def _train_and_test(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
     """Train one network and keep its test predictions alone."""
-    with log_to(folder / "train.log"):
-        corpus = kept_corpus(config.data, config.streams)
-        split = make_split(corpus, config.data, config.seed, fold)
-        run = Run(replace(config, devices=1), folder)
-        train_run(run, corpus, split, [Console(say)])
-        every = np.concatenate([*split.clips.values()])
-        found = run.predictor(corpus, every).predictions(split.test)
-    write_predictions(folder / f"{folder.parent.name}.csv", found)
+    _, predictor, split = train_part(folder, config, fold, config.seed)
+    write_predictions(folder / f"{folder.parent.name}.csv", predictor.predictions(split.test))
     shutil.rmtree(folder / "checkpoints")
     write_text(folder / DONE, "")
 
@@ -128,7 +116,7 @@ def _rows(grid: Grid, folder: Path, seeds: int, folds: list[int | None]) -> Iter
 
 def _by_speaker(folder: Path, name: str, seed: int, folds: list[int | None]) -> np.ndarray:
     """UAR of each test speaker [P], of a model of one seed."""
-    tests = [read_predictions(folder / _part(seed, fold) / f"{name}.csv") for fold in folds]
+    tests = [read_predictions(folder / part_name(seed, fold) / f"{name}.csv") for fold in folds]
     return scores_by_speaker(join(tests))["uar"]
 
 

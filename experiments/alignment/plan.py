@@ -85,5 +85,9 @@ class Cell(NamedTuple):
     @property
     def folder(self) -> str:
         """Its place below the study's folder."""
-        fold = "" if self.fold is None else f"-fold{self.fold}"
-        return f"{self.block}/{self.fusion}/{self.arm}/seed{self.seed}{fold}"
+        return f"{self.block}/{self.fusion}/{self.arm}/{part_name(self.seed, self.fold)}"
+
+
+def part_name(seed: int, fold: int | None) -> str:
+    """What a training of a seed and perhaps a fold is called."""
+    return f"seed{seed}" + ("" if fold is None else f"-fold{fold}")

@@ -21,7 +21,7 @@ from experiments.alignment.plan import SPLIT_SEED, Study
 from mmattn.config import DataConfig, ExperimentConfig
 from mmattn.console import be_quiet, log_to, progress, say
 from mmattn.data.corpus import Corpus, open_corpus
-from mmattn.data.splits import make_split
+from mmattn.data.splits import Split, make_split
 from mmattn.errors import UserError
 from mmattn.evaluate.baseline import corpus_statistics, test_baseline
 from mmattn.files import explain_full_disk, read_json, write_bytes, write_json
@@ -32,6 +32,7 @@ from mmattn.run.run import Run
 from mmattn.train.callbacks import Console
 from mmattn.train.devices import start_devices
 from mmattn.train.history import best_epoch
+from mmattn.train.inference import Predictor
 
 MEASURES = "measures.npz"
 
@@ -83,21 +84,28 @@ def baseline_folder(block: str, fold: int | None) -> str:
     return f"{block}/baseline" + ("" if fold is None else f"/fold{fold}")
 
 
+def train_part(
+    folder: Path, config: ExperimentConfig, fold: int | None, split_seed: int
+) -> tuple[Run, Predictor, Split]:
+    """A network that is trained on a core of its own, ready to predict the clips of its split."""
+    with log_to(folder / "train.log"):
+        corpus = kept_corpus(config.data, config.streams, tuple(config.augment.variants))
+        split = make_split(corpus, config.data, split_seed, fold)
+        run = Run(replace(config, devices=1), folder)
+        train_run(run, corpus, split, [Console(say)])
+    return run, run.predictor(corpus, np.concatenate([*split.clips.values()])), split
+
+
 def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
     """Train one cell, measure the best checkpoint on the test clips, keep the measures alone."""
     begin = time.perf_counter()
-    with log_to(folder / "train.log"):
-        corpus = kept_corpus(config.data, config.streams, tuple(config.augment.variants))
-        split = make_split(corpus, config.data, SPLIT_SEED, fold)
-        run = Run(replace(config, devices=1), folder)
-        train_run(run, corpus, split, [Console(say)])
-        every = np.concatenate([*split.clips.values()])
-        measures = measure(run.predictor(corpus, every), split, config.seed)
-        best = run.history[best_epoch(run.history, config.train.monitor) - 1]
-        measures["seconds"] = np.array(time.perf_counter() - begin)
-        measures["validation_uar"] = np.array(best["validation_uar"])
-        _write(folder, measures)
-        shutil.rmtree(folder / "checkpoints")
+    run, predictor, split = train_part(folder, config, fold, SPLIT_SEED)
+    measures = measure(predictor, split, config.seed)
+    best = run.history[best_epoch(run.history, config.train.monitor) - 1]
+    measures["seconds"] = np.array(time.perf_counter() - begin)
+    measures["validation_uar"] = np.array(best["validation_uar"])
+    _write(folder, measures)
+    shutil.rmtree(folder / "checkpoints")
 
 
 def test_linear_baseline(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
