@@ -50,7 +50,7 @@ class Audio(NamedTuple):
         return not len(self.samples) or float(np.ptp(self.samples)) < 2 * SILENT
 
 
-def read_audio(path: Path, plan: Plan | None = None) -> Audio | None:
+def read_audio(clip: Path | Plan) -> Audio | None:
     """The audio of a clip as one channel of 16 kHz; None if the clip has no audio track.
 
     It is that of the first track that can be decoded and is not silent, and the mean of its
@@ -58,13 +58,12 @@ def read_audio(path: Path, plan: Plan | None = None) -> Audio | None:
     timestamps say: where packets were lost it is silent.
 
     Args:
-        path: of the clip.
-        plan: of it, by `survey`; what is done is added to it.
+        clip: its path, or its plan by `survey`, to which is added what is done.
 
     Raises:
         BadMedia: nothing can be decoded, and there is no video; where there is, a note says so.
     """
-    plan = plan or survey(path)
+    plan = clip if isinstance(clip, Plan) else survey(clip)
     tracks, unused, silent = plan.of("audio"), {}, None
     for number in tracks:
         try:
@@ -202,28 +201,25 @@ class _Mono:
             self.resampler = None
 
 
-def read_frames(
-    path: Path, rate: float, plan: Plan | None = None
-) -> Iterator[tuple[float, np.ndarray]]:
+def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndarray]]:
     """Times (s) and video frames [H, W, 3] uint8 RGB of a clip, at most `rate` (fps).
 
     Nothing for a clip without video. Turned upright, as a telephone's clips ask for, and with
     square pixels: where they are not, the shorter side is stretched.
 
     Args:
-        path: of the clip.
+        clip: its path, or its plan by `survey`, to which is added at the end what was done.
         rate: fps.
-        plan: of the clip, by `survey`; what was done is added to it at the end.
 
     Raises:
         BadMedia: the video cannot be decoded.
     """
-    plan = plan or survey(path)
+    plan = clip if isinstance(clip, Plan) else survey(clip)
     if not plan.of("video"):
         return
     videos = [n for n in plan.of("video") if plan.tracks[n].form != UNKNOWN] or plan.of("video")
     number = max(videos, key=lambda n: plan.tracks[n].packets)  # one of one frame is a picture
-    with opened(path, plan.edits) as container:
+    with opened(plan.path, plan.edits) as container:
         stream = _decoded(container, number)
         stream.codec_context.thread_count = 1  # clips are read in parallel, each on a core
         # Frames come out of a decoder in the order in which they are shown. Where packets have no

@@ -244,13 +244,13 @@ def follow_face(
 ) -> tuple[np.ndarray, list[Seen | None], str | None]:
     """Times [T] (s) of a clip's frames, the face followed in each, and a note if there are several.
 
-    The models are loaded once a process; `plan` as in `read_frames`. Raises BadMedia.
+    The models are loaded once a process; what is done is added to the `plan`. Raises BadMedia.
     """
     detect, features, mesh = _face_models(config)
     track, wanted = FaceTracker(detect), features if with_features else {}
     measured = next((name for name, take in wanted.items() if take is mesh), None)
     times, frames = [], []
-    for time, frame in read_frames(path, config.video_rate, plan):
+    for time, frame in read_frames(plan or path, config.video_rate):
         if config.face == "largest":
             faces = [face for face in [track(frame)] if face]
         else:
@@ -287,7 +287,7 @@ def _hear(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
     """The features of what is heard, by modality."""
     if not config.audio:
         return {}
-    audio, said = heard_audio(plan.path, read_audio(plan.path, plan))
+    audio, said = heard_audio(plan.path, read_audio(plan))
     plan.notes.extend(said)
     if audio is None:
         return {}

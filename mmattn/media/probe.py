@@ -29,11 +29,11 @@ def probe_clip(path: Path, rate: float) -> None:
         title = f"{path}: {plan.form}, {plan.end:.2f} s{claimed}"
         say_table(title, ("stream", "kind", "codec", "seconds"), rows, left=True)
         plan.check_length()
-        audio, said = heard_audio(path, read_audio(path, plan))
+        audio, said = heard_audio(path, read_audio(plan))
         plan.notes.extend(said)
         if audio is not None:
             plan.done["audio"].append(f"{audio.start:.2f} to {audio.end:.2f} s")
-        times = [time for time, _ in read_frames(path, rate, plan)]
+        times = [time for time, _ in read_frames(plan, rate)]
         if times:
             plan.done["video"].append(f"{times[0]:.2f} to {times[-1]:.2f} s")
         else:

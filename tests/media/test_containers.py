@@ -89,7 +89,7 @@ def test_frames_come_in_order_and_evenly_spaced(tmp_path, name, codec, said):
     )
     write_video(tmp_path / name, numbered(90), codec, **options)
     plan = survey(tmp_path / name)
-    seen = [(time, number_of(one)) for time, one in read_frames(tmp_path / name, 1000, plan)]
+    seen = [(time, number_of(one)) for time, one in read_frames(plan, 1000)]
     times, numbers = map(np.array, zip(*seen, strict=True))
     np.testing.assert_array_equal(numbers, np.arange(90))
     np.testing.assert_allclose(times - times[0], numbers / 30, atol=2e-3)
@@ -106,7 +106,7 @@ def test_pixels_become_square(tmp_path, name, aspect):
     picture[36:108, 60 : 60 + wide] = 255
     write_video(tmp_path / name, [picture] * 5, "mpeg4", aspect=aspect)
     plan = survey(tmp_path / name)
-    (_, found), *_ = read_frames(tmp_path / name, 30, plan)
+    (_, found), *_ = read_frames(plan, 30)
     height, width = ((found.mean(2) > 128).any(axis=axis).sum() for axis in (1, 0))
     assert width == pytest.approx(height, rel=0.03)
     assert min(found.shape[:2]) >= 144
@@ -116,7 +116,7 @@ def test_pixels_become_square(tmp_path, name, aspect):
 def test_an_aspect_that_cannot_be_is_left(tmp_path):
     write_video(tmp_path / "a.mp4", numbered(5), aspect=Fraction(5, 1))
     plan = survey(tmp_path / "a.mp4")
-    assert {frame.shape for _, frame in read_frames(tmp_path / "a.mp4", 30, plan)} == {(64, 64, 3)}
+    assert {frame.shape for _, frame in read_frames(plan, 30)} == {(64, 64, 3)}
     assert "pixels of 5, by the header, are taken for square" in plan.done["video"]
 
 
@@ -135,9 +135,7 @@ def test_the_mean_of_other_channels(tmp_path):
     channels[2] = SPEECH
     write_sound(tmp_path / "middle.wav", channels, layout="5.1")
     plan = survey(tmp_path / "middle.wav")
-    np.testing.assert_allclose(
-        read_audio(tmp_path / "middle.wav", plan).samples, SPEECH / 6, atol=1e-4
-    )
+    np.testing.assert_allclose(read_audio(plan).samples, SPEECH / 6, atol=1e-4)
     assert "mean of 6 channels" in plan.done["audio"] and plan.notes == []
 
 
@@ -146,7 +144,7 @@ def test_channels_that_cancel_each_other_out_are_said(tmp_path, gain, used):
     write_sound(tmp_path / "mono.wav", SPEECH[None])
     write_sound(tmp_path / "both.wav", np.stack([gain * SPEECH, SPEECH]), layout="stereo")
     plan = survey(tmp_path / "both.wav")
-    found = read_audio(tmp_path / "both.wav", plan).samples
+    found = read_audio(plan).samples
     np.testing.assert_allclose(found, SPEECH * (gain if used == 1 else 1), atol=1e-4)
     assert "cancel each other out" in plan.notes[0]
     assert f"channel {used} of 2 channels" in plan.done["audio"]
@@ -156,7 +154,7 @@ def test_channels_unlike_each_other_do_not_cancel(tmp_path):
     both = np.stack([SPEECH, SPEECH[::-1]])
     write_sound(tmp_path / "both.wav", both, layout="stereo")
     plan = survey(tmp_path / "both.wav")
-    found = read_audio(tmp_path / "both.wav", plan).samples
+    found = read_audio(plan).samples
     np.testing.assert_allclose(found, both.mean(0), atol=1e-4)
     assert plan.notes == []
 
@@ -180,10 +178,10 @@ def test_channels_unlike_each_other_do_not_cancel(tmp_path):
 def test_whatever_ffmpeg_decodes_is_read(tmp_path, name, codec):
     write_sound(tmp_path / name, SPEECH[None], codec=codec)
     plan = survey(tmp_path / name)
-    audio = read_audio(tmp_path / name, plan)
+    audio = read_audio(plan)
     plan.check_length()
     assert audio.end == pytest.approx(2, abs=0.2) and not audio.silent
-    assert list(read_frames(tmp_path / name, 30, plan)) == []
+    assert list(read_frames(plan, 30)) == []
 
 
 @pytest.mark.slow
@@ -245,7 +243,7 @@ def test_a_recording_that_starts_between_key_frames(tmp_path, name):
     remux(tmp_path / "a.mp4", late, lambda _, time: time > 0.7, avoid_negative_ts="disabled")
     plan = survey(late)
     plan.check_length()
-    frames = list(read_frames(late, 30, plan))
+    frames = list(read_frames(plan, 30))
     numbers = [number_of(picture) for _, picture in frames]
     assert numbers == [*range(numbers[0], 90)] and numbers[0] in (29, 30)
     times = np.array([time for time, _ in frames])
@@ -261,7 +259,7 @@ def test_what_cannot_be_decoded_is_left_out(tmp_path, name):
     content[len(content) // 2 :: 97] = bytes(len(content[len(content) // 2 :: 97]))
     (tmp_path / name).write_bytes(content)
     plan = survey(tmp_path / name)
-    audio = read_audio(tmp_path / name, plan)
+    audio = read_audio(plan)
     assert audio.end > 1.5
     if name == "a.flac":
         np.testing.assert_allclose(audio.samples[:24000], SPEECH[:24000], atol=1e-4)
@@ -282,7 +280,7 @@ def test_of_two_videos_the_one_with_more_frames_is_used(tmp_path):
         for stream in streams:
             file.mux(stream.encode(None))
     plan = survey(tmp_path / "a.mkv")
-    assert len(list(read_frames(tmp_path / "a.mkv", 30, plan))) == 30
+    assert len(list(read_frames(plan, 30))) == 30
     assert plan.notes[-1] == "its video is that of stream 1, which has the most frames"
 
 
@@ -319,7 +317,7 @@ def test_what_an_edit_list_hides_is_not_used(tmp_path, talking):
     remux(path, cut, shift)
     plan = survey(cut)
     assert plan.edits and not survey(path).edits
-    before, after = read_audio(path), read_audio(cut, plan)
+    before, after = read_audio(path), read_audio(plan)
     assert after.start == pytest.approx(0, abs=0.03)
     assert after.end == pytest.approx(before.end - 1.5, abs=0.03)
     plan.check_length()
@@ -342,7 +340,7 @@ def test_samples_and_timestamps_that_drift_apart(tmp_path, share):
 
     remux(tmp_path / "even.mkv", tmp_path / "drift.mkv", stretch)
     plan = survey(tmp_path / "drift.mkv")
-    audio = read_audio(tmp_path / "drift.mkv", plan)
+    audio = read_audio(plan)
     assert audio.end == pytest.approx(20 * share, abs=0.05)
     loud = np.flatnonzero(np.abs(audio.samples) > 0.3) / RATE
     due = share * (0.5 + np.arange(20))
@@ -356,11 +354,11 @@ def test_an_offset_of_all_samples_is_no_sound(tmp_path):
     flat = np.full((1, 2 * RATE), 0.01, np.float32)
     write_sound(tmp_path / "two.mkv", flat, SPEECH[None])
     plan = survey(tmp_path / "two.mkv")
-    np.testing.assert_allclose(read_audio(tmp_path / "two.mkv", plan).samples, SPEECH, atol=1e-4)
+    np.testing.assert_allclose(read_audio(plan).samples, SPEECH, atol=1e-4)
     both = np.stack([SPEECH, -SPEECH]) + 0.03
     write_sound(tmp_path / "inverted.wav", both, layout="stereo")
     plan = survey(tmp_path / "inverted.wav")
-    samples = read_audio(tmp_path / "inverted.wav", plan).samples
+    samples = read_audio(plan).samples
     assert np.abs(samples - 0.03).max() == pytest.approx(np.abs(SPEECH).max(), abs=1e-3)
     assert "cancel each other out" in plan.notes[0]
 
@@ -369,11 +367,11 @@ def test_the_first_track_that_can_be_heard_is_used(tmp_path):
     silent, voice = np.zeros((1, 2 * RATE), np.float32), SPEECH[None]
     write_sound(tmp_path / "two.mkv", silent, voice)
     plan = survey(tmp_path / "two.mkv")
-    np.testing.assert_allclose(read_audio(tmp_path / "two.mkv", plan).samples, SPEECH, atol=1e-4)
+    np.testing.assert_allclose(read_audio(plan).samples, SPEECH, atol=1e-4)
     assert plan.notes == ["its audio is that of stream 1, not of stream 0: it is silent"]
     write_sound(tmp_path / "first.mkv", voice, -voice)
     plan = survey(tmp_path / "first.mkv")
-    np.testing.assert_allclose(read_audio(tmp_path / "first.mkv", plan).samples, SPEECH, atol=1e-4)
+    np.testing.assert_allclose(read_audio(plan).samples, SPEECH, atol=1e-4)
     assert plan.notes == []
     write_sound(tmp_path / "none.mkv", silent, silent)
     assert read_audio(tmp_path / "none.mkv").silent
@@ -384,21 +382,21 @@ def test_a_track_that_cannot_be_decoded_is_passed_over(tmp_path):
     content = (tmp_path / "two.mkv").read_bytes()
     (tmp_path / "odd.mkv").write_bytes(content.replace(b"A_PCM/INT/LIT", b"A_ODD/INT/LIT", 1))
     plan = survey(tmp_path / "odd.mkv")
-    np.testing.assert_allclose(read_audio(tmp_path / "odd.mkv", plan).samples, SPEECH, atol=1e-4)
+    np.testing.assert_allclose(read_audio(plan).samples, SPEECH, atol=1e-4)
     assert plan.notes[0].startswith("its audio is that of stream 1, not of stream 0: ")
 
 
 def test_what_makes_features_worse_is_noted(tmp_path):
     write_sound(tmp_path / "narrow.wav", SPEECH[None, : 8000 * 2], rate=8000)
     plan = survey(tmp_path / "narrow.wav")
-    read_audio(tmp_path / "narrow.wav", plan)
+    read_audio(plan)
     assert "its audio of 8000 Hz has nothing above 4 kHz" in plan.notes[0]
     for light, dark in ((1.0, False), (0.05, True)):
         ramp = np.linspace(0, 255 * light, 64).astype(np.uint8)
         picture = np.broadcast_to(ramp[None, :, None], (64, 64, 3)).copy()
         write_video(tmp_path / "light.mp4", [picture] * 5)
         plan = survey(tmp_path / "light.mp4")
-        list(read_frames(tmp_path / "light.mp4", 30, plan))
+        list(read_frames(plan, 30))
         assert [note[:17] for note in plan.notes] == ["its video is dark"] * dark
 
 
@@ -415,7 +413,7 @@ def test_hdr_is_noted(tmp_path):
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     plan = survey(tmp_path / "hdr.mp4")
-    list(read_frames(tmp_path / "hdr.mp4", 30, plan))
+    list(read_frames(plan, 30))
     assert plan.notes == ["its video is HDR (PQ), taken as it is: colours look flat"]
 
 
@@ -444,6 +442,6 @@ def test_frames_that_go_back_in_time_are_left_out_and_counted(tmp_path):
     write_video(tmp_path / "a.ts", numbered(30))
     (tmp_path / "twice.ts").write_bytes(2 * (tmp_path / "a.ts").read_bytes())
     plan = survey(tmp_path / "twice.ts")
-    frames = list(read_frames(tmp_path / "twice.ts", 30, plan))
+    frames = list(read_frames(plan, 30))
     assert [number_of(picture) for _, picture in frames] == [*range(30)]
     assert plan.notes == ["28 of its video frames go back in time: left out"]

@@ -159,10 +159,10 @@ def test_ravdess_audio_and_video_are_delayed_alike():
 
 def test_nothing_is_wrong_with_a_real_clip():
     """Its last two frames come out of the decoder in the wrong order."""
-    plan = survey(path := _real("ravdess_clips/Actor_01/01-01-01-01-01-01-01.mp4"))
-    times = [time for time, _ in read_frames(path, 1000, plan)]
+    plan = survey(_real("ravdess_clips/Actor_01/01-01-01-01-01-01-01.mp4"))
+    times = [time for time, _ in read_frames(plan, 1000)]
     assert (len(times), *times[:: len(times) - 1]) == pytest.approx((98, 0.0334, 3.3033), abs=1e-3)
-    read_audio(path, plan)
+    read_audio(plan)
     plan.check_length()
     assert plan.notes == []
 

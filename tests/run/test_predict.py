@@ -317,7 +317,7 @@ def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
     small = Face(np.array([10.0, 10, 30, 30]), np.zeros((6, 2)), 0.9)
     large = Face(np.array([50.0, 10, 100, 60]), np.zeros((6, 2)), 0.9)
 
-    def read_frames(path, rate, plan=None):
+    def read_frames(path, rate):
         assert rate == 7.5
         for number, shade in enumerate(shades):
             frame = np.full((80, 120, 3), 255, np.uint8)
