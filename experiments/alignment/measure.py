@@ -4,6 +4,7 @@ The clips are the test clips as they are, without augmentation. What is costly i
 `FEW` clips of each speaker; the others have NaN there.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -109,18 +110,14 @@ def measure_attention(corpus: Corpus, test: np.ndarray, found: ClipPredictions) 
     agreement, and with known cues the mean over modalities of pointing, cue_mass, cue_auroc,
     cue_error (ms): [n] each.
     """
-    of_cues = {
-        "pointing": attention.pointing_game,
-        "cue_mass": attention.mass_ratio,
-        "cue_auroc": attention.frame_auroc,
-    }
-    rows: dict[str, list[float]] = {name: [] for name in (*of_cues, "cue_error", "agreement")}
+    rows: dict[str, list[float]] = defaultdict(list)
     for clip, weights in zip(test, found.attention, strict=True):
         streams = {name: stream.clip(clip) for name, stream in corpus.streams.items()}
         places = {name: (stream.times, stream.valid) for name, stream in streams.items()}
         cues = {name: np.array(true_cues(corpus, clip, name)) for name in places}
-        for name, of in of_cues.items():
-            rows[name].append(np.mean([of(weights[m], *places[m], cues[m], TAU) for m in places]))
+        of_cues = [attention.cue_measures(weights[m], *places[m], cues[m], TAU) for m in places]
+        for name in of_cues[0]:
+            rows[name].append(np.mean([one[name] for one in of_cues]))
         errors = [attention.centroid_error(weights[m], *places[m], cues[m]) for m in places]
         rows["cue_error"].append(np.mean(errors))
         both = ((weights[m], places[m][0]) for m in ("audio", "video"))

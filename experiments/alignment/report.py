@@ -21,7 +21,7 @@ from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import make_split
 from mmattn.evaluate.tables import Interval as Shown
 from mmattn.evaluate.tables import Table, cell_text, markdown
-from mmattn.evaluate.views import ClipView, clip_view
+from mmattn.evaluate.views import ClipView, view_clips
 from mmattn.files import write_text
 from mmattn.report import page
 from mmattn.report.figures import Curve, CurvePlot, Forest
@@ -265,13 +265,15 @@ def _views(study: Study, folder: Path, fusion: str) -> dict[str, list[ClipView]]
     for arm in sorted(block.arms, key=lambda arm: arm not in CLEAR):
         measures = load_measures(folder / Cell(block.name, fusion, arm, 0, fold).folder)
         kept = np.flatnonzero(~np.isnan(measures["attention_audio"][:, 0]))
-        views[arm] = []
-        for row in kept[np.linspace(0, len(kept) - 1, VIEWED).astype(int)]:
-            attention = {name: measures[f"attention_{name}"][row] for name in ("audio", "video")}
-            attention = {name: x[~np.isnan(x)] for name, x in attention.items()}  # padding
-            clip = number[str(measures["clip"][row])]
-            seen = measures["probabilities"][row], attention
-            views[arm].append(clip_view(corpus, clip, normaliser, *seen))
+        rows = kept[np.linspace(0, len(kept) - 1, VIEWED).astype(int)]
+        both = {name: measures[f"attention_{name}"][rows] for name in ("audio", "video")}
+        attention = [  # without the padding
+            {name: of[row][~np.isnan(of[row])] for name, of in both.items()}
+            for row in range(len(rows))
+        ]
+        clips = [number[clip] for clip in measures["clip"][rows].tolist()]
+        seen = measures["probabilities"][rows], attention
+        views[arm] = view_clips(corpus, clips, normaliser, *seen)
     return views
 
 

@@ -15,53 +15,29 @@ from mmattn.evaluate.metrics import jensen_shannon
 _ROUNDING = 1e-5  # of a float32 softmax, relative to the mean attention
 
 
-def pointing_game(
+def cue_measures(
     attention: np.ndarray,
     times: np.ndarray,
     valid: np.ndarray,
     cues: np.ndarray,
     tolerance: float,
-) -> float:
-    """1 if the frame of highest attention is within the tolerance of a cue, else 0.
+) -> dict[str, float]:
+    """How the attention points at the frames near cues: pointing, cue_mass, cue_auroc.
 
-    Frames that share the highest attention count by their share of hits, so uniform attention gets
-    what chance gets (Zhang et al., Top-down neural attention by excitation backprop, 2018).
+    pointing: 1 if the frame of highest attention is near a cue, else 0; frames that share it count
+    by their share of hits, so uniform attention gets what chance gets (Zhang et al., Top-down
+    neural attention by excitation backprop, 2018). cue_mass: fraction of the attention near cues
+    over the fraction of valid frames there; uniform: 1. cue_auroc: area under the ROC curve of
+    attention as a detector of frames near cues; uniform: 0.5, NaN also where all are near a cue.
     """
     attention, near = attention[valid], near_cues(times[valid], cues, tolerance)
     if not near.any() or not attention.any():
-        return np.nan
-    return float(near[attention == attention.max()].mean())
-
-
-def mass_ratio(
-    attention: np.ndarray,
-    times: np.ndarray,
-    valid: np.ndarray,
-    cues: np.ndarray,
-    tolerance: float,
-) -> float:
-    """Fraction of the attention near cues over the fraction of valid frames there; uniform: 1."""
-    attention, near = attention[valid], near_cues(times[valid], cues, tolerance)
-    if not near.any() or not attention.any():
-        return np.nan
-    return float(attention[near].sum() / attention.sum() / near.mean())
-
-
-def frame_auroc(
-    attention: np.ndarray,
-    times: np.ndarray,
-    valid: np.ndarray,
-    cues: np.ndarray,
-    tolerance: float,
-) -> float:
-    """Area under the ROC curve of attention as a detector of frames near cues; uniform: 0.5.
-
-    NaN also where every valid frame is near a cue.
-    """
-    attention, near = attention[valid], near_cues(times[valid], cues, tolerance)
-    if near.all() or not near.any():
-        return np.nan
-    return float(roc_auc_score(near, attention))
+        return dict.fromkeys(("pointing", "cue_mass", "cue_auroc"), np.nan)
+    return {
+        "pointing": float(near[attention == attention.max()].mean()),
+        "cue_mass": float(attention[near].sum() / attention.sum() / near.mean()),
+        "cue_auroc": np.nan if near.all() else float(roc_auc_score(near, attention)),
+    }
 
 
 def centroid_error(

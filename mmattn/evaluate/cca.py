@@ -39,17 +39,11 @@ def fit_cca(x: np.ndarray, y: np.ndarray, components: int, ridge: float = 0.01) 
     )
 
 
-def canonical_correlations(cca: CCA, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each canonical pair [K] on held-out pairs x [n, Hx], y [n, Hy].
-
-    NaN where a side does not vary, or of fewer than 8 pairs.
-    """
-    x, y = (x - cca.x_mean) @ cca.x_projection, (y - cca.y_mean) @ cca.y_projection
-    return pearson(x, y, np.ones(len(x), bool))
-
-
 def pearson(x: np.ndarray, y: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Correlation [..., K] of x [..., n, K] and y [..., n, K] over the rows kept [..., n]."""
+    """Correlation [..., K] of x [..., n, K] and y [..., n, K] over the rows kept [..., n].
+
+    NaN where a side does not vary, or of fewer than 8 rows.
+    """
     weight, count = kept[..., None], kept.sum(axis=-1)[..., None]
 
     def centred(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,38 +30,26 @@ class Gain(NamedTuple):
     wrong_lag: np.ndarray  # [n], mean over lags that are far off
 
 
-def pairs_at_lag(
-    audio: np.ndarray,
-    audio_times: np.ndarray,
-    video: np.ndarray,
-    video_times: np.ndarray,
-    valid: np.ndarray,
-    lag: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of audio x [n, Ha] at time t + lag (s) and the valid video frame y [n, Hv] at time t.
-
-    Audio [Ta, Ha] is interpolated linearly between its frames; video frames [Tv, Hv] whose
-    shifted time lies outside the audio are dropped.
-    """
-    x, inside = _audio_at(audio, audio_times, video_times[valid] + lag)
-    return x[inside], video[valid][inside]
-
-
 def centred_pairs(clips: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs at lag 0 of all clips, x [n, Ha] and y [n, Hv], less each clip's mean.
+    """Pairs of all clips, x [n, Ha] and y [n, Hv], less each clip's mean.
 
+    Of the valid video frames within the audio, which is interpolated linearly between its frames.
     What is fitted on them sees how the two move within a clip, as what is measured later does;
     pooled as they are, the differences between clips and speakers would lead.
     """
-    pairs = [pairs_at_lag(*clip, 0.0) for clip in clips]
-    x, y = zip(*(pair for pair in pairs if len(pair[0])), strict=True)
-    return tuple(np.concatenate([one - one.mean(axis=0) for one in side]) for side in (x, y))
+    pairs = []
+    for clip in clips:
+        x, inside = _audio_at(clip.audio, clip.audio_times, clip.video_times[clip.valid])
+        if inside.any():
+            pairs.append((x[inside], clip.video[clip.valid][inside]))
+    both = zip(*pairs, strict=True)
+    return tuple(np.concatenate([one - one.mean(axis=0) for one in side]) for side in both)
 
 
 def lag_curve(cca: CCA, clips: Sequence[Frames], lags: Sequence[float]) -> np.ndarray:
-    """Mean canonical correlation within each clip at each lag (s) [n, L]; NaN as above.
+    """Mean canonical correlation within each clip at each lag (s) [n, L]; NaN as in `pearson`.
 
-    `canonical_correlations` of `pairs_at_lag`, at all lags at once. Projections fitted at lag 0
+    Of pairs as in `centred_pairs`, the audio at the video's time + lag. Projections fitted at lag 0
     favour lag 0 where an embedding holds its signal at several delays.
     """
     lags = np.asarray(lags)

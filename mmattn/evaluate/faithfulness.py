@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-SHARES = np.linspace(0, 1, 11)
-
 FrameScores = Mapping[str, np.ndarray]  # modality to [T], one number a frame
 FrameMask = Mapping[str, np.ndarray]  # modality to [T] bool
 
@@ -25,7 +23,7 @@ def deletion_and_insertion(
     clips_scores: Sequence[FrameScores],
     clips_valid: Sequence[FrameMask],
     probability_of: Callable[[list[FrameMask]], np.ndarray],
-    shares: np.ndarray = SHARES,
+    shares: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Areas under the deletion and insertion curves of n clips, [n] each (Petsiuk et al. 2018).
 

@@ -180,18 +180,9 @@ def join(parts: Sequence[Predictions]) -> Predictions:
             )
     if len({part.targets is None for part in parts}) > 1:
         raise UserError("predictions with and without the raters' targets cannot be joined")
-    clips = tuple(clip for part in parts for clip in part.clips)
-    if repeated := _repeated(clips):
+    if repeated := _repeated([clip for part in parts for clip in part.clips]):
         raise UserError(f"clips in more than one of the joined predictions: {_some(repeated)}")
-    return Predictions(
-        clips,
-        np.concatenate([part.speakers for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.probabilities for part in parts]),
-        parts[0].class_names,
-        None if parts[0].targets is None else np.concatenate([part.targets for part in parts]),
-        {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
-    )
+    return combine(parts)
 
 
 def pool(probabilities: Sequence[np.ndarray]) -> np.ndarray:

@@ -63,39 +63,23 @@ def view_clips(
     probabilities: Sequence[np.ndarray],
     attention: Sequence[Mapping[str, np.ndarray]],
 ) -> list[ClipView]:
-    """The clips [n] of a corpus with a network's predictions of each: see `clip_view`."""
-    return [
-        clip_view(corpus, clip, normaliser, *seen)
-        for clip, *seen in zip(clips, probabilities, attention, strict=True)
-    ]
-
-
-def clip_view(
-    corpus: Corpus,
-    clip: int,
-    normaliser: Normaliser,
-    probabilities: np.ndarray,
-    attention: Mapping[str, np.ndarray],
-) -> ClipView:
-    """A clip with a network's predictions: probabilities [K]; by modality, attention [T].
+    """Clips [n] of a corpus with a network's predictions: probabilities [n, K]; by modality,
+    attention [T] of each.
 
     With a label below 0, class and speaker are unknown.
     """
-    streams = {
-        name: StreamView(stream.times, attention[name], stream.frames, stream.valid)
-        for name, stream in normalised(corpus, clip, normaliser).items()
-        if name in attention and len(stream.times)
-    }
-    known = corpus.labels[clip] >= 0
-    cues = corpus.cues and [(cue.modality, cue.time, cue.decoy) for cue in corpus.cues[clip]]
-    return ClipView(
-        corpus.names[clip],
-        str(corpus.speakers[clip]) if known else None,
-        corpus.class_names[corpus.labels[clip]] if known else None,
-        probabilities,
-        streams,
-        cues,
-    )
+    views = []
+    for clip, shares, own in zip(clips, probabilities, attention, strict=True):
+        streams = {
+            name: StreamView(stream.times, own[name], stream.frames, stream.valid)
+            for name, stream in normalised(corpus, clip, normaliser).items()
+            if name in own and len(stream.times)
+        }
+        known, label = corpus.labels[clip] >= 0, corpus.class_names[corpus.labels[clip]]
+        who = (str(corpus.speakers[clip]), label) if known else (None, None)
+        cues = corpus.cues and [(cue.modality, cue.time, cue.decoy) for cue in corpus.cues[clip]]
+        views.append(ClipView(corpus.names[clip], *who, shares, streams, cues))
+    return views
 
 
 def choose_rows(predictions: Predictions, count: int) -> np.ndarray:

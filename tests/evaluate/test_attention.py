@@ -9,17 +9,29 @@ from sklearn.metrics import roc_auc_score
 from mmattn.evaluate.attention import (
     agreement,
     centroid_error,
-    frame_auroc,
-    mass_ratio,
+    cue_measures,
     near_cues,
-    pointing_game,
     rank_correlation,
 )
 
 TIMES = np.arange(10) * 0.1
 ALL = np.ones(10, bool)
 CUES = np.array([0.2, 0.7])
-MEASURES = (pointing_game, mass_ratio, frame_auroc, centroid_error)
+
+
+def pointing(*seen) -> float:
+    return cue_measures(*seen)["pointing"]
+
+
+def mass(*seen) -> float:
+    return cue_measures(*seen)["cue_mass"]
+
+
+def auroc(*seen) -> float:
+    return cue_measures(*seen)["cue_auroc"]
+
+
+MEASURES = (pointing, mass, auroc, centroid_error)
 
 
 def bump(times: np.ndarray, middle: float, width: float = 0.05) -> np.ndarray:
@@ -42,32 +54,32 @@ def test_frames_near_a_cue():
 
 @pytest.mark.parametrize(("frame", "hit"), [(1, 1), (2, 1), (3, 1), (4, 0), (5, 0), (7, 1)])
 def test_pointing_game_by_hand(frame, hit):
-    assert pointing_game(spike(frame), TIMES, ALL, CUES, 0.11) == hit
+    assert pointing(spike(frame), TIMES, ALL, CUES, 0.11) == hit
 
 
 def test_uniform_attention_points_by_chance():
-    assert pointing_game(np.full(10, 0.1), TIMES, ALL, CUES, 0.11) == pytest.approx(0.6)
-    assert pointing_game(spike(2, 5), TIMES, ALL, CUES, 0.11) == 0.5
+    assert pointing(np.full(10, 0.1), TIMES, ALL, CUES, 0.11) == pytest.approx(0.6)
+    assert pointing(spike(2, 5), TIMES, ALL, CUES, 0.11) == 0.5
 
 
 def test_mass_ratio_by_hand():
-    assert mass_ratio(np.full(10, 0.1), TIMES, ALL, CUES, 0.05) == pytest.approx(1)
+    assert mass(np.full(10, 0.1), TIMES, ALL, CUES, 0.05) == pytest.approx(1)
     attention = np.zeros(10)
     attention[[2, 5]] = 0.5
-    assert mass_ratio(attention, TIMES, ALL, CUES, 0.05) == pytest.approx(0.5 / (2 / 10))
+    assert mass(attention, TIMES, ALL, CUES, 0.05) == pytest.approx(0.5 / (2 / 10))
     valid = ALL.copy()
     valid[5] = False
-    assert mass_ratio(attention, TIMES, valid, CUES, 0.05) == pytest.approx(1 / (2 / 9))
+    assert mass(attention, TIMES, valid, CUES, 0.05) == pytest.approx(1 / (2 / 9))
 
 
 def test_auroc_by_hand_and_by_scikit_learn():
-    assert frame_auroc(spike(2, 7), TIMES, ALL, CUES, 0.05) == 1
-    assert frame_auroc(np.full(10, 0.1), TIMES, ALL, CUES, 0.05) == 0.5
-    assert frame_auroc(1 - spike(2, 7), TIMES, ALL, CUES, 0.05) == 0
+    assert auroc(spike(2, 7), TIMES, ALL, CUES, 0.05) == 1
+    assert auroc(np.full(10, 0.1), TIMES, ALL, CUES, 0.05) == 0.5
+    assert auroc(1 - spike(2, 7), TIMES, ALL, CUES, 0.05) == 0
     attention = np.random.default_rng(0).random(10)
     expected = roc_auc_score(np.isin(np.arange(10), [1, 2, 3, 6, 7, 8]), attention)
-    assert frame_auroc(attention, TIMES, ALL, CUES, 0.11) == pytest.approx(expected)
-    assert np.isnan(frame_auroc(attention, TIMES, ALL, CUES, 9.0))
+    assert auroc(attention, TIMES, ALL, CUES, 0.11) == pytest.approx(expected)
+    assert np.isnan(auroc(attention, TIMES, ALL, CUES, 9.0))
 
 
 @pytest.mark.parametrize("delay", [-0.1, 0.0, 0.04, 0.12])

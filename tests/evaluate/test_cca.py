@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.cross_decomposition import CCA as ReferenceCCA
 
-from mmattn.evaluate.cca import canonical_correlations, fit_cca
+from mmattn.evaluate.cca import fit_cca
+from tests.evaluate.pairs import canonical_correlations
 
 
 def related(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

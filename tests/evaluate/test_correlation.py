@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mmattn.evaluate.cca import canonical_correlations, fit_cca
+from mmattn.evaluate.cca import fit_cca
 from mmattn.evaluate.correlation import (
     Frames,
     centred_pairs,
     correlation_gain,
     lag_curve,
-    pairs_at_lag,
     peak_lag,
     shuffled,
     true_against_shifted_auc,
 )
+from tests.evaluate.pairs import canonical_correlations, pairs_at_lag
 
 LAGS = np.linspace(-0.4, 0.4, 21)
 
@@ -55,19 +55,17 @@ def test_pairs_are_brought_to_the_times_of_valid_video_frames():
     audio = np.array([[0.0, 10], [2, 20], [4, 30]])
     video, valid = np.arange(5.0)[:, None], np.array([True, True, False, True, True])
     times = np.array([0.0, 1, 2]), np.array([-0.5, 0.5, 0.7, 1.5, 2])
-    x, y = pairs_at_lag(audio, times[0], video, times[1], valid, 0.0)
-    np.testing.assert_allclose(x, [[1, 15], [3, 25], [4, 30]])
-    np.testing.assert_allclose(y, [[1], [3], [4]])
-    x, y = pairs_at_lag(audio, times[0], video, times[1], valid, 0.5)
-    np.testing.assert_allclose(x, [[0, 10], [2, 20], [4, 30]])
-    np.testing.assert_allclose(y, [[0], [1], [3]])
-    assert len(pairs_at_lag(audio, times[0], video, times[1], valid, 9.0)[0]) == 0
+    clip = Frames(audio, times[0], video, times[1], valid)
+    away = clip._replace(audio_times=times[0] + 9)
+    x, y = centred_pairs([away, clip])
+    np.testing.assert_allclose(x, np.array([[1, 15], [3, 25], [4, 30]]) - [[8 / 3, 70 / 3]])
+    np.testing.assert_allclose(y, np.array([[1], [3], [4]]) - 8 / 3)
 
 
 def test_frames_without_a_face_change_nothing():
     clip = drawn(1)
     spoilt = clip._replace(video=np.where(clip.valid[:, None], clip.video, np.nan))
-    for before, after in zip(pairs_at_lag(*clip, 0.1), pairs_at_lag(*spoilt, 0.1), strict=True):
+    for before, after in zip(centred_pairs([clip]), centred_pairs([spoilt]), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -88,7 +86,7 @@ def test_the_curve_is_the_mean_canonical_correlation_of_the_pairs(cca, held_out)
     curve = lag_curve(cca, held_out[:3], LAGS)
     assert curve.shape == (3, 21)
     for clip, row in zip(held_out, curve, strict=False):
-        expected = [canonical_correlations(cca, *pairs_at_lag(*clip, lag)).mean() for lag in LAGS]
+        expected = [canonical_correlations(cca, *pairs_at_lag(clip, lag)).mean() for lag in LAGS]
         np.testing.assert_allclose(row, expected)
 
 

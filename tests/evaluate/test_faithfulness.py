@@ -3,6 +3,8 @@ import pytest
 
 from mmattn.evaluate.faithfulness import deletion_and_insertion, emap, removed
 
+SHARES = np.linspace(0, 1, 11)
+
 
 def test_the_highest_valid_frames_are_removed_and_ties_by_order():
     scores = np.array([0.3, 9.0, 0.5, 0.3, 0.1, 0.3])
@@ -62,7 +64,7 @@ def test_true_scores_beat_random_ones_which_beat_reversed_ones():
     random = [{name: rng.random(len(w)) for name, w in c.items()} for c in weights]
     reverse = [{name: -w for name, w in c.items()} for c in weights]
     areas = [
-        deletion_and_insertion(scores, everywhere(weights), linear(weights))
+        deletion_and_insertion(scores, everywhere(weights), linear(weights), SHARES)
         for scores in (weights, random, reverse)
     ]
     deletion, insertion = np.mean(areas, axis=2).T
@@ -80,7 +82,7 @@ def test_invalid_frames_are_neither_deleted_nor_inserted():
         seen.extend(masks)
         return np.zeros(len(masks))
 
-    deletion_and_insertion(scores, valid, probability_of)
+    deletion_and_insertion(scores, valid, probability_of, SHARES)
     assert not any(mask["audio"][0] or mask["video"][2] for mask in seen)
     assert sum(mask["audio"].sum() == 2 for mask in seen) >= 2  # both curves reach the empty clip
 
