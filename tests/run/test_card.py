@@ -173,7 +173,7 @@ BIAS = "state.params.classifier.bias.value"
         (lambda arrays, about: about["widths"].update(audio=0), "widths above 0"),
         (lambda arrays, about: about["widths"].pop("video"), "expected the width of video"),
         (lambda arrays, about: about["config"]["model"].update(head_units=[0]), "--model.head-"),
-        (lambda arrays, about: about["widths"].update(audio=10**13), "expected 1[0-9]* numbers"),
+        (lambda arrays, about: about["widths"].update(audio=10**13), "expected [0-9]+ numbers"),
         (
             lambda arrays, about: about["config"]["model"].update(units={"audio": [10**5] * 2}),
             "expected 10000000000 numbers or more a network, found [0-9]",
