@@ -47,13 +47,18 @@ def order(**options) -> Callable:
     help={
         "experiment": "a file of experiments/ (default: no_aug)",
         "args": "the experiment's options, e.g. '--train.epochs 40'",
-        "data": "folder of feature files to send; may be repeated (default: the built-in corpus)",
+        "data": "folder of feature files to send, or s3://BUCKET/PREFIX for the machine to read; "
+        "may be repeated (default: the built-in corpus)",
+        "results": "s3://BUCKET/PREFIX for results as they are made (default: the machine's disk)",
         "instance-type": "EC2's name for the machine (default: c5.24xlarge, 96 vCPU)",
         "instances": "how many such machines train together (default: 1)",
         "spot": "a spot machine: a third of the price, but it may be taken away",
         "max-hours": "the machine ends itself after this long, whatever happens (default: 6)",
         "grace-minutes": "the machine ends itself this long after its job has ended (default: 60)",
         "region": "of EC2 (default: that of your AWS configuration)",
+        "subnet": "of your own VPC (default: those of the default VPC)",
+        "ami": "image to boot, an Amazon Linux 2023 (default: the newest; for GPUs with driver)",
+        "allow-from": "IPv4 network that may reach it (default: this computer's address alone)",
         "host": "user@address[:port] of a machine that exists, instead of EC2",
         "yes": "do not ask",
         "dry-run": "show the plan and its cost, and stop",
@@ -64,12 +69,16 @@ def deploy(
     experiment="no_aug",
     args="",
     data=None,
+    results="",
     instance_type="c5.24xlarge",
     instances="1",
     spot=False,
     max_hours="6",
     grace_minutes="60",
     region="",
+    subnet="",
+    ami="",
+    allow_from="",
     host="",
     yes=False,
     dry_run=False,
@@ -91,6 +100,10 @@ def deploy(
         instance_type=instance_type,
         instances=instances,
         spot=spot,
+        subnet=subnet or None,
+        ami=ami or None,
+        allow_from=allow_from or None,
+        results=results or None,
     )
     remote.deploy(asked, yes, dry_run or context.config.run.dry)
 
@@ -109,12 +122,22 @@ def monitor(context, run="", quick=False, follow=False):
     return watch(_find(run), quick, follow)
 
 
-@order(help={"run": RUN, "watch": "fetch whatever comes, until the job has ended"})
-def fetch(context, run="", watch=False):
+@order(
+    help={
+        "run": RUN,
+        "watch": "fetch whatever comes, until the job has ended",
+        "then-teardown": "when all is here, end the machine and remove all that was made for it",
+    }
+)
+def fetch(context, run="", watch=False, then_teardown=False):
     """Bring checkpoints, log, metrics and plots here, verified; at any time."""
     from mmattn.remote.fetch import fetch as bring
+    from mmattn.remote.teardown import teardown as remove
 
-    bring(_find(run), watch)
+    found = _find(run)
+    bring(found, watch)
+    if then_teardown:
+        remove(found.name, None, force=False)
 
 
 @order(
@@ -131,7 +154,7 @@ def teardown(context, run="", region="", force=False):
     remove(run or None, region or None, force)
 
 
-@order(help={"region": "another to look in, besides those of the runs in .fab"})
+@order(help={"region": "another to look in, besides those of the runs in .fab; all for every one"})
 def ls(context, region=""):
     """List your runs: machines by their tags, cost so far, what was fetched."""
     from mmattn.remote.teardown import list_runs

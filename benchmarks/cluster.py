@@ -17,9 +17,10 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.full_size import CLIPS, RATES, SECONDS, WIDTHS
-from mmattn.remote import prices
 
 MACHINE, VCPUS = "c5.24xlarge", 96
+ON_DEMAND, DISK = 4.08, 0.08 / 730  # dollars an hour of it, and of a GiB of gp3, in us-east-1
+PRICES = "2026-01"  # when these were published
 MOST = 64  # machines
 KINDS = ("all-reduce", "all-gather", "reduce-scatter")
 
@@ -97,14 +98,14 @@ class Assumed:
     @property
     def on_demand(self) -> float:
         """Dollars an hour of a machine."""
-        return prices.on_demand(MACHINE, VCPUS)
+        return ON_DEMAND
 
     @property
     def volume(self) -> float:
         """Dollars an hour of a gp3 volume for the corpus, its throughput and reads (us-east-1)."""
         gib = corpus_bytes(self) / 2**30
         extra = 0.04 * max(0, self.disk / 1e6 - 125) + 0.005 * max(0, self.reads - 3000)
-        return gib * prices.DISK + extra / 730
+        return gib * DISK + extra / 730
 
 
 class Plan(NamedTuple):
@@ -297,15 +298,12 @@ def plans(fitted: Fitted, assumed: Assumed, batch: int | None, weak: int) -> lis
 def hours(one: Plan, assumed: Assumed) -> float:
     """Hours of all epochs over the corpus, and of the copying before them."""
     training = assumed.epochs * assumed.clips / one.rate / 3600
-    return training + copying(assumed, one.machines)
+    return training + copying(assumed)
 
 
-def copying(assumed: Assumed, machines: int) -> float:
-    """Hours to copy the corpus from the first machine, which sends to all others at once."""
-    if machines == 1:
-        return 0.0
-    seconds = max(1 / assumed.disk, (machines - 1) / assumed.network)  # a byte
-    return corpus_bytes(assumed) * seconds / 3600
+def copying(assumed: Assumed) -> float:
+    """Hours in which each machine, all at once, copies the corpus from a bucket to its volume."""
+    return corpus_bytes(assumed) / min(assumed.disk, assumed.network) / 3600
 
 
 def dollars(one: Plan, assumed: Assumed, spot: bool = False) -> float:

@@ -36,8 +36,6 @@ from benchmarks.scaling import WEAK
 from mmattn.console import say
 from mmattn.errors import UserError
 from mmattn.evaluate.plots import BLUE, DPI, GREEN, ORANGE
-from mmattn.remote import prices
-from mmattn.remote.agent.fanout import KEY_HOURS
 
 SHOWN = (1, 2, 4, 8, 16, 32, 64)  # machines
 GLOO = {  # how its latency can be split, and what is left out of the fit
@@ -274,9 +272,9 @@ table has both extremes.""",
   {assumed.cache / 1e9:.0f} GB of it in memory: each epoch deals the clips anew, so a machine needs
   all of them. Reading ahead is taken to keep the volume busy; that was not measured on one, but
   `python -m benchmarks.pipeline` measures it on a disk here.
-- Machine 0 sends the corpus to all others at once (`mmattn/remote/agent/fanout.py`), as fast as
-  its network and the volumes allow.
-- ${assumed.on_demand:.2f} an hour on demand (us-east-1, {prices.DATE}), ${assumed.spot:.2f} on
+- Each machine reads the corpus from a bucket (`fab deploy --data s3://…`), all at once, as fast as
+  its network and its volume allow.
+- ${assumed.on_demand:.2f} an hour on demand (us-east-1, {cluster.PRICES}), ${assumed.spot:.2f} on
   spot, ${assumed.volume:.2f} for the volume.
 - **An epoch of large batches is taken for as good as one of small ones. It is not**: with more
   clips a step there are fewer steps an epoch, and from some size on more epochs are needed, or
@@ -390,14 +388,13 @@ def corpus(results: Sequence[Result], fitted: Fitted, assumed: Assumed) -> list[
             f"{one.machines}",
             f"{one.batch:,}",
             f"{cluster.hours(one, assumed):,.1f}",
-            f"{cluster.copying(assumed, one.machines):,.1f}",
+            f"{cluster.copying(assumed):,.1f}",
             f"{cluster.dollars(one, assumed):,.0f}",
             f"{cluster.dollars(one, assumed, spot=True):,.0f}",
             one.limit,
         )
         for one in found
     ]
-    late = [n for n in range(1, cluster.MOST + 1) if cluster.copying(assumed, n) > KEY_HOURS]
     return [
         f"""### A corpus of {assumed.clips:,} clips
 
@@ -406,16 +403,13 @@ Clips like those of RAVDESS and CREMA-D together ({cluster.clip_bytes() / 1e3:.0
 volume of each machine. The compute is that of the padded clips measured above,
 {results[0].frames["audio_frames"] / 100:.1f} s long; a clip of RAVDESS has
 {SECONDS["ravdess"]:.1f} s in the mean, one of CREMA-D {SECONDS["crema-d"]:.1f} s. Hours and dollars
-are those of training and, before it, of copying from machine 0 to the others; the upload to
-machine 0 comes on top. Computed:""",
+are those of training and, before it, of copying from the bucket; the upload to it comes on top.
+Computed:""",
         table(
             "machines | clips a step | hours | of them copying | $ on demand | $ spot | "
             "most of the step is",
             rows,
         ),
-        f"""From N = {min(late, default=0)} on copying takes longer than the {KEY_HOURS} hours for
-which the others let machine 0 in: a copy that is cut after them is not taken up again."""
-        * bool(late),
     ]
 
 

@@ -23,7 +23,7 @@ def stop(run: Run) -> None:
         first, *others = run.machines()
         for machine in others:  # all at the same time: they train together
             _ask_to_end(machine)
-        job = first.call("stop", "--wait", str(SAVE_S), timeout=SAVE_S + 30)
+        job = first.call("job", "stop", "--wait", str(SAVE_S), timeout=SAVE_S + 30)
         for machine in others:
             _ask_to_end(machine, "--wait", str(SAVE_S), "--kill")
     if job["state"] == "absent":
@@ -34,17 +34,17 @@ def stop(run: Run) -> None:
         raise UserError(f"{run.name}: the job was killed before; `fab resume` continues it")
     code = job["exit_code"]
     say(f"the job has ended with exit code {code}{'; `fab resume` continues it' if code else ''}")
-    if run.host is None:
+    if run.host is None and run.uri is None:
         say(
-            f"The machine ends itself {run.grace_minutes:g} min after that, unless it is held, "
-            "with all that is on it: `fab fetch` brings the results"
+            f"The machine ends itself {run.grace_minutes:g} min after that, unless it is held; its "
+            "disk is kept until `fab fetch` has brought all results"
         )
 
 
 def _ask_to_end(machine: Machine, *options: str) -> None:
     """Let a job save and end; that its machine is out of reach keeps no other from it."""
     try:
-        machine.call("stop", *options, timeout=SAVE_S + 30)
+        machine.call("job", "stop", *options, timeout=SAVE_S + 30)
     except RemoteError as error:
         say(f"machine {machine.rank}: {error}")
 
@@ -61,7 +61,7 @@ def hold(run: Run) -> None:
         _hold_one(run, machine)
     count = len(run.members)
     price = "" if run.price is None else f" at ${count * run.price:.2f} an hour"
-    until = clock(run.deadline, time.time())
+    until = clock(run.deadline)
     stays = (
         "the machine stays until its" if count == 1 else f"all {count} machines stay until their"
     )

@@ -8,14 +8,16 @@ from contextlib import ExitStack, contextmanager
 
 from mmattn.console import say, waiting
 from mmattn.errors import UserError
-from mmattn.remote.cloud import GONE, Cloud
-from mmattn.remote.launch import adopt, check_end, make_instance, wait_for_login
-from mmattn.remote.members import say_missing, settle, spread
+from mmattn.remote.agent.job import SUMMARIES
+from mmattn.remote.bucket import ensure_profile
+from mmattn.remote.cloud import GONE, OWNER, RUN, Cloud
+from mmattn.remote.jobs import build_environment, settle, start_training, take_from_bucket
+from mmattn.remote.kept import kept_disk, take_up
+from mmattn.remote.launch import adopt, check_end, make_instance, renew_host_key, wait_for_login
 from mmattn.remote.plan import Plan, confirm, make_plan, say_plan
-from mmattn.remote.runs import Run, changing, is_busy, locked, runs
+from mmattn.remote.runs import NO_MACHINE, Run, changing, is_busy, locked, runs
+from mmattn.remote.send import MANIFEST, send, survey
 from mmattn.remote.ssh import check_tools
-from mmattn.remote.start import build_environment, start_training
-from mmattn.remote.upload import MANIFEST, upload
 
 
 def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
@@ -37,14 +39,14 @@ def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
                 held.enter_context(changing("deploy", run))
                 say(f"continuing the deployment of {run.name}")
             with telling(run):
-                plan = _confirm(run, yes, dry_run)
+                plan, manifest = _confirm(run, yes, dry_run)
             if dry_run:
                 return
             if run is asked:
                 held.enter_context(locked("deploy", run.folder))
             run.save()
         with telling(run):
-            _work(run, plan)
+            _work(run, plan, manifest)
 
 
 def resume(run: Run, yes: bool) -> None:
@@ -54,20 +56,21 @@ def resume(run: Run, yes: bool) -> None:
         UserError: the job runs or is complete, or as `deploy`.
     """
     check_tools()
-    if (run.results / "summary.json").exists():
+    if any((run.results / name).exists() for name in SUMMARIES):
         raise UserError(f"{run.name} is complete, in {run.results}: there is nothing to resume")
     with changing("resume", run):
         if run.host is None:
             with telling(run):
                 adopt(run)
-        if run.ended or not run.started:
-            run.ended = False
-            if run.host is None and not run.members:
+        if not run.is_past("started"):
+            if run.state in NO_MACHINE:
                 begun = (run.results / "config.json").exists()
                 found = "what was fetched" if begun else "the start: nothing was fetched"
+                if run.uri or kept_disk(run):
+                    found = f"what is in {run.uri}" if run.uri else "what is on its kept disk"
                 say(f"{run.name} has no machine: a new one continues from {found}")
             with telling(run):
-                _work(run, _confirm(run, yes))
+                _work(run, *_confirm(run, yes))
             return
         machines = run.machines()
         about = [machine.call("snapshot") for machine in machines]
@@ -83,42 +86,54 @@ def resume(run: Run, yes: bool) -> None:
         _say_started(run)
 
 
-def _confirm(run: Run, yes: bool, dry_run: bool = False) -> Plan | None:
-    """Show the plan and ask, unless a machine was made already; None for a host."""
-    plan = None
+def _confirm(run: Run, yes: bool, dry_run: bool = False) -> tuple[Plan | None, dict[str, str]]:
+    """Show the plan and ask, unless a machine was made already; no plan for a host.
+
+    Returns the plan and what is to be sent.
+    """
+    plan, manifest = None, survey(run)
     if run.host is None:
         if run.folder.exists() and not dry_run:
             adopt(run)
         plan = make_plan(run, run.cloud())
         if run.deadline is not None:
             say(what_exists(run))
-            return plan
-    say_plan(run, plan)
+            return plan, manifest
+        cuda = ["jax[cuda12]"] if plan.machine_type.gpus else []
+        run.packages = ["boto3"] * bool(run.uri or run.data_uri) + cuda
+    say_plan(run, plan, len(manifest))
     if plan is not None:
         _say_others(run, run.cloud())
     if not dry_run:
-        confirm("Deploy?", yes)
-    return plan
+        confirm("Deploy?", yes, known_price=plan is None or plan.price is not None)
+    return plan, manifest
 
 
-def _work(run: Run, plan: Plan | None) -> None:
+def _work(run: Run, plan: Plan | None, manifest: dict[str, str]) -> None:
     """All steps that are not done yet."""
     if run.host is None:
-        make_instance(run, plan)
-    say_missing(run)
+        profile = None
+        if run.uri or run.data_uri:
+            tags = {RUN: run.name, OWNER: run.owner}
+            profile = ensure_profile(run.label, run.uri, run.data_uri, tags)
+        make_instance(run, plan, profile)
+        if len(run.members) < run.instances:
+            say(f"on {len(run.members)} of {run.instances} machines: the others are gone")
+    elif not run.is_past("there"):
+        run.to("there")
     machines = run.machines()
     for machine in machines:
         with waiting(f"waiting for {machine.access.name}"):
             wait_for_login(run, machine)
         if run.host is None:
             check_end(run, machine)
+            renew_host_key(run, machine)
+    machines = run.machines()
     settle(run, machines)
-    upload(run, machines[0])
-    if run.spread != run.uploaded:
-        spread(run, machines)
-        run.spread = run.uploaded
-        run.save()
+    take_up(run, machines[0])
+    send(run, machines, manifest)
     build_environment(run, machines)
+    take_from_bucket(run, machines)
     start_training(run, machines)
     _say_started(run)
 
@@ -182,9 +197,9 @@ def _unfinished(asked: Run) -> Run | None:
         UserError: it has other options, and no process is at work on it.
     """
     names = ("experiment", "region", "args", "data", "hours", "grace_minutes", "instance_type")
-    names = (*names, "instances", "spot")
+    names = (*names, "instances", "spot", "subnet", "ami", "allow_from", "results_uri")
     for run in reversed(runs()):
-        if run.started or run.ended or run.host != asked.host:
+        if run.is_past("started") or run.state in NO_MACHINE or run.host != asked.host:
             continue
         differing = [name for name in names if getattr(asked, name) != getattr(run, name)]
         bare = run.host is None and run.deadline is None
@@ -212,6 +227,10 @@ def command(run: Run) -> str:
         "--instance-type": run.instance_type,
         "--instances": str(run.instances) if run.instances > 1 else None,
         "--region": run.region,
+        "--subnet": run.subnet,
+        "--ami": run.ami,
+        "--results": run.results_uri,
+        "--allow-from": run.allow_from,
         "--host": run.host,
         "--max-hours": f"{run.hours:g}",
         "--grace-minutes": f"{run.grace_minutes:g}",
@@ -232,7 +251,7 @@ def _say_started(run: Run) -> None:
     say(f"{run.name} trains. `fab monitor` shows it; this computer may be shut.")
     if run.host is None:
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.deadline))
-        say(
-            f"It ends by {end}, or {run.grace_minutes:g} min after its job, with all that is on it:"
-        )
-        say("`fab fetch --watch` brings the results as they come.")
+        after = f"when its job has ended and all is in {run.uri}"
+        if run.uri is None:
+            after = f"{run.grace_minutes:g} min after its job; its disk is kept until all is here"
+        say(f"It ends by {end}, or {after}. `fab fetch --watch` brings the results as they come.")

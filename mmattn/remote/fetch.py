@@ -6,7 +6,6 @@ What is not here yet goes to a folder beside the run's, is verified there, and o
 
 import errno
 import fcntl
-import hashlib
 import os
 import random
 import shlex
@@ -15,19 +14,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mmattn.console import say, say_table
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, read_json, write_text
+from mmattn.remote import bucket
+from mmattn.remote.agent.job import SUMMARIES
+from mmattn.remote.agent.verify import sha256
 from mmattn.remote.cloud import GONE
-from mmattn.remote.runs import Busy, Run
+from mmattn.remote.plan import folder_size
+from mmattn.remote.runs import Busy, Run, is_uri
 from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, Unreachable
 
 ATTEMPTS = 5  # at files that differ when they arrive
 PATIENCE_S = 600.0  # out of touch, without a byte more
 LONGEST_WAIT_S = 30.0
 POLL_S = 5.0
+UNKNOWN = "unknown to EC2"
+ENDED = (*GONE, UNKNOWN)
 HURRY_S = 1.0  # between polls, and attempts to connect, when the machine is about to end
 OUTBOX_S = 300.0  # to hash everything
 BUSY = 75  # exit code of an outbox that is held or changes
@@ -68,8 +73,99 @@ class Results(NamedTuple):
     job: dict
 
 
+class Source(Protocol):
+    """Where results come from."""
+
+    def news(self) -> tuple[object, bool]:
+        """What a new epoch or checkpoint changes, or the job's end; whether time is short."""
+
+    def ask(self) -> Results:
+        """What there is now."""
+
+    def bring(self, found: Results, entries: list[Entry], results: Path, staging: Path) -> str:
+        """Copy files into staging; returns what was complained of, if anything."""
+
+
+class OnMachine:
+    """The machine itself, by rsync."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+
+    def news(self) -> tuple[object, bool]:
+        about = self.machine.call("snapshot", "--limit", "0")
+        job = [about["job"][key] for key in ("state", "start")]
+        now = [job, about["complete"], about["metrics"][-1:], about["checkpoints"]]
+        return now, bool(about["guard"] and about["guard"]["reason"])
+
+    def ask(self) -> Results:
+        job = self.machine.call("snapshot", "--limit", "0")["job"]
+        for attempt in range(ATTEMPTS):
+            try:
+                about = self.machine.call("outbox", timeout=OUTBOX_S)
+                break
+            except CommandFailed as error:
+                if error.exit_code != BUSY or attempt == ATTEMPTS - 1:
+                    raise
+        return _results({**about, "job": job})
+
+    def bring(self, found: Results, entries: list[Entry], results: Path, staging: Path) -> str:
+        for entry in entries:
+            _seed(results / entry.local, staging / entry.path)
+        names = staging / "files"
+        write_text(names, "".join(f"{entry.path}\0" for entry in entries))
+        try:
+            self.machine.rsync(
+                # That they differ is known; same size and second need not mean the same content.
+                "--ignore-times",
+                "--no-links",
+                "--from0",
+                f"--files-from={names}",
+                self.machine.remote(f"{found.root}/" if found.root else ""),
+                f"{staging}/",
+                progress="fetch",
+                total=sum(entry.size for entry in entries),
+            )
+        except CommandFailed as error:
+            if "no space left" in error.output:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            return f"; rsync: {error.output}"  # e.g. a file is gone: the next list is without it
+        return ""
+
+
+class InBucket:
+    """The run's bucket, whatever becomes of the machine."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+
+    def news(self) -> tuple[object, bool]:
+        if bucket.manifest(self.uri) is None:
+            raise Unreachable(f"{self.uri}: nothing there yet")
+        found = self.ask()
+        return [found.job, [entry for entry in found.entries if not entry.growing]], False
+
+    def ask(self) -> Results:
+        manifest = bucket.manifest(self.uri)
+        if manifest is None:
+            raise RemoteError(f"{self.uri}: nothing there yet")
+        return _results(manifest)
+
+    def bring(self, found: Results, entries: list[Entry], results: Path, staging: Path) -> str:
+        bucket.bring(self.uri, entries, staging)
+        return ""
+
+
+def _results(about: dict) -> Results:
+    entries = [
+        Entry(_safe(file["path"]), file["size"], file["sha256"], file["growing"])
+        for file in about["files"]
+    ]
+    return Results(entries, about["root"], about["complete"], about["job"])
+
+
 def fetch(run: Run, watch: bool) -> None:
-    """Fetch what the machine has of a run's results, verified, and report it.
+    """Fetch what there is of a run's results, verified, and report it.
 
     Args:
         run: the run; `run.results` is where they go.
@@ -80,22 +176,23 @@ def fetch(run: Run, watch: bool) -> None:
         RemoteError: out of touch for too long, or files do not arrive as they are there.
         UserError: no machine, or the disk is full.
     """
-    machine = run.machine()
-    try:
-        with _alone(run):
-            found = _follow(run, machine) if watch else _through_drops(run, machine)
-        _report(run, found)
-    finally:
-        machine.close()
+    source = InBucket(run.uri) if run.uri else OnMachine(run.machine())
+    with _alone(run):
+        found = _follow(run, source) if watch else _through_drops(run, source)
+    if found.complete and run.instance_id and not run.uri:
+        run.cloud().keep_volume(run.instance_id, False)  # all of it is here
+    _report(run, found)
 
 
 def fetched_all(run: Run, machine: Machine) -> bool:
     """Whether everything that the machine has now is here, verified and on the disk."""
     os.sync()  # the machine's may be deleted next
-    return all(_matches(run.results / entry.local, entry) for entry in _ask(machine).entries)
+    return all(
+        _matches(run.results / entry.local, entry) for entry in OnMachine(machine).ask().entries
+    )
 
 
-def _follow(run: Run, machine: Machine) -> Results:
+def _follow(run: Run, source: Source) -> Results:
     """Fetch whenever there is something new, until the job has ended; drops are waited out.
 
     Once the guard has told that it ends the machine, no time is lost: what the job then saves is
@@ -104,51 +201,36 @@ def _follow(run: Run, machine: Machine) -> Results:
     seen, lost, ends = None, 0, False
     while True:
         try:
-            about = _snapshot(machine)
-            ends = bool(about["guard"] and about["guard"]["reason"])
-            now = _news(about)
+            now, ends = source.news()
             if now != seen:
-                found, seen = fetch_once(run, machine), now
+                found, seen = fetch_once(run, source), now
                 epochs = _epochs_done(run.results)
                 say(f"fetched: checkpoints {_checkpoints(found)}; {epochs} epochs")
                 if found.job["state"] in ("ended", "lost"):
                     return found
+            elif run.uri and _state(run) in ENDED:  # it had no time to push more
+                return found
             lost = 0
             time.sleep(HURRY_S if ends else POLL_S)
         except RemoteError as error:
-            machine.close()
             _check_machine(run, error)
             if seen is None and not isinstance(error, Unreachable):
                 raise  # later, it is a machine that goes down or is short of something
             if lost == 0:
                 say(f"{error}; trying again")
             lost += 1
-            if ends:
-                time.sleep(HURRY_S)
-            else:
-                _wait(lost)
+            time.sleep(HURRY_S if ends else _pause(lost))
 
 
-def _news(about: dict) -> list:
-    """What a new epoch, a new checkpoint or an end of the job changes in a snapshot."""
-    job = [about["job"][key] for key in ("state", "start")]
-    return [job, about["complete"], about["part"], about["metrics"][-1:], about["checkpoints"]]
-
-
-def _snapshot(machine: Machine) -> dict:
-    return machine.call("snapshot", "--limit", "0")
-
-
-def _through_drops(run: Run, machine: Machine) -> Results:
+def _through_drops(run: Run, source: Source) -> Results:
     """Fetch once, as often as the connection drops, unless nothing comes any more."""
     lost, arrived, last = 0, -1, time.monotonic()
     while True:
         try:
-            return fetch_once(run, machine)
+            return fetch_once(run, source)
         except Unreachable as error:
-            machine.close()
             _check_machine(run, error)
-            before, arrived = arrived, _bytes_in(_staging(run.results))
+            before, arrived = arrived, folder_size(_staging(run.results))
             if arrived > before:
                 lost, last = 0, time.monotonic()
             if time.monotonic() - last > PATIENCE_S:
@@ -158,26 +240,32 @@ def _through_drops(run: Run, machine: Machine) -> Results:
                 ) from error
             lost += 1
             say(f"{error}; trying again")
-            _wait(lost)
+            time.sleep(_pause(lost))
 
 
-def _wait(lost: int) -> None:
-    time.sleep(min(LONGEST_WAIT_S, 2.0**lost) * random.uniform(0.5, 1))
+def _pause(lost: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(LONGEST_WAIT_S, 2.0**lost) * random.uniform(0.5, 1)
 
 
 def _check_machine(run: Run, error: RemoteError) -> None:
     """RemoteError if the machine that does not answer is known to be no more."""
-    if run.instance_id is None:
-        return
-    try:
-        state = run.cloud().state(run.instance_id)
-    except UserError:  # no network, or no credentials here: nothing is known
-        return
-    if state is None or state in GONE:
+    state = _state(run)
+    if state in ENDED and not run.uri:
         raise RemoteError(
-            f"the machine {run.instance_id} is {state or 'unknown to EC2'}: nothing more can be "
-            f"fetched. {_intact(run)}; `fab resume` continues from it on a new machine"
+            f"the machine {run.instance_id} is {state}. {_intact(run)}; its "
+            "disk is kept until all is fetched: `fab resume` continues from it on a new machine"
         ) from error
+
+
+def _state(run: Run) -> str | None:
+    """EC2's word for the machine's state; None if there is none, or it cannot be asked."""
+    if run.instance_id is None:
+        return None
+    try:
+        return run.cloud().state(run.instance_id) or UNKNOWN
+    except UserError:  # no network, or no credentials here
+        return None
 
 
 def _intact(run: Run) -> str:
@@ -186,7 +274,7 @@ def _intact(run: Run) -> str:
     return f"What was fetched before is intact in {run.results}"
 
 
-def fetch_once(run: Run, machine: Machine) -> Results:
+def fetch_once(run: Run, source: Source) -> Results:
     """Fetch the results as they are now, and note it in the run's state.
 
     Raises:
@@ -197,7 +285,7 @@ def fetch_once(run: Run, machine: Machine) -> Results:
     results, staging = run.results, _staging(run.results)
     with explain_full_disk(f"{results}; what was fetched before is intact"):
         try:
-            found = _verified(machine, results, staging)
+            found = _verified(source, results, staging)
             _install(found.entries, staging, results)
         except OSError:
             shutil.rmtree(staging, ignore_errors=True)  # leave no full disk behind
@@ -207,10 +295,10 @@ def fetch_once(run: Run, machine: Machine) -> Results:
     return found
 
 
-def _verified(machine: Machine, results: Path, staging: Path) -> Results:
+def _verified(source: Source, results: Path, staging: Path) -> Results:
     """Bring what is missing into staging until all of it is as the machine lists it."""
     for _ in range(ATTEMPTS):
-        found = _ask(machine)
+        found = source.ask()
         _check_not_older(found.entries, results)
         staging.mkdir(parents=True, exist_ok=True)
         missing = [
@@ -219,7 +307,7 @@ def _verified(machine: Machine, results: Path, staging: Path) -> Results:
             if not _matches(results / entry.local, entry)
             and not _matches(staging / entry.path, entry)
         ]
-        trouble = _transfer(machine, found.root, missing, results, staging) if missing else ""
+        trouble = source.bring(found, missing, results, staging) if missing else ""
         bad = [entry for entry in missing if not _matches(staging / entry.path, entry)]
         if not bad:
             return found
@@ -228,23 +316,6 @@ def _verified(machine: Machine, results: Path, staging: Path) -> Results:
         f"{bad[0].size} bytes with SHA-256 {bad[0].sha256[:12]}…{trouble}. Nothing in {results} "
         "was replaced; `fab fetch` tries again"
     )
-
-
-def _ask(machine: Machine) -> Results:
-    """Have the machine make its outbox and list what is in it."""
-    job = _snapshot(machine)["job"]
-    for attempt in range(ATTEMPTS):
-        try:
-            about = machine.call("outbox", timeout=OUTBOX_S)
-            break
-        except CommandFailed as error:
-            if error.exit_code != BUSY or attempt == ATTEMPTS - 1:
-                raise
-    entries = [
-        Entry(_safe(file["path"]), file["size"], file["sha256"], file["growing"])
-        for file in about["files"]
-    ]
-    return Results(entries, about["root"], about["complete"], job)
 
 
 def _safe(text: str) -> PurePosixPath:
@@ -275,33 +346,6 @@ def _check_not_older(entries: list[Entry], results: Path) -> None:
                 )
 
 
-def _transfer(
-    machine: Machine, root: str, entries: list[Entry], results: Path, staging: Path
-) -> str:
-    """Copy files from the machine into staging; returns what rsync complained of, if anything."""
-    for entry in entries:
-        _seed(results / entry.local, staging / entry.path)
-    names = staging / "files"
-    write_text(names, "".join(f"{entry.path}\0" for entry in entries))
-    try:
-        machine.rsync(
-            # That they differ is known; same size and second need not mean the same content.
-            "--ignore-times",
-            "--no-links",
-            "--from0",
-            f"--files-from={names}",
-            machine.remote(f"{root}/" if root else ""),
-            f"{staging}/",
-            progress="fetch",
-            total=sum(entry.size for entry in entries),
-        )
-    except CommandFailed as error:
-        if "no space left" in error.output:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        return f"; rsync: {error.output}"  # e.g. a file is gone: the next list is without it
-    return ""
-
-
 def _seed(old: Path, staged: Path) -> None:
     """Let rsync send only what is new in a file of which there is an older one.
 
@@ -320,17 +364,7 @@ def _matches(path: Path, entry: Entry) -> bool:
     size = path.stat().st_size
     if size < entry.size or (size > entry.size and not entry.growing):
         return False
-    return _sha256(path, entry.size) == entry.sha256
-
-
-def _sha256(path: Path, size: int) -> str:
-    """Of the first `size` bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while size > 0 and (chunk := file.read(min(size, 1 << 20))):
-            digest.update(chunk)
-            size -= len(chunk)
-    return digest.hexdigest()
+    return sha256(path, entry.size) == entry.sha256
 
 
 def _install(entries: list[Entry], staging: Path, results: Path) -> None:
@@ -347,7 +381,7 @@ def _install(entries: list[Entry], staging: Path, results: Path) -> None:
             _clear_others(staging / step, members)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / step, target)
-    summary = {entry: entry.path.name == "summary.json" for entry in entries}
+    summary = {entry: entry.path.name in SUMMARIES for entry in entries}
     for entry in sorted(entries, key=lambda entry: (summary[entry], -len(entry.path.parts))):
         target = results / entry.local
         if not _matches(target, entry):
@@ -384,7 +418,7 @@ def _keep_other_log(log: Path, staged: Path) -> None:
     if not log.exists():
         return
     size = log.stat().st_size
-    if staged.stat().st_size < size or _sha256(log, size) != _sha256(staged, size):
+    if staged.stat().st_size < size or sha256(log, size) != sha256(staged, size):
         number = 1
         while (kept := log.with_name(f"{log.stem}.{number}{log.suffix}")).exists():
             number += 1
@@ -393,10 +427,6 @@ def _keep_other_log(log: Path, staged: Path) -> None:
 
 def _staging(results: Path) -> Path:
     return results.with_name(f".{results.name}.fetching")
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -425,7 +455,9 @@ def _report(run: Run, found: Results) -> None:
     if not found.complete:
         say(progress_text(results, found))
     best = any(step.parts[1:3] == ("checkpoints", "best") for step in _steps(found.entries))
-    if found.complete or best:  # parts are evaluated together, when all are there
+    if (
+        found.complete or best
+    ) and not run.is_study:  # parts are evaluated together, when all are there
         say(f"next: {evaluate_command(run)}")
 
 
@@ -471,5 +503,6 @@ def progress_text(results: Path, found: Results) -> str:
 
 def evaluate_command(run: Run) -> str:
     """The command that evaluates what was fetched, on this computer's copy of the data."""
-    roots = ["--data.roots", *run.data] if run.data else []
+    roots = ["FOLDER" if is_uri(one) else one for one in run.data]  # evaluation reads no bucket
+    roots = ["--data.roots", *roots] if roots else []
     return shlex.join(["mmattn", "evaluate", str(run.results), *roots])

@@ -4,18 +4,9 @@ import time
 
 from mmattn.console import say, waiting
 from mmattn.remote.access import own_network
-from mmattn.remote.cloud import (
-    DEADLINE,
-    GONE,
-    NOT_STARTED,
-    OWNER,
-    PATIENCE_S,
-    PRICE,
-    RUN,
-    Cloud,
-    CloudError,
-)
-from mmattn.remote.plan import Plan
+from mmattn.remote.aws import CloudError
+from mmattn.remote.cloud import DEADLINE, GONE, OWNER, PATIENCE_S, PRICE, RUN, Cloud
+from mmattn.remote.plan import Plan, choices, instance_request
 from mmattn.remote.runs import LOGIN, Member, Run
 from mmattn.remote.ssh import (
     CommandFailed,
@@ -28,24 +19,25 @@ from mmattn.remote.ssh import (
 from mmattn.remote.user_data import GUARD, TIMER, user_data
 
 LOST_ANSWER_S = 600  # so long an instance may exist before EC2 lists it
+FULL = ("InsufficientInstanceCapacity", "SpotMaxPriceTooLow", "Unsupported")  # of one zone
 
 
-def make_instance(run: Run, plan: Plan) -> None:
-    """Key pair, security group, instances and alarms, each made once."""
+def make_instance(run: Run, plan: Plan, profile: str | None = None) -> None:
+    """Key pair, security group, instances (with this profile) and alarms, each made once."""
     cloud = run.cloud()
     adopt(run)
-    network = own_network()  # before anything is made
+    network = run.allow_from or own_network()  # before anything is made
     tags = {RUN: run.name, OWNER: run.owner, "Name": run.label}
     say(f"key pair and security group {run.label}")
     cloud.ensure_key_pair(run.label, make_key(run.key), tags)
-    run.group_id = cloud.ensure_group(run.label, tags)
+    run.group_id = cloud.ensure_group(run.label, plan.subnets[0]["VpcId"], tags)
     run.save()
     cloud.admit(run.group_id, network)
     if run.instances > 1:
         cloud.admit_members(run.group_id)
         cloud.ensure_placement(run.label, tags)
     if not run.members:
-        _launch(run, cloud, plan, tags)
+        _launch(run, cloud, plan, profile)
     for rank, member in enumerate(run.members):
         label = run.label if rank == 0 else f"{run.label}-{rank}"
         cloud.ensure_alarms(label, member.id, run.hours, tags)
@@ -67,8 +59,9 @@ def adopt(run: Run) -> None:
         if len(living) >= run.instances or (living and late):  # EC2 may not list them all yet
             found = living[-run.instances :]
             run.members = [Member(one.id, launched=one.launched) for one in found]
+            run.to("there")
         elif late:
-            _next_machines(run)
+            _lost(run)
     elif run.members:
         gone = [one for one in run.members if _is_gone(cloud, one)]
         for member in gone:
@@ -87,73 +80,63 @@ def _is_gone(cloud: Cloud, member: Member) -> bool:
 def _give_up(run: Run, gone: list[Member]) -> None:
     """Forget machines that are gone; a job on those that are left has to be started anew."""
     if len(gone) == len(run.members):
-        _next_machines(run)
+        _lost(run)
     elif gone:
         run.members = [one for one in run.members if one not in gone]
-        run.started = False
+        run.to("there")
 
 
-def _next_machines(run: Run) -> None:
-    """Forget machines that are gone, or were never there."""
+def _lost(run: Run, to: str = "lost") -> None:
+    """Forget machines that are gone, or were never there; the next are asked for anew."""
     run.attempt += 1
-    run.members, run.trains_on = [], []
-    run.deadline = run.uploaded = run.spread = None
-    run.built = run.started = False
+    run.to(to)
 
 
-def _launch(run: Run, cloud: Cloud, plan: Plan, tags: dict[str, str]) -> None:
-    if run.deadline is None:
-        # Kept before the start: the same call again asks for the same instance.
-        run.deadline = float(int(time.time() + run.hours * 3600))
-        run.image_id, run.root_device = plan.image.id, plan.image.root_device
-        run.disk_gib, run.price = plan.disk_gib, plan.price
-        run.save()
-    public = make_key(run.host_key)
-    say(f"starting {'a' if run.instances == 1 else run.instances} {run.instance_type}")
-    try:
-        ids = cloud.launch(
-            count=run.instances,
-            label=run.label,
-            token=f"{run.name}-{run.attempt}",
-            machine_type=run.instance_type,
-            image_id=run.image_id,
-            root_device=run.root_device,
-            disk_gib=run.disk_gib,
-            group_id=run.group_id,
-            user_data=user_data(
-                run.host_key.read_text(encoding="utf-8"),
-                public,
-                f"/home/{LOGIN}/{run.base}/job",
-                run.deadline,
-                run.grace_minutes * 60,
-            ),
-            spot=run.spot,
-            tags={**tags, DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")},
+def _launch(run: Run, cloud: Cloud, plan: Plan, profile: str | None) -> None:
+    """Start the instances: where EC2 likes, and, if it has none free there, in each zone once."""
+    public, untried = make_key(run.host_key), choices(run, plan)
+    while not run.members:
+        if run.deadline is None:
+            # Kept before the start: the same call again asks for the same instance.
+            run.deadline = float(int(time.time() + run.hours * 3600))
+            run.price = plan.price
+            tags = {DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")}
+            run.request = instance_request(run, plan, untried.pop(0), tags, profile)
+            run.to("asked")
+        told = user_data(
+            run.host_key.read_text(encoding="utf-8"),
+            public,
+            f"/home/{LOGIN}/{run.base}/job",
+            run.deadline,
+            run.grace_minutes * 60,
         )
-    except CloudError as error:
-        if error.code in NOT_STARTED:  # otherwise there may be instances all the same
-            _next_machines(run)
-            run.save()
-        raise
-    run.members = [Member(one, launched=time.time()) for one in ids]
-    run.save()
+        say(f"starting {'a' if run.instances == 1 else run.instances} {run.instance_type}")
+        asked = {**run.request, "UserData": told, "ClientToken": f"{run.name}-{run.attempt}"}
+        try:
+            ids = cloud.launch(asked)
+        except CloudError as error:
+            if error.refused:  # otherwise there may be instances all the same
+                _lost(run, "planned")
+            if error.code not in FULL or not untried:
+                raise
+            say(f"{error.code} there: trying {untried[0]['AvailabilityZone']}")
+        else:
+            run.members = [Member(one, launched=time.time()) for one in ids]
+            run.to("there")
 
 
 def _wait_for_address(run: Run, member: Member, cloud: Cloud) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while True:
+    try:
+        cloud.wait_until_running(member.id)
+    except CloudError:
         found = cloud.instance(member.id)
         if found and found.state in GONE:
-            raise _ended(run, member, f"before it ran: {found.reason}")
-        if found and found.state == "running" and found.address:
-            break
-        if time.monotonic() > end:
-            state = found.state if found else "unknown to EC2"
-            raise CloudError(
-                f"{member.id} is {state} after {PATIENCE_S} s and has the public address "
-                f"{found and found.address}: do the default subnets of the VPC give one?"
-            )
-        time.sleep(2)
+            raise _ended(run, member, f"before it ran: {found.reason}") from None
+        state = found.state if found else "unknown to EC2"
+        raise CloudError(f"{member.id} is {state} after {PATIENCE_S} s") from None
+    found = cloud.instance(member.id)
+    if found.address is None:
+        raise CloudError(f"{member.id} has no public address: its subnet gave it none")
     member.address, member.private, member.launched = found.address, found.private, found.launched
     run.save()
 
@@ -194,6 +177,27 @@ def wait_for_login(run: Run, machine: Machine) -> None:
         machine.run("command -v python3")
     except CommandFailed as error:
         raise RemoteError(f"{machine.access.name}: expected python3 and rsync there") from error
+
+
+def renew_host_key(run: Run, machine: Machine) -> None:
+    """Give the machine a host key that was never in its user data.
+
+    Until the new one was seen, both are known: this may be cut anywhere.
+    """
+    member = run.members[machine.rank]
+    if member.sealed:
+        return
+    made = "/etc/ssh/ssh_host_ed25519_key"
+    make = f"rm -f {made}.new*; ssh-keygen -q -t ed25519 -N '' -f {made}.new; cat {made}.new.pub"
+    if member.proof is None:
+        member.proof = " ".join(machine.run(f'sudo sh -c "{make}"').split()[:2])
+        run.save()
+    put = f"test ! -e {made}.new || mv {made}.new {made}; mv -f {made}.new.pub {made}.pub"
+    reload = "systemctl reload ssh || systemctl reload sshd"
+    run.machine(machine.rank).run(f'sudo sh -c "{put}; {reload}"')
+    member.sealed = True
+    run.machine(machine.rank).run("true")
+    run.save()
 
 
 def check_end(run: Run, machine: Machine) -> None:

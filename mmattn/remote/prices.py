@@ -1,31 +1,48 @@
-"""What machines cost by the hour: EC2 on demand, Linux, us-east-1, as published on DATE.
+"""What EC2 costs, by AWS's Price List; None where it names no price or may not be asked."""
 
-The API for prices needs a permission of its own and answers only in two regions; a dated table
-tells the order of magnitude, which is what a plan needs. Spot prices are asked from EC2.
-"""
+import json
 
-DATE = "2026-01"
-DISK = 0.08 / 730  # a GiB and hour of gp3
+from mmattn.remote.aws import CloudError, client, explained
 
-_PER_LARGE = {  # dollars an hour for the size `large` (2 vCPUs); a family's prices are linear
-    "c5": 0.085,
-    "c6i": 0.085,
-    "c6a": 0.0765,
-    "c7i": 0.08925,
-    "c7a": 0.10264,
-    "c6g": 0.068,
-    "c7g": 0.0725,
-    "m5": 0.096,
-    "m6i": 0.096,
-    "m7i": 0.1008,
-    "r5": 0.126,
-    "r6i": 0.126,
-}
+ADDRESS = 0.005  # an hour of a public IPv4 address, in every region
 
 
-def on_demand(instance_type: str, vcpus: int) -> float | None:
-    """Dollars an hour; None for a family that is not in the table."""
-    family, _, size = instance_type.partition(".")
-    if family not in _PER_LARGE or size.startswith("metal"):
+def on_demand(region: str, instance_type: str) -> float | None:
+    """Dollars an hour of an instance type with Linux."""
+    return _highest(
+        region,
+        instanceType=instance_type,
+        operatingSystem="Linux",
+        operation="RunInstances",
+        tenancy="Shared",
+        capacitystatus="Used",
+        preInstalledSw="NA",
+    )
+
+
+def disk(region: str) -> float | None:
+    """Dollars an hour of a GiB of a gp3 volume."""
+    month = _highest(region, productFamily="Storage", volumeApiName="gp3")
+    return month and month / 730
+
+
+def _highest(region: str, **attributes: str) -> float | None:
+    """The highest price in dollars of the products with these attributes, and so a bound."""
+    filters = [
+        {"Type": "TERM_MATCH", "Field": name, "Value": value}
+        for name, value in {"regionCode": region, **attributes}.items()
+    ]
+    try:
+        with explained("pricing:GetProducts"):
+            found = client("pricing", "us-east-1").get_products(  # few regions answer
+                ServiceCode="AmazonEC2", Filters=filters
+            )
+    except CloudError:
         return None
-    return _PER_LARGE[family] * vcpus / 2
+    prices = [
+        float(dimension["pricePerUnit"].get("USD", 0))
+        for product in map(json.loads, found["PriceList"])
+        for term in product["terms"].get("OnDemand", {}).values()
+        for dimension in term["priceDimensions"].values()
+    ]
+    return max(prices, default=0) or None

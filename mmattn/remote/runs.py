@@ -20,12 +20,13 @@ from mmattn.files import read_json, write_json, write_text
 from mmattn.remote.access import own_network
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.ssh import Access, Machine, make_key
+from mmattn.remote.states import STATES, is_past
 
 FOLDER = Path(".fab")
 NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
-SINGLE = {"id": "instance_id", "address": "address", "launched": "launched"}
-PROGRESS = ("attempt", "deadline", "members", "uploaded", "built", "started", "ended")
+PROGRESS = ("state", "attempt", "deadline", "members", "uploaded")
+NO_MACHINE = ("lost", "removed")
 
 
 class Busy(UserError):
@@ -44,6 +45,10 @@ class Member:
     private: str | None = None
     """Where the run's other machines do."""
     launched: float | None = None
+    proof: str | None = None
+    """The key by which it proves itself, made on it; the first one was in its user data."""
+    sealed: bool = False
+    """The first key counts no more."""
 
 
 @dataclass
@@ -55,41 +60,46 @@ class Run:
     experiment: str
     args: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
+    is_study: bool = False
+    """The experiment is many trainings, which the same command continues."""
     hours: float = 6.0
     grace_minutes: float = 60.0
     host: str | None = None
-    """user@address[:port] of a machine that exists; None for EC2, to which what follows belongs."""
+    """[user@]address[:port] of a machine that exists, or its name in ~/.ssh/config; None for EC2,
+    to which what follows belongs."""
     region: str | None = None
     instance_type: str | None = None
     instances: int = 1
     """How many machines were asked for; there may be fewer by now."""
     spot: bool = False
+    packages: list[str] = field(default_factory=list)
+    """What its environment needs besides the project."""
     price: float | None = None
     """Dollars an hour of one machine."""
     owner: str | None = None
+    state: str = "planned"
+    """One of STATES."""
     attempt: int = 1
     """Counts the starts of machines."""
     deadline: float | None = None
-    """When this attempt's machines end themselves (Unix time); set before their start is asked
-    for."""
-    image_id: str | None = None
-    root_device: str | None = None
-    disk_gib: int | None = None
+    """When this attempt's machines end themselves (Unix time); set before they are asked for."""
+    request: dict | None = None
+    """What this attempt asks EC2 for, but for user data: the parameters of RunInstances."""
+    subnet: str | None = None
+    ami: str | None = None
+    allow_from: str | None = None
+    """Network that may reach it; None for this computer's address alone, wherever it is."""
+    results_uri: str | None = None
+    """Bucket and prefix to which the machine takes its results; None if it keeps them."""
     group_id: str | None = None
     members: list[Member] = field(default_factory=list)
-    """Its machines by rank: the results are on the first, which tells the others what to do."""
-    trains_on: list[str] = field(default_factory=list)
-    """Ids of the machines that its jobs and results are on, by rank."""
+    """Its machines by rank: the results are on the first, which leads the others."""
+    leader: str | None = None
+    """Id of the machine that the results are on, once a job was started."""
     uploaded: str | None = None
-    """Digest of what lies on the first machine."""
-    spread: str | None = None
-    """Digest of what lies on the others."""
-    built: bool = False
-    started: bool = False
-    ended: bool = False
-    """Torn down: nothing of it is left but what was fetched."""
+    """Digest of what was sent to the machines."""
     began_with: str | None = None
-    """Digest of what the first of its machines was given."""
+    """Digest of what the first of its jobs was started with."""
 
     @classmethod
     def find(cls, name: str | None = None) -> "Run":
@@ -99,12 +109,35 @@ class Run:
             asked = f"--run {name}: " if name else ""
             raise UserError(f"{asked}there is no run in {FOLDER} yet: `fab deploy` makes one")
         if name is None:
-            return ([run for run in found if not run.ended] or found)[-1]
+            return ([run for run in found if run.state != "removed"] or found)[-1]
         for run in found:
             if run.name == name:
                 return run
         known = ", ".join(run.name for run in found)
         raise UserError(f"--run {name}: expected one of the runs in {FOLDER}: {known}")
+
+    def to(self, state: str) -> None:
+        """Go to another state, or stay, and write it down."""
+        assert state == self.state or state in STATES[self.state].next, (self.state, state)
+        self.state = state
+        if state in NO_MACHINE or state == "planned":
+            self.members, self.deadline = [], None
+            self.uploaded = self.leader = None
+        self.save()
+
+    def is_past(self, state: str) -> bool:
+        """Whether it is in a state or has come further."""
+        return is_past(self.state, state)
+
+    @property
+    def uri(self) -> str | None:
+        """Where its results are in the bucket; None without one."""
+        return self.results_uri and f"{self.results_uri}/{self.name}"
+
+    @property
+    def data_uri(self) -> str | None:
+        """The data that are in a bucket; None if there are none."""
+        return next((one for one in self.data if is_uri(one)), None)
 
     @property
     def instance_id(self) -> str | None:
@@ -184,17 +217,13 @@ class Run:
             UserError: it has none (yet, or any more), or the keys are gone.
         """
         if self.host is not None:
-            user, address, port = parse_host(self.host)
-            known = Path("~/.ssh/known_hosts").expanduser()
-            if not known.exists():
-                raise UserError(f"{known}: expected the host key of {address}: log in once by ssh")
-            return Machine(Access(user, address, port, known, None), self.folder, self.base)
+            return Machine(parse_host(self.host), self.folder, self.base)
         return Machine(self._access(rank), self.folder, self.base, lambda: self._way_in(rank), rank)
 
     def _access(self, rank: int) -> Access:
         """How to log in to an instance of it."""
         if not self.members or self.members[rank].address is None:
-            if self.ended:
+            if self.state == "removed":
                 again = "`fab resume` makes a new machine"
                 if self.fetched == "complete":
                     again = f"its results are in {self.results}"
@@ -206,14 +235,11 @@ class Run:
             self.key.chmod(0o600)
             say(f"{self.key} could be read by others: now by you alone")
         known = self.folder / ("known_hosts" if rank == 0 else f"known_hosts-{rank}")
-        address = self.members[rank].address
-        write_text(known, f"{address} {self.host_proof}\n")
-        return Access(LOGIN, address, 22, known, self.key)
-
-    @property
-    def host_proof(self) -> str:
-        """The public half of the key by which each of its instances proves itself."""
-        return " ".join(make_key(self.host_key).split()[:2])
+        member = self.members[rank]
+        first = None if member.sealed else " ".join(make_key(self.host_key).split()[:2])
+        proofs = filter(None, (first, member.proof))
+        write_text(known, "".join(f"{member.address} {proof}\n" for proof in proofs))
+        return Access(member.address, LOGIN, own=(known, self.key))
 
     def _way_in(self, rank: int) -> Access | None:
         """Let this computer in, if its address has changed, and find the machine, if its has.
@@ -225,11 +251,16 @@ class Run:
         current = cloud.address(member.id)
         if current is None or self.group_id is None:
             return None
-        admitted = cloud.admit(self.group_id, own_network())
+        admitted = cloud.admit(self.group_id, self.allow_from or own_network())
         if not admitted and current == member.address:
             return None
         member.address = current
         return self._access(rank)
+
+
+def is_uri(data: str) -> bool:
+    """Whether data are in a bucket, and not in a folder here."""
+    return data.startswith("s3://")
 
 
 def runs() -> list[Run]:
@@ -248,25 +279,28 @@ def read_run(path: Path) -> Run:
     found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected the state of a run, found {type(found).__name__}")
-    if "members" not in found:  # as written when a run had but one machine
-        one = {name: found.pop(old, None) for name, old in SINGLE.items()}
-        found["members"] = [one] if one["id"] else []
-        found["trains_on"] = [one["id"]] if one["id"] else []
     try:
         run = dacite.from_dict(Run, found, dacite.Config(strict=True, cast=[float]))
     except (dacite.DaciteError, ValueError) as error:
         raise UserError(f"{path}: expected the state of a run: {error}") from error
-    if not NAME.fullmatch(run.name):
-        raise UserError(f"{path}: expected a run's name, found {run.name!r}")
+    for what, value, good in (
+        ("name", run.name, NAME.fullmatch(run.name)),
+        ("state", run.state, run.state in STATES),
+    ):
+        if not good:
+            raise UserError(f"{path}: expected a run's {what}, found {value!r}")
     return run
 
 
-def parse_host(host: str) -> tuple[str, str, int]:
-    """User, address and port of `user@address[:port]`; UserError otherwise."""
-    found = re.fullmatch(r"([a-z_][a-z0-9_-]*)@(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::(\d+))?", host)
+def parse_host(host: str) -> Access:
+    """How to log in at `[user@]address[:port]`, or a name in ~/.ssh/config; UserError otherwise."""
+    word = r"(?:([A-Za-z_][\w.-]*)@)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][\w.-]*)(?::(\d+))?"
+    found = re.fullmatch(word, host)
     if not found:
-        raise UserError(f"--host {host}: expected user@address or user@address:port")
-    return found[1], found[2].strip("[]"), int(found[3] or 22)
+        raise UserError(
+            f"--host {host}: expected a name in ~/.ssh/config, or [user@]address[:port]"
+        )
+    return Access(found[2].strip("[]"), found[1], int(found[3]) if found[3] else None)
 
 
 def is_busy(folder: Path) -> bool:

@@ -1,49 +1,33 @@
-"""A machine by SSH: commands through Fabric, transfers through rsync, host keys always verified.
+"""A machine by SSH: commands and transfers through OpenSSH and rsync, host keys always verified.
 
 Nothing here holds a stream open: each command is short and under a deadline, because a peer that
 goes silent would never end a stream.
 """
 
 import json
-import logging
 import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-
-import fabric
-import invoke
-import paramiko
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
 from mmattn.console import progress as progress_bar
 from mmattn.errors import UserError
 from mmattn.files import write_text
 from mmattn.remote.agent import MARKER
 
-# Paramiko logs with a traceback what it raises as well; without a handler that would be shown.
-logging.getLogger("paramiko").addHandler(logging.NullHandler())
-
 CONNECT_S = 10
 NO_AGENT = 66  # exit code (EX_NOINPUT)
+SSH_FAILED = 255
 MB = 1_000_000
 # rsync: protocol stream, socket and file input/output, timeouts; 255 is ssh itself.
 DISK_RSYNC = 11  # error in file input or output; rsync does not always tell which
-TRANSIENT_RSYNC = {10, 12, 20, 30, 35, 255}
+TRANSIENT_RSYNC = {10, 12, 20, 30, 35, SSH_FAILED}
 
 
 class RemoteError(UserError):
@@ -52,6 +36,10 @@ class RemoteError(UserError):
 
 class Unreachable(RemoteError):
     """No connection, or a silent peer: trying again may help."""
+
+
+class NotLoggedIn(RemoteError):
+    """The machine does not accept the key (yet: while it boots, it may not have it)."""
 
 
 class CommandFailed(RemoteError):
@@ -63,43 +51,42 @@ class CommandFailed(RemoteError):
 
 
 class Access(NamedTuple):
-    """How to log in: address, and what proves both sides."""
+    """How to log in."""
 
-    user: str
     address: str
-    port: int
-    known_hosts: Path
-    key: Path | None
-    """The private key; None for the user's own keys and agent."""
+    """Of the machine, or its name in the user's own ~/.ssh/config."""
+    user: str | None = None
+    port: int | None = None
+    own: tuple[Path, Path] | None = None
+    """Known hosts and private key of the run; None for the user's own settings, keys and agent."""
 
     @property
     def name(self) -> str:
         """For messages."""
-        return f"{self.user}@{self.address}" + (f":{self.port}" if self.port != 22 else "")
+        user = f"{self.user}@" if self.user else ""
+        return f"{user}{self.address}" + (f":{self.port}" if self.port not in (None, 22) else "")
 
+    def settings(self) -> str:
+        """As OpenSSH reads them: the first value of a setting counts.
 
-class _Connection(fabric.Connection):
-    """Fabric's own connection trusts unknown hosts; this one knows its host beforehand."""
-
-    def __init__(self, access: Access):
-        own = access.key is None
-        super().__init__(
-            access.address,
-            user=access.user,
-            port=access.port,
-            connect_timeout=CONNECT_S,
-            config=fabric.Config(overrides={"load_ssh_configs": False}),
-            connect_kwargs={
-                "key_filename": [] if own else [str(access.key)],
-                "look_for_keys": own,
-                "allow_agent": own,  # another run's agent may hang or offer too many keys
-                "banner_timeout": CONNECT_S,
-                "auth_timeout": CONNECT_S,
-                "channel_timeout": CONNECT_S,
-            },
-        )
-        self.client.set_missing_host_key_policy(paramiko.RejectPolicy())
-        self.client.load_host_keys(str(access.known_hosts))
+        Raises:
+            UserError: a path has a quote or a line break, which the file cannot hold.
+        """
+        lines = ["BatchMode yes", "StrictHostKeyChecking yes", "ForwardAgent no", "LogLevel ERROR"]
+        lines += ["ServerAliveInterval 5", "ServerAliveCountMax 3", f"ConnectTimeout {CONNECT_S}"]
+        lines += [f"User {self.user}"] * bool(self.user) + [f"Port {self.port}"] * bool(self.port)
+        if self.own:
+            known, key = self.own
+            lines += ["IdentitiesOnly yes", "AddressFamily inet"]
+            paths = {"UserKnownHostsFile": known.resolve(), "IdentityFile": key.resolve()}
+        else:
+            folder = Path("~/.ssh").expanduser()
+            paths = {"Include": folder / "config", "UserKnownHostsFile": folder / "known_hosts"}
+        for name, path in paths.items():
+            if re.search(r'["\n]', str(path)):
+                raise UserError(f"{path}: expected a path without quotes and line breaks")
+            lines.append(f'{name} "{path}"')
+        return "\n".join(lines) + "\n"
 
 
 class Machine:
@@ -122,23 +109,19 @@ class Machine:
         on_silence: Callable[[], Access | None] = lambda: None,
         rank: int = 0,
     ):
-        self.folder, self.base, self.rank = folder, base, rank
+        self.base, self.rank = base, rank
+        self.ssh_config = folder / ("ssh_config" if rank == 0 else f"ssh_config-{rank}")
         self._on_silence = on_silence
-        self._connection: _Connection | None = None
         self._use(access)
 
     def _use(self, access: Access) -> None:
         self.access = access
-        write_text(self.ssh_config, ssh_config(access))
-
-    @property
-    def ssh_config(self) -> Path:
-        """OpenSSH's settings for this machine, under the host name `instance`."""
-        return self.folder / ("ssh_config" if self.rank == 0 else f"ssh_config-{self.rank}")
+        write_text(self.ssh_config, access.settings())
 
     def remote(self, path: str = "") -> str:
         """A path in the run's folder, as rsync names it."""
-        return f"instance:{self.base}/{path}"
+        address = self.access.address
+        return f"{f'[{address}]' if ':' in address else address}:{self.base}/{path}"
 
     def run(self, command: str, timeout: float = 30) -> str:
         """Run a shell command in the login user's home and return what it printed.
@@ -148,27 +131,35 @@ class Machine:
             CommandFailed: its exit code is not 0.
             RemoteError: wrong host key, no permission to log in.
         """
-        begin = time.monotonic()
         try:
-            done = self._connected().run(
-                command, hide=True, warn=True, timeout=timeout, in_stream=False, encoding="utf-8"
-            )
-        except (OSError, EOFError, paramiko.SSHException) as error:
-            raise self._lost(begin, timeout, _why(error)) from error
-        except (invoke.exceptions.CommandTimedOut, invoke.exceptions.ThreadException) as error:
-            raise self._lost(begin, timeout) from error
-        if done.exited == -1:  # paramiko's word for a channel that closed without a status
-            raise self._lost(begin, timeout)
-        if done.exited:
-            raise CommandFailed(command, done.exited, _tail(done.stderr or done.stdout))
-        return done.stdout
+            return self._run(command, timeout)
+        except _NoConnection:
+            access = None
+            with suppress(UserError):  # offline, say; that it is unreachable remains the news
+                access = self._on_silence()
+            if access is None:
+                raise
+            self._use(access)
+            return self._run(command, timeout)
 
-    def _lost(self, begin: float, timeout: float, why: str = "") -> Unreachable:
-        """Close the connection; what to raise. After the timeout it may have ended in any way."""
-        self.close()
-        if time.monotonic() >= begin + timeout:
-            return Unreachable(f"{self.access.name} is silent for {timeout:g} s")
-        return Unreachable(f"{self.access.name}: connection lost{why}")
+    def _run(self, command: str, timeout: float) -> str:
+        ssh = ["ssh", "-F", str(self.ssh_config), "-T", self.access.address, command]
+        try:
+            done = subprocess.run(
+                ssh,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Unreachable(f"{self.access.name} is silent for {timeout:g} s") from error
+        said, complaint = (part.decode(errors="replace") for part in (done.stdout, done.stderr))
+        if done.returncode == SSH_FAILED or done.returncode < 0:
+            raise _ssh_error(self.access, complaint)
+        if done.returncode:
+            raise CommandFailed(command, done.returncode, tail(complaint or said))
+        return said
 
     def call(self, program: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
         """Run a program of mmattn.remote.agent on the machine and return the JSON it printed.
@@ -192,7 +183,7 @@ class Machine:
         except ValueError as error:
             what = answer if marker else text
             raise RemoteError(
-                f"{self.access.name}: expected JSON from {program}, got {_tail(what)!r}"
+                f"{self.access.name}: expected JSON from {program}, got {tail(what)!r}"
             ) from error
 
     def rsync(self, *arguments: str, progress: str, total: int = 0) -> None:
@@ -228,76 +219,16 @@ class Machine:
                 raise
             if process.wait():
                 complaints.seek(0)
-                raise _rsync_error(self.access.name, process.returncode, complaints.read())
+                raise _rsync_error(self.access, process.returncode, complaints.read())
 
     def shell(self) -> None:
         """Replace this process by an interactive shell on the machine."""
-        self._connected()  # lets this computer in, should its address have changed
-        self.close()
-        os.execvp("ssh", ["ssh", "-F", str(self.ssh_config), "-t", "instance"])
-
-    def close(self) -> None:
-        """End the connection; the next command opens a new one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _connected(self) -> _Connection:
-        if self._connection is not None and not self._connection.is_connected:
-            self.close()  # Fabric would open it again by itself, past the handling of failures here
-        if self._connection is None:
-            try:
-                self._connection = self._connect()
-            except Unreachable:
-                access = None
-                with suppress(UserError):  # offline, say; that it is unreachable remains the news
-                    access = self._on_silence()
-                if access is None:
-                    raise
-                self._use(access)
-                self._connection = self._connect()
-        return self._connection
-
-    def _connect(self) -> _Connection:
-        access = self.access
-        try:
-            connection = _Connection(access)
-        except paramiko.hostkeys.InvalidHostKey as error:
-            raise RemoteError(f"{access.known_hosts}: a line is broken: {error}") from error
-        try:
-            connection.open()
-        except (OSError, EOFError, paramiko.SSHException) as error:
-            connection.close()
-            raise _connect_error(access, error) from error
-        return connection
+        self.run("true")  # lets this computer in, should its address have changed
+        os.execvp("ssh", ["ssh", "-F", str(self.ssh_config), "-t", self.access.address])
 
 
-def ssh_config(access: Access) -> str:
-    """OpenSSH's settings: only this host's key, only this key, a dead peer found in 15 s.
-
-    Raises:
-        UserError: a path has a quote or a line break, which the file cannot hold.
-    """
-    for path in filter(None, (access.known_hosts, access.key)):
-        if re.search(r'["\n]', str(path)):
-            raise UserError(f"{path}: expected a path without quotes and line breaks")
-    lines = [
-        "Host instance",
-        f"HostName {access.address}",
-        f"Port {access.port}",
-        f"User {access.user}",
-        f'UserKnownHostsFile "{access.known_hosts.resolve()}"',
-        "StrictHostKeyChecking yes",
-        "BatchMode yes",
-        f"ConnectTimeout {CONNECT_S}",
-        "ServerAliveInterval 5",
-        "ServerAliveCountMax 3",
-        "ForwardAgent no",
-        "LogLevel ERROR",
-    ]
-    if access.key is not None:
-        lines += [f'IdentityFile "{access.key.resolve()}"', "IdentitiesOnly yes"]
-    return "\n    ".join(lines) + "\n"
+class _NoConnection(Unreachable):
+    """Nothing was asked: no connection was made."""
 
 
 def check_tools() -> None:
@@ -308,53 +239,54 @@ def check_tools() -> None:
     about = subprocess.run(["rsync", "--version"], capture_output=True, text=True).stdout
     found = re.match(r"rsync +version v?(\d+)\.(\d+)", about)
     if not found or (int(found[1]), int(found[2])) < (3, 1):
-        raise UserError(f"rsync: expected version 3.1 or newer, found {about.splitlines()[:1]}")
+        first = about.partition("\n")[0]
+        raise UserError(
+            f"rsync: expected version 3.1 or newer, found {first!r}; on a Mac `brew install rsync`"
+        )
 
 
 def make_key(path: Path) -> str:
     """An ed25519 key pair without a passphrase, made once; returns the public half."""
-    public = path.with_name(f"{path.name}.pub")
     if not path.exists():
-        key = Ed25519PrivateKey.generate()
-        line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        write_text(public, f"{line.decode()} mmattn\n")
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as made:  # for us alone
-            made.write(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        os.replace(made.name, path)  # last: with it, the pair is complete
-    return public.read_text().strip()
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / "key"
+            words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(made)]
+            subprocess.run(words, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+            os.replace(made.with_name("key.pub"), path.with_name(f"{path.name}.pub"))
+            os.replace(made, path)  # last: with it, the pair is complete
+    return path.with_name(f"{path.name}.pub").read_text(encoding="utf-8").strip()
 
 
-def _connect_error(access: Access, error: Exception) -> RemoteError:
-    name = access.name
-    if isinstance(error, paramiko.BadHostKeyException):
+def tail(text: str, length: int = 400) -> str:
+    """The end of what a program printed."""
+    return text.strip()[-length:]
+
+
+def _ssh_error(access: Access, complaint: str) -> RemoteError:
+    """What OpenSSH's own failure means."""
+    name, known = access.name, access.own[0] if access.own else "your known hosts"
+    if "HOST IDENTIFICATION HAS CHANGED" in complaint:
         return RemoteError(
-            f"{name} shows another host key ({error.key.get_base64()[-12:]}) than the one in "
-            f"{access.known_hosts}: it is not the machine it was, or someone sits between; "
-            "nothing was sent"
+            f"{name} shows another host key than the one in {known}: it is not the machine it was, "
+            "or someone sits between; nothing was sent"
         )
-    if isinstance(error, paramiko.AuthenticationException):
-        key = access.key or "your own keys and agent"
-        return NotLoggedIn(f"{name} refuses to let {key} log in: {error}")
-    if "not found in known_hosts" in str(error):
+    if "Host key verification failed" in complaint:
         return RemoteError(
-            f"the host key of {name} is not in {access.known_hosts}: log in once with ssh, compare "
-            "the key with the machine's own, and try again"
+            f"the host key of {name} is not in {known}: log in once with ssh, compare the key with "
+            "the machine's own, and try again"
         )
-    if isinstance(error, (TimeoutError, socket.timeout)):
-        return Unreachable(f"{name} does not answer within {CONNECT_S} s")
-    return Unreachable(f"{name}: no connection{_why(error)}")
+    if "Permission denied" in complaint:
+        key = access.own[1] if access.own else "your own keys and agent"
+        return NotLoggedIn(f"{name} refuses to let {key} log in: {tail(complaint, 100)}")
+    if "ssh: " in complaint or "Connection timed out during banner exchange" in complaint:
+        return _NoConnection(f"{name}: no connection: {_reason(complaint)}")
+    return Unreachable(f"{name}: connection lost: {_reason(complaint)}")
 
 
-def _why(error: Exception) -> str:
-    """`: Connection refused`, or nothing; without numbers and addresses."""
-    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
-        error = next(iter(error.errors.values()))
-    text = getattr(error, "strerror", None) or str(error)
-    return f": {text}" if text else ""
-
-
-class NotLoggedIn(RemoteError):
-    """The machine does not accept the key (yet: while it boots, it may not have it)."""
+def _reason(complaint: str) -> str:
+    """The last words of the last line: without names, addresses and numbers."""
+    lines = complaint.strip().splitlines() or ["no reason was told"]
+    return lines[-1].rpartition(": ")[2].strip()
 
 
 def _show_rsync(process: subprocess.Popen, advance: Callable[[int], None]) -> None:
@@ -368,22 +300,16 @@ def _show_rsync(process: subprocess.Popen, advance: Callable[[int], None]) -> No
             shown = max(shown, done)
 
 
-def _rsync_error(name: str, code: int, errors: str) -> RemoteError:
-    if "Host key verification failed" in errors or "HOST IDENTIFICATION HAS CHANGED" in errors:
-        return RemoteError(f"{name}: the host key is not the known one; nothing was sent")
+def _rsync_error(access: Access, code: int, errors: str) -> RemoteError:
     if "is your shell clean" in errors:
         return RemoteError(
-            f"{name}: the login shell prints text where rsync speaks: make its .bashrc silent when "
-            "the shell is not interactive"
+            f"{access.name}: the login shell prints text where rsync speaks: make its .bashrc "
+            "silent when the shell is not interactive"
         )
     if "No space left on device" in errors or code == DISK_RSYNC:
         return CommandFailed(
             "rsync", code, "no space left on the disk of the receiving side, or it fails"
         )
     if code in TRANSIENT_RSYNC:
-        return Unreachable(f"{name}: the transfer was cut: {_tail(errors)}")
-    return CommandFailed("rsync", code, _tail(errors))
-
-
-def _tail(text: str, length: int = 400) -> str:
-    return text.strip()[-length:]
+        return _ssh_error(access, errors.partition("\nrsync")[0])
+    return CommandFailed("rsync", code, tail(errors))

@@ -5,10 +5,12 @@ import time
 
 from mmattn.console import say, say_table, waiting
 from mmattn.errors import UserError
+from mmattn.remote.bucket import delete_profile, profile_remains
 from mmattn.remote.cloud import GONE, Cloud, CloudError, Instance
 from mmattn.remote.deploy import telling
 from mmattn.remote.fetch import fetched_all
-from mmattn.remote.runs import FOLDER, NAME, Member, Run, changing, locked, runs
+from mmattn.remote.kept import kept_disk
+from mmattn.remote.runs import FOLDER, NAME, Run, changing, locked, runs
 from mmattn.remote.ssh import RemoteError
 
 SETTLE_S = 15  # until EC2 lists a new instance
@@ -63,10 +65,8 @@ def _end(run: Run, force: bool, known: bool) -> None:
         say(_perhaps_left(cloud, remains))
         raise
     if known:
-        run.members = [Member(one.id, launched=one.launched) for one in run.members]
-        run.deadline = run.group_id = None
-        run.ended = True
-        run.save()
+        run.group_id = None
+        run.to("removed")
     _check_gone(run, cloud)
     say(f"{run.name}: nothing is left in {cloud.region}")
 
@@ -74,7 +74,7 @@ def _end(run: Run, force: bool, known: bool) -> None:
 def _check_gone(run: Run, cloud: Cloud) -> None:
     """CloudError if anything is left; a volume may be listed a while longer than its instance."""
     end = time.monotonic() + VOLUME_S
-    while left := cloud.remains(run.name, run.label):
+    while left := _all_remains(run, cloud):
         if set(left) != {"volume"} or time.monotonic() > end:
             raise CloudError(
                 f"still there in {cloud.region}: {_listed(left)}. Call "
@@ -94,9 +94,15 @@ def _listed(remains: dict[str, list[str]]) -> str:
     return "; ".join(f"{kind} {', '.join(names)}" for kind, names in remains.items())
 
 
+def _all_remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
+    """What EC2 and IAM list of a run."""
+    role = profile_remains(run.label) if run.uri or run.data_uri else {}
+    return cloud.remains(run.name, run.label) | role
+
+
 def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
     """What exists of a run, also an instance that EC2 does not list by its tags yet."""
-    remains = cloud.remains(run.name, run.label)
+    remains = _all_remains(run, cloud)
     listed = remains.get("instance", [])
     others = [one.id for one in run.members if one.id not in listed]
     living = listed + [one for one in others if cloud.state(one) not in (None, "terminated")]
@@ -105,13 +111,19 @@ def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
     if not run.members and run.deadline is not None:
         with waiting("a start was asked for whose answer never came: looking for the instance"):
             time.sleep(SETTLE_S)
-        return cloud.remains(run.name, run.label)
+        return _all_remains(run, cloud)
     return remains
 
 
 def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
     """UserError if the machine has results that are not here."""
     living = [one.id for one in cloud.instances(run=run.name) if one.state not in GONE]
+    begun = run.began_with is not None or not known
+    if begun and run.fetched != "complete" and (kept := kept_disk(run)):
+        raise UserError(
+            f"{kept['VolumeId']} has results of {run.name} that were perhaps not fetched: `fab "
+            f"resume` continues from it; {HELP_FORCE}"
+        )
     if not living or (run.members and run.instance_id not in living):
         return  # the results were on the first
     if not known:
@@ -123,10 +135,11 @@ def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
         return  # the deployment never came so far that there could be results
     try:
         machine = run.machine()
-        state = machine.call("snapshot")["job"]["state"] if run.uploaded else "absent"
+        there = run.is_past("sent")
+        state = machine.call("snapshot")["job"]["state"] if there else "absent"
         if state == "running":
             raise UserError(f"{run.name} still trains: `fab stop` first; {HELP_FORCE}")
-        fetched = state == "absent" or fetched_all(run, machine)
+        fetched = state == "absent" or run.uri or fetched_all(run, machine)
     except RemoteError as error:
         raise UserError(
             f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
@@ -142,17 +155,13 @@ def _remove(run: Run, cloud: Cloud, remains: dict[str, list[str]]) -> None:
     if instances:
         with waiting(f"ending {', '.join(instances)}"):
             cloud.terminate(instances)
-    for name in remains.get("alarm", []):
-        cloud.delete_alarm(name)
-    for group in remains.get("security group", []):
-        with waiting(f"deleting security group {group}"):
-            cloud.delete_group(group)
-    for group in remains.get("placement group", []):
-        say(f"deleting placement group {group}")
-        cloud.delete_placement(group)
-    for key in remains.get("key pair", []):
-        say(f"deleting key pair {key}")
-        cloud.delete_key_pair(key)
+    if {"role", "instance profile"} & set(remains):
+        with waiting(f"deleting role {run.label}"):
+            delete_profile(run.label)
+    for kind in ("alarm", "volume", "security group", "placement group", "key pair"):
+        for name in remains.get(kind, []):
+            with waiting(f"deleting {kind} {name}"):
+                cloud.delete(kind, name)
     for secret in (run.key, run.host_key):
         secret.unlink(missing_ok=True)
         secret.with_name(f"{secret.name}.pub").unlink(missing_ok=True)
@@ -173,7 +182,7 @@ def _clear_host(run: Run, force: bool) -> None:
 def _delete_there(run: Run, force: bool) -> None:
     """Stop a run's jobs on its host and delete its folder."""
     machine = run.machine()
-    begun = f"test -d {run.base}/agent -o -e {run.base}/job/spec.json && echo yes || true"
+    begun = f"test -d {run.base}/agent -o -e {run.base}/job/status.json && echo yes || true"
     if machine.run(begun).strip():  # without an agent, `call` refuses
         job = machine.call("snapshot")["job"]
         if job["state"] == "running" and not force:
@@ -183,16 +192,23 @@ def _delete_there(run: Run, force: bool) -> None:
                 f"{run.name} has results that were not fetched: `fab fetch` first; {HELP_FORCE}"
             )
         for job in ("build", "job"):  # either would write on into what is being deleted
-            machine.call("stop", "--wait", "60", "--kill", job=job, timeout=90)
+            machine.call("job", "stop", "--wait", "60", "--kill", job=job, timeout=90)
     machine.run(f"rm -rf {run.base}", timeout=300)
     say(f"{run.name}: nothing is left on {run.host}")
 
 
 def list_runs(region: str | None) -> None:
-    """Say every run of this user: machines by their tags, and what this computer knows."""
+    """Say every run of this user: machines and leftovers by their tags, and what is known here.
+
+    Args:
+        region: to look in besides those of the known runs; "all" for every one of the account.
+    """
     here = {run.name: run for run in runs()}
     regions = {run.region for run in here.values() if run.host is None}
-    clouds = [Cloud(one) for one in sorted(regions | ({region} if region else set()))]
+    asked = {region} if region else set()
+    if region == "all":
+        asked = set(Cloud(None).regions())
+    clouds = [Cloud(one) for one in sorted(regions | asked)]
     if not clouds:
         try:
             clouds = [Cloud(None)]
@@ -208,10 +224,15 @@ def list_runs(region: str | None) -> None:
         living = [one for one in found if one.state not in GONE]
         rows += [_row(one, cloud.region, here.get(one.run)) for one in living]
         listed |= {one.run for one in living}
+        for name, left in cloud.left_behind(cloud.caller()).items():
+            if name not in listed:
+                results = _fetched(here[name]) if name in here else "elsewhere"
+                rows.append((name, cloud.region, f"left: {' '.join(left)}", "", "", "", results))
+                listed.add(name)
     for run in here.values():
         if run.name not in listed:
             where = run.host or run.region or ""
-            state = "on a host" if run.host else "torn down" if run.ended else "no machine"
+            state = "on a host" if run.host else run.state
             rows.append((run.name, where, state, "", "", "", _fetched(run)))
     if not rows:
         say("no runs")

@@ -40,7 +40,7 @@ def start_devices(devices: int | str, batch: int) -> int:
     """
     each = processes.count()
     fewest = min(processes.exchange(cores()))
-    count = each * _most(fewest, batch / each) if devices == "auto" else int(devices)
+    count = each * most_dividing(fewest, batch / each) if devices == "auto" else int(devices)
     if each > batch:
         raise processes.agreed(f"{each} processes: more than the {batch} clips of --train.batch")
     if not 1 <= count <= batch:
@@ -93,13 +93,13 @@ def fitting_devices(devices: int | str, batch: int) -> int:
     """
     found = jax.local_device_count()
     if devices == "auto":
-        return _most(found, batch)
+        return most_dividing(found, batch)
     if not 1 <= int(devices) <= min(found, batch):
         raise UserError(f"devices {devices}: expected 1 to {min(found, batch)} (JAX has {found})")
     return int(devices)
 
 
-def _most(devices: int, clips: float) -> int:
+def most_dividing(devices: int, clips: float) -> int:
     """The most of so many devices that divide the clips evenly; 1 if none does."""
     return max((n for n in range(1, min(devices, int(clips)) + 1) if clips % n == 0), default=1)
 

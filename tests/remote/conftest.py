@@ -7,9 +7,10 @@ from pathlib import Path
 import botocore.loaders
 import pytest
 
-from mmattn.remote import deploy, launch, teardown
+from mmattn.remote import aws, deploy, launch, teardown
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.runs import Run
+from tests.remote.buckets import Store
 from tests.remote.machines import image
 from tests.remote.machines.cloud_api import REGION, CloudApi
 from tests.remote.machines.guest import HandMade
@@ -33,6 +34,19 @@ def pytest_collection_modifyitems(items):
 def one_loader(monkeypatch) -> None:
     """Descriptions of services are read once for all tests, which takes much of a client's time."""
     monkeypatch.setattr("botocore.session.create_loader", lambda _: _LOADER)
+
+
+@pytest.fixture(autouse=True)
+def own_session() -> Iterator[None]:
+    """Each test is a process of its own to AWS's libraries."""
+    yield
+    new_session()
+
+
+def new_session() -> None:
+    """Forget the session of AWS's libraries, and all clients."""
+    aws.session.cache_clear()
+    aws.client.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +110,20 @@ def cloud_api(_api_server) -> CloudApi:
     return _api_server
 
 
+@pytest.fixture
+def store(cloud_api, monkeypatch) -> Store:
+    """A bucket that this process may use, with files of others in it."""
+    for name, value in cloud_api.environment.items():
+        monkeypatch.setenv(name, value)
+    return Store(cloud_api.client("s3"))
+
+
 @pytest.fixture(autouse=True)
 def no_tools(request, monkeypatch) -> None:
     """Programs for transfers are needed only where there is a machine to transfer to."""
     if request.node.get_closest_marker("machine") is None:
         monkeypatch.setattr(deploy, "check_tools", lambda: None)
+        monkeypatch.setattr(deploy, "survey", lambda _: {})
 
 
 @pytest.fixture
@@ -112,6 +135,7 @@ def run(cloud_api, tmp_path, monkeypatch) -> Run:
     monkeypatch.setattr(teardown, "SETTLE_S", 0)
     monkeypatch.chdir(tmp_path)
     owner = Cloud(REGION).caller()
+    new_session()  # without its credentials, if a test takes those away
     cloud_api.calls.clear()
     return Run(
         *("no_aug-20260101-000000-aaaa", "no_aug"),

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmattn.remote.upload import AGENT
+from mmattn.remote.send import AGENT
 
 PLACES = (
     ".pyenv/versions/3.9.*/bin/python3.9",

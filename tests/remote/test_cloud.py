@@ -1,10 +1,12 @@
 """What goes wrong at EC2: one message each, with what exists now and how to continue."""
 
+import logging
 import math
 import time
 from dataclasses import replace
 
 import pytest
+from moto.ec2.models import EC2Backend
 
 from mmattn.errors import UserError
 from mmattn.remote import cloud, deploy, launch, teardown
@@ -43,7 +45,8 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    for module in ("botocore.endpoint", cloud.__name__, launch.__name__, teardown.__name__):
+    waiting = ("botocore.endpoint", "botocore.waiter", "tenacity.nap")
+    for module in (*waiting, launch.__name__, teardown.__name__):
         monkeypatch.setattr(f"{module}.time", clock)
     return clock
 
@@ -66,7 +69,7 @@ def make(run: Run) -> Run:
 
 
 def actions(api) -> list[str]:
-    return [call.action for call in api.calls]
+    return [call.action for call in api.calls if "DryRun" not in call.parameters]
 
 
 # Starting an instance
@@ -105,10 +108,13 @@ def test_an_instance_that_ec2_does_not_list_yet_is_not_made_twice(run, cloud_api
     ("code", "advice"),
     [
         ("InsufficientInstanceCapacity", "try later, another --region, or another --instance-type"),
-        ("VcpuLimitExceeded", "c5.24xlarge needs 96): ask for more under Service Quotas"),
-        ("MaxSpotInstanceCountExceeded", "or deploy without --spot"),
+        ("VcpuLimitExceeded", "ask for more under Service Quotas"),
+        ("MaxSpotInstanceCountExceeded", "the account's limit is reached"),
         ("UnauthorizedOperation", "see docs/remote-policy.json (RunInstances: "),
         ("Unsupported", "is not offered in this region"),
+        ("InvalidParameterCombination", "AWS: RunInstances: InvalidParameterCombination"),
+        ("PendingVerification", "AWS still verifies the account"),
+        ("Blocked", "AWS: RunInstances: Blocked"),
     ],
 )
 def test_a_refused_start_leaves_nothing_that_costs(run, cloud_api, code, advice):
@@ -134,6 +140,44 @@ def test_an_unknown_word_of_aws_is_passed_on(run, cloud_api):
     fail(run, "AWS: RunInstances: InvalidAMIID.NotFound: as the test wants it")
 
 
+def test_a_full_zone_gives_way_to_the_next_each_with_its_own_token(run, cloud_api, clock, caplog):
+    caplog.set_level(logging.INFO)
+    full = Fault("RunInstances", "InsufficientInstanceCapacity", 14)  # of 7 tries each
+    cloud_api.faults.append(full)
+    make(run)
+    starts = [call.parameters for call in cloud_api.calls if call.action == "RunInstances"]
+    starts = [one for one in starts if "DryRun" not in one]
+    assert len({one["ClientToken"] for one in starts}) == run.attempt
+    assert cloud_api.resources() == ALL
+    assert "NetworkInterface.1.SubnetId" not in starts[0]  # AWS picks
+    assert starts[-1]["NetworkInterface.1.AssociatePublicIpAddress"] == "true"
+    assert "trying us-east-1a" in caplog.text
+    (one,) = cloud_api.launched()
+    assert one.admitted == {"192.0.2.7/32"}
+
+
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [
+        ("RunInstances", "InvalidGroup.NotFound"),
+        ("RunInstances", "InvalidKeyPair.NotFound"),
+        ("RunInstances", "InvalidPlacementGroup.Unknown"),
+        ("AuthorizeSecurityGroupIngress", "InvalidGroup.NotFound"),
+    ],
+)
+def test_what_was_just_made_may_not_be_known_yet(run, cloud_api, clock, action, code):
+    cloud_api.faults.append(Fault(action, code, 5))
+    make(run)
+    assert clock.slept >= 15
+    assert cloud_api.resources() == ALL
+
+
+def test_a_machine_without_a_public_address_fails_at_once(run, cloud_api, clock):
+    cloud_api.new_address = lambda: None
+    fail(run, "has no public address: its subnet gave it none", "$4.08 an hour")
+    assert clock.slept == 0
+
+
 # Credentials, throttling, the network
 
 
@@ -142,8 +186,8 @@ def test_an_unknown_word_of_aws_is_passed_on(run, cloud_api):
     [
         ("ExpiredToken", "the AWS credentials have expired: log in again (`aws sso login`)"),
         ("RequestExpired", "the AWS credentials have expired or this computer's clock is wrong"),
-        ("AuthFailure", "AWS does not accept these credentials"),
-        ("InvalidClientTokenId", "AWS does not know these credentials"),
+        ("AuthFailure", "has not enabled this region"),
+        ("InvalidClientTokenId", "or this computer's clock is wrong"),
         ("SignatureDoesNotMatch", "the secret key is wrong"),
         ("UnauthorizedOperation", "lack a permission: see docs/remote-policy.json"),
         ("OptInRequired", "not signed up for EC2 in this region"),
@@ -188,11 +232,6 @@ def test_no_credentials(run, monkeypatch):
     fail(run, "AWS: expected credentials in ~/.aws", "`aws configure` or `aws sso login`")
 
 
-def test_half_of_the_credentials(run, monkeypatch):
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    fail(run, "AWS: expected credentials in ~/.aws")
-
-
 def test_no_region(run, monkeypatch):
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
@@ -223,7 +262,6 @@ def test_an_unknown_instance_type(run, cloud_api):
 @pytest.mark.parametrize(
     ("action", "exists"),
     [
-        ("DescribeKeyPairs", "perhaps key pair and security group mmattn-"),
         ("ImportKeyPair", "perhaps key pair and security group mmattn-"),
         ("CreateSecurityGroup", "perhaps key pair and security group mmattn-"),
         ("AuthorizeSecurityGroupIngress", "security group sg-"),
@@ -240,14 +278,14 @@ def test_what_exists_after_a_call_is_refused(run, cloud_api, action, exists):
     )
 
 
-@pytest.mark.parametrize("stage", ["wait_for_login", "upload", "build_environment"])
+@pytest.mark.parametrize("stage", ["wait_for_login", "send", "build_environment"])
 def test_what_exists_after_the_machine_fails(run, cloud_api, monkeypatch, stage):
     cloud_api.new_address = lambda: REFUSES
 
     def broken(*_):
         raise CommandFailed("it", 1, "no space left")
 
-    for name in ("wait_for_login", "check_end", "upload", "build_environment"):
+    for name in ("wait_for_login", "check_end", "renew_host_key", "send", "build_environment"):
         monkeypatch.setattr(deploy, name, broken if name == stage else lambda *_: None)
     text = fail(run, "`it` failed with exit code 1: no space left\nNow there is in us-east-1: i-")
     found = Run.find()
@@ -265,13 +303,6 @@ def test_after_a_failure_other_options_are_taken_up_until_there_is_a_machine(run
     assert cloud_api.resources()["instances"] == 1
 
 
-def test_a_region_without_a_vpc(run, cloud_api):
-    cloud_api.faults.append(Fault("CreateSecurityGroup", "VPCIdNotSpecified"))
-    fail(run, "no default VPC: `aws ec2 create-default-vpc` makes one")
-    make(Run.find())
-    assert cloud_api.resources() == ALL
-
-
 # An instance that is slow, or that others end
 
 
@@ -283,7 +314,8 @@ def test_an_id_that_ec2_does_not_know_yet_is_waited_for(run, cloud_api):
     assert run.address
 
 
-def test_an_id_that_ec2_never_knows(run, cloud_api):
+def test_an_id_that_ec2_never_knows(run, cloud_api, monkeypatch):
+    monkeypatch.setitem(cloud.WAIT, "MaxAttempts", 3)
     cloud_api.faults.append(
         Fault("DescribeInstances", "InvalidInstanceID.NotFound", math.inf, naming="InstanceId")
     )
@@ -300,7 +332,7 @@ def test_an_id_that_ec2_knows_no_more_is_replaced(run, cloud_api, clock):
     )
     make(run)
     assert (run.instance_id != first, run.attempt) == (True, 2)
-    assert cloud_api.resources() == ALL
+    assert cloud_api.resources() == {**ALL, "volumes": 2}  # what may be on the first is kept
 
 
 def test_an_instance_that_ends_before_it_runs(run, cloud_api, monkeypatch):
@@ -327,7 +359,38 @@ def test_an_instance_that_is_ended_from_outside_while_it_boots(run, cloud_api, c
     del clock.sleep
     again = make(Run.find())
     assert again.attempt == 2
-    assert cloud_api.resources() == ALL
+    assert cloud_api.resources() == {**ALL, "volumes": 2}
+
+
+# Disks
+
+
+def test_a_disk_outlives_its_machine_until_that_is_changed(run, cloud_api):
+    cloud = make(run).cloud()
+    (volume,) = cloud.volumes(run.name)
+    assert (volume["State"], volume["Size"]) == ("in-use", 20)
+    assert [one["InstanceId"] for one in volume["Attachments"]] == [run.instance_id]
+    cloud.terminate([run.instance_id])
+    assert cloud.volumes(run.name)[0]["State"] == "available"
+    for _ in range(2):  # one that is gone is no error
+        cloud.delete("volume", volume["VolumeId"])
+    assert not cloud.volumes(run.name)
+
+
+def test_a_disk_is_attached_elsewhere_and_goes_with_its_machine_when_told(run, cloud_api):
+    cloud = make(run).cloud()
+    (volume,) = cloud.volumes(run.name)
+    cloud.terminate([run.instance_id])
+    first = run.instance_id
+    make(run)
+    assert run.instance_id != first
+    cloud.attach(volume["VolumeId"], run.instance_id, "/dev/sdf")
+    found = [one["Attachments"][0]["InstanceId"] for one in cloud.volumes(run.name)]
+    assert found == [run.instance_id] * 2
+    cloud.keep_volume(run.instance_id, keep=False)
+    call = cloud_api.calls[-1]
+    assert call.action == "ModifyInstanceAttribute"
+    assert call.parameters["BlockDeviceMapping.1.Ebs.DeleteOnTermination"] == "true"
 
 
 # Removal
@@ -367,14 +430,18 @@ def test_a_failed_removal_tells_what_may_be_left_and_continues(run, cloud_api, a
 
 def test_an_instance_that_does_not_end(run, cloud_api, monkeypatch):
     make(run)
-    monkeypatch.setattr(Cloud, "state", lambda *_: "shutting-down")
-    with pytest.raises(UserError, match="did not end within 600 s"):
+    monkeypatch.setitem(cloud.WAIT, "MaxAttempts", 3)
+    monkeypatch.setattr(EC2Backend, "terminate_instances", lambda *_: [])
+    with pytest.raises(UserError, match=r"waiting for the end of i-.*Max attempts exceeded"):
         teardown.teardown(run.name, None, force=True)
 
 
 def test_what_is_left_after_removal_is_an_error(run, cloud_api, monkeypatch):
     make(run)
-    monkeypatch.setattr(Cloud, "delete_key_pair", lambda *_: None)
+    delete = Cloud.delete
+    monkeypatch.setattr(
+        Cloud, "delete", lambda self, kind, *of: kind[0] == "k" or delete(self, kind, *of)
+    )
     with pytest.raises(UserError, match=f"still there in us-east-1: key pair mmattn-{run.name}"):
         teardown.teardown(run.name, None, force=True)
 

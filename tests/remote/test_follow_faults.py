@@ -1,6 +1,7 @@
 """`fab monitor` and a real machine whose job writes on while the line is cut in four ways."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmattn.files import write_json
-from mmattn.remote.upload import AGENT
+from mmattn.remote.send import AGENT
 from tests.remote.waiting import wait_until
 
 NAME = "no_aug-20261118-102000-ab12"
@@ -30,6 +31,7 @@ while not end.exists():
 os.write(1, b"last words without an end")
 sys.exit(7)
 """
+COMMAND = ["python3", "-c", JOB]
 MONITOR = """
 import sys
 from mmattn.console import start_logging
@@ -43,15 +45,11 @@ sys.exit(monitor.monitor(Run.find(), False, "--follow" in sys.argv))
 
 @pytest.fixture
 def job(guest) -> Path:
-    """The folder, seen from here, of a job that its supervisor has started."""
+    """The folder, seen from here, of a job that was started."""
     base = guest.root / guest.home.lstrip("/") / BASE
     guest.ssh(f"mkdir -p {BASE}/code {BASE}/job {BASE}/run")
     shutil.copytree(AGENT, base / "agent")
-    spec = {"argv": ["python3", "-c", JOB], "cwd": "code", "environment": {}}
-    write_json(base / "job/spec.json", spec)
-    guest.ssh(
-        f"cd {BASE} && setsid -f python3 agent supervisor job </dev/null >>job/supervisor.log 2>&1"
-    )
+    guest.ssh(shlex.join(["python3", f"{BASE}/agent", "job", f"{BASE}/job", "start", *COMMAND]))
     wait_until(lambda: (base / "job/job.log").exists())
     return base / "job"
 
@@ -61,7 +59,7 @@ def start(guest, tmp_path):
     """Start `fab monitor` in a folder and a home of its own; its output goes to out and err."""
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh/known_hosts").write_text(guest.known_hosts_line)
-    shutil.copy(guest.key_file, tmp_path / ".ssh/id_ed25519")
+    (tmp_path / ".ssh/config").write_text(f'IdentityFile "{guest.key_file}"\n')
     run = {"name": NAME, "experiment": "no_aug", "host": f"{guest.user}@{guest.address}"}
     (tmp_path / ".fab" / NAME).mkdir(parents=True)
     write_json(tmp_path / ".fab" / NAME / "state.json", run)
@@ -122,7 +120,7 @@ def test_no_byte_is_lost_or_doubled(guest, job, start, tmp_path):
     *notes, last = err.read_text().splitlines()
     kinds = ("out of touch, trying again", "in touch again")
     assert [note for note in notes if not note.startswith(kinds)] == []
-    assert last.startswith("the job: ended (exit code 7)")
+    assert last.startswith("the job: ended, see its log (exit code 7)")
 
 
 @pytest.mark.parametrize("options", [(), ("--follow",)])

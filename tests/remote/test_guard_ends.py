@@ -18,12 +18,11 @@ from mmattn.errors import UserError
 from mmattn.remote import control, teardown, user_data
 from mmattn.remote.agent.guard import BEAT_S, OFF_S
 from mmattn.remote.cloud import Cloud
-from mmattn.remote.detached import run_detached
 from mmattn.remote.launch import check_end, make_instance, wait_for_login
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
+from mmattn.remote.send import send_agent
 from mmattn.remote.ssh import RemoteError
-from mmattn.remote.upload import send_agent
 from tests.remote.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -64,13 +63,12 @@ class Launched:
         check_end(run, machine)
         machine.run(f"mkdir -p {run.base}/code {run.base}/job")
         send_agent(machine)
-        run_detached(run, machine, "job", ["python3", "-uc", code])
-        run.started = True
-        run.save()
+        machine.call("job", "start", "python3", "-uc", code)
+        for state in ("sent", "built", "started"):
+            run.to(state)
         # Whoever holds a folder open can read it when the machine is off.
         self._files = os.open(self.guest.root / f"{self.guest.home[1:]}/{run.base}/job", os.O_PATH)
         wait_until(lambda: "ready" in self.log)
-        machine.close()
 
     @property
     def log(self) -> str:
@@ -204,7 +202,6 @@ def test_a_machine_that_might_not_end_is_ended(launch, cloud):
             check_end(run, machine)
         assert one.state == "terminated"
         assert run.instance_id is None
-        machine.close()
     assert "instances" not in cloud.api.resources()
 
 
@@ -229,8 +226,7 @@ def test_a_machine_that_is_taken_away_lets_its_job_save(launch, cloud):
 def test_a_machine_that_trains_is_not_torn_down_whatever_its_state_says(launch, cloud):
     """The deployment was cut just after it had started the job."""
     one = launch(SAVE + SLEEP)
-    one.run.started, one.run.uploaded = False, "digest"
-    one.run.save()
+    one.run.to("built")
     with pytest.raises(UserError, match="still trains"):
         teardown.teardown(None, None, force=False)
     assert one.state == "running"

@@ -2,10 +2,10 @@
 
 import base64
 import itertools
+import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 
 from mmattn.files import write_json
-from mmattn.remote import start
+from mmattn.remote import jobs
 from mmattn.remote.agent.job import read_json
-from mmattn.remote.detached import run_detached
 from mmattn.remote.runs import Run
+from mmattn.remote.send import send_agent
 from mmattn.remote.ssh import Access, Machine, RemoteError
-from mmattn.remote.upload import send_agent
 from tests.remote.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -54,21 +53,21 @@ class Job:
     def __init__(self, guest, home: Path):
         self.guest, self.home = guest, home
         host = f"{guest.user}@{guest.address}"
-        self.run = Run(NAME, "no_aug", host=host, started=True)
+        self.run = Run(NAME, "no_aug", host=host, state="started")
         (home / ".fab" / NAME).mkdir(parents=True)
         write_json(home / ".fab" / NAME / "state.json", asdict(self.run))
         (home / ".ssh").mkdir()
         known = home / ".ssh/known_hosts"
         known.write_text(guest.known_hosts_line)
-        shutil.copy(guest.key_file, home / ".ssh/id_ed25519")
-        access = Access(guest.user, guest.address, 22, known, guest.key_file)
+        (home / ".ssh/config").write_text(f'IdentityFile "{guest.key_file}"\n')
+        access = Access(guest.address, guest.user, own=(known, guest.key_file))
         self.machine = Machine(access, home / ".fab" / NAME, self.run.base)
         self.folder = guest.root / f"{guest.home[1:]}/{self.run.base}/job"
 
     def start(self, code: str) -> None:
         """Start Python code as `fab deploy` starts a training, and wait until it is ready."""
         self.deploy("")
-        run_detached(self.run, self.machine, "job", ["python3", "-uc", code])
+        self.machine.call("job", "start", "python3", "-uc", code)
         wait_until(lambda: self.log.startswith(b"ready") and self.status["pid"])
 
     def deploy(self, code: str) -> None:
@@ -89,10 +88,9 @@ class Job:
     def status(self) -> dict:
         return read_json(self.folder / "status.json")
 
-    def signal(self, number: int, *processes: str) -> None:
-        """Send a signal to the "pid" or the "supervisor" of the status, or at once to both."""
-        status = self.status
-        self.guest.run(f"kill -{number:d} {' '.join(str(status[name]) for name in processes)}")
+    def signal(self, number: int) -> None:
+        """Send a signal to the job's first process."""
+        self.guest.run(f"kill -{number:d} {self.status['pid']}")
 
     def snapshot(self, *options: str) -> dict:
         return self.machine.call("snapshot", *options)
@@ -131,11 +129,8 @@ def job(machine, tmp_path, monkeypatch) -> Iterator[Job]:
     monkeypatch.chdir(tmp_path)
     job = Job(machine, tmp_path)
     yield job
-    if (job.status or {}).get("state") == "running":
-        # The supervisor as well, or it writes the end of this job into the next one's folder.
-        both = [str(job.status[name]) for name in ("supervisor", "pid") if job.status[name]]
-        job.guest.run(f"kill -KILL {' '.join(both)}", check=False)
-    job.machine.close()
+    if job.status:
+        job.machine.call("job", "stop", "--kill")
     machine.run(f"rm -rf {machine.home}/mmattn")
 
 
@@ -157,23 +152,23 @@ def test_the_exit_code_is_told(job, ending, code, words):
 
 def test_a_training_that_fails_at_once_is_started_again(job):
     """On the same machine, with the code that was mended meanwhile."""
-    run = replace(job.run, started=False)
+    run = replace(job.run, state="built")
     job.deploy("import sys; sys.exit('a wrong option')")
     with pytest.raises(RemoteError, match="ended at once with exit code 1:\na wrong option"):
-        start.start_training(run, [job.machine])
-    assert not Run.find().started
+        jobs.start_training(run, [job.machine])
+    assert Run.find().state == "built"
     job.deploy(SLEEP)
-    start.start_training(run, [job.machine])
-    assert Run.find().started
+    jobs.start_training(run, [job.machine])
+    assert Run.find().state == "started"
     assert job.snapshot()["job"]["state"] == "running"
-    start.start_training(run, [job.machine])  # what runs is left alone
+    jobs.start_training(run, [job.machine])  # what runs is left alone
     assert job.snapshot()["job"]["start"] == 2
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 def test_a_start_that_is_cut_anywhere_is_gone_on_from(job, monkeypatch, number):
     """This computer goes away after each step."""
-    run, steps = replace(job.run, started=False), itertools.count(1)
+    run, steps = replace(job.run, state="built"), itertools.count(1)
     job.deploy(SLEEP)
 
     def cut(step):
@@ -190,16 +185,16 @@ def test_a_start_that_is_cut_anywhere_is_gone_on_from(job, monkeypatch, number):
         patch.setattr(Machine, "run", cut(Machine.run))
         patch.setattr(Machine, "rsync", cut(Machine.rsync))
         with pytest.raises(KeyboardInterrupt):
-            start.start_training(run, [job.machine])
-    start.start_training(run, [job.machine])
+            jobs.start_training(run, [job.machine])
+    jobs.start_training(run, [job.machine])
     about = job.snapshot()["job"]
     assert (about["state"], about["start"]) == ("running", 1)
-    assert run.started
+    assert run.state == "started"
 
 
 def test_a_killed_job(job):
     job.start(SLEEP)
-    job.signal(signal.SIGKILL, "pid")
+    job.signal(signal.SIGKILL)
     ended = job.wait_for_end()
     assert (ended["exit_code"], ended["out_of_memory"]) == (KILLED, False)
     assert "killed by SIGKILL" in job.report(KILLED)
@@ -209,29 +204,16 @@ def test_a_killed_job(job):
     ("complete", "state", "code", "words"),
     [(True, "ended", 0, "(exit code 0)"), (False, "lost", LOST, "`fab resume` continues")],
 )
-def test_a_job_whose_supervisor_was_killed_continues_and_ends(job, complete, state, code, words):
-    """Its exit code is lost, but complete results speak for it."""
-    finish = "pathlib.Path('../run/summary.json').write_text('{}'); " if complete else ""
-    job.start(
-        READY + "import pathlib\n"
-        f"def end(*_):\n    {finish}print('last words', flush=True); os._exit(0)\n"
-        "signal.signal(signal.SIGUSR1, end)\n"
-        "while True: time.sleep(1)"
-    )
-    job.signal(signal.SIGKILL, "supervisor")
-    wait_until(lambda: not job.snapshot()["job"]["supervised"])
-    assert "its supervisor is dead" in job.report(0)
-    job.signal(signal.SIGUSR1, "pid")
-    assert job.wait_for_end()["state"] == state
+def test_a_job_whose_end_systemd_has_forgotten(job, complete, state, code, words):
+    """As after a restart of the machine: complete results speak for it."""
+    finish = "touch ../run/summary.json" if complete else "true"
+    job.start(READY + f"os.system('{finish}'); print('last words', flush=True)")
+    job.wait_for_end()
+    status = job.status
+    (job.folder / "status.json").write_text(json.dumps({"start": 1, "started": status["started"]}))
+    assert job.snapshot()["job"]["state"] == state
     text = job.report(code)
     assert words in text and "last words" in text
-
-
-def test_a_job_that_was_killed_with_its_supervisor_is_lost(job):
-    job.start(SLEEP)
-    job.signal(signal.SIGKILL, "supervisor", "pid")
-    assert job.wait_for_end()["state"] == "lost"
-    assert "killed together with its supervisor; `fab resume` continues" in job.report(LOST)
 
 
 def test_stop_can_kill_what_will_not_end(job):
@@ -241,8 +223,8 @@ def test_stop_can_kill_what_will_not_end(job):
     )
     wait_until(lambda: job.log.count(b"two") == 2)
     pid = job.status["pid"]
-    assert job.machine.call("stop", "--wait", "1")["state"] == "running"
-    ended = job.machine.call("stop", "--wait", "1", "--kill")
+    assert job.machine.call("job", "stop", "--wait", "1")["state"] == "running"
+    ended = job.machine.call("job", "stop", "--wait", "1", "--kill")
     assert (ended["state"], ended["exit_code"]) == ("ended", KILLED)
     assert job.guest.run(f"ps -o pid= -g {pid}", check=False) == ""
 
@@ -255,7 +237,6 @@ def test_out_of_memory(guest, tmp_path, monkeypatch):
     ended = job.wait_for_end()
     assert (ended["exit_code"], ended["out_of_memory"]) == (KILLED, True)
     assert "killed: the machine ran out of memory" in job.report(KILLED)
-    job.machine.close()
 
 
 def test_a_full_disk_hides_nothing(job):
@@ -266,7 +247,7 @@ def test_a_full_disk_hides_nothing(job):
         assert snapshot["job"]["state"] == "running"
         assert snapshot["machine"]["disk_used"] == snapshot["machine"]["disk_total"]
         assert "running" in job.report(0)
-        job.signal(signal.SIGUSR1, "pid")
+        job.signal(signal.SIGUSR1)
         assert job.wait_for_end()["exit_code"] == 5
         assert "(exit code 5)" in job.report(5)
     finally:
@@ -302,7 +283,7 @@ def test_a_log_that_is_truncated_then_renamed_is_followed_to_its_end(job):
         log.rename(log.with_name("job.log.1"))
         size = followed.stat().st_size
         wait_until(lambda: followed.stat().st_size > size)
-        job.signal(signal.SIGUSR1, "pid")
+        job.signal(signal.SIGUSR1)
         assert follower.wait(60) == 5
     assert followed.read_bytes().endswith(b"\n" + log.with_name("job.log.1").read_bytes())
     numbers = [int(number) for number in re.findall(rb"line (\d+) \xff\n", followed.read_bytes())]

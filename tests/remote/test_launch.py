@@ -1,6 +1,7 @@
 """The instance and what belongs to it: made once whatever is cut, and removed whole."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,8 +11,11 @@ from botocore.client import BaseClient
 from mmattn.errors import UserError
 from mmattn.remote import launch, teardown
 from mmattn.remote.cloud import Cloud
+from mmattn.remote.kept import take_up
+from mmattn.remote.launch import adopt
 from mmattn.remote.plan import Plan, make_plan, new_run
 from mmattn.remote.runs import Run
+from tests.remote.test_several import Recorder
 
 
 class Crash(BaseException):
@@ -84,6 +88,11 @@ def crashes(run: Run, plan: Plan, monkeypatch, after: bool) -> Iterator[Run]:
             return
 
 
+def made_alarms(api) -> dict[str, dict[str, str]]:
+    made = [call.parameters for call in api.calls if call.action == "PutMetricAlarm"]
+    return {one["AlarmName"].rpartition("-")[2]: one for one in made}
+
+
 def test_the_instance_is_made_as_promised(run, plan, cloud_api):
     run = make(run, plan)
     ec2 = Cloud("us-east-1").ec2
@@ -105,8 +114,11 @@ def test_the_instance_is_made_as_promised(run, plan, cloud_api):
         "Volumes"
     ]
     assert volume["Encrypted"]
-    assert volume["Size"] == run.disk_gib
-    assert found["BlockDeviceMappings"][0]["Ebs"]["DeleteOnTermination"]
+    assert volume["Size"] == plan.disk_gib
+    assert not found["BlockDeviceMappings"][0]["Ebs"]["DeleteOnTermination"]
+    alarms = made_alarms(cloud_api)
+    # Twice an hour more than six, since the window slides: it cannot be reached at six.
+    assert (alarms["deadline"]["Period"], alarms["deadline"]["EvaluationPeriods"]) == ("3600", "8")
     assert run.key.stat().st_mode & 0o777 == run.host_key.stat().st_mode & 0o777 == 0o600
 
 
@@ -151,6 +163,40 @@ def test_teardown_twice_and_after_an_end_from_outside(run, plan, cloud_api):
     teardown.teardown(made.name, None, force=False)
 
 
+def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api, monkeypatch):
+    made = make(run, plan)
+    for state in ("sent", "built", "started"):
+        made.to(state)
+    made.began_with = "digest"
+    made.save()
+    cloud_api.end(made.instance_id, "Client.InstanceInitiatedShutdown")
+    with pytest.raises(
+        UserError, match=r"vol-\w+ has results of .*: `fab resume` continues from it"
+    ):
+        teardown.teardown(made.name, None, force=False)
+    assert cloud_api.resources()["volumes"] == 1
+    shown = []
+    monkeypatch.setattr(teardown, "say_table", lambda *table, **_: shown.extend(table[2]))
+    teardown.list_runs("all")
+    ((name, where, state, *_),) = shown
+    assert (name, where) == (made.name, "us-east-1")
+    assert re.fullmatch(r"left: vol-\w+ sg-\w+", state)
+    adopt(made)
+    assert (made.state, made.members) == ("lost", [])
+    (disk,) = Cloud("us-east-1").volumes(made.name)
+    again = make_plan(made, made.cloud())
+    assert {one["AvailabilityZone"] for one in again.subnets} == {disk["AvailabilityZone"]}
+    new = make(made, again)
+    machine = Recorder(0)
+    take_up(new, machine)
+    assert f"*{disk['VolumeId'].replace('-', '')}*" in machine.told[0]
+    assert f"cp -a run ~/{new.base}/" in machine.told[0]
+    (left,) = Cloud("us-east-1").volumes(made.name)
+    assert left["Attachments"][0]["InstanceId"] == new.instance_id  # its own, of which it boots
+    take_up(new, machine)
+    assert len(machine.told) == 1
+
+
 def test_own_address_changed(run, plan, cloud_api):
     made = make(run, plan)
     cloud = made.cloud()
@@ -158,10 +204,3 @@ def test_own_address_changed(run, plan, cloud_api):
     assert not cloud.admit(made.group_id, "192.0.2.9/32")
     (group,) = cloud.ec2.describe_security_groups(GroupIds=[made.group_id])["SecurityGroups"]
     assert [one["CidrIp"] for one in group["IpPermissions"][0]["IpRanges"]] == ["192.0.2.9/32"]
-    assert cloud.admit(made.group_id, "2001:db8::7/128")
-    (group,) = cloud.ec2.describe_security_groups(GroupIds=[made.group_id])["SecurityGroups"]
-    (rule,) = group["IpPermissions"]
-    assert (rule["IpRanges"], [one["CidrIpv6"] for one in rule["Ipv6Ranges"]]) == (
-        [],
-        ["2001:db8::7/128"],
-    )

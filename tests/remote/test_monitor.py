@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import io
 import os
 import random
@@ -14,56 +15,29 @@ import time
 import pytest
 from rich.console import Console
 
-from mmattn.console import start_logging
+from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.remote import monitor as module
 from mmattn.remote.cloud import CloudError, Instance
-from mmattn.remote.monitor import Follower, Lines, Link, backoff, exit_code, gone_text, watch
+from mmattn.remote.monitor import Follower, Lines, Link, ask_cloud, watch
 from mmattn.remote.runs import Member, Run
-from mmattn.remote.screen import Touch
 from mmattn.remote.ssh import CommandFailed, NotLoggedIn, RemoteError, Unreachable
+from tests.remote.test_screen import snapshot
 
 ENDED = {"state": "ended", "exit_code": 3}
 
 
 def make_snapshot(log=None, epochs=0, **job):
-    rows = [
-        {
-            "epoch": epoch,
-            "train_loss": 1.0,
-            "train_accuracy": 0.5,
-            "validation_loss": 1.0,
-            "validation_accuracy": 0.5,
-            "validation_uar": 0.5,
-            "learning_rate": 5e-4,
-            "clips_per_s": 100.0,
-            "seconds": 10.0,
-        }
-        for epoch in range(1, epochs + 1)
-    ]
     now = time.time()
-    state = {"state": "running", "start": 1, "exit_code": None, "started": now - 60, "ended": now}
-    size = {"memory_used": 1, "memory_total": 2, "disk_used": 1, "disk_total": 2}
-    return {
-        "now": now,
-        "job": {**state, "supervised": True, "out_of_memory": False, **job},
-        "complete": False,
-        "guard": None,
-        "machine": {"cores": 2, "cpu": 0.5, **size},
-        "others": [],
-        "part": "",
-        "epochs": 50,
-        "metrics": rows,
-        "checkpoints": [],
-        "log": log or {"inode": 1, "offset": 0, "size": 0, "data": ""},
-    }
+    made = snapshot(epochs, job={"started": now - 60, "ended": now, **job}, now=now)
+    return made | {"log": log or {"inode": 1, "offset": 0, "size": 0, "data": ""}}
 
 
 class FakeMachine:
     """Answers by a script: a snapshot, or an error to raise; the last one for ever."""
 
     def __init__(self, *answers):
-        self.answers, self.calls, self.closed = list(answers), 0, False
+        self.answers, self.calls = list(answers), 0
 
     def call(self, name, *options, timeout):
         assert name == "snapshot" and timeout == module.CALL_S
@@ -74,9 +48,6 @@ class FakeMachine:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-    def close(self):
-        self.closed = True
 
 
 class LoggingMachine(FakeMachine):
@@ -111,11 +82,10 @@ class LoggingMachine(FakeMachine):
 class FakeRun(Run):
     """A run with the machines of a test, and EC2's answer."""
 
-    def machine(self):
-        return self.machines.pop(0) if len(self.machines) > 1 else self.machines[0]
+    def machine(self, rank=0):
+        return self.there[rank]
 
     def cloud(self):
-        self.asked = getattr(self, "asked", 0) + 1
         if isinstance(self.found, Exception):
             raise self.found
         return self
@@ -125,16 +95,16 @@ class FakeRun(Run):
         return self.found
 
 
-def make_run(*machines, found=None, **values) -> FakeRun:
+def make_run(machine=None, found=None, **values) -> FakeRun:
     values = {"host": "me@192.0.2.1", **values}
     run = FakeRun("no_aug-20261118-102000-ab12", "no_aug", **values)
-    run.machines, run.found = list(machines), found
+    run.there, run.found = [machine or FakeMachine(make_snapshot())], found
     return run
 
 
-def ec2_run(*machines, found, **values) -> FakeRun:
-    values = {"members": [Member("i-1", "192.0.2.1")], "region": "eu-west-1", **values}
-    return make_run(*machines, found=found, host=None, deadline=time.time() + 60, **values)
+def ec2_run(machine=None, found=None) -> FakeRun:
+    values = {"members": [Member("i-1", "192.0.2.1")], "region": "eu-west-1"}
+    return make_run(machine, found, host=None, deadline=time.time() + 60, **values)
 
 
 def instance(state, reason="", address="192.0.2.1"):
@@ -148,36 +118,22 @@ def no_pauses(monkeypatch):
     start_logging()
 
 
-def follow(run) -> tuple[int, bytes]:
-    out = io.BytesIO()
-    link = Link(run)
-    return watch(link, Follower(out)), out.getvalue()
+def follow(machine, out=None) -> tuple[int, bytes]:
+    """The exit code of its job, and the log that came."""
+    out = out or io.BytesIO()
+    run = machine if isinstance(machine, Run) else make_run(machine)
+    link = Link(run, complain)
+    watch(link, Follower(out))
+    return link.last["job"]["exit_code"], out.getvalue()
 
 
-def test_backoff(monkeypatch):
-    monkeypatch.undo()
-    assert [backoff(n, 0.0) for n in (1, 2, 50)] == [1, 1, 1]
-    assert [backoff(n, 1.0) for n in (1, 2, 3, 4, 5, 50)] == [2, 4, 8, 16, 20, 20]
-    assert backoff(3, 0.5) == 4.5
-    assert all(1 <= backoff(n, random.random()) <= 20 for n in range(1, 2000))
-
-
-def test_exit_code():
-    run = make_run()
-    assert exit_code(run, {"state": "running", "exit_code": None}) == 0
-    assert exit_code(run, {"state": "ended", "exit_code": 75}) == 75
-    assert exit_code(run, {"state": "lost", "exit_code": None}) == 70
-    with pytest.raises(UserError, match="no job was started; `fab deploy`"):
-        exit_code(run, {"state": "absent", "exit_code": None})
-
-
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_followed_log_is_the_log(seed):
     """Through drops before and after the answer, in pieces, with words written at the last."""
     rng = random.Random(seed)
     log = rng.randbytes(rng.choice([0, 1, 700, 5000]))
     machine = LoggingMachine(log, rng)
-    assert follow(make_run(machine)) == (3, log)
+    assert follow(machine) == (3, log)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -188,33 +144,21 @@ def test_output_that_takes_a_part(seed):
 
     rng = random.Random(seed)
     log, out = rng.randbytes(3000), Slow()
-    assert watch(Link(make_run(LoggingMachine(log, rng))), Follower(out)) == 3
-    assert out.getvalue() == log
+    assert follow(LoggingMachine(log, rng), out) == (3, log)
 
 
-def test_truncated_log(capsys):
+@pytest.mark.parametrize(
+    "change", [{"log": b"new", "written": 0}, {"log": b"N" * 9000, "inode": 2}]
+)
+def test_truncated_or_replaced_log(change, capsys):
     machine = LoggingMachine(b"old" * 500, random.Random(0), failures=0.0)
-    out = io.BytesIO()
-    link, view = Link(make_run(machine)), Follower(out)
+    link, view = Link(make_run(machine), complain), Follower(out := io.BytesIO())
     while out.tell() < 600:
-        view.take(link.snapshot(view), link.touch)
+        view.take(link.snapshot(view.options))
     before = out.getvalue()
-    machine.log, machine.written = b"new", 0
-    assert watch(link, view) == 3
-    assert out.getvalue() == before + b"new"
-    assert "cut or replaced" in capsys.readouterr().err
-
-
-def test_replaced_log(capsys):
-    machine = LoggingMachine(b"old" * 500, random.Random(0), failures=0.0)
-    out = io.BytesIO()
-    link, view = Link(make_run(machine)), Follower(out)
-    while out.tell() < 100:
-        view.take(link.snapshot(view), link.touch)
-    before = out.getvalue()
-    machine.log, machine.inode = b"N" * 9000, 2
-    assert watch(link, view) == 3
-    assert out.getvalue() == before + b"N" * 9000
+    vars(machine).update(change)
+    watch(link, view)
+    assert out.getvalue() == before + machine.log
     assert capsys.readouterr().err.count("cut or replaced") == 1
 
 
@@ -222,44 +166,40 @@ def test_log_that_is_away_for_a_moment(capsys):
     """While it is being replaced; what was read is not read again."""
 
     def piece(inode, offset, data):
-        return {
-            "inode": inode,
-            "offset": offset,
-            "size": offset + len(data),
-            "data": base64.b64encode(data).decode(),
-        }
+        text = base64.b64encode(data).decode()
+        return {"inode": inode, "offset": offset, "size": offset + len(data), "data": text}
 
     answers = [piece(1, 0, b"one\n"), piece(None, 0, b""), piece(1, 4, b"two\n")]
     last = make_snapshot(piece(1, 8, b""), **ENDED)
-    run = make_run(FakeMachine(*map(make_snapshot, answers), last))
-    assert follow(run) == (3, b"one\ntwo\n")
+    assert follow(FakeMachine(*map(make_snapshot, answers), last)) == (3, b"one\ntwo\n")
     assert capsys.readouterr().err == ""
 
 
 def test_follow_tells_of_drops_on_the_standard_error(capsys):
-    answers = [
-        make_snapshot(),
-        Unreachable("a cut"),
-        Unreachable("another"),
-        make_snapshot(**ENDED),
-    ]
-    assert follow(make_run(FakeMachine(*answers))) == (3, b"")
+    cuts = Unreachable("a cut"), Unreachable("another")
+    assert follow(FakeMachine(make_snapshot(), *cuts, make_snapshot(**ENDED))) == (3, b"")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == [
-        "out of touch, trying again: a cut",
-        "in touch again after 0 s",
-    ]
+    told = ["out of touch, trying again: a cut", "in touch again after 0 s"]
+    assert captured.err.splitlines() == told
 
 
 def test_job_that_ends_while_out_of_touch():
-    machine = LoggingMachine(b"x" * 100_000, random.Random(0), failures=0.0)
-    out = io.BytesIO()
-    link, view = Link(make_run(machine)), Follower(out)
-    view.take(link.snapshot(view), link.touch)
+    machine = LoggingMachine(b"x" * 10_000, random.Random(0), failures=0.0)
+    link, view = Link(make_run(machine), complain), Follower(out := io.BytesIO())
+    view.take(link.snapshot(view.options))
     machine.written, machine.ended = len(machine.log), True
-    assert watch(link, view) == 3
+    watch(link, view)
     assert out.getvalue() == machine.log
+
+
+def test_pauses_while_out_of_touch(monkeypatch):
+    monkeypatch.undo()
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    follow(FakeMachine(*[Unreachable("silence")] * 50, make_snapshot(**ENDED)))
+    assert all(1 <= pause <= 20 for pause in pauses[:50])
+    assert pauses[0] <= 2 and pauses[1] <= 4 and max(pauses) > 10
 
 
 @pytest.mark.parametrize(
@@ -268,72 +208,45 @@ def test_job_that_ends_while_out_of_touch():
         (instance("terminated", "Server.SpotInstanceTermination"), "SpotInstanceTermination"),
         (instance("shutting-down"), "is shutting-down at EC2"),
         (None, "terminated and forgotten"),
-        (instance("stopped"), "the disk exists and costs"),
+        (instance("stopped"), "Its disk costs"),
     ],
 )
 def test_machine_that_is_gone(found, expected):
     machine = FakeMachine(make_snapshot(), Unreachable("silence"))
     with pytest.raises(RemoteError, match="`fab resume`") as caught:
-        follow(ec2_run(machine, found=found))
+        follow(ec2_run(machine, found))
     assert expected in str(caught.value)
     assert not isinstance(caught.value, Unreachable)
 
 
-def test_gone_text_tells_what_is_left(tmp_path, monkeypatch):
+def test_gone_machine_and_what_is_left_of_its_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    last = make_snapshot() | {"guard": {"reason": "deadline"}}
-    text = gone_text(ec2_run(found=None), instance("terminated", "Client.x"), last)
-    assert "(Client.x; its guard had reported: its deadline has come)" in text
-    assert "Nothing was fetched" in text and "costs nothing any more" in text
-    run = ec2_run(found=None)
-    run.folder.mkdir(parents=True)
-    run.fetched = "partial"
-    assert "from what was fetched, in runs/no_aug/20261118-102000-ab12" in gone_text(
-        run, None, None
+    run, last = ec2_run(None, instance("terminated", "Client.x")), make_snapshot()
+    with pytest.raises(RemoteError) as caught:
+        ask_cloud(run, 0, last | {"guard": {"reason": "deadline"}})
+    assert str(caught.value) == (
+        "machine 0, i-1, is terminated at EC2 (Client.x); its guard had reported: its deadline has "
+        "come. `fab resume` continues from its disk, which is kept and costs until `fab teardown`"
     )
+    run.results_uri = "s3://bucket/runs"
+    with pytest.raises(
+        RemoteError, match=f"continues from s3://bucket/runs/{run.name}, `fab fetch"
+    ):
+        ask_cloud(run, 0, None)
 
 
-@pytest.mark.parametrize("error", [CloudError("offline"), UserError("no credentials")])
-def test_cloud_that_does_not_answer_is_not_fatal(error):
-    machine = FakeMachine(*[Unreachable("offline")] * 5, make_snapshot(**ENDED))
-    run = ec2_run(machine, found=error)
-    assert follow(run)[0] == 3
-    assert run.asked == 1  # each 30 s
-
-
-def test_cloud_is_asked_again(monkeypatch):
-    monkeypatch.setattr(module, "ASK_CLOUD_S", 0.0)
-    answers = [make_snapshot(), *[Unreachable("silence")] * 200]
-    run = ec2_run(FakeMachine(*answers), found=instance("running"))
-    threading.Timer(0.05, lambda: setattr(run, "found", instance("terminated"))).start()
-    with pytest.raises(RemoteError, match="terminated"):
-        follow(run)
-    assert run.asked > 1
-
-
-def test_without_ec2_it_continues():
-    run = make_run(FakeMachine(*[Unreachable("x")] * 100, make_snapshot(**ENDED)))
-    assert follow(run)[0] == 3
-
-
-def test_new_address():
-    old = FakeMachine(make_snapshot(), Unreachable("silence"))
-    new = FakeMachine(make_snapshot(**ENDED))
-    run = ec2_run(old, new, found=instance("running", address="192.0.2.9"))
-    assert follow(run)[0] == 3
-    assert run.address == "192.0.2.9" and old.closed
-
-
-def test_old_address_that_belongs_to_another_now():
-    old = FakeMachine(make_snapshot(), RemoteError("another host key"))
-    new = FakeMachine(make_snapshot(**ENDED))
-    assert follow(ec2_run(old, new, found=instance("running", address="192.0.2.9")))[0] == 3
+@pytest.mark.parametrize("found", [CloudError("offline"), UserError("no credentials"), "running"])
+def test_silence_ends_nothing_while_ec2_does_not_say_so(found, capsys):
+    machine = FakeMachine(*[Unreachable("offline")] * 50, make_snapshot(**ENDED))
+    found = instance(found) if isinstance(found, str) else found
+    assert follow(ec2_run(machine, found))[0] == 3
+    assert follow(FakeMachine(Unreachable("silence"), make_snapshot(**ENDED)))[0] == 3
 
 
 def test_wrong_host_key_ends_at_once():
     machine = FakeMachine(make_snapshot(), RemoteError("another host key"))
-    with pytest.raises(RemoteError, match="another host key"):
-        follow(ec2_run(machine, found=instance("running")))
+    with pytest.raises(RemoteError, match="another host key; it is running at EC2"):
+        follow(ec2_run(machine, instance("running")))
     assert machine.calls == 2
 
 
@@ -341,53 +254,57 @@ def test_wrong_host_key_ends_at_once():
 def test_refusal_counts_before_the_first_contact_only(error):
     """A machine that goes down lets nobody in, and one without memory starts nothing."""
     with pytest.raises(type(error)):
-        follow(make_run(FakeMachine(error, make_snapshot(**ENDED))))
+        follow(FakeMachine(error, make_snapshot(**ENDED)))
     answers = [make_snapshot(), error, error, make_snapshot(**ENDED)]
-    assert follow(make_run(FakeMachine(*answers)))[0] == 3
+    assert follow(FakeMachine(*answers))[0] == 3
 
 
-def test_call_that_never_ends(monkeypatch):
-    monkeypatch.setattr(module, "HANG_S", 0.05)
-    stuck = FakeMachine(threading.Event().wait)
-    assert follow(make_run(stuck, FakeMachine(make_snapshot(**ENDED))))[0] == 3
-
-
-@pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize("follow", [True, False])
+@pytest.mark.parametrize(("quick", "follow"), [(True, False), (False, True), (False, False)])
 def test_interrupt_in_the_middle_of_a_call(quick, follow, capsys):
-    if quick and follow:
-        return
     machine = FakeMachine(threading.Event().wait)
     threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
     assert module.monitor(make_run(machine), quick, follow) == 130
     assert time.monotonic() - start < 2
-    assert machine.closed
     assert "continues: `fab monitor --run " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("job", "code"),
+    [({}, 0), ({"state": "ended", "exit_code": 75}, 75), ({"state": "lost"}, 70)],
+)
+def test_exit_code(job, code):
+    assert module.monitor(make_run(FakeMachine(make_snapshot(**job))), True, False) == code
+
+
+def test_no_job():
+    run = make_run(FakeMachine(make_snapshot(state="absent")))
+    for quick in (True, False):
+        with pytest.raises(UserError, match="no job was started; `fab deploy`"):
+            module.monitor(run, quick, False)
 
 
 def test_quick(capsys):
     assert module.monitor(make_run(FakeMachine(make_snapshot(epochs=3))), True, False) == 0
     assert "epoch 3 of 50" in capsys.readouterr().out
-    assert module.monitor(make_run(FakeMachine(make_snapshot(**ENDED))), True, False) == 3
     with pytest.raises(UserError, match="one of them"):
         module.monitor(make_run(), True, True)
 
 
-def test_quick_out_of_reach():
+def test_quick_out_of_reach(capsys):
     machine = FakeMachine(Unreachable("silence"))
-    with pytest.raises(Unreachable, match="silence; EC2 reports that it is running"):
-        module.monitor(ec2_run(machine, found=instance("running")), True, False)
-    assert machine.calls == 1 and machine.closed
+    with pytest.raises(Unreachable, match="silence; it is running at EC2"):
+        module.monitor(ec2_run(machine, instance("running")), True, False)
+    assert machine.calls == 1 and capsys.readouterr().out == ""
     with pytest.raises(RemoteError, match="terminated"):
-        module.monitor(ec2_run(machine, found=instance("terminated")), True, False)
+        module.monitor(ec2_run(machine, instance("terminated")), True, False)
 
 
 def test_without_a_terminal(capsys):
     """A line for each thing that happened; the report at the end has no control characters."""
     answers = [make_snapshot(), make_snapshot(), Unreachable("cut"), make_snapshot(**ENDED)]
     said, run = [], make_run(FakeMachine(*answers))
-    assert watch(Link(run), Lines(run, said.append)) == 3
+    watch(Link(run, said.append), Lines(run, said.append))
     assert "running for 60 s" in said[0]
     assert said[1:] == ["out of touch, trying again: cut", "in touch again after 0 s"]
     assert module.monitor(make_run(FakeMachine(make_snapshot(None, 2, **ENDED))), False, False) == 3
@@ -395,14 +312,13 @@ def test_without_a_terminal(capsys):
     assert "diverged" in report and "\x1b" not in report
 
 
-def test_lines_at_the_end_of_an_epoch(monkeypatch):
+def test_a_line_a_minute(monkeypatch):
     said = []
     lines = Lines(make_run(), said.append)
-    clock = iter([0.0, 0.0, 5.0, 12.0, 12.0, 30.0, 73.0, 73.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    for epochs in (0, 1, 1, 1, 1):  # at 0 s, 5 s, 12 s, 30 s, 73 s
-        lines.take(make_snapshot(epochs=epochs), Touch(heard=0.0))
-    assert ["epoch 1" in line for line in said] == [False, True, True]
+    for now, epochs in [(5, 0), (12, 1), (64, 2), (65, 3), (124, 4)]:
+        monkeypatch.setattr(module.time, "monotonic", lambda now=now: now)
+        lines.take(make_snapshot(epochs=epochs))
+    assert len(said) == 2 and "epoch" not in said[0] and "epoch 3 of 50" in said[1]
 
 
 def test_screen(monkeypatch, capsys):
@@ -411,7 +327,13 @@ def test_screen(monkeypatch, capsys):
     console = Console(file=terminal, force_terminal=True, width=100, height=40)
     monkeypatch.setattr(module, "Console", lambda **_: console)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    def then(answer):
+        time.sleep(0.6)  # the screen is drawn each half second
+        return answer
+
     answers = [Unreachable("cut"), make_snapshot(epochs=2), make_snapshot(None, 2, **ENDED)]
+    answers = [functools.partial(then, answer) for answer in answers]
     assert module.monitor(make_run(FakeMachine(*answers)), False, False) == 3
     shown = terminal.getvalue()
     assert "out of touch for" in shown

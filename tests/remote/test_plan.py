@@ -1,14 +1,25 @@
 """What `fab deploy` takes, what it refuses before anything is made, and what it says it costs."""
 
+from dataclasses import replace
+
 import pytest
 
 from mmattn.errors import UserError
-from mmattn.remote import prices
-from mmattn.remote.cloud import Image, MachineType
-from mmattn.remote.plan import Plan, confirm, cost_text, new_run
+from mmattn.remote.offers import MachineType
+from mmattn.remote.plan import Plan, confirm, cost_text, devices_text, instance_request, new_run
 from mmattn.remote.runs import Run, parse_host
 
-C5 = MachineType("c5.24xlarge", 96, 192 * 2**30, "x86_64")
+C5 = MachineType("c5.24xlarge", 96, 48, True, 192 * 2**30, "x86_64")
+G5 = MachineType("g5.12xlarge", 48, 48, False, 192 * 2**30, "x86_64", gpus=4)
+IMAGE = {"ImageId": "ami-1", "RootDeviceName": "/dev/xvda"}
+PLAN = Plan(C5, IMAGE, 20, 4.08, 4.08, 0.08 / 730, [])
+RUN = Run(
+    *("no_aug-20260101-000000-aaaa", "no_aug"),
+    hours=6,
+    instance_type="c5.24xlarge",
+    region="us-east-1",
+    owner="arn:aws:iam::123456789012:user/me",
+)
 
 
 def asked(**changes):
@@ -45,7 +56,7 @@ def test_options_become_a_run(tmp_path):
     ("changes", "message"),
     [
         ({"experiment": "nothing"}, "--experiment nothing: expected one of ablation, aligned_aug"),
-        ({"experiment": "compare"}, "--experiment compare: expected one training"),
+        ({"experiment": "compare", "args": "--nope"}, "not what experiments.compare takes"),
         ({"experiment": "../x"}, "--experiment ../x: expected one of"),
         ({"args": "--train.epoch 3"}, "--args: not what experiments.no_aug takes"),
         ({"args": "--train.epochs 0"}, "train.epochs"),
@@ -59,10 +70,16 @@ def test_options_become_a_run(tmp_path):
         ({"hours": "1000"}, "at most 144"),
         ({"grace_minutes": "-1"}, "--grace-minutes -1"),
         ({"data": ["/does/not/exist"]}, "--data /does/not/exist: expected a folder"),
-        ({"host": "example.org"}, "--host example.org: expected user@address"),
-        ({"host": "me@x; rm -rf /"}, "expected user@address"),
-        ({"host": "-oProxyCommand=x@y"}, "expected user@address"),
+        ({"host": "me@"}, "--host me@: expected a name in ~/.ssh/config"),
+        ({"host": "me@x; rm -rf /"}, "expected a name in"),
+        ({"host": "-oProxyCommand=x@y"}, "expected a name in"),
         ({"spot": True}, "--spot: expected no --host"),
+        ({"ami": "ami-1"}, "--ami: expected no --host"),
+        ({"host": None, "allow_from": "0.0.0.0/0"}, "expected a network no wider than /16"),
+        ({"host": None, "allow_from": "203.0.0.0/15"}, "expected a network no wider than /16"),
+        ({"host": None, "allow_from": "10.1.0.0/16"}, "10.1.0.0/16: expected public addresses"),
+        ({"host": None, "allow_from": "203.0.113.7/24"}, "203.0.113.7/24 has host bits set"),
+        ({"host": None, "allow_from": "2001:db8::/64"}, "expected an IPv4 network"),
     ],
 )
 def test_a_wrong_option_is_named(changes, message):
@@ -76,32 +93,83 @@ def test_a_folder_without_feature_files_is_refused(tmp_path):
         asked(data=[str(tmp_path)])
 
 
+def test_a_study_may_run_there():
+    assert asked(experiment="compare", args="--seeds 2").is_study
+    assert not asked().is_study
+
+
 @pytest.mark.parametrize(
-    ("host", "parts"),
+    ("host", "address", "user", "port"),
     [
-        ("me@example.org", ("me", "example.org", 22)),
-        ("me@10.0.0.1:2222", ("me", "10.0.0.1", 2222)),
-        ("me@[fe80::1]:2222", ("me", "fe80::1", 2222)),
+        ("cluster", "cluster", None, None),
+        ("me@example.org", "example.org", "me", None),
+        ("me@10.0.0.1:2222", "10.0.0.1", "me", 2222),
+        ("me@[fe80::1]:2222", "fe80::1", "me", 2222),
     ],
 )
-def test_hosts(host, parts):
-    assert parse_host(host) == parts
+def test_hosts(host, address, user, port):
+    assert parse_host(host) == (address, user, port, None)
 
 
-def test_the_cost_is_the_price_of_all_hours_and_the_disk():
-    run = Run("r", "no_aug", hours=6, instance_type="c5.24xlarge", region="us-east-1")
-    plan = Plan(C5, Image("ami-1", "/dev/xvda", 8), 20, prices.on_demand("c5.24xlarge", 96))
-    # 6 h x $4.08 and 20 GiB x 6 h x $0.08 / 730 h = $24.48 + $0.013
-    assert "$4.08 an hour" in cost_text(run, plan)
-    assert "at most $24.49 " in cost_text(run, plan)
+def test_the_cost_is_the_price_of_all_hours_the_address_and_the_disk():
+    # 6 h x ($4.08 + $0.005) and 20 GiB x 6 h x $0.08 / 730 h = $24.51 + $0.013
+    text = cost_text(RUN, PLAN)
+    assert text.startswith("$4.08 an hour (on demand in us-east-1); the kept disk $0.05 a day")
+    assert "at most $24.52 with its address and disk, without traffic" in text
 
 
-def test_prices_are_linear_in_a_family_and_unknown_outside():
-    assert prices.on_demand("c5.xlarge", 4) == pytest.approx(0.17)
-    assert prices.on_demand("p5.48xlarge", 192) is None
-    assert prices.on_demand("c5.metal", 96) is None
-    run = Run("r", "no_aug", instance_type="p5.48xlarge", region="us-east-1")
-    assert "unknown" in cost_text(run, Plan(C5, Image("ami-1", "/dev/xvda", 8), 20, None))
+def test_a_spot_machine_costs_at_most_what_it_costs_on_demand():
+    spot = replace(RUN, spot=True)
+    text = cost_text(spot, PLAN._replace(price=1.56))
+    assert text.startswith("$1.56 an hour (spot now; on demand $4.08)")
+    assert "at most $24.52" in text
+    market = instance_request(spot, PLAN, None)["InstanceMarketOptions"]["SpotOptions"]
+    assert float(market["MaxPrice"]) == 4.08
+    unknown = PLAN._replace(price=1.56, most=None)
+    assert cost_text(spot, unknown) == "$1.56 an hour (spot now); no bound is known"
+    market = instance_request(spot, unknown, None)["InstanceMarketOptions"]["SpotOptions"]
+    assert "MaxPrice" not in market
+
+
+def test_an_unknown_price_is_not_confirmed_by_yes_alone(monkeypatch):
+    assert cost_text(RUN, PLAN._replace(price=None, most=None)).startswith("unknown: ")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    with pytest.raises(UserError, match="not confirmed"):
+        confirm("Deploy?", yes=True, known_price=False)
+    assert asked == ["Deploy? The price is unknown. [y/N] "]
+
+
+def test_a_bucket_lets_the_disk_go_with_the_machine():
+    for uri, goes in ((None, False), ("s3://bucket/prefix", True)):
+        request = instance_request(replace(RUN, results_uri=uri), PLAN, None, profile="mmattn-p")
+        assert request["BlockDeviceMappings"][0]["Ebs"]["DeleteOnTermination"] is goes
+        assert request["IamInstanceProfile"] == {"Name": "mmattn-p"}
+
+
+def test_threads_of_a_core_are_switched_off_on_machines_without_gpus():
+    request = instance_request(RUN, PLAN, None)
+    assert request["CpuOptions"] == {"CoreCount": 48, "ThreadsPerCore": 1}
+    assert "CpuOptions" not in instance_request(RUN, PLAN._replace(machine_type=G5), None)
+
+
+@pytest.mark.parametrize(
+    ("machine", "changes", "text"),
+    [
+        (C5, {"args": ["--train.batch", "96"]}, "48 devices on 48 cores, with a batch of 96 clips"),
+        (
+            C5,
+            {"args": ["--train.batch", "24"]},
+            "24 devices on 48 cores, with a batch of 24 clips: 24 idle; --train.batch 48 uses all, "
+            "but trains otherwise",
+        ),
+        (C5, {"args": ["--train.batch=96"], "instances": 2}, "96 devices on 96 cores, with"),
+        (C5, {"args": ["--train.batch=96", "--devices=32"]}, "32 devices on 48 cores, with"),
+        (G5, {"args": ["--train.batch=24"]}, "4 devices on 4 GPUs, with a batch of 24 clips"),
+    ],
+)
+def test_the_plan_says_how_much_of_the_machine_is_used(machine, changes, text):
+    assert devices_text(replace(RUN, **changes), machine).startswith(text)
 
 
 @pytest.mark.parametrize("answer", ["", "n", "yess", "no"])

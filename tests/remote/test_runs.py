@@ -1,10 +1,12 @@
 """The local state of runs: found, broken, locked."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 from mmattn.errors import UserError
 from mmattn.remote.access import own_network
 from mmattn.remote.runs import Busy, Member, Run, changing, locked, read_run, runs
-from mmattn.remote.ssh import Access, RemoteError, ssh_config
+from mmattn.remote.ssh import Access, RemoteError
+from mmattn.remote.states import STATES, is_past, table
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +52,21 @@ def test_a_broken_state_is_named(folder, text):
         read_run(path)
 
 
-def test_a_state_of_when_a_run_had_but_one_machine_is_read(folder):
-    run = Run("no_aug-20260101-000000-aaaa", "no_aug")
-    state = asdict(run) | {"instance_id": "i-1", "address": "192.0.2.7", "launched": 5.0}
-    del state["members"], state["trains_on"]
-    (folder / "state.json").write_text(json.dumps(state))
-    found = read_run(folder / "state.json")
-    assert found.members == [Member("i-1", "192.0.2.7", launched=5.0)]
-    assert found.trains_on == ["i-1"]
+def test_a_run_goes_from_state_to_state_as_the_table_says():
+    run = Run("no_aug-20260101-000000-aaaa", "no_aug", members=[Member("i-1")], deadline=5.0)
+    with pytest.raises(AssertionError):
+        run.to("built")
+    for state in ("asked", "there", "sent", "built", "started"):
+        run.to(state)
+    assert run.is_past("sent") and Run.find() == run
+    run.to("there")  # one of several machines is lost: what is on the others is sent again
+    assert not run.is_past("sent") and run.members
+    run.to("lost")
+    assert (run.members, run.deadline, run.is_past("there")) == ([], None, False)
+    run.to("asked")
+    assert {name for state in STATES.values() for name in state.next} == set(STATES)
+    assert not is_past("removed", "there")
+    assert table() in (Path(__file__).parents[2] / "docs/remote.md").read_text()
 
 
 def test_a_second_command_says_who_holds_the_lock():
@@ -101,37 +111,56 @@ def test_a_key_that_others_can_read_is_closed(folder):
     machine = run.machine()
     assert run.key.stat().st_mode & 0o777 == 0o600
     assert (run.folder / "known_hosts").read_text() == "192.0.2.1 ssh-ed25519 AAAA\n"
-    assert machine.remote("run/") == f"instance:mmattn/{run.name}/run/"
+    assert machine.remote("run/") == f"192.0.2.1:mmattn/{run.name}/run/"
     other = run.machine(1)
-    assert other.access.known_hosts.read_text() == "192.0.2.2 ssh-ed25519 AAAA\n"
+    assert other.access.own[0].read_text() == "192.0.2.2 ssh-ed25519 AAAA\n"
     assert machine.ssh_config != other.ssh_config
 
 
 def test_openssh_trusts_this_host_key_and_offers_this_key_alone(folder):
     known, key = folder / "known hosts", folder / "key"
-    lines = ssh_config(Access("ec2-user", "192.0.2.1", 22, known, key)).split("\n    ")
+    lines = Access("192.0.2.1", "ec2-user", own=(known, key)).settings().splitlines()
     assert "StrictHostKeyChecking yes" in lines
     assert f'UserKnownHostsFile "{known}"' in lines
     assert f'IdentityFile "{key}"' in lines
-    assert {"IdentitiesOnly yes", "BatchMode yes", "ForwardAgent no"} <= set(map(str.strip, lines))
+    assert {"IdentitiesOnly yes", "BatchMode yes", "ForwardAgent no"} <= set(lines)
     with pytest.raises(UserError, match="expected a path without quotes"):
-        ssh_config(Access("me", "x", 22, folder / 'a"b', key))
+        Access("x", own=(folder / 'a"b', key)).settings()
 
 
-@pytest.mark.parametrize(
-    ("answer", "network"),
-    [("192.0.2.7\n", "192.0.2.7/32"), ("2001:db8::7", "2001:db8::7/128")],
-)
-def test_own_network(answer, network, monkeypatch, tmp_path, own_ip_service):
-    own_ip_service(answer)
-    assert own_network() == network
+def test_own_network(own_ip_service):
+    own_ip_service("192.0.2.7\n")
+    assert own_network() == "192.0.2.7/32"
 
 
-@pytest.mark.parametrize("answer", ["0.0.0.0/0", "<html>", ""])
+@pytest.mark.parametrize("answer", ["0.0.0.0/0", "<html>", "", "2001:db8::7"])
 def test_no_answer_opens_more_than_one_address(answer, own_ip_service):
     own_ip_service(answer)
-    with pytest.raises(RemoteError, match="expected an IP address"):
+    with pytest.raises(RemoteError, match="expected an IPv4 address"):
         own_network()
+
+
+@pytest.mark.parametrize("answer", ["10.0.0.3", "192.168.1.2", "100.64.0.1", "127.0.0.1"])
+def test_an_address_that_nobody_outside_sees_is_refused(answer, own_ip_service):
+    own_ip_service(answer)
+    with pytest.raises(RemoteError, match=f"got {answer}: --allow-from names the network"):
+        own_network()
+
+
+def test_the_address_is_asked_for_by_ipv4(own_ip_service, monkeypatch):
+    """`localhost` is ::1 too, where this server does not listen, and first by default."""
+    own_ip_service("192.0.2.7")
+    url = os.environ["MMATTN_IP_SERVICE"]
+    found = socket.getaddrinfo
+    six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", int(url.rpartition(":")[2])))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *asked: [six, *found(*asked)])
+    tried = []
+    bind = socket.socket.bind
+    monkeypatch.setattr(
+        socket.socket, "bind", lambda self, to: (tried.append(self.family), bind(self, to))
+    )
+    assert own_network() == "192.0.2.7/32"
+    assert tried == [socket.AF_INET6, socket.AF_INET]  # the first cannot leave by IPv4
 
 
 def test_a_silent_service_is_named(monkeypatch):

@@ -108,7 +108,7 @@ def test_what_is_said_and_logged_shows_no_secret(run, plan, cloud_api, capfd, ca
 
 def test_every_rule_is_of_one_address(run, plan, cloud_api, monkeypatch):
     run.save()
-    for network in ("192.0.2.7/32", "2001:db8::7/128"):
+    for network in ("192.0.2.7/32", "192.0.2.8/32"):
         monkeypatch.setattr(launch, "own_network", lambda network=network: network)
         make_instance(run, plan)
     rules = [
@@ -118,7 +118,7 @@ def test_every_rule_is_of_one_address(run, plan, cloud_api, monkeypatch):
         for name, value in call.parameters.items()
         if "Cidr" in name
     ]
-    assert rules == ["192.0.2.7/32", "2001:db8::7/128"]
+    assert rules == ["192.0.2.7/32", "192.0.2.8/32"]
     ports = {
         value
         for call in cloud_api.calls

@@ -2,7 +2,6 @@
 
 import io
 import math
-import threading
 import time
 from dataclasses import replace
 
@@ -10,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from mmattn.errors import UserError
-from mmattn.remote import cloud, launch, start, teardown
+from mmattn.remote import jobs, launch, teardown
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.deploy import command, what_exists
+from mmattn.remote.jobs import PORT, check_names, settle
 from mmattn.remote.launch import adopt, make_instance
-from mmattn.remote.members import PORT, check_names, place, settle
-from mmattn.remote.monitor import Lines, Link
+from mmattn.remote.monitor import TAIL, Link
 from mmattn.remote.plan import cost_text, make_plan
 from mmattn.remote.runs import Member, Run
-from mmattn.remote.screen import Touch, report
+from mmattn.remote.screen import report
 from mmattn.remote.ssh import RemoteError, Unreachable
 from tests.remote.machines.cloud_api import Fault, lost_answers
 from tests.remote.test_monitor import ENDED, FakeMachine, instance, make_snapshot
@@ -35,7 +34,8 @@ ALL = {
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(cloud.time, "sleep", lambda _: None)
+    for module in ("botocore.waiter", "tenacity.nap"):
+        monkeypatch.setattr(f"{module}.time.sleep", lambda _: None)
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ def make(run: Run) -> Run:
 
 
 def starts(api) -> list[dict[str, str]]:
-    return [call.parameters for call in api.calls if call.action == "RunInstances"]
+    made = [call.parameters for call in api.calls if call.action == "RunInstances"]
+    return [one for one in made if "DryRun" not in one]
 
 
 def test_they_are_started_together_or_not_at_all(three, cloud_api):
@@ -71,7 +72,7 @@ def test_one_machine_is_asked_for_as_ever(run, cloud_api):
     assert (start["MinCount"], start["MaxCount"]) == ("1", "1")
     assert not [name for name in start if name.startswith("Placement")]
     assert "placement groups" not in cloud_api.resources()
-    assert place(run, 0) == []
+    assert jobs._place(run, 0) == []
 
 
 def test_they_reach_each_other_and_no_other_reaches_them(three, cloud_api):
@@ -96,7 +97,7 @@ def test_they_reach_each_other_and_no_other_reaches_them(three, cloud_api):
 
 def test_each_process_is_told_its_rank_and_a_private_coordinator(three):
     for rank in range(3):
-        assert place(three, rank) == [
+        assert jobs._place(three, rank) == [
             *("--distributed.coordinator", f"{three.members[0].private}:{PORT}"),
             *("--distributed.num-processes", "3"),
             *("--distributed.process-id", str(rank)),
@@ -152,16 +153,17 @@ def test_no_room_for_all_is_none(run, cloud_api):
 
 @pytest.mark.parametrize("lost", [[1], [0], [0, 2]])
 def test_the_run_continues_with_those_that_are_left(three, cloud_api, lost):
-    three.started = three.built = True
+    for state in ("sent", "built", "started"):
+        three.to(state)
     ids = [one.id for one in three.members]
     for rank in lost:
         cloud_api.end(ids[rank], "Server.SpotInstanceTermination")
     adopt(three)
     left = [one for rank, one in enumerate(ids) if rank not in lost]
     assert [one.id for one in three.members] == left
-    assert (three.started, three.built, three.attempt) == (False, True, 1)
+    assert (three.state, three.attempt) == ("there", 1)
     assert len(starts(cloud_api)) == 1
-    assert "--distributed.num-processes" in place(three, 0) or len(left) == 1
+    assert "--distributed.num-processes" in jobs._place(three, 0) or len(left) == 1
 
 
 def test_when_all_are_gone_as_many_new_ones_are_made(three, cloud_api):
@@ -189,17 +191,17 @@ class Recorder:
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_jobs_of_an_earlier_set_are_ended_and_stale_results_forgotten(three, lost):
-    ids = [one.id for one in three.members]
+    three.leader = three.instance_id
+    for state in ("sent", "built", "started"):
+        three.to(state)
     first = [Recorder(rank) for rank in range(3)]
     settle(three, first)
     assert not any(machine.told for machine in first)
-    three.uploaded = three.spread = "digest"
     del three.members[lost]
+    three.to("there")
     rest = [Recorder(0), Recorder(1)]
     settle(three, rest)
-    del ids[lost]
-    assert (three.trains_on, three.uploaded, three.spread) == (ids, None, None)
-    assert all("stop --wait 60 --kill" in machine.told for machine in rest)
+    assert all("job stop --wait 60 --kill" in machine.told for machine in rest)
     removed = [f"rm -rf {three.base}/run {three.base}/job"]
     assert [one for one in rest[0].told if one.startswith("rm ")] == (removed if lost == 0 else [])
 
@@ -219,7 +221,10 @@ def test_teardown_asks_for_no_results_of_a_first_machine_that_is_gone(three, clo
 
 
 def test_a_placement_group_that_is_left_is_told(three, monkeypatch):
-    monkeypatch.setattr(Cloud, "delete_placement", lambda *_: None)
+    delete = Cloud.delete
+    monkeypatch.setattr(
+        Cloud, "delete", lambda self, kind, *of: kind[0] == "p" or delete(self, kind, *of)
+    )
     with pytest.raises(UserError, match=f"still there in us-east-1: placement group {three.label}"):
         teardown.teardown(three.name, None, force=True)
 
@@ -271,6 +276,8 @@ class JobMachine(Recorder):
 
     def call(self, module: str, *options: str, **more) -> dict:
         super().call(module, *options, **more)
+        if options[:1] == ("start",):
+            self.job = {"state": "running", "exit_code": None}
         return {"job": self.job}
 
 
@@ -279,27 +286,21 @@ class JobMachine(Recorder):
     [
         (("running", "running", "running"), False),
         (("running", "absent", "absent"), True),  # the start was cut
-        (("running", "ended", "running"), True),
         (("lost", "running", "running"), True),
     ],
 )
 def test_what_has_ended_on_one_is_started_on_all(three, monkeypatch, states, due):
-    started = []
-
-    def run_detached(run, machine, job, words):
-        started.append(words)
-        machine.job = {"state": "running", "exit_code": None}
-
-    monkeypatch.setattr(start, "run_detached", run_detached)
-    monkeypatch.setattr(start, "check_names", lambda *_: None)
-    monkeypatch.setattr(start.time, "sleep", lambda _: None)
-    machines = [JobMachine(rank, state, 134) for rank, state in enumerate(states)]
-    start.start_training(three, machines)
-    for machine, state in zip(machines, states, strict=True):
-        ended = [told for told in machine.told if told == "stop --wait 60 --kill"]
-        assert bool(ended) == (due and state == "running")
-    ranks = [words[words.index("--distributed.process-id") + 1] for words in started]
-    assert ranks == (["0", "1", "2"] if due else [])
+    for state in ("sent", "built", "started"):
+        three.to(state)
+    monkeypatch.setattr(jobs, "check_names", lambda *_: None)
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
+    machines = [JobMachine(rank, state) for rank, state in enumerate(states)]
+    jobs.start_training(three, machines)
+    for rank, machine in enumerate(machines):
+        ended = "job stop --wait 60 --kill" in machine.told
+        assert ended == due
+        started = [told for told in machine.told if told.startswith("job start")]
+        assert [f"--distributed.process-id {rank}" in one for one in started] == [True] * due
 
 
 def test_a_name_that_still_means_the_loopback_is_told(three):
@@ -340,57 +341,40 @@ def watched(first: FakeMachine, second: FakeMachine, found=None) -> WatchedRun:
 def shown(link: Link) -> str:
     out = io.StringIO()
     console = Console(file=out, width=100)
-    console.print(report(link.run, link.last, link.touch, time.time()))
+    console.print(report(link.run, link.snapshot(TAIL), link.touch, time.time()))
     return out.getvalue()
 
 
-def test_each_machine_has_a_row(no_pauses):
-    link = Link(watched(FakeMachine(make_snapshot()), FakeMachine(make_snapshot())))
-    link.once()
+def test_each_machine_has_a_row():
+    link = Link(watched(FakeMachine(make_snapshot()), FakeMachine(make_snapshot())), print)
     text = shown(link)
     assert "machine 0" in text and "machine 1" in text
     assert text.count("CPU") == 2
     link.run.there[1].answers = [make_snapshot(**ENDED | {"exit_code": 134})]
-    link.once()
     assert "killed by SIGABRT (exit code 134)" in shown(link)
+
+
+def test_a_silent_machine_is_told():
+    second = FakeMachine(Unreachable("silence"))
+    link = Link(watched(FakeMachine(make_snapshot()), second, instance("running")), print)
+    assert "out of touch: silence; it is running at EC2" in shown(link)
 
 
 def test_a_machine_that_is_lost_ends_the_watch():
     gone = instance("terminated", "Server.SpotInstanceTermination")
     first = FakeMachine(make_snapshot())
-    link = Link(watched(first, FakeMachine(Unreachable("silence")), gone))
+    link = Link(watched(first, FakeMachine(Unreachable("silence")), gone), print)
     with pytest.raises(RemoteError) as caught:
-        for _ in range(1000):
-            link.snapshot(Lines(link.run))
-            time.sleep(0.01)
-    text = "machine 1, i-2, is lost: terminated at EC2 (Server.SpotInstanceTermination)."
-    assert str(caught.value).startswith(text)
-    assert "`fab resume` restarts it on the 1 that is left" in str(caught.value)
+        link.snapshot(TAIL)
+    assert str(caught.value) == (
+        "machine 1, i-2, is terminated at EC2 (Server.SpotInstanceTermination). "
+        "`fab resume` restarts the job on what is left"
+    )
 
 
 def test_a_machine_that_went_when_its_job_was_done_is_no_loss():
     done = make_snapshot(**ENDED | {"exit_code": 0})
     second = FakeMachine(done, Unreachable("silence"))
-    link = Link(watched(FakeMachine(make_snapshot()), second, instance("terminated")))
-    for _ in range(3):
-        link.once()
-    assert "terminated at EC2" in shown(link)
-
-
-def test_a_silent_machine_delays_no_other():
-    answered = threading.Event()
-
-    def silence():
-        answered.wait(60)
-        return Unreachable("silence")
-
-    run = watched(FakeMachine(make_snapshot()), FakeMachine(silence), instance("running"))
-    link, said = Link(run), []
-    for _ in range(3):
-        link.snapshot(Lines(run))
-    assert run.there[1].calls == 1
-    assert "not heard of yet" in shown(link)
-    answered.set()
-    link.hear_others(wait=True)
-    Lines(run, said.append).take(link.last, Touch(heard=time.time()))
-    assert "machine 1: out of touch: silence" in said[0]
+    link = Link(watched(FakeMachine(make_snapshot()), second, instance("terminated")), print)
+    for expected in ("ended well", "out of touch: silence", "out of touch: silence"):
+        assert expected in shown(link)

@@ -5,6 +5,7 @@ pip, and the real experiment on the built-in corpus. MMATTN_TRANSCRIPT names a f
 typed and shown.
 """
 
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmattn.remote.runs import Run
@@ -25,9 +27,9 @@ from tests.remote.waiting import wait_until
 PROJECT = Path(__file__).parents[2]
 EPOCHS = 400
 RECORDED = """\
-Recorded by `MMATTN_TRANSCRIPT=docs/remote-session.txt pytest tests/remote/test_whole.py`: a server
-that speaks EC2's API, machines of two cores on the same computer that boot with cloud-init and
-systemd. The data are drawn, and its settings are not to learn much but to last long enough.
+Recorded by `MMATTN_TRANSCRIPT=docs/remote-session.txt pytest tests/remote/test_whole.py`, which
+appends: a server that speaks the APIs of EC2, S3 and IAM, machines of two cores on the same computer
+that boot with cloud-init and systemd. First without a bucket, then with one. The data are drawn, and its settings are not to learn much but to last long enough.
 """
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()")
 
@@ -124,7 +126,8 @@ def session(tmp_path, cloud):
     session = Session(project, cloud.environment)
     yield session
     if path := os.environ.get("MMATTN_TRANSCRIPT"):
-        Path(path).write_text("\n".join([RECORDED, *session.shown]))
+        with open(path, "a") as file:
+            file.write("\n".join([RECORDED] * (not file.tell()) + session.shown) + "\n")
 
 
 def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypatch):
@@ -137,7 +140,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     session.shown.append(f"$ ARGS={shlex.quote(session.args)}\n")
     asked = ("deploy", "--args", session.args, "--spot", "--max-hours", "2", "--yes")
 
-    assert "; about $" in session.fab(*asked, "--dry-run")
+    assert "(spot now; on demand $" in session.fab(*asked, "--dry-run")
     assert not cloud.api.resources()
     for sign in ("waiting until", "waiting for", "building the environment"):
         session.fab_killed_at(sign, *asked)
@@ -150,6 +153,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     home = guest.root / guest.home.lstrip("/") / run.base
     assert not (home / "code/runs").exists()
 
+    assert_host_key_renewed(run, guest)
     follow_through_drops(session, guest, home)
 
     # The training waits, so that it has not ended when it is interrupted, however slow this is.
@@ -176,7 +180,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     session.fab("monitor", code=2)
 
     text = session.fab("resume", "--yes")
-    assert "from what was fetched" in text
+    assert "from what is on its kept disk" in text and "continues from its kept disk" in text
     assert "mix both" not in text
     again = Run.find()
     assert (again.name, again.attempt) == (run.name, 2)
@@ -205,8 +209,63 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     assert "nothing is left" in text
     assert not cloud.api.resources()
     guest.wait_until_off()
-    assert "torn down" in session.fab("ls")
+    assert "removed" in session.fab("ls")
     assert_no_secret(session, cloud, run)
+
+
+def test_with_a_bucket_the_machine_ends_when_its_job_has(
+    session, cloud, wheelhouse, commands, monkeypatch
+):
+    """Data from there, results to there; this computer is away, and keeps nothing running."""
+    monkeypatch.chdir(session.folder)
+    s3 = cloud.api.client("s3")
+    s3.create_bucket(Bucket="trainings")
+    corpus = session.folder.parent / "corpus"
+    write_corpus(corpus)
+    for path in corpus.rglob("*.npz"):
+        s3.upload_file(str(path), "trainings", f"clips/{path.name}")
+    options = list(commands.tiny[commands.tiny.index("--data.buckets") :])
+    options[options.index("--train.epochs") + 1] = "4"
+    session.args = shlex.join(options)
+    asked = ("deploy", "--data", "s3://trainings/clips", "--results", "s3://trainings/runs")
+    asked += ("--args", session.args, "--grace-minutes", "600", "--yes")
+    text = session.fab(*asked, "--dry-run")
+    assert "72 files" in text and "can be written" in text
+    assert not cloud.api.resources()
+    assert "trains" in session.fab(*asked)
+    run = Run.find()
+    guest = cloud.guest(run.instance_id)
+    guest.wait_until_off(300)
+    wait_until(lambda: not {"instances", "volumes"} & set(cloud.api.resources()))
+    assert "`fab fetch` brings what is there" in session.fab("monitor", code=2)
+    session.fab("fetch")
+    assert len(read_rows(run.results)) == 4
+    session.evaluate(run.results, "--checkpoint", "best", "--data.roots", str(corpus))
+    assert "nothing is left" in session.fab("teardown")
+    assert not cloud.api.resources()
+    kept = s3.list_objects_v2(Bucket="trainings", Prefix=f"runs/{run.name}/run/")
+    assert kept["KeyCount"] > 4
+
+
+def write_corpus(folder: Path) -> None:
+    """72 feature files of 12 speakers."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for actor, emotion in itertools.product(range(1, 13), (1, 3, 4, 5, 6, 7)):
+        arrays = {}
+        for modality, frames, rate, width in (("audio", 30, 20, 8), ("video", 22, 15, 6)):
+            features = rng.standard_normal((frames, width)) + 0.3 * emotion
+            arrays[f"{modality}_features"] = features.astype("f4")
+            arrays[f"{modality}_timestamps"] = np.arange(frames) / rate
+        np.savez(folder / f"03-01-0{emotion}-01-01-01-{actor:02d}.npz", **arrays)
+
+
+def assert_host_key_renewed(run: Run, guest) -> None:
+    """The one that was in the user data proves nothing any more."""
+    (known,) = (run.folder / "known_hosts").read_text().splitlines()
+    now = (guest.root / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[1]
+    first = (run.folder / "host_key.pub").read_text().split()[1]
+    assert known.split()[2] == now != first
 
 
 def follow_through_drops(session: Session, guest, home: Path) -> None:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Make the run's virtual environment: environment.sh yes|no (may programs be installed by sudo?)
-# Runs in the run's folder code/ under the supervisor; may be run again after any interruption.
+# Make the run's virtual environment: environment.sh yes|no [PACKAGE...]; may sudo install programs?
+# Runs in the run's folder code/ as a job; may be run again after any interruption.
 set -euo pipefail
 may_install=$1
+shift
 
 usable_python() {
     for name in python3.14 python3.13 python3.12 python3.11 python3; do
@@ -32,4 +33,4 @@ echo "$python: $("$python" --version)"
 "$python" -m venv --without-pip ../venv
 ../venv/bin/python -I -m ensurepip --upgrade --default-pip  # venv itself would hide why it fails
 # Modules are compiled when they are first imported: most never are.
-../venv/bin/python -m pip install --no-compile --editable .
+../venv/bin/python -m pip install --no-compile --constraint ../constraints.txt --editable . "$@"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import calendar
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import ProxyHandler, Request, build_opener
 
-from .job import LOCK, group_of, is_held, members, signal_job, write_json
+from . import job as jobs
 
 CONFIG = "/etc/mmattn/guard.json"
 METADATA, METADATA_S = "http://169.254.169.254", 3.0
 BEAT_S = 5.0
 WORK = 0.01  # of one core: a job that uses less is idle
-KILL_S = 5.0
 NOTICE_S = 120.0  # before EC2 takes a spot machine away, it tells so
+PUSH_S = 20.0  # for the last round, at least
 OFF_S = 5.0  # to power off in order before EC2 takes the machine away
 POWER_OFF = (
     # Seconds to wait after each for the machine to go.
@@ -54,6 +53,8 @@ class Seen(NamedTuple):
     """Processor time used by the living jobs; None if none lives."""
     connected: bool
     held: bool
+    pushed: bool
+    """The job has ended and all that it made is in the bucket."""
     taken: float | None
     """When EC2 takes the machine away (Unix time), if it has told so."""
 
@@ -80,6 +81,8 @@ def decide(config: Config, seen: Seen, before: Memory) -> tuple[str | None, Memo
         reason = "spot"
     elif seen.wall >= config.deadline - config.stop_s:
         reason = "deadline"
+    elif seen.pushed and seen.cpu_s is None and not (seen.connected or seen.held):
+        reason = "ended"
     elif not wanted and seen.clock - memory.wanted >= config.grace_s:
         reason = "ended" if seen.cpu_s is None else "idle"
     return reason, memory
@@ -112,6 +115,7 @@ def look(job: Path) -> Seen:
         cpu_s=_try(cpu_used, job.parent),
         connected=bool(_try(connected)),
         held=bool(_try((job / "hold").exists)),
+        pushed=bool(_try((job / jobs.PUSHED).exists)),
         taken=_try(taken_away, METADATA),
     )
 
@@ -124,15 +128,14 @@ def _try(act: Callable, *arguments: Any) -> Any:
 
 
 def living(base: Path) -> list[Path]:
-    """The folders of the jobs that live: the training's, and whatever prepares it."""
-    return [path.parent for path in base.glob("*/" + LOCK) if is_held(path)]
+    """The folders of the jobs that live: the training's, and whatever prepares or follows it."""
+    return [path.parent for path in base.glob("*/" + jobs.LOCK) if jobs.is_held(path)]
 
 
 def cpu_used(base: Path) -> float | None:
     """Processor time of the living jobs in seconds; None if none lives."""
-    jobs = living(base)
-    groups = filter(None, map(group_of, jobs))
-    return sum(one.cpu_s for group in groups for one in members(group)) if jobs else None
+    found = living(base)
+    return jobs.cpu_used(found) if found else None
 
 
 def connected() -> bool:
@@ -162,16 +165,6 @@ def taken_away(address: str) -> float | None:
         return time.time() + NOTICE_S if "action" in said else None
 
 
-def stop_jobs(base: Path, stop_s: float) -> None:
-    """Let all jobs save and end; kill those that do not."""
-    for number, patience_s in ((signal.SIGTERM, stop_s), (signal.SIGKILL, KILL_S)):
-        for folder in living(base):
-            signal_job(folder, number, group=number == signal.SIGKILL)
-        end = time.monotonic() + patience_s
-        while living(base) and time.monotonic() < end:
-            time.sleep(0.2)
-
-
 def power_off() -> None:
     """End the machine; returns only if nothing has helped."""
     _try(_run, "sync")
@@ -188,7 +181,7 @@ def _run(*command: str) -> int:
 def publish(job: Path, news: dict) -> None:
     """Write guard.json if the job has a folder."""
     if job.is_dir():
-        write_json(job / "guard.json", news)
+        jobs.write_json(job / "guard.json", news)
 
 
 def beat(config: Config, before: Memory) -> Memory:
@@ -200,7 +193,9 @@ def beat(config: Config, before: Memory) -> Memory:
     if reason:
         left_s = 0.0 if seen.taken is None else seen.taken - OFF_S - seen.wall
         end = seen.clock + max(config.stop_s, left_s)
-        _try(stop_jobs, job.parent, config.stop_s)
+        push = job.parent / "push"  # brings to the bucket what the others save
+        _try(jobs.stop, [one for one in living(job.parent) if one != push], config.stop_s, True)
+        _try(jobs.stop, [push], max(PUSH_S, end - time.monotonic()), True)
         if reason == "spot" or (reason == "deadline" and seen.cpu_s is not None):
             time.sleep(max(0.0, end - time.monotonic()))  # for whoever fetches
         power_off()

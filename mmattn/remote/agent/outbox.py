@@ -6,17 +6,19 @@ training may replace or delete its files while they are being sent. Tells the li
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import sys
 import time
 from pathlib import Path
 
+from .job import SUMMARIES
+from .verify import sha256
+
 CHECKPOINTS = "checkpoints"
-SUMMARY = "summary.json"
-STATE = {"job/lock", "job/hold", "job/guard.json"}  # of the moment: no results
+STATE = {"job/lock", "job/hold", "job/guard.json", "job/pushed"}  # of the moment: no results
 PATIENCE_S = 20.0  # with another outbox at work, and with checkpoints that change while linked
 BUSY = 75  # EX_TEMPFAIL
 
@@ -35,8 +37,8 @@ def main() -> dict:
         sys.exit(BUSY)
 
 
-def make_outbox(base: Path) -> dict:
-    """Link the results of the run in `base` anew and describe them.
+def make_outbox(base: Path, name: str = "outbox") -> dict:
+    """Link the results of the run in `base` anew, into the folder `name` in it; describe them.
 
     Returns:
         root: folder of `run` and `job`, relative to base: the outbox; "" for the very files where
@@ -52,7 +54,7 @@ def make_outbox(base: Path) -> dict:
     try:
         _lock(holder)
         try:
-            root, paths = "outbox", link_results(base, base / "outbox")
+            root, paths = name, link_results(base, base / name)
         except OSError:
             root, paths = "", link_results(base, None)
         files = [describe(base / root, path) for path in paths]
@@ -60,7 +62,8 @@ def make_outbox(base: Path) -> dict:
         raise Busy(f"{error.filename} is gone while it was read; try again") from error
     finally:
         os.close(holder)
-    return {"root": root, "complete": f"run/{SUMMARY}" in paths, "files": files}
+    complete = not {f"run/{name}" for name in SUMMARIES}.isdisjoint(paths)
+    return {"root": root, "complete": complete, "files": files}
 
 
 def _lock(descriptor: int) -> None:
@@ -84,12 +87,12 @@ def link_results(base: Path, outbox: Path | None) -> list[str]:
     if outbox and outbox.exists():
         shutil.rmtree(outbox)
     files, kinds = survey(base / "run")
-    summaries = [path for path in files if path.name == SUMMARY]
+    summaries = [path for path in files if path.name in SUMMARIES]
     linked = _link(base, outbox, sorted(summaries, key=lambda path: len(path.parts)))
     for folder in sorted(kinds, reverse=True):
         linked += _link_newest(base, outbox, folder)
     files += [path for path in survey(base / "job")[0] if _name(base, path) not in STATE]
-    return linked + _link(base, outbox, [path for path in files if path.name != SUMMARY])
+    return linked + _link(base, outbox, [path for path in files if path.name not in SUMMARIES])
 
 
 def survey(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -157,15 +160,8 @@ def _name(base: Path, path: Path) -> str:
 
 def describe(root: Path, path: str) -> dict:
     """Size and SHA-256 of a file; a log that grows is read as far as it goes now."""
-    digest, size = hashlib.sha256(), 0
-    with open(root / path, "rb") as file:
-        left = os.fstat(file.fileno()).st_size
-        while left:
-            chunk = file.read(min(left, 1 << 20))
-            if not chunk:
-                break
-            digest.update(chunk)
-            size += len(chunk)
-            left -= len(chunk)
-    growing = path.endswith(".log")
-    return {"path": path, "size": size, "sha256": digest.hexdigest(), "growing": growing}
+    size = (root / path).stat().st_size
+    digest = sha256(root / path, size)
+    if digest is None:
+        raise FileNotFoundError(errno.ENOENT, "gone meanwhile", path)
+    return {"path": path, "size": size, "sha256": digest, "growing": path.endswith(".log")}

@@ -10,13 +10,13 @@ import shutil
 import time
 from pathlib import Path
 
-from .job import LOCK, STATUS, is_held, read_json
+from .job import SUMMARIES, changed, read_json
+from .job import describe as describe_job
 
 ROWS = 300
 LIMIT = 64 * 1024
 SAMPLE_S = 0.2
 PARTS = ("fold[0-9]*", "member[0-9]*", "fold[0-9]*/member[0-9]*")
-SHOWN = ("start", "exit_code", "started", "ended", "out_of_memory")
 
 
 def main() -> dict:
@@ -36,12 +36,12 @@ def describe(folder: Path) -> dict:
     """State of the job, of its results and of the machine."""
     run = folder.parent / "run"
     parts = [run, *(path for pattern in PARTS for path in sorted(run.glob(pattern)))]
-    part = max(parts, key=lambda path: _changed(path / "metrics.jsonl"))
+    part = max(parts, key=lambda path: changed(path / "metrics.jsonl"))
     train = (read_json(part / "config.json") or {}).get("train") or {}
     return {
         "now": time.time(),
         "job": describe_job(folder),
-        "complete": (run / "summary.json").exists(),
+        "complete": any((run / name).exists() for name in SUMMARIES),
         "guard": read_json(folder / "guard.json"),
         "machine": describe_machine(folder.parent),
         "part": _name(run, part),
@@ -50,38 +50,6 @@ def describe(folder: Path) -> dict:
         "metrics": read_rows(part / "metrics.jsonl"),
         "checkpoints": [about for path in parts for about in find_checkpoints(run, path)],
     }
-
-
-def describe_job(folder: Path) -> dict:
-    """State of the job, from its status and from who holds its locks.
-
-    A job whose supervisor was killed leaves no exit code: it is "lost", or it has ended with 0 if
-    its results are complete.
-    """
-    while True:
-        status, held = read_json(folder / STATUS), is_held(folder / LOCK)
-        if read_json(folder / STATUS) == status:  # else it may have ended between the two
-            break
-    if status is None and not held:
-        return {**dict.fromkeys(SHOWN), "state": "absent", "supervised": False}
-    if status is None:  # it starts just now
-        status = {"state": "running", "start": 0, "started": (folder / LOCK).stat().st_mtime}
-    job = {"state": status["state"], **{name: status.get(name) for name in SHOWN}}
-    if job["state"] == "running" and not held:
-        summary = folder.parent / "run/summary.json"
-        if _changed(summary) >= job["started"]:
-            job.update(state="ended", exit_code=0, ended=_changed(summary))
-        else:
-            job["state"] = "lost"
-    return {**job, "supervised": job["state"] == "running" and is_held(folder)}
-
-
-def _changed(path: Path) -> float:
-    """When a file was changed; 0 if there is none."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _name(run: Path, part: Path) -> str:
@@ -110,7 +78,7 @@ def find_checkpoints(run: Path, part: Path) -> list[dict]:
     """The newest checkpoint of each kind; an unfinished one has another name."""
     found = []
     for kind in sorted((part / "checkpoints").glob("*")):
-        steps = [path for path in kind.glob("*") if path.name.isdigit() and _changed(path)]
+        steps = [path for path in kind.glob("*") if path.name.isdigit() and changed(path)]
         if steps:
             newest = max(steps, key=lambda path: int(path.name))
             found.append(
@@ -118,7 +86,7 @@ def find_checkpoints(run: Path, part: Path) -> list[dict]:
                     "part": _name(run, part),
                     "kind": kind.name,
                     "step": int(newest.name),
-                    "time": _changed(newest),
+                    "time": changed(newest),
                 }
             )
     return found

@@ -22,13 +22,15 @@ def main() -> dict[str, list[str]]:
     return {"wrong": wrong}
 
 
-def sha256(path: Path) -> str | None:
-    """The digest of a file's content in hexadecimal; None if there is no such file."""
+def sha256(path: Path, size: int | None = None) -> str | None:
+    """The digest of a file's content, or its first bytes, in hexadecimal; None without a file."""
     digest = hashlib.sha256()
+    left = sys.maxsize if size is None else size
     try:
         with open(path, "rb") as file:
-            for chunk in iter(lambda: file.read(1 << 20), b""):
+            while chunk := file.read(min(left, 1 << 20)):
                 digest.update(chunk)
+                left -= len(chunk)
     except OSError:
         return None
     return digest.hexdigest()

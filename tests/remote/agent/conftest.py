@@ -1,4 +1,4 @@
-"""Real jobs under a real supervisor, started as the deployment starts them."""
+"""Real jobs, started by the program that the deployment starts them with, without systemd."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.agent.job import LOCK, STATUS, is_held, read_json
+from mmattn.remote.agent.job import LOCK, STATUS, is_held, pid_of, read_json
 from tests.remote.programs import PYTHON, program
 from tests.remote.waiting import wait_until
 
@@ -29,48 +29,37 @@ class Job:
     def __init__(self, folder: Path):
         self.base, self.folder = folder.parent, folder
         folder.mkdir()
-        self.pids: set[int] = set()
+        (self.base / "code").mkdir(exist_ok=True)
 
-    def specify(self, argv: object, **environment: str) -> None:
-        spec = {"run": "x", "argv": argv, "cwd": "..", "environment": environment}
-        (self.folder / "spec.json").write_text(json.dumps(spec))
+    def order(self, *words: object, **streams) -> dict:
+        """Give the job's program an order; returns what it answers."""
+        command = program("job", self.folder, *words)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **streams)
+        return json.loads(done.stdout.removeprefix("mmattn:"))
 
-    def supervise(self, *before: str) -> None:
-        """Start the supervisor detached; with a few words before the command."""
-        command = program("supervisor", self.folder)
-        with open(self.folder / "supervisor.log", "ab") as log:
-            subprocess.run(
-                [*before, "setsid", "-f", *command],
-                check=True,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def python(self, code: str, **environment: str) -> None:
+    def python(self, code: str) -> None:
         """Start a job of Python code, and wait until it says "ready" in its log."""
-        self.specify([sys.executable, "-uc", code], **environment)
         ready = self.log.count(b"ready")
-        self.supervise()
+        self.order("start", sys.executable, "-uc", code)
         wait_until(lambda: self.log.count(b"ready") > ready and self.status["pid"])
-        self.pids |= {self.status["pid"], self.status["supervisor"]}
 
-    def run(self, argv: object, **environment: str) -> dict:
+    def run(self, *command: str) -> dict:
         """Run a command to its end; returns the status."""
-        self.specify(argv, **environment)
-        start = self.start
-        self.supervise()
-        wait_until(lambda: self.start > start)
+        self.order("start", *command)
         return self.wait()
 
     def wait(self) -> dict:
         """Wait for the end; returns the status."""
-        wait_until(lambda: self.start and self.status["state"] == "ended" and not self.held)
+        wait_until(lambda: "exit_code" in (self.status or {}) and not self.held)
         return self.status
 
-    @property
-    def start(self) -> int:
-        return self.status["start"] if self.status else 0
+    def kill(self, attendant: bool = False) -> None:
+        """Kill its first process, and first the one that waits for that where it is asked for."""
+        pid = self.status["pid"]
+        if attendant:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            os.kill(int(fields[1]), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
 
     @property
     def status(self) -> dict | None:
@@ -86,9 +75,9 @@ class Job:
         return path.read_bytes() if path.exists() else b""
 
     def clean_up(self) -> None:
-        for pid in self.pids if self.held else ():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            if self.held and pid_of(self.folder):
+                os.killpg(self.status["pid"], signal.SIGKILL)
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ NOTICE = b'{"action": "terminate", "time": "2027-01-15T08:02:00Z"}'  # two minut
 
 
 def seen(clock: float, cpu_s: float | None = None, **about) -> Seen:
-    usual = {"wall": NOON + clock, "connected": False, "held": False, "taken": None}
+    usual = {**dict.fromkeys(("connected", "held", "pushed"), False), "taken": None}
+    usual["wall"] = NOON + clock
     return Seen(**{**usual, "clock": clock, "cpu_s": cpu_s, **about})
 
 
@@ -53,6 +54,10 @@ def decide_all(*looks: Seen, config: Config = CONFIG) -> str | None:
         "working": (None, [seen(600 * i, 30.0 * i) for i in range(1, 50)]),
         "hardly working": ("idle", [seen(5, 1), *(seen(300 * i, 1 + 2 * i) for i in (1, 2, 3))]),
         "just ended": (None, [seen(5, 1), seen(5000, 4000), seen(5005), seen(5604)]),
+        "all in the bucket": ("ended", [seen(5, 1), seen(9, pushed=True)]),
+        "in the bucket, still pushing": (None, [seen(5, 1), seen(9, 1.5, pushed=True)]),
+        "in the bucket, but held": (None, [seen(5, 1), seen(9, pushed=True, held=True)]),
+        "in the bucket, a user here": (None, [seen(5, 1), seen(9, pushed=True, connected=True)]),
         "ended": ("ended", [seen(5, 1), seen(5000, 4000), seen(5005), seen(5605)]),
         "idle": ("idle", [seen(5, 1), seen(605, 1)]),
         "idle, then at work": (None, [seen(5, 1), seen(604, 1), seen(610, 5), seen(1209, 5)]),
@@ -318,7 +323,7 @@ OFF = ["sync ", "systemctl poweroff"]
 def test_ended_job_and_grace(machine, job_in):
     job = job_in(machine.base)
     machine.guard(grace_s=1)
-    job.run(["sh", "-c", "exit 3"])
+    job.run("sh", "-c", "exit 3")
     ended = job.status["ended"]
     machine.wait_until_off()
     assert machine.calls == OFF
@@ -345,8 +350,20 @@ def test_idle_job_saves_first(machine, job_in):
     machine.guard(grace_s=0.7)
     machine.wait_until_off()
     assert machine.said["reason"] == "idle"
-    assert (job.status["state"], job.status["exit_code"]) == ("ended", 75)
+    assert job.status["exit_code"] == 75
     assert job.log == b"ready\nsaved\n"
+
+
+def test_what_is_in_the_bucket_ends_the_machine_without_grace(machine, job_in):
+    """What brings it there is waited for, and it is not told to end before the job has saved."""
+    job, push = job_in(machine.base), job_in(machine.base, "push")
+    wait = f"while test ! -e {job.folder}/done; do sleep 0.1; done"
+    push.order("start", "sh", "-c", f"{wait}; sleep 1; touch {job.folder}/pushed")
+    job.run("touch", str(job.folder / "done"))
+    machine.guard(grace_s=600)
+    machine.wait_until_off()
+    assert machine.said["reason"] == "ended"
+    assert push.status["exit_code"] == 0
 
 
 def test_deadline_while_held(machine, job_in):
@@ -371,15 +388,6 @@ def test_job_that_ignores_sigterm_is_killed_with_all_its_processes(machine, job_
     assert machine.calls == OFF
     assert not job.held
     assert job.status["exit_code"] == 137
-
-
-def test_job_whose_supervisor_is_dead_saves_too(machine, job_in):
-    job = job_in(machine.base)
-    job.python(SAVE + SLEEP)
-    os.kill(job.status["supervisor"], signal.SIGKILL)
-    machine.guard(deadline=time.time())
-    machine.wait_until_off()
-    assert job.log == b"ready\nsaved\n"
 
 
 def test_spot_notice(machine, job_in):
@@ -483,7 +491,7 @@ def test_broken_status_hinders_nothing(machine, job_in):
     job = job_in(machine.base)
     job.python(SAVE + SLEEP)
     pid = job.status["pid"]
-    (job.folder / "status.json").write_text('{"pid": "one", "born": []}')
+    (job.folder / "status.json").write_text('{"pid": "one"}')
     (job.folder / "guard.json").mkdir()
     try:
         machine.guard(deadline=time.time(), stop_s=1)

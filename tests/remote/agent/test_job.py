@@ -1,25 +1,34 @@
-"""A job's folder: locks, atomic files and processes that are surely the job's."""
+"""A job that no systemd looks after: whatever is killed, what it leaves tells the truth.
+
+Under systemd, jobs are tested on machines that boot with it: tests/remote/test_job_ends.py.
+"""
 
 import fcntl
 import os
-import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from mmattn.remote.agent.job import (
-    group_of,
-    is_held,
-    members,
-    process,
-    read_json,
-    signal_job,
-    write_json,
-)
-from mmattn.remote.upload import AGENT
+from mmattn.remote.agent.job import cpu_used, describe, is_held, read_json, stop, update, write_json
+from tests.remote.programs import program
 
-SOURCES = sorted(AGENT.glob("*.py"))
+SLEEP = "import time; print('ready'); time.sleep(60)"
+SAVE = """
+import signal, sys, time
+def save(*_):
+    print("saved"); sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+print("ready"); time.sleep(60)
+"""
+IGNORE = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.fork(); print("ready"); time.sleep(60)
+"""
+WORK = "import time\nwhile time.process_time() < 0.3: pass\nprint('ready'); time.sleep(60)"
 
 
 def test_lock_is_seen_and_asking_takes_nothing(tmp_path):
@@ -32,14 +41,6 @@ def test_lock_is_seen_and_asking_takes_nothing(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert is_held(path)
     assert not is_held(path)
-
-
-def test_lock_of_a_folder(tmp_path):
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    assert is_held(tmp_path)
-    os.close(descriptor)
-    assert not is_held(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "", '{"state": "runn', "[1]", "\xff"])
@@ -55,73 +56,176 @@ def test_full_disk_keeps_the_old_file(small_disk, fill):
     write_json(path, {"start": 1})
     filler = fill(small_disk)
     with pytest.raises(OSError):
-        write_json(path, {"start": 2}, lasting=True)
+        write_json(path, {"start": 2})
     assert read_json(path) == {"start": 1}
     assert sorted(small_disk.iterdir()) == [filler, path]
-    filler.unlink()
-    write_json(path, {"start": 2}, lasting=True)
-    assert read_json(path) == {"start": 2}
+    update(small_disk, exit_code=3)  # in the room that it has
+    assert read_json(path) == {"start": 1, "exit_code": 3}
 
 
-def test_process_with_an_odd_name(tmp_path):
-    program = tmp_path / "a) R (b 1"
-    program.symlink_to("/bin/sleep")
-    with subprocess.Popen([program, "60"], start_new_session=True) as sleeper:
-        found = process(sleeper.pid)
-        sleeper.kill()
-    assert found.group == sleeper.pid
-    assert 0 <= found.cpu_s < 1
-    assert found.born >= process(os.getpid()).born
-    assert process(sleeper.pid) is None
+def test_job_runs_where_and_as_it_is_to(job, monkeypatch):
+    monkeypatch.setenv("COLOUR", "blue")
+    code = (
+        "import os, sys\n"
+        "print(os.environ['COLOUR'], os.getcwd(), repr(sys.stdin.read()), os.getsid(0))\n"
+        "sys.stdout.flush()\n"
+        "print(open('/proc/self/oom_score_adj').read(), os.getpgrp(), file=sys.stderr)"
+    )
+    before = time.time()
+    status = job.run(sys.executable, "-c", code)
+    pid = status["pid"]
+    assert job.log.decode().split() == f"blue {job.base / 'code'} '' {pid} 500 {pid}".split()
+    assert (status["start"], status["exit_code"]) == (1, 0)
+    assert before <= status["started"] <= status["ended"] <= time.time()
+    assert describe(job.folder)["state"] == "ended"
 
 
-PIPED = {"stdout": subprocess.PIPE, "start_new_session": True}
+def test_each_start_is_counted_and_appends_to_the_log(job):
+    assert job.run("sh", "-c", "printf 'half a li'; exit 3")["exit_code"] == 3
+    status = job.run("sh", "-c", "echo ne")
+    assert (status["start"], status["exit_code"]) == (2, 0)
+    assert job.log == b"half a line\n"
 
 
-def test_members_are_the_groups_alone():
-    with subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], **PIPED) as shell:
-        shell.stdout.read(1)
-        count = len(list(members(shell.pid)))
-        os.killpg(shell.pid, signal.SIGKILL)
-    assert count == 2
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (["./no-such-program"], 127, "FileNotFoundError: .*no-such-program"),
+        (["/etc/passwd"], 126, "PermissionError: .*"),
+        ([], 126, "IndexError"),
+    ],
+)
+def test_job_that_cannot_be_started(job, command, code, message):
+    assert job.run(*command)["exit_code"] == code
+    assert b"the job cannot be started: " + message.partition(":")[0].encode() in job.log
 
 
-def test_processor_time_of_a_group_grows_with_its_work():
-    code = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], **PIPED) as worker:
-        worker.stdout.read(1)
-        used = sum(one.cpu_s for one in members(worker.pid))
-        worker.kill()
-    assert 0.2 < used < 3
+def test_a_job_that_lives_is_not_started_again(job):
+    job.python(SLEEP)
+    assert job.order("start", "true")["start"] == 1
+    beside = program("job", job.folder, "exec", "echo", "two")  # as if both had been asked at once
+    second = subprocess.run(beside, capture_output=True, text=True)
+    assert (second.returncode, second.stdout) == (75, "")
 
 
-def test_a_number_that_another_process_has_got_is_never_signalled(tmp_path):
-    with (
-        subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger,
-        open(tmp_path / "lock", "w") as lock,
-    ):
-        born = process(stranger.pid).born
-        write_json(tmp_path / "status.json", {"pid": stranger.pid, "born": born})
-        assert group_of(tmp_path) is None  # the lock is free: the job is dead
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert group_of(tmp_path) == stranger.pid
-        write_json(tmp_path / "status.json", {"pid": stranger.pid, "born": born - 1})
-        assert group_of(tmp_path) is None
-        assert not signal_job(tmp_path, signal.SIGKILL, group=True)
-        assert stranger.poll() is None
-        stranger.kill()
+def test_those_who_ask_for_the_lock_do_not_hinder_a_start(job):
+    with open(job.folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        job.order("start", "true")
+        time.sleep(0.3)
+    assert job.wait()["exit_code"] == 0
+
+
+def test_killed_job_is_recorded(job):
+    job.python(SLEEP)
+    job.kill()
+    status = job.wait()
+    assert (status["exit_code"], status["out_of_memory"]) == (137, False)
+
+
+@pytest.mark.parametrize(
+    ("summary", "state", "code"),
+    [("now", "ended", 0), ("before", "lost", None), (None, "lost", None)],
+)
+def test_a_job_whose_end_no_one_saw(job, summary, state, code):
+    path = job.base / "run/summary.json"
+    path.parent.mkdir()
+    if summary == "before":
+        path.touch()
+        os.utime(path, (1, 1))
+    job.python(SLEEP)
+    if summary == "now":
+        path.touch()
+    assert describe(job.folder)["state"] == "running"
+    job.kill(attendant=True)
+    job.wait_until(lambda: not job.held)
+    found = describe(job.folder)
+    assert (found["state"], found["exit_code"]) == (state, code)
+    assert job.run("true")["start"] == 2
+
+
+def test_stop_lets_the_job_save(job):
+    job.python(SAVE)
+    found = job.order("stop", "--wait", 20)
+    assert (found["state"], found["exit_code"]) == ("ended", 75)
+    assert job.log == b"ready\nsaved\n"
+
+
+def test_stop_of_a_job_that_will_not(job):
+    job.python(IGNORE)
+    begin = time.monotonic()
+    stop([job.folder], 0.5)
+    assert describe(job.folder)["state"] == "running"
+    assert 0.5 <= time.monotonic() - begin < 5
+    stop([job.folder], 0.1, kill=True)  # both of its processes
+    assert not job.held
+    assert describe(job.folder)["exit_code"] == 137
+
+
+def test_stop_without_a_job(job):
+    assert job.order("stop", "--wait", 20)["state"] == "absent"
+    job.run("true")
+    assert job.order("stop", "--wait", 20)["state"] == "ended"
 
 
 def test_a_group_outlives_its_first_process(job):
-    code = (
-        "import os, signal, time\n"
-        "if os.fork() == 0: signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)\n"
-        "print('ready'); time.sleep(60)"
-    )
-    job.python(code)
-    os.kill(job.status["pid"], signal.SIGKILL)
-    job.wait_until(lambda: job.status["state"] == "ended")
-    assert job.held  # by the second process, which has inherited the lock
-    assert not signal_job(job.folder, signal.SIGTERM)
-    assert signal_job(job.folder, signal.SIGKILL, group=True)
-    job.wait_until(lambda: not job.held)
+    job.python(IGNORE)
+    job.kill()
+    job.wait_until(lambda: "exit_code" in job.status)
+    assert describe(job.folder)["state"] == "running"  # its second process has the lock
+    stop([job.folder], 0, kill=True)
+    assert describe(job.folder)["state"] == "ended"
+
+
+@pytest.mark.parametrize("status", [{"pid": "one"}, {"pid": [1]}, {"pid": 1}, {}])
+def test_a_number_that_is_none_is_not_signalled(tmp_path, status):
+    write_json(tmp_path / "status.json", status)
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stop([tmp_path], 0.2)
+        assert cpu_used([tmp_path]) == 0
+
+
+def test_processor_time_grows_with_the_work(job):
+    job.python(WORK)
+    assert 0.2 < cpu_used([job.folder]) < 3
+
+
+def test_full_disk_does_not_hide_how_the_job_ended(small_disk, fill, job_in):
+    job = job_in(small_disk)
+    job.order("start", "sh", "-c", "sleep 1; exit 4")
+    fill(small_disk)
+    assert job.wait()["exit_code"] == 4
+
+
+def test_out_of_memory_is_told_apart(job, memory_limit):
+    code = "import time; print('ready'); bytearray(400 << 20); time.sleep(60)"
+    within = f'echo $$ > "{memory_limit}/cgroup.procs" && exec "$@"'
+    status = job.run("sh", "-c", within, "sh", sys.executable, "-uc", code)
+    assert (status["exit_code"], status["out_of_memory"]) == (137, True)
+
+
+@pytest.fixture
+def memory_limit():
+    """A memory cgroup of 100 MB."""
+    root = Path("/sys/fs/cgroup")
+    old = (root / "memory").is_dir()
+    folder = root / ("memory" if old else "") / f"mmattn-test-{os.getpid()}"
+    names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+    try:
+        folder.mkdir()
+        for name in names if old else ("memory.max", "memory.swap.max"):
+            if (folder / name).exists() or name in ("memory.limit_in_bytes", "memory.max"):
+                (folder / name).write_text("0" if "swap" in name else str(100 << 20))
+    except OSError as error:
+        if folder.is_dir():
+            folder.rmdir()
+        pytest.skip(f"needs a memory cgroup, which only root may make: {error}")
+    yield folder
+    end = time.monotonic() + 10
+    while True:
+        try:
+            return folder.rmdir()
+        except OSError:  # the last process is not quite gone
+            assert time.monotonic() < end
+            time.sleep(0.05)

@@ -1,7 +1,6 @@
 """One answer with everything that the monitor shows."""
 
 import base64
-import fcntl
 import json
 import os
 import subprocess
@@ -52,7 +51,7 @@ def write_part(run: Path, part: str, changed: float, rows: int, epochs: int = 12
 def test_nothing_there_yet(tmp_path):
     found = ask(tmp_path / "job")
     assert found["job"] == {
-        **{"state": "absent", "supervised": False, "start": None, "exit_code": None},
+        **{"state": "absent", "start": None, "exit_code": None},
         **{"started": None, "ended": None, "out_of_memory": None},
     }
     assert (found["part"], found["epochs"], found["metrics"]) == ("", None, [])
@@ -65,24 +64,16 @@ def test_running_and_ended_job(job):
     found = ask(job.folder)
     status = job.status
     assert found["job"] == {
-        **{"state": "running", "supervised": True, "start": 1, "exit_code": None},
-        **{"started": status["started"], "ended": None, "out_of_memory": False},
+        **{"state": "running", "start": 1, "exit_code": None},
+        **{"started": status["started"], "ended": None, "out_of_memory": None},
     }
     assert abs(found["now"] - time.time()) < 10
     assert data(found["log"]) == b"ready\n"
     os.kill(status["pid"], 15)
     job.wait()
     ended = describe_job(job.folder)
-    assert (ended["state"], ended["exit_code"], ended["supervised"]) == ("ended", 143, False)
+    assert (ended["state"], ended["exit_code"]) == ("ended", 143)
     assert ended["ended"] >= ended["started"]
-
-
-def test_a_job_that_starts_just_now_runs(folder):
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = describe_job(folder)
-    assert (found["state"], found["start"]) == ("running", 0)
-    assert abs(found["started"] - time.time()) < 10
 
 
 def test_the_part_that_changed_last(folder):

@@ -30,19 +30,25 @@ from werkzeug.serving import make_server
 from werkzeug.test import Client, run_wsgi_app
 from werkzeug.wrappers import Response
 
+from mmattn.remote.offers import IMAGE
+from tests.remote.machines import s3
+
 REGION = "us-east-1"
 SPOT_PRICE = "1.5600"
+PRICES = {"c5.24xlarge": 4.08, "c5.large": 0.085, "g5.xlarge": 1.006, "gp3": 0.08}
 USER_DATA_LIMIT = 16384
 UNUSED_ADDRESS = "198.51.100.7"  # of the block for documentation
 GONE = ("shutting-down", "terminated")
 _ALWAYS_PERMITTED = {"sts:GetCallerIdentity"}
 _OWN_KEY = "MACHINES"  # of questions that are not the tested program's
+_JSON = ("freetier", "monitoring", "pricing", "servicequotas", "ssm")
 _STATUS = {
     "InsufficientInstanceCapacity": 500,
     "InternalError": 500,
     "RequestLimitExceeded": 503,
     "UnauthorizedOperation": 403,
     "AccessDenied": 403,
+    "NoSuchEntity": 404,
 }
 
 
@@ -60,7 +66,10 @@ class Call(NamedTuple):
         tagging = {"ec2": "ec2:CreateTags", "cloudwatch": "cloudwatch:TagResource"}.get(service)
         tagged = any(name.startswith(("TagSpecification", "Tags")) for name in self.parameters)
         created = self.action not in ("CreateTags", "DeleteTags") and tagged and tagging
-        return {f"{service}:{self.action}"} | ({created} if created else set())
+        if service == "iam" and tagged and self.action.startswith("Create"):
+            created = f"iam:Tag{self.action.removeprefix('Create')}"
+        action = s3.PERMISSIONS.get(self.action, self.action)
+        return {f"{service}:{action}"} | ({created} if created else set())
 
 
 @dataclass
@@ -71,7 +80,8 @@ class Fault:
         action: e.g. RunInstances; "*" for any.
         code: EC2's word for it; None: no answer at all, the connection closes.
         times: how often; math.inf for always.
-        naming: only calls with such a parameter, e.g. InstanceId: those by id, not by filter.
+        naming: only calls with such a parameter, e.g. InstanceId: those by id, not by filter;
+            trials (DryRun) only if it names that.
         done: the action is carried out all the same.
     """
 
@@ -83,6 +93,8 @@ class Fault:
 
     def hits(self, call: Call) -> bool:
         named = any(name.startswith(self.naming) for name in call.parameters)
+        if "DryRun" in call.parameters and "DryRun" not in self.naming and self.action != "*":
+            return False
         return self.times > 0 and self.action in ("*", call.action) and (named or not self.naming)
 
 
@@ -103,6 +115,8 @@ class Launched(NamedTuple):
     public_key: str
     admitted: set[str]
     """Networks that may reach port 22, and instances that may reach any."""
+    profile: str | None
+    """Its instance profile."""
     ends_when_off: bool
     """InstanceInitiatedShutdownBehavior is terminate."""
 
@@ -116,6 +130,9 @@ class CloudApi:
         faults: what is to go wrong; the first that hits a call counts.
         calls: what was asked, in order.
         permitted: IAM actions that the caller may use, as ec2:RunInstances; None: all.
+        prices: dollars an hour of instance types, and dollars a month of a GiB of gp3.
+        quotas: vCPUs by the code of the quota; 1024 of others.
+        account_plan: FREE or PAID.
         changed: set when something may have changed; for a hypervisor that waits.
         environment: by which AWS's libraries find it.
     """
@@ -137,7 +154,17 @@ class CloudApi:
         self._lock = threading.Lock()
         self.changed = threading.Event()
         self.reset()
+        self._servers = [self._server]
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
+
+    def serve(self, address: str) -> str:
+        """Answer at this address too, until `close`; returns the URL."""
+        server = make_server(
+            address, 0, self._answer, threaded=True, request_handler=MotoRequestHandler
+        )
+        self._servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        return f"http://{address}:{server.port}"
 
     def reset(self) -> None:
         """As new: no resources, no faults, no calls."""
@@ -148,6 +175,9 @@ class CloudApi:
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
         self.permitted: set[str] | None = None
+        self.prices = dict(PRICES)
+        self.quotas: dict[str, float] = {}
+        self.account_plan = "PAID"
         self._launches: dict[str, tuple[Call, Response]] = {}
         self._placements: dict[str, dict[str, str]] = {}
         self._placed: dict[str, str] = {}
@@ -163,8 +193,9 @@ class CloudApi:
         }
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
 
     def client(self, service: str) -> Any:
         """A boto3 client whose calls meet no fault and are not listed."""
@@ -190,6 +221,8 @@ class CloudApi:
             "addresses": ec2.describe_addresses()["Addresses"],
             "placement groups": list(self._placements),
             "alarms": self.client("cloudwatch").describe_alarms()["MetricAlarms"],
+            "roles": self.client("iam").list_roles()["Roles"],
+            "instance profiles": self.client("iam").list_instance_profiles()["InstanceProfiles"],
         }
         return {kind: len(some) for kind, some in found.items() if some}
 
@@ -199,6 +232,16 @@ class CloudApi:
         """All instances that were ever launched, while EC2 lists them."""
         with self._lock:
             return [_launched(one) for one in _backend().all_instances()]
+
+    def attached(self) -> dict[str, tuple[str, str]]:
+        """The instance and the device of each attached disk, by the disk's id."""
+        with self._lock:
+            found = _backend().volumes.items()
+            return {
+                name: (disk.attachment.instance.id, disk.attachment.device)
+                for name, disk in found
+                if disk.attachment
+            }
 
     def end(self, instance_id: str, code: str, stop: bool = False) -> None:
         """Terminate (or stop) an instance for a reason that EC2 words as this code."""
@@ -237,13 +280,32 @@ class CloudApi:
         if self.permitted is not None and call.permissions - self.permitted - _ALWAYS_PERMITTED:
             code = "UnauthorizedOperation" if call.service == "ec2" else "AccessDenied"
             return _refusal(call, code, f"no permission for {sorted(call.permissions)}")
+        if call.service == "s3" and s3.is_damaged(environ, environ["wsgi.input"].getvalue()):
+            return _refusal(call, "BadDigest", "the checksum is not that of the content")
         if call.action == "RunInstances":
             return self._launch(call, environ)
         if call.action == "DeleteSecurityGroup" and _in_use(call.parameters.get("GroupId")):
             return _refusal(call, "DependencyViolation", "the group has a dependent object")
         if call.action.endswith(("PlacementGroup", "PlacementGroups")):
             return self._placement(call)
-        answer = self._moto_answer(environ)
+        if call.action == "GetProducts":
+            return self._products(call)
+        if call.action == "GetServiceQuota":
+            code = call.parameters["QuotaCode"]
+            quota = {"QuotaCode": code, "QuotaName": "vCPUs", "Value": self.quotas.get(code, 1024)}
+            return _json({"Quota": quota})
+        if call.action == "GetAccountPlanState":
+            return _json({"accountPlanType": self.account_plan})
+        if call.action == "GetParameter" and "/deeplearning/" in call.parameters["Name"]:
+            ordinary = IMAGE.format(call.parameters["Name"].split("/")[5])
+            image = backends.get_backend("ssm")[DEFAULT_ACCOUNT_ID][REGION].get_parameter(ordinary)
+            return _json({"Parameter": {"Name": call.parameters["Name"], "Value": image.value}})
+        try:
+            answer = self._moto_answer(environ)
+        except ValueError:
+            if call.action != "RemoveRoleFromInstanceProfile":
+                raise
+            return _refusal(call, "NoSuchEntity", "the role is not in the profile")
         if call.action == "DescribeSpotPriceHistory":
             return Response(
                 answer.get_data(as_text=True).replace("0.00001<", f"{SPOT_PRICE}<"),
@@ -274,6 +336,15 @@ class CloudApi:
             )
             self._placed |= dict.fromkeys(made, group)
         return answer
+
+    def _products(self, call: Call) -> Response:
+        """Price List, which moto does not have: a product on demand, of us-east-1 alone."""
+        asked = {one["Field"]: one["Value"] for one in json.loads(call.parameters["Filters"])}
+        price = self.prices.get(asked.get("instanceType", asked.get("volumeApiName")))
+        there = price is not None and asked["regionCode"] == REGION
+        dimension = {"pricePerUnit": {"USD": f"{price:.10f}"}} if there else {}
+        product = {"terms": {"OnDemand": {"1": {"priceDimensions": {"1": dimension}}}}}
+        return _json({"PriceList": [json.dumps(product)] if there else []})
 
     def _placement(self, call: Call) -> Response:
         """Placement groups, which moto does not have; a filter is by name or by one tag."""
@@ -309,12 +380,22 @@ def _parsed(environ: dict, body: bytes) -> tuple[Call, str]:
     """The call of a request, and the access key that signed it."""
     credential = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].split(",")[0]
     key, _, _, service, _ = credential.split("/") if credential else [""] * 5
+    if service == "s3":
+        return Call(service, *s3.parsed(environ)), key
     target = environ.get("HTTP_X_AMZ_TARGET")
     if target:
         values = json.loads(body).items()
-        return Call(service, target.rpartition(".")[2], {k: str(v) for k, v in values}), key
+        return Call(service, target.rpartition(".")[2], {k: _text(v) for k, v in values}), key
     parameters = dict(parse_qsl(body.decode()))
     return Call(service, parameters.pop("Action", ""), parameters), key
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _json(answer: dict) -> Response:
+    return Response(json.dumps(answer), 200, content_type="application/x-amz-json-1.1")
 
 
 def _tags(call: Call) -> dict[str, str]:
@@ -333,12 +414,14 @@ def _answer(call: Call, content: str) -> Response:
 def _refusal(call: Call, code: str, message: str) -> Response:
     """An error in the form that the service gives it."""
     status = _STATUS.get(code, 400)
-    if call.service in ("ssm", "monitoring"):
+    if call.service in _JSON:
         text = json.dumps({"__type": code, "message": message})
         return Response(text, status, content_type="application/x-amz-json-1.1")
     error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     if call.service == "ec2":
         text = f"<Response><Errors>{error}</Errors><RequestID>1</RequestID></Response>"
+    elif call.service == "s3":
+        text = error
     else:
         text = f"<ErrorResponse>{error}<RequestId>1</RequestId></ErrorResponse>"
     return Response(text, status, content_type="text/xml")
@@ -357,7 +440,8 @@ def _launched(instance: Any) -> Launched:
         private=instance.private_ip,
         user_data=base64.b64decode(str(instance.user_data or "")),
         public_key=pair.material_public.decode().strip() if pair else "",
-        admitted=_admitted(instance.security_groups),
+        admitted=_admitted(_groups(instance)),
+        profile=instance.iam_instance_profile,
         ends_when_off=instance.instance_initiated_shutdown_behavior == "terminate",
     )
 
@@ -368,7 +452,7 @@ def _admitted(groups: list) -> set[str]:
         f"{instance.private_ip}/32"
         for instance in _backend().all_instances()
         if instance.state not in GONE
-        for group in instance.security_groups
+        for group in _groups(instance)
         if any((rule.source_group or {}).get("GroupId") == group.id for rule in rules)
     }
     return members | {
@@ -379,10 +463,15 @@ def _admitted(groups: list) -> set[str]:
     }
 
 
+def _groups(instance: Any) -> list:
+    """Also those of an interface that was asked for with the instance."""
+    return [*instance.security_groups, *instance.nics[0].group_set]
+
+
 def _in_use(group_id: str | None) -> bool:
     return any(
         group.id == group_id
         for instance in _backend().all_instances()
         if instance.state not in GONE
-        for group in instance.security_groups
+        for group in _groups(instance)
     )

@@ -1,5 +1,13 @@
-"""Boots a machine for each instance that the API launches, and ends either with the other."""
+"""Boots a machine for each instance that the API launches, and ends either with the other.
 
+A disk that outlives its machine, with the homes of its users, can be attached to another.
+"""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,8 +33,11 @@ class Hypervisor:
         self.api, self.network = api, network
         self._image, self._wheelhouse = image, wheelhouse
         api.new_address, api.new_private = network.new_address, network.new_private
+        self._service = api.serve(network.caller)
         self.guests: dict[str, Guest] = {}
         self._interruptions: list[threading.Timer] = []
+        self._boot_disks: dict[str, int] = {}  # the homes on them, which are held open
+        self._loops: dict[str, str] = {}
         self._ends = threading.Event()
         self._addresses = _AddressService(network)
         self.environment = {**api.environment, "MMATTN_IP_SERVICE": self._addresses.url}
@@ -53,6 +64,10 @@ class Hypervisor:
         """End all machines at once."""
         self._ends.set()
         self._thread.join()
+        for homes in self._boot_disks.values():
+            os.close(homes)
+        for loop in self._loops.values():
+            subprocess.run(["losetup", "--detach", loop], check=True)
         for timer in self._interruptions:
             timer.cancel()
         self._addresses.close()
@@ -62,6 +77,8 @@ class Hypervisor:
             while not self._ends.is_set():
                 for instance in self.api.launched():
                     self._attend(instance)
+                for disk, (instance_id, device) in self.api.attached().items():
+                    self._attend_disk(disk, self.guests.get(instance_id), device)
                 self.api.changed.wait(INTERVAL_S)
                 self.api.changed.clear()
         finally:
@@ -86,6 +103,8 @@ class Hypervisor:
             )
             guest.metadata.pages["/latest/meta-data/instance-id"] = instance.id
             guest.admit(instance.admitted)
+            if instance.profile:
+                self._permit(guest)
             self.guests[instance.id] = guest
         elif guest.is_on:
             guest.admit(instance.admitted)
@@ -93,6 +112,47 @@ class Hypervisor:
             self.api.end(
                 instance.id, "Client.InstanceInitiatedShutdown", stop=not instance.ends_when_off
             )
+
+    def _permit(self, guest: Guest) -> None:
+        """Credentials of an instance profile, and the address of the API instead of AWS's."""
+        keys = {"AccessKeyId": "ASIAMACHINE", "SecretAccessKey": "x", "Token": "x"}
+        about = {"Code": "Success", "Expiration": "2099-01-01T00:00:00Z", **keys}
+        folder = "/latest/meta-data/iam/security-credentials/"
+        guest.metadata.pages |= {folder: "role", f"{folder}role": json.dumps(about)}
+        config = guest.root / "etc/skel/.aws/config"
+        config.parent.mkdir()
+        config.write_text(f"[default]\nendpoint_url = {self._service}\n")
+
+    def _attend_disk(self, disk: str, guest: Guest | None, device: str) -> None:
+        if guest is None or not guest.is_on:
+            return
+        if device == "/dev/sdf":
+            if disk not in self._loops:
+                self._loops[disk] = self._plug_in(disk, guest)
+        elif disk not in self._boot_disks:
+            self._boot_disks[disk] = os.open(guest.root / "home", os.O_PATH)
+
+    def _plug_in(self, disk: str, guest: Guest) -> str:
+        """Make a block device of what is left of a disk, where EC2's have theirs."""
+        folder = self.network.folder / disk
+        shutil.copytree(
+            f"/proc/self/fd/{self._boot_disks[disk]}", folder / "home", symlinks=True,
+            ignore=shutil.ignore_patterns("venv"),
+        )  # fmt: skip
+        for path in (folder / "home").rglob("*"):
+            os.chown(path, 1000, 1000, follow_symlinks=False)
+        image = folder.with_suffix(".image")
+        with open(image, "wb") as file:
+            file.truncate(200_000_000)
+        made = ["mke2fs", "-q", "-t", "ext4", "-d", str(folder), str(image)]
+        subprocess.run(made, check=True, capture_output=True)
+        attach = ["losetup", "--find", "--show", "--read-only", str(image)]
+        loop = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+        name = f"nvme-Amazon_Elastic_Block_Store_{disk.replace('-', '')}-part1"
+        node = guest.root / "dev/disk/by-id" / name
+        node.parent.mkdir(parents=True, exist_ok=True)
+        os.mknod(node, stat.S_IFBLK | 0o600, os.stat(loop).st_rdev)
+        return loop
 
 
 class _AddressService:

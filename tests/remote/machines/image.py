@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mmattn.remote.send import constraints
+
 CACHE = Path("~/.cache/mmattn-test").expanduser()
 RELEASE, PYTHON = "bullseye", "3.11"
 BUILD = f"""
@@ -105,13 +107,17 @@ def wheelhouse() -> Path:
     """Wheels of all that the project needs, for a guest's Python: guests reach no index."""
     setup = configparser.ConfigParser()
     setup.read(Path(__file__).parents[3] / "setup.cfg")
-    wanted = [*setup["options"]["install_requires"].split(), "setuptools>=77", "wheel"]
+    wanted = [*setup["options"]["install_requires"].split(), "boto3", "setuptools>=77", "wheel"]
+    versions = constraints()
 
     def build(folder: Path) -> None:
         pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:")
-        _run(*pip, f"--python-version={PYTHON}", f"--dest={folder}", *wanted)
+        limits = CACHE / "constraints.txt"
+        limits.write_text(versions)
+        limited = f"--constraint={limits}"
+        _run(*pip, f"--python-version={PYTHON}", f"--dest={folder}", limited, *wanted)
 
-    return _made_once("wheelhouse", [PYTHON, *wanted], build)
+    return _made_once("wheelhouse", [PYTHON, *wanted, versions], build)
 
 
 def _made_once(kind: str, recipe: list[str], build: Callable[[Path], None]) -> Path:

@@ -1,0 +1,172 @@
+"""The bucket of --results and --data, seen from the laptop: checks, results, the machine's rights.
+
+A machine reaches it by the run's instance profile, which permits the run's URIs and nothing else.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256 as new_sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmattn.console import progress
+from mmattn.errors import UserError
+from mmattn.remote.agent.bucket import MANIFEST, OF_A_FILE, Bucket, in_parallel
+from mmattn.remote.agent.verify import sha256
+from mmattn.remote.aws import CloudError, client, explained, suppressed
+from mmattn.remote.ssh import MB
+
+if TYPE_CHECKING:  # fetch itself imports this module
+    from mmattn.remote.fetch import Entry
+
+PROBE = ".mmattn-probe"
+URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[A-Za-z0-9_.=+@-]+)+/?")
+
+
+def parse_uri(option: str, text: str) -> str:
+    """The URI, without a slash at its end; UserError if it is none."""
+    if not URI.fullmatch(text):
+        raise UserError(
+            f"{option}: expected s3://BUCKET/PREFIX, with letters, digits and _.=+@- between the "
+            f"slashes, found {text!r}"
+        )
+    return text.rstrip("/")
+
+
+def check(option: str, uri: str, region: str, write: bool) -> tuple[int, int]:
+    """The number of files there and their bytes, before anything costs money.
+
+    UserError if a machine in the region could not write there, or if `write` is not asked for and
+    there is nothing to read.
+    """
+    bucket = _open(uri)
+    with explained(f"{option} {uri}"):
+        sizes = [one["Size"] for name, one in bucket.list().items() if not name.endswith("/")]
+        found = bucket.client.head_bucket(Bucket=bucket.bucket).get("BucketRegion", region)
+        if write:
+            bucket.put(PROBE, b"", new_sha256(b"").hexdigest())
+            _delete(bucket, [PROBE])
+    if found != region:
+        raise UserError(
+            f"{option} {uri}: expected a bucket in the machine's region, {region}, found one in "
+            f"{found}: --region {found} puts the machine there"
+        )
+    if not write and not sizes:
+        raise UserError(f"{option} {uri}: expected files, found none")
+    return len(sizes), sum(sizes)
+
+
+def manifest(uri: str) -> dict | None:
+    """What the machine has pushed: `files`, `complete`, `job`, `time`; None if nothing yet."""
+    with explained(uri):
+        return _open(uri).manifest()
+
+
+def bring(uri: str, entries: Sequence["Entry"], staging: Path) -> None:
+    """Download files of the manifest to their paths in staging, unless they are there, verified.
+
+    A file that is gone is left out: there is a newer manifest.
+    """
+    bucket = _open(uri)
+
+    def one(entry: "Entry") -> None:
+        path = staging / entry.path
+        with suppress(bucket.client.exceptions.NoSuchKey):
+            if sha256(path) != entry.sha256:
+                bucket.save(f"{entry.path}@{entry.sha256}", path, entry.sha256)
+        advance(entry.size / MB)
+
+    total = sum(entry.size for entry in entries)
+    with explained(uri), progress("fetch", -(-total // MB), "MB") as advance:
+        in_parallel(one, entries)
+
+
+def delete(uri: str) -> int:
+    """Delete a run's results in the bucket and nothing else; returns how many files it had."""
+    bucket = _open(uri)
+    with explained(uri):
+        files = list(filter(OF_A_FILE.fullmatch, bucket.list()))
+        _delete(bucket, [MANIFEST])  # first: it never names what is not there
+        _delete(bucket, files)
+    return len(files)
+
+
+def _open(uri: str) -> Bucket:
+    with explained(uri):
+        return Bucket(uri, client("s3"))
+
+
+def _delete(bucket: Bucket, names: list[str]) -> None:
+    if left := bucket.delete(names):
+        raise CloudError(f"s3://{bucket.bucket}: S3 keeps {len(left)} objects, e.g. {left[0]}")
+
+
+def ensure_profile(label: str, results: str | None, data: str | None, tags: dict[str, str]) -> str:
+    """The instance profile by which machines reach these URIs; its role has its name.
+
+    Whatever is there of it already stays. EC2 sees a new profile only after some seconds.
+    """
+    with explained(f"role {label}"):
+        iam = client("iam")
+        partition = iam.meta.partition
+        listed = [{"Key": key, "Value": value} for key, value in tags.items()]
+        service = "ec2.amazonaws.com" + (".cn" if partition == "aws-cn" else "")
+        trust = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"Service": service}}
+        with suppressed("EntityAlreadyExists"):
+            iam.create_role(
+                RoleName=label, AssumeRolePolicyDocument=_document([trust]), Tags=listed
+            )
+        permitted = _document(_statements(results, data, partition))
+        iam.put_role_policy(RoleName=label, PolicyName="bucket", PolicyDocument=permitted)
+        with suppressed("EntityAlreadyExists"):
+            iam.create_instance_profile(InstanceProfileName=label, Tags=listed)
+        with suppressed("LimitExceeded"):  # a profile has one role at most
+            iam.add_role_to_instance_profile(InstanceProfileName=label, RoleName=label)
+        iam.get_waiter("instance_profile_exists").wait(InstanceProfileName=label)
+    return label
+
+
+def _document(statements: list[dict]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
+
+
+def _statements(results: str | None, data: str | None, partition: str) -> list[dict]:
+    """What a machine may: read and list under both URIs, write and delete under the results'."""
+    made = []
+    for uri, verbs in ((results, ("Get", "Put", "Delete")), (data, ("Get",))):
+        if uri is not None:
+            bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+            arn, actions = f"arn:{partition}:s3:::{bucket}", [f"s3:{verb}Object" for verb in verbs]
+            under = {"StringLike": {"s3:prefix": f"{prefix}/*"}}
+            objects = {"Action": actions, "Resource": f"{arn}/{prefix}/*"}
+            listing = {"Action": "s3:ListBucket", "Resource": arn, "Condition": under}
+            made += [{"Effect": "Allow", **one} for one in (objects, listing)]
+    return made
+
+
+def delete_profile(label: str) -> None:
+    """Delete the run's instance profile and role; what is gone is no error."""
+    iam, profile, role = client("iam"), {"InstanceProfileName": label}, {"RoleName": label}
+    for step, names in (
+        (iam.remove_role_from_instance_profile, profile | role),
+        (iam.delete_instance_profile, profile),
+        (iam.delete_role_policy, role | {"PolicyName": "bucket"}),
+        (iam.delete_role, role),
+    ):
+        with explained(f"role {label}"), suppressed("NoSuchEntity"):
+            step(**names)
+
+
+def profile_remains(label: str) -> dict[str, list[str]]:
+    """What exists of the run's instance profile and role, by kind."""
+    iam, found = client("iam"), {}
+    with explained(f"role {label}"):
+        with suppressed("NoSuchEntity"):
+            iam.get_instance_profile(InstanceProfileName=label)
+            found["instance profile"] = [label]
+        with suppressed("NoSuchEntity"):
+            iam.get_role(RoleName=label)
+            found["role"] = [label]
+    return found

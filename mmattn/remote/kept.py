@@ -1,0 +1,54 @@
+"""The disk that outlives its machine: without a bucket, what was not fetched is on it alone."""
+
+from typing import Any
+
+from mmattn.console import say, waiting
+from mmattn.remote.runs import Run
+from mmattn.remote.ssh import Machine
+
+DEVICE = "/dev/sdf"
+COPY_S = 3600
+COPY = """
+set -e
+for second in $(seq 60); do
+    for disk in /dev/disk/by-id/*{name}*-part1 /dev/disk/by-id/*{name}; do
+        test -e $disk && break 2
+    done
+    sleep 1
+done
+sudo mkdir -p /mnt/kept
+mountpoint -q /mnt/kept || sudo mount -o ro,nouuid $disk /mnt/kept 2>&- ||
+    sudo mount -o ro $disk /mnt/kept
+mkdir -p {base}/job
+cd /mnt/kept$HOME/{base}
+test ! -d run || cp -a run ~/{base}/
+cp -a job/job.log* ~/{base}/job/ 2>&- || true
+cd && sudo umount /mnt/kept
+"""
+
+
+def kept_disk(run: Run) -> dict[str, Any] | None:
+    """The newest disk of a run that no machine boots from, in EC2's own form."""
+    if run.host is not None or run.uri is not None:
+        return None
+    free = [
+        disk
+        for disk in run.cloud().volumes(run.name)
+        if all(one["Device"] == DEVICE for one in disk["Attachments"])
+    ]
+    return max(free, key=lambda disk: disk["CreateTime"], default=None)
+
+
+def take_up(run: Run, machine: Machine) -> None:
+    """Copy the results from a kept disk to the run's first machine, then delete the disk."""
+    disk = kept_disk(run) if run.leader is None else None
+    if disk is None:
+        return
+    cloud, name = run.cloud(), disk["VolumeId"]
+    with waiting(f"taking up the results on {name}"):
+        if not disk["Attachments"]:
+            cloud.attach(name, run.instance_id, DEVICE)
+        machine.run(COPY.format(name=name.replace("-", ""), base=run.base), COPY_S)
+        cloud.detach(name, run.instance_id)
+        cloud.delete("volume", name)
+    say(f"{run.name} continues from its kept disk")

@@ -1,0 +1,299 @@
+"""The bucket from the laptop: checks before money, results, and what the machine may."""
+
+import fnmatch
+import json
+from pathlib import PurePosixPath
+
+import pytest
+
+from mmattn.errors import UserError
+from mmattn.remote import bucket
+from mmattn.remote.agent import pull, push
+from mmattn.remote.agent.bucket import Bucket, make_client
+from mmattn.remote.cloud import CloudError
+from mmattn.remote.fetch import Entry
+from tests.remote.buckets import NAME, OTHERS, PREFIX, URI, files_in, sha256
+from tests.remote.machines.cloud_api import REGION, Fault
+
+DATA, LABEL, TAGS = f"s3://{NAME}/corpora/a", "mmattn-no_aug-20260101", {"mmattn:run": "one"}
+
+
+@pytest.mark.parametrize("text", [URI, f"{URI}/", "s3://a.b-c/x/y_z=1@2+.3", "s3://abc/..x/x.."])
+def test_a_uri(text):
+    assert bucket.parse_uri("--results", text) == text.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "bucket/x", "https://x/y", "s3://bucket", "s3://bucket/", "s3://Bucket/x"),
+        *("s3://ab/x", "s3://bucket//x", "s3://bucket/x//y", "s3://bucket/x\n"),
+        *("s3://bucket/../x", "s3://bucket/x/..", "s3://bucket/./x"),
+        *("s3://bucket/*", "s3://bucket/${aws:x}", "s3://bucket/a?", "s3://bucket/a b"),
+    ],
+)
+def test_no_uri(text):
+    with pytest.raises(UserError, match=r"--data: expected s3://BUCKET/PREFIX, .* found"):
+        bucket.parse_uri("--data", text)
+
+
+# Before money
+
+
+def test_a_bucket_that_can_be_written(store):
+    before = store.read()
+    assert bucket.check("--results", URI, REGION, write=True) == (1, len("the user's own"))
+    assert store.read() == before
+
+
+def test_data_are_counted(store):
+    for name, content in {"a": b"123", "b/c": b"45", "b/": b""}.items():
+        store.write(f"corpora/a/{name}", content)
+    store.write("corpora/ab", b"other")
+    assert bucket.check("--data", DATA, REGION, write=False) == (2, 5)
+
+
+def test_no_data(store):
+    with pytest.raises(UserError, match=f"--data {DATA}: expected files, found none"):
+        bucket.check("--data", DATA, REGION, write=False)
+
+
+def test_no_bucket(store):
+    with pytest.raises(CloudError, match=r"no-such: there is no such bucket: `aws s3 mb s3://"):
+        bucket.check("--results", "s3://nowhere/no-such", REGION, write=True)
+
+
+@pytest.mark.parametrize("action", ["ListObjectsV2", "PutObject"])
+def test_a_bucket_that_may_not_be_used(store, cloud_api, action):
+    cloud_api.faults = [Fault(action, "AccessDenied")]
+    with pytest.raises(CloudError, match=rf"--results {URI}: .*lack a permission.*{action}"):
+        bucket.check("--results", URI, REGION, write=True)
+
+
+def test_files_that_may_not_be_deleted(store, monkeypatch):
+    monkeypatch.setattr(Bucket, "delete", lambda self, names: list(names))
+    with pytest.raises(CloudError, match="S3 keeps 1 objects"):
+        bucket.check("--results", URI, REGION, write=True)
+
+
+def test_a_bucket_in_another_region(store):
+    where = {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}}
+    store.client.create_bucket(Bucket="bucket-there", **where)
+    with pytest.raises(UserError, match=r"region, us-east-1, found one in eu-west-1: --region eu"):
+        bucket.check("--results", "s3://bucket-there/x", REGION, write=True)
+
+
+# Results
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch, store):
+    """A run's folder on the machine, pushed."""
+    base = tmp_path / "machine"
+    for name in ("run/config.json", "run/checkpoints/best/8/d/a", "run/train.log", "job/job.log"):
+        path = base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"the content of {name}")
+    monkeypatch.setattr(push, "describe_job", lambda _: {"state": "running"})
+    push.push(base / "job", Bucket(URI, make_client()))
+    return base
+
+
+def entries(manifest: dict) -> list[Entry]:
+    return [Entry(**{**file, "path": PurePosixPath(file["path"])}) for file in manifest["files"]]
+
+
+def results(base) -> dict[str, bytes]:
+    found = files_in(base, "run", "job")
+    return {path: content for path, content in found.items() if "/." not in path}
+
+
+def test_results_arrive_and_stay(base, cloud_api, tmp_path):
+    manifest = bucket.manifest(URI)
+    assert manifest["job"] == {"state": "running"} and manifest["complete"] is False
+    bucket.bring(URI, entries(manifest), tmp_path / "staging")
+    assert results(tmp_path / "staging") == results(base)
+    (tmp_path / "staging/run/train.log").write_text("cut")
+    cloud_api.calls.clear()
+    bucket.bring(URI, entries(manifest), tmp_path / "staging")
+    assert results(tmp_path / "staging") == results(base)
+    (read,) = cloud_api.calls
+    assert read.parameters["Key"].startswith(f"{PREFIX}run/train.log@")
+
+
+def test_results_that_were_replaced_meanwhile_are_left_out(base, tmp_path):
+    manifest = bucket.manifest(URI)
+    (base / "run/train.log").write_text("more")
+    push.push(base / "job", Bucket(URI, make_client()))
+    bucket.bring(URI, entries(manifest), tmp_path / "staging")
+    there = results(base)
+    del there["run/train.log"]
+    assert results(tmp_path / "staging") == there
+
+
+def test_no_manifest_yet(store):
+    assert bucket.manifest(URI) is None
+
+
+def test_a_damaged_bucket_is_one_message(store, tmp_path):
+    file = {"path": "run/../../x", "size": 4, "sha256": sha256(b"evil"), "growing": False}
+    store.write(PREFIX + "manifest.json", json.dumps({"files": [file]}).encode())
+    with pytest.raises(CloudError, match=r"one: manifest\.json names 'run/\.\./\.\./x'"):
+        bucket.manifest(URI)
+    file["path"] = "run/x"
+    store.write(PREFIX + "manifest.json", json.dumps({"files": [file]}).encode())
+    store.write(f"{PREFIX}run/x@{file['sha256']}", b"other")
+    with pytest.raises(CloudError, match=r"run/x@.* arrived otherwise"):
+        bucket.bring(URI, entries(bucket.manifest(URI)), tmp_path)
+    assert not (tmp_path / "run/x").exists()
+
+
+def test_deleting_deletes_the_runs_own_files_alone(base, store):
+    assert bucket.delete(URI) == 4
+    assert store.read() == OTHERS
+    assert bucket.delete(URI) == 0
+
+
+def test_more_files_than_one_request_deletes(store, monkeypatch):
+    here, asked = Bucket(URI, make_client()), []
+    answer = {"Errors": [{"Key": "kept"}]}
+    monkeypatch.setattr(here.client, "delete_objects", lambda **x: asked.append(x) or answer)
+    assert here.delete(str(number) for number in range(1001)) == ["kept", "kept"]
+    keys = [[one["Key"] for one in request["Delete"]["Objects"]] for request in asked]
+    assert [len(some) for some in keys] == [1000, 1] and keys[1] == [f"{PREFIX}1000"]
+
+
+# What the machine may
+
+
+@pytest.fixture
+def iam(cloud_api, monkeypatch):
+    """A client whose calls meet faults, the only one that is made."""
+    for name, value in cloud_api.environment.items():
+        monkeypatch.setenv(name, value)
+    client = make_client("iam")
+    monkeypatch.setattr(bucket, "client", {"iam": client}.__getitem__)
+    return client
+
+
+def document(iam) -> dict:
+    return iam.get_role_policy(RoleName=LABEL, PolicyName="bucket")["PolicyDocument"]
+
+
+def test_the_role_permits_its_prefix_alone(iam):
+    assert bucket.ensure_profile(LABEL, URI, DATA, TAGS) == LABEL
+    everything, here = f"arn:aws:s3:::{NAME}", "trainings/one/*"
+    assert document(iam)["Statement"] == [
+        {
+            "Effect": "Allow",
+            "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
+            "Resource": f"{everything}/{here}",
+        },
+        {
+            "Effect": "Allow",
+            "Action": "s3:ListBucket",
+            "Resource": everything,
+            "Condition": {"StringLike": {"s3:prefix": here}},
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["s3:GetObject"],
+            "Resource": f"{everything}/corpora/a/*",
+        },
+        {
+            "Effect": "Allow",
+            "Action": "s3:ListBucket",
+            "Resource": everything,
+            "Condition": {"StringLike": {"s3:prefix": "corpora/a/*"}},
+        },
+    ]
+    role = iam.get_role(RoleName=LABEL)["Role"]
+    (trust,) = role["AssumeRolePolicyDocument"]["Statement"]
+    assert trust["Principal"] == {"Service": "ec2.amazonaws.com"}
+    assert role["Tags"] == [{"Key": "mmattn:run", "Value": "one"}]
+    profile = iam.get_instance_profile(InstanceProfileName=LABEL)
+    assert [one["RoleName"] for one in profile["InstanceProfile"]["Roles"]] == [LABEL]
+    assert profile["InstanceProfile"]["Tags"] == role["Tags"]
+
+
+def test_the_role_is_enough_for_the_machine(base, store, cloud_api, iam, tmp_path):
+    bucket.ensure_profile(LABEL, URI, DATA, TAGS)
+    store.write("corpora/a/clip", b"1")
+    cloud_api.calls.clear()
+    (base / "run/config.json").write_text("other")
+    push.push(base / "job", Bucket(URI, make_client()))
+    (tmp_path / "new/job").mkdir(parents=True)
+    pull.pull(tmp_path / "new/job", Bucket(URI, make_client()))
+    pull.pull_data(Bucket(DATA, make_client()), tmp_path / "data")
+    assert {call.action for call in cloud_api.calls} == {
+        *("ListObjectsV2", "GetObject", "PutObject", "DeleteObjects")
+    }
+    statements = document(iam)["Statement"]
+    for call in cloud_api.calls:
+        if call.service == "s3" and call.action != "DeleteObjects":  # whose keys are in its body
+            assert any(permits(one, call) for one in statements), call
+
+
+def permits(statement: dict, call) -> bool:
+    (action,) = call.permissions
+    given = {name: call.parameters.get(name, "") for name in ("Bucket", "Key", "Prefix")}
+    name = f"arn:aws:s3:::{given['Bucket']}" + (f"/{given['Key']}" if given["Key"] else "")
+    under = statement.get("Condition", {"StringLike": {"s3:prefix": "*"}})["StringLike"]
+    return (
+        action in statement["Action"]
+        and fnmatch.fnmatchcase(name, statement["Resource"])
+        and fnmatch.fnmatchcase(given["Prefix"], under["s3:prefix"])
+    )
+
+
+def test_results_or_data_alone(iam):
+    bucket.ensure_profile(LABEL, None, DATA, TAGS)
+    actions = [one["Action"] for one in document(iam)["Statement"]]
+    assert actions == [["s3:GetObject"], "s3:ListBucket"]
+    bucket.ensure_profile(LABEL, URI, None, TAGS)
+    assert "corpora" not in str(document(iam))
+
+
+def test_in_china(iam, cloud_api, monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "cn-north-1")
+    china = make_client("iam")
+    monkeypatch.setattr(bucket, "client", lambda _: china)
+    bucket.ensure_profile(LABEL, URI, None, TAGS)
+    made = {call.action: call.parameters for call in cloud_api.calls}
+    trust = json.loads(made["CreateRole"]["AssumeRolePolicyDocument"])["Statement"]
+    assert trust[0]["Principal"] == {"Service": "ec2.amazonaws.com.cn"}
+    permitted = json.loads(made["PutRolePolicy"]["PolicyDocument"])["Statement"]
+    assert {one["Resource"].partition("s3")[0] for one in permitted} == {"arn:aws-cn:"}
+
+
+def test_the_profile_is_made_and_removed_whatever_cuts_it(iam, cloud_api):
+    """The command ends after each of its requests in turn, of which it does not hear."""
+
+    def make():
+        bucket.ensure_profile(LABEL, URI, None, TAGS)
+
+    def remove():
+        bucket.delete_profile(LABEL)
+
+    for work, undo, kinds in ((make, remove, ["instance profile", "role"]), (remove, make, [])):
+        undo()
+        cloud_api.calls.clear()
+        work()
+        for action in [call.action for call in cloud_api.calls]:
+            undo()
+            cloud_api.faults = [Fault(action, "AccessDenied", done=True)]
+            with pytest.raises(CloudError, match="AccessDenied"):
+                work()
+            work()
+            assert bucket.profile_remains(LABEL) == {kind: [LABEL] for kind in kinds}
+    assert not cloud_api.resources()
+
+
+def test_what_was_made_until_a_refusal_is_told_and_removed(iam, cloud_api):
+    for action in ("PutRolePolicy", "CreateInstanceProfile", "AddRoleToInstanceProfile"):
+        cloud_api.faults = [Fault(action, "AccessDenied")]
+        with pytest.raises(CloudError, match=f"role {LABEL}: .*lack a permission.*{action}"):
+            bucket.ensure_profile(LABEL, URI, None, TAGS)
+        assert bucket.profile_remains(LABEL)
+        bucket.delete_profile(LABEL)
+        assert not bucket.profile_remains(LABEL)

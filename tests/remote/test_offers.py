@@ -1,0 +1,179 @@
+"""What `fab deploy` asks AWS before anything is made, and what it then refuses."""
+
+import math
+
+import pytest
+
+from mmattn.errors import UserError
+from mmattn.remote import offers, prices
+from mmattn.remote.plan import choices, make_plan
+from tests.remote.machines.cloud_api import Fault
+
+MAKING = {"ImportKeyPair", "CreateSecurityGroup", "CreatePlacementGroup"}
+
+
+def refused(run, *signs: str) -> None:
+    """The plan is refused in one line, and nothing was made."""
+    with pytest.raises(UserError) as error:
+        make_plan(run, run.cloud())
+    text = str(error.value)
+    assert "\n" not in text
+    for sign in signs:
+        assert sign in text
+
+
+def checks(run) -> dict[str, str]:
+    return dict(make_plan(run, run.cloud()).checks)
+
+
+def test_all_is_asked_and_nothing_is_made(run, cloud_api):
+    assert checks(run) == {
+        "vCPUs of the account": "96 of 1024 vCPUs with this run",
+        "plan of the account": "paid",
+        "zones": "us-east-1a, us-east-1b, us-east-1c, us-east-1d, us-east-1f",
+        "permission to start it": "yes",
+    }
+    assert not MAKING & {call.action for call in cloud_api.calls}
+    assert not cloud_api.resources()
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "changes", "message"),
+    [
+        ("mac1.metal", {}, "mac1.metal: expected one that runs Linux"),
+        ("inf1.xlarge", {}, "expected CPUs alone, or the GPUs of g5, g6, p4, p5"),
+        ("g4dn.xlarge", {}, "expected CPUs alone, or the GPUs of g5, g6, p4, p5"),
+        ("vt1.3xlarge", {}, "expected CPUs alone"),
+        ("t3.large", {"instances": 2}, "expected one of which 2 can be near each other"),
+        ("mac2.metal", {"spot": True}, "expected one that runs Linux"),
+        ("c5.gigantic", {}, "there is no such --instance-type in this region"),
+    ],
+)
+def test_a_type_on_which_nothing_can_train(run, cloud_api, instance_type, changes, message):
+    run.instance_type = instance_type
+    for name, value in changes.items():
+        setattr(run, name, value)
+    refused(run, message)
+
+
+def test_a_machine_with_gpus_boots_the_image_with_their_driver(run, cloud_api):
+    run.instance_type = "g5.xlarge"
+    plan = make_plan(run, run.cloud())
+    assert plan.machine_type.gpus == 1
+    (asked,) = (call.parameters for call in cloud_api.calls if call.action == "GetParameter")
+    assert asked["Name"] == offers.GPU_IMAGE.format("x86_64")
+
+
+def test_the_quota_counts_what_runs_with_all_its_threads(run, cloud_api):
+    cloud_api.quotas["L-1216C47A"] = 191
+    plan = make_plan(run, run.cloud())
+    assert dict(plan.checks)["vCPUs of the account"] == "96 of 191 vCPUs with this run"
+    image = plan.image["ImageId"]
+    ec2 = cloud_api.client("ec2")
+    half = {"CoreCount": 48, "ThreadsPerCore": 1}
+    for kind, options in (("c5.24xlarge", {"CpuOptions": half}), ("g5.xlarge", {})):
+        ec2.run_instances(ImageId=image, InstanceType=kind, MinCount=1, MaxCount=1, **options)
+    refused(run, "limit in us-east-1 is 191 vCPUs", "of which 96 are in use; 96 are needed")
+    run.spot = True  # which counts elsewhere
+    assert checks(run)["vCPUs of the account"] == "96 of 1024 vCPUs with this run"
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "spot", "code"),
+    [
+        ("c5.large", False, "L-1216C47A"),
+        ("c5.large", True, "L-34B43A08"),
+        ("g5.xlarge", False, "L-DB2E81BA"),
+        ("g5.xlarge", True, "L-3819A6DF"),
+        ("p4d.24xlarge", False, "L-417A185B"),
+        ("p4d.24xlarge", True, "L-7212CCBC"),
+    ],
+)
+def test_each_family_has_its_quota(run, cloud_api, instance_type, spot, code):
+    cloud_api.quotas[code] = 1
+    run.instance_type, run.spot = instance_type, spot
+    refused(run, code, "ask for more under Service Quotas")
+
+
+def test_the_free_plan_starts_only_what_is_free(run, cloud_api):
+    cloud_api.account_plan = "FREE"
+    refused(run, "--instance-type c5.24xlarge: the account is on the free plan")
+    run.instance_type = "t3.micro"
+    assert checks(run)["plan of the account"] == "free"
+
+
+@pytest.mark.parametrize(
+    ("action", "check"),
+    [
+        ("GetServiceQuota", "vCPUs of the account"),
+        ("GetAccountPlanState", "plan of the account"),
+    ],
+)
+def test_what_may_not_be_asked_is_unknown(run, cloud_api, action, check):
+    cloud_api.faults.append(Fault(action, "AccessDeniedException", math.inf))
+    assert checks(run)[check] == "unknown: AccessDeniedException"
+
+
+def test_prices_are_those_of_the_region_or_unknown(run, cloud_api):
+    assert prices.on_demand("us-east-1", "c5.24xlarge") == 4.08
+    assert prices.disk("us-east-1") == pytest.approx(0.08 / 730)
+    assert prices.on_demand("sa-east-1", "c5.24xlarge") is None  # this server has but one region's
+    assert prices.on_demand("us-east-1", "p4d.24xlarge") is None
+    cloud_api.faults.append(Fault("GetProducts", "AccessDeniedException", math.inf))
+    assert prices.on_demand("us-east-1", "c5.24xlarge") is None
+
+
+def test_a_start_that_would_be_refused_is_refused_now(run, cloud_api):
+    cloud_api.faults.append(Fault("RunInstances", "InvalidParameterCombination", naming="DryRun"))
+    refused(run, "trying the start: AWS: RunInstances: InvalidParameterCombination")
+
+
+def test_without_default_subnets_one_is_asked_for(run, cloud_api):
+    ec2 = cloud_api.client("ec2")
+    for subnet in ec2.describe_subnets()["Subnets"]:
+        ec2.delete_subnet(SubnetId=subnet["SubnetId"])
+    refused(run, "us-east-1 has no default VPC with subnets: `aws ec2 create-default-vpc`")
+
+
+def test_a_subnet_of_ones_own(run, cloud_api):
+    ec2 = cloud_api.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    asked = {"VpcId": vpc, "CidrBlock": "10.0.1.0/24", "AvailabilityZone": "us-east-1b"}
+    run.subnet = ec2.create_subnet(**asked)["Subnet"]["SubnetId"]
+    plan = make_plan(run, run.cloud())
+    assert [one["VpcId"] for one in plan.subnets] == [vpc]
+    assert choices(run, plan) == plan.subnets
+    run.subnet = "subnet-12345678"
+    refused(run, "--subnet subnet-12345678: AWS: DescribeSubnets: InvalidSubnetID.NotFound")
+
+
+def test_a_zone_without_such_machines_is_refused(run, cloud_api):
+    ec2 = cloud_api.client("ec2")
+    (there,) = ec2.describe_subnets(
+        Filters=[{"Name": "availability-zone", "Values": ["us-east-1e"]}]
+    )["Subnets"]
+    run.subnet = there["SubnetId"]
+    refused(run, "--instance-type c5.24xlarge: not offered in us-east-1e, but in us-east-1a, ")
+
+
+def test_default_subnets_that_give_no_address_are_asked_for_one(run, cloud_api):
+    ec2 = cloud_api.client("ec2")
+    for subnet in ec2.describe_subnets()["Subnets"]:
+        ec2.modify_subnet_attribute(
+            SubnetId=subnet["SubnetId"], MapPublicIpOnLaunch={"Value": False}
+        )
+    plan = make_plan(run, run.cloud())
+    assert choices(run, plan) == plan.subnets
+
+
+def test_an_image_must_fit_the_machine(run, cloud_api):
+    run.ami = make_plan(run, run.cloud()).image["ImageId"]
+    assert make_plan(run, run.cloud()).image["ImageId"] == run.ami
+    run.instance_type = "c6g.large"
+    refused(run, f"--ami {run.ami}: expected arm64, linux, ebs", "found x86_64, linux, ebs")
+    run.ami = "ami-12345678"
+    refused(run, "--ami ami-12345678: AWS: DescribeImages: InvalidAMIID.NotFound")
+
+
+def test_regions(run, cloud_api):
+    assert {"us-east-1", "eu-central-1"} <= set(run.cloud().regions())
