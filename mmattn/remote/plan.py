@@ -266,7 +266,9 @@ def say_plan(run: Run, plan: Plan | None, files: int) -> None:
         threads = f" ({machine.cores} cores, one thread each)" if machine.one_thread else ""
         gpus = f", {machine.gpus} GPUs" if machine.gpus else ""
         kind = "spot" if run.spot else "on demand"
-        kept = "deleted with the machine" if run.results_uri else "kept until the results are fetched"
+        kept = (
+            "deleted with the machine" if run.results_uri else "kept until the results are fetched"
+        )
         rows += [
             (
                 "machine",
