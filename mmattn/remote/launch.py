@@ -41,9 +41,11 @@ def make_instance(run: Run, plan: Plan, profile: str | None = None) -> None:
     for rank, member in enumerate(run.members):
         label = run.label if rank == 0 else f"{run.label}-{rank}"
         cloud.ensure_alarms(label, member.id, run.hours, tags)
-    for member in run.members:
+    for rank, member in enumerate(run.members):
         with waiting(f"waiting until {member.id} runs"):
             _wait_for_address(run, member, cloud)
+        if run.uri is None:
+            cloud.keep_volume(member.id, keep=rank == 0)  # the results are on the first
 
 
 def adopt(run: Run) -> None:
