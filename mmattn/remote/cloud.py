@@ -268,6 +268,8 @@ class Cloud:
     def keep_volume(self, instance_id: str, keep: bool) -> None:
         """Say whether an instance's disk is to outlive it."""
         (found,) = self.described(InstanceIds=[instance_id])
+        if found["State"]["Name"] in GONE:
+            return
         disk = {"DeviceName": found["RootDeviceName"], "Ebs": {"DeleteOnTermination": not keep}}
         with explained(f"the disk of {instance_id}"):
             self.ec2.modify_instance_attribute(InstanceId=instance_id, BlockDeviceMappings=[disk])

@@ -12,7 +12,7 @@ from mmattn.remote.agent.job import SUMMARIES
 from mmattn.remote.bucket import ensure_profile
 from mmattn.remote.cloud import GONE, OWNER, RUN, Cloud
 from mmattn.remote.jobs import build_environment, settle, start_training, take_from_bucket
-from mmattn.remote.kept import kept_disk, take_up
+from mmattn.remote.kept import kept_disks, take_up
 from mmattn.remote.launch import adopt, check_end, make_instance, renew_host_key, wait_for_login
 from mmattn.remote.plan import Plan, confirm, make_plan, say_plan
 from mmattn.remote.runs import NO_MACHINE, Run, changing, is_busy, locked, runs
@@ -66,7 +66,7 @@ def resume(run: Run, yes: bool) -> None:
             if run.state in NO_MACHINE:
                 begun = (run.results / "config.json").exists()
                 found = "what was fetched" if begun else "the start: nothing was fetched"
-                if run.uri or kept_disk(run):
+                if run.uri or kept_disks(run):
                     found = f"what is in {run.uri}" if run.uri else "what is on its kept disk"
                 say(f"{run.name} has no machine: a new one continues from {found}")
             with telling(run):
@@ -165,7 +165,9 @@ def what_exists(run: Run) -> str:
     """What there is of a run as far as this computer knows, its cost, and the next command."""
     if run.host is not None:
         return f"Files of the run may be on {run.host}. The same command continues from here."
-    parts = []
+    parts, again = [], "The same command"
+    if run.state == "lost" and run.began_with is not None:
+        parts, again = ["perhaps its kept disk"], f"`fab resume --run {run.name}`"
     if run.deadline:
         unsure = "perhaps an instance whose start was asked for"
         if run.instances > 1:
@@ -183,7 +185,7 @@ def what_exists(run: Run) -> str:
     if run.members:
         parts.append(f"perhaps alarms {run.label}-* (cents a month)")
     return (
-        f"Now there is in {run.region}: {', '.join(parts) or 'nothing'}. The same command "
+        f"Now there is in {run.region}: {', '.join(parts) or 'nothing'}. {again} "
         f"continues from here; `fab teardown --run {run.name}` removes it all."
     )
 
@@ -199,7 +201,8 @@ def _unfinished(asked: Run) -> Run | None:
     names = ("experiment", "region", "args", "data", "hours", "grace_minutes", "instance_type")
     names = (*names, "instances", "spot", "subnet", "ami", "allow_from", "results_uri")
     for run in reversed(runs()):
-        if run.is_past("started") or run.state in NO_MACHINE or run.host != asked.host:
+        over = run.state == "removed" or (run.state == "lost" and run.began_with is not None)
+        if run.is_past("started") or over or run.host != asked.host:
             continue
         differing = [name for name in names if getattr(asked, name) != getattr(run, name)]
         bare = run.host is None and run.deadline is None

@@ -24,7 +24,7 @@ from mmattn.remote.agent.job import SUMMARIES
 from mmattn.remote.agent.verify import sha256
 from mmattn.remote.cloud import GONE
 from mmattn.remote.plan import folder_size
-from mmattn.remote.runs import Busy, Run, is_uri
+from mmattn.remote.runs import NO_MACHINE, Busy, Run, is_uri
 from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, Unreachable
 
 ATTEMPTS = 5  # at files that differ when they arrive
@@ -180,7 +180,10 @@ def fetch(run: Run, watch: bool) -> None:
     with _alone(run):
         found = _follow(run, source) if watch else _through_drops(run, source)
     if found.complete and run.instance_id and not run.uri:
-        run.cloud().keep_volume(run.instance_id, False)  # all of it is here
+        try:
+            run.cloud().keep_volume(run.instance_id, False)  # all of it is here
+        except UserError as error:
+            say(f"its disk is still kept: {error}")
     _report(run, found)
 
 
@@ -251,7 +254,9 @@ def _pause(lost: int) -> float:
 def _check_machine(run: Run, error: RemoteError) -> None:
     """RemoteError if the machine that does not answer is known to be no more."""
     state = _state(run)
-    if state in ENDED and not run.uri:
+    if state in ENDED and run.uri:
+        raise RemoteError(f"{error}, and its machine is {state}: nothing will come") from error
+    if state in ENDED:
         raise RemoteError(
             f"the machine {run.instance_id} is {state}. {_intact(run)}; its "
             "disk is kept until all is fetched: `fab resume` continues from it on a new machine"
@@ -261,7 +266,7 @@ def _check_machine(run: Run, error: RemoteError) -> None:
 def _state(run: Run) -> str | None:
     """EC2's word for the machine's state; None if there is none, or it cannot be asked."""
     if run.instance_id is None:
-        return None
+        return UNKNOWN if run.state in NO_MACHINE else None
     try:
         return run.cloud().state(run.instance_id) or UNKNOWN
     except UserError:  # no network, or no credentials here

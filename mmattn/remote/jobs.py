@@ -36,6 +36,8 @@ def take_from_bucket(run: Run, machines: list[Machine]) -> None:
     if run.uri:
         _start_for_bucket(run, machines[0], "pull", "pull", "../job", run.uri)
         _finish(run, machines[:1], "pull", f"reading {run.uri}")
+        _start_for_bucket(run, machines[0], "probe", "push", "../job", run.uri, "--once")
+        _finish(run, machines[:1], "probe", f"writing {run.uri}")
 
 
 def _start_for_bucket(run: Run, machine: Machine, job: str, *words: str) -> None:
@@ -70,6 +72,10 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
         stop_jobs(machines)
         begun = bool(machines[0].run(f"test ! -e {run.base}/run/config.json || echo yes").strip())
         run.began_with = run.began_with if begun else run.uploaded
+        run.save()
+        if run.uri:  # an old one would take the new job's results for pushed
+            words = ("job", "stop", "--wait", str(SAVE_S), "--kill")
+            machines[0].call(*words, job="push", timeout=SAVE_S + 30)
         check_names(run, machines)
         for machine in machines:
             machine.run(f"rm -f {run.base}/job/hold")

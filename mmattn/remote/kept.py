@@ -20,35 +20,41 @@ sudo mkdir -p /mnt/kept
 mountpoint -q /mnt/kept || sudo mount -o ro,nouuid $disk /mnt/kept 2>&- ||
     sudo mount -o ro $disk /mnt/kept
 mkdir -p {base}/job
-cd /mnt/kept$HOME/{base}
+cd /mnt/kept$HOME/{base} 2>&- || {{ cd; sudo umount /mnt/kept; exit 0; }}
 test ! -d run || cp -a run ~/{base}/
 cp -a job/job.log* ~/{base}/job/ 2>&- || true
 cd && sudo umount /mnt/kept
 """
 
 
-def kept_disk(run: Run) -> dict[str, Any] | None:
-    """The newest disk of a run that no machine boots from, in EC2's own form."""
+def kept_disks(run: Run) -> list[dict[str, Any]]:
+    """The disks of a run that no machine boots from, in EC2's own form.
+
+    The results are on the oldest: it is deleted when they were copied, so a newer one is that of a
+    machine which has not finished copying.
+    """
     if run.host is not None or run.uri is not None:
-        return None
+        return []
     free = [
         disk
         for disk in run.cloud().volumes(run.name)
         if all(one["Device"] == DEVICE for one in disk["Attachments"])
     ]
-    return max(free, key=lambda disk: disk["CreateTime"], default=None)
+    return sorted(free, key=lambda disk: disk["CreateTime"])
 
 
 def take_up(run: Run, machine: Machine) -> None:
-    """Copy the results from a kept disk to the run's first machine, then delete the disk."""
-    disk = kept_disk(run) if run.leader is None else None
-    if disk is None:
+    """Copy the results from a kept disk to the run's first machine, then delete the disks."""
+    disks = kept_disks(run) if run.leader is None else []
+    if not disks:
         return
+    disk, *others = disks
     cloud, name = run.cloud(), disk["VolumeId"]
     with waiting(f"taking up the results on {name}"):
         if not disk["Attachments"]:
             cloud.attach(name, run.instance_id, DEVICE)
         machine.run(COPY.format(name=name.replace("-", ""), base=run.base), COPY_S)
         cloud.detach(name, run.instance_id)
-        cloud.delete("volume", name)
+        for one in (*others, disk):
+            cloud.delete("volume", one["VolumeId"])
     say(f"{run.name} continues from its kept disk")

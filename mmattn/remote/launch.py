@@ -82,6 +82,7 @@ def _is_gone(cloud: Cloud, member: Member) -> bool:
 def _give_up(run: Run, gone: list[Member]) -> None:
     """Forget machines that are gone; a job on those that are left has to be started anew."""
     if len(gone) == len(run.members):
+        run.cloud().terminate([one.id for one in gone])  # waits until they have left their disks
         _lost(run)
     elif gone:
         run.members = [one for one in run.members if one not in gone]
@@ -118,7 +119,7 @@ def _launch(run: Run, cloud: Cloud, plan: Plan, profile: str | None) -> None:
             ids = cloud.launch(asked)
         except CloudError as error:
             if error.refused:  # otherwise there may be instances all the same
-                _lost(run, "planned")
+                _lost(run, "planned" if run.began_with is None else "lost")
             if error.code not in FULL or not untried:
                 raise
             say(f"{error.code} there: trying {untried[0]['AvailabilityZone']}")

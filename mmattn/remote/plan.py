@@ -21,7 +21,7 @@ from mmattn.remote import bucket, offers, prices
 from mmattn.remote.access import network
 from mmattn.remote.bucket import parse_uri
 from mmattn.remote.cloud import OWNER, RUN, Cloud, tagged
-from mmattn.remote.kept import kept_disk
+from mmattn.remote.kept import kept_disks
 from mmattn.remote.offers import MachineType
 from mmattn.remote.runs import Run, is_uri, parse_host
 from mmattn.train.devices import most_dividing
@@ -170,12 +170,12 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
         prices.disk(cloud.region),
         offers.subnets(cloud, kind.name, run.subnet),
     )
-    if kept := kept_disk(run):
-        zone = kept["AvailabilityZone"]
+    if kept := kept_disks(run):
+        zone = kept[0]["AvailabilityZone"]
         there = [one for one in plan.subnets if one["AvailabilityZone"] == zone]
         if not there:
             raise UserError(
-                f"{kept['VolumeId']}, the disk with the results, is in {zone}: expected "
+                f"{kept[0]['VolumeId']}, the disk with the results, is in {zone}: expected "
                 f"{kind.name} to be offered in a subnet there"
             )
         plan = plan._replace(subnets=there, zone=zone)

@@ -9,7 +9,7 @@ from mmattn.remote.bucket import delete_profile, profile_remains
 from mmattn.remote.cloud import GONE, Cloud, CloudError, Instance
 from mmattn.remote.deploy import telling
 from mmattn.remote.fetch import fetched_all
-from mmattn.remote.kept import kept_disk
+from mmattn.remote.kept import kept_disks
 from mmattn.remote.runs import FOLDER, NAME, Run, changing, locked, runs
 from mmattn.remote.ssh import RemoteError
 
@@ -66,6 +66,7 @@ def _end(run: Run, force: bool, known: bool) -> None:
         raise
     if known:
         run.group_id = None
+        run.attempt += 1  # of which EC2 knows no start yet
         run.to("removed")
     _check_gone(run, cloud)
     say(f"{run.name}: nothing is left in {cloud.region}")
@@ -119,9 +120,9 @@ def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
     """UserError if the machine has results that are not here."""
     living = [one.id for one in cloud.instances(run=run.name) if one.state not in GONE]
     begun = run.began_with is not None or not known
-    if begun and run.fetched != "complete" and (kept := kept_disk(run)):
+    if begun and run.fetched != "complete" and (kept := kept_disks(run)):
         raise UserError(
-            f"{kept['VolumeId']} has results of {run.name} that were perhaps not fetched: `fab "
+            f"{kept[0]['VolumeId']} has results of {run.name} that were perhaps not fetched: `fab "
             f"resume` continues from it; {HELP_FORCE}"
         )
     if not living or (run.members and run.instance_id not in living):
@@ -135,11 +136,15 @@ def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
         return  # the deployment never came so far that there could be results
     try:
         machine = run.machine()
-        there = run.is_past("sent")
+        there = run.is_past("sent") or run.leader is not None
         state = machine.call("snapshot")["job"]["state"] if there else "absent"
         if state == "running":
             raise UserError(f"{run.name} still trains: `fab stop` first; {HELP_FORCE}")
-        fetched = state == "absent" or run.uri or fetched_all(run, machine)
+        if run.uri:
+            fetched = bool(machine.run(f"test ! -e {run.base}/job/pushed || echo yes").strip())
+        else:
+            fetched = fetched_all(run, machine)
+        fetched = fetched or state == "absent"
     except RemoteError as error:
         raise UserError(
             f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"

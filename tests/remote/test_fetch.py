@@ -743,7 +743,8 @@ def test_watching_a_bucket_ends_with_a_machine_that_pushes_no_more(run, said, mo
 
     monkeypatch.setattr(module.bucket, "manifest", manifest)
     monkeypatch.setattr(module.bucket, "bring", bring)
-    monkeypatch.setattr(module, "_state", lambda _: "terminated")
+    states = iter(["running", "terminated", "terminated"])
+    monkeypatch.setattr(module, "_state", lambda _: next(states))
     run.host, run.results_uri = None, "s3://bucket/runs"
     fetch(run, watch=True)
     assert set(asked) == {f"s3://bucket/runs/{run.name}"}

@@ -74,6 +74,7 @@ def test_the_policy_is_enough(run, cloud_api, spot):
 
 def test_with_a_bucket_both_policies_are(run, cloud_api, store):
     run.results_uri = f"s3://{store.name}/trainings"
+    store.write(f"trainings/{run.name}/manifest.json", b'{"files": []}')
     cloud_api.permitted = {*ACTIONS, *actions(BUCKET)}
     from_plan_to_teardown(run)
     assert not cloud_api.resources()

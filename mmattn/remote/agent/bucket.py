@@ -61,6 +61,8 @@ class Bucket:
 
     def manifest(self) -> dict | None:
         """The run's manifest; None if there is none. Damaged if a path leads elsewhere."""
+        if MANIFEST not in self.list():  # a machine may be refused to ask for what is not there
+            return None
         try:
             answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + MANIFEST)
             manifest = json.loads(answer["Body"].read())

@@ -40,7 +40,8 @@ def main() -> dict:
             with open(folder / ".push", "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 job = push(folder, bucket)
-            if job["state"] in ("ended", "lost"):
+            same = describe_job(folder) == job  # else another has been started meanwhile
+            if job["state"] in ("ended", "lost") and same and not options.once:
                 write_json(folder / PUSHED, job)
                 return job
         except (*TROUBLE, Busy) as error:
