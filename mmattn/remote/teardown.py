@@ -132,19 +132,19 @@ def _check_fetched(run: Run, cloud: Cloud, known: bool) -> None:
             f"{run.name} is not in {FOLDER}, so its results cannot be fetched from here; "
             f"{HELP_FORCE}"
         )
-    if run.address is None:
+    if run.address is None or not (run.is_past("sent") or run.leader is not None):
         return  # the deployment never came so far that there could be results
     try:
         machine = run.machine()
-        there = run.is_past("sent") or run.leader is not None
-        state = machine.call("snapshot")["job"]["state"] if there else "absent"
+        state = machine.call("snapshot")["job"]["state"]
         if state == "running":
             raise UserError(f"{run.name} still trains: `fab stop` first; {HELP_FORCE}")
-        if run.uri:
+        if state == "absent":
+            fetched = True
+        elif run.uri:
             fetched = bool(machine.run(f"test ! -e {run.base}/job/pushed || echo yes").strip())
         else:
             fetched = fetched_all(run, machine)
-        fetched = fetched or state == "absent"
     except RemoteError as error:
         raise UserError(
             f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
