@@ -20,6 +20,7 @@ from mmattn.console import say, say_table
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, read_json, write_text
 from mmattn.remote import bucket
+from mmattn.remote.agent.bucket import is_inside
 from mmattn.remote.agent.job import SUMMARIES
 from mmattn.remote.agent.verify import sha256
 from mmattn.remote.cloud import GONE
@@ -140,15 +141,16 @@ class InBucket:
         self.uri = uri
 
     def news(self) -> tuple[object, bool]:
-        if bucket.manifest(self.uri) is None:
-            raise Unreachable(f"{self.uri}: nothing there yet")
-        found = self.ask()
+        found = self._read(Unreachable)  # for a while
         return [found.job, [entry for entry in found.entries if not entry.growing]], False
 
     def ask(self) -> Results:
+        return self._read(RemoteError)
+
+    def _read(self, absent: type[RemoteError]) -> Results:
         manifest = bucket.manifest(self.uri)
         if manifest is None:
-            raise RemoteError(f"{self.uri}: nothing there yet")
+            raise absent(f"{self.uri}: nothing there yet")
         return _results(manifest)
 
     def bring(self, found: Results, entries: list[Entry], results: Path, staging: Path) -> str:
@@ -326,12 +328,7 @@ def _verified(source: Source, results: Path, staging: Path) -> Results:
 def _safe(text: str) -> PurePosixPath:
     """A path from the machine; RemoteError if it leads out of the results."""
     path = PurePosixPath(text)
-    if (
-        len(path.parts) < 2
-        or path.parts[0] not in ("run", "job")
-        or ".." in path.parts
-        or "\0" in text
-    ):
+    if not is_inside(text) or len(path.parts) < 2 or path.parts[0] not in ("run", "job"):
         raise RemoteError(f"the machine names {text!r} as a result: expected run/… or job/…")
     return path
 

@@ -74,8 +74,7 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
         run.began_with = run.began_with if begun else run.uploaded
         run.save()
         if run.uri:  # an old one would take the new job's results for pushed
-            words = ("job", "stop", "--wait", str(SAVE_S), "--kill")
-            machines[0].call(*words, job="push", timeout=SAVE_S + 30)
+            stop_jobs(machines[:1], "push")
         check_names(run, machines)
         for machine in machines:
             machine.run(f"rm -f {run.base}/job/hold")
@@ -138,13 +137,14 @@ def settle(run: Run, machines: list[Machine]) -> None:
         run.to("there")
 
 
-def stop_jobs(machines: list[Machine]) -> None:
+def stop_jobs(machines: list[Machine], job: str = "job") -> None:
     """Let the jobs save and end, all at the same time; kill those that do not."""
     there = [one for one in machines if one.run(f"test ! -d {one.base}/agent || echo yes").strip()]
     for machine in there:
-        machine.call("job", "stop")
+        machine.call("job", "stop", job=job)
     for machine in there:
-        machine.call("job", "stop", "--wait", str(SAVE_S), "--kill", timeout=SAVE_S + 30)
+        words = ("job", "stop", "--wait", str(SAVE_S), "--kill")
+        machine.call(*words, job=job, timeout=SAVE_S + 30)
 
 
 def check_names(run: Run, machines: list[Machine]) -> None:

@@ -66,7 +66,7 @@ def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
         say("code or data are not those that the run began with: the results mix both")
     write_json(run.folder / MANIFEST, manifest)
     for machine in machines:
-        _send(run, machine)
+        _send(run, machine, [name[5:] for name in manifest if name.startswith("code/")])
         wrong = machine.call("verify", timeout=3600)["wrong"]
         if wrong:
             raise RemoteError(
@@ -77,7 +77,7 @@ def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
     run.to(run.state if run.is_past("sent") else "sent")
 
 
-def _send(run: Run, machine: Machine) -> None:
+def _send(run: Run, machine: Machine, code: list[str]) -> None:
     """Send everything that the machine does not have yet, the manifest last."""
     names = ["code", "data", "job", *(["run"] if machine.rank == 0 else [])]
     machine.run(f"umask 077 && mkdir -p {' '.join(f'{run.base}/{name}' for name in names)}")
@@ -88,7 +88,6 @@ def _send(run: Run, machine: Machine) -> None:
         machine.run("true")  # lets this computer in, should its address have changed
         machine.rsync(*arguments, progress=title, total=total)
 
-    code = _code_files()
     (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
     listed = ("--from0", f"--files-from={run.folder / 'code_files'}")
     size = sum(Path(path).stat().st_size for path in code)

@@ -9,6 +9,7 @@ from mmattn.remote.bucket import delete_profile, profile_remains
 from mmattn.remote.cloud import GONE, Cloud, CloudError, Instance
 from mmattn.remote.deploy import telling
 from mmattn.remote.fetch import fetched_all
+from mmattn.remote.jobs import stop_jobs
 from mmattn.remote.kept import kept_disks
 from mmattn.remote.runs import FOLDER, NAME, Run, changing, locked, runs
 from mmattn.remote.ssh import RemoteError
@@ -197,7 +198,7 @@ def _delete_there(run: Run, force: bool) -> None:
                 f"{run.name} has results that were not fetched: `fab fetch` first; {HELP_FORCE}"
             )
         for job in ("build", "job"):  # either would write on into what is being deleted
-            machine.call("job", "stop", "--wait", "60", "--kill", job=job, timeout=90)
+            stop_jobs([machine], job)
     machine.run(f"rm -rf {run.base}", timeout=300)
     say(f"{run.name}: nothing is left on {run.host}")
 
