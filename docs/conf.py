@@ -1,0 +1,17 @@
+"""Sphinx: `make docs` builds the site into build/docs; a warning is an error."""
+
+import mmattn
+
+project = "mmattn"
+author = "The mmattn authors"
+release = version = mmattn.__version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = f"mmattn {release}"
+nb_execution_mode = "off"  # the notebook keeps the output of its own run; a test runs it again
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True}
+exclude_patterns = ["api/_*"]
