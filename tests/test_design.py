@@ -1,4 +1,4 @@
-"""The worked examples of docs/design.md: each applies to the package and does what the page says."""
+"""The examples of docs/design.md: each applies to the package and does what the page says."""
 
 import re
 import shutil
@@ -20,7 +20,8 @@ FEATURE = """
 import numpy as np
 from mmattn.config import ExtractConfig
 from mmattn.media.extract import EXTRACTORS
-found = EXTRACTORS["audio"]["level"](ExtractConfig()).start()(np.full(16000, 0.1, np.float32), 16000)
+take = EXTRACTORS["audio"]["level"](ExtractConfig()).start()
+found = take(np.full(16000, 0.1, np.float32), 16000)
 np.testing.assert_allclose(found.frames, -20, atol=1e-4)
 np.testing.assert_allclose(found.times, np.arange(50) * 0.02 + 0.01)
 """
