@@ -14,6 +14,12 @@ PATIENCE_S = 600  # for a machine to start or to end
 WAIT = {"Delay": 5, "MaxAttempts": PATIENCE_S // 5}
 # Refusals of what was made a moment ago and is not known everywhere yet.
 NEW = ("InvalidGroup.NotFound", "InvalidKeyPair.NotFound", "InvalidPlacementGroup.Unknown")
+KINDS = {  # what is found by its tags: call that lists, its answer's key, key of the name to delete
+    "volume": ("describe_volumes", "Volumes", "VolumeId"),
+    "security group": ("describe_security_groups", "SecurityGroups", "GroupId"),
+    "placement group": ("describe_placement_groups", "PlacementGroups", "GroupName"),
+    "key pair": ("describe_key_pairs", "KeyPairs", "KeyName"),
+}
 
 
 class Instance(NamedTuple):
@@ -55,8 +61,7 @@ class Cloud:
     def regions(self) -> list[str]:
         """The regions that the account has enabled."""
         with explained("ec2:DescribeRegions"):
-            found = self.ec2.describe_regions()["Regions"]
-        return sorted(one["RegionName"] for one in found)
+            return [one["RegionName"] for one in self.ec2.describe_regions()["Regions"]]
 
     def caller(self) -> str:
         """Who calls: the ARN that the tags of a run name as its owner.
@@ -72,10 +77,11 @@ class Cloud:
     def check_account(self, owner: str) -> None:
         """UserError if these credentials are of another account than the owner's ARN."""
         caller = self.caller()
-        if _account(caller) != _account(owner):
+        ours, its = (arn.split(":")[4] for arn in (caller, owner))
+        if ours != its:
             raise UserError(
-                f"AWS: expected credentials of account {_account(owner)}, where the run is, found "
-                f"those of {caller}: AWS_PROFILE chooses"
+                f"AWS: expected credentials of account {its}, where the run is, found those of "
+                f"{caller}: AWS_PROFILE chooses"
             )
 
     def ensure_key_pair(self, name: str, public_key: str, tags: dict[str, str]) -> None:
@@ -87,37 +93,34 @@ class Cloud:
                 TagSpecifications=tagged(tags, "key-pair"),
             )
 
-    def ensure_group(self, name: str, vpc: str, tags: dict[str, str]) -> str:
-        """The VPC's security group of this name, made if it is not there; lets nobody in yet."""
+    def group(self, name: str) -> str | None:
+        """The id of the security group of this name."""
         with explained(f"security group {name}"):
-            found = self.ec2.describe_security_groups(
-                Filters=filters("group-name", name) + filters("vpc-id", vpc)
-            )
-            if found["SecurityGroups"]:
-                return found["SecurityGroups"][0]["GroupId"]
-            group_id = self.ec2.create_security_group(
+            found = self.ec2.describe_security_groups(Filters=filters("group-name", name))
+        return next((one["GroupId"] for one in found["SecurityGroups"]), None)
+
+    def ensure_group(self, name: str, vpc: str, tags: dict[str, str]) -> str:
+        """The security group of this name, made if it is not there; lets nobody in yet."""
+        if found := self.group(name):
+            return found
+        with explained(f"security group {name}"):
+            made = self.ec2.create_security_group(
                 GroupName=name,
                 VpcId=vpc,
                 Description="ssh to mmattn training machines from one network",
                 TagSpecifications=tagged(tags, "security-group"),
             )["GroupId"]
-            self.ec2.get_waiter("security_group_exists").wait(GroupIds=[group_id])
-            return group_id
+            self.ec2.get_waiter("security_group_exists").wait(GroupIds=[made])
+        return made
 
     def admit(self, group_id: str, network: str) -> bool:
         """Let this network, and no other, reach port 22; returns whether it was not let in."""
         with explained(f"security group {group_id}"):
             (group,) = self.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
-            known = {
-                one["CidrIp"] for rule in group["IpPermissions"] for one in rule.get("IpRanges", [])
-            }
+            rules = group["IpPermissions"]
+            known = {one["CidrIp"] for rule in rules for one in rule.get("IpRanges", [])}
             if network not in known:
-                with suppressed("InvalidPermission.Duplicate"):
-                    persistent(*NEW)(
-                        self.ec2.authorize_security_group_ingress,
-                        GroupId=group_id,
-                        IpPermissions=[_ssh_from(network)],
-                    )
+                self._permit(group_id, _ssh_from(network))
             for other in sorted(known - {network}):
                 with suppressed("InvalidPermission.NotFound"):
                     self.ec2.revoke_security_group_ingress(
@@ -128,12 +131,13 @@ class Cloud:
     def admit_members(self, group_id: str) -> None:
         """Let the machines of a group reach each other, by TCP, and no others."""
         pair = {"IpProtocol": "tcp", "FromPort": 0, "ToPort": 65535}
-        with explained(f"security group {group_id}"), suppressed("InvalidPermission.Duplicate"):
-            persistent(*NEW)(
-                self.ec2.authorize_security_group_ingress,
-                GroupId=group_id,
-                IpPermissions=[{**pair, "UserIdGroupPairs": [{"GroupId": group_id}]}],
-            )
+        with explained(f"security group {group_id}"):
+            self._permit(group_id, {**pair, "UserIdGroupPairs": [{"GroupId": group_id}]})
+
+    def _permit(self, group_id: str, rule: dict[str, Any]) -> None:
+        permit = self.ec2.authorize_security_group_ingress
+        with suppressed("InvalidPermission.Duplicate"):
+            persistent(*NEW)(permit, GroupId=group_id, IpPermissions=[rule])
 
     def ensure_placement(self, name: str, tags: dict[str, str]) -> None:
         """The placement group of this name, whose machines are near each other, made once."""
@@ -206,12 +210,7 @@ class Cloud:
         """Instances in EC2's own form."""
         with explained("ec2:DescribeInstances"):
             pages = self.ec2.get_paginator("describe_instances").paginate(**which)
-            return [
-                one
-                for page in pages
-                for reservation in page["Reservations"]
-                for one in reservation["Instances"]
-            ]
+            return list(pages.search("Reservations[].Instances[]"))
 
     def instance(self, instance_id: str) -> Instance | None:
         """An instance; None if EC2 does not know the id (any more, or yet)."""
@@ -228,11 +227,6 @@ class Cloud:
         found = self.instance(instance_id)
         return found and found.state
 
-    def address(self, instance_id: str) -> str | None:
-        """The public address of a running instance."""
-        found = self.instance(instance_id)
-        return found.address if found and found.state == "running" else None
-
     def terminate(self, instance_ids: list[str]) -> None:
         """Terminate instances and wait until they are.
 
@@ -248,21 +242,22 @@ class Cloud:
                 waiter = self.ec2.get_waiter("instance_terminated")
                 waiter.wait(InstanceIds=living, WaiterConfig=WAIT)
 
+    def listed(self, kind: str, tag: str, value: str) -> list[dict[str, Any]]:
+        """What there is of one of KINDS with a tag, in EC2's own form."""
+        call, key, _ = KINDS[kind]
+        with explained(f"listing each {kind}"):
+            return getattr(self.ec2, call)(Filters=filters(f"tag:{tag}", value))[key]
+
     def volumes(self, run: str) -> list[dict[str, Any]]:
         """The disks of a run that exist, in EC2's own form."""
-        with explained("ec2:DescribeVolumes"):
-            return self.ec2.describe_volumes(Filters=filters(f"tag:{RUN}", run))["Volumes"]
+        return self.listed("volume", RUN, run)
 
     def left_behind(self, owner: str) -> dict[str, list[str]]:
-        """Disks that no machine has and security groups, by run; there may be more besides."""
-        which = filters(f"tag:{OWNER}", owner)
-        with explained("listing what is left"):
-            disks = self.ec2.describe_volumes(Filters=which)["Volumes"]
-            groups = self.ec2.describe_security_groups(Filters=which)["SecurityGroups"]
+        """The names of what there is besides instances, by run."""
         found = {}
-        for one in [*(disk for disk in disks if not disk["Attachments"]), *groups]:
-            run = next(tag["Value"] for tag in one["Tags"] if tag["Key"] == RUN)
-            found.setdefault(run, []).append(one.get("VolumeId") or one["GroupId"])
+        for kind, (*_, name) in KINDS.items():
+            for one in self.listed(kind, OWNER, owner):
+                found.setdefault(_tags(one)[RUN], []).append(one[name])
         return found
 
     def keep_volume(self, instance_id: str, keep: bool) -> None:
@@ -293,13 +288,11 @@ class Cloud:
 
         What an ended instance still holds is tried again for five minutes.
         """
-        call, which = {
-            "alarm": (self.client("cloudwatch").delete_alarms, {"AlarmNames": [name]}),
-            "key pair": (self.ec2.delete_key_pair, {"KeyName": name}),
-            "placement group": (self.ec2.delete_placement_group, {"GroupName": name}),
-            "security group": (self.ec2.delete_security_group, {"GroupId": name}),
-            "volume": (self.ec2.delete_volume, {"VolumeId": name}),
-        }[kind]
+        if kind == "alarm":
+            call, which = self.client("cloudwatch").delete_alarms, {"AlarmNames": [name]}
+        else:
+            call = getattr(self.ec2, f"delete_{kind.replace(' ', '_')}")
+            which = {KINDS[kind][-1]: name}
         with explained(f"{kind} {name}"), suppressed("InvalidVolume.NotFound", *NEW):
             held = persistent("DependencyViolation", "IncorrectState", "VolumeInUse", attempts=100)
             held(call, **which)
@@ -307,27 +300,17 @@ class Cloud:
     def remains(self, run: str, label: str) -> dict[str, list[str]]:
         """What exists of a run by the API's own account, by kind; kinds with nothing are absent.
 
-        Groups are named by id, for deleting; all but the alarm are found by tag.
+        In the order in which it can be deleted; all but the alarm is found by tag.
         """
-        which = filters(f"tag:{RUN}", run)
-        with explained("listing what is left"):
-            groups = self.ec2.describe_security_groups(Filters=which)["SecurityGroups"]
-            keys = self.ec2.describe_key_pairs(Filters=which)["KeyPairs"]
-            placements = self.ec2.describe_placement_groups(Filters=which)["PlacementGroups"]
+        with explained("listing the alarms"):
             alarms = self.client("cloudwatch").describe_alarms(AlarmNamePrefix=f"{label}-")
         found = {
             "instance": [one.id for one in self.instances(run=run) if one.state != "terminated"],
-            "security group": [group["GroupId"] for group in groups],
-            "placement group": [group["GroupName"] for group in placements],
-            "key pair": [key["KeyName"] for key in keys],
-            "volume": [volume["VolumeId"] for volume in self.volumes(run)],
-            "alarm": [alarm["AlarmName"] for alarm in alarms["MetricAlarms"]],
+            "alarm": [one["AlarmName"] for one in alarms["MetricAlarms"]],
         }
+        for kind, (*_, name) in KINDS.items():
+            found[kind] = [one[name] for one in self.listed(kind, RUN, run)]
         return {kind: names for kind, names in found.items() if names}
-
-
-def _account(arn: str) -> str:
-    return arn.split(":")[4]
 
 
 def filters(name: str, *values: str) -> list[dict]:
@@ -353,8 +336,12 @@ def _launch_index(found: dict) -> int:
     return found.get("AmiLaunchIndex", 0)
 
 
+def _tags(found: dict) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
+
+
 def _instance(found: dict) -> Instance:
-    tags = {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
+    tags = _tags(found)
 
     def number(key: str) -> float | None:
         with suppress(KeyError, ValueError):

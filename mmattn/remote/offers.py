@@ -1,5 +1,6 @@
-"""What EC2 offers for a run, and what stands against it: asked before anything is made."""
+"""What EC2 offers for a run, at what price, and what stands against it: before anything is made."""
 
+import json
 import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -7,12 +8,13 @@ from typing import Any, NamedTuple
 from mmattn.errors import UserError
 from mmattn.remote.aws import CloudError, client, explained
 from mmattn.remote.cloud import Cloud, filters
+from mmattn.remote.runs import GPU_FAMILIES
 
 IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{}"
 GPU_IMAGE = (
     "/aws/service/deeplearning/ami/{}/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id"
 )
-GPU_FAMILIES = ("g5", "g6", "p4", "p5")  # which the driver of that image is for
+ADDRESS = 0.005  # dollars an hour of a public IPv4 address, in every region
 QUOTAS = {  # of vCPUs, by the letters of EC2's families: on demand, spot
     "a c d h i im is m r t z": ("L-1216C47A", "L-34B43A08"),
     "g vt": ("L-DB2E81BA", "L-3819A6DF"),
@@ -37,24 +39,19 @@ class MachineType(NamedTuple):
     """Whether an account on the free plan may start it."""
 
 
-def machine_type(cloud: Cloud, name: str, count: int, spot: bool) -> MachineType:
-    """What an instance type has; UserError if so many of it cannot train."""
+def machine_type(cloud: Cloud, name: str) -> MachineType:
+    """What an instance type has; UserError if it cannot train."""
     with explained(f"--instance-type {name}"):
         (found,) = cloud.ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
     architectures = {"arm64", "x86_64"} & set(found["ProcessorInfo"]["SupportedArchitectures"])
     gpus = sum(one["Count"] for one in found.get("GpuInfo", {}).get("Gpus", []))
     others = {"FpgaInfo", "InferenceAcceleratorInfo", "MediaAcceleratorInfo", "NeuronInfo"}
-    wrong = None
-    if not architectures:
-        wrong = "one that runs Linux"
-    elif others & found.keys() or (gpus and not name.startswith(GPU_FAMILIES)):
-        wrong = f"CPUs alone, or the GPUs of {', '.join(GPU_FAMILIES)}"
-    elif count > 1 and "cluster" not in found["PlacementGroupInfo"]["SupportedStrategies"]:
-        wrong = f"one of which {count} can be near each other (in a cluster placement group)"
-    elif spot and "spot" not in found["SupportedUsageClasses"]:
-        wrong = "one that there is as --spot"
-    if wrong:
-        raise UserError(f"--instance-type {name}: expected {wrong}")
+    wrong_gpus = gpus and not name.startswith(GPU_FAMILIES)
+    if not architectures or others & found.keys() or wrong_gpus:
+        raise UserError(
+            f"--instance-type {name}: expected one that runs Linux, with CPUs alone or the GPUs of "
+            f"{', '.join(GPU_FAMILIES)}"
+        )
     cpu = found["VCpuInfo"]
     # Two threads of a core share what computes, so that a device on each brings nothing.
     one_thread = not gpus and cpu.get("ValidThreadsPerCore") == [1, 2]
@@ -71,23 +68,13 @@ def machine_type(cloud: Cloud, name: str, count: int, spot: bool) -> MachineType
 
 
 def image(cloud: Cloud, machine: MachineType, image_id: str | None) -> dict[str, Any]:
-    """This image, or the current Amazon Linux, for GPUs with their driver, in EC2's own form.
-
-    Raises:
-        UserError: the machine cannot boot it.
-    """
+    """This image, or the current Amazon Linux, for GPUs with their driver, in EC2's own form."""
     if image_id is None:
         name = (GPU_IMAGE if machine.gpus else IMAGE).format(machine.architecture)
         with explained(f"the image {name}"):
             image_id = cloud.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
     with explained(f"--ami {image_id}"):
         (found,) = cloud.ec2.describe_images(ImageIds=[image_id])["Images"]
-    kind = found["Architecture"], found.get("Platform", "linux"), found["RootDeviceType"]
-    if kind != (machine.architecture, "linux", "ebs"):
-        raise UserError(
-            f"--ami {image_id}: expected {machine.architecture}, linux, ebs, as {machine.name} "
-            f"boots, found {', '.join(kind)}"
-        )
     return found
 
 
@@ -105,18 +92,15 @@ def subnets(cloud: Cloud, instance_type: str, subnet_id: str | None) -> list[dic
         offers = cloud.ec2.describe_instance_type_offerings(
             LocationType="availability-zone", Filters=filters("instance-type", instance_type)
         )["InstanceTypeOfferings"]
-    if not found:
-        raise UserError(
-            f"{cloud.region} has no default VPC with subnets: `aws ec2 create-default-vpc` makes "
-            "one, or give --subnet"
-        )
     found = {one["AvailabilityZone"]: one for one in found}
     zones = sorted(one["Location"] for one in offers)
     there = [found[zone] for zone in zones if zone in found]
     if not there:
+        makes = "none: `aws ec2 create-default-vpc` makes them, or give --subnet"
         raise UserError(
-            f"--instance-type {instance_type}: not offered in {', '.join(sorted(found))}, but in "
-            f"{', '.join(zones) or 'no zone'} of {cloud.region}"
+            f"--instance-type {instance_type}: expected a subnet where it is offered "
+            f"({', '.join(zones) or f'nowhere in {cloud.region}'}), found "
+            f"{', '.join(sorted(found)) or makes}"
         )
     return there
 
@@ -132,11 +116,49 @@ def spot_price(cloud: Cloud, instance_type: str) -> float | None:
     return min((float(row["SpotPrice"]) for row in found), default=None)
 
 
-def check_quota(cloud: Cloud, machine: MachineType, count: int, spot: bool) -> str:
-    """What the account's limit of vCPUs leaves; UserError if that is too little."""
-    families, codes = next(
-        (one for one in QUOTAS.items() if _family(machine.name) in one[0].split()), ("", None)
+def on_demand_price(region: str, instance_type: str) -> float | None:
+    """Dollars an hour of an instance type with Linux, by AWS's Price List; None if unknown."""
+    return _highest(
+        region,
+        instanceType=instance_type,
+        operatingSystem="Linux",
+        operation="RunInstances",
+        tenancy="Shared",
+        capacitystatus="Used",
+        preInstalledSw="NA",
     )
+
+
+def disk_price(region: str) -> float | None:
+    """Dollars an hour of a GiB of a gp3 volume, by AWS's Price List; None if unknown."""
+    month = _highest(region, productFamily="Storage", volumeApiName="gp3")
+    return month and month / 730
+
+
+def _highest(region: str, **attributes: str) -> float | None:
+    """The highest price in dollars of the products with these attributes, and so a bound."""
+    asked = {"regionCode": region, **attributes}.items()
+    terms = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in asked]
+    try:
+        with explained("pricing:GetProducts"):
+            found = client("pricing", "us-east-1").get_products(  # few regions answer
+                ServiceCode="AmazonEC2", Filters=terms
+            )
+    except CloudError:
+        return None
+    prices = [
+        float(dimension["pricePerUnit"].get("USD", 0))
+        for product in map(json.loads, found["PriceList"])
+        for term in product["terms"].get("OnDemand", {}).values()
+        for dimension in term["priceDimensions"].values()
+    ]
+    return max(prices, default=0) or None
+
+
+def check_quota(cloud: Cloud, machine: MachineType, count: int, spot: bool) -> str:
+    """The account's limit of vCPUs; UserError if the machines alone are above it."""
+    family = re.match("[a-z]*", machine.name)[0]
+    codes = next((codes for names, codes in QUOTAS.items() if family in names.split()), None)
     if codes is None:
         return "unknown for this type"
     try:
@@ -146,15 +168,14 @@ def check_quota(cloud: Cloud, machine: MachineType, count: int, spot: bool) -> s
             )["Quota"]
     except CloudError as error:
         return f"unknown: {error.code or error}"
-    most, used = quota["Value"], _in_use(cloud, families.split(), spot)
     needed = count * machine.vcpus
-    if used + needed > most:
+    if needed > quota["Value"]:
         raise UserError(
-            f"the account's limit in {cloud.region} is {most:g} vCPUs ({quota['QuotaName']}, "
-            f"{codes[spot]}), of which {used} are in use; {needed} are needed: ask for more under "
+            f"the account's limit in {cloud.region} is {quota['Value']:g} vCPUs "
+            f"({quota['QuotaName']}, {codes[spot]}); {needed} are needed: ask for more under "
             "Service Quotas, EC2, or choose a smaller --instance-type"
         )
-    return f"{used + needed} of {most:g} vCPUs with this run"
+    return f"{needed} of {quota['Value']:g} vCPUs, less what runs"
 
 
 def check_account(machine: MachineType) -> str:
@@ -170,23 +191,3 @@ def check_account(machine: MachineType) -> str:
             "start it: upgrade it under Billing, or choose a type that is free-tier eligible"
         )
     return found.lower()
-
-
-def _family(instance_type: str) -> str:
-    return re.match("[a-z]*", instance_type)[0]
-
-
-def _in_use(cloud: Cloud, families: list[str], spot: bool) -> int:
-    """vCPUs of the account's machines of these families; threads that are off count too."""
-    living = [
-        one["InstanceType"]
-        for one in cloud.described(Filters=filters("instance-state-name", "pending", "running"))
-        if (one.get("InstanceLifecycle") == "spot") == spot
-        and _family(one["InstanceType"]) in families
-    ]
-    if not living:
-        return 0
-    with explained("ec2:DescribeInstanceTypes"):
-        types = cloud.ec2.describe_instance_types(InstanceTypes=sorted(set(living)))
-    sizes = {one["InstanceType"]: one["VCpuInfo"]["DefaultVCpus"] for one in types["InstanceTypes"]}
-    return sum(sizes[one] for one in living)

@@ -29,16 +29,7 @@ def run(cloud_api, tmp_path, monkeypatch) -> Run:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch, "own_network", lambda: "192.0.2.7/32")
     monkeypatch.setattr(teardown, "SETTLE_S", 0)
-    asked = new_run(
-        *("no_aug", "", []),
-        hours="6",
-        grace_minutes="60",
-        host=None,
-        region="us-east-1",
-        instance_type="c5.24xlarge",
-        instances="1",
-        spot=False,
-    )
+    asked = new_run("no_aug", region="us-east-1")
     monkeypatch.chdir(tmp_path)
     asked.save()
     return asked
@@ -96,7 +87,8 @@ def made_alarms(api) -> dict[str, dict[str, str]]:
 def test_the_instance_is_made_as_promised(run, plan, cloud_api):
     run = make(run, plan)
     ec2 = Cloud("us-east-1").ec2
-    (group,) = ec2.describe_security_groups(GroupIds=[run.group_id])["SecurityGroups"]
+    group_id = run.cloud().group(run.label)
+    (group,) = ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
     (rule,) = group["IpPermissions"]
     assert (rule["FromPort"], rule["ToPort"]) == (22, 22)
     assert [one["CidrIp"] for one in rule["IpRanges"]] == ["192.0.2.7/32"]
@@ -180,7 +172,7 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
     teardown.list_runs("all")
     ((name, where, state, *_),) = shown
     assert (name, where) == (made.name, "us-east-1")
-    assert re.fullmatch(r"left: vol-\w+ sg-\w+", state)
+    assert re.fullmatch(rf"left: vol-\w+ sg-\w+ {made.label}", state)
     adopt(made)
     assert (made.state, made.members) == ("lost", [])
     (disk,) = Cloud("us-east-1").volumes(made.name)
@@ -200,7 +192,8 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
 def test_own_address_changed(run, plan, cloud_api):
     made = make(run, plan)
     cloud = made.cloud()
-    assert cloud.admit(made.group_id, "192.0.2.9/32")
-    assert not cloud.admit(made.group_id, "192.0.2.9/32")
-    (group,) = cloud.ec2.describe_security_groups(GroupIds=[made.group_id])["SecurityGroups"]
+    group_id = cloud.group(made.label)
+    assert cloud.admit(group_id, "192.0.2.9/32")
+    assert not cloud.admit(group_id, "192.0.2.9/32")
+    (group,) = cloud.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
     assert [one["CidrIp"] for one in group["IpPermissions"][0]["IpRanges"]] == ["192.0.2.9/32"]

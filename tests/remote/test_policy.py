@@ -47,7 +47,7 @@ def from_plan_to_teardown(run: Run) -> None:
     make_instance(run, make_plan(run, run.cloud()), profile)
     if run.uri:
         bucket.manifest(run.uri)
-    run.cloud().admit(run.group_id, "192.0.2.9/32")
+    run.cloud().admit(run.cloud().group(run.label), "192.0.2.9/32")
     run.cloud().regions()
     list_runs(None)
     cloud, first = run.cloud(), run.members[0].id

@@ -1,8 +1,5 @@
 """The local state of runs: found, broken, locked."""
 
-import json
-import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +13,7 @@ from mmattn.errors import UserError
 from mmattn.remote.access import own_network
 from mmattn.remote.runs import Busy, Member, Run, changing, locked, read_run, runs
 from mmattn.remote.ssh import Access, RemoteError
-from mmattn.remote.states import STATES, is_past, table
+from mmattn.remote.states import STATES, TABLE, is_past
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +61,9 @@ def test_a_run_goes_from_state_to_state_as_the_table_says():
     run.to("lost")
     assert (run.members, run.deadline, run.is_past("there")) == ([], None, False)
     run.to("asked")
-    assert {name for state in STATES.values() for name in state.next} == set(STATES)
+    assert {name for following in STATES.values() for name in following} == set(STATES)
     assert not is_past("removed", "there")
-    assert table() in (Path(__file__).parents[2] / "docs/remote.md").read_text()
+    assert TABLE in (Path(__file__).parents[2] / "docs/remote.md").read_text()
 
 
 def test_a_second_command_says_who_holds_the_lock():
@@ -84,20 +81,18 @@ def test_a_second_command_says_who_holds_the_lock():
     assert error.value.exit_code == 75
     assert f"`fab deploy` (process {holder.pid}) is at work" in str(error.value)
     with locked("teardown"):
-        assert json.loads(Path(".fab/lock").read_text())["what"] == "teardown"
+        assert Path(".fab/lock").read_text().startswith("`fab teardown` (process ")
 
 
-def test_a_run_that_was_just_changed_is_not_changed_back(folder):
+def test_a_run_that_was_just_changed_is_read_anew(folder):
     Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1").save()
     run = Run.find("no_aug-20260102-000000-aaaa")
     with changing("deploy", run):
         run.members = [Member("i-1")]
         run.save()
     old = replace(run, members=[])
-    changed = pytest.raises(Busy, match="just changed no_aug-20260102-000000-aaaa: try again")
-    with changed, changing("resume", old):
-        pass
-    assert Run.find(run.name).instance_id == "i-1"
+    with changing("resume", old):
+        assert old == run
 
 
 def test_a_key_that_others_can_read_is_closed(folder):
@@ -136,39 +131,13 @@ def test_own_network(own_ip_service):
 @pytest.mark.parametrize("answer", ["0.0.0.0/0", "<html>", "", "2001:db8::7"])
 def test_no_answer_opens_more_than_one_address(answer, own_ip_service):
     own_ip_service(answer)
-    with pytest.raises(RemoteError, match="expected an IPv4 address"):
+    with pytest.raises(RemoteError, match="does not tell this computer's IPv4 address"):
         own_network()
-
-
-@pytest.mark.parametrize("answer", ["10.0.0.3", "192.168.1.2", "100.64.0.1", "127.0.0.1"])
-def test_an_address_that_nobody_outside_sees_is_refused(answer, own_ip_service):
-    own_ip_service(answer)
-    with pytest.raises(RemoteError, match=f"got {answer}: --allow-from names the network"):
-        own_network()
-
-
-def test_the_address_is_asked_for_by_ipv4(own_ip_service, monkeypatch):
-    """`localhost` is ::1 too, where this server does not listen, and first by default."""
-    own_ip_service("192.0.2.7")
-    url = os.environ["MMATTN_IP_SERVICE"]
-    found = socket.getaddrinfo
-    six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", int(url.rpartition(":")[2])))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *asked: [six, *found(*asked)])
-    tried = []
-    bind = socket.socket.bind
-    monkeypatch.setattr(
-        socket.socket, "bind", lambda self, to: (tried.append(self.family), bind(self, to))
-    )
-    assert own_network() == "192.0.2.7/32"
-    assert tried == [socket.AF_INET6, socket.AF_INET]  # the first cannot leave by IPv4
 
 
 def test_a_silent_service_is_named(monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", "http://127.0.0.1:9")
-    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell .* Connection refused;"):
-        own_network()
-    monkeypatch.setenv("MMATTN_IP_SERVICE", "file:///etc/passwd")
-    with pytest.raises(RemoteError, match="expected an http or https address"):
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell .* Connection refused"):
         own_network()
 
 

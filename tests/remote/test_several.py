@@ -3,7 +3,6 @@
 import io
 import math
 import time
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -11,7 +10,7 @@ from rich.console import Console
 from mmattn.errors import UserError
 from mmattn.remote import jobs, launch, teardown
 from mmattn.remote.cloud import Cloud
-from mmattn.remote.deploy import command, what_exists
+from mmattn.remote.deploy import what_exists
 from mmattn.remote.jobs import PORT, check_names, settle
 from mmattn.remote.launch import adopt, make_instance
 from mmattn.remote.monitor import TAIL, Link
@@ -77,7 +76,8 @@ def test_one_machine_is_asked_for_as_ever(run, cloud_api):
 
 def test_they_reach_each_other_and_no_other_reaches_them(three, cloud_api):
     ec2 = Cloud("us-east-1").ec2
-    (group,) = ec2.describe_security_groups(GroupIds=[three.group_id])["SecurityGroups"]
+    group_id = three.cloud().group(three.label)
+    (group,) = ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
     rules = {
         (rule["IpProtocol"], rule["FromPort"], rule["ToPort"]): (
             [one["CidrIp"] for one in rule["IpRanges"]],
@@ -87,9 +87,9 @@ def test_they_reach_each_other_and_no_other_reaches_them(three, cloud_api):
     }
     assert rules == {
         ("tcp", 22, 22): (["192.0.2.7/32"], []),
-        ("tcp", 0, 65535): ([], [three.group_id]),
+        ("tcp", 0, 65535): ([], [group_id]),
     }
-    three.cloud().admit(three.group_id, "192.0.2.9/32")  # this computer has moved
+    three.cloud().admit(group_id, "192.0.2.9/32")  # this computer has moved
     for one in cloud_api.launched():
         private = {f"{member.private}/32" for member in three.members}
         assert one.admitted == {"192.0.2.9/32", *private}
@@ -111,7 +111,7 @@ def test_a_lost_answer_gives_the_same_machines_in_the_same_order(run, cloud_api)
     with pytest.raises(UserError):
         make(run)
     cut = Run.find(run.name)
-    assert "perhaps 3 instances whose start was asked for" in what_exists(cut)
+    assert "perhaps 3 whose start was asked for" in what_exists(cut)
     cloud_api.faults.clear()
     assert [one.id for one in make(cut).members] == [one.id for one in cloud_api.launched()]
     assert cloud_api.resources() == ALL
@@ -144,7 +144,7 @@ def test_a_refusal_before_the_start_leaves_nothing_that_costs(run, cloud_api, ac
 def test_no_room_for_all_is_none(run, cloud_api):
     cloud_api.faults.append(Fault("RunInstances", "InsufficientInstanceCapacity", math.inf))
     run.instances = 3
-    with pytest.raises(UserError, match=r"starting 3 c5\.24xlarge: AWS has no such machine free"):
+    with pytest.raises(UserError, match=r"starting 3 c5\.24xlarge: AWS: RunInstances: Insuff"):
         make(run)
     assert "instances" not in cloud_api.resources()
     teardown.teardown(run.name, None, force=False)
@@ -243,8 +243,6 @@ def test_the_plan_costs_as_many_times_as_much(run):
     text = cost_text(run, plan)
     assert "3 x $4.08 an hour" in text
     assert float(text.rpartition("$")[2].split()[0]) == pytest.approx(3 * one, abs=0.02)
-    assert "--instances=3" in command(run)
-    assert "--instances" not in command(replace(run, instances=1))
 
 
 def test_what_exists_names_all_and_their_price(three):

@@ -190,7 +190,10 @@ def test_other_tasks_do_nothing_when_dry(shell, cloud_api, task):
         ),
         (("--args", "--seed '1"), "--args --seed '1: No closing quotation"),
         (("--region", "no where"), "region_name 'no where' doesn't match"),
-        (("--instance-type", "huge"), "there is no such --instance-type in this region"),
+        (
+            ("--instance-type", "huge"),
+            "--instance-type huge: AWS: DescribeInstanceTypes: InvalidInstanceType: ",
+        ),
     ],
 )
 def test_a_bad_value_is_one_message(shell, cloud_api, words, message):
@@ -249,8 +252,8 @@ def test_a_refused_start_is_one_message_with_what_exists(shell, cloud_api):
     text = shell.fab("deploy", "--yes", code=2)
     run = Run.find()
     error = text[text.index("error: ") :]
-    assert error.startswith("error: starting a c5.24xlarge: the account's limit is reached")
-    assert f"Now there is in us-east-1: security group {run.group_id} and key pair" in error
+    assert error.startswith("error: starting a c5.24xlarge: AWS: RunInstances: VcpuLimitExceeded")
+    assert "Now there is in us-east-1: perhaps key pair, security group and alarms" in error
     assert error.endswith(f"`fab teardown --run {run.name}` removes it all.\n")
     cloud_api.faults.clear()
     assert "nothing is left in us-east-1" in shell.fab("teardown")
@@ -263,8 +266,8 @@ def test_expired_credentials_are_one_message(shell, cloud_api, task):
     replace(run, members=[Member("i-1", "192.0.2.1")]).save()
     cloud_api.faults.append(Fault("*", "ExpiredToken", math.inf))
     text = shell.fab(task, code=2)
-    assert "the AWS credentials have expired: log in again (`aws sso login`)" in text
-    assert text.count("\n") == 1
+    assert "the AWS credentials have expired, or this computer's clock is wrong: log in" in text
+    assert text.count("error: ") == 1
 
 
 # What is cut
@@ -307,11 +310,9 @@ def test_an_interrupted_deploy_says_what_exists_and_how_to_remove_it(shell, depl
     assert "Traceback" not in text
     run = Run.find()
     assert f"Now there is in us-east-1: {run.instance_id} (c5.24xlarge, $4.08" in text
-    assert f"security group {run.group_id} and key pair {run.label} (free)" in text
     assert f"`fab teardown --run {run.name}` removes it all." in text
     refused = shell.fab("deploy", "--spot", "--yes", code=2)
-    assert f"the deployment of {run.name} was cut and is not finished, and its spot" in refused
-    assert "`fab deploy --experiment=no_aug --instance-type=c5.24xlarge" in refused
+    assert f"the deployment of {run.name} was cut and is not finished: it had --spot" in refused
     assert run.name in shell.fab("ls")
     shell.fab("teardown", "--run", run.name)
     assert not cloud_api.resources()

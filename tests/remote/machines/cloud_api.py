@@ -306,6 +306,8 @@ class CloudApi:
             if call.action != "RemoveRoleFromInstanceProfile":
                 raise
             return _refusal(call, "NoSuchEntity", "the role is not in the profile")
+        if "InvalidNetworkInterfaceID" in answer.get_data(as_text=True):  # of what has ended before
+            return _answer(call, "<instancesSet/>")
         if call.action == "DescribeSpotPriceHistory":
             return Response(
                 answer.get_data(as_text=True).replace("0.00001<", f"{SPOT_PRICE}<"),
@@ -363,11 +365,14 @@ class CloudApi:
         else:
             by = call.parameters["Filter.1.Name"].removeprefix("tag:")
             value = call.parameters["Filter.1.Value.1"]
-            found = [
-                f"<item><groupName>{name}</groupName><strategy>cluster</strategy></item>"
-                for name, tags in self._placements.items()
-                if value == {"group-name": name, **tags}.get(by)
-            ]
+            found = []
+            for name, tags in self._placements.items():
+                if value == {"group-name": name, **tags}.get(by):
+                    items = (
+                        f"<item><key>{k}</key><value>{v}</value></item>" for k, v in tags.items()
+                    )
+                    tag_set = f"<tagSet>{''.join(items)}</tagSet>"
+                    found.append(f"<item><groupName>{name}</groupName>{tag_set}</item>")
             return _answer(call, f"<placementGroupSet>{''.join(found)}</placementGroupSet>")
         return _answer(call, "<return>true</return>")
 
