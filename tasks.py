@@ -3,7 +3,7 @@
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fabric import Connection, task
@@ -15,14 +15,19 @@ from mmattn.remote.runs import DEFAULTS, OPTIONS, Run, flag
 RUN = "name of the run (default: the latest that was not torn down)"
 
 
-def order(**options) -> Callable:
-    """A Fabric task whose errors are one message, and whose result is the exit code."""
+def order(iterable: Sequence[str] = (), **about: str) -> Callable:
+    """A Fabric task whose errors are one message, and whose result is the exit code.
+
+    Args:
+        iterable: options that may be repeated.
+        about: the help for each option, but for --run.
+    """
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def work(context, *args, **kwargs):
-            if context.config.run.dry and "dry_run" not in kwargs:
-                sys.exit("-R (--dry): only `fab deploy` has a plan to show; nothing was done")
+            if context.config.run.dry:
+                sys.exit("-R (--dry): `fab deploy --dry-run` shows a plan; nothing was done")
             if Path(__file__).parent in Path.cwd().parents:  # .fab and the code are there
                 sys.exit(f"expected to be called in {Path(__file__).parent}; nothing was done")
             if isinstance(context, Connection):  # once for each host of -H
@@ -34,7 +39,9 @@ def order(**options) -> Callable:
 
             end_process_after(call)
 
-        return task(auto_shortflags=False, **options)(work)
+        run = {"run": RUN} if "run" in inspect.signature(function).parameters else {}
+        options = {"help": run | about, "iterable": iterable, "auto_shortflags": False}
+        return task(**options)(work)
 
     return decorate
 
@@ -61,9 +68,10 @@ def _help(name: str) -> str:
 
 
 @order(
-    iterable=["data"],
-    help={flag(name): _help(name) for name in OPTIONS}
-    | {"yes": "do not ask", "dry-run": "show the plan and its cost, and stop"},
+    ["data"],
+    **{flag(name).replace("-", "_"): _help(name) for name in OPTIONS},
+    yes="do not ask",
+    dry_run="show the plan and its cost, and stop",
 )
 @_with_options
 def deploy(context, yes=False, dry_run=False, **asked):
@@ -74,15 +82,12 @@ def deploy(context, yes=False, dry_run=False, **asked):
     if "--data" in sys.argv and not asked["data"]:  # Fabric takes this for no data
         raise UserError("--data: expected a folder")
     given = {name: asked[flag(name).replace("-", "_")] for name in OPTIONS}
-    remote.deploy(new_run(**given), yes, dry_run or context.config.run.dry)
+    remote.deploy(new_run(**given), yes, dry_run)
 
 
 @order(
-    help={
-        "run": RUN,
-        "quick": "one report, then stop",
-        "follow": "the job's log, byte for byte, instead of the screen",
-    }
+    quick="one report, then stop",
+    follow="the job's log, byte for byte, instead of the screen",
 )
 def monitor(context, run="", quick=False, follow=False):
     """Show state, curves, machine, cost and log until the job ends; exit with its code."""
@@ -92,11 +97,8 @@ def monitor(context, run="", quick=False, follow=False):
 
 
 @order(
-    help={
-        "run": RUN,
-        "watch": "fetch whatever comes, until the job has ended",
-        "then-teardown": "when all is here, end the machine and remove all that was made for it",
-    }
+    watch="fetch whatever comes, until the job has ended",
+    then_teardown="when all is here, end the machine and remove all that was made for it",
 )
 def fetch(context, run="", watch=False, then_teardown=False):
     """Bring checkpoints, log, metrics and plots here, verified; at any time."""
@@ -110,11 +112,8 @@ def fetch(context, run="", watch=False, then_teardown=False):
 
 
 @order(
-    help={
-        "run": RUN,
-        "region": "where a run is that this computer does not know",
-        "force": "even if the job runs or its results are not fetched",
-    }
+    region="where a run is that this computer does not know",
+    force="even if the job runs or its results are not fetched",
 )
 def teardown(context, run="", region="", force=False):
     """End the machine and remove all that was made for it; fails if anything is left."""
@@ -123,7 +122,7 @@ def teardown(context, run="", region="", force=False):
     remove(run or None, region or None, force)
 
 
-@order(help={"region": "another to look in, besides those of the runs in .fab; all for every one"})
+@order(region="another to look in, besides those of the runs in .fab; all for every one")
 def ls(context, region=""):
     """List your runs: machines by their tags, cost so far, what was fetched."""
     from mmattn.remote.teardown import list_runs
@@ -131,7 +130,7 @@ def ls(context, region=""):
     list_runs(region or None)
 
 
-@order(help={"run": RUN})
+@order()
 def stop(context, run=""):
     """Let the job save and end; the machine stays for a while."""
     from mmattn.remote import control
@@ -139,7 +138,7 @@ def stop(context, run=""):
     control.stop(Run.find(run))
 
 
-@order(help={"run": RUN, "yes": "do not ask before a new machine is made"})
+@order(yes="do not ask before a new machine is made")
 def resume(context, run="", yes=False):
     """Continue a stopped job; on a new machine from what was fetched, if its own is lost."""
     from mmattn.remote import deploy as remote
@@ -147,7 +146,7 @@ def resume(context, run="", yes=False):
     remote.resume(Run.find(run), yes)
 
 
-@order(help={"run": RUN})
+@order()
 def hold(context, run=""):
     """Keep the machine of an ended job until its deadline."""
     from mmattn.remote import control
@@ -155,7 +154,7 @@ def hold(context, run=""):
     control.hold(Run.find(run))
 
 
-@order(help={"run": RUN})
+@order()
 def ssh(context, run=""):
     """Open a shell on the machine."""
     Run.find(run).machine().shell()

@@ -16,6 +16,7 @@ import tenacity
 from botocore.credentials import JSONFileCache
 from botocore.parsers import ResponseParserError as ParserError
 
+from mmattn.errors import UserError
 from mmattn.remote.ssh import RemoteError
 
 # The AWS CLI's: whoever gave it an MFA code is not asked again here before its session ends.
@@ -83,11 +84,13 @@ def explained(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except failures.ClientError as error:
         code = error_code(error)
-        refusal = f"{error.operation_name}: {code}: {error.response['Error'].get('Message', '')}"
+        text = f"{error.operation_name}: {code}: {error.response['Error'].get('Message', '')}"[:400]
         advice = next((advice for advice, codes in _ADVICE.items() if code in codes), None)
-        text = f"{advice} ({refusal[:300]})" if advice else f"AWS: {refusal}"
+        text = f"{advice} ({text})" if advice else text
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
         # AWS counts a lack of capacity among its own failures (5xx).
         refused = 400 <= status < 500 or code.startswith("Insufficient")
@@ -109,6 +112,14 @@ def explained(what: str) -> Iterator[None]:
         ) from error
     except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
         raise CloudError(f"{what}: {str(error)[:300]}") from error
+
+
+def explains(cls: type) -> type:
+    """A class each of whose methods is `explained`."""
+    for name, method in [*vars(cls).items()]:
+        if callable(method):
+            setattr(cls, name, explained("AWS")(method))
+    return cls
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 import math
 import re
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mmattn.errors import UserError
-from mmattn.remote.aws import CloudError, client, explained, persistent, suppressed
+from mmattn.remote.aws import CloudError, client, explains, persistent, suppressed
 
 RUN, OWNER, DEADLINE, PRICE = "mmattn:run", "mmattn:owner", "mmattn:deadline", "mmattn:price"
 GONE = ("shutting-down", "terminated")
@@ -41,6 +40,7 @@ class Instance(NamedTuple):
     """Its place among those that were started with it."""
 
 
+@explains
 class Cloud:
     """The API of one region.
 
@@ -50,8 +50,7 @@ class Cloud:
     """
 
     def __init__(self, region: str | None):
-        with explained("AWS"):
-            self.ec2 = client("ec2", region)
+        self.ec2 = client("ec2", region)
         self.region = self.ec2.meta.region_name
 
     def client(self, service: str) -> Any:
@@ -60,8 +59,7 @@ class Cloud:
 
     def regions(self) -> list[str]:
         """The regions that the account has enabled."""
-        with explained("ec2:DescribeRegions"):
-            return [one["RegionName"] for one in self.ec2.describe_regions()["Regions"]]
+        return [one["RegionName"] for one in self.ec2.describe_regions()["Regions"]]
 
     def caller(self) -> str:
         """Who calls: the ARN that the tags of a run name as its owner.
@@ -69,8 +67,7 @@ class Cloud:
         Of an assumed role the session's name is left out, for it may change from call to call;
         but with single sign-on it is the user.
         """
-        with explained("sts:GetCallerIdentity"):
-            arn = self.client("sts").get_caller_identity()["Arn"]
+        arn = self.client("sts").get_caller_identity()["Arn"]
         role = re.fullmatch(r"(.*:assumed-role/(?!AWSReservedSSO_)[^/]+)/.*", arn)
         return role[1] if role else arn
 
@@ -86,7 +83,7 @@ class Cloud:
 
     def ensure_key_pair(self, name: str, public_key: str, tags: dict[str, str]) -> None:
         """Import the public key, unless it is there."""
-        with explained(f"key pair {name}"), suppressed("InvalidKeyPair.Duplicate"):
+        with suppressed("InvalidKeyPair.Duplicate"):
             self.ec2.import_key_pair(
                 KeyName=name,
                 PublicKeyMaterial=public_key.encode(),
@@ -95,44 +92,39 @@ class Cloud:
 
     def group(self, name: str) -> str | None:
         """The id of the security group of this name."""
-        with explained(f"security group {name}"):
-            found = self.ec2.describe_security_groups(Filters=filters("group-name", name))
+        found = self.ec2.describe_security_groups(Filters=filters("group-name", name))
         return next((one["GroupId"] for one in found["SecurityGroups"]), None)
 
     def ensure_group(self, name: str, vpc: str, tags: dict[str, str]) -> str:
-        """The security group of this name, made if it is not there; lets nobody in yet."""
-        if found := self.group(name):
-            return found
-        with explained(f"security group {name}"):
-            made = self.ec2.create_security_group(
+        """The id of the security group of this name, made once; it lets nobody in yet."""
+        with suppressed("InvalidGroup.Duplicate"):
+            self.ec2.create_security_group(
                 GroupName=name,
                 VpcId=vpc,
                 Description="ssh to mmattn training machines from one network",
                 TagSpecifications=tagged(tags, "security-group"),
-            )["GroupId"]
-            self.ec2.get_waiter("security_group_exists").wait(GroupIds=[made])
-        return made
+            )
+        self._wait("security_group_exists", Filters=filters("group-name", name))
+        return self.group(name)
 
     def admit(self, group_id: str, network: str) -> bool:
         """Let this network, and no other, reach port 22; returns whether it was not let in."""
-        with explained(f"security group {group_id}"):
-            (group,) = self.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
-            rules = group["IpPermissions"]
-            known = {one["CidrIp"] for rule in rules for one in rule.get("IpRanges", [])}
-            if network not in known:
-                self._permit(group_id, _ssh_from(network))
-            for other in sorted(known - {network}):
-                with suppressed("InvalidPermission.NotFound"):
-                    self.ec2.revoke_security_group_ingress(
-                        GroupId=group_id, IpPermissions=[_ssh_from(other)]
-                    )
+        (group,) = self.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
+        rules = group["IpPermissions"]
+        known = {one["CidrIp"] for rule in rules for one in rule.get("IpRanges", [])}
+        if network not in known:
+            self._permit(group_id, _ssh_from(network))
+        for other in sorted(known - {network}):
+            with suppressed("InvalidPermission.NotFound"):
+                self.ec2.revoke_security_group_ingress(
+                    GroupId=group_id, IpPermissions=[_ssh_from(other)]
+                )
         return network not in known
 
     def admit_members(self, group_id: str) -> None:
         """Let the machines of a group reach each other, by TCP, and no others."""
         pair = {"IpProtocol": "tcp", "FromPort": 0, "ToPort": 65535}
-        with explained(f"security group {group_id}"):
-            self._permit(group_id, {**pair, "UserIdGroupPairs": [{"GroupId": group_id}]})
+        self._permit(group_id, {**pair, "UserIdGroupPairs": [{"GroupId": group_id}]})
 
     def _permit(self, group_id: str, rule: dict[str, Any]) -> None:
         permit = self.ec2.authorize_security_group_ingress
@@ -141,7 +133,7 @@ class Cloud:
 
     def ensure_placement(self, name: str, tags: dict[str, str]) -> None:
         """The placement group of this name, whose machines are near each other, made once."""
-        with explained(f"placement group {name}"), suppressed("InvalidPlacementGroup.Duplicate"):
+        with suppressed("InvalidPlacementGroup.Duplicate"):
             self.ec2.create_placement_group(
                 GroupName=name,
                 Strategy="cluster",
@@ -150,7 +142,7 @@ class Cloud:
 
     def try_launch(self, request: dict[str, Any]) -> None:
         """CloudError if EC2 would refuse to start these instances; none is started."""
-        with explained("trying the start"), suppressed("DryRunOperation"):
+        with suppressed("DryRunOperation"):
             self.ec2.run_instances(**request, DryRun=True)
 
     def launch(self, request: dict[str, Any]) -> list[str]:
@@ -159,16 +151,15 @@ class Cloud:
         Args:
             request: of RunInstances, with a ClientToken.
         """
-        number = request["MinCount"]
-        with explained(f"starting {'a' if number == 1 else number} {request['InstanceType']}"):
-            done = persistent(*NEW)(self.ec2.run_instances, **request)
+        done = persistent(*NEW)(self.ec2.run_instances, **request)
         return [one["InstanceId"] for one in sorted(done["Instances"], key=_launch_index)]
 
     def wait_until_running(self, instance_id: str) -> None:
         """Wait; CloudError if it ends, or takes more than ten minutes."""
-        with explained(f"waiting for {instance_id}"):
-            waiter = self.ec2.get_waiter("instance_running")
-            waiter.wait(InstanceIds=[instance_id], WaiterConfig=WAIT)
+        self._wait("instance_running", InstanceIds=[instance_id])
+
+    def _wait(self, until: str, **which: Any) -> None:
+        self.ec2.get_waiter(until).wait(**which, WaiterConfig=WAIT)
 
     def ensure_alarms(
         self, label: str, instance_id: str, hours: float, tags: dict[str, str]
@@ -184,21 +175,20 @@ class Cloud:
             # The window slides: one hour more than are begun, and another that is not whole.
             ("deadline", "CPUUtilization", 0.0, 3600, math.ceil(hours) + 2),
         ):
-            with explained(f"alarm {label}-{name}"):
-                self.client("cloudwatch").put_metric_alarm(
-                    AlarmName=f"{label}-{name}",
-                    Namespace="AWS/EC2",
-                    MetricName=metric,
-                    Statistic="Maximum",
-                    Dimensions=[{"Name": "InstanceId", "Value": instance_id}],
-                    ComparisonOperator="GreaterThanOrEqualToThreshold",
-                    Threshold=threshold,
-                    Period=seconds,
-                    EvaluationPeriods=periods,
-                    TreatMissingData="notBreaching",
-                    AlarmActions=[f"arn:{partition}:automate:{self.region}:ec2:terminate"],
-                    Tags=_as_list(tags),
-                )
+            self.client("cloudwatch").put_metric_alarm(
+                AlarmName=f"{label}-{name}",
+                Namespace="AWS/EC2",
+                MetricName=metric,
+                Statistic="Maximum",
+                Dimensions=[{"Name": "InstanceId", "Value": instance_id}],
+                ComparisonOperator="GreaterThanOrEqualToThreshold",
+                Threshold=threshold,
+                Period=seconds,
+                EvaluationPeriods=periods,
+                TreatMissingData="notBreaching",
+                AlarmActions=[f"arn:{partition}:automate:{self.region}:ec2:terminate"],
+                Tags=_as_list(tags),
+            )
 
     def instances(self, **tags: str) -> list[Instance]:
         """Instances by their `run` or `owner`, the oldest first; terminated ones while listed."""
@@ -208,9 +198,8 @@ class Cloud:
 
     def described(self, **which: Any) -> list[dict]:
         """Instances in EC2's own form."""
-        with explained("ec2:DescribeInstances"):
-            pages = self.ec2.get_paginator("describe_instances").paginate(**which)
-            return list(pages.search("Reservations[].Instances[]"))
+        pages = self.ec2.get_paginator("describe_instances").paginate(**which)
+        return list(pages.search("Reservations[].Instances[]"))
 
     def instance(self, instance_id: str) -> Instance | None:
         """An instance; None if EC2 does not know the id (any more, or yet)."""
@@ -234,19 +223,16 @@ class Cloud:
             CloudError: they still run after ten minutes.
         """
         for instance_id in instance_ids:
-            with explained(f"ending {instance_id}"), suppressed("InvalidInstanceID.NotFound"):
+            with suppressed("InvalidInstanceID.NotFound"):
                 self.ec2.terminate_instances(InstanceIds=[instance_id])
         living = [one for one in instance_ids if self.state(one) not in (None, "terminated")]
         if living:
-            with explained(f"waiting for the end of {', '.join(living)}"):
-                waiter = self.ec2.get_waiter("instance_terminated")
-                waiter.wait(InstanceIds=living, WaiterConfig=WAIT)
+            self._wait("instance_terminated", InstanceIds=living)
 
     def listed(self, kind: str, tag: str, value: str) -> list[dict[str, Any]]:
         """What there is of one of KINDS with a tag, in EC2's own form."""
         call, key, _ = KINDS[kind]
-        with explained(f"listing each {kind}"):
-            return getattr(self.ec2, call)(Filters=filters(f"tag:{tag}", value))[key]
+        return getattr(self.ec2, call)(Filters=filters(f"tag:{tag}", value))[key]
 
     def volumes(self, run: str) -> list[dict[str, Any]]:
         """The disks of a run that exist, in EC2's own form."""
@@ -266,22 +252,19 @@ class Cloud:
         if found["State"]["Name"] in GONE:
             return
         disk = {"DeviceName": found["RootDeviceName"], "Ebs": {"DeleteOnTermination": not keep}}
-        with explained(f"the disk of {instance_id}"):
-            self.ec2.modify_instance_attribute(InstanceId=instance_id, BlockDeviceMappings=[disk])
+        self.ec2.modify_instance_attribute(InstanceId=instance_id, BlockDeviceMappings=[disk])
 
     def attach(self, volume_id: str, instance_id: str, device: str) -> None:
         """Attach a disk, once nothing else has it, and wait until it is."""
-        with explained(f"volume {volume_id}"):
-            self.ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig=WAIT)
-            self.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=device)
-            self.ec2.get_waiter("volume_in_use").wait(VolumeIds=[volume_id], WaiterConfig=WAIT)
+        self._wait("volume_available", VolumeIds=[volume_id])
+        self.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=device)
+        self._wait("volume_in_use", VolumeIds=[volume_id])
 
     def detach(self, volume_id: str, instance_id: str) -> None:
         """Detach a disk and wait until it is free."""
-        with explained(f"volume {volume_id}"):
-            with suppressed("IncorrectState"):  # nothing has it
-                self.ec2.detach_volume(VolumeId=volume_id, InstanceId=instance_id)
-            self.ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig=WAIT)
+        with suppressed("IncorrectState"):  # nothing has it
+            self.ec2.detach_volume(VolumeId=volume_id, InstanceId=instance_id)
+        self._wait("volume_available", VolumeIds=[volume_id])
 
     def delete(self, kind: str, name: str) -> None:
         """Delete what `remains` names, but an instance; one that is gone is no error.
@@ -293,7 +276,7 @@ class Cloud:
         else:
             call = getattr(self.ec2, f"delete_{kind.replace(' ', '_')}")
             which = {KINDS[kind][-1]: name}
-        with explained(f"{kind} {name}"), suppressed("InvalidVolume.NotFound", *NEW):
+        with suppressed("InvalidVolume.NotFound", *NEW):
             held = persistent("DependencyViolation", "IncorrectState", "VolumeInUse", attempts=100)
             held(call, **which)
 
@@ -302,8 +285,7 @@ class Cloud:
 
         In the order in which it can be deleted; all but the alarm is found by tag.
         """
-        with explained("listing the alarms"):
-            alarms = self.client("cloudwatch").describe_alarms(AlarmNamePrefix=f"{label}-")
+        alarms = self.client("cloudwatch").describe_alarms(AlarmNamePrefix=f"{label}-")
         found = {
             "instance": [one.id for one in self.instances(run=run) if one.state != "terminated"],
             "alarm": [one["AlarmName"] for one in alarms["MetricAlarms"]],
@@ -342,12 +324,6 @@ def _tags(found: dict) -> dict[str, str]:
 
 def _instance(found: dict) -> Instance:
     tags = _tags(found)
-
-    def number(key: str) -> float | None:
-        with suppress(KeyError, ValueError):
-            return float(tags[key])
-        return None
-
     return Instance(
         found["InstanceId"],
         tags.get(RUN, ""),
@@ -356,8 +332,8 @@ def _instance(found: dict) -> Instance:
         found["InstanceType"],
         found.get("PublicIpAddress"),
         found["LaunchTime"].timestamp(),
-        number(DEADLINE),
-        number(PRICE),
+        float(tags.get(DEADLINE) or 0) or None,
+        float(tags.get(PRICE) or 0) or None,
         found.get("InstanceLifecycle") == "spot",
         found.get("PrivateIpAddress"),
         _launch_index(found),

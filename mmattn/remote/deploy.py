@@ -7,7 +7,7 @@ from mmattn.console import say, waiting
 from mmattn.errors import UserError
 from mmattn.remote.agent.job import SUMMARIES
 from mmattn.remote.bucket import ensure_profile
-from mmattn.remote.cloud import GONE, OWNER, RUN
+from mmattn.remote.cloud import GONE
 from mmattn.remote.jobs import build_environment, settle, start_training, take_from_bucket
 from mmattn.remote.kept import kept_disks, take_up
 from mmattn.remote.launch import adopt, check_end, make_instance, renew_host_key, wait_for_login
@@ -36,14 +36,13 @@ def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
             if run is not asked:
                 held.enter_context(changing("deploy", run))
                 say(f"continuing the deployment of {run.name}")
-            with telling(run):
-                plan, manifest = _confirm(run, yes, dry_run)
+            held.enter_context(telling(run))
+            plan, manifest = _confirm(run, yes, dry_run)
             if dry_run:
                 return
             if run is asked:
                 held.enter_context(locked("deploy", run.folder))
-        with telling(run):
-            _work(run, plan, manifest)
+        _work(run, plan, manifest)
 
 
 def resume(run: Run, yes: bool) -> None:
@@ -56,23 +55,19 @@ def resume(run: Run, yes: bool) -> None:
     if any((run.results / name).exists() for name in SUMMARIES):
         raise UserError(f"{run.name} is complete, in {run.results}: there is nothing to resume")
     with changing("resume", run):
-        if run.host is None:
-            with telling(run):
+        with telling(run):
+            if run.host is None:
                 adopt(run)
-        if not run.is_past("started"):
-            if run.state in NO_MACHINE:
-                kept = "what is on its kept disk" if kept_disks(run) else "what was fetched, if any"
-                found = f"what is in {run.uri}" if run.uri else kept
-                say(f"{run.name} has no machine: a new one continues from {found}")
-            with telling(run):
+            if not run.is_past("started"):
+                if run.state in NO_MACHINE:
+                    kept = "what is on its kept disk" if kept_disks(run) else "what was fetched"
+                    say(f"{run.name} has no machine: a new one continues from {run.uri or kept}")
                 _work(run, *_confirm(run, yes))
-            return
+                return
         machines = run.machines()
         about = [machine.call("snapshot") for machine in machines]
-        jobs = [one["job"] for one in about]
-        if jobs[0]["state"] == "running" and all(
-            job["state"] == "running" or job["exit_code"] == 0 for job in jobs
-        ):
+        ends = [one["job"]["exit_code"] for one in about if one["job"]["state"] != "running"]
+        if about[0]["job"]["state"] == "running" and all(code == 0 for code in ends):
             raise UserError(f"{run.name} runs: `fab monitor`; `fab stop` lets it save and end")
         if about[0]["complete"]:
             raise UserError(f"{run.name} is complete: `fab fetch` brings the results")
@@ -109,8 +104,7 @@ def _work(run: Run, plan: Plan | None, manifest: dict[str, str]) -> None:
         run.save()
         profile = None
         if run.uri or run.data_uri:
-            tags = {RUN: run.name, OWNER: run.owner}
-            profile = ensure_profile(run.label, run.uri, run.data_uri, tags)
+            profile = ensure_profile(run.label, run.uri, run.data_uri, run.tags)
         make_instance(run, plan, profile)
         if len(run.members) < run.instances:
             say(f"on {len(run.members)} of {run.instances} machines: the others are gone")

@@ -1,12 +1,13 @@
 """The run's instances: made once, found again, waited for, checked."""
 
 import time
+from typing import Any
 
 from mmattn.console import say, waiting
 from mmattn.remote.access import own_network
 from mmattn.remote.aws import CloudError
-from mmattn.remote.cloud import DEADLINE, GONE, OWNER, PATIENCE_S, PRICE, RUN, Cloud
-from mmattn.remote.plan import Plan, instance_request
+from mmattn.remote.cloud import DEADLINE, GONE, PATIENCE_S, PRICE, Cloud, tagged
+from mmattn.remote.plan import Plan
 from mmattn.remote.runs import LOGIN, Member, Run
 from mmattn.remote.ssh import (
     CommandFailed,
@@ -27,32 +28,45 @@ def make_instance(run: Run, plan: Plan, profile: str | None = None) -> None:
     cloud = run.cloud()
     adopt(run)
     network = run.allow_from or own_network()  # before anything is made
-    tags = {RUN: run.name, OWNER: run.owner, "Name": run.label}
     say(f"key pair and security group {run.label}")
-    cloud.ensure_key_pair(run.label, make_key(run.key), tags)
-    group = cloud.ensure_group(run.label, plan.subnets[0]["VpcId"], tags)
+    cloud.ensure_key_pair(run.label, make_key(run.key), run.tags)
+    group = cloud.ensure_group(run.label, plan.subnets[0]["VpcId"], run.tags)
     cloud.admit(group, network)
     if run.instances > 1:
         cloud.admit_members(group)
-        cloud.ensure_placement(run.label, tags)
+        cloud.ensure_placement(run.label, run.tags)
     untried = list(plan.subnets)
     while not run.members:
         if run.deadline is None:
             # Kept before the start: the same call again asks for the same instance.
             run.deadline = float(int(time.time() + run.hours * 3600))
             run.price = plan.price
-            own = {DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")}
-            run.request = instance_request(run, plan, untried.pop(0), group, own, profile)
+            run.request = _request(run, plan, untried.pop(0), group, profile)
             run.to("asked")
         _launch(run, untried)
     for rank, member in enumerate(run.members):
         label = run.label if rank == 0 else f"{run.label}-{rank}"
-        cloud.ensure_alarms(label, member.id, run.hours, tags)
+        cloud.ensure_alarms(label, member.id, run.hours, run.tags)
     for rank, member in enumerate(run.members):
         with waiting(f"waiting until {member.id} runs"):
             _wait_for_address(run, member)
         if run.uri is None:
             cloud.keep_volume(member.id, keep=rank == 0)  # the results are on the first
+
+
+def _request(run: Run, plan: Plan, subnet: dict, group: str, profile: str | None) -> dict[str, Any]:
+    """The parameters of RunInstances, but for user data and token."""
+    tags = {**run.tags, DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")}
+    door = {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "Groups": [group]}
+    door |= {"DeleteOnTermination": True, "AssociatePublicIpAddress": True}
+    return {
+        **plan.request,
+        "KeyName": run.label,
+        "NetworkInterfaces": [door],
+        "TagSpecifications": tagged(tags, "instance", "volume"),
+        **({"Placement": {"GroupName": run.label}} if run.instances > 1 else {}),
+        **({"IamInstanceProfile": {"Name": profile}} if profile else {}),
+    }
 
 
 def adopt(run: Run) -> None:

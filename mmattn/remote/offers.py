@@ -14,6 +14,14 @@ IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{}"
 GPU_IMAGE = (
     "/aws/service/deeplearning/ami/{}/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id"
 )
+MACHINE = {  # attributes in AWS's Price List
+    "operatingSystem": "Linux",
+    "operation": "RunInstances",
+    "tenancy": "Shared",
+    "capacitystatus": "Used",
+    "preInstalledSw": "NA",
+}
+DISK = {"productFamily": "Storage", "volumeApiName": "gp3"}
 ADDRESS = 0.005  # dollars an hour of a public IPv4 address, in every region
 QUOTAS = {  # of vCPUs, by the letters of EC2's families: on demand, spot
     "a c d h i im is m r t z": ("L-1216C47A", "L-34B43A08"),
@@ -31,12 +39,17 @@ class MachineType(NamedTuple):
     """Processors that the job will find."""
     one_thread: bool
     """Whether threads are switched off, so that each core is one processor."""
-    memory: int
-    """Bytes."""
+    gib: float
+    """Of memory."""
     architecture: str
     gpus: int = 0
     free: bool = False
     """Whether an account on the free plan may start it."""
+
+    def __str__(self) -> str:
+        threads = f" ({self.cores} cores, one thread each)" if self.one_thread else ""
+        gpus = f", {self.gpus} GPUs" if self.gpus else ""
+        return f"{self.name}, {self.vcpus} vCPU{threads}{gpus}, {self.gib:.0f} GiB"
 
 
 def machine_type(cloud: Cloud, name: str) -> MachineType:
@@ -60,7 +73,7 @@ def machine_type(cloud: Cloud, name: str) -> MachineType:
         cpu["DefaultVCpus"],
         cpu["DefaultCores"] if one_thread else cpu["DefaultVCpus"],
         one_thread,
-        found["MemoryInfo"]["SizeInMiB"] * 2**20,
+        found["MemoryInfo"]["SizeInMiB"] / 1024,
         min(architectures),
         gpus,
         found.get("FreeTierEligible", False),
@@ -116,27 +129,14 @@ def spot_price(cloud: Cloud, instance_type: str) -> float | None:
     return min((float(row["SpotPrice"]) for row in found), default=None)
 
 
-def on_demand_price(region: str, instance_type: str) -> float | None:
-    """Dollars an hour of an instance type with Linux, by AWS's Price List; None if unknown."""
-    return _highest(
-        region,
-        instanceType=instance_type,
-        operatingSystem="Linux",
-        operation="RunInstances",
-        tenancy="Shared",
-        capacitystatus="Used",
-        preInstalledSw="NA",
-    )
+def price(region: str, **attributes: str) -> float | None:
+    """By AWS's Price List, the highest price of what has these attributes; None if unknown.
 
-
-def disk_price(region: str) -> float | None:
-    """Dollars an hour of a GiB of a gp3 volume, by AWS's Price List; None if unknown."""
-    month = _highest(region, productFamily="Storage", volumeApiName="gp3")
-    return month and month / 730
-
-
-def _highest(region: str, **attributes: str) -> float | None:
-    """The highest price in dollars of the products with these attributes, and so a bound."""
+    Args:
+        region: where.
+        attributes: MACHINE's with an instanceType, for dollars an hour; or DISK's, for dollars a
+            GiB and month.
+    """
     asked = {"regionCode": region, **attributes}.items()
     terms = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in asked]
     try:

@@ -19,11 +19,10 @@ from mmattn.errors import UserError
 from mmattn.remote import bucket, offers
 from mmattn.remote.access import network
 from mmattn.remote.bucket import parse_uri
-from mmattn.remote.cloud import OWNER, RUN, Cloud, tagged
+from mmattn.remote.cloud import Cloud, tagged
 from mmattn.remote.kept import kept_disks
 from mmattn.remote.offers import MachineType
 from mmattn.remote.runs import DEFAULTS, OF_EC2, Run, flag, is_uri, parse_host
-from mmattn.train.devices import most_dividing
 
 MOST_HOURS = 24 * 6  # an alarm can count no further than a week
 MOST = {"hours": MOST_HOURS, "grace_minutes": 60 * MOST_HOURS, "instances": 64}
@@ -32,21 +31,16 @@ _OWN_OPTIONS = ("--out", "--resume", "--data.roots")
 
 
 class Plan(NamedTuple):
-    """What EC2 will be asked for."""
+    """What EC2 will be asked for, and what was found out about it."""
 
-    machine_type: MachineType
-    image: dict[str, Any]
-    disk_gib: int
+    request: dict[str, Any]
+    """Parameters of RunInstances, but for place, key and rights."""
+    subnets: list[dict[str, Any]]
+    """Where the machines can be, one a zone, in the order of trying."""
     price: float | None
     """Dollars an hour of one machine now; None if unknown."""
-    most: float | None
-    """Dollars an hour that it may cost: of a spot machine, those on demand."""
-    disk_price: float | None
-    """Dollars an hour of a GiB."""
-    subnets: list[dict[str, Any]]
-    """Where it can be, one a zone, in the order of trying."""
-    checks: Sequence[tuple[str, str]] = ()
-    """What was asked, and the answer."""
+    rows: list[tuple[str, str]]
+    """To be shown: what will be made, what was asked, the cost."""
 
 
 def new_run(experiment: str, **asked: Any) -> Run:
@@ -125,135 +119,105 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
     """
     kind = offers.machine_type(cloud, run.instance_type)
     image = offers.image(cloud, kind, run.ami)
-    # The data, as much again for the packed cache, half of it spare; code, environment, results.
-    sizes, checks = [folder_size(Path(one)) for one in run.data if not is_uri(one)], []
+    subnets = offers.subnets(cloud, kind.name, run.subnet)
+    if kept := kept_disks(run):
+        name, zone = kept[0]["VolumeId"], kept[0]["AvailabilityZone"]
+        subnets = [one for one in subnets if one["AvailabilityZone"] == zone]
+        if not subnets:
+            raise UserError(
+                f"{name}, the disk with the results, is in {zone}: expected {kind.name} to be "
+                "offered in a subnet there"
+            )
+    sizes, found = [folder_size(Path(one)) for one in run.data if not is_uri(one)], []
     if run.data_uri:
         count, size = bucket.check("--data", run.data_uri, cloud.region, write=False)
         sizes.append(size)
-        checks.append((run.data_uri, f"{count} files, {size / 1e6:.0f} MB"))
+        found.append((run.data_uri, f"{count} files, {size / 1e6:.0f} MB"))
     if run.results_uri:
         bucket.check("--results", run.uri, cloud.region, write=True)
-        checks.append((run.uri, "can be written"))
-    gib = 20 + 2.5 * sum(sizes) / 2**30
-    disks = [one["Ebs"]["VolumeSize"] for one in image["BlockDeviceMappings"] if "Ebs" in one]
-    most = offers.on_demand_price(cloud.region, kind.name)
-    plan = Plan(
-        kind,
-        image,
-        max([*disks, math.ceil(gib)]),
-        offers.spot_price(cloud, kind.name) if run.spot else most,
-        most,
-        offers.disk_price(cloud.region),
-        offers.subnets(cloud, kind.name, run.subnet),
+        found.append((run.uri, "can be written"))
+    # The data, as much again for the packed cache, half of it spare; code, environment, results.
+    gib = 20 + math.ceil(2.5 * sum(sizes) / 2**30)
+    gib = max(
+        [gib, *(one["Ebs"]["VolumeSize"] for one in image["BlockDeviceMappings"] if "Ebs" in one)]
     )
-    if kept := kept_disks(run):
-        zone = kept[0]["AvailabilityZone"]
-        there = [one for one in plan.subnets if one["AvailabilityZone"] == zone]
-        if not there:
-            raise UserError(
-                f"{kept[0]['VolumeId']}, the disk with the results, is in {zone}: expected "
-                f"{kind.name} to be offered in a subnet there"
-            )
-        plan = plan._replace(subnets=there)
-    if run.deadline is not None:  # what was asked for counts among what is in use
-        return plan
-    checks += [
-        ("vCPUs of the account", offers.check_quota(cloud, kind, run.instances, run.spot)),
-        ("plan of the account", offers.check_account(kind)),
-        ("zones", ", ".join(one["AvailabilityZone"] for one in plan.subnets)),
+    most = offers.price(cloud.region, instanceType=kind.name, **offers.MACHINE)
+    price = offers.spot_price(cloud, kind.name) if run.spot else most
+    disk = offers.price(cloud.region, **offers.DISK)
+    request = instance_request(run, kind, image, gib, most)
+    if run.deadline is None:  # else what was asked for counts among what is in use
+        found.append(
+            ("vCPUs of the account", offers.check_quota(cloud, kind, run.instances, run.spot))
+        )
+        found.append(("plan of the account", offers.check_account(kind)))
+        cloud.try_launch({**request, "SubnetId": subnets[0]["SubnetId"]})
+        found.append(("permission to start it", "yes"))
+    kept, end = "kept until the results are fetched", f"{run.grace_minutes:g} min after its job"
+    if run.results_uri:
+        kept, end = "deleted with it", f"when its job has ended and all is in {run.results_uri}"
+    rows = [
+        ("machine", f"{_each(run)}{kind}, {'spot' if run.spot else 'on demand'}, {cloud.region}"),
+        ("the job uses", devices_text(run, kind)),
+        ("image", image["ImageId"]),
+        ("disk", f"{_each(run)}{gib} GiB, encrypted, {kept}"),
+        ("who can reach it", f"{run.allow_from or 'this computer alone'}, port 22"),
+        ("it ends itself", f"{run.hours:g} h after its start, or {end}"),
+        ("zones", ", ".join(one["AvailabilityZone"] for one in subnets)),
+        *found,
+        ("cost", cost_text(run, price, most, disk and gib * disk / 730)),
     ]
-    cloud.try_launch(instance_request(run, plan, plan.subnets[0]))
-    return plan._replace(checks=[*checks, ("permission to start it", "yes")])
+    return Plan(request, subnets, price, rows)
 
 
 def instance_request(
-    run: Run,
-    plan: Plan,
-    subnet: dict[str, Any],
-    group: str | None = None,
-    tags: dict[str, str] | None = None,
-    profile: str | None = None,
+    run: Run, kind: MachineType, image: dict[str, Any], disk_gib: int, most: float | None
 ) -> dict[str, Any]:
-    """Parameters of RunInstances.
+    """Parameters of RunInstances, but for place, key and rights.
 
     Args:
         run: who asks.
-        plan: for what.
-        subnet: where.
-        group: id of the security group; None before the run has one, a key pair and a placement.
-        tags: of instances and volumes, besides the run's and the owner's.
-        profile: name of the instance profile.
+        kind: of machine.
+        image: that it boots.
+        disk_gib: size of its disk.
+        most: dollars an hour that a spot machine may cost; None for EC2's own bound.
     """
-    disk = {"VolumeSize": plan.disk_gib, "VolumeType": "gp3", "Encrypted": True}
+    disk = {"VolumeSize": disk_gib, "VolumeType": "gp3", "Encrypted": True}
     # Without a bucket, what was not fetched is on it alone.
     disk["DeleteOnTermination"] = run.results_uri is not None
-    door = {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "DeleteOnTermination": True}
     request = {
         "MinCount": run.instances,
         "MaxCount": run.instances,
-        "ImageId": plan.image["ImageId"],
-        "InstanceType": plan.machine_type.name,
-        "BlockDeviceMappings": [{"DeviceName": plan.image["RootDeviceName"], "Ebs": disk}],
+        "ImageId": image["ImageId"],
+        "InstanceType": kind.name,
+        "BlockDeviceMappings": [{"DeviceName": image["RootDeviceName"], "Ebs": disk}],
         "InstanceInitiatedShutdownBehavior": "terminate",
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1},
-        "NetworkInterfaces": [{**door, "AssociatePublicIpAddress": True}],
-        "TagSpecifications": tagged(
-            {RUN: run.name, OWNER: run.owner, "Name": run.label, **(tags or {})},
-            *("instance", "volume"),
-        ),
+        "TagSpecifications": tagged(run.tags, "instance", "volume"),
     }
-    if plan.machine_type.one_thread:
-        request["CpuOptions"] = {"CoreCount": plan.machine_type.cores, "ThreadsPerCore": 1}
+    if kind.one_thread:
+        request["CpuOptions"] = {"CoreCount": kind.cores, "ThreadsPerCore": 1}
     if run.spot:
         options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
-        options |= {"MaxPrice": f"{plan.most:.4f}"} if plan.most else {}
+        options |= {"MaxPrice": f"{most:.4f}"} if most else {}
         request["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
-    if profile:
-        request["IamInstanceProfile"] = {"Name": profile}
-    if group:
-        request["KeyName"] = run.label
-        request["NetworkInterfaces"][0]["Groups"] = [group]
-        if run.instances > 1:
-            request["Placement"] = {"GroupName": run.label}
     return request
 
 
 def say_plan(run: Run, plan: Plan | None, files: int) -> None:
     """Show what will be sent and made, and what it costs; `plan` is None with a --host."""
+    host = [("machine", f"{run.host}, which exists and is not ended afterwards")]
     rows = [
         ("run", run.name),
         ("experiment", shlex.join([f"experiments.{run.experiment}", *run.args])),
-        ("data", ", ".join(map(_described, run.data)) or "the built-in corpus"),
+        ("data", ", ".join(run.data) or "the built-in corpus"),
         ("sent from here", f"{files} files"),
+        *(plan.rows if plan else host),
     ]
-    if plan is None:
-        rows.append(("machine", f"{run.host}, which exists and is not ended afterwards"))
-        return say_table("Plan", ("", ""), rows, left=True)
-    machine = plan.machine_type
-    each = f"{run.instances} x " if run.instances > 1 else ""
-    threads = f" ({machine.cores} cores, one thread each)" if machine.one_thread else ""
-    gpus = f", {machine.gpus} GPUs" if machine.gpus else ""
-    kind = f"{'spot' if run.spot else 'on demand'}, {run.region}"
-    size = f"{machine.vcpus} vCPU{threads}{gpus}, {machine.memory / 2**30:.0f} GiB"
-    kept, end = "kept until the results are fetched", f"{run.grace_minutes:g} min after its job"
-    if run.results_uri:
-        kept, end = "deleted with it", f"when its job has ended and all is in {run.results_uri}"
-    who = f"{run.allow_from or 'this computer alone'}, port 22"
-    rows += [
-        ("machine", f"{each}{machine.name}, {size}, {kind}"),
-        ("the job uses", devices_text(run, machine)),
-        ("image", plan.image["ImageId"]),
-        ("disk", f"{each}{plan.disk_gib} GiB, encrypted, {kept}"),
-        ("who can reach it", f"{who}{'; its machines each other' * (run.instances > 1)}"),
-        ("it ends itself", f"{run.hours:g} h after its start, or {end}"),
-        *plan.checks,
-        ("cost", cost_text(run, plan)),
-    ]
-    return say_table("Plan", ("", ""), rows, left=True)
+    say_table("Plan", ("", ""), rows, left=True)
 
 
-def _described(data: str) -> str:
-    return data if is_uri(data) else f"{data} ({folder_size(Path(data)) / 1e6:.0f} MB)"
+def _each(run: Run) -> str:
+    return f"{run.instances} x " if run.instances > 1 else ""
 
 
 def devices_text(run: Run, machine: MachineType) -> str:
@@ -266,6 +230,8 @@ def devices_text(run: Run, machine: MachineType) -> str:
     there = each * run.instances
     used = config.devices
     if used == "auto":
+        from mmattn.train.devices import most_dividing  # imports JAX, which takes a while
+
         used = most_dividing(each, batch / run.instances) * run.instances
     text = f"{used} devices on {there} {what}, with a batch of {batch} clips"
     if 2 * used > there:
@@ -273,21 +239,26 @@ def devices_text(run: Run, machine: MachineType) -> str:
     return f"{text}: {there - used} idle; --train.batch {there} uses all, but trains otherwise"
 
 
-def cost_text(run: Run, plan: Plan) -> str:
-    """The highest cost of a plan and where the price is from."""
-    if plan.price is None:
+def cost_text(run: Run, price: float | None, most: float | None, disk: float | None) -> str:
+    """The highest cost of a run and where the price is from.
+
+    Args:
+        run: which.
+        price: dollars an hour of one machine now; None if unknown.
+        most: dollars an hour that it may cost: on demand, also of a spot machine.
+        disk: dollars an hour of its disk.
+    """
+    if price is None:
         return f"unknown: the Price List names none for {run.instance_type} in {run.region}"
     source = f"on demand in {run.region}"
     if run.spot:
-        source = "spot now" + (f"; on demand ${plan.most:.2f}" if plan.most else "")
-    each = f"{run.instances} x " if run.instances > 1 else ""
-    text = f"{each}${plan.price:.2f} an hour ({source})"
-    if plan.most is None or plan.disk_price is None:
+        source = "spot now" + (f"; on demand ${most:.2f}" if most else "")
+    text = f"{_each(run)}${price:.2f} an hour ({source})"
+    if most is None or disk is None:
         return f"{text}; no bound is known"
-    disk = plan.disk_gib * plan.disk_price
-    most = run.instances * run.hours * (plan.most + offers.ADDRESS + disk)
+    bound = run.instances * run.hours * (most + offers.ADDRESS + disk)
     kept = "" if run.results_uri else f"; the kept disk ${24 * disk:.2f} a day"
-    return f"{text}{kept}; at most ${most:.2f} with its address and disk, without traffic"
+    return f"{text}{kept}; at most ${bound:.2f} with its address and disk, without traffic"
 
 
 def confirm(question: str) -> None:

@@ -17,7 +17,7 @@ from mmattn.console import complain
 from mmattn.errors import UserError
 from mmattn.files import read_json, write_json, write_text
 from mmattn.remote.access import own_network
-from mmattn.remote.cloud import Cloud
+from mmattn.remote.cloud import OWNER, RUN, Cloud
 from mmattn.remote.ssh import Access, Machine, make_key
 from mmattn.remote.states import STATES, is_past
 
@@ -72,11 +72,7 @@ OF_EC2 = list(OPTIONS)[list(OPTIONS).index("host") + 1 :]
 
 
 def flag(name: str) -> str:
-    """The option that fills a field of `Run`.
-
-    >>> flag("instance_type"), flag("hours")
-    ('instance-type', 'max-hours')
-    """
+    """The option that fills a field of `Run`, without its dashes."""
     return {"hours": "max-hours", "results_uri": "results"}.get(name, name.replace("_", "-"))
 
 
@@ -122,6 +118,15 @@ class Run:
     """Digest of what was sent to the machines."""
     began_with: str | None = None
     """Digest of what the first of its jobs was started with."""
+
+    def __post_init__(self):
+        self.folder = FOLDER / self.name  # where this computer keeps its state and keys
+        self.key = self.folder / "key"  # that logs in
+        self.host_key = self.folder / "host_key"  # that the instance proves itself with
+        self.label = f"mmattn-{self.name}"  # of its key pair, security group and alarms
+        self.base = f"mmattn/{self.name}"  # on the machine, in the login user's home
+        time = self.name.removeprefix(f"{self.experiment}-")
+        self.results = Path("runs") / self.experiment / time  # where what is fetched goes
 
     @classmethod
     def find(cls, name: str | None = None) -> "Run":
@@ -177,34 +182,9 @@ class Run:
         return self.members[0].address if self.members else None
 
     @property
-    def folder(self) -> Path:
-        """Where this computer keeps the run's state and keys."""
-        return FOLDER / self.name
-
-    @property
-    def label(self) -> str:
-        """Name of its key pair, security group and alarm."""
-        return f"mmattn-{self.name}"
-
-    @property
-    def results(self) -> Path:
-        """Where its fetched results go: runs/<experiment>/<time>."""
-        return Path("runs") / self.experiment / self.name.removeprefix(f"{self.experiment}-")
-
-    @property
-    def base(self) -> str:
-        """Its folder on the machine, in the login user's home."""
-        return f"mmattn/{self.name}"
-
-    @property
-    def key(self) -> Path:
-        """The private key that logs in."""
-        return self.folder / "key"
-
-    @property
-    def host_key(self) -> Path:
-        """The private key that the instance proves itself with."""
-        return self.folder / "host_key"
+    def tags(self) -> dict[str, str]:
+        """Of all that is made for it."""
+        return {RUN: self.name, OWNER: self.owner, "Name": self.label}
 
     @property
     def fetched(self) -> str | None:
@@ -333,7 +313,7 @@ def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise Busy(
-                f"{file.read() or 'another command'} is at work here: it holds {folder / 'lock'}; wait for it or stop it"
+                f"{file.read()} is at work here: it holds {folder / 'lock'}; wait for it or stop it"
             ) from error
         file.truncate(0)
         file.write(f"`fab {what}` (process {os.getpid()})")

@@ -16,7 +16,7 @@ from mmattn.remote.ssh import Machine, RemoteError
 
 SETTLE_S = 15  # until EC2 lists a new instance
 VOLUME_S = 60
-HELP_FORCE = "--force removes it all the same"
+HELP_FORCE = "--force removes all the same"
 
 
 def teardown(name: str | None, region: str | None, force: bool) -> None:
@@ -34,34 +34,39 @@ def teardown(name: str | None, region: str | None, force: bool) -> None:
     """
     if name is not None and not NAME.fullmatch(name):  # EC2 would take * for any
         raise UserError(f"--run {name}: expected a run's full name, e.g. from `fab ls`")
-    if name is not None and all(run.name != name for run in runs()):
+    if name is None or any(run.name == name for run in runs()):
+        run = Run.find(name)
+        with changing("teardown", run):
+            if run.host is not None:
+                _clear_host(run, force)
+            else:
+                _end(run, force)
+    elif not force:
+        raise UserError(
+            f"--run {name}: {FOLDER} knows no such run, so no results of it can be fetched from "
+            f"here; {HELP_FORCE} what AWS has of it"
+        )
+    else:
         with locked("teardown"):
-            _end(Run(name, "", region=region), force, known=False)
-        return
-    run = Run.find(name)
-    with changing("teardown", run):
-        if run.host is None:
-            _end(run, force, known=True)
-        else:
-            _clear_host(run, force)
+            _end(Run(name, "", region=region), force)
 
 
-def _end(run: Run, force: bool, known: bool) -> None:
+def _end(run: Run, force: bool) -> None:
     """End a run's machines on EC2 and delete what was made for them."""
     with telling(run):
         cloud = run.cloud()
-        run.region = cloud.region
         remains = _remains(run, cloud)
         if not run.members and run.deadline is not None and "instance" not in remains:
             with waiting("a start was asked for whose answer never came: looking for the instance"):
                 time.sleep(SETTLE_S)
             remains = _remains(run, cloud)
+        known = run.folder.exists()
         if not (known or remains):
             raise UserError(
-                f"--run {run.name}: neither {FOLDER} nor {cloud.region} knows such a run"
+                f"--run {run.name}: {cloud.region} knows no such run, nor does {FOLDER}"
             )
         if not force:
-            _check_results(run, cloud, known)
+            _check_results(run, cloud)
         _remove(run, cloud, remains)
         if known:
             run.attempt += 1  # of which EC2 knows no start yet
@@ -94,21 +99,15 @@ def _check_gone(run: Run, cloud: Cloud) -> None:
         time.sleep(2)
 
 
-def _check_results(run: Run, cloud: Cloud, known: bool) -> None:
+def _check_results(run: Run, cloud: Cloud) -> None:
     """UserError if a machine or its disk has results that are perhaps not here."""
-    begun = run.began_with is not None or not known
-    if begun and run.fetched != "complete" and (kept := kept_disks(run)):
+    if run.began_with and run.fetched != "complete" and (kept := kept_disks(run)):
         raise UserError(
             f"{kept[0]['VolumeId']} has results of {run.name} that were perhaps not fetched: `fab "
             f"resume` continues from it; {HELP_FORCE}"
         )
-    living = [one.id for one in cloud.instances(run=run.name) if one.state not in GONE]
-    if living and not known:
-        raise UserError(
-            f"{run.name} is not in {FOLDER}, so its results cannot be fetched from here; "
-            f"{HELP_FORCE}"
-        )
-    if run.instance_id in living and run.address is not None:  # the results are on the first
+    # The results are on the first.
+    if run.address is not None and cloud.state(run.instance_id) not in (None, *GONE):
         _check_fetched(run)
 
 

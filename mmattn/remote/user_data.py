@@ -39,12 +39,8 @@ def user_data(
         "/etc/ssh/sshd_config.d/10-mmattn.conf": "ClientAliveInterval 30\nClientAliveCountMax 10\n",
         f"/etc/systemd/system/{TIMER}": (
             "[Unit]\nDescription=the machine's absolute deadline\n"
-            f"[Timer]\nOnCalendar={end}\nAccuracySec=1s\nPersistent=true\n"
+            f"[Timer]\nOnCalendar={end}\nAccuracySec=1s\nPersistent=true\nUnit=poweroff.target\n"
             "[Install]\nWantedBy=timers.target\n"
-        ),
-        "/etc/systemd/system/mmattn-deadline.service": (
-            "[Unit]\nDescription=power off at the deadline\n"
-            "[Service]\nType=oneshot\nExecStart=/usr/bin/systemctl poweroff\n"
         ),
         f"/etc/systemd/system/{GUARD}": (
             "[Unit]\nDescription=ends the machine when its job is over\n"

@@ -84,7 +84,7 @@ def test_a_lost_answer_is_asked_for_again(run, cloud_api):
 
 def test_a_start_whose_answer_never_comes_is_adopted(run, cloud_api):
     cloud_api.faults.append(lost_answers("RunInstances"))
-    text = fail(run, "starting a c5.24xlarge: ", "perhaps 1 whose start was asked for")
+    text = fail(run, "perhaps 1 whose start was asked for")
     assert "(c5.24xlarge, $4.08 an hour, ends by " in text
     assert "The same command continues" in text
     assert f"`fab teardown --run {run.name}` removes it all" in text
@@ -107,14 +107,14 @@ def test_an_instance_that_ec2_does_not_list_yet_is_not_made_twice(run, cloud_api
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        ("InsufficientInstanceCapacity", "AWS: RunInstances: InsufficientInstanceCapacity"),
-        ("VcpuLimitExceeded", "AWS: RunInstances: VcpuLimitExceeded: as the test wants it"),
+        ("InsufficientInstanceCapacity", "RunInstances: InsufficientInstanceCapacity"),
+        ("VcpuLimitExceeded", "RunInstances: VcpuLimitExceeded: as the test wants it"),
         ("UnauthorizedOperation", "see docs/remote-policy.json (RunInstances: "),
     ],
 )
 def test_a_refused_start_leaves_nothing_that_costs(run, cloud_api, code, advice):
     cloud_api.faults.append(Fault("RunInstances", code, math.inf))
-    text = fail(run, "starting a c5.24xlarge: ", advice, f"Now there is in {run.region}: ")
+    text = fail(run, advice, f"Now there is in {run.region}: ")
     assert code in text
     assert "an hour" not in text
     assert cloud_api.resources() == FREE
@@ -180,7 +180,7 @@ def test_a_machine_without_a_public_address_fails_at_once(run, cloud_api, clock)
 def test_credentials_that_aws_refuses(run, cloud_api, code, advice):
     cloud_api.faults.append(Fault("*", code, math.inf))
     fail(run, advice)
-    with pytest.raises(UserError, match="sts:GetCallerIdentity: "):
+    with pytest.raises(UserError, match="GetCallerIdentity: "):
         Cloud("us-east-1").caller()
     assert not cloud_api.resources()
 
@@ -219,9 +219,7 @@ def test_no_credentials(run, monkeypatch):
 def test_no_region(run, monkeypatch):
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(
-        UserError, match="AWS: You must specify a region. By --region, AWS_REGION or"
-    ):
+    with pytest.raises(UserError, match="You must specify a region"):
         Cloud(None)
     with pytest.raises(UserError, match="region_name 'no where' doesn't match"):
         Cloud("no where")
@@ -239,7 +237,7 @@ def test_an_endpoint_out_of_reach(run, monkeypatch):
 
 def test_an_unknown_instance_type(run, cloud_api):
     run.instance_type = "c5.gigantic"
-    fail(run, "--instance-type c5.gigantic: AWS: DescribeInstanceTypes: InvalidInstanceType: ")
+    fail(run, "--instance-type c5.gigantic: DescribeInstanceTypes: InvalidInstanceType: ")
 
 
 # What exists after a failure at each stage
@@ -307,7 +305,7 @@ def test_an_id_that_ec2_never_knows(run, cloud_api, monkeypatch):
     cloud_api.faults.append(
         Fault("DescribeInstances", "InvalidInstanceID.NotFound", math.inf, naming="InstanceId")
     )
-    fail(run, "waiting for i-", "Max attempts exceeded", "$4.08 an hour")
+    fail(run, "Waiter InstanceRunning failed: Max attempts exceeded", "$4.08 an hour")
 
 
 def test_an_id_that_ec2_knows_no_more_is_replaced(run, cloud_api, clock):
@@ -422,7 +420,7 @@ def test_an_instance_that_does_not_end(run, cloud_api, monkeypatch):
     make(run)
     monkeypatch.setitem(cloud.WAIT, "MaxAttempts", 3)
     monkeypatch.setattr(EC2Backend, "terminate_instances", lambda *_: [])
-    with pytest.raises(UserError, match=r"waiting for the end of i-.*Max attempts exceeded"):
+    with pytest.raises(UserError, match="Waiter InstanceTerminated failed: Max attempts exceeded"):
         teardown.teardown(run.name, None, force=True)
 
 

@@ -144,7 +144,7 @@ def test_a_refusal_before_the_start_leaves_nothing_that_costs(run, cloud_api, ac
 def test_no_room_for_all_is_none(run, cloud_api):
     cloud_api.faults.append(Fault("RunInstances", "InsufficientInstanceCapacity", math.inf))
     run.instances = 3
-    with pytest.raises(UserError, match=r"starting 3 c5\.24xlarge: AWS: RunInstances: Insuff"):
+    with pytest.raises(UserError, match="RunInstances: InsufficientInstanceCapacity"):
         make(run)
     assert "instances" not in cloud_api.resources()
     teardown.teardown(run.name, None, force=False)
@@ -237,10 +237,9 @@ def test_each_is_listed(three, monkeypatch):
 
 
 def test_the_plan_costs_as_many_times_as_much(run):
-    plan = make_plan(run, run.cloud())
-    one = float(cost_text(run, plan).rpartition("$")[2].split()[0])
+    one = float(cost_text(run, 4.08, 4.08, 0.01).rpartition("$")[2].split()[0])
     run.instances = 3
-    text = cost_text(run, plan)
+    text = cost_text(run, 4.08, 4.08, 0.01)
     assert "3 x $4.08 an hour" in text
     assert float(text.rpartition("$")[2].split()[0]) == pytest.approx(3 * one, abs=0.02)
 
