@@ -37,10 +37,6 @@ _ADVICE = {  # where AWS's own message does not tell what to do
     "these credentials lack a permission: see docs/remote-policy.json": (
         *("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"),
     ),
-    "AWS throttles this account's requests: try again in some minutes": _THROTTLED,
-    "an earlier start of this machine was asked for with other parameters: `fab teardown` first": (
-        "IdempotentParameterMismatch",
-    ),
     "there is no such bucket: `aws s3 mb s3://BUCKET --region REGION` makes one": ("NoSuchBucket",),
 }
 
@@ -96,10 +92,6 @@ def explained(what: str) -> Iterator[None]:
         refused = 400 <= status < 500 or code.startswith("Insufficient")
         refused &= code not in ("IdempotentParameterMismatch", *_THROTTLED)
         raise CloudError(f"{what}: {text}", code, refused) from error
-    except failures.NoCredentialsError as error:
-        raise CloudError(f"AWS: {error}: `aws configure` or `aws sso login` makes them") from error
-    except failures.NoRegionError as error:
-        raise CloudError(f"AWS: {error} By --region, AWS_REGION or in ~/.aws/config") from error
     except (failures.SSOError, failures.TokenRetrievalError) as error:
         profile = os.environ.get("AWS_PROFILE", "default")
         raise CloudError(

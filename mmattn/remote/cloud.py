@@ -104,7 +104,7 @@ class Cloud:
                 Description="ssh to mmattn training machines from one network",
                 TagSpecifications=tagged(tags, "security-group"),
             )
-        self._wait("security_group_exists", Filters=filters("group-name", name))
+        self.wait("security_group_exists", Filters=filters("group-name", name))
         return self.group(name)
 
     def admit(self, group_id: str, network: str) -> bool:
@@ -154,11 +154,8 @@ class Cloud:
         done = persistent(*NEW)(self.ec2.run_instances, **request)
         return [one["InstanceId"] for one in sorted(done["Instances"], key=_launch_index)]
 
-    def wait_until_running(self, instance_id: str) -> None:
-        """Wait; CloudError if it ends, or takes more than ten minutes."""
-        self._wait("instance_running", InstanceIds=[instance_id])
-
-    def _wait(self, until: str, **which: Any) -> None:
+    def wait(self, until: str, **which: Any) -> None:
+        """Wait by one of EC2's waiters; CloudError if that cannot be, or takes ten minutes."""
         self.ec2.get_waiter(until).wait(**which, WaiterConfig=WAIT)
 
     def ensure_alarms(
@@ -227,7 +224,7 @@ class Cloud:
                 self.ec2.terminate_instances(InstanceIds=[instance_id])
         living = [one for one in instance_ids if self.state(one) not in (None, "terminated")]
         if living:
-            self._wait("instance_terminated", InstanceIds=living)
+            self.wait("instance_terminated", InstanceIds=living)
 
     def listed(self, kind: str, tag: str, value: str) -> list[dict[str, Any]]:
         """What there is of one of KINDS with a tag, in EC2's own form."""
@@ -256,15 +253,15 @@ class Cloud:
 
     def attach(self, volume_id: str, instance_id: str, device: str) -> None:
         """Attach a disk, once nothing else has it, and wait until it is."""
-        self._wait("volume_available", VolumeIds=[volume_id])
+        self.wait("volume_available", VolumeIds=[volume_id])
         self.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=device)
-        self._wait("volume_in_use", VolumeIds=[volume_id])
+        self.wait("volume_in_use", VolumeIds=[volume_id])
 
     def detach(self, volume_id: str, instance_id: str) -> None:
         """Detach a disk and wait until it is free."""
         with suppressed("IncorrectState"):  # nothing has it
             self.ec2.detach_volume(VolumeId=volume_id, InstanceId=instance_id)
-        self._wait("volume_available", VolumeIds=[volume_id])
+        self.wait("volume_available", VolumeIds=[volume_id])
 
     def delete(self, kind: str, name: str) -> None:
         """Delete what `remains` names, but an instance; one that is gone is no error.

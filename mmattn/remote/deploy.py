@@ -11,7 +11,7 @@ from mmattn.remote.cloud import GONE
 from mmattn.remote.jobs import build_environment, settle, start_training, take_from_bucket
 from mmattn.remote.kept import kept_disks, take_up
 from mmattn.remote.launch import adopt, check_end, make_instance, renew_host_key, wait_for_login
-from mmattn.remote.plan import Plan, confirm, make_plan, say_plan
+from mmattn.remote.plan import Plan, confirm, end_text, make_plan, say_plan
 from mmattn.remote.runs import NO_MACHINE, OPTIONS, Busy, Run, changing, flag, locked, runs
 from mmattn.remote.screen import clock
 from mmattn.remote.send import send, survey
@@ -181,12 +181,10 @@ def _unfinished(asked: Run) -> Run | None:
 
 
 def _say_started(run: Run) -> None:
-    say(f"{run.name} trains. `fab monitor` shows it; this computer may be shut.")
+    say(
+        f"{run.name} trains. `fab monitor` shows it, `fab fetch --watch` brings the results as "
+        "they come; this computer may be shut."
+    )
     if run.host is None:
-        after = f"when its job has ended and all is in {run.uri}"
-        if run.uri is None:
-            after = f"{run.grace_minutes:g} min after its job; its disk is kept until all is here"
-        say(
-            f"It ends by {clock(run.deadline)}, or {after}. `fab fetch --watch` brings the results "
-            "as they come."
-        )
+        kept = "" if run.uri else "; its disk is kept until all is here"
+        say(f"It ends by {clock(run.deadline)}, or {end_text(run)}{kept}.")

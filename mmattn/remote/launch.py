@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from mmattn.console import say, waiting
 from mmattn.remote.access import own_network
 from mmattn.remote.aws import CloudError
@@ -137,7 +139,7 @@ def _launch(run: Run, untried: list[dict]) -> None:
 
 def _wait_for_address(run: Run, member: Member) -> None:
     try:
-        run.cloud().wait_until_running(member.id)
+        run.cloud().wait("instance_running", InstanceIds=[member.id])
     except CloudError:
         _check_alive(run, member)
         raise
@@ -162,20 +164,22 @@ def wait_for_login(run: Run, machine: Machine) -> None:
     Raises:
         RemoteError: it never does, it ended, or it lacks what a run needs.
     """
-    end = time.monotonic() + (PATIENCE_S if run.host is None else 30)
-    while True:
-        try:
-            status = machine.run("cloud-init status 2>/dev/null || true", timeout=15)
-            if not any(word in status for word in ("running", "not run", "not started")):
-                break
-            failure = RemoteError(f"{machine.access.name} is still in its first boot")
-        except (Unreachable, NotLoggedIn) as error:  # while it boots, it may not know the key
-            failure = error
+
+    def look_at_ec2(_) -> None:
         if run.host is None:
             _check_alive(run, run.members[machine.rank])
-        if time.monotonic() > end:
-            raise failure
-        time.sleep(2)
+
+    patience = PATIENCE_S if run.host is None else 30
+    for attempt in Retrying(
+        retry=retry_if_exception_type((Unreachable, NotLoggedIn)),  # it boots, and knows no key yet
+        stop=stop_after_delay(patience),
+        wait=wait_fixed(2),
+        before_sleep=look_at_ec2,
+        reraise=True,
+    ):
+        with attempt:
+            machine.run("true", timeout=15)
+            machine.run("cloud-init status --wait >/dev/null 2>&1 || true", timeout=patience)
     install = "sudo dnf install -y rsync" if run.host is None else "false"
     try:
         machine.run(f"command -v python3 && (command -v rsync || {install})", timeout=300)

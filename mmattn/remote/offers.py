@@ -91,29 +91,31 @@ def image(cloud: Cloud, machine: MachineType, image_id: str | None) -> dict[str,
     return found
 
 
-def subnets(cloud: Cloud, instance_type: str, subnet_id: str | None) -> list[dict[str, Any]]:
-    """This subnet, or the default VPC's, one a zone, where an instance type is offered.
+def subnets(
+    cloud: Cloud, instance_type: str, subnet_id: str | None, zone: str | None = None
+) -> list[dict[str, Any]]:
+    """This subnet, or the default VPC's, one a zone (or in this one), where a type is offered.
 
     Raises:
         UserError: there is none.
     """
-    asked: dict[str, Any] = {"Filters": filters("default-for-az", "true")}
-    if subnet_id:
-        asked = {"SubnetIds": [subnet_id]}
+    asked = (
+        {"SubnetIds": [subnet_id]} if subnet_id else {"Filters": filters("default-for-az", "true")}
+    )
     with explained(f"--subnet {subnet_id or ''}"):
         found = cloud.ec2.describe_subnets(**asked)["Subnets"]
         offers = cloud.ec2.describe_instance_type_offerings(
             LocationType="availability-zone", Filters=filters("instance-type", instance_type)
         )["InstanceTypeOfferings"]
     found = {one["AvailabilityZone"]: one for one in found}
-    zones = sorted(one["Location"] for one in offers)
-    there = [found[zone] for zone in zones if zone in found]
+    zones = sorted(one["Location"] for one in offers if zone in (None, one["Location"]))
+    there = [found[name] for name in zones if name in found]
     if not there:
         makes = "none: `aws ec2 create-default-vpc` makes them, or give --subnet"
+        where = f"the zone of the kept disk, {zone}" if zone else ", ".join(zones) or "no zone"
         raise UserError(
-            f"--instance-type {instance_type}: expected a subnet where it is offered "
-            f"({', '.join(zones) or f'nowhere in {cloud.region}'}), found "
-            f"{', '.join(sorted(found)) or makes}"
+            f"--instance-type {instance_type}: expected a subnet where it is offered ({where}), "
+            f"found {', '.join(sorted(found)) or makes}"
         )
     return there
 
@@ -132,10 +134,7 @@ def spot_price(cloud: Cloud, instance_type: str) -> float | None:
 def price(region: str, **attributes: str) -> float | None:
     """By AWS's Price List, the highest price of what has these attributes; None if unknown.
 
-    Args:
-        region: where.
-        attributes: MACHINE's with an instanceType, for dollars an hour; or DISK's, for dollars a
-            GiB and month.
+    MACHINE and an instanceType: dollars an hour. DISK: dollars a GiB and month.
     """
     asked = {"regionCode": region, **attributes}.items()
     terms = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in asked]

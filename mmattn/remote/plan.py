@@ -119,15 +119,8 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
     """
     kind = offers.machine_type(cloud, run.instance_type)
     image = offers.image(cloud, kind, run.ami)
-    subnets = offers.subnets(cloud, kind.name, run.subnet)
-    if kept := kept_disks(run):
-        name, zone = kept[0]["VolumeId"], kept[0]["AvailabilityZone"]
-        subnets = [one for one in subnets if one["AvailabilityZone"] == zone]
-        if not subnets:
-            raise UserError(
-                f"{name}, the disk with the results, is in {zone}: expected {kind.name} to be "
-                "offered in a subnet there"
-            )
+    zone = kept[0]["AvailabilityZone"] if (kept := kept_disks(run)) else None
+    subnets = offers.subnets(cloud, kind.name, run.subnet, zone)
     sizes, found = [folder_size(Path(one)) for one in run.data if not is_uri(one)], []
     if run.data_uri:
         count, size = bucket.check("--data", run.data_uri, cloud.region, write=False)
@@ -152,16 +145,14 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
         found.append(("plan of the account", offers.check_account(kind)))
         cloud.try_launch({**request, "SubnetId": subnets[0]["SubnetId"]})
         found.append(("permission to start it", "yes"))
-    kept, end = "kept until the results are fetched", f"{run.grace_minutes:g} min after its job"
-    if run.results_uri:
-        kept, end = "deleted with it", f"when its job has ended and all is in {run.results_uri}"
+    kept = "deleted with it" if run.results_uri else "kept until the results are fetched"
     rows = [
         ("machine", f"{_each(run)}{kind}, {'spot' if run.spot else 'on demand'}, {cloud.region}"),
         ("the job uses", devices_text(run, kind)),
         ("image", image["ImageId"]),
         ("disk", f"{_each(run)}{gib} GiB, encrypted, {kept}"),
         ("who can reach it", f"{run.allow_from or 'this computer alone'}, port 22"),
-        ("it ends itself", f"{run.hours:g} h after its start, or {end}"),
+        ("it ends itself", f"{run.hours:g} h after its start, or {end_text(run)}"),
         ("zones", ", ".join(one["AvailabilityZone"] for one in subnets)),
         *found,
         ("cost", cost_text(run, price, most, disk and gib * disk / 730)),
@@ -174,12 +165,7 @@ def instance_request(
 ) -> dict[str, Any]:
     """Parameters of RunInstances, but for place, key and rights.
 
-    Args:
-        run: who asks.
-        kind: of machine.
-        image: that it boots.
-        disk_gib: size of its disk.
-        most: dollars an hour that a spot machine may cost; None for EC2's own bound.
+    A spot machine may cost `most` dollars an hour; None leaves the bound to EC2.
     """
     disk = {"VolumeSize": disk_gib, "VolumeType": "gp3", "Encrypted": True}
     # Without a bucket, what was not fetched is on it alone.
@@ -216,6 +202,13 @@ def say_plan(run: Run, plan: Plan | None, files: int) -> None:
     say_table("Plan", ("", ""), rows, left=True)
 
 
+def end_text(run: Run) -> str:
+    """When its machines end themselves before their deadline."""
+    if run.uri:
+        return f"when its job has ended and all is in {run.uri}"
+    return f"{run.grace_minutes:g} min after its job"
+
+
 def _each(run: Run) -> str:
     return f"{run.instances} x " if run.instances > 1 else ""
 
@@ -242,11 +235,7 @@ def devices_text(run: Run, machine: MachineType) -> str:
 def cost_text(run: Run, price: float | None, most: float | None, disk: float | None) -> str:
     """The highest cost of a run and where the price is from.
 
-    Args:
-        run: which.
-        price: dollars an hour of one machine now; None if unknown.
-        most: dollars an hour that it may cost: on demand, also of a spot machine.
-        disk: dollars an hour of its disk.
+    In dollars an hour of one machine: its price now, the most it may be, that of its disk.
     """
     if price is None:
         return f"unknown: the Price List names none for {run.instance_type} in {run.region}"

@@ -19,7 +19,7 @@ from mmattn.files import read_json, write_json, write_text
 from mmattn.remote.access import own_network
 from mmattn.remote.cloud import OWNER, RUN, Cloud
 from mmattn.remote.ssh import Access, Machine, make_key
-from mmattn.remote.states import STATES, is_past
+from mmattn.remote.states import STATES
 
 FOLDER = Path(".fab")
 NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
@@ -152,8 +152,9 @@ class Run:
         self.save()
 
     def is_past(self, state: str) -> bool:
-        """Whether it is in a state or has come further."""
-        return is_past(self.state, state)
+        """Whether it is on its way and in a state or further; a lost or removed run is not."""
+        way = list(STATES)[: list(STATES).index("lost")]
+        return self.state in way and way.index(self.state) >= way.index(state)
 
     @property
     def uri(self) -> str | None:

@@ -17,13 +17,3 @@ there, planned, lost, removed |
 _ROWS = [row.strip("| ").split(" | ") for row in TABLE.splitlines()[2:]]
 STATES: dict[str, list[str]] = {row[0]: row[-1].split(", ") for row in _ROWS}
 """The states that may come next, by state."""
-_WAY = list(STATES)[: list(STATES).index("lost")]
-
-
-def is_past(state: str, other: str) -> bool:
-    """Whether a run on its machines is in a state or has come further.
-
-    >>> is_past("built", "sent"), is_past("there", "sent"), is_past("lost", "sent")
-    (True, False, False)
-    """
-    return state in _WAY and _WAY.index(state) >= _WAY.index(other)

@@ -13,7 +13,7 @@ from mmattn.errors import UserError
 from mmattn.remote.access import own_network
 from mmattn.remote.runs import Busy, Member, Run, changing, locked, read_run, runs
 from mmattn.remote.ssh import Access, RemoteError
-from mmattn.remote.states import STATES, TABLE, is_past
+from mmattn.remote.states import STATES, TABLE
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,6 @@ def test_a_run_goes_from_state_to_state_as_the_table_says():
     assert (run.members, run.deadline, run.is_past("there")) == ([], None, False)
     run.to("asked")
     assert {name for following in STATES.values() for name in following} == set(STATES)
-    assert not is_past("removed", "there")
     assert TABLE in (Path(__file__).parents[2] / "docs/remote.md").read_text()
 
 
