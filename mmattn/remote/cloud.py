@@ -229,7 +229,8 @@ class Cloud:
     def listed(self, kind: str, tag: str, value: str) -> list[dict[str, Any]]:
         """What there is of one of KINDS with a tag, in EC2's own form."""
         call, key, _ = KINDS[kind]
-        return getattr(self.ec2, call)(Filters=filters(f"tag:{tag}", value))[key]
+        found = getattr(self.ec2, call)(Filters=filters(f"tag:{tag}", value))[key]
+        return [one for one in found if one.get("State") != "deleting"]
 
     def volumes(self, run: str) -> list[dict[str, Any]]:
         """The disks of a run that exist, in EC2's own form."""

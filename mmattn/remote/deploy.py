@@ -142,7 +142,9 @@ def telling(run: Run) -> Iterator[None]:
 
 def what_exists(run: Run) -> str:
     """What there is of a run as far as this computer knows, its cost, and the next command."""
-    again = f"The same command continues from here; `fab teardown --run {run.name}` removes it all."
+    lost = run.state == "lost" and run.began_with is not None  # no deployment any more
+    again = f"`fab resume --run {run.name}`" if lost else "The same command"
+    again += f" continues from here; `fab teardown --run {run.name}` removes it all."
     if run.host is not None:
         return f"Files of the run may be on {run.host}. {again}"
     parts = []

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -138,12 +139,9 @@ def price(region: str, **attributes: str) -> float | None:
     """
     asked = {"regionCode": region, **attributes}.items()
     terms = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in asked]
-    try:
-        with explained("pricing:GetProducts"):
-            found = client("pricing", "us-east-1").get_products(  # few regions answer
-                ServiceCode="AmazonEC2", Filters=terms
-            )
-    except CloudError:
+    ask = client("pricing", "us-east-1").get_products  # few regions answer
+    found = _answer(ask, ServiceCode="AmazonEC2", Filters=terms)
+    if isinstance(found, str):
         return None
     prices = [
         float(dimension["pricePerUnit"].get("USD", 0))
@@ -160,13 +158,11 @@ def check_quota(cloud: Cloud, machine: MachineType, count: int, spot: bool) -> s
     codes = next((codes for names, codes in QUOTAS.items() if family in names.split()), None)
     if codes is None:
         return "unknown for this type"
-    try:
-        with explained("servicequotas:GetServiceQuota"):
-            quota = cloud.client("service-quotas").get_service_quota(
-                ServiceCode="ec2", QuotaCode=codes[spot]
-            )["Quota"]
-    except CloudError as error:
-        return f"unknown: {error.code or error}"
+    ask = cloud.client("service-quotas").get_service_quota
+    found = _answer(ask, ServiceCode="ec2", QuotaCode=codes[spot])
+    if isinstance(found, str):
+        return found
+    quota = found["Quota"]
     needed = count * machine.vcpus
     if needed > quota["Value"]:
         raise UserError(
@@ -179,14 +175,21 @@ def check_quota(cloud: Cloud, machine: MachineType, count: int, spot: bool) -> s
 
 def check_account(machine: MachineType) -> str:
     """The account's plan; UserError if it may not start such a machine."""
-    try:
-        with explained("freetier:GetAccountPlanState"):
-            found = client("freetier", "us-east-1").get_account_plan_state()["accountPlanType"]
-    except CloudError as error:
-        return f"unknown: {error.code or error}"
-    if found == "FREE" and not machine.free:
+    found = _answer(client("freetier", "us-east-1").get_account_plan_state)
+    if isinstance(found, str):
+        return found
+    if found["accountPlanType"] == "FREE" and not machine.free:
         raise UserError(
             f"--instance-type {machine.name}: the account is on the free plan, which does not "
             "start it: upgrade it under Billing, or choose a type that is free-tier eligible"
         )
-    return found.lower()
+    return found["accountPlanType"].lower()
+
+
+def _answer(call: Callable, **asked: Any) -> dict[str, Any] | str:
+    """What AWS answers, or why that is unknown."""
+    try:
+        with explained("AWS"):
+            return call(**asked)
+    except CloudError as error:
+        return f"unknown: {error.code or error}"

@@ -119,32 +119,28 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
     """
     kind = offers.machine_type(cloud, run.instance_type)
     image = offers.image(cloud, kind, run.ami)
-    zone = kept[0]["AvailabilityZone"] if (kept := kept_disks(run)) else None
+    zone = next((disk["AvailabilityZone"] for disk in kept_disks(run)), None)
     subnets = offers.subnets(cloud, kind.name, run.subnet, zone)
-    sizes, found = [folder_size(Path(one)) for one in run.data if not is_uri(one)], []
+    sizes, checks = [folder_size(Path(one)) for one in run.data if not is_uri(one)], {}
     if run.data_uri:
         count, size = bucket.check("--data", run.data_uri, cloud.region, write=False)
         sizes.append(size)
-        found.append((run.data_uri, f"{count} files, {size / 1e6:.0f} MB"))
+        checks[run.data_uri] = f"{count} files, {size / 1e6:.0f} MB"
     if run.results_uri:
         bucket.check("--results", run.uri, cloud.region, write=True)
-        found.append((run.uri, "can be written"))
+        checks[run.uri] = "can be written"
+    disks = [one["Ebs"]["VolumeSize"] for one in image["BlockDeviceMappings"] if "Ebs" in one]
     # The data, as much again for the packed cache, half of it spare; code, environment, results.
-    gib = 20 + math.ceil(2.5 * sum(sizes) / 2**30)
-    gib = max(
-        [gib, *(one["Ebs"]["VolumeSize"] for one in image["BlockDeviceMappings"] if "Ebs" in one)]
-    )
+    gib = max([*disks, 20 + math.ceil(2.5 * sum(sizes) / 2**30)])
     most = offers.price(cloud.region, instanceType=kind.name, **offers.MACHINE)
     price = offers.spot_price(cloud, kind.name) if run.spot else most
     disk = offers.price(cloud.region, **offers.DISK)
     request = instance_request(run, kind, image, gib, most)
     if run.deadline is None:  # else what was asked for counts among what is in use
-        found.append(
-            ("vCPUs of the account", offers.check_quota(cloud, kind, run.instances, run.spot))
-        )
-        found.append(("plan of the account", offers.check_account(kind)))
+        quota = offers.check_quota(cloud, kind, run.instances, run.spot)
+        checks |= {"vCPUs of the account": quota, "its plan": offers.check_account(kind)}
         cloud.try_launch({**request, "SubnetId": subnets[0]["SubnetId"]})
-        found.append(("permission to start it", "yes"))
+        checks["permission to start it"] = "yes"
     kept = "deleted with it" if run.results_uri else "kept until the results are fetched"
     rows = [
         ("machine", f"{_each(run)}{kind}, {'spot' if run.spot else 'on demand'}, {cloud.region}"),
@@ -154,7 +150,7 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
         ("who can reach it", f"{run.allow_from or 'this computer alone'}, port 22"),
         ("it ends itself", f"{run.hours:g} h after its start, or {end_text(run)}"),
         ("zones", ", ".join(one["AvailabilityZone"] for one in subnets)),
-        *found,
+        *checks.items(),
         ("cost", cost_text(run, price, most, disk and gib * disk / 730)),
     ]
     return Plan(request, subnets, price, rows)

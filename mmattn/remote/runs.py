@@ -19,13 +19,31 @@ from mmattn.files import read_json, write_json, write_text
 from mmattn.remote.access import own_network
 from mmattn.remote.cloud import OWNER, RUN, Cloud
 from mmattn.remote.ssh import Access, Machine, make_key
-from mmattn.remote.states import STATES
 
 FOLDER = Path(".fab")
 NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
 NO_MACHINE = ("lost", "removed")
 GPU_FAMILIES = ("g5", "g6", "p4", "p5")  # which the driver of the GPU image is for
+
+
+# The states of a run, in docs/remote.md too; the last column is what `Run.to` permits.
+TABLE = """\
+| state | what is so | what costs | next |
+|---|---|---|---|
+| planned | no machine was asked for yet, or none was given | nothing | asked, there, removed |
+| asked | EC2 was asked for the machines; its answer may have been lost | perhaps the machines | \
+there, planned, lost, removed |
+| there | the machines are known | the machines | sent, lost, removed |
+| sent | code and data are on every machine, verified | the machines | there, built, lost, removed |
+| built | every machine has its environment | the machines | there, started, lost, removed |
+| started | the job was started; it runs or has ended | the machines | there, built, lost, removed |
+| lost | the machines are gone; their first volume may be kept | the volume | asked, removed |
+| removed | nothing is left but what was fetched, or is in the bucket | the bucket | asked, there |
+"""
+_ROWS = [row.strip("| ").split(" | ") for row in TABLE.splitlines()[2:]]
+STATES: dict[str, list[str]] = {row[0]: row[-1].split(", ") for row in _ROWS}
+"""The states that may come next, by state."""
 
 
 class Busy(UserError):

@@ -15,7 +15,6 @@ from mmattn.remote.runs import FOLDER, NAME, Run, changing, locked, runs
 from mmattn.remote.ssh import Machine, RemoteError
 
 SETTLE_S = 15  # until EC2 lists a new instance
-VOLUME_S = 60
 HELP_FORCE = "--force removes all the same"
 
 
@@ -71,7 +70,12 @@ def _end(run: Run, force: bool) -> None:
         if known:
             run.attempt += 1  # of which EC2 knows no start yet
             run.to("removed")
-    _check_gone(run, cloud)
+    if left := _remains(run, cloud):
+        names = "; ".join(f"{kind} {', '.join(names)}" for kind, names in left.items())
+        raise CloudError(
+            f"still there in {cloud.region}: {names}. Call `fab teardown --run {run.name}` again "
+            "in a minute"
+        )
     say(f"{run.name}: nothing is left in {cloud.region}")
 
 
@@ -84,19 +88,6 @@ def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
     others = [one.id for one in run.members if one.id not in listed]
     living = [one for one in others if cloud.state(one) not in (None, "terminated")]
     return {**found, "instance": listed + living} if living else found
-
-
-def _check_gone(run: Run, cloud: Cloud) -> None:
-    """CloudError if anything is left; a volume may be listed a while longer than its instance."""
-    end = time.monotonic() + VOLUME_S
-    while left := _remains(run, cloud):
-        if set(left) != {"volume"} or time.monotonic() > end:
-            names = "; ".join(f"{kind} {', '.join(names)}" for kind, names in left.items())
-            raise CloudError(
-                f"still there in {cloud.region}: {names}. Call `fab teardown --run {run.name}` "
-                "again in a minute"
-            )
-        time.sleep(2)
 
 
 def _check_results(run: Run, cloud: Cloud) -> None:

@@ -31,7 +31,7 @@ def test_all_is_asked_and_nothing_is_made(run, cloud_api):
         checks(run).items()
         >= {
             "vCPUs of the account": "96 of 1024 vCPUs, less what runs",
-            "plan of the account": "paid",
+            "its plan": "paid",
             "zones": "us-east-1a, us-east-1b, us-east-1c, us-east-1d, us-east-1f",
             "permission to start it": "yes",
         }.items()
@@ -80,14 +80,14 @@ def test_the_free_plan_starts_only_what_is_free(run, cloud_api):
     cloud_api.account_plan = "FREE"
     refused(run, "--instance-type c5.24xlarge: the account is on the free plan")
     run.instance_type = "t3.micro"
-    assert checks(run)["plan of the account"] == "free"
+    assert checks(run)["its plan"] == "free"
 
 
 @pytest.mark.parametrize(
     ("action", "check"),
     [
         ("GetServiceQuota", "vCPUs of the account"),
-        ("GetAccountPlanState", "plan of the account"),
+        ("GetAccountPlanState", "its plan"),
     ],
 )
 def test_what_may_not_be_asked_is_unknown(run, cloud_api, action, check):

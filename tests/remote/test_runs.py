@@ -11,9 +11,8 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.remote.access import own_network
-from mmattn.remote.runs import Busy, Member, Run, changing, locked, read_run, runs
+from mmattn.remote.runs import STATES, TABLE, Busy, Member, Run, changing, locked, read_run, runs
 from mmattn.remote.ssh import Access, RemoteError
-from mmattn.remote.states import STATES, TABLE
 
 
 @pytest.fixture(autouse=True)
