@@ -12,6 +12,7 @@ from mmattn.cli import end_process_after
 from mmattn.errors import UserError
 from mmattn.remote.runs import DEFAULTS, OPTIONS, Run, flag
 
+ASKED = {name: flag(name).replace("-", "_") for name in OPTIONS}  # as parameters of `deploy`
 RUN = "name of the run (default: the latest that was not torn down)"
 
 
@@ -50,8 +51,8 @@ def _with_options(function: Callable) -> Callable:
     """A function that has, for Fabric, a parameter for each of OPTIONS."""
     context, *own, _ = inspect.signature(function).parameters.values()
     asked = [
-        inspect.Parameter(flag(name).replace("-", "_"), context.kind, default=_default(name))
-        for name in OPTIONS
+        inspect.Parameter(parameter, context.kind, default=_default(name))
+        for name, parameter in ASKED.items()
     ]
     function.__signature__ = inspect.Signature([context, *asked, *own])
     return function
@@ -69,7 +70,7 @@ def _help(name: str) -> str:
 
 @order(
     ["data"],
-    **{flag(name).replace("-", "_"): _help(name) for name in OPTIONS},
+    **{parameter: _help(name) for name, parameter in ASKED.items()},
     yes="do not ask",
     dry_run="show the plan and its cost, and stop",
 )
@@ -81,7 +82,7 @@ def deploy(context, yes=False, dry_run=False, **asked):
 
     if "--data" in sys.argv and not asked["data"]:  # Fabric takes this for no data
         raise UserError("--data: expected a folder")
-    given = {name: asked[flag(name).replace("-", "_")] for name in OPTIONS}
+    given = {name: asked[parameter] for name, parameter in ASKED.items()}
     remote.deploy(new_run(**given), yes, dry_run)
 
 

@@ -14,7 +14,7 @@ from mmattn.remote import launch, teardown
 from mmattn.remote.cloud import Cloud
 from mmattn.remote.kept import take_up
 from mmattn.remote.launch import adopt
-from mmattn.remote.plan import Plan, make_plan, new_run
+from mmattn.remote.plan import Plan, make_plan
 from mmattn.remote.runs import Run
 from tests.remote.test_several import Recorder
 
@@ -24,16 +24,10 @@ class Crash(BaseException):
 
 
 @pytest.fixture
-def run(cloud_api, tmp_path, monkeypatch) -> Run:
+def run(run) -> Run:
     """A run that is planned, in an account with nothing in it."""
-    for name, value in cloud_api.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(launch, "own_network", lambda: "192.0.2.7/32")
-    monkeypatch.setattr(teardown, "SETTLE_S", 0)
-    asked = new_run("no_aug", region="us-east-1")
-    monkeypatch.chdir(tmp_path)
-    asked.save()
-    return asked
+    run.save()
+    return run
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 import subprocess
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -121,14 +119,14 @@ def test_openssh_trusts_this_host_key_and_offers_this_key_alone(folder):
         Access("x", own=(folder / 'a"b', key)).settings()
 
 
-def test_own_network(own_ip_service):
-    own_ip_service("192.0.2.7\n")
+def test_own_network(monkeypatch):
+    monkeypatch.setenv("MMATTN_IP_SERVICE", "data:,192.0.2.7%0A")
     assert own_network() == "192.0.2.7/32"
 
 
 @pytest.mark.parametrize("answer", ["0.0.0.0/0", "<html>", "", "2001:db8::7"])
-def test_no_answer_opens_more_than_one_address(answer, own_ip_service):
-    own_ip_service(answer)
+def test_no_answer_opens_more_than_one_address(answer, monkeypatch):
+    monkeypatch.setenv("MMATTN_IP_SERVICE", f"data:,{answer}")
     with pytest.raises(RemoteError, match="does not tell this computer's IPv4 address"):
         own_network()
 
@@ -137,30 +135,3 @@ def test_a_silent_service_is_named(monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", "http://127.0.0.1:9")
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell .* Connection refused"):
         own_network()
-
-
-@pytest.fixture
-def own_ip_service(monkeypatch):
-    """Start a server that answers with a text."""
-
-    servers = []
-
-    def start(text: str) -> None:
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_):
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Answer)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        monkeypatch.setenv("MMATTN_IP_SERVICE", f"http://127.0.0.1:{server.server_port}")
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
