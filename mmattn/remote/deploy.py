@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from mmattn.console import say, waiting
 from mmattn.errors import UserError
 from mmattn.remote.agent.job import SUMMARIES
-from mmattn.remote.bucket import ensure_profile
 from mmattn.remote.cloud import GONE
 from mmattn.remote.jobs import build_environment, settle, start_training, take_from_bucket
 from mmattn.remote.kept import kept_disks, take_up
@@ -102,10 +101,7 @@ def _work(run: Run, plan: Plan | None, manifest: dict[str, str]) -> None:
     """All steps that are not done yet."""
     if run.host is None:
         run.save()
-        profile = None
-        if run.uri or run.data_uri:
-            profile = ensure_profile(run.label, run.uri, run.data_uri, run.tags)
-        make_instance(run, plan, profile)
+        make_instance(run, plan)
         if len(run.members) < run.instances:
             say(f"on {len(run.members)} of {run.instances} machines: the others are gone")
     for machine in run.machines():

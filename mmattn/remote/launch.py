@@ -8,9 +8,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from mmattn.console import say, waiting
 from mmattn.remote.access import own_network
 from mmattn.remote.aws import CloudError
+from mmattn.remote.bucket import ensure_profile
 from mmattn.remote.cloud import DEADLINE, GONE, PATIENCE_S, PRICE, Cloud, tagged
 from mmattn.remote.plan import Plan
-from mmattn.remote.runs import LOGIN, Member, Run
+from mmattn.remote.runs import Member, Run
 from mmattn.remote.ssh import (
     CommandFailed,
     Machine,
@@ -25,11 +26,13 @@ LOST_ANSWER_S = 600  # so long an instance may exist before EC2 lists it
 FULL = ("InsufficientInstanceCapacity", "SpotMaxPriceTooLow", "Unsupported")  # of one zone
 
 
-def make_instance(run: Run, plan: Plan, profile: str | None = None) -> None:
-    """Key pair, security group, instances (with this profile) and alarms, each made once."""
+def make_instance(run: Run, plan: Plan) -> None:
+    """Instance profile, key pair, security group, instances and alarms, each made once."""
     cloud = run.cloud()
     adopt(run)
     network = run.allow_from or own_network()  # before anything is made
+    if run.uses_bucket:
+        ensure_profile(run.label, run.uri, run.data_uri, run.tags)
     say(f"key pair and security group {run.label}")
     cloud.ensure_key_pair(run.label, make_key(run.key), run.tags)
     group = cloud.ensure_group(run.label, plan.subnets[0]["VpcId"], run.tags)
@@ -43,7 +46,7 @@ def make_instance(run: Run, plan: Plan, profile: str | None = None) -> None:
             # Kept before the start: the same call again asks for the same instance.
             run.deadline = float(int(time.time() + run.hours * 3600))
             run.price = plan.price
-            run.request = _request(run, plan, untried.pop(0), group, profile)
+            run.request = _request(run, plan, untried.pop(0), group)
             run.to("asked")
         _launch(run, untried)
     for rank, member in enumerate(run.members):
@@ -56,7 +59,7 @@ def make_instance(run: Run, plan: Plan, profile: str | None = None) -> None:
             cloud.keep_volume(member.id, keep=rank == 0)  # the results are on the first
 
 
-def _request(run: Run, plan: Plan, subnet: dict, group: str, profile: str | None) -> dict[str, Any]:
+def _request(run: Run, plan: Plan, subnet: dict, group: str) -> dict[str, Any]:
     """The parameters of RunInstances, but for user data and token."""
     tags = {**run.tags, DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")}
     door = {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "Groups": [group]}
@@ -67,7 +70,7 @@ def _request(run: Run, plan: Plan, subnet: dict, group: str, profile: str | None
         "NetworkInterfaces": [door],
         "TagSpecifications": tagged(tags, "instance", "volume"),
         **({"Placement": {"GroupName": run.label}} if run.instances > 1 else {}),
-        **({"IamInstanceProfile": {"Name": profile}} if profile else {}),
+        **({"IamInstanceProfile": {"Name": run.label}} if run.uses_bucket else {}),
     }
 
 
@@ -114,16 +117,9 @@ def _forget(run: Run, to: str = "lost") -> None:
 
 def _launch(run: Run, untried: list[dict]) -> None:
     """Start the instances; where EC2 has none free, return to ask in a zone that is untried."""
-    public = make_key(run.host_key)
-    told = user_data(
-        run.host_key.read_text(encoding="utf-8"),
-        public,
-        f"/home/{LOGIN}/{run.base}/job",
-        run.deadline,
-        run.grace_minutes * 60,
-    )
     say(f"starting {'a' if run.instances == 1 else run.instances} {run.instance_type}")
-    asked = {**run.request, "UserData": told, "ClientToken": f"{run.name}-{run.attempt}"}
+    token = f"{run.name}-{run.attempt}"
+    asked = {**run.request, "UserData": user_data(run), "ClientToken": token}
     try:
         ids = run.cloud().launch(asked)
     except CloudError as error:

@@ -185,10 +185,15 @@ class Run:
         return next((one for one in self.data if is_uri(one)), None)
 
     @property
+    def uses_bucket(self) -> bool:
+        """Whether its machines need the rights to a bucket."""
+        return bool(self.results_uri or self.data_uri)
+
+    @property
     def packages(self) -> list[str]:
         """What its environment needs besides the project."""
         cuda = self.host is None and self.instance_type.startswith(GPU_FAMILIES)
-        return ["boto3"] * bool(self.uri or self.data_uri) + ["jax[cuda12]"] * cuda
+        return ["boto3"] * self.uses_bucket + ["jax[cuda12]"] * cuda
 
     @property
     def instance_id(self) -> str | None:

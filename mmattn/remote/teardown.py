@@ -82,7 +82,7 @@ def _end(run: Run, force: bool) -> None:
 def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
     """What EC2 and IAM list of a run, also an instance that EC2 does not list by its tags yet."""
     found = cloud.remains(run.name, run.label)
-    if run.uri or run.data_uri:
+    if run.uses_bucket:
         found |= profile_remains(run.label)
     listed = found.get("instance", [])
     others = [one.id for one in run.members if one.id not in listed]

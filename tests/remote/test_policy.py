@@ -8,7 +8,6 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.remote import bucket
-from mmattn.remote.bucket import ensure_profile
 from mmattn.remote.launch import make_instance
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
@@ -43,8 +42,7 @@ def from_plan_to_teardown(run: Run) -> None:
     """Everything that `fab` asks AWS for."""
     run.instances = 2
     run.save()
-    profile = run.uri and ensure_profile(run.label, run.uri, None, {"mmattn:run": run.name})
-    make_instance(run, make_plan(run, run.cloud()), profile)
+    make_instance(run, make_plan(run, run.cloud()))
     if run.uri:
         bucket.manifest(run.uri)
     run.cloud().admit(run.cloud().group(run.label), "192.0.2.9/32")
