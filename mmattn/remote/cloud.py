@@ -97,14 +97,14 @@ class Cloud:
 
     def ensure_group(self, name: str, vpc: str, tags: dict[str, str]) -> str:
         """The id of the security group of this name, made once; it lets nobody in yet."""
-        with suppressed("InvalidGroup.Duplicate"):
+        if not self.group(name):
             self.ec2.create_security_group(
                 GroupName=name,
                 VpcId=vpc,
                 Description="ssh to mmattn training machines from one network",
                 TagSpecifications=tagged(tags, "security-group"),
             )
-        self.wait("security_group_exists", Filters=filters("group-name", name))
+            self.wait("security_group_exists", Filters=filters("group-name", name))
         return self.group(name)
 
     def admit(self, group_id: str, network: str) -> bool:
