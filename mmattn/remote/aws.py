@@ -13,6 +13,7 @@ import botocore.config
 import botocore.exceptions as failures
 import botocore.session
 import tenacity
+from boto3.exceptions import Boto3Error
 from botocore.credentials import JSONFileCache
 from botocore.parsers import ResponseParserError as ParserError
 
@@ -136,7 +137,8 @@ def explained(what: str) -> Iterator[None]:
         raise CloudError(
             f"{what}: no connection to {where}: is this computer online, and is that a region?"
         ) from error
-    except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
+    except (failures.BotoCoreError, Boto3Error, ParserError, ValueError) as error:
+        # ValueError: a bad address, or damaged content
         raise CloudError(f"{what}: {str(error)[:300]}") from error
 
 

@@ -139,14 +139,14 @@ def guard_text(snapshot: dict, then: float, now: float) -> tuple[str, str]:
     return f"powers off {off} unless that changes: {why}", "yellow"
 
 
-def log_lines(log: bytes | str, count: int) -> list[str]:
+def log_lines(log: bytes, count: int) -> list[str]:
     """The last lines of a log as a terminal may show them: nothing in it can move the cursor.
 
     >>> log_lines(b"old\\nepoch 1\\r\\x1b[31mepoch 2\\x1b[0m\\x07\\na\\tb\\xff", 2)
     ['epoch 2', 'a   b\ufffd']
     """
-    text = log if isinstance(log, str) else log.decode("utf-8", "replace")
-    lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")[-count:]]
+    text = log.decode("utf-8", "replace").rstrip("\r\n")
+    lines = [line.rstrip("\r") for line in text.split("\n")[-count:]]
     lines = [ESCAPES.sub("", line.rpartition("\r")[2]).expandtabs(4) for line in lines]
     return ["".join(char for char in line if char.isprintable()) for line in lines]
 
@@ -221,8 +221,10 @@ def _facts(run: Run, snapshot: dict, then: float, now: float) -> Iterator[tuple]
         parts = [Text(*job_text(there["job"], then))] if ended else []
         parts += _load(there["machine"]) if there else []
         yield f"machine {other['rank']}", *(trouble if other["trouble"] else parts)
-    found = [one for one in snapshot["checkpoints"] if one["part"] == snapshot["part"]]
-    ages = [f"{x['kind']}: step {x['step']}, {duration(then - x['time'])} ago" for x in found]
+    ages = [
+        f"{one['kind']}: step {one['step']}, {duration(then - one['time'])} ago"
+        for one in snapshot["checkpoints"]
+    ]
     yield "checkpoints", *(ages or ["none yet"])
     if run.deadline is not None and snapshot["machine"]:
         if run.price is not None:
@@ -263,8 +265,8 @@ def _progress(snapshot: dict) -> list[str]:
 
 
 def _load(machine: dict) -> Iterator[Text]:
-    """Use of the processor, the memory and the disk."""
-    yield Text(f"CPU {machine['cpu']:.0%} of {machine['cores']} cores")
+    """Use of the processors, the memory and the disk."""
+    yield Text(f"CPU load {machine['load']:.1f} of {machine['cores']}")
     for what in ("memory", "disk"):
         used, total = (machine[f"{what}_{kind}"] / 2**30 for kind in ("used", "total"))
         style = "bold red" if used > 0.9 * total else ""

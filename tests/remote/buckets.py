@@ -13,7 +13,7 @@ URI = f"s3://{NAME}/trainings/one"
 PREFIX = "trainings/one/"
 OTHERS = {  # that nobody may touch
     "trainings/one.txt": b"beside",
-    "trainings/one2/run/a@" + "0" * 64: b"of another run",
+    "trainings/one2/a@" + "0" * 64: b"of another run",
     "trainings/one/notes.txt": b"the user's own",
     "run/a": b"of another prefix",
 }
