@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmattn.errors import UserError
-from mmattn.remote import bucket
 from mmattn.remote.bucket import ensure_profile
+from mmattn.remote.fetch import fetch_once
 from mmattn.remote.launch import make_instance
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
@@ -46,7 +46,7 @@ def from_plan_to_teardown(run: Run) -> None:
     profile = run.uri and ensure_profile(run.label, run.uri, None, {"mmattn:run": run.name})
     make_instance(run, make_plan(run, run.cloud()), profile)
     if run.uri:
-        bucket.manifest(run.uri)
+        fetch_once(run)
     run.cloud().admit(run.group_id, "192.0.2.9/32")
     run.cloud().regions()
     list_runs(None)
@@ -74,7 +74,8 @@ def test_the_policy_is_enough(run, cloud_api, spot):
 
 def test_with_a_bucket_both_policies_are(run, cloud_api, store):
     run.results_uri = f"s3://{store.name}/trainings"
-    store.write(f"trainings/{run.name}/manifest.json", b'{"files": []}')
+    manifest = {"files": [], "complete": False, "job": {}, "time": 0.0}
+    store.write(f"trainings/{run.name}/manifest.json", json.dumps(manifest).encode())
     cloud_api.permitted = {*ACTIONS, *actions(BUCKET)}
     from_plan_to_teardown(run)
     assert not cloud_api.resources()
