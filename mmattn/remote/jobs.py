@@ -43,7 +43,7 @@ def take_from_bucket(run: Run, machines: list[Machine]) -> None:
 
 def _start_for_bucket(run: Run, machine: Machine, job: str, *words: str) -> None:
     """Start a program of the agent that needs the run's environment."""
-    own = ("env", f"AWS_REGION={run.region}", "../venv/bin/python", "../agent")
+    own = ("env", f"AWS_DEFAULT_REGION={run.region}", "../venv/bin/python", "../agent")
     machine.call("job", "start", *own, *words, job=job)
 
 

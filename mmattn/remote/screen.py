@@ -50,7 +50,7 @@ def report(
 
     Args:
         run: what this computer knows.
-        snapshot: the last; None before the first, with "machine": None once its machine is gone.
+        snapshot: the last; None before the first.
         touch: when that came, and what is wrong since.
         now: this computer's time; the machine's clock may differ.
         height: lines of the terminal; lines of the log and the plots give way to it.
@@ -213,8 +213,7 @@ def _facts(run: Run, snapshot: dict, then: float, now: float) -> Iterator[tuple]
     job = snapshot["job"]
     yield "job", Text(*job_text(job, then)), *["results complete"] * snapshot["complete"]
     yield from _training(snapshot)
-    if snapshot["machine"]:
-        yield "machine 0" if snapshot["others"] else "machine", *_load(snapshot["machine"])
+    yield "machine 0" if snapshot["others"] else "machine", *_load(snapshot["machine"])
     for other in snapshot["others"]:
         there, trouble = other["snapshot"], [Text(other["trouble"], "bold red")]
         ended = there and there["job"]["state"] != "running"
@@ -226,7 +225,7 @@ def _facts(run: Run, snapshot: dict, then: float, now: float) -> Iterator[tuple]
         for one in snapshot["checkpoints"]
     ]
     yield "checkpoints", *(ages or ["none yet"])
-    if run.deadline is not None and snapshot["machine"]:
+    if run.deadline is not None:
         if run.price is not None:
             each = f"${len(run.members) * run.price:.2f} an hour"
             most = f"at most ${cost(run, run.deadline):.2f}"

@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import boto3
 from moto import backends
 from moto.core import DEFAULT_ACCOUNT_ID
+
+from mmattn.remote.agent.bucket import Bucket
 
 NAME = "some-bucket"
 URI = f"s3://{NAME}/trainings/one"
@@ -17,6 +20,11 @@ OTHERS = {  # that nobody may touch
     "trainings/one/notes.txt": b"the user's own",
     "run/a": b"of another prefix",
 }
+
+
+def here(uri: str = URI) -> Bucket:
+    """The bucket as the machine's programs see it."""
+    return Bucket(uri, boto3.client("s3"))
 
 
 class Store:

@@ -3,14 +3,14 @@
 import fnmatch
 import json
 
+import boto3
 import pytest
 
 from mmattn.errors import UserError
 from mmattn.remote import bucket
 from mmattn.remote.agent import bucket as agent
-from mmattn.remote.agent.bucket import Bucket, make_client
 from mmattn.remote.cloud import CloudError
-from tests.remote.buckets import NAME, URI
+from tests.remote.buckets import NAME, URI, here
 from tests.remote.machines.cloud_api import REGION, Fault
 
 DATA, LABEL, TAGS = f"s3://{NAME}/corpora/a", "mmattn-no_aug-20260101", {"mmattn:run": "one"}
@@ -83,7 +83,7 @@ def iam(cloud_api, monkeypatch):
     """A client whose calls meet faults, the only one that is made."""
     for name, value in cloud_api.environment.items():
         monkeypatch.setenv(name, value)
-    client = make_client("iam")
+    client = boto3.client("iam")
     monkeypatch.setattr(bucket, "client", {"iam": client}.__getitem__)
     return client
 
@@ -136,11 +136,11 @@ def test_the_role_is_enough_for_the_machine(store, cloud_api, iam, tmp_path, mon
         (tmp_path / machine / "job").mkdir(parents=True)
         (tmp_path / machine / "run").mkdir(parents=True)
     (tmp_path / "old/run/config.json").write_text("{}")
-    agent.push(tmp_path / "old/job", Bucket(URI, make_client()))
+    agent.push(tmp_path / "old/job", here())
     (tmp_path / "old/run/config.json").write_text("other")
-    agent.push(tmp_path / "old/job", Bucket(URI, make_client()))
-    agent.pull(tmp_path / "new/job", Bucket(URI, make_client()))
-    agent.pull_data(Bucket(DATA, make_client()), tmp_path / "data")
+    agent.push(tmp_path / "old/job", here())
+    agent.pull(tmp_path / "new/job", here())
+    agent.pull_data(here(DATA), tmp_path / "data")
     assert {call.action for call in cloud_api.calls} == {
         *("ListObjectsV2", "HeadObject", "GetObject", "PutObject", "DeleteObject")
     }
@@ -171,8 +171,8 @@ def test_results_or_data_alone(iam):
 
 
 def test_in_china(iam, cloud_api, monkeypatch):
-    monkeypatch.setenv("AWS_REGION", "cn-north-1")
-    china = make_client("iam")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "cn-north-1")
+    china = boto3.client("iam")
     monkeypatch.setattr(bucket, "client", lambda _: china)
     bucket.ensure_profile(LABEL, URI, None, TAGS)
     made = {call.action: call.parameters for call in cloud_api.calls}

@@ -165,7 +165,6 @@ STATES = {
     "out of touch": (RUN, snapshot(30), OUT, "out of touch for 4 min, trying again"),
     "several": (RUN, snapshot(30, others=[OTHER] * 2), Touch(NOW), "machine 1"),
     "host": (HOST, snapshot(30), Touch(NOW), "me@192.0.2.1:2222"),
-    "machine gone": (RUN, snapshot(30, job=ENDED, machine=None), Touch(NOW), "ended well"),
 }
 
 
@@ -178,7 +177,7 @@ def test_fits_any_width(width, state):
     lines = text.splitlines()
     assert max(Console().render_str(line).cell_len for line in lines) <= min(width, 100)
     assert len(lines) < 40 and expected in text
-    assert ("guard" in text) == (run is RUN and found["machine"] is not None)
+    assert ("guard" in text) == (run is RUN)
     assert (" left" in text) == (found["job"]["state"] == "running" and bool(found["metrics"]))
 
 

@@ -28,7 +28,6 @@ from typing import Any
 import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .job import PUSHED, write_json
@@ -60,7 +59,7 @@ def main() -> dict:
     orders.choices["push"].add_argument("--once", action="store_true")
     orders.choices["data"].add_argument("folder", type=Path)
     options = parser.parse_args()
-    job, bucket = options.job.resolve(), Bucket(options.uri, make_client())
+    job, bucket = options.job.resolve(), Bucket(options.uri, boto3.client("s3"))
     if options.order == "push":
         return keep_pushing(job, bucket, options.once)
     try:
@@ -73,19 +72,20 @@ def keep_pushing(folder: Path, bucket: Bucket, once: bool) -> dict:
     """Push until the job has ended, or once; returns how the job is."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it waits until a look is over
     (folder / PUSHED).unlink(missing_ok=True)
-    job, last = None, once
+    last = once
     while True:
         try:
             job = push(folder, bucket)
             same = describe_job(folder) == job  # else another has been started meanwhile
             if job["state"] in ("ended", "lost") and same and not once:
                 write_json(folder / PUSHED, job)
+                last = True
+            if last:
                 return job
         except TROUBLE as error:
-            job = None
             print(f"push: {error}", file=sys.stderr, flush=True)
-        if last:
-            return job or sys.exit(1)
+            if last:
+                sys.exit(1)
         last = signal.sigtimedwait({signal.SIGTERM}, POLL_S) is not None
 
 
@@ -104,10 +104,7 @@ def push(folder: Path, bucket: Bucket) -> dict:
 
     in_parallel(upload, named.keys() - there.keys())
     bucket.put(MANIFEST, json.dumps(made).encode())
-    try:
-        bucket.delete(filter(OF_A_FILE.fullmatch, there.keys() - named.keys()))
-    except ClientError as error:
-        print(f"push: old files stay: {error}", file=sys.stderr, flush=True)
+    bucket.delete(filter(OF_A_FILE.fullmatch, there.keys() - named.keys()))
     return made["job"]
 
 
@@ -140,17 +137,6 @@ def pull_data(bucket: Bucket, folder: Path) -> dict:
 
     in_parallel(lambda name: bucket.save(name, folder / name), filter(is_missing, files))
     return {"files": len(files)}
-
-
-def make_client(service: str = "s3") -> Any:
-    """A client that is patient; its threads share connections."""
-    config = Config(
-        region_name=os.environ.get("AWS_REGION"),  # which boto3 does not read
-        retries={"mode": "standard", "max_attempts": 6},
-        connect_timeout=10,
-        max_pool_connections=THREADS,
-    )
-    return boto3.client(service, config=config)
 
 
 class Bucket:

@@ -36,6 +36,8 @@ def describe(folder: Path) -> dict:
     run = folder.parent / "run"
     parts = [run, *(path for pattern in PARTS for path in run.glob(pattern))]
     part = max(parts, key=lambda path: changed(path / "metrics.jsonl"))
+    metrics = part / "metrics.jsonl"
+    rows = metrics.read_text().splitlines()[-ROWS:] if metrics.exists() else []
     train = (read_json(part / "config.json") or {}).get("train") or {}
     steps = map(newest, sorted((part / "checkpoints").glob("*")))
     return {
@@ -47,31 +49,13 @@ def describe(folder: Path) -> dict:
         "part": "" if part == run else part.relative_to(run).as_posix(),
         "epochs": train.get("epochs"),
         "monitor": train.get("monitor"),
-        "metrics": read_rows(part / "metrics.jsonl"),
+        "metrics": [json.loads(row) for row in rows],
         "checkpoints": [
             {"kind": step.parent.name, "step": int(step.name), "time": changed(step)}
             for step in steps
             if step
         ],
     }
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The last rows of a JSON-lines file; a line that is broken, as a last one may be, is left out.
-
-    A training that starts anew may replace the file meanwhile: then there are none.
-    """
-    try:
-        lines = path.read_bytes().splitlines()[-ROWS:]
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if isinstance(row, dict)]
 
 
 def describe_machine(base: Path) -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.agent.snapshot import describe, describe_job, read_log, read_rows
+from mmattn.remote.agent.snapshot import describe, describe_job, read_log
 from tests.remote.programs import program
 
 BYTES = bytes(range(256)) * 5 + b"\xff\xfe\x80 half a li"
@@ -101,13 +101,10 @@ def test_a_run_without_parts(folder):
     assert describe(folder)["complete"]
 
 
-def test_broken_rows_are_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"epoch": 1}\n\xff\n{"epoch": 2, "train_loss": NaN}\n[3]\n{"epoch": 3, "tr')
-    assert [row["epoch"] for row in read_rows(path)] == [1, 2]
-    path.write_text("".join(f'{{"epoch": {number}}}\n' for number in range(500)))
-    rows = read_rows(path)
-    assert (len(rows), rows[0]["epoch"], rows[-1]["epoch"]) == (300, 200, 499)
+def test_the_last_rows(folder):
+    write_part(folder.parent / "run", "", changed=1000, rows=500)
+    rows = describe(folder)["metrics"]
+    assert (len(rows), rows[0]["epoch"], rows[-1]["epoch"]) == (300, 201, 500)
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{}", '{"train": null}', '{"train": {}}'])
