@@ -104,13 +104,8 @@ def delete_profile(label: str) -> None:
 
 
 def profile_remains(label: str) -> dict[str, list[str]]:
-    """What exists of the run's instance profile and role, by kind."""
-    iam, found = client("iam"), {}
-    with explained(f"role {label}"):
-        with suppressed("NoSuchEntity"):
-            iam.get_instance_profile(InstanceProfileName=label)
-            found["instance profile"] = [label]
-        with suppressed("NoSuchEntity"):
-            iam.get_role(RoleName=label)
-            found["role"] = [label]
-    return found
+    """The run's role, if it is there: it is the first of them that is made, the last to go."""
+    with explained(f"role {label}"), suppressed("NoSuchEntity"):
+        client("iam").get_role(RoleName=label)
+        return {"role": [label]}
+    return {}

@@ -21,7 +21,7 @@ from tenacity import stop_never
 from mmattn.console import progress, say, say_table
 from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, write_text
-from mmattn.remote.agent.bucket import Bucket, Damaged, checked, in_parallel, name_of
+from mmattn.remote.agent.bucket import Bucket, checked, in_parallel
 from mmattn.remote.agent.job import SUMMARIES
 from mmattn.remote.agent.outbox import sha256
 from mmattn.remote.aws import CloudError, client, explained, suppressed
@@ -159,7 +159,9 @@ def fetch_once(run: Run) -> Results:
         for path in staging.rglob("*"):  # what earlier transfers left
             if path.is_file() and path not in wanted:
                 path.unlink()
-        _bring(run, [entry for entry in missing if not entry.is_in(staging)], staging)
+        away = [entry for entry in missing if not entry.is_in(staging)]
+        if away:
+            (_download if run.uri else _bring)(run, away, staging)
         bad = [entry.path for entry in missing if not entry.is_in(staging)]
         if bad:
             raise Unreachable(f"{bad[0]} arrived otherwise than it was there; nothing was replaced")
@@ -171,10 +173,8 @@ def fetch_once(run: Run) -> Results:
 
 def _ask(machine: Machine) -> Results:
     manifest = machine.call("outbox", timeout=OUTBOX_S)
-    try:
+    with explained(machine.access.name):
         return _results(checked(manifest))
-    except Damaged as error:
-        raise RemoteError(f"{machine.access.name}: {error}") from error
 
 
 def _ask_bucket(uri: str) -> Results:
@@ -207,43 +207,32 @@ def _numbers(kind: Path) -> list[int]:
 
 
 def _bring(run: Run, entries: Sequence[Entry], staging: Path) -> None:
-    """Copy files into staging."""
-    total = sum(entry.size for entry in entries)
-    if not entries:
-        return
-    if run.uri:
-        _download(run.uri, entries, staging, total)
-        return
-    names = run.folder / "fetch" / "names"
+    """Copy files from the machine's outbox into staging."""
+    names, machine = run.folder / "fetch" / "names", run.machine()
     write_text(names, "".join(f"{entry.path}\0" for entry in entries))
-    machine = run.machine()
     machine.rsync(
         # That they differ is known; same size and second need not mean the same content.
-        "--ignore-times",
-        "--no-links",
-        "--from0",
-        f"--files-from={names}",
+        *("--ignore-times", "--no-links", "--from0", f"--files-from={names}"),
         # Not within a checkpoint, which is moved in as it is.
         f"--partial-dir={names.parent.resolve()}",
         # Of a file of which there is an older one, only what is new is sent.
         f"--compare-dest={run.results.resolve()}",
-        machine.remote("outbox/"),
-        f"{staging}/",
+        *(machine.remote("outbox/"), f"{staging}/"),
         progress="fetch",
-        total=total,
+        total=sum(entry.size for entry in entries),
     )
 
 
-def _download(uri: str, entries: Sequence[Entry], staging: Path, total: int) -> None:
-    bucket = Bucket(uri, client("s3"))
+def _download(run: Run, entries: Sequence[Entry], staging: Path) -> None:
+    """Copy files from the bucket into staging."""
+    bucket, total = Bucket(run.uri, client("s3")), sum(entry.size for entry in entries)
 
     def one(entry: Entry) -> None:
         with suppressed("404"):  # there is a newer manifest
-            name = name_of({"path": entry.path, "sha256": entry.sha256})
-            bucket.save(name, staging / entry.path, entry.sha256)
+            bucket.save(f"{entry.path}@{entry.sha256}", staging / entry.path, entry.sha256)
         advance(entry.size / MB)
 
-    with explained(uri), progress("fetch", -(-total // MB), "MB") as advance:
+    with explained(run.uri), progress("fetch", -(-total // MB), "MB") as advance:
         in_parallel(one, entries)
 
 

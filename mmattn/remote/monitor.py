@@ -26,7 +26,7 @@ POLL_S = 2.0
 CALL_S = 15.0  # for the machine's answer, once connected
 HALTED = ("stopping", "stopped")  # by a user: what ends by itself is terminated
 FIRST_S, LONGEST_S = 1.0, 20.0  # between calls while out of touch
-TAIL = ("--offset", str(-8 * 1024), "--limit", str(8 * 1024))  # of the log, for reports
+TAIL = (-8 * 1024, 8 * 1024)  # offset into the log and bytes of it, for reports
 CHUNK = 256 * 1024  # bytes of the log a call, for --follow
 LINE_S = 60.0  # between lines where there is no terminal
 
@@ -92,7 +92,7 @@ def copy_log(link: "Link", out: BinaryIO) -> None:
     """Write each byte of the job's log once, until it has ended."""
     offset, state = 0, "running"
     while state == "running":
-        snapshot = link.snapshot(("--offset", str(offset), "--limit", str(CHUNK)))
+        snapshot = link.snapshot((offset, CHUNK))
         log, data = snapshot["log"], base64.b64decode(snapshot["log"]["data"])
         if log["offset"] != offset:
             complain("the log was cut on the machine: from its new beginning")
@@ -111,25 +111,25 @@ class Link:
         self.run, self.machines, self.tell = run, run.machines(), tell
         self.last, self.touch = None, Touch()  # of the first machine; the others' are in its own
 
-    def snapshot(self, options: tuple[str, ...], stop: Callable = stop_never) -> dict:
-        """A snapshot with the part of the log that the options tell, however long that takes.
+    def snapshot(self, piece: tuple[int, int], stop: Callable = stop_never) -> dict:
+        """A snapshot with a piece of the log (offset, bytes), however long that takes.
 
         Raises:
             RemoteError: `stop`, or a machine is gone, not the known one, or lets no one in.
         """
         retry = retry_if_exception(self._may_pass)
         wait = wait_random_exponential(2 * FIRST_S, LONGEST_S, min=FIRST_S)
-        return Retrying(stop=stop, wait=wait, retry=retry, reraise=True)(self._ask, options)
+        return Retrying(stop=stop, wait=wait, retry=retry, reraise=True)(self._ask, piece)
 
     def _may_pass(self, error: BaseException) -> bool:
         # A machine that has answered and now refuses is going down, or short of memory.
         refused = self.last is not None and isinstance(error, CommandFailed | NotLoggedIn)
         return refused or isinstance(error, Unreachable)
 
-    def _ask(self, options: tuple[str, ...]) -> dict:
+    def _ask(self, piece: tuple[int, int]) -> dict:
         touch = self.touch
         try:
-            found = self.machines[0].call("snapshot", *options, timeout=CALL_S)
+            found = self.machines[0].call("snapshot", *map(str, piece), timeout=CALL_S)
         except RemoteError as error:
             if touch.since is None and self._may_pass(error):
                 self.tell(f"out of touch, trying again: {error}")

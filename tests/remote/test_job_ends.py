@@ -262,7 +262,7 @@ def test_what_is_no_text_and_a_last_line_that_is_cut(job):
         "os.write(1, b'the end of no li'); sys.exit(3)"
     )
     job.wait_for_end()
-    log = job.snapshot("--limit", "999")["log"]
+    log = job.snapshot("0", "999")["log"]
     assert base64.b64decode(log["data"]) == job.log
     text = job.report(3)
     assert "half a � sign" in text and "the end of no li" in text

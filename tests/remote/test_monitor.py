@@ -63,13 +63,13 @@ class LoggingMachine(FakeMachine):
         self.calls += 1
         if self.rng.random() < self.failures:
             raise Unreachable("cut before")
-        asked = dict(zip(options[::2], map(int, options[1::2]), strict=True))
+        offset, limit = map(int, options)
         job = ENDED if self.ended else {}
         # The job continues, and may end, while the snapshot is made.
         self.written = min(len(self.log), self.written + self.rng.randrange(200))
         self.ended = self.written == len(self.log)
-        begin = asked["--offset"] if asked["--offset"] <= self.written else 0
-        end = min(self.written, begin + self.rng.randrange(1, 100), begin + asked["--limit"])
+        begin = offset if offset <= self.written else 0
+        end = min(self.written, begin + self.rng.randrange(1, 100), begin + limit)
         data = base64.b64encode(self.log[begin:end]).decode()
         if self.rng.random() < self.failures:
             raise Unreachable("cut after")
@@ -314,7 +314,7 @@ module.POLL_S = 0.0
 data = b"0123456789" * 10_000
 class Endless(FakeMachine):
     def call(self, name, *options, timeout):
-        offset = int(options[1])
+        offset = int(options[0])
         text = base64.b64encode(data).decode()
         log = {"offset": offset, "size": offset + 2 * len(data), "data": text}
         return make_snapshot(log)

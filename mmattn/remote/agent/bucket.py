@@ -12,7 +12,6 @@ machine is cut off between two requests.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import json
@@ -51,21 +50,14 @@ TROUBLE = (Boto3Error, BotoCoreError, ClientError, Damaged, OSError)
 
 def main() -> dict:
     """Push or pull; returns how the job is, or what was looked for. Exits with 1 if it failed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("job", type=Path)
-    orders = parser.add_subparsers(dest="order", required=True)
-    for name in ("push", "pull", "data"):
-        orders.add_parser(name).add_argument("uri")
-    orders.choices["push"].add_argument("--once", action="store_true")
-    orders.choices["data"].add_argument("folder", type=Path)
-    options = parser.parse_args()
-    job, bucket = options.job.resolve(), Bucket(options.uri, boto3.client("s3"))
-    if options.order == "push":
-        return keep_pushing(job, bucket, options.once)
+    job, order, uri, *more = sys.argv[1:]
+    folder, bucket = Path(job).resolve(), Bucket(uri, boto3.client("s3"))
+    if order == "push":
+        return keep_pushing(folder, bucket, once=more == ["--once"])
     try:
-        return pull(job, bucket) if options.order == "pull" else pull_data(bucket, options.folder)
+        return pull(folder, bucket) if order == "pull" else pull_data(bucket, Path(*more))
     except TROUBLE as error:
-        sys.exit(f"{options.order} {options.uri}: {error}")
+        sys.exit(f"{order} {uri}: {error}")
 
 
 def keep_pushing(folder: Path, bucket: Bucket, once: bool) -> dict:

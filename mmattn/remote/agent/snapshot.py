@@ -1,13 +1,13 @@
-"""Everything that `fab monitor` shows, in one answer: `snapshot JOB [--offset N --limit N]`."""
+"""Everything that `fab monitor` shows, in one answer: `snapshot JOB [OFFSET LIMIT]`, of its log."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import os
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -21,14 +21,10 @@ PARTS = ("fold[0-9]*", "member[0-9]*", "fold[0-9]*/member[0-9]*")
 
 def main() -> dict:
     """The snapshot that the command line asks for."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("job", type=Path)
-    parser.add_argument("--offset", type=int, default=0, help="into the log; -K: its last K bytes")
-    parser.add_argument("--limit", type=int, default=0, help="bytes of the log")
-    options = parser.parse_args()
-    folder = options.job.resolve()
+    job, *piece = sys.argv[1:]
+    folder, (offset, limit) = Path(job).resolve(), map(int, piece or (0, 0))
     about = describe(folder)  # before the log: that of a job which has ended is then all there
-    return {**about, "log": read_log(folder / "job.log", options.offset, options.limit)}
+    return {**about, "log": read_log(folder / "job.log", offset, limit)}
 
 
 def describe(folder: Path) -> dict:

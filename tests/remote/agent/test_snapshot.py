@@ -61,7 +61,7 @@ def test_nothing_there_yet(tmp_path):
 
 def test_running_and_ended_job(job):
     job.python("import time; print('ready'); time.sleep(60)")
-    found = ask(job.folder, "--limit", 100)
+    found = ask(job.folder, 0, 100)
     status = job.status
     assert found["job"] == {
         **{"state": "running", "start": 1, "exit_code": None},
@@ -132,7 +132,7 @@ def test_log_byte_for_byte(folder):
     (folder / "job.log").write_bytes(BYTES)
     parts, offset = [], 0
     while offset < len(BYTES):
-        found = ask(folder, "--offset", offset, "--limit", 500)["log"]
+        found = ask(folder, offset, 500)["log"]
         assert (found["offset"], found["size"]) == (offset, len(BYTES))
         parts.append(data(found))
         assert len(parts[-1]) <= 500
