@@ -2,7 +2,6 @@
 
 import base64
 import math
-import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -31,8 +30,6 @@ GUARD_REASONS = {
     "ended": "the job has ended and no user is logged in",
     "idle": "the job uses no CPU time",
 }
-# Sequences that terminals obey: colours and cursor (CSI), titles and links (OSC), others of two.
-ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\].*?(\x07|\x1b\\)|[ -~])")
 
 
 class Touch(NamedTuple):
@@ -145,10 +142,9 @@ def log_lines(log: bytes, count: int) -> list[str]:
     >>> log_lines(b"old\\nepoch 1\\r\\x1b[31mepoch 2\\x1b[0m\\x07\\na\\tb\\xff", 2)
     ['epoch 2', 'a   b\ufffd']
     """
-    text = log.decode("utf-8", "replace").rstrip("\r\n")
-    lines = [line.rstrip("\r") for line in text.split("\n")[-count:]]
-    lines = [ESCAPES.sub("", line.rpartition("\r")[2]).expandtabs(4) for line in lines]
-    return ["".join(char for char in line if char.isprintable()) for line in lines]
+    lines = log.decode("utf-8", "replace").rstrip("\r\n").split("\n")[-count:]
+    texts = (Text.from_ansi(line.rstrip("\r")).plain.expandtabs(4) for line in lines)
+    return ["".join(filter(str.isprintable, text)) for text in texts]
 
 
 class _Page:
