@@ -13,7 +13,6 @@ import botocore.config
 import botocore.exceptions as failures
 import botocore.session
 import tenacity
-from boto3.exceptions import Boto3Error
 from botocore.credentials import JSONFileCache
 from botocore.parsers import ResponseParserError as ParserError
 
@@ -137,8 +136,7 @@ def explained(what: str) -> Iterator[None]:
         raise CloudError(
             f"{what}: no connection to {where}: is this computer online, and is that a region?"
         ) from error
-    except (failures.BotoCoreError, Boto3Error, ParserError, ValueError) as error:
-        # ValueError: a bad address, or damaged content
+    except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
         raise CloudError(f"{what}: {str(error)[:300]}") from error
 
 

@@ -33,8 +33,7 @@ from mmattn.remote.ssh import MB, Machine, RemoteError, Unreachable
 
 POLL_S = 15.0
 OUTBOX_S = 300.0  # to hash everything
-# Of a connection to a bucket.
-DROPS = (failures.ConnectionError, failures.HTTPClientError, RetriesExceededError)
+DROPS = (failures.ConnectionError, failures.HTTPClientError)  # of a connection to a bucket
 
 
 class Entry(NamedTuple):
@@ -232,8 +231,11 @@ def _download(run: Run, entries: Sequence[Entry], staging: Path) -> None:
             bucket.save(f"{entry.path}@{entry.sha256}", staging / entry.path, entry.sha256)
         advance(entry.size / MB)
 
-    with explained(run.uri), progress("fetch", -(-total // MB), "MB") as advance:
-        in_parallel(one, entries)
+    try:
+        with explained(run.uri), progress("fetch", -(-total // MB), "MB") as advance:
+            in_parallel(one, entries)
+    except RetriesExceededError as error:
+        raise Unreachable(f"{run.uri}: {error}") from error
 
 
 def _install(missing: Sequence[Entry], steps: Sequence[Path], staging: Path, results: Path) -> None:
