@@ -31,18 +31,19 @@ def take_from_bucket(run: Run, machines: list[Machine]) -> None:
         if is_uri(one):
             folder = f"../data/{number}"
             for machine in machines:
-                _start_for_bucket(run, machine, "data", "pull", "../job", one, "--data", folder)
+                _start_for_bucket(run, machine, "data", "bucket", "../job", "data", one, folder)
             _finish(run, machines, "data", f"reading {one}")
     if run.uri:
-        _start_for_bucket(run, machines[0], "pull", "pull", "../job", run.uri)
+        _start_for_bucket(run, machines[0], "pull", "bucket", "../job", "pull", run.uri)
         _finish(run, machines[:1], "pull", f"reading {run.uri}")
-        _start_for_bucket(run, machines[0], "probe", "push", "../job", run.uri, "--once")
+        push = ("bucket", "../job", "push", run.uri, "--once")
+        _start_for_bucket(run, machines[0], "probe", *push)
         _finish(run, machines[:1], "probe", f"writing {run.uri}")
 
 
 def _start_for_bucket(run: Run, machine: Machine, job: str, *words: str) -> None:
     """Start a program of the agent that needs the run's environment."""
-    own = ("env", f"AWS_REGION={run.region}", "../venv/bin/python", "../agent")
+    own = ("env", f"AWS_DEFAULT_REGION={run.region}", "../venv/bin/python", "../agent")
     machine.call("job", "start", *own, *words, job=job)
 
 
@@ -80,7 +81,7 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
             machine.run(f"rm -f {run.base}/job/hold")
             machine.call("job", "start", *_command(run, begun), *_place(run, machine.rank))
     if run.uri:
-        _start_for_bucket(run, machines[0], "push", "push", "../job", run.uri)
+        _start_for_bucket(run, machines[0], "push", "bucket", "../job", "push", run.uri)
     run.leader = run.instance_id
     run.to("started")
     time.sleep(FIRST_LOOK_S)

@@ -1,7 +1,6 @@
 """Code, data and earlier results to the machines, verified there against a manifest."""
 
 import hashlib
-import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
@@ -11,16 +10,16 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 
 from mmattn.console import progress, say
 from mmattn.errors import UserError
-from mmattn.files import write_json, write_text
+from mmattn.files import write_text
 from mmattn.remote import agent
-from mmattn.remote.agent.verify import sha256
+from mmattn.remote.agent.outbox import sha256
 from mmattn.remote.plan import folder_size
 from mmattn.remote.runs import Run, is_uri
-from mmattn.remote.ssh import Machine, RemoteError, Unreachable
+from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, Unreachable
 
 AGENT = Path(agent.__file__).parent
 OWN = ("mmattn", "pip", "setuptools", "wheel")  # versions of which do not matter
-MANIFEST, CONSTRAINTS = "manifest.json", "constraints.txt"
+MANIFEST, CONSTRAINTS = "manifest.sha256", "constraints.txt"
 
 persistent = retry(
     retry=retry_if_exception_type(Unreachable),
@@ -59,20 +58,23 @@ def survey(run: Run) -> dict[str, str]:
 
 def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
     """What was surveyed, and what was fetched of an earlier machine."""
-    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    text = "".join(f"{digest}  {path}\n" for path, digest in manifest.items())
+    digest = hashlib.sha256(text.encode()).hexdigest()
     if run.is_past("sent") and run.uploaded == digest:
         return
     if run.began_with not in (None, digest):
         say("code or data are not those that the run began with: the results mix both")
-    write_json(run.folder / MANIFEST, manifest)
+    write_text(run.folder / MANIFEST, text)
     for machine in machines:
         _send(run, machine, [name[5:] for name in manifest if name.startswith("code/")])
-        wrong = machine.call("verify", timeout=3600)["wrong"]
-        if wrong:
+        check = f"cd {run.base} && sha256sum --check --quiet {MANIFEST} 2>&1"
+        try:
+            machine.run(check, timeout=3600)
+        except CommandFailed as error:
             raise RemoteError(
-                f"{len(wrong)} files differ on {machine.access.name} from those here, e.g. "
-                f"{wrong[0]}: did they change while they were sent?"
-            )
+                f"files differ on {machine.access.name} from those here: did they change while "
+                f"they were sent?\n{error.output}"
+            ) from error
     run.uploaded = digest
     run.to(run.state if run.is_past("sent") else "sent")
 

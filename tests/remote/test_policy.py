@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmattn.errors import UserError
-from mmattn.remote import bucket
+from mmattn.remote.fetch import fetch_once
 from mmattn.remote.launch import make_instance
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
@@ -44,7 +44,7 @@ def from_plan_to_teardown(run: Run) -> None:
     run.save()
     make_instance(run, make_plan(run, run.cloud()))
     if run.uri:
-        bucket.manifest(run.uri)
+        fetch_once(run)
     run.cloud().admit(run.cloud().group(run.label), "192.0.2.9/32")
     run.cloud().regions()
     list_runs(None)
@@ -72,7 +72,8 @@ def test_the_policy_is_enough(run, cloud_api, spot):
 
 def test_with_a_bucket_both_policies_are(run, cloud_api, store):
     run.results_uri = f"s3://{store.name}/trainings"
-    store.write(f"trainings/{run.name}/manifest.json", b'{"files": []}')
+    manifest = {"files": [], "complete": False, "job": {}, "time": 0.0}
+    store.write(f"trainings/{run.name}/manifest.json", json.dumps(manifest).encode())
     cloud_api.permitted = {*ACTIONS, *actions(BUCKET)}
     from_plan_to_teardown(run)
     assert not cloud_api.resources()

@@ -14,7 +14,7 @@ SOURCES = sorted(AGENT.glob("*.py"))
 SIBLINGS = {path.stem for path in SOURCES}
 NEWER = {"tomllib", "compression", "annotationlib"}  # in the standard library, but not of 3.9
 NEEDS = "from __future__ import annotations"
-IN_THE_RUNS_VENV = {"bucket", "push", "pull"}  # where boto3 is; none else may import them
+IN_THE_RUNS_VENV = {"bucket"}  # where boto3 is; none else may import them
 BOTO = {"boto3", "botocore"}
 
 
