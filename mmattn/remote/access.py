@@ -1,14 +1,29 @@
 """From where machines may be reached: this computer, as the world sees it, or a network."""
 
+import http.client
 import ipaddress
 import os
 import urllib.request
+from functools import partial
 
 from mmattn.errors import UserError
 from mmattn.remote.ssh import RemoteError
 
-SERVICE = "https://checkip.amazonaws.com"  # it has an IPv4 address alone, as machines have
+SERVICE = "https://checkip.amazonaws.com"
 WIDEST = 16  # bits of the prefix
+# What a computer has behind its router. No machine on the Internet sees such an address.
+_INSIDE = [
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3"),
+]
+
+
+class _OverIPv4(urllib.request.HTTPSHandler):
+    """From an IPv4 address, as machines are reached, also where IPv6 would be preferred."""
+
+    def https_open(self, request):
+        connection = partial(http.client.HTTPSConnection, source_address=("0.0.0.0", 0))
+        return self.do_open(connection, request)
 
 
 def own_network() -> str:
@@ -21,9 +36,12 @@ def own_network() -> str:
     """
     url = os.environ.get("MMATTN_IP_SERVICE", SERVICE)
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.build_opener(_OverIPv4).open(url, timeout=10) as answer:
             text = answer.read(100).decode("ascii", "replace").strip()
-        return f"{ipaddress.IPv4Address(text)}/32"
+        found = ipaddress.IPv4Network(f"{text}/32")
+        if _is_inside(found):
+            raise ValueError(f"expected a public address, got {text}")
+        return str(found)
     except (OSError, ValueError) as error:
         raise RemoteError(
             f"{url} does not tell this computer's IPv4 address: {error}; MMATTN_IP_SERVICE names "
@@ -39,6 +57,10 @@ def network(text: str) -> str:
         raise UserError(
             f"--allow-from {text}: expected an IPv4 network, as 203.0.113.0/24: {error}"
         ) from error
-    if found.prefixlen < WIDEST or found.is_private:
+    if found.prefixlen < WIDEST or _is_inside(found):
         raise UserError(f"--allow-from {text}: expected public addresses, at most a /{WIDEST}")
     return str(found)
+
+
+def _is_inside(found: ipaddress.IPv4Network) -> bool:
+    return any(found.subnet_of(ipaddress.IPv4Network(one)) for one in _INSIDE)

@@ -92,7 +92,11 @@ def _confirm(run: Run, yes: bool, dry_run: bool = False) -> tuple[Plan | None, d
     for other in run.cloud().instances(owner=run.owner) if plan else ():
         if other.run != run.name and other.state not in GONE:
             say(f"also {other.state}: {other.id} ({other.type}) of {other.run}; see `fab ls`")
-    if not (yes or dry_run):
+    if dry_run:
+        return plan, manifest
+    if plan and plan.price is None:
+        confirm("The price is unknown. Deploy?", "--yes is not enough where the price is unknown")
+    elif not yes:
         confirm("Deploy?")
     return plan, manifest
 

@@ -53,8 +53,8 @@ class MachineType(NamedTuple):
         return f"{self.name}, {self.vcpus} vCPU{threads}{gpus}, {self.gib:.0f} GiB"
 
 
-def machine_type(cloud: Cloud, name: str) -> MachineType:
-    """What an instance type has; UserError if it cannot train."""
+def machine_type(cloud: Cloud, name: str, count: int = 1, spot: bool = False) -> MachineType:
+    """What an instance type has; UserError if it cannot train, so many together, or as spot."""
     with explained(f"--instance-type {name}"):
         (found,) = cloud.ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
     architectures = {"arm64", "x86_64"} & set(found["ProcessorInfo"]["SupportedArchitectures"])
@@ -66,6 +66,10 @@ def machine_type(cloud: Cloud, name: str) -> MachineType:
             f"--instance-type {name}: expected one that runs Linux, with CPUs alone or the GPUs of "
             f"{', '.join(GPU_FAMILIES)}"
         )
+    if spot and "spot" not in found["SupportedUsageClasses"]:
+        raise UserError(f"--spot: expected a type with spot machines, {name} has none")
+    if count > 1 and "cluster" not in found["PlacementGroupInfo"]["SupportedStrategies"]:
+        raise UserError(f"--instances {count}: expected a type that can be placed near others")
     cpu = found["VCpuInfo"]
     # Two threads of a core share what computes, so that a device on each brings nothing.
     one_thread = not gpus and cpu.get("ValidThreadsPerCore") == [1, 2]

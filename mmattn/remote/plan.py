@@ -117,7 +117,7 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
     Raises:
         UserError, CloudError: something stands against it.
     """
-    kind = offers.machine_type(cloud, run.instance_type)
+    kind = offers.machine_type(cloud, run.instance_type, run.instances, run.spot)
     image = offers.image(cloud, kind, run.ami)
     zone = next((disk["AvailabilityZone"] for disk in kept_disks(run)), None)
     subnets = offers.subnets(cloud, kind.name, run.subnet, zone)
@@ -246,13 +246,13 @@ def cost_text(run: Run, price: float | None, most: float | None, disk: float | N
     return f"{text}{kept}; at most ${bound:.2f} with its address and disk, without traffic"
 
 
-def confirm(question: str) -> None:
-    """Ask; UserError if the answer is no, or there is no terminal to ask at."""
+def confirm(question: str, how: str = "give --yes") -> None:
+    """Ask; UserError if the answer is no, or there is no terminal to ask at: then `how` helps."""
     try:
         answer = input(f"{question} [y/N] ")
     except EOFError as error:
         print()  # ends the line of the question
-        raise UserError("there is no terminal to confirm at: give --yes") from error
+        raise UserError(f"there is no terminal to confirm at: {how}") from error
     if answer.strip().lower() not in ("y", "yes"):
         raise UserError("not confirmed: nothing was done")
 

@@ -6,6 +6,7 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.remote import offers
+from mmattn.remote.deploy import deploy
 from mmattn.remote.plan import make_plan
 from tests.remote.machines.cloud_api import Fault
 
@@ -48,6 +49,13 @@ def test_a_type_on_which_nothing_can_train(run, cloud_api, instance_type):
     refused(
         run, f"{instance_type}: expected one that runs Linux, with CPUs alone or the GPUs of g5"
     )
+
+
+def test_a_type_that_is_not_offered_so(run, cloud_api):
+    run.instance_type, run.instances = "t3.large", 2
+    refused(run, "--instances 2: expected a type that can be placed near others")
+    run.instance_type, run.instances, run.spot = "hpc6a.48xlarge", 1, True
+    refused(run, "--spot: expected a type with spot machines, hpc6a.48xlarge has none")
 
 
 def test_a_machine_with_gpus_boots_the_image_with_their_driver(run, cloud_api):
@@ -149,3 +157,13 @@ def test_an_image_of_ones_own(run, cloud_api):
 
 def test_regions(run, cloud_api):
     assert {"us-east-1", "eu-central-1"} <= set(run.cloud().regions())
+
+
+def test_an_unknown_price_is_not_confirmed_by_yes_alone(run, cloud_api, monkeypatch):
+    monkeypatch.setattr(offers, "price", lambda *asked, **attributes: None)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    with pytest.raises(UserError, match="not confirmed"):
+        deploy(run, yes=True, dry_run=False)
+    assert asked == ["The price is unknown. Deploy? [y/N] "]
+    assert not cloud_api.resources()

@@ -1,5 +1,6 @@
 """The local state of runs: found, broken, locked."""
 
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -124,11 +125,27 @@ def test_own_network(monkeypatch):
     assert own_network() == "192.0.2.7/32"
 
 
-@pytest.mark.parametrize("answer", ["0.0.0.0/0", "<html>", "", "2001:db8::7"])
-def test_no_answer_opens_more_than_one_address(answer, monkeypatch):
+@pytest.mark.parametrize(
+    "answer", ["0.0.0.0/0", "<html>", "", "2001:db8::7", "10.0.0.3", "192.168.1.2", "100.64.0.1"]
+)
+def test_no_answer_opens_more_than_one_public_address(answer, monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", f"data:,{answer}")
     with pytest.raises(RemoteError, match="does not tell this computer's IPv4 address"):
         own_network()
+
+
+def test_the_address_is_asked_for_by_ipv4(monkeypatch):
+    six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 443))
+    four = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 9))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *asked: [six, four])
+    tried, bind = [], socket.socket.bind
+    monkeypatch.setattr(
+        socket.socket, "bind", lambda self, to: (tried.append(self.family), bind(self, to))
+    )
+    monkeypatch.setenv("MMATTN_IP_SERVICE", "https://localhost")
+    with pytest.raises(RemoteError, match="Connection refused"):
+        own_network()
+    assert tried == [socket.AF_INET6, socket.AF_INET]  # the first cannot leave by IPv4
 
 
 def test_a_silent_service_is_named(monkeypatch):
