@@ -124,8 +124,7 @@ class OnMachine:
                 f"--files-from={names}",
                 self.machine.remote(f"{found.root}/" if found.root else ""),
                 f"{staging}/",
-                progress="fetch",
-                total=sum(entry.size for entry in entries),
+                progress="results",
             )
         except CommandFailed as error:
             if "no space left" in error.output:

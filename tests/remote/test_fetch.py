@@ -93,9 +93,9 @@ class FolderMachine(Machine):
             raise CommandFailed(module, done.returncode, done.stderr)
         return json.loads(done.stdout.rpartition("mmattn:")[2])
 
-    def rsync(self, *arguments, progress, total=0):
+    def rsync(self, *arguments, progress):
         self.before_rsync()
-        super().rsync(*arguments, progress=progress, total=total)
+        super().rsync(*arguments, progress=progress)
         after, self.after_rsync = self.after_rsync, lambda: None
         after()
 

@@ -30,7 +30,6 @@ if ! python=$(usable_python); then
     exit 2
 fi
 echo "$python: $("$python" --version)"
-"$python" -m venv --without-pip ../venv
-../venv/bin/python -I -m ensurepip --upgrade --default-pip  # venv itself would hide why it fails
+"$python" -m venv ../venv
 # Modules are compiled when they are first imported: most never are.
 ../venv/bin/python -m pip install --no-compile --constraint ../constraints.txt --editable . "$@"
