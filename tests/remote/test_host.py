@@ -73,7 +73,7 @@ class Session:
 
 @pytest.fixture(scope="module")
 def guest(boot_guest, wheelhouse):
-    with boot_guest({}, wheelhouse) as guest:
+    with boot_guest(wheelhouse) as guest:
         yield guest
 
 

@@ -155,7 +155,7 @@ def test_a_killed_test_run_takes_its_machines_with_it(machine_image):
         "print(network.name, flush=True); time.sleep(100)"
     )
     run = subprocess.Popen(
-        [sys.executable, "-c", program, machine_image], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, machine_image()], stdout=subprocess.PIPE, text=True
     )
     with run.stdout:
         name = run.stdout.readline().strip()

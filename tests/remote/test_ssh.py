@@ -16,11 +16,12 @@ from mmattn.remote.ssh import (
     Unreachable,
     make_key,
 )
+from tests.remote.machines.image import RELEASES
 
 
-@pytest.fixture(scope="module")
-def guest(boot_guest):
-    with boot_guest() as guest:
+@pytest.fixture(scope="module", params=RELEASES)
+def guest(request, boot_guest):
+    with boot_guest(release=request.param) as guest:
         yield guest
 
 

@@ -299,7 +299,7 @@ def test_ended_job_and_grace(machine, job_in):
     machine.wait_until_off()
     assert machine.calls == OFF
     assert machine.said["reason"] == "ended"
-    assert 0.9 < machine.said["beat"] - ended < 5
+    assert 0.8 < machine.said["beat"] - ended < 5
     assert job.status["exit_code"] == 3
 
 
