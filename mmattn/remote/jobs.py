@@ -52,15 +52,16 @@ def _do(run: Run, machines: list[Machine], job: str, what: str, *command: str) -
     for machine in machines:
         machine.call("job", "start", *command, job=job)
     for machine in machines:
-        with waiting(f"{what}{_on(machine, machines)}"):
+        with waiting(f"{what} on {machine.access.name}"):
             done = wait_for(machine, job)
         if done["exit_code"] != 0:
-            raise _failure(run, machine, job, f"{what} failed{_on(machine, machines)}")
+            raise _failure(machine, job, f"{what} failed")
 
 
-def _failure(run: Run, machine: Machine, job: str, what: str) -> RemoteError:
+def _failure(machine: Machine, job: str, what: str) -> RemoteError:
     """An error with the end of a job's log."""
-    return RemoteError(f"{what}:\n{machine.run(f'tail -n 15 {run.base}/{job}/job.log').strip()}")
+    log = machine.run(f"tail -n 15 {machine.base}/{job}/job.log").strip()
+    return RemoteError(f"{what} on {machine.access.name}:\n{log}")
 
 
 def start_training(run: Run, machines: list[Machine], again: bool = False) -> None:
@@ -97,10 +98,7 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
         if code:
             if not again:
                 run.to("built")  # the next deployment starts it, on the same machine
-            where = _on(machine, machines)
-            raise _failure(
-                run, machine, "job", f"the job ended at once with exit code {code}{where}"
-            )
+            raise _failure(machine, "job", f"the job ended at once with exit code {code}")
 
 
 def _is_due(run: Run, job: dict, again: bool) -> bool:
@@ -179,7 +177,3 @@ def wait_for(machine: Machine, job: str) -> dict:
     while (found := look())["state"] == "running":
         time.sleep(2)
     return found
-
-
-def _on(machine: Machine, machines: list[Machine]) -> str:
-    return f" on machine {machine.rank}" if len(machines) > 1 else ""
