@@ -109,9 +109,8 @@ def starts(folder: Path) -> int:
 
 def stop(folders: list[Path], patience_s: float) -> None:
     """Let jobs save and end; kill what is left of them after a while, unless that is 0."""
-    for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILL_S)):
-        if number == signal.SIGKILL and not patience_s:
-            return
+    rounds = ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILL_S))
+    for number, wait_s in rounds if patience_s else rounds[:1]:
         end = time.monotonic() + wait_s
         for folder in folders:
             send(folder, number)
@@ -122,9 +121,10 @@ def stop(folders: list[Path], patience_s: float) -> None:
 def send(folder: Path, number: int) -> None:
     """Signal a living job's first process, or kill its whole group."""
     pid = (read_json(folder / STATUS) or {}).get("pid")
+    kill = os.killpg if number == signal.SIGKILL else os.kill
     if is_held(folder / LOCK) and isinstance(pid, int) and pid > 1:
         with suppress(ProcessLookupError):
-            (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
+            kill(pid, number)
 
 
 def describe(folder: Path) -> dict:
