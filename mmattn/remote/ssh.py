@@ -26,6 +26,7 @@ SSH_FAILED = 255
 MB = 1_000_000
 DISK_RSYNC = 11  # error in file input or output; rsync does not always tell which
 CUT_RSYNC = {10, 12, 20, 30, 35, SSH_FAILED}  # protocol stream, socket, timeouts; ssh itself
+TEXT = {"encoding": "utf-8", "errors": "replace"}
 
 
 class RemoteError(UserError):
@@ -167,18 +168,17 @@ class Machine:
         ssh = ["ssh", "-F", str(self.ssh_config), "-T", "-n", self.access.address, command]
         plain = {**os.environ, "LC_ALL": "C"}  # its messages are read here
         try:
-            done = subprocess.run(ssh, capture_output=True, timeout=timeout, env=plain)
+            done = subprocess.run(ssh, capture_output=True, timeout=timeout, env=plain, **TEXT)
         except subprocess.TimeoutExpired as error:
             raise Unreachable(f"{self.access.name} is silent for {timeout:g} s") from error
-        said, complaint = (part.decode(errors="replace") for part in (done.stdout, done.stderr))
         if done.returncode == SSH_FAILED or done.returncode < 0:
-            kind, meaning = next(about for sign, *about in SSH_ERRORS if sign in complaint)
+            kind, meaning = next(about for sign, *about in SSH_ERRORS if sign in done.stderr)
             # The last words: without names, addresses and numbers.
-            why = complaint.strip().rpartition("\n")[2].rpartition(": ")[2].strip()
+            why = done.stderr.strip().rpartition("\n")[2].rpartition(": ")[2].strip()
             raise kind(f"{self.access.name} {meaning}: {why or 'no reason was told'}")
         if done.returncode:
-            raise CommandFailed(command, done.returncode, tail(complaint or said))
-        return said
+            raise CommandFailed(command, done.returncode, tail(done.stderr or done.stdout))
+        return done.stdout
 
     def call(self, program: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
         """Run a program of mmattn.remote.agent on the machine and return the JSON it printed.
@@ -214,8 +214,8 @@ class Machine:
             shown = ["--info=progress2", "--no-inc-recursive"]
             command += shown if sys.stdout.isatty() else []
         plain = {**os.environ, "LC_ALL": "C"}
-        done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, env=plain)
-        complaint = tail(done.stderr.decode(errors="replace"))
+        done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, env=plain, **TEXT)
+        complaint = tail(done.stderr)
         if done.returncode in CUT_RSYNC:
             raise Unreachable(f"{self.access.name} is out of reach: {complaint}")
         if done.returncode == DISK_RSYNC or "No space left" in complaint:
@@ -236,8 +236,7 @@ def check_tools() -> None:
             subprocess.run(tool, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise UserError(
-                f"expected OpenSSH and rsync 3.1 or newer here (on a Mac `brew install rsync`): "
-                f"{error}"
+                f"expected OpenSSH and rsync 3.1 here (on a Mac `brew install rsync`): {error}"
             ) from error
 
 
