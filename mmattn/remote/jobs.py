@@ -16,7 +16,7 @@ NAME = r"""
 name=$(uname -n)
 means() {{ getent ahosts $name | awk 'NR == 1 {{ print $1 }}'; }}
 test "$(means)" = {address} ||
-    sudo -n sed -i -E "s/\s$name(\s|$)/ /g; 1i {address} $name" /etc/hosts
+    sudo -n sed -i -E ":a; s/\s$name(\s|$)/ /; ta; 1i {address} $name" /etc/hosts
 means
 """
 
