@@ -2,6 +2,8 @@
 
 import io
 import math
+import os
+import subprocess
 import time
 from dataclasses import replace
 
@@ -311,6 +313,20 @@ def test_a_name_that_still_means_the_loopback_is_told(three):
     private = three.members[1].private.replace(".", r"\.")
     with pytest.raises(RemoteError, match=f"machine 1: expected its name to mean {private}"):
         check_names(three, [Named(0), Named(1)])
+
+
+def test_a_name_is_taken_from_the_loopback_wherever_it_stands(tmp_path):
+    name, hosts = os.uname().nodename, tmp_path / "hosts"
+    hosts.write_text(f"127.0.1.1 {name} {name}\n127.0.1.1 {name}.here {name}\n::1 localhost\n")
+    script = jobs.NAME.format(address="192.0.2.5").replace("sudo -n", "")
+    subprocess.run(["sh", "-c", script.replace("/etc/hosts", str(hosts))], check=True)
+    lines = [line.split() for line in hosts.read_text().splitlines()]
+    assert lines == [
+        ["192.0.2.5", name],
+        ["127.0.1.1"],
+        ["127.0.1.1", f"{name}.here"],
+        ["::1", "localhost"],
+    ]
 
 
 # Watching all
