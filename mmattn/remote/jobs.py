@@ -145,10 +145,10 @@ def settle(run: Run, machines: list[Machine]) -> None:
 def stop_jobs(machines: list[Machine], job: str = "job") -> None:
     """Let the jobs save and end, all at the same time; kill those that do not.
 
-    That a machine is out of reach keeps no other from it.
+    That a machine is out of reach keeps no other from it. The first one leads: it is asked last.
     """
     for patience in (0, SAVE_S):
-        for machine in machines:
+        for machine in reversed(machines):
             try:
                 machine.call("job", "stop", str(patience), job=job, timeout=patience + 30)
             except RemoteError as error:
