@@ -217,7 +217,8 @@ class Machine:
         done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, env=plain, **TEXT)
         complaint = tail(done.stderr)
         if done.returncode in CUT_RSYNC:
-            raise Unreachable(f"{self.access.name} is out of reach: {complaint}")
+            why = done.stderr.partition("\nrsync")[0].strip().rpartition("\n")[2]
+            raise Unreachable(f"{self.access.name} is out of reach: {why}")
         if done.returncode == DISK_RSYNC or "No space left" in complaint:
             complaint = f"no space left on the disk that receives, or it fails: {complaint}"
         if done.returncode:
