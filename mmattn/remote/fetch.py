@@ -28,10 +28,10 @@ from mmattn.remote.aws import CloudError, client, explained, suppressed
 from mmattn.remote.monitor import ask_cloud
 from mmattn.remote.runs import Run, is_uri, locked
 from mmattn.remote.screen import job_text
-from mmattn.remote.send import persistent
-from mmattn.remote.ssh import MB, Machine, RemoteError, Unreachable
+from mmattn.remote.ssh import Machine, RemoteError, Unreachable, persistent
 
 POLL_S = 15.0
+MB = 1_000_000
 OUTBOX_S = 300.0  # to hash everything
 DROPS = (failures.ConnectionError, failures.HTTPClientError)  # of a connection to a bucket
 
@@ -217,8 +217,7 @@ def _bring(run: Run, entries: Sequence[Entry], staging: Path) -> None:
         # Of a file of which there is an older one, only what is new is sent.
         f"--compare-dest={run.results.resolve()}",
         *(machine.remote("outbox/"), f"{staging}/"),
-        progress="fetch",
-        total=sum(entry.size for entry in entries),
+        progress="results",
     )
 
 

@@ -28,7 +28,6 @@ GUARD_REASONS = {
     "deadline": "its deadline has come",
     "spot": "AWS takes the spot machine back",
     "ended": "the job has ended and no user is logged in",
-    "idle": "the job uses no CPU time",
 }
 
 
@@ -128,12 +127,11 @@ def guard_text(snapshot: dict, then: float, now: float) -> tuple[str, str]:
         return f"silent for {duration(silent)}: see `fab ssh`", "bold red"
     if guard["held"]:
         return "held by `fab hold`: the machine stays until its deadline", "yellow"
-    quiet = guard["quiet_since"]
-    if works and (quiet is None or snapshot["now"] - quiet <= GUARD_SILENT_S):
+    if works:
         return "watches", ""
-    why = "the job uses no CPU time" if works else "no job, no user logged in"
-    off = f"at {clock(now + guard['off_at'] - then)}" if quiet else "when its grace is over"
-    return f"powers off {off} unless that changes: {why}", "yellow"
+    off = guard["off_at"]
+    off = f"at {clock(now + off - then)}" if off else "when its grace is over"
+    return f"powers off {off} unless that changes: no job, no user logged in", "yellow"
 
 
 def log_lines(log: bytes, count: int) -> list[str]:

@@ -6,29 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
 
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
-
 from mmattn.console import progress, say
 from mmattn.errors import UserError
 from mmattn.files import write_text
 from mmattn.remote import agent
 from mmattn.remote.agent.outbox import sha256
-from mmattn.remote.plan import folder_size
 from mmattn.remote.runs import Run, is_uri
-from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, Unreachable
+from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, persistent
 
 AGENT = Path(agent.__file__).parent
 OWN = ("mmattn", "pip", "setuptools", "wheel")  # versions of which do not matter
 MANIFEST, CONSTRAINTS = "manifest.sha256", "constraints.txt"
-
-persistent = retry(
-    retry=retry_if_exception_type(Unreachable),
-    stop=stop_after_attempt(20),
-    wait=wait_exponential(max=30),
-    before_sleep=lambda state: say(f"{state.outcome.exception()}; continuing"),
-    reraise=True,
-)
-"""For a transfer that is cut: what came is kept, and the next attempt continues from it."""
 
 
 def folders(run: Run) -> list[tuple[int, str]]:
@@ -65,8 +53,11 @@ def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
     if run.began_with not in (None, digest):
         say("code or data are not those that the run began with: the results mix both")
     write_text(run.folder / MANIFEST, text)
+    write_text(run.folder / CONSTRAINTS, constraints())
+    code = [name[5:] for name in manifest if name.startswith("code/")]
+    (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
     for machine in machines:
-        _send(run, machine, [name[5:] for name in manifest if name.startswith("code/")])
+        _send(run, machine)
         check = f"cd {run.base} && sha256sum --check --quiet {MANIFEST} 2>&1"
         try:
             machine.run(check, timeout=3600)
@@ -79,33 +70,24 @@ def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
     run.to(run.state if run.is_past("sent") else "sent")
 
 
-def _send(run: Run, machine: Machine, code: list[str]) -> None:
-    """Send everything that the machine does not have yet, the manifest last."""
+def _send(run: Run, machine: Machine) -> None:
+    """Send everything that the machine does not have yet."""
     names = ["code", "data", "job", *(["run"] if machine.rank == 0 else [])]
     machine.run(f"umask 077 && mkdir -p {' '.join(f'{run.base}/{name}' for name in names)}")
     send_agent(machine)
-
-    @persistent
-    def copy(*arguments: str, title: str, total: int = 0) -> None:
-        machine.run("true")  # lets this computer in, should its address have changed
-        machine.rsync(*arguments, progress=title, total=total)
-
-    (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
     listed = ("--from0", f"--files-from={run.folder / 'code_files'}")
-    size = sum(Path(path).stat().st_size for path in code)
-    copy(*listed, "./", machine.remote("code/"), title="code", total=size)
+    _copy(machine, *listed, "./", machine.remote("code/"), progress="code")
     for number, folder in folders(run):
         links = ("--copy-links", "--delete", f"{folder}/", machine.remote(f"data/{number}/"))
-        copy(*links, title=f"data {folder}", total=folder_size(Path(folder)))
+        _copy(machine, *links, progress=f"data {folder}")
     if machine.rank == 0 and not run.uri and (run.results / "config.json").exists():
         earlier = ("--ignore-existing", "--exclude=/job", f"{run.results}/", machine.remote("run/"))
-        copy(*earlier, title="earlier results", total=folder_size(run.results))
+        _copy(machine, *earlier, progress="earlier results")
         log = run.results / "job" / "job.log"  # keeps growing there
         if log.exists():
-            copy("--ignore-existing", str(log), machine.remote("job/"), title="earlier log")
-    write_text(run.folder / CONSTRAINTS, constraints())
-    for name in (CONSTRAINTS, MANIFEST):
-        copy(str(run.folder / name), machine.remote(), title=name)
+            _copy(machine, "--ignore-existing", str(log), machine.remote("job/"))
+    lists = (str(run.folder / CONSTRAINTS), str(run.folder / MANIFEST))
+    _copy(machine, *lists, machine.remote())
 
 
 def constraints() -> str:
@@ -118,11 +100,15 @@ def constraints() -> str:
     )
 
 
-@persistent
 def send_agent(machine: Machine) -> None:
     """The programs that look after the job; of their own, they need the system's Python alone."""
-    own = ("--delete", "--exclude=__pycache__")
-    machine.rsync(*own, f"{AGENT}/", machine.remote("agent/"), progress="agent")
+    _copy(machine, "--delete", "--exclude=__pycache__", f"{AGENT}/", machine.remote("agent/"))
+
+
+@persistent
+def _copy(machine: Machine, *arguments: str, progress: str = "") -> None:
+    machine.run("true")  # lets this computer in, should its address have changed
+    machine.rsync(*arguments, progress=progress)
 
 
 def _code_files() -> list[str]:

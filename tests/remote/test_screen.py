@@ -28,7 +28,7 @@ HOST = Run(name="no_aug-20261118-102000-ab12", experiment="no_aug", host="me@192
 IN_TOUCH = Touch(NOW)
 OUT = Touch(NOW - 300, NOW - 290, "ec2-user@203.0.113.27 is silent for 15 s; it is running at EC2")
 ENDED = {"state": "ended", "exit_code": 0, "ended": THERE - 10}
-QUIET = {"quiet_since": THERE - 10, "off_at": THERE + 3590}
+QUIET = {"off_at": THERE + 3590}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def row(epoch, **values):
 
 
 def snapshot(epochs=0, log=b"", job=None, guard=None, **values):
-    quiet = {"reason": None, "quiet_since": None, "held": False, "off_at": None}
+    quiet = {"reason": None, "held": False, "off_at": None}
     state = {"state": "running", "start": 1, "exit_code": None, "started": THERE - 3000}
     size = {"memory_used": 34, "memory_total": 192, "disk_used": 7.25, "disk_total": 40}
     load = {name: value * 2**30 for name, value in size.items()}
@@ -215,8 +215,6 @@ def test_job(job, expected):
         (None, {"held": True}, "held by `fab hold`"),
         (None, {"reason": "spot"}, "is ending the machine: AWS takes the spot machine back"),
         (None, {"beat": THERE - 180}, "silent for 3 min"),
-        (None, QUIET, "watches"),  # a pause of ten seconds
-        (None, {**QUIET, "quiet_since": THERE - 61}, "the job uses no CPU time"),
         (ENDED, QUIET, "powers off at Wed 18 Nov 12:06 unless that changes: no job, no user"),
         (ENDED, {}, "powers off when its grace is over"),
     ],

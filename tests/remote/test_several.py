@@ -2,6 +2,8 @@
 
 import io
 import math
+import os
+import subprocess
 import time
 
 import pytest
@@ -201,7 +203,7 @@ def test_jobs_of_an_earlier_set_are_ended_and_stale_results_forgotten(three, los
     three.to("there")
     rest = [Recorder(0), Recorder(1)]
     settle(three, rest)
-    assert all("job stop --wait 60 --kill" in machine.told for machine in rest)
+    assert all("job stop 120" in machine.told for machine in rest)
     removed = [f"rm -rf {three.base}/run {three.base}/job"]
     assert [one for one in rest[0].told if one.startswith("rm ")] == (removed if lost == 0 else [])
 
@@ -294,7 +296,7 @@ def test_what_has_ended_on_one_is_started_on_all(three, monkeypatch, states, due
     machines = [JobMachine(rank, state) for rank, state in enumerate(states)]
     jobs.start_training(three, machines)
     for rank, machine in enumerate(machines):
-        ended = "job stop --wait 60 --kill" in machine.told
+        ended = "job stop 120" in machine.told
         assert ended == due
         started = [told for told in machine.told if told.startswith("job start")]
         assert [f"--distributed.process-id {rank}" in one for one in started] == [True] * due
@@ -302,12 +304,26 @@ def test_what_has_ended_on_one_is_started_on_all(three, monkeypatch, states, due
 
 def test_a_name_that_still_means_the_loopback_is_told(three):
     class Named(Recorder):
-        def call(self, module: str, *options: str, **_) -> dict:
-            return {"name": "box", "address": options[0] if self.rank == 0 else "127.0.1.1"}
+        def run(self, command: str, **_) -> str:
+            return f"{three.members[0].private}\n" if self.rank == 0 else "127.0.1.1\n"
 
     private = three.members[1].private.replace(".", r"\.")
-    with pytest.raises(RemoteError, match=f"machine 1: expected its name box to mean {private}"):
+    with pytest.raises(RemoteError, match=f"machine 1: expected its name to mean {private}"):
         check_names(three, [Named(0), Named(1)])
+
+
+def test_a_name_is_taken_from_the_loopback_wherever_it_stands(tmp_path):
+    name, hosts = os.uname().nodename, tmp_path / "hosts"
+    hosts.write_text(f"127.0.1.1 {name} {name}\n127.0.1.1 {name}.here {name}\n::1 localhost\n")
+    script = jobs.NAME.format(address="192.0.2.5").replace("sudo -n", "")
+    subprocess.run(["sh", "-c", script.replace("/etc/hosts", str(hosts))], check=True)
+    lines = [line.split() for line in hosts.read_text().splitlines()]
+    assert lines == [
+        ["192.0.2.5", name],
+        ["127.0.1.1"],
+        ["127.0.1.1", f"{name}.here"],
+        ["::1", "localhost"],
+    ]
 
 
 # Watching all

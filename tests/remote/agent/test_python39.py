@@ -61,6 +61,6 @@ def test_each_module_is_imported_and_each_program_started():
     command = [PYTHON, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
-    command = program("job", "/nowhere/job", "stop")
+    command = program("job", "/nowhere/job", "stop", 0)
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert done.stdout.startswith('mmattn:{"start": null') and not done.stderr, done
