@@ -269,7 +269,7 @@ def test_a_transfer_that_was_given_up_is_resumed_by_the_next_fetch(run, machine,
     finish(machine)
     machine.cut_after(3_000_000)
     monkeypatch.setattr(module, "persistent", lambda once: once)
-    with pytest.raises(Unreachable, match="connection lost"):
+    with pytest.raises(Unreachable, match="is out of reach"):
         fetch(run, watch=False)
     assert files_in(run.results) == before
     fetch(run, watch=False)

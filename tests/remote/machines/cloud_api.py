@@ -306,7 +306,7 @@ class CloudApi:
             if call.action != "RemoveRoleFromInstanceProfile":
                 raise
             return _refusal(call, "NoSuchEntity", "the role is not in the profile")
-        if "InvalidNetworkInterfaceID" in answer.get_data(as_text=True):  # of what has ended before
+        if b"InvalidNetworkInterfaceID" in answer.get_data():  # of what has ended before
             return _answer(call, "<instancesSet/>")
         if call.action == "DescribeSpotPriceHistory":
             return Response(
