@@ -35,10 +35,11 @@ def read_features(
         raise BadClip(f"unreadable: {error.strerror}") from error
     found, extractor = decode(content, rates or {})
     streams = {}
-    for name in found if wanted is None else [name for name in found if name in wanted]:
-        if isinstance(stream := found[name], str):
-            raise BadClip(stream)
-        streams[name] = stream
+    for name, stream in found.items():
+        if wanted is None or name in wanted:
+            if isinstance(stream, str):
+                raise BadClip(stream)
+            streams[name] = stream
     check_overlap({name: (one.times[0], one.times[-1]) for name, one in streams.items()})
     return streams, extractor
 

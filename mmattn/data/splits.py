@@ -21,7 +21,7 @@ from mmattn.errors import UserError
 
 DRAWS = 2000  # random divisions of the units, of which the best balanced is taken
 SPLITS = ("train", "validation", "test")
-TOLD = ("description", "fold", "leaking")  # of a Split, beside its clips
+_TOLD = ("description", "fold", "leaking")  # of a Split, beside its clips
 CAVEATS = {False: None, True: "LEAKS SPEAKERS", "unknown": "SPEAKERS UNKNOWN"}  # by Split.leaking
 
 
@@ -261,7 +261,7 @@ def split_to_json(split: Split, corpus: Corpus) -> dict:
 
     Raises UserError if the split is of a larger corpus.
     """
-    document = {name: getattr(split, name) for name in TOLD}
+    document = {name: getattr(split, name) for name in _TOLD}
     label_of = _class_names(corpus)
     for name, clips in split.clips.items():
         if not np.isin(clips, np.arange(len(corpus))).all():
@@ -276,7 +276,7 @@ def split_from_json(document: dict, corpus: Corpus) -> Split:
     """The split that was written, for a corpus that has its clips; UserError if it has not, or
     with other labels (which runs of version 1 did not write)."""
     index = {name: number for number, name in enumerate(corpus.names)}
-    found: dict[str, Any] = {name: document[name] for name in TOLD}
+    found: dict[str, Any] = {name: document[name] for name in _TOLD}
     label_of = _class_names(corpus)
     for name in SPLITS:
         clips = document[name]["clips"]

@@ -144,8 +144,8 @@ class Ragged:
         counts = [0]
         for times in self._times():
             end = np.searchsorted(times, times + seconds, "right")
-            counts.append((end - np.arange(len(times))).max())
-        return int(max(counts))
+            counts.append(int((end - np.arange(len(times))).max()))
+        return max(counts)
 
     def spacings(self) -> np.ndarray:
         """Mean seconds from frame to frame of each clip and variant of two or more frames."""

@@ -305,9 +305,10 @@ class Learner:
             loss = mixed(vote.head, self.gamma)
             return loss if vote.statistics is None else loss + mixed(vote.statistics, 0.0)
 
-        loss = jnp.zeros_like(batch.weight)
-        for name, vote in output.votes.items():
-            loss += jnp.where(batch.streams[name].valid.any(1), of(vote), 0)
+        loss: AnyArray = sum(
+            jnp.where(batch.streams[name].valid.any(1), of(vote), 0)
+            for name, vote in output.votes.items()
+        )
         return loss if output.joint is None else of(output.joint) + self.branch_loss * loss
 
     def _predict(self, weights: Weights, batches: Batch, class_weights: Array) -> Prediction:
