@@ -96,8 +96,8 @@ def band_powers(samples: np.ndarray, length: int, hop: int, filters: np.ndarray)
 @lru_cache
 def mel_filters(bands: int, lowest: float, highest: float, size: int, rate: int) -> np.ndarray:
     """Weights [bands, size / 2 + 1] of bands of equal width in mel, see `triangles`."""
-    ends = 2595 * np.log10(1 + np.array([lowest, highest]) / 700)
-    return triangles(700 * (10 ** (np.linspace(*ends, bands + 2) / 2595) - 1), size, rate)
+    low, high = 2595 * np.log10(1 + np.array([lowest, highest]) / 700)
+    return triangles(700 * (10 ** (np.linspace(low, high, bands + 2) / 2595) - 1), size, rate)
 
 
 def triangles(corners: np.ndarray, size: int, rate: int) -> np.ndarray:

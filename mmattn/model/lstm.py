@@ -31,7 +31,7 @@ class LSTM(nnx.Module):
         self.input_kernel = nnx.Param(glorot_uniform(rngs.params(), (features, 4 * units)))
         self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (units, 4 * units)))
         # Forget gates start open (Jozefowicz et al., 2015), as in Keras.
-        self.bias = nnx.Param(jax.device_put(np.repeat(np.float32([0, 1, 0, 0]), units)))
+        self.bias = nnx.Param(jax.device_put(np.repeat(np.array([0, 1, 0, 0], np.float32), units)))
         self.reverse = reverse
 
     def __call__(self, x: Array, length: Array) -> Array:

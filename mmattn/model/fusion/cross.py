@@ -148,7 +148,7 @@ class Cross(Fusion):
             name: jnp.split(self.project[name](x.swapaxes(0, 1)), 4, axis=-1)
             for name, x in sorted(embeddings.items())
         }
-        joint, bias, attended = [], [], {}
+        joint, bias, attended = [], [], dict[str, dict[str, Attended]]()
         for name, (query, _, _, own) in parts.items():
             _, times, valid = streams[name]
             found, attended[name] = [], {}
