@@ -255,7 +255,7 @@ def _work(connection: Connection, setup: Setup) -> None:
         return
     _limit_memory(setup.memory)
     about = {
-        "run": str(run.folder),
+        "run": run.name,
         "classes": run.class_names,
         "modalities": run.config.model.modalities,
         "no_raw_clips": raw,

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import re
 import shutil
 import signal
@@ -34,7 +35,9 @@ UPLOADS = "mmattn-serve-"
 ZIP = b"PK\x03\x04"  # how a feature file begins, and no raw clip
 LINGER = 5.0  # seconds in which a client may go on to send what is not read
 PAGE_MAY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-PAGE_MAY += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+PAGE_MAY += (
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,13 @@ async def _serve(listener: socket, setup: Setup, limits: Limits, own: bool) -> N
             say(line)
         if reason := about["no_raw_clips"]:
             say(f"Feature files alone can be predicted: {reason}")
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients do wrong
         config = uvicorn.Config(
             Linger(Guard(make_app(pool, limits), own)),
             http="h11",
             lifespan="off",
             log_config=None,
+            log_level="error",
             timeout_graceful_shutdown=round(limits.seconds + LINGER),
             server_header=False,
         )
@@ -151,6 +156,8 @@ def make_app(pool: Pool, limits: Limits) -> ASGIApp:
 
     async def page(request: Request) -> Response:
         text = files("mmattn.server").joinpath("docs.html").read_text(encoding="utf-8")
+        style = files("mmattn.report").joinpath("page.css").read_text(encoding="utf-8")
+        text = text.replace("/* page.css of the reports stands here */", style)
         return HTMLResponse(text, headers={"Content-Security-Policy": PAGE_MAY})
 
     async def refuse(request: Request, error: Exception) -> Response:
