@@ -166,7 +166,7 @@ class Serve:
     timeout: float = 60
     """Seconds that an upload may take (then 408), and a prediction (then 504)."""
     memory: float = 4
-    """GB that a process may take for a clip (on Linux)."""
+    """GB that a process may take for models and a clip, beside what it has at its start (Linux)."""
     checkpoint: Literal["best", "final"] = "best"
     calibrated: bool = True
     """Give probabilities of the temperature that fits the run's validation clips."""
