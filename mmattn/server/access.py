@@ -45,14 +45,14 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror or error}") from error
+        raise UserError(f"--host {host} --port {port}: {error}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()
     except OSError as error:
         listener.close()
-        raise UserError(f"--host {host} --port {port}: {error.strerror or error}") from error
+        raise UserError(f"--host {host} --port {port}: {error}") from error
     return listener
 
 

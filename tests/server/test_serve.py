@@ -26,7 +26,6 @@ from mmattn.media.download import fetch_models
 from mmattn.run.run import Run, load_run
 from mmattn.server.serve import UPLOADS, Limits, uploads_folder
 
-SHORT = 4  # seconds that a prediction may take here
 SMALL = 2_000_000  # bytes that a request may have here
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n'
@@ -95,7 +94,12 @@ class Server:
 
     def left(self) -> list[Path]:
         """Uploads that are on the disk."""
-        return [path for path in self.folder.rglob("*") if path.is_file() and path.name != "lock"]
+        return [
+            Path(folder, name)
+            for folder, _, names in os.walk(self.folder)  # which passes what is gone meanwhile
+            for name in names
+            if name != "lock"
+        ]
 
     def end(self, number: int = signal.SIGTERM) -> str:
         self.process.send_signal(number)
@@ -103,10 +107,12 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(commands, tmp_path_factory) -> Iterator[Server]:
+def server(commands, tmp_path_factory, clip) -> Iterator[Server]:
     """Two processes, four places more, small limits."""
-    limits = ("--max-size", SMALL / 1e6, "--timeout", SHORT, "--queue", 4, "--memory", 0.3)
+    limits = ("--max-size", SMALL / 1e6, "--queue", 4, "--memory", 0.3)
     one = Server(commands, tmp_path_factory.mktemp("serve"), *limits)
+    with ThreadPoolExecutor() as clients:  # the first clip of a process takes longer
+        assert list(clients.map(one.predict, [clip] * 2))
     yield one
     one.process.kill()
     one.process.communicate()
@@ -270,34 +276,33 @@ def test_clients_that_go_away_free_their_places(server, clip):
     for one in clients:
         one.close()
     wait_until(lambda: server.health()["taken"] == 0)
-    assert time.monotonic() - begin < SHORT / 2  # not the time limit has ended them
-    assert server.predict(clip)[0] in (200, 504)  # by a process that waits, or its successor
-    wait_until(lambda: server.predict(clip)[0] == 200)
+    assert time.monotonic() - begin < 30  # not the time limit has ended them
+    assert server.predict(clip)[0] == 200  # by the successor of a process
 
 
-@pytest.mark.slow
-def test_clients_that_send_too_slowly_or_no_more(server):
+def test_a_client_that_goes_away_while_it_sends(server):
     with server.begin(b"x", 1000):
         wait_until(lambda: server.health()["taken"] == 1)
-    wait_until(lambda: server.health()["taken"] == 0, SHORT / 2)
-    with server.begin(b"x", 1000) as connection:
-        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
-        assert server.health()["taken"] == 0
+    wait_until(lambda: server.health()["taken"] == 0, 30)
 
 
 @pytest.mark.slow
-def test_a_prediction_that_takes_too_long_frees_its_process(server, clip):
-    before = server.workers()
-    server.signal_workers(signal.SIGSTOP)
-    begin = time.monotonic()
-    status, answer, _ = server.predict(clip)
-    assert SHORT <= time.monotonic() - begin < SHORT + 2
-    assert (status, answer) == (504, {"detail": f"it took over {SHORT} s"})
-    server.signal_workers(signal.SIGCONT)
-    wait_until(
-        lambda: len({*server.workers()} - {*before}) == 1 and server.health()["workers"] == 2
-    )
-    assert server.predict(clip)[0] == 200
+def test_what_takes_too_long_is_ended(commands, clip, tmp_path):
+    one = Server(commands, tmp_path, "--workers", 1, "--timeout", 3)
+    try:
+        with one.begin(b"x", 1000) as connection:
+            assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+        assert one.health()["taken"] == 0
+        (worker,) = one.workers()
+        os.kill(worker, signal.SIGSTOP)
+        begin = time.monotonic()
+        status, answer, _ = one.predict(clip)
+        assert time.monotonic() - begin >= 3
+        assert (status, answer) == (504, {"detail": "it took over 3 s"})
+        wait_until(lambda: one.predict(clip)[0] == 200)
+        assert worker not in one.workers()
+    finally:
+        one.end()
 
 
 @pytest.mark.slow
@@ -453,3 +458,29 @@ def test_two_gigabytes_are_neither_kept_in_memory_nor_on_the_disk(commands, clip
         assert one.predict(clip)[0] == 200
     finally:
         one.end()
+
+
+def test_the_page_predicts_and_asks_nothing_of_others(server, browser, clip, run, tmp_path):
+    (path := tmp_path / "a <b>clip.npz").write_bytes(clip)
+    for log in ("browser", "performance"):
+        browser.driver.get_log(log)
+    browser.driver.get(f"http://{server.address}/docs")
+    browser.wait(lambda: "POST /predict" in browser.text("#requests"))
+    assert "starter" in browser.text("h1") and "503" in browser.text("#requests")
+    browser.press("#file", str(path))
+    browser.click("form button")
+    expected = run.predict(path)
+    browser.wait(lambda: browser.text("#said").startswith(f"{expected.predicted}, after "))
+    shown = "".join(
+        f"{name}{probability:.3f}"
+        for name, probability in zip(run.class_names, expected.probabilities, strict=True)
+    )
+    assert browser.text("#classes") == shown
+    assert json.loads(browser.text("#json"))["predictions"][0]["clip"] == path.name
+    path.write_bytes(clip[:-300])
+    browser.press("#file", str(path))
+    browser.click("form button")
+    browser.wait(lambda: browser.text("#said").startswith("422: no .npz archive of "))
+    asked = {urlsplit(url) for url in browser.requests()}  # of the browser itself too: chrome://
+    assert {url.netloc for url in asked if url.scheme != "chrome"} == {server.address}
+    assert all("422" in row["message"] for row in browser.complaints())
