@@ -86,14 +86,16 @@ class _Worker:
 class Pool:
     """Processes that predict clips, and the places of requests that wait for them.
 
-    about: what the processes say of the run; busy: how many predict; taken: places, of which there
-    are `places`; up: processes that are ready.
+    about: what the processes say of the run; ready: whether all could start; up: how many are there
+    now; busy: how many predict; taken: places, of which there are `places`.
     """
 
     def __init__(self, setup: Setup, workers: int, queue: int, seconds: float):
         """See `open_pool`."""
-        self.setup, self.seconds, self.places = setup, seconds, workers + queue
+        self.setup, self.seconds = setup, seconds
+        self.workers, self.places = workers, workers + queue
         self.up = self.busy = self.taken = 0
+        self.ready = asyncio.Event()
         self.start_seconds, self.usual_seconds = 0.0, 1.0
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
 
@@ -119,39 +121,30 @@ class Pool:
         self._jobs.put_nowait(job)
         return await job.answer
 
-    async def start(self) -> _Worker:
-        """A process that is ready. UserError: it says that the run cannot be used."""
-        begin, worker = time.monotonic(), _Worker(self.setup)
-        try:
-            status, said = await worker.reply()
-            if status != 200:
-                raise UserError(json.loads(said)["detail"])
-        except BaseException as error:
-            worker.end()
-            if isinstance(error, EOFError | OSError):
-                raise UserError("a process that was to predict died at its start") from error
-            raise
-        self.start_seconds, self.about = time.monotonic() - begin, json.loads(said)
-        return worker
-
-    async def attend(self, worker: _Worker) -> None:
-        """Keep a process at work, or another in its place."""
+    async def attend(self) -> None:
+        """Keep a process at work, or another in its place. UserError: the first cannot start."""
         while True:
-            self.up += 1
+            begin, worker = time.monotonic(), _Worker(self.setup)
             try:
-                await self._use(worker)
-            finally:
-                self.up -= 1
-                worker.end()
-            worker = await self._replace()
-
-    async def _replace(self) -> _Worker:
-        while True:
-            try:
-                return await self.start()
-            except UserError as error:
-                complain(f"a process cannot be replaced, trying again: {error}")
+                status, said = await worker.reply()
+                if status != 200:
+                    raise UserError(json.loads(said)["detail"])
+                self.start_seconds, self.about = time.monotonic() - begin, json.loads(said)
+                self.up += 1
+                if self.up == self.workers:
+                    self.ready.set()
+                try:
+                    await self._use(worker)
+                finally:
+                    self.up -= 1
+            except (UserError, EOFError, OSError) as error:
+                reason = str(error) or "a process that was to predict died at its start"
+                if not self.ready.is_set():
+                    raise UserError(reason) from error
+                complain(f"{reason}; another is tried in {AGAIN:g} s")
                 await asyncio.sleep(AGAIN)
+            finally:
+                worker.end()
 
     async def _use(self, worker: _Worker) -> None:
         """Have it answer jobs until it must be replaced."""
@@ -170,8 +163,7 @@ class Pool:
             finally:
                 given.cancel()
                 reply.cancel()
-                await asyncio.wait({reply})
-                reply.cancelled() or reply.exception()
+                await asyncio.gather(given, reply, return_exceptions=True)
 
     async def _answer(self, worker: _Worker, reply: asyncio.Future, job: _Job) -> bool:
         """Whether the process can go on after a job."""
@@ -212,24 +204,18 @@ async def open_pool(setup: Setup, workers: int, queue: int, seconds: float) -> A
     Raises:
         UserError: the run cannot be used.
     """
-    pool, tasks = Pool(setup, workers, queue, seconds), []
+    pool = Pool(setup, workers, queue, seconds)
+    tasks = [asyncio.ensure_future(pool.attend()) for _ in range(workers)]
+    ready = asyncio.ensure_future(pool.ready.wait())
     try:
-        starting = [asyncio.ensure_future(pool.start()) for _ in range(workers)]
-        try:
-            ready = await asyncio.gather(*starting)
-        except BaseException:
-            for one in starting:
-                one.cancel()
-            for one in await asyncio.gather(*starting, return_exceptions=True):
-                if isinstance(one, _Worker):
-                    one.end()
-            raise
-        tasks += [asyncio.ensure_future(pool.attend(worker)) for worker in ready]
+        await asyncio.wait({ready, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in filter(asyncio.Future.done, tasks):
+            task.result()
         yield pool
     finally:
-        for task in tasks:
+        for task in (ready, *tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(ready, *tasks, return_exceptions=True)
 
 
 def _work(connection: Connection, setup: Setup) -> None:

@@ -101,7 +101,7 @@ def serve_run(
 
 
 async def _serve(listener: socket, setup: Setup, limits: Limits, own: bool) -> None:
-    say(f"{setup.run}: starting {limits.workers} processes")
+    say(f"{setup.run}: starting")
     async with open_pool(setup, limits.workers, limits.queue, limits.seconds) as pool:
         about = pool.about
         for line in about["trust"]:
@@ -163,6 +163,9 @@ def make_app(pool: Pool, limits: Limits) -> ASGIApp:
     async def refuse(request: Request, error: Exception) -> Response:
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
+    async def fail(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": f"the server failed: {error!r:.200}"}, 500)
+
     routes = [
         Route("/predict", predict, methods=["POST"]),
         Route("/health", health),
@@ -170,7 +173,7 @@ def make_app(pool: Pool, limits: Limits) -> ASGIApp:
         Route("/docs", page),
         Route("/", page),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+    return Starlette(routes=routes, exception_handlers={HTTPException: refuse, Exception: fail})
 
 
 async def save(request: Request, folder: Path, most: int) -> tuple[Path, str]:

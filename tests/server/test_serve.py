@@ -56,7 +56,7 @@ class Server:
 
     def ask(self, method: str, path: str, body=None, **headers: str) -> tuple[int, dict, dict]:
         """Status, JSON and headers of an answer."""
-        connection = http.client.HTTPConnection(self.address, timeout=60)
+        connection = http.client.HTTPConnection(self.address, timeout=300)
         try:
             connection.request(method, path, body, headers, encode_chunked=False)
             answer = connection.getresponse()
@@ -70,7 +70,7 @@ class Server:
     def begin(self, content: bytes, length: int | None = None) -> socket.socket:
         """A connection on which so much of a clip was sent, and nothing is read yet."""
         host, _, port = self.address.partition(":")
-        connection = socket.create_connection((host, int(port)), timeout=60)
+        connection = socket.create_connection((host, int(port)), timeout=300)
         head = f"POST /predict HTTP/1.1\r\nHost: {self.address}\r\n"
         head += f"Content-Length: {length or len(content)}\r\n\r\n"
         connection.sendall(head.encode() + content)
@@ -155,7 +155,7 @@ def clip_of(run: Run, number: int) -> bytes:
     return content.getvalue()
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -364,7 +364,7 @@ def test_asked_to_end_it_finishes_what_it_began(commands, clip, tmp_path):
             one.health()
         os.kill(worker, signal.SIGCONT)
         assert asked.result()[0] == 200
-    one.process.communicate(timeout=60)
+    one.process.communicate(timeout=300)
     assert one.process.returncode == 0
     assert [*tmp_path.iterdir()] == [] and not Path(f"/proc/{worker}").exists()
 
