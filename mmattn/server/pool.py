@@ -15,11 +15,14 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, complain
 from mmattn.errors import UserError
+
+if TYPE_CHECKING:
+    from mmattn.run.run import Run
 
 AGAIN = 10.0  # seconds until it is tried once more to replace a process
 DIED = "the process that read the clip died, and is replaced"
@@ -243,7 +246,6 @@ def _work(connection: Connection, setup: Setup) -> None:
     about = {
         "run": run.name,
         "classes": run.class_names,
-        "modalities": run.config.model.modalities,
         "no_raw_clips": raw,
         "trust": run.trust,
     }
@@ -255,7 +257,7 @@ def _work(connection: Connection, setup: Setup) -> None:
             connection.send_bytes(str(status).encode() + body)
 
 
-def _predict(run, clip: Path, name: str) -> Answer:
+def _predict(run: "Run", clip: Path, name: str) -> Answer:
     from mmattn.run.predict import to_json
 
     try:

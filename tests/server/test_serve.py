@@ -199,20 +199,20 @@ def test_a_corrupt_clip_gets_the_reason_of_the_command(server, clip, run, tmp_pa
 
 
 def test_requests_that_are_wrong(server, clip):
+    def post(content: bytes, kind: str = "multipart/form-data; boundary=x") -> tuple:
+        return server.ask("POST", "/predict", content, **{"Content-Type": kind})
+
+    form = FORM % (b"clip.npz", clip)
     for given, status in (
         (server.ask("GET", "/nothing"), 404),
         (server.ask("POST", "/nothing", clip), 404),
         (server.ask("GET", "/predict"), 405),
         (server.predict(clip, Host="evil.example"), 403),
         (server.predict(clip, Origin="http://evil.example"), 403),
-        (server.ask("POST", "/predict", b"", **{"Content-Type": "multipart/form-data"}), 400),
-        (
-            server.ask(
-                *("POST", "/predict", FORM.replace(b"; filename=", b"; other=") % (b"", b"")),
-                **{"Content-Type": "multipart/form-data; boundary=x"},
-            ),
-            400,
-        ),
+        (post(form, "multipart/form-data"), 400),
+        (post(clip), 400),
+        (post(form.replace(b"; filename=", b"; other=")), 400),
+        (post(form.removesuffix(b"--x--\r\n") + form), 400),
     ):
         assert given[0] == status and given[1].keys() == {"detail"}
 
