@@ -1,16 +1,13 @@
-"""`mmattn serve`: a real server, clients that behave and others, processes that die."""
+"""`mmattn serve`: a real server, whose answers are those of `mmattn predict`."""
 
-import http.client
-import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,143 +20,13 @@ import pytest
 
 from mmattn.errors import UserError
 from mmattn.media.download import fetch_models
-from mmattn.run.run import Run, load_run
-from mmattn.server.serve import UPLOADS, Limits, uploads_folder
+from mmattn.server.serve import Limits
+from tests.server.served import SMALL, Server, clip_of
 
-SMALL = 2_000_000  # bytes that a request may have here
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n'
     b"Content-Type: application/octet-stream\r\n\r\n%s\r\n--x--\r\n"
 )
-
-
-class Server:
-    """The command in a process of its own, whose temporary files are in a folder of its own."""
-
-    def __init__(self, commands, folder: Path, *options: object):
-        self.folder = folder
-        words = ["-m", "mmattn", "serve", "starter", "--port", 0, *options]
-        self.process = subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            env={**commands.environment, "TMPDIR": str(folder)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.said = []
-        for line in self.process.stdout:
-            self.said.append(line)
-            if "POST clips to" in line:
-                self.address = urlsplit(line.split(": POST")[0]).netloc
-                return
-        raise AssertionError("".join(self.said))
-
-    def ask(self, method: str, path: str, body=None, **headers: str) -> tuple[int, dict, dict]:
-        """Status, JSON and headers of an answer."""
-        connection = http.client.HTTPConnection(self.address, timeout=300)
-        try:
-            connection.request(method, path, body, headers, encode_chunked=False)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read()), dict(answer.headers)
-        finally:
-            connection.close()
-
-    def predict(self, content: bytes, name: str = "clip.npz", **headers: str) -> tuple:
-        return self.ask("POST", f"/predict?name={name}", content, **headers)
-
-    def begin(self, content: bytes, length: int | None = None) -> socket.socket:
-        """A connection on which so much of a clip was sent, and nothing is read yet."""
-        host, _, port = self.address.partition(":")
-        connection = socket.create_connection((host, int(port)), timeout=300)
-        head = f"POST /predict HTTP/1.1\r\nHost: {self.address}\r\n"
-        head += f"Content-Length: {length or len(content)}\r\n\r\n"
-        connection.sendall(head.encode() + content)
-        return connection
-
-    def health(self) -> dict:
-        return self.ask("GET", "/health")[1]
-
-    def workers(self) -> list[int]:
-        """The processes that predict."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [
-            int(child)
-            for child in children.split()
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-        ]
-
-    def signal_workers(self, number: int) -> None:
-        for worker in self.workers():
-            os.kill(worker, number)
-
-    def left(self) -> list[Path]:
-        """Uploads that are on the disk."""
-        return [
-            Path(folder, name)
-            for folder, _, names in os.walk(self.folder)  # which passes what is gone meanwhile
-            for name in names
-            if name != "lock"
-        ]
-
-    def end(self, number: int = signal.SIGTERM) -> str:
-        self.process.send_signal(number)
-        return self.process.communicate(timeout=60)[0]
-
-
-@pytest.fixture(scope="module")
-def server(commands, tmp_path_factory, clip) -> Iterator[Server]:
-    """Two processes, four places more, small limits."""
-    limits = ("--max-size", SMALL / 1e6, "--queue", 4, "--memory", 0.3)
-    one = Server(commands, tmp_path_factory.mktemp("serve"), *limits)
-    with ThreadPoolExecutor() as clients:  # the first clip of a process takes longer
-        assert list(clients.map(one.predict, [clip] * 2))
-    yield one
-    one.process.kill()
-    one.process.communicate()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(request) -> Iterator[None]:
-    """After each test all processes wait for clips, no place is taken and no file is there."""
-    yield
-    if "server" in request.fixturenames:
-        one = request.getfixturevalue("server")
-        wait_until(lambda: {**one.health(), "run": ""} == {**IDLE, "run": ""})
-        assert one.left() == []
-
-
-IDLE = {"status": "ok", "workers": 2, "busy": 0, "places": 6, "taken": 0}
-
-
-@pytest.fixture(scope="module")
-def run() -> Run:
-    return load_run("starter")
-
-
-@pytest.fixture(scope="module")
-def clip(run) -> bytes:
-    return clip_of(run, 0)
-
-
-def clip_of(run: Run, number: int) -> bytes:
-    """A feature file, of four lengths, each number with content of its own."""
-    frames = np.random.default_rng(number).normal(
-        size=(60 + 20 * (number % 4), run.widths["audio"])
-    )
-    arrays = {
-        "audio_features": frames.astype(np.float32),
-        "audio_timestamps": 0.02 * np.arange(len(frames)),
-        "extractor": json.dumps(run.extractor),
-    }
-    np.savez(content := io.BytesIO(), **arrays)
-    return content.getvalue()
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_an_answer_is_what_the_command_says(server, clip, commands, tmp_path, monkeypatch):
@@ -265,62 +132,6 @@ def test_fifty_clients_at_once(server, run, tmp_path):
         )
 
 
-@pytest.mark.slow
-def test_clients_that_go_away_free_their_places(server, clip):
-    server.signal_workers(signal.SIGSTOP)
-    clients = [server.begin(clip) for _ in range(6)]
-    wait_until(lambda: server.health()["taken"] == 6)
-    status, _, headers = server.predict(clip)
-    assert status == 503 and int(headers["retry-after"]) >= 1
-    begin = time.monotonic()
-    for one in clients:
-        one.close()
-    wait_until(lambda: server.health()["taken"] == 0)
-    assert time.monotonic() - begin < 30  # not the time limit has ended them
-    assert server.predict(clip)[0] == 200  # by the successor of a process
-
-
-def test_a_client_that_goes_away_while_it_sends(server):
-    with server.begin(b"x", 1000):
-        wait_until(lambda: server.health()["taken"] == 1)
-    wait_until(lambda: server.health()["taken"] == 0, 30)
-
-
-@pytest.mark.slow
-def test_what_takes_too_long_is_ended(commands, clip, tmp_path):
-    one = Server(commands, tmp_path, "--workers", 1, "--timeout", 3)
-    try:
-        with one.begin(b"x", 1000) as connection:
-            assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
-        assert one.health()["taken"] == 0
-        (worker,) = one.workers()
-        os.kill(worker, signal.SIGSTOP)
-        begin = time.monotonic()
-        status, answer, _ = one.predict(clip)
-        assert time.monotonic() - begin >= 3
-        assert (status, answer) == (504, {"detail": "it took over 3 s"})
-        wait_until(lambda: one.predict(clip)[0] == 200)
-        assert worker not in one.workers()
-    finally:
-        one.end()
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_replaced(server, clip):
-    server.signal_workers(signal.SIGSTOP)
-    with ThreadPoolExecutor() as clients:
-        asked = [clients.submit(server.predict, clip) for _ in range(3)]
-        wait_until(lambda: server.health()["busy"] == 2 and server.health()["taken"] == 3)
-        server.signal_workers(signal.SIGKILL)
-        answers = sorted(one.result()[:2] for one in asked[:3])
-    died = {"detail": "the process that read the clip died, and is replaced"}
-    assert answers[1:] == [(500, died), (500, died)] and answers[0][0] == 200
-    wait_until(lambda: server.health()["workers"] == 2)
-    server.signal_workers(signal.SIGKILL)
-    time.sleep(0.5)  # they die while they have nothing to do
-    assert server.predict(clip)[0] == 200
-
-
 def test_the_openapi_document_is_true(server, clip):
     _, api, _ = server.ask("GET", "/openapi.json")
     openapi_spec_validator.validate(api)
@@ -338,61 +149,11 @@ def test_the_openapi_document_is_true(server, clip):
 
 @pytest.mark.slow
 def test_a_warning_where_others_can_reach_it(commands, clip, tmp_path):
-    one = Server(commands, tmp_path, "--host", "0.0.0.0", "--workers", 1)
-    try:
-        assert "".join(one.said).count("warning: --host 0.0.0.0: whoever reaches this address") == 1
+    with Server(commands, tmp_path, "--host", "0.0.0.0", "--workers", 1) as one:
+        assert "warning: --host 0.0.0.0: whoever reaches this address" in "".join(one.said)
         one.address = one.address.replace("0.0.0.0", "127.0.0.1")
         assert one.predict(clip, Host="mmattn.example")[0] == 200
-    finally:
-        said = one.end(signal.SIGINT)
-    assert (said.splitlines()[-1], one.process.returncode) == ("stopped", 0)
-
-
-@pytest.mark.slow
-def test_asked_to_end_it_finishes_what_it_began(commands, clip, tmp_path):
-    one = Server(commands, tmp_path, "--workers", 1)
-    (worker,) = one.workers()
-    os.kill(worker, signal.SIGSTOP)
-    with ThreadPoolExecutor() as clients:
-        asked = clients.submit(one.predict, clip)
-        wait_until(lambda: one.health()["busy"] == 1)
-        os.kill(worker, signal.SIGTERM)  # as where a whole group gets the signal
-        one.process.terminate()
-        time.sleep(0.5)
-        assert not asked.done()
-        with pytest.raises(ConnectionRefusedError):
-            one.health()
-        os.kill(worker, signal.SIGCONT)
-        assert asked.result()[0] == 200
-    one.process.communicate(timeout=300)
-    assert one.process.returncode == 0
-    assert [*tmp_path.iterdir()] == [] and not Path(f"/proc/{worker}").exists()
-
-
-@pytest.mark.slow
-def test_nothing_is_left_of_a_server_that_is_killed(commands, clip, tmp_path):
-    one = Server(commands, tmp_path, "--workers", 1)
-    (worker,) = one.workers()
-    os.kill(worker, signal.SIGSTOP)
-    with one.begin(clip):
-        wait_until(lambda: one.health()["busy"] == 1)
-        assert [path.name for path in one.left()] == ["clip.npz"]
-        one.process.kill()
-        one.process.wait()
-    os.kill(worker, signal.SIGCONT)
-    one.process.communicate()  # until the last process has closed it
-    assert [*tmp_path.iterdir()] == []
-
-
-def test_the_next_server_removes_what_all_processes_left(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    left, other = tmp_path / f"{UPLOADS}left", tmp_path / f"{UPLOADS}no-server"
-    for folder in (left, other):
-        folder.mkdir()
-    (left / "lock").touch()
-    with uploads_folder() as first, uploads_folder() as second:
-        assert {*tmp_path.iterdir()} == {other, first, second}
-    assert {*tmp_path.iterdir()} == {other}
+        assert (one.end(signal.SIGINT)[-1], one.process.returncode) == ("stopped", 0)
 
 
 def test_what_cannot_be_served_is_said_at_once(commands):
@@ -412,15 +173,6 @@ def test_limits_that_cannot_be(option):
 
 
 @pytest.mark.slow
-def test_a_file_that_unpacks_to_too_much(server, clip, run):
-    frames = np.zeros((400_000, run.widths["audio"]), np.float32)  # 0.6 GB
-    np.savez_compressed(content := io.BytesIO(), audio_features=frames)
-    status, answer, _ = server.predict(content.getvalue())
-    assert status == 422 and "MemoryError" in answer["detail"]
-    assert server.predict(clip)[0] == 200
-
-
-@pytest.mark.slow
 def test_a_raw_clip(commands, run, tmp_path):
     pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: extra [media]")
     try:
@@ -431,33 +183,27 @@ def test_a_raw_clip(commands, run, tmp_path):
     with wave.open(str(clip := tmp_path / "clip.wav"), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(noise.tobytes())
-    one = Server(commands, tmp_path, "--workers", 1)
-    try:
+    with Server(commands, tmp_path, "--workers", 1) as one:
         status, answer, _ = one.predict(clip.read_bytes(), "clip.wav")
         assert status == 200, answer
         assert answer["predictions"][0]["predicted"] == run.predict(clip).predicted
-    finally:
-        one.end()
 
 
 @pytest.mark.slow
 def test_two_gigabytes_are_neither_kept_in_memory_nor_on_the_disk(commands, clip, tmp_path):
-    one = Server(commands, tmp_path, "--workers", 1, "--max-size", 50)
-    memory = Path(f"/proc/{one.process.pid}/status")
+    with Server(commands, tmp_path, "--workers", 1, "--max-size", 50) as one:
+        memory = Path(f"/proc/{one.process.pid}/status")
 
-    def peak() -> int:
-        (line,) = (line for line in memory.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1])
+        def peak() -> int:
+            (line,) = (line for line in memory.read_text().splitlines() if line.startswith("VmHWM"))
+            return int(line.split()[1])
 
-    try:
         before = peak()
         chunks = (bytes(1_000_000) for _ in range(2000))
         with suppress(BrokenPipeError, ConnectionResetError):  # it was told, and sent on for long
             assert one.ask("POST", "/predict", chunks)[0] == 413
         assert peak() - before < 20_000 and one.left() == []
         assert one.predict(clip)[0] == 200
-    finally:
-        one.end()
 
 
 def test_the_page_predicts_and_asks_nothing_of_others(server, browser, clip, run, tmp_path):
