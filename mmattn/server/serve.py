@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import logging
+import math
 import re
 import shutil
 import signal
@@ -34,9 +35,9 @@ from mmattn.server.pool import Answer, Pool, Setup, open_pool
 UPLOADS = "mmattn-serve-"
 ZIP = b"PK\x03\x04"  # how a feature file begins, and no raw clip
 LINGER = 5.0  # seconds in which a client may go on to send what is not read
-PAGE_MAY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-PAGE_MAY += (
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+PAGE_MAY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -55,9 +56,9 @@ class Limits:
         for option, value, right, expected in (
             ("workers", self.workers, self.workers > 0, "1 or more"),
             ("queue", self.queue, self.queue >= 0, "0 or more"),
-            ("max-size", self.size, self.size > 0, "above 0 (MB)"),
-            ("timeout", self.seconds, self.seconds > 0, "above 0 (seconds)"),
-            ("memory", self.memory, self.memory > 0, "above 0 (GB)"),
+            ("max-size", self.size, 0 < self.size < math.inf, "above 0 (MB)"),
+            ("timeout", self.seconds, 0 < self.seconds < math.inf, "above 0 (seconds)"),
+            ("memory", self.memory, 0 < self.memory < math.inf, "above 0 (GB)"),
         ):
             if not right:
                 raise UserError(f"--{option} {value:g}: expected {expected}")
