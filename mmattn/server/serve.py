@@ -142,6 +142,8 @@ def make_app(pool: Pool, limits: Limits) -> ASGIApp:
                     ) from error
                 except ClientDisconnect:
                     return Response(status_code=400)  # which nobody reads
+                except asyncio.CancelledError as error:
+                    raise HTTPException(503, "the server ends", {"Retry-After": "60"}) from error
         return Response(answer.body, answer.status, media_type="application/json")
 
     async def health(request: Request) -> Response:

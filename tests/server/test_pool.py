@@ -88,6 +88,20 @@ def test_asked_to_end_it_finishes_what_it_began(commands, clip, tmp_path):
 
 
 @pytest.mark.slow
+def test_asked_twice_it_ends_at_once(commands, clip, tmp_path):
+    with Server(commands, tmp_path, "--workers", 1) as one:
+        one.signal_workers(signal.SIGSTOP)
+        with ThreadPoolExecutor() as clients:
+            asked = clients.submit(one.predict, clip)
+            wait_until(lambda: one.health()["busy"] == 1)
+            one.process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            assert one.end(signal.SIGINT) == ["stopped"]
+            assert asked.result()[:2] == (503, {"detail": "the server ends"})
+        assert one.process.returncode == 0 and [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
 def test_nothing_is_left_of_a_server_that_is_killed(commands, clip, tmp_path):
     with Server(commands, tmp_path, "--workers", 1) as one:
         (worker,) = one.workers()
