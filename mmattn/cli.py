@@ -19,6 +19,7 @@ from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.machine import cores
 from mmattn.media import explain_missing_library
+from mmattn.server import explain_missing_server
 
 REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty default
 
@@ -142,6 +143,45 @@ class Predict:
             self.json,
             self.csv,
             self.html,
+            ExtractConfig(**vars(self.media)),
+        )
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Predict clips that programs send over HTTP (extra [live]); GET /docs tells how."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder or a model file, or starter, as of `mmattn predict`."""
+    host: str = "127.0.0.1"
+    """Address to listen on; with another than loopback, other machines can send clips."""
+    port: int = 8000
+    """Port to listen on; 0: any free one."""
+    workers: int = 2
+    """Processes that predict, of up to 1 GB each."""
+    queue: int = 16
+    """Requests that may wait for a process; others get 503 and are to try again later."""
+    max_size: float = 100
+    """MB that a request may have; larger ones get 413."""
+    timeout: float = 60
+    """Seconds that an upload may take (then 408), and a prediction (then 504)."""
+    memory: float = 4
+    """GB that a process may take for models and a clip, beside what it has at its start (Linux)."""
+    checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
+    media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
+
+    def __call__(self) -> None:
+        with explain_missing_server():
+            from mmattn.server.serve import Limits, serve_run
+        serve_run(
+            self.run,
+            self.host,
+            self.port,
+            Limits(self.workers, self.queue, self.max_size, self.timeout, self.memory),
+            self.checkpoint,
+            self.calibrated,
             ExtractConfig(**vars(self.media)),
         )
 
@@ -348,6 +388,7 @@ def main() -> None:
     run_command(
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
+        | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Card, tyro.conf.subcommand("card")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
