@@ -80,9 +80,12 @@ class Whisper:
         """What CTranslate2 reads of the folder, by name, without most of what is not used."""
         found = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
         vocabulary = "".join(f"{number}\n" for number in range(WORDS)).encode()
-        return found | {"model.bin": self._cut(found["model.bin"]), "vocabulary.txt": vocabulary}
+        return found | {
+            "model.bin": self._cut(memoryview(found["model.bin"])),
+            "vocabulary.txt": vocabulary,
+        }
 
-    def _cut(self, content: bytes) -> bytes:
+    def _cut(self, content: memoryview) -> bytes:
         """The content of model.bin without the layers of the encoder after the one asked for, and
         without the decoder but for its first layer and WORDS, which CTranslate2 asks for.
 
@@ -98,7 +101,7 @@ class Whisper:
             size = shape + 1 + 4 * content[shape] + 1  # after the rank, the shape and the type
             begin = size + 4
             end = begin + struct.unpack_from("<I", content, size)[0]
-            part, name = content[at:end], content[at + 2 : shape]
+            part, name = content[at:end], bytes(content[at + 2 : shape])
             if re.match(rb"decoder/(embeddings|projection)/", name) and content[shape]:
                 (words,) = struct.unpack_from("<I", content, shape + 1)
                 kept = min(words, WORDS) * ((end - begin) // words)

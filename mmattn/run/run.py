@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -324,7 +323,8 @@ class Run:
             ready = []
             for number, streams in enumerate(clips[first : first + AT_ONCE], first):
                 path = Path(names[number] if names else str(number))
-                ready.append(self._try(path, lambda own=streams, at=path: self._fit(at, dict(own))))
+                own = path, dict(streams), self.extractor, ()
+                ready.append(self._try(path, lambda own=own: self._fit(*own)))
             found += self._ask(ready)
         return found
 
@@ -409,8 +409,8 @@ class Run:
         self,
         path: Path,
         streams: dict[str, Stream],
-        extractor: Mapping[str, dict] = MappingProxyType({}),
-        notes: tuple[str, ...] = (),
+        extractor: dict[str, dict],
+        notes: tuple[str, ...],
     ) -> _Ready:
         """Streams by modality as the network may see them. Raises BadClip."""
         used = self.config.model.modalities
@@ -459,7 +459,7 @@ class Run:
         ]
         return kept, tuple(blind)
 
-    def _check_features(self, streams: dict[str, Stream], extractor: Mapping[str, dict]) -> None:
+    def _check_features(self, streams: dict[str, Stream], extractor: dict[str, dict]) -> None:
         """BadClip where features are not such as the run was trained on."""
         both = (
             {name: made_by[name] for name in streams if name in made_by}

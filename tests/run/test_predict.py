@@ -558,3 +558,9 @@ def test_streams_in_memory_get_what_their_files_get(tiny_run, clip_files):
     assert found[2].reason == "it has no audio and no video, from which the run predicts"
     assert found[5].missing == ("audio",)
     assert str(run.predict_streams([{}], ["two.mp4"])[0].path) == "two.mp4"
+
+
+def test_streams_in_memory_are_taken_for_the_runs_own(file_run):
+    run, path = mmattn.load(file_run), file_run.parent / "clips" / "01-01-01-01-01-01-01.npz"
+    (found,) = run.predict_streams([read_features(path)[0]])
+    np.testing.assert_array_equal(found.probabilities, run.predict(path).probabilities)
