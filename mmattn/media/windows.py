@@ -1,7 +1,7 @@
 """Sliding windows over what is heard and seen, of a recording or live, in constant memory."""
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +11,11 @@ from mmattn.data.feature_file import MIN_FRAMES
 from mmattn.data.stream import Stream, make_stream
 from mmattn.media.align import smooth_loudness
 from mmattn.media.audio import LogMel
-from mmattn.media.decode import GAP, RATE, Audio
-from mmattn.media.extract import audio_models
+from mmattn.media.decode import GAP, RATE, Audio, audio_blocks, read_frames
+from mmattn.media.extract import audio_models, look
 from mmattn.media.people import People
 from mmattn.media.speaker import Seen, Track, find_speaker, is_beside
-from mmattn.media.survey import BadMedia
+from mmattn.media.survey import BadMedia, Plan
 
 SLACK = 0.1  # seconds that the last window may lack at the end
 EARLY = 1e-3  # seconds that a frame may come before its window, for times that are rounded
@@ -103,11 +103,26 @@ class Windows:
         self._next = max(first, self._next) + len(samples)
         self._reached["audio"] = self._next / RATE
 
-    def see(self, time: float, faces: Sequence[Seen]) -> None:
-        """Add the faces of a video frame, see `look`, at a time (s) after that of the last."""
+    def see(self, time: float, faces: Sequence[Seen]) -> list[int]:
+        """Add the faces of a video frame, see `look`, at a time (s) after that of the last.
+
+        Returns the number of the person whose face each is.
+        """
         numbers = self._people([one.face.box for one in faces])
         self._frames.append((time, dict(zip(numbers, faces, strict=True))))
         self._reached["video"] = time + EARLY
+        return numbers
+
+    @property
+    def behind(self) -> str | None:
+        """The kind of which less has come, audio or video; None at the end."""
+        coming = self._reached.keys() - self._ended
+        return min(sorted(coming), key=self._reached.__getitem__, default=None)
+
+    @property
+    def reached(self) -> float:
+        """Seconds up to which all has come."""
+        return min(self._until(), max(self._reached.values()))
 
     def end(self, *kinds: str) -> None:
         """No more comes of these kinds, or of any."""
@@ -227,6 +242,39 @@ class Windows:
             frames[list(rows)] = np.stack(list(rows.values()))
             streams[name] = make_stream(frames, times, zero_is_missing=True)
         return streams, {}
+
+
+def read_windows(
+    plan: Plan,
+    windows: Windows,
+    watch: Callable[[np.ndarray, Sequence[Seen], Sequence[int]], None],
+    advance: Callable[[float], None],
+) -> Iterator[Window]:
+    """The windows of a recording, which is decoded as far as they need it.
+
+    Args:
+        plan: of the recording, by `survey`.
+        windows: to be fed, of kinds that the recording has.
+        watch: called with each video frame [H, W, 3] uint8, its faces and their numbers.
+        advance: called with the seconds that were read since the last call.
+
+    Raises:
+        BadMedia: the recording cannot be decoded.
+    """
+    sources = {"audio": audio_blocks(plan), "video": read_frames(plan, windows.config.video_rate)}
+    done = 0.0
+    while kind := windows.behind:
+        if (one := next(sources[kind], None)) is None:
+            windows.end(kind)
+        elif isinstance(one, Audio):
+            windows.hear(one.start, one.samples)
+        else:
+            time, frame = one
+            faces = look(frame, windows.config)
+            watch(frame, faces, windows.see(time, faces))
+        yield from windows.finished()
+        advance(windows.reached - done)
+        done = windows.reached
 
 
 def _find_tracks(frames: Sequence[dict[int, Seen]]) -> dict[int, Track]:
