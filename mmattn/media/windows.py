@@ -178,8 +178,8 @@ class Windows:
         if not tracks:
             unseen = {"video": NO_FACE} if self.config.video else {}
             return [Person(None, heard, gaps | unseen)]
-        silent = audio is None or self._is_silent(audio)
-        speaker = None if silent else _speaker(tracks, times, audio)
+        silent = audio is not None and self._is_silent(audio)
+        speaker = None if audio is None or silent else _speaker(tracks, times, audio)
         found = []
         for who, track in tracks.items():
             streams, lacking = self._rows(track, times)
@@ -187,7 +187,7 @@ class Windows:
                 streams, lacking = streams | heard, lacking | gaps
             else:
                 lacking["audio"] = UNCLEAR if speaker is None else OTHER_SPEAKS
-            speaking = None if speaker is None else who == speaker
+            speaking = who == speaker if silent or speaker is not None else None
             box = np.median([one.face.box for one in track.values()], axis=0)
             found.append(Person(who, streams, lacking, speaking, box))
         return found

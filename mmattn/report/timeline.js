@@ -223,15 +223,14 @@
     const table = make("table", box);
     const head = make("tr", make("thead", table));
     const several = rows.length > 1;
-    const columns = ["from", "to", ...(several ? ["of"] : []), "predicted", "mean probability"];
+    const columns = ["when", ...(several ? ["who"] : []), "predicted", "mean probability"];
     columns.forEach((textContent) => make("th", head, { textContent, scope: "col" }));
     const body = make("tbody", table);
     for (const one of passages()) {
       const line = make("tr", body);
-      const textContent = clock(one.start, 1);
+      const textContent = `${clock(one.start, 1)} – ${clock(one.end, 1)}`;
       const play = make("button", make("td", line), { type: "button", textContent });
       play.addEventListener("click", () => seek(one.start));
-      make("td", line, { textContent: clock(one.end, 1) });
       if (several) make("td", line, { textContent: one.row.name });
       make("td", line, { textContent: classes[one.number] });
       const mean = one.shares.reduce((sum, share) => sum + share, 0) / one.shares.length;

@@ -33,7 +33,6 @@ def write_timeline_page(
         "Recording": recording.name,
         "Run": f"{made['run']}, {made['checkpoint']} checkpoint",
         "Windows": f"{made['window']:g} s, each {made['hop']:g} s",
-        **({"Trust": " ".join(timeline["trust"])} if timeline["trust"] else {}),
     }
     payload = {
         "source": quote(Path(relative).as_posix()),
@@ -60,7 +59,7 @@ window counts for the time around its middle.</p>
     }
     notes = [f"Note: {note}." for note in timeline["notes"]]
     foot = f"<p>Made by <code>{escape(command)}</code>.</p>{FOOT}"
-    opening = facts(about) + paragraphs(notes)
+    opening = facts(about) + paragraphs([*timeline["trust"], *notes])
     page = document(
         f"{recording.name}: timeline", opening, sections, foot, payload, name="timeline"
     )
