@@ -9,8 +9,6 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 from mmattn.evaluate.tables import Cell, Table, cell_text
 
 
@@ -85,7 +83,7 @@ def document(
     """
     here = files("mmattn.report")
     own = name != "page"
-    scripts = [*([] if own else [get_plotlyjs()]), _text(here / f"{name}.js")]
+    scripts = [*([] if own else [_plotly()]), _text(here / f"{name}.js")]
     style = _text(here / "page.css") + (_text(here / f"{name}.css") if own else "")
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; "
@@ -124,6 +122,12 @@ def document(
 </body>
 </html>
 """
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # it takes 30 MB
+
+    return get_plotlyjs()
 
 
 def _text(file: Traversable) -> str:

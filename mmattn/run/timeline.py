@@ -20,6 +20,7 @@ from mmattn.config import ExtractConfig
 from mmattn.console import progress, say, say_table
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk, read_json, write_text
+from mmattn.machine import give_memory_back
 from mmattn.media import SUFFIXES, explain_missing_library
 from mmattn.report.footage import portrait
 from mmattn.report.timeline import write_timeline_page
@@ -213,6 +214,8 @@ def predict_recording(
             found, gap = _predict(run, person, sliding.partial)
             spoken = person.speaking
             rows.append((window.start, window.end, person.number, spoken, found, gap))
+        if window.number == 0:  # models are loaded and the network is compiled
+            give_memory_back()
     shown = list(dict.fromkeys(row[2] for row in rows if row[2] is not None))
     return {
         "recording": plan.path.name,
