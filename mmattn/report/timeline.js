@@ -34,7 +34,7 @@
 
   function words(row, time) {
     const place = windowAt(row, time);
-    if (place < 0) return "no window";
+    if (place < 0) return row.portrait ? "not seen" : "";
     const [shares, gap] = [row.probabilities[place], row.gaps[place]];
     if (!shares) return gap;
     const best = classes
@@ -78,8 +78,10 @@
   // What a pixel column shows is the mean of its windows.
   function draw(row) {
     const { canvas } = row;
+    const lines = row.probabilities.some(Boolean) ? classes : [""]; // else gaps alone
     const width = canvas.parentElement.clientWidth;
-    const height = TOP + LINE * classes.length + AXIS;
+    const bottom = TOP + LINE * lines.length;
+    const height = bottom + AXIS;
     const scale = devicePixelRatio;
     [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
     canvas.style.height = `${height}px`;
@@ -103,7 +105,7 @@
         }
       }
     });
-    const [colour, pattern, bottom] = [colours(), hatch(context), TOP + LINE * classes.length];
+    const [colour, pattern] = [colours(), hatch(context)];
     for (let column = 0; column < columns; column++) {
       const x = left + column;
       if (speaks[column]) {
@@ -123,7 +125,7 @@
     context.font = `12px ${getComputedStyle(document.body).fontFamily}`;
     context.textBaseline = "middle";
     context.fillStyle = css("--text");
-    classes.forEach((name, number) =>
+    lines.forEach((name, number) =>
       context.fillText(name, 0, TOP + LINE * (number + 0.5), left - 6),
     );
     context.fillStyle = css("--quiet");
@@ -140,10 +142,10 @@
 
   function showNow() {
     for (const row of rows) {
-      const text = words(row, now);
-      row.readout.textContent = `${clock(now, 1)}: ${text}`;
+      const text = `${clock(now, 1)}  ${words(row, now)}`;
+      row.readout.textContent = text;
       row.strip.setAttribute("aria-valuenow", now.toFixed(1));
-      row.strip.setAttribute("aria-valuetext", `${clock(now, 1)}: ${text}`);
+      row.strip.setAttribute("aria-valuetext", text);
       const share = (now - start) / shown;
       row.head.hidden = share < 0 || share > 1;
       row.head.style.left = `calc(${gutter()}px + (100% - ${gutter()}px) * ${share})`;
@@ -239,11 +241,10 @@
   }
 
   function spans() {
-    const choices = [3600, 600, 60, 15].filter((one) => one < seconds);
+    const choices = { 3600: "an hour", 600: "10 minutes", 60: "a minute", 15: "15 seconds" };
     make("option", span, { value: seconds, textContent: "all of it" });
-    for (const one of choices) {
-      const textContent = one < 60 ? `${one} seconds` : `${one / 60} minutes`.replace(/^1 (.*)s$/, "1 $1");
-      make("option", span, { value: one, textContent });
+    for (const [value, textContent] of Object.entries(choices).reverse()) {
+      if (value < seconds) make("option", span, { value, textContent });
     }
     span.addEventListener("change", () => {
       shown = Number(span.value);

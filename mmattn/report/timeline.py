@@ -49,9 +49,9 @@ def write_timeline_page(
 <label class="check"><input id="plays" type="checkbox" checked> play at a click</label>
 </div>
 <div id="people"></div>
-<p class="hint">Dark: probable. Hatched: no prediction, for the reason that is given. Click a moment
-to play it; with the keyboard, the arrow keys move by a window, Page Up and Page Down by ten. A
-window counts for the time around its middle.</p>
+<p class="hint">Strong colour: probable. Bar above: this person speaks. Hatched: no prediction, for
+the reason that is given. Click a moment to play it; with the keyboard, the arrow keys move by a
+window, Page Up and Page Down by ten. A window counts for the time around its middle.</p>
 """
     sections = {
         "timeline": ("Timeline", content),
