@@ -171,14 +171,14 @@ class Windows:
     def _cut(self, start: float, end: float) -> list[Person]:
         """What a window has of each person."""
         audio = self._audio(start, end)
-        heard, gaps = self._take(audio)
+        silent = audio is not None and self._is_silent(audio)
+        heard, gaps = self._take(audio, silent) if self.config.audio else ({}, {})
         frames = [one for one in self._frames if start - EARLY <= one[0] < end - EARLY]
         times = np.array([time - start for time, _ in frames])
         tracks = _find_tracks([faces for _, faces in frames])
         if not tracks:
             unseen = {"video": NO_FACE} if self.config.video else {}
             return [Person(None, heard, gaps | unseen)]
-        silent = audio is not None and self._is_silent(audio)
         speaker = None if audio is None or silent else _speaker(tracks, times, audio)
         found = []
         for who, track in tracks.items():
@@ -211,14 +211,10 @@ class Windows:
         loud = powers > 10 ** (self.silence / 10)
         return audio.silent or loud.mean() < LOUD_SHARE
 
-    def _take(self, audio: Audio | None) -> tuple[dict[str, Stream], dict[str, str]]:
+    def _take(self, audio: Audio | None, silent: bool) -> tuple[dict[str, Stream], dict[str, str]]:
         """The run's audio features by modality, or why there are none."""
-        if not self.config.audio:
-            return {}, {}
-        if audio is None:
-            return {}, {"audio": NO_AUDIO}
-        if self._is_silent(audio):
-            return {}, {"audio": SILENCE}
+        if audio is None or silent:
+            return {}, {"audio": SILENCE if silent else NO_AUDIO}
         try:
             found = {
                 name: take(audio.samples, RATE) for name, take in audio_models(self.config).items()
