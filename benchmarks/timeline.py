@@ -51,15 +51,21 @@ class Options:
                             now = time.perf_counter(), time.process_time()
                             spent = (new - old for new, old in zip(now, begin, strict=True))
                             each = (f"{one / 60:.2f}" for one in spent)
-                            rows.append((len(rows) + 1, *each, resident()))
+                            rows.append((len(rows) + 1, *each, resident(), own()))
                             begin = now
 
                     timeline = predict_recording(run, config, plan, Sliding(), count)
             except BadMedia as error:
                 raise UserError(f"{self.clip}: {error}") from error
-        columns = ("minute", "seconds a second", "core seconds a second", "resident MB")
+        columns = ("minute", "seconds a second", "core seconds a second", "resident MB", "own MB")
         say_table(f"{self.run}, {self.clip.name} for {self.minutes} minutes", columns, rows)
         say(f"{len(timeline['windows'])} windows of {len(timeline['people'])} people")
+
+
+def own() -> int:
+    """Megabytes of memory of this process that are no files, such as the code of libraries."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return round(int(lines["RssAnon"].split()[0]) * 1024 / 1e6)
 
 
 def repeat_clip(clip: Path, to: Path, seconds: float) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -57,14 +58,15 @@ class Whisper:
         """
         with explain_missing_library():  # it takes half a second to import
             from ctranslate2 import StorageView, models
+        folder = self._folder()
         try:  # clips are extracted in parallel, each on a core
-            network = models.Whisper(
-                str(folder := self._folder()),
-                compute_type="float32",
-                inter_threads=1,
-                intra_threads=1,
-                files=self._cut_files(folder),
-            )
+            with (
+                TemporaryDirectory() as cut
+            ):  # what is given in memory stays there beside the model
+                for name, content in self._cut_files(folder).items():
+                    Path(cut, name).write_bytes(content)
+                options = {"compute_type": "float32", "inter_threads": 1, "intra_threads": 1}
+                network = models.Whisper(cut, **options)
         except (RuntimeError, struct.error) as error:
             raise UserError(f"--whisper-model {self.model}: no Whisper model: {error}") from error
 

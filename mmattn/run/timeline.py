@@ -36,6 +36,7 @@ with explain_missing_library():
 
 LONGEST = 60.0  # seconds of a window
 NEARER = 1.5  # times the area of a face from which another picture of it is taken
+TIDY = 60  # windows
 FORMATS = ("csv", "html", "srt")
 
 
@@ -214,7 +215,7 @@ def predict_recording(
             found, gap = _predict(run, person, sliding.partial)
             spoken = person.speaking
             rows.append((window.start, window.end, person.number, spoken, found, gap))
-        if window.number == 0:  # models are loaded and the network is compiled
+        if window.number % TIDY == 0:  # at the first one, what loading and compiling needed
             give_memory_back()
     shown = list(dict.fromkeys(row[2] for row in rows if row[2] is not None))
     return {
