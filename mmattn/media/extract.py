@@ -326,9 +326,16 @@ def _follow_face(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
     if not config.video:
         return {}
     times, followed, note = follow_face(plan.path, config, plan=plan)
-    streams, notes = {}, [note] if note else []
-    if not followed:
-        notes.append("it has no video frames")
+    streams, notes = face_streams(times, followed, config)
+    plan.notes.extend(dict.fromkeys([note, *notes] if note else notes))
+    return streams
+
+
+def face_streams(
+    times: np.ndarray, followed: Sequence[Seen | None], config: ExtractConfig
+) -> tuple[dict[str, Stream], list[str]]:
+    """By modality, the features of the face followed in frames at times [T] (s), and notes."""
+    streams, notes = {}, [] if followed else ["it has no video frames"]
     for name in config.video if followed else ():
         rows = [one and one.features[name] for one in followed]
         seen = [row for row in rows if row is not None]
@@ -340,8 +347,7 @@ def _follow_face(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
         nothing = np.zeros_like(seen[0])
         frames = np.stack([nothing if row is None else row for row in rows])
         streams[name] = make_stream(frames, times, zero_is_missing=True)
-    plan.notes.extend(dict.fromkeys(notes))
-    return streams
+    return streams, notes
 
 
 def _extractors(config: ExtractConfig, kind: str) -> dict[str, Extractor]:
