@@ -19,6 +19,7 @@ from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.machine import cores
 from mmattn.media import explain_missing_library
+from mmattn.server import explain_missing_server
 
 REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty default
 
@@ -188,6 +189,44 @@ class Timeline:
             self.to,
             Sliding(self.window, self.hop, self.silence, self.partial),
             [name for name in FORMATS if getattr(self, name)] or FORMATS,
+            self.checkpoint,
+            self.calibrated,
+            ExtractConfig(**vars(self.media)),
+        )
+
+
+@dataclass(frozen=True)
+class Live:
+    """Show in the browser what a run predicts of camera and microphone (extras [media], [live])."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder, a model file, or starter, as for `mmattn predict`."""
+    port: int = 8080
+    """Of 127.0.0.1, which no other computer can reach; 0 takes any that is free."""
+    browser: bool = True
+    """Open the page; else open the address that is printed."""
+    record: Path | None = None
+    """Folder for a feature file and a table of predictions of each session (default: nothing of
+    what is seen and heard is stored)."""
+    window: float = 3.0
+    """Seconds that a prediction is made from."""
+    hop: float = 0.5
+    """Seconds from one prediction to the next."""
+    checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
+    media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
+
+    def __call__(self) -> None:
+        with explain_missing_server():
+            from mmattn.server.live import live
+        live(
+            self.run,
+            self.port,
+            self.browser,
+            self.record,
+            self.window,
+            self.hop,
             self.checkpoint,
             self.calibrated,
             ExtractConfig(**vars(self.media)),
@@ -397,6 +436,7 @@ def main() -> None:
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
         | Annotated[Timeline, tyro.conf.subcommand("timeline")]
+        | Annotated[Live, tyro.conf.subcommand("live")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Card, tyro.conf.subcommand("card")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]

@@ -346,7 +346,7 @@
   // Waveform and attention over the same seconds, up to now.
   function drawTime() {
     const canvas = byId("time");
-    const [left, right, row, gap] = [8, 8, 76, 12];
+    const [left, right, row, gap] = [0, 0, 64, 10];
     const names = about.modalities;
     const hears = about.kinds.includes("audio");
     const height = (names.length + (hears ? 1 : 0)) * (row + gap) + 22;
@@ -365,15 +365,17 @@
     const span = 1000 * about.window + 500;
     const x = (time) => width - right - ((now - time) / span) * (width - left - right);
     let top = 0;
-    const panel = (title) => {
+    const panel = () => {
       context.fillStyle = css("--panel");
       context.fillRect(left, top, width - left - right, row);
-      context.fillStyle = css("--quiet");
-      context.fillText(title, left + 6, top + 16);
+    };
+    const caption = (text) => {
+      context.fillStyle = css("--text");
+      context.fillText(text, left + 6, top + 15);
     };
     context.save();
     if (hears) {
-      panel("waveform");
+      panel();
       context.fillStyle = colour("audio");
       const piece = ((1000 * PIECE) / RATE / span) * (width - left - right);
       for (const [time, peak] of wave) {
@@ -382,12 +384,13 @@
           context.fillRect(x(time), top + row / 2 - half, Math.max(1, piece - 0.5), 2 * half);
         }
       }
+      caption("waveform");
       top += row + gap;
     }
     for (const name of names) {
       const stream = shown?.streams?.[name];
       const most = Math.max(2, ...(stream?.ratio ?? []));
-      panel(`attention to ${name.replaceAll("_", " ")}, × uniform (up to ${most.toFixed(1)})`);
+      panel();
       const y = (ratio) => top + row - (ratio / most) * (row - 22);
       context.strokeStyle = css("--line");
       context.beginPath();
@@ -395,6 +398,7 @@
       context.lineTo(width - right, y(1));
       context.stroke();
       drawAttention(context, stream, name, x, y, top + row, left);
+      caption(`attention to ${name.replaceAll("_", " ")}: ${most.toFixed(1)} × uniform at the top`);
       top += row + gap;
     }
     context.restore();

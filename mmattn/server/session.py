@@ -149,8 +149,8 @@ class Session:
             "notes": [*notes, *one.notes],
             "streams": {
                 name: {
-                    "times": (self._on_page(window.start) + 1000 * view.times).tolist(),
-                    "ratio": [None if math.isnan(share) else share for share in view.ratio],
+                    "times": self._on_page(window.start + view.times).round(1).tolist(),
+                    "ratio": [None if np.isnan(one) else round(one, 3) for one in view.ratio.tolist()],
                 }
                 for name, view in one.streams.items()
             },
@@ -203,15 +203,15 @@ class Session:
         """What is far behind the other has stopped: it gets no data, and windows need not wait."""
         until = max(self._reached.values()) - BEHIND
         for kind, reached in self._reached.items():
-            if reached < until:
+            if reached + self._windows.hop < until:
                 self._reached[kind] = until
                 if kind == "audio":
                     self._windows.hear(until, np.zeros(0, np.float32))
                 else:
                     self._windows.see(until, [])
 
-    def _on_page(self, seconds: float) -> float:
-        """A time on the page's clock, in milliseconds."""
+    def _on_page(self, seconds: Any) -> Any:
+        """Times on the page's clock, in milliseconds, of those from the start in seconds."""
         return 1000 * (self._start + seconds)
 
     def _note_row(self, start: float, end: float, person: Person, one: Prediction | Failure):
