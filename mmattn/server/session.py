@@ -249,7 +249,8 @@ def warm_up(run: Run, config: ExtractConfig, window: float) -> None:
     windows.end()
     for one in windows.finished():
         streams = one.people[0].streams
-        run.predict_streams([streams, *({name: streams[name]} for name in streams)])
+        for there in (streams, *({name: streams[name]} for name in streams)):
+            run.predict_streams([there])
 
 
 def _mesh_model(config: ExtractConfig) -> Model:
