@@ -97,16 +97,17 @@ class Session:
                 raise BadMessage(f"a message at {at} s")
             if self._start is None:
                 self._start = at
-            broken = at - self._start > max(self._reached.values()) + BREAK
+            at -= self._start
+            if at > max(self._reached.values()) + BREAK:
+                self._catch_up(at)
+                self._windows.skip(self._windows.ready)
             if kind == FRAME and "video" in self.kinds:
-                answers.append(self._look(at - self._start, content))
+                answers.append(self._look(at, content))
             elif kind == AUDIO and "audio" in self.kinds and not len(content) % 2:
-                self._listen(at - self._start, content)
+                self._listen(at, content)
             else:
                 raise BadMessage(f"a message of kind {kind} and {len(message)} bytes")
-            self._catch_up()
-            if broken:
-                self._windows.skip(self._windows.ready)
+            self._catch_up(max(self._reached.values()) - BEHIND, self._windows.hop)
         return answers
 
     def predict(self) -> dict[str, Any] | None:
@@ -199,11 +200,11 @@ class Session:
             self._heard.hear(at, samples)
         self._reached["audio"] = at + len(samples) / RATE
 
-    def _catch_up(self) -> None:
-        """What is far behind the other has stopped: it gets no data, and windows need not wait."""
-        until = max(self._reached.values()) - BEHIND
+    def _catch_up(self, until: float, late: float = 0.0) -> None:
+        """Give no data up to a time to what is later than `late` before it: it has stopped, and
+        windows need not wait."""
         for kind, reached in self._reached.items():
-            if reached + self._windows.hop < until:
+            if reached + late < until:
                 self._reached[kind] = until
                 if kind == "audio":
                     self._windows.hear(until, np.zeros(0, np.float32))

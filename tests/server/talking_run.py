@@ -17,8 +17,9 @@ from tests.media.talking import babble, write_talking
 
 TRAINING = (
     *("--model.units", "audio=8", "video=8", "--model.head-units", "16"),
-    *("--model.head-dropout", "0.3", "--data.buckets", "1"),
-    *("--train.epochs", "12", "--train.patience", "12", "--train.batch", "4", "--devices", "1"),
+    *("--model.head-dropout", "0.1", "--data.buckets", "1"),
+    *("--train.epochs", "40", "--train.patience", "40", "--train.learning-rate", "0.005"),
+    *("--train.batch", "4", "--devices", "1"),
 )
 
 
