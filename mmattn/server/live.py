@@ -10,11 +10,9 @@ import json
 import secrets
 import threading
 import webbrowser
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette

@@ -5,7 +5,6 @@ milliseconds as float64 in the last eight. FRAME: a JPEG. AUDIO: mono PCM, int16
 is that of its first sample. All times are of one clock of the page's own.
 """
 
-import csv
 import io
 import math
 import struct
@@ -19,16 +18,17 @@ import numpy as np
 from PIL import Image
 
 from mmattn.config import ExtractConfig
-from mmattn.data.feature_file import MIN_FRAMES
+from mmattn.data.feature_file import LATEST, MIN_FRAMES
 from mmattn.files import write_text
 from mmattn.media.decode import RATE
 from mmattn.media.extract import Extraction, extractor_of, face_streams, look, write_features
-from mmattn.media.faces import Face, Model, area
+from mmattn.media.faces import Face, Model
 from mmattn.media.mesh import find_mesh
 from mmattn.media.models import FACE_MESH, model_file
 from mmattn.media.speaker import Seen, follow_largest
 from mmattn.media.windows import Person, Windows
 from mmattn.run.run import Failure, Prediction, Run
+from mmattn.run.timeline import to_csv
 
 HEADER = struct.Struct("<B7xd")
 FRAME, AUDIO = 1, 2
@@ -73,7 +73,7 @@ class Session:
         self._mesh = "video" in kinds and _mesh_model(config)
         self._heard = Windows(config, ALL, ALL, {"audio"}) if keep else None
         self._seen: list[tuple[float, list[Seen]]] | None = [] if keep else None
-        self._rows: list[Sequence[Any]] = []
+        self._rows: list[dict[str, Any]] = []
         self._began = datetime.now()
 
     @property
@@ -93,11 +93,11 @@ class Session:
                 raise BadMessage(f"a message of {len(message)} bytes")
             kind, at = HEADER.unpack_from(message)
             content, at = message[HEADER.size :], at / 1000
-            if not math.isfinite(at):
-                raise BadMessage(f"a message at {at} s")
-            if self._start is None:
+            if self._start is None and math.isfinite(at):
                 self._start = at
-            at -= self._start
+            at -= self._start or 0.0
+            if not -1 <= at <= LATEST:
+                raise BadMessage(f"a message at {at:g} s")
             if at > max(self._reached.values()) + BREAK:
                 self._catch_up(at)
                 self._windows.skip(self._windows.ready)
@@ -114,9 +114,9 @@ class Session:
         """The answer for the newest window that is finished; None if there is none.
 
         Those that were finished before it, while others were predicted, are left out and counted.
-        An answer has start and end on the page's clock (ms), predicted, None if nothing can be; the
-        probabilities; by modality, times (ms) and attention over uniform, None for a frame without
-        data; and notes.
+        A window in which a device that runs gives nothing of use is a gap, not a guess. An answer
+        has start and end on the page's clock (ms), predicted and probabilities, None in a gap; by
+        modality, times (ms) and attention over uniform, None for a frame without data; and notes.
         """
         if not (ready := self._windows.ready):
             return None
@@ -124,38 +124,52 @@ class Session:
             self._windows.skip(ready - 1)
             self.left_out, self._left_at = self.left_out + ready - 1, time.monotonic()
         [window] = self._windows.finished()
-        found = self.run.predict_streams([person.streams for person in window.people])
-        for person, one in zip(window.people, found, strict=True):
-            self._note_row(window.start, window.end, person, one)
-        shown = max(range(len(found)), key=lambda place: _rank(window.people[place]))
-        person, one = window.people[shown], found[shown]
-        notes = [reason for kind, reason in person.gaps.items() if kind in self.kinds]
+        found = [self._predict(person) for person in window.people]
+        sizes = [
+            0.0 if one.box is None else float(np.prod(one.box[2:] - one.box[:2]))
+            for one in window.people
+        ]
+        shown = max(range(len(found)), key=lambda at: (found[at][0] is not None, sizes[at]))
+        prediction, notes = found[shown]
         if len(found) > 1:
-            who = "the one who speaks" if person.speaking else "the largest"
-            notes.append(f"{len(found)} people are seen, this is {who}")
-        answer = {
+            notes = [*notes, f"one of {len(found)} people, who speaks if that can be told"]
+        if self._heard:
+            self._rows += [
+                {
+                    "start": round(window.start, 3),
+                    "end": round(window.end, 3),
+                    "person": None if person.number is None else 1 + person.number,
+                    "speaking": person.speaking,
+                    "probabilities": one and [round(float(p), 6) for p in one.probabilities],
+                    "gap": "; ".join(said),
+                }
+                for person, (one, said) in zip(window.people, found, strict=True)
+            ]
+        streams = {
+            name: {
+                "times": self._on_page(window.start + view.times).round(1).tolist(),
+                "ratio": [None if np.isnan(one) else round(one, 3) for one in view.ratio.tolist()],
+            }
+            for name, view in (prediction.streams if prediction else {}).items()
+        }
+        return {
             "type": "window",
             "start": self._on_page(window.start),
             "end": self._on_page(window.end),
-            "predicted": None,
+            "predicted": prediction and prediction.predicted,
+            "probabilities": prediction and prediction.probabilities.tolist(),
+            "streams": streams,
+            "notes": notes,
             "left_out": self.left_out,
             "behind": time.monotonic() - self._left_at < SAID,
         }
-        if isinstance(one, Failure):
-            return {**answer, "notes": notes or [one.reason]}
-        return {
-            **answer,
-            "predicted": one.predicted,
-            "probabilities": one.probabilities.tolist(),
-            "notes": [*notes, *one.notes],
-            "streams": {
-                name: {
-                    "times": self._on_page(window.start + view.times).round(1).tolist(),
-                    "ratio": [None if np.isnan(one) else round(one, 3) for one in view.ratio.tolist()],
-                }
-                for name, view in one.streams.items()
-            },
-        }
+
+    def _predict(self, person: Person) -> tuple[Prediction | None, list[str]]:
+        """What is predicted for a person, None in a gap, and what is to say of it."""
+        if gaps := [reason for kind, reason in person.gaps.items() if kind in self.kinds]:
+            return None, gaps
+        [found] = self.run.predict_streams([person.streams])
+        return (None, [found.reason]) if isinstance(found, Failure) else (found, [*found.notes])
 
     def save(self, folder: Path) -> list[Path]:
         """Write what was kept: a feature file, unless there is too little for one, and a table of
@@ -171,7 +185,7 @@ class Session:
             streams, notes = streams | found, notes + said
         streams = {name: one for name, one in streams.items() if len(one.times) >= MIN_FRAMES}
         path = _free(folder / f"{self._began:%Y%m%d-%H%M%S}.csv")
-        write_text(path, self._table())
+        write_text(path, to_csv({"classes": self.run.class_names, "windows": self._rows}))
         if not streams:
             return [path]
         made = {name: one for name, one in extractor_of(self.config).items() if name in streams}
@@ -215,24 +229,6 @@ class Session:
         """Times on the page's clock, in milliseconds, of those from the start in seconds."""
         return 1000 * (self._start + seconds)
 
-    def _note_row(self, start: float, end: float, person: Person, one: Prediction | Failure):
-        if self._heard is None:
-            return
-        names = len(self.run.class_names)
-        cells = (
-            ["", *[""] * names, one.reason]
-            if isinstance(one, Failure)
-            else [one.predicted, *map(repr, one.probabilities.tolist()), "; ".join(one.notes)]
-        )
-        self._rows.append([f"{start:.2f}", f"{end:.2f}", person.number, *cells])
-
-    def _table(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["start", "end", "person", "predicted", *self.run.class_names, "notes"])
-        writer.writerows(self._rows)
-        return text.getvalue()
-
 
 def warm_up(run: Run, config: ExtractConfig, window: float) -> None:
     """Load all models and compile the network for windows of a length, so that the first that is
@@ -267,11 +263,6 @@ def _decode(jpeg: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
         raise BadMessage(f"a frame that is no JPEG: {error}") from error
-
-
-def _rank(person: Person) -> tuple[bool, float]:
-    """The one who speaks goes before the one whose face is largest."""
-    return person.speaking is True, 0.0 if person.box is None else area(Face(person.box, None, 0))
 
 
 def _free(path: Path) -> Path:

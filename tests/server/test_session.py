@@ -76,7 +76,7 @@ def test_a_window_gets_what_predict_says_of_the_same_seconds(run, talking_run, n
         for modality, view in same.streams.items():
             shown = one["streams"][modality]
             assert len(shown["times"]) == pytest.approx(len(view.times), abs=2)
-            assert START <= shown["times"][0] and shown["times"][-1] <= one["end"]
+            assert shown["times"][0] >= START and shown["times"][-1] <= one["end"]
             assert np.mean(shown["ratio"]) == pytest.approx(1.0, abs=0.01)
         assert one["notes"] == [] and one["left_out"] == 0 and not one["behind"]
     for one in frames:  # the eyes are where they are in the photograph, for all its scales
@@ -95,7 +95,9 @@ def test_what_one_modality_alone_gives(run, talking_run):  # noqa: F811
 
 def test_silence_without_a_face_is_a_gap(run):
     grey, quiet = jpeg(np.full((480, 640, 3), 128, np.uint8)), bytes(2 * BLOCK)
-    sent = [(k * 0.04, AUDIO, quiet) for k in range(80)] + [(k / 15, FRAME, grey) for k in range(48)]
+    sent = [(k * 0.04, AUDIO, quiet) for k in range(80)] + [
+        (k / 15, FRAME, grey) for k in range(48)
+    ]
     frames, windows = play(session(run), [message(b, a, c) for a, b, c in sorted(sent)])
     assert not any(one["mesh"] for one in frames)
     assert windows[0]["predicted"] is None and "streams" not in windows[0]
@@ -132,8 +134,7 @@ def test_a_camera_that_stops_is_not_waited_for(run, talking_run):  # noqa: F811
     ]
     _, windows = play(session(run, window=2.0, hop=0.5), sent)
     assert len(windows) >= 2
-    assert windows[-1]["streams"].keys() == {"audio"} and windows[-1]["predicted"] == "talking"
-    assert "no face" in windows[-1]["notes"]
+    assert windows[-1]["predicted"] is None and windows[-1]["notes"] == ["no face"]
 
 
 @pytest.mark.parametrize(
@@ -172,11 +173,12 @@ def test_a_recording_is_a_feature_file_and_a_table(run, talking_run, tmp_path): 
     np.testing.assert_allclose(found.probabilities, same.probabilities, atol=0.03)
     assert streams["audio"].times[-1] == pytest.approx(3.9, abs=0.1)
     header, *rows = (line.split(",") for line in table.read_text().splitlines())
-    assert header == ["start", "end", "person", "predicted", *run.class_names, "notes"]
-    assert [row[:4] for row in rows] == [
-        [f"{k / 4:.2f}", f"{k / 4 + 3:.2f}", "0", "talking"] for k in range(len(windows))
+    assert header == ["start", "end", "person", "speaking", "predicted", *run.class_names, "gap"]
+    assert [row[:5] for row in rows] == [
+        [f"{k / 4}", f"{k / 4 + 3}", "1", "", "talking"] for k in range(len(windows))
     ]
-    assert [float(row[4]) for row in rows] == [one["probabilities"][0] for one in windows]
+    shares = [one["probabilities"][0] for one in windows]
+    assert [float(row[5]) for row in rows] == pytest.approx(shares, abs=1e-6)
     again, _ = one.save(tmp_path)
     assert again != features and len(list(tmp_path.iterdir())) == 4
 
