@@ -1,0 +1,287 @@
+"""The page of `mmattn live` in a real headless Chromium, with a clip for camera and microphone."""
+
+import socket
+import threading
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from selenium.webdriver.support.wait import WebDriverWait
+
+import mmattn
+from mmattn.data.feature_file import read_features
+from mmattn.run.run import Clip
+from tests.chromium import chromium
+from tests.server.talking_run import fake_devices, face_models, live, talking_run  # noqa: F401
+
+pytestmark = pytest.mark.browser
+ASKS_NOBODY = "--use-fake-ui-for-media-stream"  # camera and microphone are allowed
+
+
+class Page:
+    """The page in a browser."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, url: str) -> "Page":
+        self.driver.get(url)
+        self.watch()
+        return self
+
+    def watch(self) -> None:
+        """Keep what is shown from now on."""
+        self.run(
+            "window.all = [];"
+            "document.addEventListener('shown', ({detail}) => window.all.push(detail))"
+        )
+
+    def run(self, script: str):
+        return self.driver.execute_script(script)
+
+    def press(self, text: str) -> None:
+        self.driver.find_element("xpath", f"//button[text()='{text}']").click()
+
+    def text(self, selector: str) -> str:
+        return self.driver.find_element("css selector", selector).text
+
+    def wait(self, ready):
+        return WebDriverWait(self.driver, 120).until(lambda _: ready())
+
+    def shown(self, count: int = 1) -> list[dict]:
+        """What was shown, as soon as it is so many windows."""
+        self.wait(lambda: self.run("return window.all.length") >= count)
+        return self.run("return window.all")
+
+    def notices(self, said: str) -> str:
+        """The notices, as soon as they say something."""
+        return self.wait(lambda: said in (text := self.text("#notices")) and text)
+
+
+@pytest.fixture(scope="module")
+def devices(talking_run, tmp_path_factory):  # noqa: F811
+    return fake_devices(talking_run.talking, tmp_path_factory.mktemp("devices"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("recorded")
+
+
+@pytest.fixture(scope="module")
+def url(commands, talking_run, folder):  # noqa: F811
+    with live(commands, talking_run.run, "--record", folder) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def driver(devices):
+    with chromium(ASKS_NOBODY, *devices) as driver:
+        yield driver
+
+
+@pytest.fixture
+def browser(driver):
+    page = Page(driver)
+    yield page
+    driver.get("about:blank")  # ends the session
+    if driver.window_handles[1:]:
+        driver.close()
+        driver.switch_to.window(driver.window_handles[0])
+
+
+def test_the_class_on_the_page_is_what_predict_says_of_the_clip(
+    browser,
+    url,
+    talking_run,  # noqa: F811
+    folder,
+):
+    run = mmattn.load_run(talking_run.run)
+    said = run.predict(talking_run.talking)
+    page = browser.open(url)
+    page.press("Start")
+    shown = page.shown(12)
+    predicted = Counter(one["predicted"] for one in shown)
+    assert predicted.most_common(1)[0][0] == said.predicted == "talking"
+    last = page.run("return [window.all.at(-1), document.getElementById('predicted').textContent]")
+    assert last[0]["predicted"] == last[1]
+    rows = page.text("#classes").split()
+    assert rows[::2] == list(run.class_names) and sum(map(float, rows[1::2])) == pytest.approx(
+        1, abs=0.02
+    )
+    assert page.text("#notes").startswith("from audio and video")
+    assert all(0 < one["delay"] < 30_000 for one in shown)
+    assert "ms from capture to screen" in page.text("#state")
+    assert page.run(
+        "const c = document.getElementById('mesh');"
+        "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(Boolean)"
+    )
+    page.press("Stop")
+    features = page.notices("Recorded: ").split("Recorded: ")[1].split(", ")[0]
+    assert page.text("#state") == "Stopped"
+    # The very windows that were shown, from the file that was recorded.
+    streams, _ = read_features(Path(features))
+    begin = shown[0]["start"]
+    for one in shown[3:9:5]:
+        start = (one["start"] - begin) / 1000 + round(shown_start(streams), 3)
+        [same], _ = run.predict_all([Clip(Path(features), start, start + 3.0)])
+        assert same.predicted == one["predicted"]
+        np.testing.assert_allclose(one["probabilities"], same.probabilities, atol=0.05)
+    assert browser.driver.get_log("browser") == []
+
+
+def shown_start(streams) -> float:
+    """Where the first window starts in a recording: at its first message."""
+    return 0.0
+
+
+def test_a_page_that_is_loaded_again_goes_on(browser, url, folder):
+    page = browser.open(url)
+    page.press("Start")
+    page.shown()
+    before = len([*folder.iterdir()])
+    page.driver.refresh()
+    page.watch()
+    assert page.shown(2)[-1]["end"] > 0
+    assert len([*folder.iterdir()]) == before + 2  # what was before is recorded
+    page.press("Stop")
+    page.driver.refresh()
+    assert page.text("#state") == ""
+
+
+def test_a_second_tab_takes_over_and_the_first_can_take_back(browser, url):
+    first = browser.driver.current_window_handle
+    page = browser.open(url)
+    page.press("Start")
+    page.shown()
+    page.driver.switch_to.new_window("tab")
+    page.open(url).press("Start")
+    page.shown()
+    second = page.driver.current_window_handle
+    page.driver.switch_to.window(first)
+    assert "Another tab or window has taken over." in page.notices("taken over")
+    assert page.text("#state") == "Stopped"
+    page.watch()
+    page.press("Use this one")
+    page.shown()
+    assert "taken over" not in page.text("#notices")
+    page.driver.switch_to.window(second)
+    page.notices("taken over")
+
+
+class Cable:
+    """A way to a server that can be cut: connections end, and new ones are refused or not."""
+
+    def __init__(self, port: int):
+        self.to, self.ends = port, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.to))
+                self.ends += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+
+    def _pass(self, one, other):
+        with suppress(OSError):
+            while data := one.recv(2**16):
+                other.sendall(data)
+        self._shut(one, other)
+
+    def _shut(self, *ends):
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def cut(self):
+        self._shut(*self.ends)
+        self.ends = []
+
+    def close(self):
+        self._shut(self.listener)
+        self.cut()
+
+
+def test_a_lost_connection_is_made_again(browser, url):
+    parts = urlsplit(url)
+    cable = Cable(parts.port)
+    try:
+        page = browser.open(parts._replace(netloc=f"127.0.0.1:{cable.port}").geturl())
+        page.press("Start")
+        before = len(page.shown())
+        cable.cut()
+        page.wait(lambda: page.text("#state").startswith("Connection lost"))
+        page.shown(before + 2)
+        assert page.text("#state").startswith("Running")
+    finally:
+        cable.close()
+    page.notices("mmattn live does not answer")
+
+
+def test_another_start_of_the_program_is_told_from_a_lost_connection(
+    browser,
+    commands,
+    talking_run,  # noqa: F811
+):
+    with live(commands, talking_run.run) as (url, process):
+        page = browser.open(url)
+        page.press("Start")
+        page.shown()
+        process.kill()
+        process.wait()
+        page.notices("Was it ended?")
+        with live(commands, talking_run.run, "--port", urlsplit(url).port):
+            page.notices("was started again: open the address that it printed")
+            assert page.text("#state") == "Stopped"
+
+
+def test_without_permission_it_says_what_to_do(devices, url):
+    with chromium(f"{ASKS_NOBODY}=deny", *devices) as driver:
+        page = Page(driver).open(url)
+        page.press("Start")
+        said = page.notices("No microphone")
+        assert said.count("the browser was not allowed to use it") == 2
+        assert page.text("#state") == "Stopped"
+        page.press("Try again")
+        page.notices("No microphone")
+
+
+def test_without_a_camera_the_microphone_is_enough(devices, url):
+    with chromium(ASKS_NOBODY, f"{devices[0]}=device-count=0", devices[2]) as driver:
+        page = Page(driver).open(url)
+        page.press("Start")
+        [one, *_] = page.shown()
+        assert one["predicted"] and list(one["streams"]) == ["audio"]
+        said = page.notices("No camera")
+        assert said.startswith("Features") and "No camera: there is none." in said
+        assert "Predictions are from audio alone." in said
+
+
+def test_without_a_microphone_the_camera_is_enough(browser, url):
+    script = (
+        "const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+        "navigator.mediaDevices.getUserMedia = (wanted) => wanted.audio"
+        " ? Promise.reject(new DOMException('', 'NotFoundError')) : own(wanted)"
+    )
+    added = browser.driver.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument", {"source": script}
+    )
+    try:
+        page = browser.open(url)
+        page.press("Start")
+        [one, *_] = page.shown()
+        assert one["predicted"] and list(one["streams"]) == ["video"]
+        assert "No microphone: there is none. Predictions are from video alone." in page.notices(
+            "No microphone"
+        )
+    finally:
+        browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
