@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 import pytest
-from scipy.io import wavfile
 
 from tests.media.conftest import face_models  # noqa: F401
 from tests.media.talking import babble, write_talking
@@ -63,26 +61,6 @@ def write(path: Path, take: int, **options) -> None:
         samples = 0.02 * np.random.default_rng(take).normal(size=len(samples)).astype(np.float32)
         delay = 100.0  # so that the mouth has not begun to move
     write_talking(path, (samples, rate), video_delay=delay, **options)
-
-
-def fake_devices(clip: Path, folder: Path) -> list[str]:
-    """The options with which Chromium takes a clip, over and over, for camera and microphone."""
-    camera, microphone = folder / "camera.y4m", folder / "microphone.wav"
-    with av.open(clip) as file, open(camera, "wb") as frames:
-        video = file.streams.video[0]
-        form = f"W{video.width} H{video.height} F{video.average_rate.numerator}:1"
-        frames.write(f"YUV4MPEG2 {form} Ip A1:1 C420\n".encode())
-        for frame in file.decode(video):
-            frames.write(b"FRAME\n" + frame.to_ndarray(format="yuv420p").tobytes())
-    with av.open(clip) as file:
-        audio = file.streams.audio[0]
-        samples = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio)])
-        wavfile.write(microphone, audio.rate, np.rint(32767 * samples.clip(-1, 1)).astype("<i2"))
-    return [
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-video-capture={camera}",
-        f"--use-file-for-fake-audio-capture={microphone}",
-    ]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The page of `mmattn live` in a real headless Chromium, with a clip for camera and microphone."""
 
+import csv
 import socket
 import threading
 from collections import Counter
@@ -12,13 +13,12 @@ import pytest
 from selenium.webdriver.support.wait import WebDriverWait
 
 import mmattn
-from mmattn.data.feature_file import read_features
+from benchmarks.browser import ASKS_NOBODY, fake_devices
 from mmattn.run.run import Clip
 from tests.chromium import chromium
-from tests.server.talking_run import fake_devices, face_models, live, talking_run  # noqa: F401
+from tests.server.talking_run import face_models, live, talking_run  # noqa: F401
 
 pytestmark = pytest.mark.browser
-ASKS_NOBODY = "--use-fake-ui-for-media-stream"  # camera and microphone are allowed
 
 
 class Page:
@@ -120,22 +120,22 @@ def test_the_class_on_the_page_is_what_predict_says_of_the_clip(
         "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(Boolean)"
     )
     page.press("Stop")
-    features = page.notices("Recorded: ").split("Recorded: ")[1].split(", ")[0]
+    features, table = map(Path, page.notices("Recorded: ").split("Recorded: ")[1].split(", "))
     assert page.text("#state") == "Stopped"
-    # The very windows that were shown, from the file that was recorded.
-    streams, _ = read_features(Path(features))
-    begin = shown[0]["start"]
-    for one in shown[3:9:5]:
-        start = (one["start"] - begin) / 1000 + round(shown_start(streams), 3)
-        [same], _ = run.predict_all([Clip(Path(features), start, start + 3.0)])
-        assert same.predicted == one["predicted"]
+    assert page.driver.get_log("browser") == []
+    with open(table) as file:
+        rows = {
+            round(float(row["start"]), 1): row for row in csv.DictReader(file) if not row["gap"]
+        }
+    for one in filter(lambda one: one["predicted"], shown):  # it is in the table and the features
+        [(start, row)] = [
+            (start, row)
+            for start, row in rows.items()
+            if float(row["talking"]) == pytest.approx(one["probabilities"][1], abs=1e-5)
+        ]
+        assert row["predicted"] == one["predicted"]
+        [same], _ = run.predict_all([Clip(features, start, start + 3.0)])
         np.testing.assert_allclose(one["probabilities"], same.probabilities, atol=0.05)
-    assert browser.driver.get_log("browser") == []
-
-
-def shown_start(streams) -> float:
-    """Where the first window starts in a recording: at its first message."""
-    return 0.0
 
 
 def test_a_page_that_is_loaded_again_goes_on(browser, url, folder):
