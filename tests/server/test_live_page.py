@@ -1,20 +1,24 @@
 """The page of `mmattn live` in a real headless Chromium, with a clip for camera and microphone."""
 
+import base64
 import csv
+import io
 import socket
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from PIL import Image
 from selenium.webdriver.support.wait import WebDriverWait
 
 import mmattn
 from benchmarks.browser import ASKS_NOBODY, fake_devices
 from mmattn.run.run import Clip
+from mmattn.server.session import AUDIO, HEADER
 from tests.chromium import chromium
 from tests.server.talking_run import face_models, live, talking_run  # noqa: F401
 
@@ -266,22 +270,74 @@ def test_without_a_camera_the_microphone_is_enough(devices, url):
         assert "Predictions are from audio alone." in said
 
 
+@contextmanager
+def injected(driver, script: str):
+    """Pages run a script before their own."""
+    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    yield
+    driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
 def test_without_a_microphone_the_camera_is_enough(browser, url):
-    script = (
-        "const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
-        "navigator.mediaDevices.getUserMedia = (wanted) => wanted.audio"
-        " ? Promise.reject(new DOMException('', 'NotFoundError')) : own(wanted)"
-    )
-    added = browser.driver.execute_cdp_cmd(
-        "Page.addScriptToEvaluateOnNewDocument", {"source": script}
-    )
-    try:
+    script = """
+        const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        navigator.mediaDevices.getUserMedia = (wanted) => wanted.audio
+            ? Promise.reject(new DOMException("", "NotFoundError")) : own(wanted);"""
+    with injected(browser.driver, script):
         page = browser.open(url)
         page.press("Start")
         [one, *_] = page.shown()
         assert one["predicted"] and list(one["streams"]) == ["video"]
-        assert "No microphone: there is none. Predictions are from video alone." in page.notices(
-            "No microphone"
-        )
-    finally:
-        browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+        said = page.notices("No microphone")
+        assert "No microphone: there is none. Predictions are from video alone." in said
+
+
+FLASH_AND_TONE = """
+    navigator.mediaDevices.getUserMedia = async () => {
+        const canvas = Object.assign(document.createElement("canvas"), {width: 160, height: 120});
+        const paint = canvas.getContext("2d");
+        const sound = new AudioContext();
+        const [out, gain] = [sound.createMediaStreamDestination(), sound.createGain()];
+        const tone = sound.createOscillator();
+        tone.connect(gain).connect(out);
+        tone.start();
+        setInterval(() => {
+            const lit = performance.now() % 1000 < 300;
+            gain.gain.value = Number(lit);
+            paint.fillStyle = lit ? "white" : "black";
+            paint.fillRect(0, 0, 160, 120);
+        }, 10);
+        return new MediaStream([...canvas.captureStream(30).getTracks(), ...out.stream.getTracks()]);
+    };
+    window.sent = [];
+    const send = WebSocket.prototype.send;
+    WebSocket.prototype.send = function (data) {
+        if (data.buffer) {
+            window.sent.push(btoa(String.fromCharCode(...data)));
+        }
+        send.call(this, data);
+    };"""
+
+
+def test_a_flash_and_a_tone_at_the_same_moment_are_sent_with_the_same_time(browser, url):
+    with injected(browser.driver, FLASH_AND_TONE):
+        page = browser.open(url)
+        page.press("Start")
+        page.wait(lambda: page.run("return performance.now()") > 14_000)
+        sent = [base64.b64decode(one) for one in page.run("return window.sent")]
+    loud, lit = [], []  # ms of each sample, and of each frame
+    for one in sent:
+        kind, time = HEADER.unpack_from(one)
+        if kind == AUDIO:
+            samples = np.frombuffer(one[HEADER.size :], "<i2").astype(float)
+            loud += (time + np.flatnonzero(np.abs(samples) > 3000) / 16).tolist()
+        else:
+            frame = Image.open(io.BytesIO(one[HEADER.size :])).convert("L")
+            lit += [time] if np.asarray(frame).mean() > 128 else []
+    apart = []
+    for second in range(4000, 13_000, 1000):  # when the page has settled
+        near = [[at for at in of if second - 300 < at < second + 600] for of in (loud, lit)]
+        if all(near):
+            apart.append(min(near[1]) - min(near[0]))
+    # A frame is the first of 15 a second, so late by half of 67 ms in the mean.
+    assert abs(np.median(apart) - 33) < 60
