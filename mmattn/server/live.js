@@ -115,7 +115,8 @@
     } catch (error) {
       for (const kind of about.kinds) {
         try {
-          if (about.kinds.length === 1 || (error.name === "NotAllowedError" && (await denied(kind)))) {
+          const again = about.kinds.length > 1; // each alone, unless the user said no
+          if (!again || (error.name === "NotAllowedError" && (await denied(kind)))) {
             throw error;
           }
           tracks.push(...(await ask([kind])));
@@ -163,16 +164,16 @@
       send(AUDIO, time, samples.buffer);
     };
     source.connect(blocks);
+    context.resume(); // is refused, and waits for the button, where the user has not clicked yet
     if (context.state !== "running") {
-      notice("audio", "The browser waits for a click before it lets the microphone run.", "Run", () =>
-        context.resume(),
-      );
+      const why = "The browser waits for a click before it lets the microphone run.";
+      notice("audio", why, "Run", () => context.resume());
       context.onstatechange = () => notice("audio");
     }
   }
 
-  // The page's time, that of video frames, for a time of the audio's own clock; both in ms. No block
-  // arrives before its time, so the one that is least late tells how far the clocks are apart.
+  // The page's time, that of video frames, for a time of the audio's own clock; both in ms. No
+  // block arrives before its time, so the least late one tells how far the clocks are apart.
   function audioClock() {
     let [least, before, since] = [Infinity, Infinity, -Infinity];
     return (own) => {
@@ -371,8 +372,9 @@
       } else {
         const { times, ratio } = shown?.streams?.[name] ?? { times: [], ratio: [] };
         const most = Math.max(2, ...ratio);
-        const points = times.map((time, at) => [x(time), top + row - (ratio[at] / most) * (row - 20)]);
-        drawArea(context, points.map((point, at) => (ratio[at] === null ? null : point)), top + row);
+        const y = (share) => top + row - (share / most) * (row - 20);
+        const points = times.map((at, n) => (ratio[n] === null ? null : [x(at), y(ratio[n])]));
+        drawArea(context, points, top + row);
         title = `attention to ${name.replaceAll("_", " ")}: up to ${most.toFixed(1)} × uniform`;
       }
       context.fillStyle = css("--text");

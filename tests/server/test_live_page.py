@@ -301,13 +301,15 @@ FLASH_AND_TONE = """
         const tone = sound.createOscillator();
         tone.connect(gain).connect(out);
         tone.start();
+        sound.resume();
         setInterval(() => {
             const lit = performance.now() % 1000 < 300;
             gain.gain.value = Number(lit);
             paint.fillStyle = lit ? "white" : "black";
             paint.fillRect(0, 0, 160, 120);
         }, 10);
-        return new MediaStream([...canvas.captureStream(30).getTracks(), ...out.stream.getTracks()]);
+        const seen = canvas.captureStream(30);
+        return new MediaStream([...seen.getTracks(), ...out.stream.getTracks()]);
     };
     window.sent = [];
     const send = WebSocket.prototype.send;
@@ -319,9 +321,10 @@ FLASH_AND_TONE = """
     };"""
 
 
-def test_a_flash_and_a_tone_at_the_same_moment_are_sent_with_the_same_time(browser, url):
-    with injected(browser.driver, FLASH_AND_TONE):
-        page = browser.open(url)
+def test_a_flash_and_a_tone_at_the_same_moment_are_sent_with_the_same_time(url):
+    with chromium("--autoplay-policy=no-user-gesture-required") as driver:
+        with injected(driver, FLASH_AND_TONE):
+            page = Page(driver).open(url)
         page.press("Start")
         page.wait(lambda: page.run("return performance.now()") > 14_000)
         sent = [base64.b64decode(one) for one in page.run("return window.sent")]
