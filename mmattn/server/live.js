@@ -310,7 +310,7 @@
     delays = [...delays.slice(-99), delay];
     const p95 = [...delays].sort((a, b) => a - b)[Math.ceil(0.95 * delays.length) - 1];
     const late = answer.left_out ? `; ${answer.left_out} windows left out` : "";
-    const ms = `${Math.round(delay)} ms from capture to screen, 95 % within ${Math.round(p95)} ms`;
+    const ms = `${Math.round(delay)} ms from capture to screen, 95\u00a0% within ${Math.round(p95)} ms`;
     if (running) {
       state(`Running; ${ms}${late}`);
     }
@@ -363,6 +363,7 @@
       context.fillStyle = css("--panel");
       context.fillRect(0, top, width, row);
       context.fillStyle = context.strokeStyle = colour;
+      context.lineWidth = 2;
       let title = name;
       if (name === "waveform") {
         for (const [time, amplitude] of wave) {
@@ -375,7 +376,7 @@
         const y = (share) => top + row - (share / most) * (row - 20);
         const points = times.map((at, n) => (ratio[n] === null ? null : [x(at), y(ratio[n])]));
         drawArea(context, points, top + row);
-        title = `attention to ${name.replaceAll("_", " ")}: up to ${most.toFixed(1)} × uniform`;
+        title = `attention to ${name.replaceAll("_", " ")}, to ${most.toFixed(1)} × uniform`;
       }
       context.fillStyle = css("--text");
       context.fillText(title, 6, top + 15);
