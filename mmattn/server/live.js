@@ -147,6 +147,7 @@
       source = context.createMediaStreamSource(stream);
     } catch {
       notice("audio", "This browser does not give audio at 16 kHz, as Chromium and Safari do.");
+      media.kinds = media.kinds.filter((kind) => kind !== "audio");
       return;
     }
     const blocks = new AudioWorkletNode(context, "blocks", { numberOfOutputs: 0 });

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import socket
 import threading
 from collections import Counter
@@ -344,3 +345,13 @@ def test_a_flash_and_a_tone_at_the_same_moment_are_sent_with_the_same_time(url):
             apart.append(min(near[1]) - min(near[0]))
     # A frame is the first of 15 a second, so late by half of 67 ms in the mean.
     assert abs(np.median(apart) - 33) < 60
+
+
+def test_the_benchmark_of_the_delay(commands, talking_run, tmp_path):  # noqa: F811
+    found = tmp_path / "found.json"
+    words = (talking_run.run, talking_run.talking, "--seconds", 3, "--json", found)
+    with chromium():  # or it is skipped
+        pass
+    said = commands.run("benchmarks.live", *words)
+    delays = json.loads(found.read_text())["delays_ms"]
+    assert delays and f"{np.median(delays):.0f}" in said
