@@ -47,21 +47,12 @@ class Live:
         about = machine.describe()
         machine.say_machine(about)
         words = ["live", self.run, "--no-browser", "--port", 0, "--hop", self.hop]
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mmattn", *map(str, words)], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            said = iter(server.stdout)
-            url = next((found[0] for one in said if (found := re.search(r"http\S+", one))), None)
-            if url is None:
-                raise UserError(f"mmattn live {self.run} does not start")
-            with tempfile.TemporaryDirectory() as folder:
-                devices = fake_devices(self.clip, Path(folder))
-                with chromium(ASKS_NOBODY, *devices) as browser:
-                    shown, cores = self._watch(browser, url, server.pid)
-        finally:
-            server.kill()
-            server.wait()
+        program = [sys.executable, "-m", "mmattn", *map(str, words)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                shown, cores = self._measure(server)
+            finally:
+                server.kill()
         delays = np.array([one["delay"] for one in shown])
         left_out = shown[-1]["left_out"] - shown[0]["left_out"]
         row = [f"{value:.0f}" for value in np.quantile(delays, [0.5, 0.95, 1.0])]
@@ -70,8 +61,17 @@ class Live:
         say_table(title, columns, [(*row, len(delays), left_out, f"{cores:.2f}")])
         machine.write_json(self.json, about, {"delays_ms": delays.tolist(), "left_out": left_out})
 
+    def _measure(self, server: subprocess.Popen) -> tuple[list[dict], float]:
+        """What was shown of the clip, and the cores that the server kept busy meanwhile."""
+        urls = (found[0] for line in server.stdout if (found := re.search(r"http\S+", line)))
+        if (url := next(urls, None)) is None:
+            raise UserError(f"mmattn live {self.run} does not start")
+        with tempfile.TemporaryDirectory() as folder:
+            devices = fake_devices(self.clip, Path(folder))
+            with chromium(ASKS_NOBODY, *devices) as browser:
+                return self._watch(browser, url, server.pid)
+
     def _watch(self, browser, url: str, pid: int) -> tuple[list[dict], float]:
-        """What was shown, and the cores that the server kept busy meanwhile."""
         browser.get(url)
         browser.execute_script(
             "window.all = [];"

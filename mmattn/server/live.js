@@ -40,6 +40,8 @@
   let frameDue = 0; // ms
   let wave = []; // [ms, amplitude]
   let shown = null; // the answer for the last window
+  let fresh = false; // whether it has not been drawn
+  let drawing = false; // whether it will be
   let delays = []; // ms, of the last windows
 
   // A message of each kind, until another takes its place; "" for none.
@@ -68,7 +70,7 @@
     ["media", "audio", "connection", "late", "saved"].forEach((kind) => notice(kind));
     state("Waiting for camera and microphone …");
     await openMedia();
-    if (media.kinds.length) {
+    if (running && media.kinds.length) {
       connect();
     } else {
       end();
@@ -78,6 +80,7 @@
   function end() {
     running = false;
     sessionStorage.removeItem("running");
+    socket = null; // it may still tell what was recorded
     media?.tracks.forEach((track) => track.stop());
     media?.context?.close();
     video.srcObject = null;
@@ -89,6 +92,8 @@
   function stop() {
     if (socket?.readyState === WebSocket.OPEN) {
       socket.send("end");
+    } else {
+      socket?.close();
     }
     end();
   }
@@ -161,7 +166,7 @@
         const peak = Math.max(...samples.subarray(place, place + PIECE).map(Math.abs)) / 32768;
         wave.push([time + (1000 * place) / RATE, peak]);
       }
-      requestAnimationFrame(drawTime);
+      draw();
       send(AUDIO, time, samples.buffer);
     };
     source.connect(blocks);
@@ -256,8 +261,8 @@
       HANDLERS[message.type](message);
     };
     socket.onclose = ({ code, reason }) => {
-      if (!running || socket !== own) {
-        return;
+      if (socket !== own) {
+        return; // it was to end
       }
       if (code === TAKEN || code === BAD) {
         end();
@@ -267,19 +272,19 @@
       }
       tries += 1;
       state("Connection lost; trying again …");
-      setTimeout(reconnect, Math.min(5000, 250 * 2 ** tries));
+      setTimeout(() => reconnect(own), Math.min(5000, 250 * 2 ** tries));
     };
   }
 
-  async function reconnect() {
+  async function reconnect(lost) {
     let answer = null;
     try {
       answer = await fetch(location, { cache: "no-store" });
     } catch {
       notice("connection", "mmattn live does not answer. Was it ended?");
     }
-    if (!running) {
-      return;
+    if (socket !== lost) {
+      return; // it was stopped meanwhile
     }
     if (answer?.status === 403) {
       end();
@@ -295,12 +300,8 @@
       drawMesh(size, mesh);
     },
     window(answer) {
-      requestAnimationFrame(() => {
-        shown = answer;
-        drawPrediction();
-        drawTime();
-        setTimeout(() => painted(answer)); // after the frame with it was painted
-      });
+      [shown, fresh] = [answer, true];
+      draw();
     },
     saved: ({ paths }) => notice("saved", `Recorded: ${paths.join(", ")}`),
     unsaved: ({ reason }) => notice("saved", `Not recorded: ${reason}`),
@@ -321,6 +322,24 @@
   }
 
   // ---- what is shown
+
+  // Once a frame of the screen; none of a hidden tab.
+  function draw() {
+    if (drawing) {
+      return;
+    }
+    drawing = true;
+    requestAnimationFrame(() => {
+      drawing = false;
+      drawTime();
+      if (fresh) {
+        fresh = false;
+        drawPrediction();
+        const answer = shown;
+        setTimeout(() => painted(answer)); // after the frame with it was painted
+      }
+    });
+  }
 
   function drawPrediction() {
     const { predicted, probabilities, notes, streams } = shown;
@@ -428,7 +447,7 @@
   }
   byId("start").onclick = start;
   byId("stop").onclick = stop;
-  addEventListener("resize", drawTime);
+  addEventListener("resize", draw);
   state("");
   drawTime();
   if (sessionStorage.getItem("running")) {

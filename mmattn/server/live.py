@@ -107,13 +107,15 @@ class Live:
 
     async def _stream(self, websocket: WebSocket) -> None:
         """One tab's connection. That of a tab before ends first, and is recorded first."""
+        kinds = {*websocket.query_params.get("kinds", "").split(",")}.intersection(self.kinds)
+        if not kinds:
+            return await websocket.close(BAD)
         await websocket.accept()
         if self._reader:
             self._reader.cancel()
         messages: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._reader = reader = asyncio.create_task(_read(websocket, messages))
         code, reason = ENDED, ""
-        kinds = {*websocket.query_params.get("kinds", "").split(",")}.intersection(self.kinds)
         async with self._turn:
             session = Session(
                 self.run, self.config, self.window, self.hop, kinds, self.record is not None

@@ -93,6 +93,11 @@ def test_a_bad_message_ends_the_session_with_a_reason(address):
         assert answer(page, "window")
 
 
+def test_a_page_without_camera_and_microphone_is_refused(address):
+    with pytest.raises(InvalidStatus), stream(address, kinds="smell"):
+        pass
+
+
 @pytest.mark.parametrize(
     "change",
     [
