@@ -219,8 +219,8 @@ class Live:
 
     def __call__(self) -> None:
         with explain_missing_server():
-            from mmattn.server.live import live
-        live(
+            from mmattn.server.live import live_run
+        live_run(
             self.run,
             self.port,
             self.browser,

@@ -177,7 +177,7 @@ async def _answer(
             await websocket.send_json(answer)
 
 
-def live(
+def live_run(
     folder: Path,
     port: int,
     browser: bool = True,

@@ -125,11 +125,8 @@ class Session:
             self.left_out, self._left_at = self.left_out + ready - 1, time.monotonic()
         [window] = self._windows.finished()
         found = [self._predict(person) for person in window.people]
-        sizes = [
-            0.0 if one.box is None else float(np.prod(one.box[2:] - one.box[:2]))
-            for one in window.people
-        ]
-        shown = max(range(len(found)), key=lambda at: (found[at][0] is not None, sizes[at]))
+        widths = [0.0 if one.box is None else one.box[2] - one.box[0] for one in window.people]
+        shown = max(range(len(found)), key=lambda at: (found[at][0] is not None, widths[at]))
         prediction, notes = found[shown]
         if len(found) > 1:
             notes = [*notes, f"one of {len(found)} people, who speaks if that can be told"]
@@ -258,11 +255,12 @@ def _decode(jpeg: bytes) -> np.ndarray:
     """A frame [H, W, 3] uint8. Raises BadMessage."""
     try:
         with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-            if max(image.size) > SIDE:
-                raise BadMessage(f"a frame of {image.width} x {image.height} pixels")
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
+            size = image.size
+            if max(size) <= SIDE:
+                return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises several kinds on damaged files, and on huge ones
         raise BadMessage(f"a frame that is no JPEG: {error}") from error
+    raise BadMessage(f"a frame of {size[0]} x {size[1]} pixels")
 
 
 def _free(path: Path) -> Path:
