@@ -140,7 +140,7 @@ def test_the_class_on_the_page_is_what_predict_says_of_the_clip(
         ]
         assert row["predicted"] == one["predicted"]
         [same], _ = run.predict_all([Clip(features, start, start + 3.0)])
-        np.testing.assert_allclose(one["probabilities"], same.probabilities, atol=0.05)
+        np.testing.assert_allclose(one["probabilities"], same.probabilities, atol=0.08)
 
 
 def test_a_page_that_is_loaded_again_goes_on(browser, url, folder):

@@ -72,7 +72,7 @@ def test_a_window_gets_what_predict_says_of_the_same_seconds(run, talking_run, n
         start = (one["start"] - START) / 1000
         [same], _ = run.predict_all([Clip(clip, start, start + 3.0)])
         assert one["predicted"] == same.predicted == name
-        np.testing.assert_allclose(one["probabilities"], same.probabilities, atol=0.03)
+        np.testing.assert_allclose(one["probabilities"], same.probabilities, atol=0.08)  # JPEG
         assert one["streams"].keys() == same.streams.keys() == {*BOTH}
         for modality, view in same.streams.items():
             shown = one["streams"][modality]
@@ -171,7 +171,7 @@ def test_a_recording_is_a_feature_file_and_a_table(run, talking_run, tmp_path): 
     assert made_by == run.extractor
     found, same = run.predict(features), run.predict(talking_run.talking)
     assert found.predicted == same.predicted == "talking"
-    np.testing.assert_allclose(found.probabilities, same.probabilities, atol=0.03)
+    np.testing.assert_allclose(found.probabilities, same.probabilities, atol=0.08)
     assert streams["audio"].times[-1] == pytest.approx(3.9, abs=0.1)
     header, *rows = (line.split(",") for line in table.read_text().splitlines())
     assert header == ["start", "end", "person", "speaking", "predicted", *run.class_names, "gap"]
