@@ -15,7 +15,7 @@ from selenium.webdriver.chrome.service import Service
 
 from mmattn.errors import UserError
 
-ASKS_NOBODY = "--use-fake-ui-for-media-stream"  # every page may use camera and microphone
+ALLOWED = "--use-fake-ui-for-media-stream"  # every page may use camera and microphone
 
 
 @contextmanager

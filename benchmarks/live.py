@@ -1,4 +1,4 @@
-"""The delay of `mmattn live`, by the page's own clock: from the last sound and frame of a window to
+"""The delay of `mmattn live`, by the page's own clock: from the last audio and frame of a window to
 the moment when the screen with its prediction was painted.
 
 In Chromium without a screen, with a clip for camera and microphone, on the cores that `mmattn live`
@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks import machine
-from benchmarks.browser import ASKS_NOBODY, chromium, fake_devices
+from benchmarks.browser import ALLOWED, chromium, fake_devices
 from mmattn.console import say_table
 from mmattn.errors import UserError
 
@@ -68,7 +68,7 @@ class Live:
             raise UserError(f"mmattn live {self.run} does not start")
         with tempfile.TemporaryDirectory() as folder:
             devices = fake_devices(self.clip, Path(folder))
-            with chromium(ASKS_NOBODY, *devices) as browser:
+            with chromium(ALLOWED, *devices) as browser:
                 return self._watch(browser, url, server.pid)
 
     def _watch(self, browser, url: str, pid: int) -> tuple[list[dict], float]:

@@ -66,7 +66,7 @@
 
   async function start() {
     running = true;
-    sessionStorage.setItem("running", "yes"); // a page that is loaded again goes on
+    sessionStorage.setItem("running", "yes"); // a page that is loaded again continues
     ["media", "audio", "connection", "late", "saved"].forEach((kind) => notice(kind));
     state("Waiting for camera and microphone …");
     await openMedia();

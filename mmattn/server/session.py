@@ -129,7 +129,8 @@ class Session:
         shown = max(range(len(found)), key=lambda at: (found[at][0] is not None, widths[at]))
         prediction, notes = found[shown]
         if len(found) > 1:
-            notes = [*notes, f"one of {len(found)} people, who speaks if that can be told"]
+            who = ", the one who speaks is predicted" if window.people[shown].speaking else ""
+            notes = [*notes, f"{len(found)} people are seen{who}"]
         if self._heard:
             self._rows += [
                 {

@@ -17,7 +17,7 @@ from PIL import Image
 from selenium.webdriver.support.wait import WebDriverWait
 
 import mmattn
-from benchmarks.browser import ASKS_NOBODY, fake_devices
+from benchmarks.browser import ALLOWED, fake_devices
 from mmattn.run.run import Clip
 from mmattn.server.session import AUDIO, HEADER
 from tests.chromium import chromium
@@ -84,7 +84,7 @@ def url(commands, talking_run, folder):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def driver(devices):
-    with chromium(ASKS_NOBODY, *devices) as driver:
+    with chromium(ALLOWED, *devices) as driver:
         yield driver
 
 
@@ -143,7 +143,7 @@ def test_the_class_on_the_page_is_what_predict_says_of_the_clip(
         np.testing.assert_allclose(one["probabilities"], same.probabilities, atol=0.08)
 
 
-def test_a_page_that_is_loaded_again_goes_on(browser, url, folder):
+def test_a_page_that_is_loaded_again_continues(browser, url, folder):
     page = browser.open(url)
     page.press("Start")
     page.shown()
@@ -250,7 +250,7 @@ def test_another_start_of_the_program_is_told_from_a_lost_connection(
 
 
 def test_without_permission_it_says_what_to_do(devices, url):
-    with chromium(f"{ASKS_NOBODY}=deny", *devices) as driver:
+    with chromium(f"{ALLOWED}=deny", *devices) as driver:
         page = Page(driver).open(url)
         page.press("Start")
         said = page.notices("No microphone")
@@ -261,7 +261,7 @@ def test_without_permission_it_says_what_to_do(devices, url):
 
 
 def test_without_a_camera_the_microphone_is_enough(devices, url):
-    with chromium(ASKS_NOBODY, f"{devices[0]}=device-count=0", devices[2]) as driver:
+    with chromium(ALLOWED, f"{devices[0]}=device-count=0", devices[2]) as driver:
         page = Page(driver).open(url)
         page.press("Start")
         [one, *_] = page.shown()

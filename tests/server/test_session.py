@@ -1,5 +1,6 @@
 """What a page of `mmattn live` is answered: the same as `mmattn predict` says, in time."""
 
+import csv
 import io
 import json
 import math
@@ -13,6 +14,7 @@ from mmattn.data.feature_file import read_features
 from mmattn.media.decode import RATE, read_audio, read_frames
 from mmattn.run.run import Clip, Run
 from mmattn.server.session import AUDIO, FRAME, HEADER, BadMessage, Session, warm_up
+from tests.media.talking import babble, write_pair
 from tests.server.talking_run import face_models, talking_run  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -136,6 +138,22 @@ def test_a_camera_that_stops_is_not_waited_for(run, talking_run):  # noqa: F811
     _, windows = play(session(run, window=2.0, hop=0.5), sent)
     assert len(windows) >= 2
     assert windows[-1]["predicted"] is None and windows[-1]["notes"] == ["no face"]
+
+
+def test_of_two_people_the_one_who_speaks_is_predicted(run, tmp_path):
+    clip = tmp_path / "pair.mp4"
+    write_pair(clip, babble(), "small")
+    one = session(run, hop=3.0, keep=True)
+    _, [window] = play(one, messages(clip))
+    assert window["notes"] == ["2 people are seen, the one who speaks is predicted"]
+    *_, table = one.save(tmp_path)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert {row["speaking"]: row["gap"] for row in rows} == {
+        "yes": "",
+        "no": "another person speaks",
+    }
+    [spoken] = [row for row in rows if row["speaking"] == "yes"]
+    assert spoken["predicted"] == window["predicted"]
 
 
 @pytest.mark.parametrize(
