@@ -148,6 +148,92 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """Predict over time in recordings of any length, of each person (extra [media])."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """As of predict: the run's folder, a model file, or starter."""
+    recordings: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECORDING...", **REQUIRED)
+    ]
+    """Audio or video, and folders to search for them."""
+    to: Path = Path("timelines")
+    """Folder of NAME.timeline.json and what is made of it; recordings whose timelines are there
+    already are left out."""
+    csv: bool = False
+    """Make NAME.csv, a row for each window and person. Of --csv, --html, --srt, none means all."""
+    html: bool = False
+    """Make NAME.html: click a moment, and the recording plays there."""
+    srt: bool = False
+    """Make NAME.srt, subtitles."""
+    window: float = 3.0
+    """Seconds of a window: the clips that the run was trained on last about as long."""
+    hop: float = 0.5
+    """Seconds from the start of a window to that of the next."""
+    silence: float = -55.0
+    """dB of full scale; a window that is louder for less than a twentieth of its time is silent."""
+    partial: bool = False
+    """Also predict windows that lack one of the run's modalities, from the others; else they are
+    gaps."""
+    checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
+    media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
+
+    def __call__(self) -> None:
+        from mmattn.run.timeline import FORMATS, Sliding, make_timelines
+
+        make_timelines(
+            self.run,
+            self.recordings,
+            self.to,
+            Sliding(self.window, self.hop, self.silence, self.partial),
+            [name for name in FORMATS if getattr(self, name)] or FORMATS,
+            self.checkpoint,
+            self.calibrated,
+            ExtractConfig(**vars(self.media)),
+        )
+
+
+@dataclass(frozen=True)
+class Live:
+    """Show in the browser what a run predicts of camera and microphone (extras [media], [live])."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder, a model file, or starter, as for `mmattn predict`."""
+    port: int = 8080
+    """Of 127.0.0.1, which no other computer can reach; 0 takes any that is free."""
+    browser: bool = True
+    """Open the page; else open the address that is printed."""
+    record: Path | None = None
+    """Folder for a feature file and a table of predictions of each session (default: nothing of
+    what is seen and heard is stored)."""
+    window: float = 3.0
+    """Seconds that a prediction is made from."""
+    hop: float = 0.5
+    """Seconds from one prediction to the next."""
+    checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
+    media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
+
+    def __call__(self) -> None:
+        with explain_missing_server():
+            from mmattn.server.live import live_run
+        live_run(
+            self.run,
+            self.port,
+            self.browser,
+            self.record,
+            self.window,
+            self.hop,
+            self.checkpoint,
+            self.calibrated,
+            ExtractConfig(**vars(self.media)),
+        )
+
+
+@dataclass(frozen=True)
 class Serve:
     """Predict clips that programs send over HTTP (extra [live]); GET /docs tells how."""
 
@@ -388,6 +474,8 @@ def main() -> None:
     run_command(
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Predict, tyro.conf.subcommand("predict")]
+        | Annotated[Timeline, tyro.conf.subcommand("timeline")]
+        | Annotated[Live, tyro.conf.subcommand("live")]
         | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Card, tyro.conf.subcommand("card")]
