@@ -73,7 +73,9 @@ def repeat_clip(clip: Path, to: Path, seconds: float) -> None:
     with av.open(clip) as source, av.open(to, "w") as file:
         streams = {one.index: file.add_stream_from_template(one) for one in source.streams}
         packets = [packet for packet in source.demux() if packet.dts is not None]
-        lasts = max(float((one.pts + one.duration) * one.time_base) for one in packets)
+        starts = (one.dts * one.time_base for one in packets)
+        ends = ((one.pts + one.duration) * one.time_base for one in packets)
+        lasts = float(max(ends) - min(starts))
         bases = {one.index: one.time_base for one in source.streams}
         own = [(one.stream_index, one.pts, one.dts) for one in packets]
         for turn in range(round(seconds / lasts + 0.5)):
