@@ -1,0 +1,158 @@
+"""`mmattn export`: a run as one file, which is compared to its networks before it is written."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from flax import nnx
+
+import mmattn
+from mmattn.console import say
+from mmattn.data.corpus import Corpus
+from mmattn.errors import UserError
+from mmattn.export.check import Arrays, check, draw_clips
+from mmattn.files import write_bytes, write_json
+from mmattn.run.card import UNKNOWN, card
+from mmattn.run.folder import check_complete
+from mmattn.run.run import Run, load_run
+from mmattn.run.shared import CARD, find_shared
+from mmattn.train.devices import start_devices
+from mmattn.train.inference import Restored, learner_for
+
+FORMATS = (".onnx", ".stablehlo")
+
+
+def export_run(
+    folder: Path, to: Path, checkpoint: Literal["best", "final"] = "best", calibrated: bool = True
+) -> None:
+    """Write a complete run, or a model file, for other programs.
+
+    Args:
+        folder: see `load_run`.
+        to: FILE.onnx, or FILE.stablehlo, which gets FILE.json with what is told about it.
+        checkpoint: of each network.
+        calibrated: see `load_run`.
+
+    Raises:
+        UserError: no complete run, another suffix, a lacking library, or the file would not predict
+            what the networks do.
+    """
+    if to.suffix not in FORMATS:
+        raise UserError(f"--to {to}: expected a name that ends in {' or '.join(FORMATS)}")
+    if not to.parent.is_dir():
+        raise UserError(f"--to {to}: expected a file in a folder that is there")
+    shared = find_shared(folder)
+    if not shared:
+        check_complete(folder)
+    start_devices(1, batch=1)
+    run = load_run(folder, checkpoint, calibrated=calibrated)
+    networks = run.restored()
+    temperatures = [one.about.get("temperature") if run.is_calibrated else None for one in networks]
+    modalities, data = run.config.model.modalities, run.config.data
+    corpus = draw_clips(modalities, networks[0].normaliser, data, run.class_names)
+    try:
+        kind = _write_onnx if to.suffix == ".onnx" else _write_stablehlo
+        worst = kind(to, networks, temperatures, corpus, metadata(run, shared))
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--to {to} needs the library {error.name}: pip install 'mmattn[export]'"
+        ) from error
+    say(
+        f"{to}: {to.stat().st_size / 1e6:.2f} MB, differs from the networks by {worst:.0e} at most"
+        f" on {len(corpus)} drawn clips"
+    )
+
+
+def metadata(run: Run, shared: Path | None) -> dict[str, str]:
+    """What is told in the file, as text or JSON; `shared` is the run's model file, if it is one."""
+    about = shared.with_name(CARD) if shared else None
+    if about is None:
+        text = card(run)
+    else:
+        text = about.read_text(encoding="utf-8") if about.is_file() else UNKNOWN
+    licence = re.search(r"^Licence of the weights: (.+)\.$", text, re.MULTILINE)
+    modalities = run.config.model.modalities
+    return {
+        "name": run.config.name,
+        "classes": json.dumps(run.class_names, ensure_ascii=False),
+        "modalities": json.dumps(modalities),
+        "extractor": json.dumps({name: run.extractor.get(name) for name in modalities}),
+        "before": " ".join(_before(run)),
+        "networks": str(len(run.networks)),
+        "calibrated": json.dumps(run.is_calibrated),
+        "licence": licence[1] if licence else UNKNOWN,
+        "card": text,
+        "mmattn": mmattn.__version__,
+    }
+
+
+def _before(run: Run) -> list[str]:
+    """What a program has to do by itself before it asks the file, in the order of doing."""
+    data, modalities = run.config.data, run.config.model.modalities
+    steps = ["Extract the features as `extractor` tells; do not normalise them."]
+    if data.overlap and len(modalities) > 1:
+        steps.append("Crop the modalities of a clip to the time that they have in common.")
+    if tiled := [name for name in modalities if name in data.tile]:
+        steps.append(f"Replace every frame of {' and '.join(tiled)} by the mean of the clip's.")
+    return [*steps, "The length of a modality that a clip lacks is 0."]
+
+
+def _write_onnx(
+    to: Path,
+    networks: Sequence[Restored],
+    temperatures: Sequence[float | None],
+    corpus: Corpus,
+    about: dict[str, str],
+) -> float:
+    import onnx
+    import onnxruntime
+
+    from mmattn.export.onnx_file import Part, onnx_model
+
+    graph = learner_for(networks[0].config, corpus, 1).graph
+    parts = [
+        Part(nnx.merge(graph, *one.weights), one.normaliser, temperature)
+        for one, temperature in zip(networks, temperatures, strict=True)
+    ]
+    data = networks[0].config.data
+    model = onnx_model(parts, data, corpus.widths, len(corpus.class_names), about)
+    onnx.checker.check_model(model, full_check=True)
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    wanted = [one.name for one in session.get_inputs()]
+    names = [one.name for one in session.get_outputs()]
+
+    def predict(inputs: Arrays) -> Arrays:
+        found = session.run(names, {name: inputs[name] for name in wanted})
+        return dict(zip(names, found, strict=True))
+
+    worst = check(predict, networks, temperatures, corpus)
+    write_bytes(to, content)
+    return worst
+
+
+def _write_stablehlo(
+    to: Path,
+    networks: Sequence[Restored],
+    temperatures: Sequence[float | None],
+    corpus: Corpus,
+    about: dict[str, str],
+) -> float:
+    from jax import export
+
+    from mmattn.export.stablehlo import stablehlo
+
+    content = stablehlo(networks, temperatures, corpus)
+    call = export.deserialize(bytearray(content)).call
+
+    def predict(inputs: Arrays) -> Arrays:
+        wanted = {name: of for name, of in inputs.items() if not name.endswith("_times")}
+        return {name: np.asarray(of) for name, of in call(wanted).items()}
+
+    worst = check(predict, networks, temperatures, corpus)
+    write_bytes(to, content)
+    write_json(to.with_suffix(".json"), about)
+    return worst
