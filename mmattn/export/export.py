@@ -2,25 +2,19 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from flax import nnx
-
 import mmattn
 from mmattn.console import say
-from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
-from mmattn.export.check import Arrays, check, draw_clips
+from mmattn.export.check import check, draw_clips
 from mmattn.files import write_bytes, write_json
 from mmattn.run.card import UNKNOWN, card
 from mmattn.run.folder import check_complete
 from mmattn.run.run import Run, load_run
 from mmattn.run.shared import CARD, find_shared
 from mmattn.train.devices import start_devices
-from mmattn.train.inference import Restored, learner_for
 
 FORMATS = (".onnx", ".stablehlo")
 
@@ -49,30 +43,49 @@ def export_run(
         check_complete(folder)
     start_devices(1, batch=1)
     run = load_run(folder, checkpoint, calibrated=calibrated)
+    write_export(to, run, _card_of(shared) if shared else card(run))
+
+
+def write_export(to: Path, run: Run, text: str) -> None:
+    """Write a run with the text of its card; see `export_run`."""
     networks = run.restored()
     temperatures = [one.about.get("temperature") if run.is_calibrated else None for one in networks]
     modalities, data = run.config.model.modalities, run.config.data
     corpus = draw_clips(modalities, networks[0].normaliser, data, run.class_names)
+    about = _metadata(run, text)
     try:
-        kind = _write_onnx if to.suffix == ".onnx" else _write_stablehlo
-        worst = kind(to, networks, temperatures, corpus, metadata(run, shared))
+        if to.suffix == ".onnx":
+            from mmattn.export.onnx_file import call_onnx as call
+            from mmattn.export.onnx_file import onnx_model
+
+            content = onnx_model(networks, temperatures, corpus, about).SerializeToString()
+        else:
+            from mmattn.export.stablehlo import call_stablehlo as call
+            from mmattn.export.stablehlo import stablehlo
+
+            content = stablehlo(networks, temperatures, corpus)
+        worst = check(call(content), networks, temperatures, corpus)
     except ModuleNotFoundError as error:
         raise UserError(
             f"--to {to} needs the library {error.name}: pip install 'mmattn[export]'"
         ) from error
+    write_bytes(to, content)
+    if to.suffix == ".stablehlo":
+        write_json(to.with_suffix(".json"), about)
     say(
         f"{to}: {to.stat().st_size / 1e6:.2f} MB, differs from the networks by {worst:.0e} at most"
         f" on {len(corpus)} drawn clips"
     )
 
 
-def metadata(run: Run, shared: Path | None) -> dict[str, str]:
-    """What is told in the file, as text or JSON; `shared` is the run's model file, if it is one."""
-    about = shared.with_name(CARD) if shared else None
-    if about is None:
-        text = card(run)
-    else:
-        text = about.read_text(encoding="utf-8") if about.is_file() else UNKNOWN
+def _card_of(shared: Path) -> str:
+    """The card beside a model file."""
+    path = shared.with_name(CARD)
+    return path.read_text(encoding="utf-8") if path.is_file() else UNKNOWN
+
+
+def _metadata(run: Run, text: str) -> dict[str, str]:
+    """What is told in the file, as text or JSON."""
     licence = re.search(r"^Licence of the weights: (.+)\.$", text, re.MULTILINE)
     modalities = run.config.model.modalities
     return {
@@ -98,61 +111,3 @@ def _before(run: Run) -> list[str]:
     if tiled := [name for name in modalities if name in data.tile]:
         steps.append(f"Replace every frame of {' and '.join(tiled)} by the mean of the clip's.")
     return [*steps, "The length of a modality that a clip lacks is 0."]
-
-
-def _write_onnx(
-    to: Path,
-    networks: Sequence[Restored],
-    temperatures: Sequence[float | None],
-    corpus: Corpus,
-    about: dict[str, str],
-) -> float:
-    import onnx
-    import onnxruntime
-
-    from mmattn.export.onnx_file import Part, onnx_model
-
-    graph = learner_for(networks[0].config, corpus, 1).graph
-    parts = [
-        Part(nnx.merge(graph, *one.weights), one.normaliser, temperature)
-        for one, temperature in zip(networks, temperatures, strict=True)
-    ]
-    data = networks[0].config.data
-    model = onnx_model(parts, data, corpus.widths, len(corpus.class_names), about)
-    onnx.checker.check_model(model, full_check=True)
-    content = model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    wanted = [one.name for one in session.get_inputs()]
-    names = [one.name for one in session.get_outputs()]
-
-    def predict(inputs: Arrays) -> Arrays:
-        found = session.run(names, {name: inputs[name] for name in wanted})
-        return dict(zip(names, found, strict=True))
-
-    worst = check(predict, networks, temperatures, corpus)
-    write_bytes(to, content)
-    return worst
-
-
-def _write_stablehlo(
-    to: Path,
-    networks: Sequence[Restored],
-    temperatures: Sequence[float | None],
-    corpus: Corpus,
-    about: dict[str, str],
-) -> float:
-    from jax import export
-
-    from mmattn.export.stablehlo import stablehlo
-
-    content = stablehlo(networks, temperatures, corpus)
-    call = export.deserialize(bytearray(content)).call
-
-    def predict(inputs: Arrays) -> Arrays:
-        wanted = {name: of for name, of in inputs.items() if not name.endswith("_times")}
-        return {name: np.asarray(of) for name, of in call(wanted).items()}
-
-    worst = check(predict, networks, temperatures, corpus)
-    write_bytes(to, content)
-    write_json(to.with_suffix(".json"), about)
-    return worst

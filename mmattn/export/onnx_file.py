@@ -1,19 +1,22 @@
 """Networks as one ONNX file: what they predict of raw features, pooled as a run pools them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
+from flax import nnx
 from onnx import TensorProto
 
-from mmattn.config import DataConfig
+from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
 from mmattn.data.stream import PADDING
 from mmattn.evaluate.predictions import SMALLEST_PROBABILITY
 from mmattn.export.graph import Graph
 from mmattn.model.fusion.cross import Cross, CrossAttention, pair_name
 from mmattn.model.network import Classifier, Network
+from mmattn.train.inference import Restored, learner_for
 
 SMALLEST = np.float32(np.log(SMALLEST_PROBABILITY))
 ZERO = np.float32(0)
@@ -37,10 +40,9 @@ class Frames(NamedTuple):
 
 
 def onnx_model(
-    parts: Sequence[Part],
-    data: DataConfig,
-    widths: Mapping[str, int],
-    classes: int,
+    networks: Sequence[Restored],
+    temperatures: Sequence[float | None],
+    corpus: Corpus,
     metadata: dict[str, str],
 ) -> onnx.ModelProto:
     """The graph of networks of one architecture.
@@ -51,10 +53,22 @@ def onnx_model(
 
     Outputs: probabilities [batch, K], calibrated and pooled; NAME_attention [batch, NAME_frames],
     the mean of all networks, 0 in the padding.
+
+    Args:
+        networks: in the file.
+        temperatures: theirs, None for none.
+        corpus: clips with their features and classes.
+        metadata: see `Graph.model`.
     """
+    config = networks[0].config
+    graph, data = learner_for(config, corpus, 1).graph, config.data
+    parts = [
+        Part(nnx.merge(graph, *one.weights), one.normaliser, temperature)
+        for one, temperature in zip(networks, temperatures, strict=True)
+    ]
     g, network = Graph(), parts[0].network
     raw = {
-        name: _read(g, name, widths[name], data.zero_is_gap(name), network.fusion.uses_times)
+        name: _read(g, name, corpus.widths[name], data.zero_is_gap(name), network.fusion.uses_times)
         for name in network.branches
     }
     votes, attention = [], []
@@ -64,11 +78,28 @@ def onnx_model(
         attention.append(weights)
     if len(votes) > 1:
         votes = [g("Max", one, SMALLEST) for one in votes]
-    g.output("probabilities", g("Softmax", g("Mean", *votes), axis=-1), ["batch", classes])
+    g.output(
+        "probabilities",
+        g("Softmax", g("Mean", *votes), axis=-1),
+        ["batch", len(corpus.class_names)],
+    )
     for name in raw:
         mean = g("Transpose", g("Mean", *(one[name] for one in attention)), perm=[1, 0])
         g.output(f"{name}_attention", mean, ["batch", f"{name}_frames"])
     return g.model("mmattn", metadata)
+
+
+def call_onnx(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The function of a file in ONNX Runtime; inputs that it does not have are dropped."""
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    wanted = [one.name for one in session.get_inputs()]
+    names = [one.name for one in session.get_outputs()]
+
+    def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = session.run(names, {name: inputs[name] for name in wanted})
+        return dict(zip(names, found, strict=True))
+
+    return call
 
 
 def _read(g: Graph, name: str, width: int, zero_is_gap: bool, timed: bool) -> Frames:

@@ -1,6 +1,6 @@
 """Networks as one file of StableHLO, which `jax.export` writes and reads: for who has JAX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,17 @@ def stablehlo(
         shapes[name] = jax.ShapeDtypeStruct((batch, count, width), jnp.float32)
         shapes[f"{name}_length"] = jax.ShapeDtypeStruct((batch,), jnp.int32)
     return bytes(export.export(jax.jit(predict), platforms=PLATFORMS)(shapes).serialize())
+
+
+def call_stablehlo(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The function of a file; inputs that it does not have are dropped."""
+    function = export.deserialize(bytearray(content))
+    (tree,), _ = jax.tree.unflatten(function.in_tree, function.in_avals)
+
+    def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return jax.device_get(function.call({name: inputs[name] for name in tree}))
+
+    return call
 
 
 def _stream(frames: Array, length: Array, zero_is_gap: bool) -> Stream:
