@@ -1,4 +1,4 @@
-"""Whether a file predicts what its networks do, of drawn clips of many lengths."""
+"""How far a file is from its networks on drawn clips of many lengths."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,12 +8,10 @@ from mmattn.config import DataConfig
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
 from mmattn.data.stream import make_stream, pack_streams
-from mmattn.errors import UserError
 from mmattn.evaluate.calibration import calibrated
 from mmattn.evaluate.predictions import pool
 from mmattn.train.inference import Ensemble, Restored
 
-TOLERANCE = 1e-4
 SHORT, LONG = 48, 200  # frames: clips of every length up to the first, and one of the second
 
 Arrays = dict[str, np.ndarray]
@@ -67,38 +65,30 @@ def inputs_of(corpus: Corpus) -> Arrays:
     return inputs
 
 
-def check(
-    predict: Callable[[Arrays], Arrays],
+def largest_difference(
+    call: Callable[[Arrays], Arrays],
     networks: Sequence[Restored],
     temperatures: Sequence[float | None],
     corpus: Corpus,
 ) -> float:
-    """The largest difference of probabilities and attention between a file and its networks.
+    """Of probabilities and attention, between a file and its networks; NaN if one is not finite.
 
     Args:
-        predict: calls the file.
+        call: the function of the file.
         networks: that are in it, of one architecture.
-        temperatures: theirs.
+        temperatures: theirs, None for none.
         corpus: the clips, from `draw_clips`.
-
-    Raises:
-        UserError: it is above `TOLERANCE`, or not a number.
     """
     each, attention = Ensemble(networks).predict(corpus)
     votes = [
         each[:, number] if one is None else calibrated(each[:, number], one)
         for number, one in enumerate(temperatures)
     ]
-    found = predict(inputs_of(corpus))
+    found = call(inputs_of(corpus))
     differences = [np.abs(found["probabilities"] - pool(votes)).max()]
     for clip, expected in enumerate(attention):
         for name, of in expected.items():
             padded = np.zeros_like(found[f"{name}_attention"][clip])
             padded[: of.shape[1]] = of.mean(axis=0)
             differences.append(np.abs(found[f"{name}_attention"][clip] - padded).max())
-    if not (worst := np.max(differences)) <= TOLERANCE:
-        raise UserError(
-            f"what was made differs from the networks by {worst:.1e} on drawn clips, expected "
-            f"{TOLERANCE:.0e} at most; it was not written"
-        )
-    return float(worst)
+    return float(np.max(differences))

@@ -8,7 +8,7 @@ from typing import Literal
 import mmattn
 from mmattn.console import say
 from mmattn.errors import UserError
-from mmattn.export.check import check, draw_clips
+from mmattn.export.check import draw_clips, largest_difference
 from mmattn.files import write_bytes, write_json
 from mmattn.run.card import UNKNOWN, card
 from mmattn.run.folder import check_complete
@@ -17,6 +17,7 @@ from mmattn.run.shared import CARD, find_shared
 from mmattn.train.devices import start_devices
 
 FORMATS = (".onnx", ".stablehlo")
+TOLERANCE = 1e-4
 
 
 def export_run(
@@ -64,11 +65,16 @@ def write_export(to: Path, run: Run, text: str) -> None:
             from mmattn.export.stablehlo import stablehlo
 
             content = stablehlo(networks, temperatures, corpus)
-        worst = check(call(content), networks, temperatures, corpus)
+        worst = largest_difference(call(content), networks, temperatures, corpus)
     except ModuleNotFoundError as error:
         raise UserError(
             f"--to {to} needs the library {error.name}: pip install 'mmattn[export]'"
         ) from error
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"{to} was not written: it would differ from the networks by {worst:.1e} on drawn "
+            f"clips, expected {TOLERANCE:.0e} at most"
+        )
     write_bytes(to, content)
     if to.suffix == ".stablehlo":
         write_json(to.with_suffix(".json"), about)

@@ -17,7 +17,7 @@ from tests.export.test_export import written_in_docs
 from tests.report.conftest import browser  # noqa: F401
 
 PACKAGE = "onnxruntime-web@1.30.0"
-PAGE = """<!doctype html><title>onnxruntime-web</title>
+PAGE = """<!doctype html><link rel="icon" href="data:,"><title>onnxruntime-web</title>
 <script type="importmap">{"imports": {"onnxruntime-web":
   "/node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs"}}</script>
 <script type="module">

@@ -7,7 +7,7 @@ import pytest
 
 from mmattn.config import DataConfig
 from mmattn.errors import UserError
-from mmattn.export.check import SHORT, check, inputs_of
+from mmattn.export.check import SHORT, inputs_of, largest_difference
 from mmattn.export.onnx_file import call_onnx, onnx_model
 from mmattn.export.stablehlo import call_stablehlo, stablehlo
 from tests.export.drawn import WIDTHS, draw
@@ -37,16 +37,19 @@ def file_of(networks, temperatures, corpus):
     return call_onnx(onnx_model(networks, temperatures, corpus, {}).SerializeToString())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=("three" in name) * [pytest.mark.slow]) for name in ARCHITECTURES],
+)
 def test_both_formats(name):
     networks, corpus = draw(**ARCHITECTURES[name])
-    assert check(file_of(networks, [None], corpus), networks, [None], corpus) < 1e-5
+    assert largest_difference(file_of(networks, [None], corpus), networks, [None], corpus) < 1e-5
     if ARCHITECTURES[name].get("fusion") == "cross":
         with pytest.raises(UserError, match="fusion cross cannot be exported to StableHLO"):
             stablehlo(networks, [None], corpus)
     else:
         call = call_stablehlo(stablehlo(networks, [None], corpus))
-        assert check(call, networks, [None], corpus) < 1e-5
+        assert largest_difference(call, networks, [None], corpus) < 1e-5
 
 
 @pytest.mark.parametrize("temperatures", [[0.5, 1.5, 4.0], [None] * 3], ids=["calibrated", "raw"])
@@ -54,16 +57,15 @@ def test_an_ensemble_is_pooled_with_its_temperatures(temperatures):
     networks, corpus = draw(3, statistics=True)
     given = networks, temperatures, corpus
     for call in (file_of(*given), call_stablehlo(stablehlo(*given))):
-        assert check(call, *given) < 1e-5
-        with pytest.raises(UserError, match=r"differs from the networks by .* was not written"):
-            check(call, networks, [0.9, 1.5, 4.0], corpus)
+        assert largest_difference(call, *given) < 1e-5
+        assert largest_difference(call, networks, [0.9, 1.5, 4.0], corpus) > 1e-3
 
 
 def test_zeros_are_data_where_the_run_says_so():
     networks, corpus = draw(data=DataConfig(zero_is_missing=()))
     other, gaps = draw(data=DataConfig(zero_is_missing=("audio", "video")))
     for ours, clips in ((networks, corpus), (other, gaps)):
-        assert check(file_of(ours, [None], clips), ours, [None], clips) < 1e-5
+        assert largest_difference(file_of(ours, [None], clips), ours, [None], clips) < 1e-5
     inputs = inputs_of(gaps)
     both = [file_of(ours, [None], gaps)(inputs)["probabilities"] for ours in (networks, other)]
     assert np.abs(both[0] - both[1]).max() > 1e-3
