@@ -37,6 +37,7 @@ class Frames(NamedTuple):
     valid: str
     length: str
     times: str | None  # seconds, where the fusion uses them
+    given: str  # [1] T, but 0 where a frame of padding was added
 
 
 def onnx_model(
@@ -84,8 +85,10 @@ def onnx_model(
         ["batch", len(corpus.class_names)],
     )
     for name in raw:
-        mean = g("Transpose", g("Mean", *(one[name] for one in attention)), perm=[1, 0])
-        g.output(f"{name}_attention", mean, ["batch", f"{name}_frames"])
+        mean = g("Mean", *(one[name] for one in attention))
+        mean = g("Slice", mean, [0], raw[name].given, [0])
+        shape = ["batch", f"{name}_frames"]
+        g.output(f"{name}_attention", g("Transpose", mean, perm=[1, 0]), shape)
     return g.model("mmattn", metadata)
 
 
@@ -103,11 +106,15 @@ def call_onnx(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, np.
 
 
 def _read(g: Graph, name: str, width: int, zero_is_gap: bool, timed: bool) -> Frames:
-    """The inputs of a modality, without what lies in the padding."""
+    """The inputs of a modality, without what lies in the padding, of a frame at least."""
     shape = ["batch", f"{name}_frames"]
     x = g.input(name, TensorProto.FLOAT, [*shape, width])
     length = g.input(f"{name}_length", TensorProto.INT32, ["batch"])
     x = g("Transpose", x, perm=[1, 0, 2])
+    given = g("Gather", g("Shape", x), [0])
+    # Operators may fail where there is no frame at all.
+    lacks = g.cast(g("Equal", given, [0]), TensorProto.INT64)
+    x = g("Pad", x, g("Concat", [0, 0, 0], lacks, [0, 0], axis=0))
     count = g("Gather", g("Shape", x), np.int64(0))
     place = g("Range", np.int64(0), count, np.int64(1))
     long = g.cast(length, TensorProto.INT64)
@@ -118,8 +125,9 @@ def _read(g: Graph, name: str, width: int, zero_is_gap: bool, timed: bool) -> Fr
     times = None
     if timed:
         times = g("Transpose", g.input(f"{name}_times", TensorProto.FLOAT, shape), perm=[1, 0])
+        times = g("Pad", times, g("Concat", [0, 0], lacks, [0], axis=0))
         times = g("Where", inside, times, PADDING)
-    return Frames(x, valid, length, times)
+    return Frames(x, valid, length, times, given)
 
 
 def _predict(g: Graph, part: Part, raw: dict[str, Frames]) -> tuple[str, dict[str, str]]:
