@@ -11,7 +11,6 @@ from onnx import TensorProto
 
 from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
-from mmattn.data.stream import PADDING
 from mmattn.evaluate.predictions import SMALLEST_PROBABILITY
 from mmattn.export.graph import Graph
 from mmattn.model.fusion.cross import Cross, CrossAttention, pair_name
@@ -126,7 +125,6 @@ def _read(g: Graph, name: str, width: int, zero_is_gap: bool, timed: bool) -> Fr
     if timed:
         times = g("Transpose", g.input(f"{name}_times", TensorProto.FLOAT, shape), perm=[1, 0])
         times = g("Pad", times, g("Concat", [0, 0], lacks, [0], axis=0))
-        times = g("Where", inside, times, PADDING)
     return Frames(x, valid, length, times, given)
 
 
