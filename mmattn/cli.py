@@ -337,6 +337,26 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a run as one file for other programs, after a comparison with its networks."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a complete run, a model file that `mmattn card` wrote, or starter; the networks
+    of folds or an ensemble are pooled inside."""
+    to: Path
+    """FILE.onnx, for ONNX Runtime in any language (extra [export]); or FILE.stablehlo, for
+    jax.export, with what is told about it in FILE.json."""
+    checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
+
+    def __call__(self) -> None:
+        from mmattn.export.export import export_run
+
+        export_run(self.run, self.to, self.checkpoint, self.calibrated)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Write the table of a corpus, a row a clip, and show what was understood of its files."""
 
@@ -479,6 +499,7 @@ def main() -> None:
         | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Card, tyro.conf.subcommand("card")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Baseline, tyro.conf.subcommand("baseline")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Manifest, tyro.conf.subcommand("manifest")]
