@@ -148,10 +148,10 @@ def stop_jobs(machines: list[Machine], job: str = "job") -> None:
 
     That a machine is out of reach keeps no other from it. The first one leads: it is asked last.
     """
-    for patience in (0, SAVE_S):
+    for order, patience in (("stop", 0), ("end", SAVE_S)):  # a job that saves is not asked again
         for machine in reversed(machines):
             try:
-                machine.call("job", "stop", str(patience), job=job, timeout=patience + 30)
+                machine.call("job", order, str(patience), job=job, timeout=patience + 30)
             except RemoteError as error:
                 say(f"machine {machine.rank}: {error}")
 
