@@ -71,7 +71,7 @@ def attend(folder: Path, command: list[str]) -> None:
         kills = oom_kills()
         write_json(folder / STATUS, {"start": starts(folder) + 1, "started": time.time()})
         child = subprocess.Popen(
-            ["sh", "-c", RUN, "sh", *command],
+            ["sh", "-c", RUN, "sh", *command] if folder.name == "job" else command,
             cwd=folder.parent / "code",
             env={**os.environ, **ENVIRONMENT},
             stdin=subprocess.DEVNULL,
