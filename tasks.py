@@ -133,7 +133,7 @@ def ls(context, region=""):
 
 @order()
 def stop(context, run=""):
-    """Let the job save and end; the machine stays for a while."""
+    """Let the job save and end; without --results the machine stays for a while."""
     from mmattn.remote import control
 
     control.stop(Run.find(run))
@@ -141,7 +141,7 @@ def stop(context, run=""):
 
 @order(yes="do not ask before a new machine is made")
 def resume(context, run="", yes=False):
-    """Continue a stopped job; on a new machine from what was fetched, if its own is lost."""
+    """Continue a stopped job; if its machine is lost, on a new one from disk, bucket or fetched."""
     from mmattn.remote import deploy as remote
 
     remote.resume(Run.find(run), yes)

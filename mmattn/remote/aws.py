@@ -34,7 +34,8 @@ _ADVICE = {  # where AWS's own message does not tell what to do
         *("AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch"),
         "UnrecognizedClientException",
     ),
-    "these credentials lack a permission: see docs/remote-policy.json": (
+    "these credentials lack a permission: see docs/remote-policy.json, for "
+    "buckets docs/remote-policy-bucket.json": (
         *("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"),
     ),
     "there is no such bucket: `aws s3 mb s3://BUCKET --region REGION` makes one": ("NoSuchBucket",),

@@ -47,6 +47,13 @@ def check(option: str, uri: str, region: str, write: bool) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
+def is_complete(uri: str) -> bool:
+    """Whether all results of a run are there."""
+    with explained(uri):
+        manifest = Bucket(uri, client("s3")).manifest()
+    return bool(manifest and manifest["complete"])
+
+
 def ensure_profile(label: str, results: str | None, data: str | None, tags: dict[str, str]) -> str:
     """The instance profile by which machines reach these URIs; its role has its name.
 

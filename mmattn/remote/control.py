@@ -25,7 +25,7 @@ def stop(run: Run) -> None:
     if run.host is None and run.uri is None:
         say(
             f"The machine ends itself {run.grace_minutes:g} min after that, unless it is held; its "
-            "disk is kept until `fab fetch` has brought all results"
+            "disk is kept for `fab resume`, until the run is complete and fetched"
         )
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from mmattn.console import say, waiting
 from mmattn.errors import UserError
 from mmattn.remote.agent.job import SUMMARIES
+from mmattn.remote.bucket import is_complete
 from mmattn.remote.cloud import GONE
 from mmattn.remote.jobs import build_environment, settle, start_training, take_from_bucket
 from mmattn.remote.kept import kept_disks, take_up
@@ -53,6 +54,8 @@ def resume(run: Run, yes: bool) -> None:
     check_tools()
     if any((run.results / name).exists() for name in SUMMARIES):
         raise UserError(f"{run.name} is complete, in {run.results}: there is nothing to resume")
+    if run.uri and is_complete(run.uri):
+        raise UserError(f"{run.name} is complete, in {run.uri}: `fab fetch` brings the results")
     with changing("resume", run):
         with telling(run):
             if run.host is None:
@@ -188,5 +191,5 @@ def _say_started(run: Run) -> None:
         "they come; this computer may be shut."
     )
     if run.host is None:
-        kept = "" if run.uri else "; its disk is kept until all is here"
+        kept = "" if run.uri else "; its disk is kept until it is complete and here"
         say(f"It ends by {clock(run.deadline)}, or {end_text(run)}{kept}.")

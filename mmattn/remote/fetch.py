@@ -97,7 +97,7 @@ def fetch(run: Run, watch: bool) -> None:
     with locked("fetch", run.folder / "fetch"):
         while True:
             gone = watch and _pushes_no_more(run)  # asked first: what it pushed last is then there
-            found = attempt(run)
+            found = attempt(run, "" if said else "results")
             text = f"fetched: checkpoints {_checkpoints(found)}; {_epochs(run.results)} epochs"
             if watch and text != said:
                 say(text)
@@ -119,12 +119,13 @@ def fetched_all(run: Run, machine: Machine) -> bool:
     return all(entry.is_in(run.results) for entry in _ask(machine).entries)
 
 
-def _attempt(run: Run) -> Results:
+def _attempt(run: Run, title: str) -> Results:
     """Fetch once; Unreachable if trying again may help, RemoteError if the machine is no more."""
     try:
-        return fetch_once(run)
+        return fetch_once(run, title)
     except Unreachable as error:
-        raise Unreachable(f"{error}{ask_cloud(run, 0)}") from error
+        gone = "" if run.uri else ask_cloud(run, 0)  # a bucket outlives its machine
+        raise Unreachable(f"{error}{gone}") from error
     except CloudError as error:
         if isinstance(error.__cause__, DROPS):
             raise Unreachable(str(error)) from error
@@ -140,8 +141,8 @@ def _pushes_no_more(run: Run) -> bool:
         return True
 
 
-def fetch_once(run: Run) -> Results:
-    """Fetch the results as they are now, and note it in the run's state.
+def fetch_once(run: Run, title: str = "results") -> Results:
+    """Fetch the results as they are now, and note it in the run's state; the title is shown.
 
     Raises:
         Unreachable: the connection dropped, or a file arrived otherwise than it is there; what came
@@ -160,7 +161,7 @@ def fetch_once(run: Run) -> Results:
                 path.unlink()
         away = [entry for entry in missing if not entry.is_in(staging)]
         if away:
-            (_download if run.uri else _bring)(run, away, staging)
+            _download(run, away, staging) if run.uri else _bring(run, away, staging, title)
         bad = [entry.path for entry in missing if not entry.is_in(staging)]
         if bad:
             raise Unreachable(f"{bad[0]} arrived otherwise than it was there; nothing was replaced")
@@ -185,8 +186,13 @@ def _ask_bucket(uri: str) -> Results:
 
 
 def _results(manifest: dict) -> Results:
-    files = [Entry(**{**file, "path": Path(file["path"])}) for file in manifest["files"]]
-    return Results(files, manifest["complete"], manifest["job"], manifest["time"])
+    try:
+        files = [Entry(**{**file, "path": Path(file["path"])}) for file in manifest["files"]]
+        return Results(files, manifest["complete"], manifest["job"], manifest["time"])
+    except (KeyError, TypeError) as error:
+        raise RemoteError(
+            f"the list of results is of another version of mmattn: {error}"
+        ) from error
 
 
 def _check_not_older(found: Results, results: Path) -> None:
@@ -205,7 +211,7 @@ def _numbers(kind: Path) -> list[int]:
     return [int(path.name) for path in kind.glob("*") if path.name.isdigit()]
 
 
-def _bring(run: Run, entries: Sequence[Entry], staging: Path) -> None:
+def _bring(run: Run, entries: Sequence[Entry], staging: Path, title: str) -> None:
     """Copy files from the machine's outbox into staging."""
     names, machine = run.folder / "fetch" / "names", run.machine()
     write_text(names, "".join(f"{entry.path}\0" for entry in entries))
@@ -217,7 +223,7 @@ def _bring(run: Run, entries: Sequence[Entry], staging: Path) -> None:
         # Of a file of which there is an older one, only what is new is sent.
         f"--compare-dest={run.results.resolve()}",
         *(machine.remote("outbox/"), f"{staging}/"),
-        progress="results",
+        progress=title,
     )
 
 
@@ -226,7 +232,7 @@ def _download(run: Run, entries: Sequence[Entry], staging: Path) -> None:
     bucket, total = Bucket(run.uri, client("s3")), sum(entry.size for entry in entries)
 
     def one(entry: Entry) -> None:
-        with suppressed("404"):  # there is a newer manifest
+        with suppressed("404", "NoSuchKey"):  # there is a newer manifest
             bucket.save(f"{entry.path}@{entry.sha256}", staging / entry.path, entry.sha256)
         advance(entry.size / MB)
 

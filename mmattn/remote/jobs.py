@@ -4,6 +4,7 @@ import time
 
 from mmattn.console import say, waiting
 from mmattn.remote.runs import Run, is_uri
+from mmattn.remote.screen import log_lines
 from mmattn.remote.ssh import Machine, RemoteError, persistent
 
 FIRST_LOOK_S = 3  # time to fail at once
@@ -62,7 +63,8 @@ def _do(run: Run, machines: list[Machine], job: str, what: str, *command: str) -
 def _failure(machine: Machine, job: str, what: str) -> RemoteError:
     """An error with the end of a job's log."""
     log = machine.run(f"tail -n 15 {machine.base}/{job}/job.log").strip()
-    return RemoteError(f"{what} on {machine.access.name}:\n{log}")
+    lines = "\n".join(log_lines(log.encode(), 15))
+    return RemoteError(f"{what} on {machine.access.name}:\n{lines}")
 
 
 def start_training(run: Run, machines: list[Machine], again: bool = False) -> None:
@@ -148,10 +150,10 @@ def stop_jobs(machines: list[Machine], job: str = "job") -> None:
 
     That a machine is out of reach keeps no other from it. The first one leads: it is asked last.
     """
-    for patience in (0, SAVE_S):
+    for order, patience in (("stop", 0), ("end", SAVE_S)):  # a job that saves is not asked again
         for machine in reversed(machines):
             try:
-                machine.call("job", "stop", str(patience), job=job, timeout=patience + 30)
+                machine.call("job", order, str(patience), job=job, timeout=patience + 30)
             except RemoteError as error:
                 say(f"machine {machine.rank}: {error}")
 

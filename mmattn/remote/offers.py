@@ -92,8 +92,10 @@ def image(cloud: Cloud, machine: MachineType, image_id: str | None) -> dict[str,
         with explained(f"the image {name}"):
             image_id = cloud.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
     with explained(f"--ami {image_id}"):
-        (found,) = cloud.ec2.describe_images(ImageIds=[image_id])["Images"]
-    return found
+        found = cloud.ec2.describe_images(ImageIds=[image_id])["Images"]
+    if not found:
+        raise UserError(f"--ami {image_id}: expected an image that this account can see")
+    return found[0]
 
 
 def subnets(

@@ -141,7 +141,7 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
         checks |= {"vCPUs of the account": quota, "its plan": offers.check_account(kind)}
         cloud.try_launch({**request, "SubnetId": subnets[0]["SubnetId"]})
         checks["permission to start it"] = "yes"
-    kept = "deleted with it" if run.results_uri else "kept until the results are fetched"
+    kept = "deleted with it" if run.results_uri else "kept until the run is complete and fetched"
     rows = [
         ("machine", f"{_each(run)}{kind}, {'spot' if run.spot else 'on demand'}, {cloud.region}"),
         ("the job uses", devices_text(run, kind)),
@@ -234,7 +234,7 @@ def cost_text(run: Run, price: float | None, most: float | None, disk: float | N
     In dollars an hour of one machine: its price now, the most it may be, that of its disk.
     """
     if price is None:
-        return f"unknown: the Price List names none for {run.instance_type} in {run.region}"
+        return f"unknown: AWS names none for {run.instance_type} in {run.region}"
     source = f"on demand in {run.region}"
     if run.spot:
         source = "spot now" + (f"; on demand ${most:.2f}" if most else "")

@@ -76,7 +76,7 @@ OPTIONS = {
     "may be repeated (default: the built-in corpus)",
     "hours": "the machine ends itself after this long, whatever happens",
     "grace_minutes": "the machine ends itself this long after its job has ended",
-    "host": "user@address[:port] of a machine that exists, instead of EC2",
+    "host": "user@address[:port], or its name in ~/.ssh/config, of a machine that exists",
     "results_uri": "s3://BUCKET/PREFIX for results as they are made (default: the machine's disk)",
     "instance_type": "EC2's name for the machine",
     "instances": "how many such machines train together",

@@ -34,6 +34,9 @@ def survey(run: Run) -> dict[str, str]:
     for number, folder in folders(run):
         inside = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         sources |= {f"data/{number}/{path.relative_to(folder)}": path for path in inside}
+    for name, path in sources.items():
+        if not name.isprintable():
+            raise UserError(f"{str(path)!r}: expected a name in UTF-8, without line breaks")
     with progress("hashing", len(sources), "files") as advance, ThreadPoolExecutor() as pool:
         found = {}
         for name, digest in zip(sources, pool.map(sha256, sources.values()), strict=True):

@@ -52,24 +52,23 @@ def teardown(name: str | None, region: str | None, force: bool) -> None:
 
 def _end(run: Run, force: bool) -> None:
     """End a run's machines on EC2 and delete what was made for them."""
-    with telling(run):
-        cloud = run.cloud()
+    cloud = run.cloud()
+    remains = _remains(run, cloud)
+    unanswered = not run.members and run.deadline is not None and "instance" not in remains
+    if unanswered:
+        with waiting("a start was asked for whose answer never came: looking for the instance"):
+            time.sleep(SETTLE_S)
         remains = _remains(run, cloud)
-        if not run.members and run.deadline is not None and "instance" not in remains:
-            with waiting("a start was asked for whose answer never came: looking for the instance"):
-                time.sleep(SETTLE_S)
-            remains = _remains(run, cloud)
-        known = run.folder.exists()
-        if not (known or remains):
-            raise UserError(
-                f"--run {run.name}: {cloud.region} knows no such run, nor does {FOLDER}"
-            )
-        if not force:
-            _check_results(run, cloud)
+    known = bool(run.experiment)
+    if not (known or remains):
+        raise UserError(f"--run {run.name}: {cloud.region} knows no such run, nor does {FOLDER}")
+    if not force:
+        _check_results(run, cloud)
+    with telling(run):
         _remove(run, cloud, remains)
-        if known:
-            run.attempt += 1  # of which EC2 knows no start yet
-            run.to("removed")
+    if known:
+        run.attempt += 1  # of which EC2 knows no start yet
+        run.to("removed")
     if left := _remains(run, cloud):
         names = "; ".join(f"{kind} {', '.join(names)}" for kind, names in left.items())
         raise CloudError(
@@ -77,12 +76,14 @@ def _end(run: Run, force: bool) -> None:
             "in a minute"
         )
     say(f"{run.name}: nothing is left in {cloud.region}")
+    if unanswered and "instance" not in remains:
+        say("EC2 may list an instance only minutes after its start: look again with `fab ls`")
 
 
 def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
     """What EC2 and IAM list of a run, also an instance that EC2 does not list by its tags yet."""
     found = cloud.remains(run.name, run.label)
-    if run.uses_bucket:
+    if run.uses_bucket or not run.experiment:
         found |= profile_remains(run.label)
     listed = found.get("instance", [])
     others = [one.id for one in run.members if one.id not in listed]
@@ -117,9 +118,10 @@ def _check_fetched(run: Run) -> None:
             f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
         ) from error
     if not fetched:
-        raise UserError(
-            f"{run.name} has results that were not fetched: `fab fetch` first; {HELP_FORCE}"
-        )
+        where, do = "here", "`fab fetch` first"
+        if run.uri:
+            where, do = f"in {run.uri}", "wait, or see push/job.log by `fab ssh`"
+        raise UserError(f"not all results of {run.name} are {where} yet: {do}; {HELP_FORCE}")
 
 
 def _is_fetched(run: Run, machine: Machine) -> bool:
@@ -133,7 +135,7 @@ def _remove(run: Run, cloud: Cloud, remains: dict[str, list[str]]) -> None:
         with waiting(f"deleting {kind} {', '.join(names)}"):
             if kind == "instance":
                 cloud.terminate(names)
-            elif kind in ("role", "instance profile"):
+            elif kind == "role":
                 delete_profile(run.label)
             else:
                 for name in names:

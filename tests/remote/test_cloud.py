@@ -109,7 +109,7 @@ def test_an_instance_that_ec2_does_not_list_yet_is_not_made_twice(run, cloud_api
     [
         ("InsufficientInstanceCapacity", "RunInstances: InsufficientInstanceCapacity"),
         ("VcpuLimitExceeded", "RunInstances: VcpuLimitExceeded: as the test wants it"),
-        ("UnauthorizedOperation", "see docs/remote-policy.json (RunInstances: "),
+        ("UnauthorizedOperation", "remote-policy-bucket.json (RunInstances: "),
     ],
 )
 def test_a_refused_start_leaves_nothing_that_costs(run, cloud_api, code, advice):

@@ -722,6 +722,10 @@ def test_a_bucket_out_of_reach_for_a_while(run, push, said, monkeypatch):
     assert said.text.count("continuing") == 2 and (run.results / "config.json").exists()
 
 
+def gone(*asked):
+    raise RemoteError("it is terminated")
+
+
 def test_a_download_that_is_cut_each_time(run, push, said, monkeypatch):
     push(ENDED, **{"config.json": b"{}"})
     cuts, save = [1, 1], Bucket.save
@@ -732,6 +736,7 @@ def test_a_download_that_is_cut_each_time(run, push, said, monkeypatch):
         save(*arguments)
 
     monkeypatch.setattr(Bucket, "save", cut)
+    monkeypatch.setattr(module, "ask_cloud", gone)  # the machine has ended, as it does by itself
     fetch(run, watch=False)
     assert said.text.count("continuing") == 2 and (run.results / "config.json").exists()
 

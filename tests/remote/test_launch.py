@@ -12,7 +12,7 @@ from botocore.client import BaseClient
 from mmattn.errors import UserError
 from mmattn.remote import launch, teardown
 from mmattn.remote.cloud import Cloud
-from mmattn.remote.kept import take_up
+from mmattn.remote.kept import kept_disks, take_up
 from mmattn.remote.launch import adopt
 from mmattn.remote.plan import Plan, make_plan
 from mmattn.remote.runs import Run
@@ -184,6 +184,26 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
     assert left["Attachments"][0]["InstanceId"] == new.instance_id  # its own, of which it boots
     take_up(new, machine)
     assert len(machine.told) == 1
+
+
+def test_a_disk_is_kept_before_its_machine_has_let_it_go(run, plan, cloud_api, monkeypatch):
+    made = make(run, plan)
+    for state in ("sent", "built", "started"):
+        made.to(state)
+    made.began_with = "digest"
+    made.save()
+    assert kept_disks(made) == []
+    listed = Cloud.instances
+
+    def shutting_down(cloud, **asked):
+        return [one._replace(state="shutting-down") for one in listed(cloud, **asked)]
+
+    monkeypatch.setattr(Cloud, "instances", shutting_down)
+    monkeypatch.setattr(Cloud, "state", lambda *asked: "shutting-down")
+    assert len(kept_disks(made)) == 1
+    with pytest.raises(UserError, match="has results of") as error:
+        teardown.teardown(made.name, None, force=False)
+    assert "removes it all" not in str(error.value)
 
 
 def test_own_address_changed(run, plan, cloud_api):

@@ -1,5 +1,6 @@
 """The local state of runs: found, broken, locked."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmattn.errors import UserError
+from mmattn.remote import send
 from mmattn.remote.access import own_network
 from mmattn.remote.runs import STATES, TABLE, Busy, Member, Run, changing, locked, read_run, runs
 from mmattn.remote.ssh import Access, RemoteError
@@ -150,3 +152,15 @@ def test_a_silent_service_is_named(monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", "http://127.0.0.1:9")
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell .* Connection refused"):
         own_network()
+
+
+def test_a_name_that_cannot_be_sent_is_refused_before_anything_is_made(folder, monkeypatch):
+    monkeypatch.setattr(send, "_code_files", lambda: [])
+    (folder / "data").mkdir()
+    for name in ("a\nb.npz", os.fsdecode(b"\xff.npz")):
+        path = folder / "data" / name
+        path.touch()
+        run = Run("no_aug-20260101-000000-aaaa", "no_aug", data=[str(folder / "data")])
+        with pytest.raises(UserError, match="expected a name in UTF-8, without line breaks"):
+            send.survey(run)
+        path.unlink()

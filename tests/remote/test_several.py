@@ -203,7 +203,7 @@ def test_jobs_of_an_earlier_set_are_ended_and_stale_results_forgotten(three, los
     three.to("there")
     rest = [Recorder(0), Recorder(1)]
     settle(three, rest)
-    assert all("job stop 120" in machine.told for machine in rest)
+    assert all("job end 120" in machine.told for machine in rest)
     removed = [f"rm -rf {three.base}/run {three.base}/job"]
     assert [one for one in rest[0].told if one.startswith("rm ")] == (removed if lost == 0 else [])
 
@@ -296,7 +296,7 @@ def test_what_has_ended_on_one_is_started_on_all(three, monkeypatch, states, due
     machines = [JobMachine(rank, state) for rank, state in enumerate(states)]
     jobs.start_training(three, machines)
     for rank, machine in enumerate(machines):
-        ended = "job stop 120" in machine.told
+        ended = "job end 120" in machine.told
         assert ended == due
         started = [told for told in machine.told if told.startswith("job start")]
         assert [f"--distributed.process-id {rank}" in one for one in started] == [True] * due

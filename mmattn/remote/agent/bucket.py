@@ -21,6 +21,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,8 +75,8 @@ def keep_pushing(folder: Path, bucket: Bucket, once: bool) -> dict:
                 last = True
             if last:
                 return job
-        except TROUBLE as error:
-            print(f"push: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # whatever it is: it must not end before the job
+            print(f"push: {error!r}", file=sys.stderr, flush=True)
             if last:
                 sys.exit(1)
         last = signal.sigtimedwait({signal.SIGTERM}, POLL_S) is not None
@@ -96,7 +97,8 @@ def push(folder: Path, bucket: Bucket) -> dict:
 
     in_parallel(upload, named.keys() - there.keys())
     bucket.put(MANIFEST, json.dumps(made).encode())
-    bucket.delete(filter(OF_A_FILE.fullmatch, there.keys() - named.keys()))
+    with suppress(*TROUBLE):  # what is old may stay
+        bucket.delete(filter(OF_A_FILE.fullmatch, there.keys() - named.keys()))
     return made["job"]
 
 
@@ -107,7 +109,7 @@ def pull(folder: Path, bucket: Bucket) -> dict:
     for file in manifest["files"] if manifest else ():
         of_job = file["path"].startswith("job/")
         path = folder.parent / ("" if of_job else "run") / file["path"]
-        if not path.exists() and (file["growing"] or not of_job):
+        if not path.exists() and (path.suffix == ".log" or not of_job):
             paths[name_of(file)] = path
     in_parallel(lambda name: bucket.save(name, paths[name], name[-64:]), paths)
     (folder / TAKEN).touch()

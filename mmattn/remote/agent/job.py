@@ -1,4 +1,4 @@
-"""A job of a run on this machine: `job JOB start COMMAND...`, `job JOB stop SECONDS`.
+"""A job of a run on this machine: `job JOB start COMMAND...`, and `stop` or `end SECONDS`.
 
 A process of ours waits for the job's end, under systemd where this user may ask for that. A job
 lives while its `lock` is held, which its processes inherit; `status.json` tells how it began and
@@ -32,8 +32,8 @@ def main() -> dict:
     """Do as the command line says; returns how the job is then."""
     folder, order, *words = sys.argv[1:]
     folder = Path(folder).resolve()
-    if order == "stop":
-        stop([folder], float(words[0]))
+    if order in ("stop", "end"):
+        {"stop": stop, "end": end}[order]([folder], float(words[0]))
     else:
         {"start": start, "attend": attend}[order](folder, words)
     return describe(folder)
@@ -71,7 +71,7 @@ def attend(folder: Path, command: list[str]) -> None:
         kills = oom_kills()
         write_json(folder / STATUS, {"start": starts(folder) + 1, "started": time.time()})
         child = subprocess.Popen(
-            ["sh", "-c", RUN, "sh", *command],
+            ["sh", "-c", RUN, "sh", *command] if folder.name == "job" else command,
             cwd=folder.parent / "code",
             env={**os.environ, **ENVIRONMENT},
             stdin=subprocess.DEVNULL,
@@ -108,14 +108,23 @@ def starts(folder: Path) -> int:
 
 
 def stop(folders: list[Path], patience_s: float) -> None:
-    """Let jobs save and end; kill what is left of them after a while, unless that is 0."""
-    rounds = ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILL_S))
-    for number, wait_s in rounds if patience_s else rounds[:1]:
-        end = time.monotonic() + wait_s
-        for folder in folders:
-            send(folder, number)
-        while any(is_held(one / LOCK) for one in folders) and time.monotonic() < end:
+    """Ask jobs to save and end; unless the patience is 0, see to it that they do."""
+    for folder in folders:
+        send(folder, signal.SIGTERM)
+    if patience_s:
+        end(folders, patience_s)
+
+
+def end(folders: list[Path], patience_s: float) -> None:
+    """Wait until jobs that were asked have ended; after a while, kill what is left of them."""
+    for wait_s in (patience_s, KILL_S):
+        until = time.monotonic() + wait_s
+        while living := [one for one in folders if is_held(one / LOCK)]:
+            if time.monotonic() > until:
+                break
             time.sleep(POLL_S)
+        for folder in living:
+            send(folder, signal.SIGKILL)
 
 
 def send(folder: Path, number: int) -> None:

@@ -36,9 +36,10 @@ def make_outbox(folder: Path, name: str) -> dict:
 
     Returns:
         The manifest. `job`: how the job was before: what one that has ended has made is all there.
-        `time`: when that was. `complete`: whether the run has its summary. `files`: of each file
-        its `path` in the copy, as in the folder that results are fetched to, with the job's in
-        `job`; its `size` and `sha256`; whether it is `growing`: then they are of what was there.
+        `time`: when that was. `complete`: whether the run has its summary, and the job has ended.
+        `files`: of each file its `path` in the copy, as in the folder that results are fetched to,
+        with the job's in `job`; its `size` and `sha256`; whether it is `growing`: then they are of
+        what was there.
     """
     job, now, outbox = describe_job(folder), time.time(), folder.with_name(name)
     with open(folder / f".{name}.lock", "a") as lock:
@@ -48,7 +49,8 @@ def make_outbox(folder: Path, name: str) -> dict:
         link_results(folder, outbox)
         paths = sorted(path for path in outbox.rglob("*") if path.is_file())
         files = [describe(outbox, path) for path in paths]
-    complete = any((outbox / summary).exists() for summary in SUMMARIES)
+    # A study writes its plots after its summary.
+    complete = job["state"] != "running" and any((outbox / one).exists() for one in SUMMARIES)
     return {"job": job, "time": now, "complete": complete, "files": files}
 
 

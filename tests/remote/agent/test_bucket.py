@@ -12,6 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from mmattn.remote.agent import bucket as agent
 from mmattn.remote.agent import outbox
@@ -261,6 +262,27 @@ def test_sigterm_does_not_cut_a_look(base, store, cloud_api):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert store.results() == made(base)
+
+
+def test_nothing_ends_a_push_before_its_job(base, store, monkeypatch, capsys):
+    tell(base, ENDED)
+    monkeypatch.setattr(agent, "POLL_S", 0.01)
+    failures, push = [MemoryError(), ResponseParserError("garbled")], agent.push
+
+    def fail_first(*asked):
+        if failures:
+            raise failures.pop()
+        return push(*asked)
+
+    monkeypatch.setattr(agent, "push", fail_first)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        assert agent.keep_pushing(base / "job", here(), once=False) == ENDED
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    (base / "job/pushed").unlink()
+    assert store.results() == made(base)
+    assert "garbled" in capsys.readouterr().err
 
 
 def test_a_killed_program_is_started_again(base, store, cloud_api):

@@ -136,6 +136,17 @@ def test_stop_lets_the_job_save(job):
     assert job.log == b"ready\nsaved\n"
 
 
+def test_a_job_that_saves_is_not_asked_again(job):
+    once = "signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(0.5); raise SystemExit(75)"
+    job.python(f"""import signal, time
+def save(*_): {once}
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)""")
+    assert job.order("stop", 0)["state"] == "running"
+    assert job.order("end", 20)["exit_code"] == 75
+
+
 def test_stop_of_a_job_that_will_not(job):
     job.python(IGNORE)
     assert job.order("stop", 0)["state"] == "running"  # it was only asked

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import boto3
 from moto import backends, settings
 from moto.core import DEFAULT_ACCOUNT_ID
-from moto.ec2.models import amis, elastic_network_interfaces, instances
+from moto.ec2.models import amis, elastic_network_interfaces, instances, subnets
 from moto.ec2.models.instances import StateReason
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
@@ -145,6 +145,7 @@ class CloudApi:
         amis.load_resource = lambda path: [] if "/ecs/" in path else load_resource(path)
         elastic_network_interfaces.random_public_ip = lambda: self.new_address()
         instances.random_private_ip = lambda: self.new_private()
+        subnets.Subnet.get_available_subnet_ip = lambda subnet, instance: self.new_private()
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
