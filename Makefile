@@ -27,6 +27,7 @@ test-oldest: $(OLDEST)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # What the tests of remote training boot as "the instance", what fetches clips, and what opens the
 # pages; tests are skipped where it cannot be had. Only Debian has a Chromium that is no snap.

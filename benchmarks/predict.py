@@ -24,6 +24,15 @@ from benchmarks.worker import Job
 from mmattn.console import say_table
 
 COMMON = ("ours is ×", "1st s", "peak MB")
+EXPORTED = """
+import sys, numpy, onnxruntime
+session, inputs = onnxruntime.InferenceSession(sys.argv[1]), {}
+for key, frames in numpy.load(sys.argv[2]).items():
+    if key.endswith("_features"):
+        name = key.removesuffix("_features")
+        inputs |= {name: frames[None], f"{name}_length": numpy.int32([len(frames)])}
+session.run(None, inputs)
+"""
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,8 @@ class Predict(Comparison):
         say_table(title, ("contender", "median ms", "95 % ms", *COMMON), rows)
 
         starts = [command_seconds() for _ in range(self.rounds)]
-        medians = [f"{median(one):.1f}" for one in zip(*starts, strict=True)]
-        columns = "", "s, empty XLA cache", "filled"
-        say_table("The command", columns, [("mmattn predict RUN FILE", *medians)])
+        rows = [(what, f"{median(one[what] for one in starts):.1f}") for what in starts[0]]
+        say_table("A process for one feature file", ("", "s"), rows)
 
         many = self.measure(
             f"batches of {self.batch}", [Job(name, "predict", self.batch, 1) for name in names]
@@ -82,19 +90,24 @@ class Predict(Comparison):
         }
 
 
-def command_seconds() -> list[float]:
-    """Seconds of `mmattn predict RUN FILE` of full size, with XLA's cache empty and then filled."""
-    seconds = []
+def command_seconds() -> dict[str, float]:
+    """Seconds of `mmattn predict RUN FILE` of full size, with XLA's cache empty and then filled;
+    and of what `mmattn export` wrote, with ONNX Runtime, if that is installed."""
+    seconds = {}
     with TemporaryDirectory() as folder:
         script = "import sys, pathlib, benchmarks.contenders.ours as ours\n"
         script += "ours.write_untrained(pathlib.Path(sys.argv[1]))"
         start(machine.REPOSITORY, Path(folder), ["-c", script, folder])
         shutil.rmtree(f"{folder}/cache", ignore_errors=True)
-        for _ in range(2):
+        command = ["-m", "mmattn", "predict", f"{folder}/run", f"{folder}/clip.npz"]
+        asked = {"mmattn predict, XLA's cache empty": command, "filled": command}
+        if Path(folder, "model.onnx").exists():
+            words = ["-c", EXPORTED, f"{folder}/model.onnx", f"{folder}/clip.npz"]
+            asked["mmattn export's file, ONNX Runtime"] = words
+        for what, words in asked.items():
             begin = time.perf_counter()
-            words = ["-m", "mmattn", "predict", f"{folder}/run", f"{folder}/clip.npz"]
             start(machine.REPOSITORY, Path(folder), words)
-            seconds.append(time.perf_counter() - begin)
+            seconds[what] = time.perf_counter() - begin
     return seconds
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from experiments import ravdess_best
-from mmattn.cli import run_command, worker_count
+from mmattn.cli import run_command
+from mmattn.commands import worker_count
 from mmattn.config import TOLD, AugmentConfig, ExperimentConfig, OtherDataConfig
 from mmattn.errors import UserError
 

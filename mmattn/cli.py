@@ -8,19 +8,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Union
 
 import tyro
 
-from mmattn.config import TOLD, ExperimentConfig, ExtractConfig, ModelFiles, OtherDataConfig
+from mmattn.config import ExperimentConfig
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
-from mmattn.machine import cores
-from mmattn.media import explain_missing_library
-
-REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty default
 
 
 def experiment(default: ExperimentConfig, description: str) -> None:
@@ -90,274 +85,13 @@ def parse_experiment(
     return config
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Repeat the evaluation of a run from a checkpoint."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder, e.g. runs/no_aug/20260101-120000."""
-    checkpoint: Literal["best", "final"] = "best"
-    devices: int | Literal["auto"] | None = None
-    """Devices to divide the clips over (default: as many as the run had)."""
-    data: OtherDataConfig = field(default_factory=OtherDataConfig)
-
-    def __call__(self) -> None:
-        from mmattn.run.evaluate import evaluate_run
-
-        evaluate_run(self.run, self.checkpoint, self.devices, self.data)
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Predict clips of unknown class: raw ones (with the extra [media]) or feature files."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder; the networks of folds or an ensemble are pooled. Or a model file that
-    `mmattn card` wrote; or starter, the network that comes with this package: eight emotions from
-    audio alone (extra [media], `mmattn download audio-models`)."""
-    clips: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
-    ]
-    """Clips (.npz are feature files; from others the run's own features are extracted), folders of
-    them, manifests, or patterns in quotes like 'clips/**/*.mp4'."""
-    checkpoint: Literal["best", "final"] = "best"
-    calibrated: bool = True
-    """Give probabilities of the temperature that fits the run's validation clips."""
-    json: bool = False
-    """Print one JSON document and nothing else."""
-    csv: Path | None = None
-    """A table to write, a row a clip, in place of each clip's predictions on the screen."""
-    html: Path | None = None
-    """A page to write: attention over the audio, faces where it is highest."""
-    media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
-
-    def __call__(self) -> None:
-        from mmattn.run.predict import predict_run
-
-        predict_run(
-            self.run,
-            self.clips,
-            self.checkpoint,
-            self.calibrated,
-            self.json,
-            self.csv,
-            self.html,
-            ExtractConfig(**vars(self.media)),
-        )
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Train and test baselines on the clips and splits of a run, and show how far it is ahead."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    networks: bool = False
-    """Beside linear models, train the run's network without LSTM: attention and mean pooling."""
-    data: OtherDataConfig = field(default_factory=OtherDataConfig)
-
-    def __call__(self) -> None:
-        from mmattn.run.evaluate import baseline_of_run
-
-        baseline_of_run(self.run, self.data, self.networks)
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Show how far a run is ahead of its baselines, and of other runs with the same test clips."""
-
-    runs: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", **REQUIRED)
-    ]
-    """The folders of the runs, first that which the others are compared to."""
-
-    def __call__(self) -> None:
-        from mmattn.run.evaluate import compare_runs
-
-        compare_runs(self.runs)
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write the page of a run, report.html, again."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    devices: int | Literal["auto"] | None = None
-    """Devices to divide the clips over (default: as many as the run had)."""
-    data: OtherDataConfig = field(default_factory=OtherDataConfig)
-
-    def __call__(self) -> None:
-        from mmattn.run.report import report_run
-
-        report_run(self.run, self.devices, self.data)
-
-
-@dataclass(frozen=True)
-class Card:
-    """Write what it takes to share a run: its networks in one file, and a model card."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a complete run."""
-    to: Annotated[Path | None, TOLD] = None
-    """Folder of model.npz and CARD.md (default: RUN/shared)."""
-    half: bool = False
-    """Store parameters with half the precision (float16), in half the space."""
-
-    def __call__(self) -> None:
-        from mmattn.run.card import write_card
-
-        write_card(self.run, self.to or self.run / "shared", self.half)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Write the table of a corpus, a row a clip, and show what was understood of its files."""
-
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Raw clips or feature files."""
-    corpus: str | None = None
-    """Whose file names these are: ravdess or crema-d."""
-    pattern: str | None = None
-    """Or the parts of the paths, without suffix: '{emotion}/{speaker}_{take}'."""
-    audformat: Path | None = None
-    """Or a database in audformat, whose paths begin at FOLDER (extra [audformat])."""
-    ratings: Path | None = None
-    """With crema-d: folder of its tabulatedVotes.csv and VideoDemographics.csv."""
-    votes: Literal["audio-visual", "voice", "face"] = "audio-visual"
-    """Which votes --ratings adds: of raters who saw and heard, only heard or only saw the clip."""
-    to: Path | None = None
-    """The table (default: FOLDER/manifest.csv); .tsv has tabs."""
-    overwrite: bool = False
-    """Replace a table that is there."""
-
-    def __call__(self) -> None:
-        from mmattn.run.manifest import make_manifest
-
-        make_manifest(
-            self.folder,
-            self.to or self.folder / "manifest.csv",
-            self.corpus,
-            self.pattern,
-            self.audformat,
-            self.ratings,
-            self.votes,
-            self.overwrite,
-        )
-
-
-Workers = int | Literal["auto"]
-
-
-@dataclass(frozen=True)
-class Extract:
-    """Make feature files from raw clips: mp4, flv, avi, mkv, wav and others (extra [media])."""
-
-    clips: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
-    ]
-    """Clips, and folders to search for them."""
-    to: Path
-    """Folder of the feature files; those that are there already stay."""
-    features: tyro.conf.OmitArgPrefixes[ExtractConfig] = field(default_factory=ExtractConfig)
-    workers: Workers = "auto"
-    """Clips at once (default: as many as there are cores)."""
-
-    def __call__(self) -> None:
-        with explain_missing_library():
-            from mmattn.media.parallel import extract_clips
-        extract_clips(self.clips, self.to, self.features, worker_count(self.workers))
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Show a clip's streams, what of them `mmattn extract` uses, and what may go wrong."""
-
-    clip: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
-    """A raw clip (extra [media])."""
-
-    def __call__(self) -> None:
-        with explain_missing_library():
-            from mmattn.media.probe import probe_clip
-        probe_clip(self.clip, ExtractConfig.video_rate)
-
-
-@dataclass(frozen=True)
-class Align:
-    """Check that audio and mouth of clips go together; lists those that surely do not."""
-
-    clips: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
-    ]
-    """Raw clips (extra [media]), feature files of --audio log-mel --video face-mesh, and folders of
-    them."""
-    plot: Path | None = None
-    """A PNG to write: loudness and mouth opening of the clip that is furthest apart."""
-    csv: Path | None = None
-    """A table to write, a row a clip."""
-    workers: Workers = "auto"
-    """Clips at once (default: as many as there are cores)."""
-    models: Path = ExtractConfig.models
-    """Where `mmattn download models` put the model files."""
-
-    def __call__(self) -> None:
-        with explain_missing_library():
-            from mmattn.media.check import check_clips
-        check_clips(self.clips, self.models, worker_count(self.workers), self.plot, self.csv)
-
-
-@dataclass(frozen=True)
-class Download:
-    """Fetch the models that features need, or RAVDESS's clips; called again, it resumes."""
-
-    what: Annotated[
-        Literal["models", "face-models", "audio-models", "ravdess"], tyro.conf.Positional
-    ]
-    """models: what the default features, face-mesh and `mmattn align` need (108 MB); face-models
-    (37 MB), audio-models (71 MB): the two parts of that; ravdess: its speech clips."""
-    to: Path | None = None
-    """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
-    only: Annotated[tuple[str, ...], TOLD] = ()
-    """Actors: Actor_01 Actor_02; Audio is the audio alone of all (default: everything)."""
-
-    def __call__(self) -> None:
-        with explain_missing_library():
-            from mmattn.media.download import download
-        download(self.what, self.to, self.only)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Train with several processes on this machine, as one job: its cores are divided."""
-
-    command: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...", **REQUIRED)
-    ]
-    """After --, an experiment and its options: -- experiments.no_aug --seed 1."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2
-    """Processes."""
-
-    def __call__(self) -> None:
-        from mmattn.launch import launch
-
-        launch(self.n, self.command)
-
-
 def main() -> None:
     """The `mmattn` command: what is no experiment."""
+    from mmattn.commands import COMMANDS
+
+    named = [Annotated[one, tyro.conf.subcommand(one.__name__.lower())] for one in COMMANDS]
     run_command(
-        Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[Predict, tyro.conf.subcommand("predict")]
-        | Annotated[Report, tyro.conf.subcommand("report")]
-        | Annotated[Card, tyro.conf.subcommand("card")]
-        | Annotated[Baseline, tyro.conf.subcommand("baseline")]
-        | Annotated[Compare, tyro.conf.subcommand("compare")]
-        | Annotated[Manifest, tyro.conf.subcommand("manifest")]
-        | Annotated[Extract, tyro.conf.subcommand("extract")]
-        | Annotated[Probe, tyro.conf.subcommand("probe")]
-        | Annotated[Align, tyro.conf.subcommand("align")]
-        | Annotated[Download, tyro.conf.subcommand("download")]
-        | Annotated[Launch, tyro.conf.subcommand("launch")],
+        Union[tuple(named)],  # noqa: UP007
         prog="mmattn",
         description="Evaluate runs and make data. Training: python -m experiments.no_aug",
     )
@@ -368,15 +102,6 @@ def run_command(command: Any, prog: str, description: str | None) -> None:
     with _cut_short():
         built = tyro.cli(command, prog=prog, description=description)
     end_process_after(built)
-
-
-def worker_count(workers: Workers) -> int:
-    """Processes to work with; UserError if there are none."""
-    if workers == "auto":
-        return cores()
-    if workers < 1:
-        raise UserError(f"--workers {workers}: expected 1 or more")
-    return workers
 
 
 def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys.exit) -> None:

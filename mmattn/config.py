@@ -273,7 +273,7 @@ class OtherDataConfig:
 
     def apply(self, data: DataConfig) -> DataConfig:
         """The run's data config with what is given here."""
-        given = {"roots": self.roots or None, "max_bad": self.max_bad, "cache": self.cache}
+        given = vars(self) | {"roots": self.roots or None}
         return replace(data, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -422,29 +422,29 @@ class DistributedConfig:
 
     def check(self) -> None:
         """Raise UserError unless the options fit together."""
-        given = (self.address, self.num_processes, self.process_id)
+        address, count, number = self.address, self.num_processes, self.process_id
         if not 0 < self.timeout <= 86400:
             raise UserError(
                 f"--distributed.timeout {self.timeout}: expected above 0 seconds, at most a day's"
             )
-        if (self.coordinator, *given[1:]) == (None, None, None):
+        if (self.coordinator, count, number) == (None, None, None):
             return
-        if None in given:
-            names = ("coordinator", "num-processes", "process-id")
-            missing = [n for n, value in zip(names, given, strict=True) if value is None]
+        if address is None or count is None or number is None:
+            given = {"coordinator": address, "num-processes": count, "process-id": number}
+            missing = [name for name, value in given.items() if value is None]
             raise UserError(
-                f"--distributed: expected all of {', '.join(names)}, "
+                f"--distributed: expected all of {', '.join(given)}, "
                 f"there is no --distributed.{missing[0]}"
             )
-        host, _, port = self.address.rpartition(":")
+        host, _, port = address.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 65536):
-            raise UserError(f"--distributed.coordinator {self.address}: expected HOST:PORT")
-        if self.num_processes < 1:
-            raise UserError(f"--distributed.num-processes {self.num_processes}: expected 1 or more")
-        if not 0 <= self.process_id < self.num_processes:
+            raise UserError(f"--distributed.coordinator {address}: expected HOST:PORT")
+        if count < 1:
+            raise UserError(f"--distributed.num-processes {count}: expected 1 or more")
+        if not 0 <= number < count:
             raise UserError(
-                f"--distributed.process-id {self.process_id}: expected 0 to "
-                f"{self.num_processes - 1} (--distributed.num-processes)"
+                f"--distributed.process-id {number}: expected 0 to "
+                f"{count - 1} (--distributed.num-processes)"
             )
 
 

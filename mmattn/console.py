@@ -44,7 +44,7 @@ def start_logging() -> None:
         LOG.addHandler(_ScreenHandler())
         LOG.setLevel(logging.INFO)
         LOG.propagate = False
-        with suppress(AttributeError):  # a stream without an encoding
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a stream with an encoding
             sys.stdout.reconfigure(errors="backslashreplace")
 
 
@@ -128,13 +128,13 @@ def say_table(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.show_header = any(columns)
     for number, column in enumerate(columns):
-        justify = "right" if number and not left else "left"
-        table.add_column(column, justify=justify, overflow="fold")
+        to_right = number > 0 and not left
+        table.add_column(column, justify="right" if to_right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    paper = Console(width=min(WIDTH, screen.width), file=io.StringIO())
-    paper.print(Text(title), table)
-    say("\n".join(line.rstrip() for line in paper.file.getvalue().splitlines()))
+    text = io.StringIO()
+    Console(width=min(WIDTH, screen.width), file=text).print(Text(title), table)
+    say("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 @contextmanager
@@ -181,7 +181,7 @@ class _Rate(TextColumn):
 
 class _PlainProgress:
     def __init__(self, title: str, total: int, unit: str):
-        self.title, self.total, self.unit, self.done = title, total, unit, 0
+        self.title, self.total, self.unit, self.done = title, total, unit, 0.0
         self.start = self.said = time.monotonic()
 
     def advance(self, count: float) -> None:

@@ -1,7 +1,7 @@
 """What notebooks call beside `fit` and `load_run`: clips, splits, scores."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def folds(
         yield _warned(make_split(corpus, data, seed, fold))
 
 
-def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+def _several(names: str | Iterable[str]) -> tuple[str, ...]:
     """The names, or the one."""
     return (names,) if isinstance(names, str) else tuple(names)
 

@@ -55,3 +55,9 @@ def c_function(name: str, *arguments: type) -> Callable[..., int] | None:
     if function is not None:
         function.argtypes = arguments
     return function
+
+
+def give_memory_back() -> None:
+    """Let the system have what is freed but kept by the C library, as after compiling; of glibc."""
+    if trim := c_function("malloc_trim", ctypes.c_size_t):
+        trim(0)

@@ -11,9 +11,11 @@ from flax import nnx
 # What a user's run imports before its first step counts as start-up.
 import mmattn.run.experiment  # noqa: F401
 from benchmarks.contenders.base import Contender
+from benchmarks.machine import installed
 from benchmarks.work import Work, blank_normaliser, make_work, write_clip
 from mmattn.data.batches import Batch, collate, shared_shape
-from mmattn.run.run import Run
+from mmattn.export.export import write_export
+from mmattn.run.run import Run, load_run
 from mmattn.train import devices
 from mmattn.train.loop import Position, Trainer
 from mmattn.train.step import NO_SUMS, Learner, Settings, random_key
@@ -105,12 +107,14 @@ def untrained_run(work: Work) -> Run:
 
 
 def write_untrained(folder: Path) -> None:
-    """Write the folder `run` of such a run and `clip.npz`, for the command to predict."""
+    """Write the folder `run` of such a run, `clip.npz` to predict and, if it can, `model.onnx`."""
     work = make_work(1, 1)
     run = untrained_run(work)
     run.history, run.split = [], {}
     run.save(folder / "run")
     write_clip(folder / "clip.npz", work.corpus, 0)
+    if installed("onnx") and installed("onnxruntime"):
+        write_export(folder / "model.onnx", load_run(folder / "run"), "")
 
 
 def _name(path: tuple[Any, ...]) -> str:

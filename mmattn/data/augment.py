@@ -9,7 +9,7 @@ strength for each modality, or else on all streams of a clip.
 """
 
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def augment(streams: Streams, config: AugmentConfig, seed: int | Sequence[int] |
     Each operation has random numbers of its own: with an equal seed it draws the same, whichever
     others are asked for.
     """
-    asked = []  # operations, each with the modality if it acts on one
+    asked: list[tuple[str, ...]] = []  # operations, each with the modality if it acts on one
     for operation in OPERATIONS:
         strength = getattr(config, operation)
         if isinstance(strength, dict):
@@ -44,7 +44,7 @@ def augment(streams: Streams, config: AugmentConfig, seed: int | Sequence[int] |
     if not asked:
         return streams
     rng = np.random.default_rng(seed)
-    seed = rng.integers(2**63)
+    seed = int(rng.integers(2**63))
     change, choice = rng.random(2)
     if change >= config.probability:
         return streams
@@ -168,7 +168,7 @@ def drop_modality(streams: Streams, share: float, rng: Rng) -> Streams:
 
 
 _ORDER = (tempo, own_tempo, scale, noise, dropout, gap, time_mask, feature_mask, drop_modality)
-OPERATIONS = {operation.__name__: operation for operation in _ORDER}
+OPERATIONS: dict[str, Callable] = {operation.__name__: operation for operation in _ORDER}
 
 
 def _outside(streams: Collection[Stream], longest: float, rng: Rng) -> Iterator[np.ndarray]:

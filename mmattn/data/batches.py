@@ -12,19 +12,19 @@ from mmattn.config import AugmentConfig
 from mmattn.data.augment import Rng, Streams, augment, mix, stretched
 from mmattn.data.corpus import Corpus, variants_named
 from mmattn.data.normalise import Normaliser, normalised
-from mmattn.data.stream import PADDING, Stream
+from mmattn.data.stream import PADDING, AnyArray, Stream
 
 
 class Batch(NamedTuple):
     """Clips for the network; the leading axes of every array are the same."""
 
     streams: dict[str, Stream]  # padded; frames float32, normalised, 0 if not valid; times float32
-    label: np.ndarray  # […, B] int32 class number
-    mixup_label: np.ndarray  # […, B] int32 class number of the clip that is mixed in
-    mixup_lambda: np.ndarray  # […, B] float32 weight of the clip itself, 1 without mixup
-    target: np.ndarray | None  # […, B, K] float32 soft labels, if asked for; mixed already
-    weight: np.ndarray  # […, B] float32, 1 for a clip and 0 for the padding of an incomplete batch
-    clip: np.ndarray  # […, B] int32 position in the corpus, -1 for padding
+    label: AnyArray  # […, B] int32 class number
+    mixup_label: AnyArray  # […, B] int32 class number of the clip that is mixed in
+    mixup_lambda: AnyArray  # […, B] float32 weight of the clip itself, 1 without mixup
+    target: AnyArray | None  # […, B, K] float32 soft labels, if asked for; mixed already
+    weight: AnyArray  # […, B] float32, 1 for a clip and 0 for the padding of an incomplete batch
+    clip: AnyArray  # […, B] int32 position in the corpus, -1 for padding
 
 
 Bucket = dict[str, int]  # a padded shape: frames by modality
@@ -172,7 +172,7 @@ def collate(
                 padded[at][: len(array)] = array
         label[at], mixup_label[at], position[at] = corpus.labels[clip], corpus.labels[other], clip
         mixup_lambda[at], weight[at] = share, 1
-        if soft is not None:
+        if soft is not None and target is not None:
             target[at] = share * soft[clip] + (1 - share) * soft[other]
     return Batch(streams, label, mixup_label, mixup_lambda, target, weight, position)
 

@@ -115,7 +115,7 @@ def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:
         start, end = np.full((2, len(corpus)), [[-np.inf], [np.inf]])
         begins = {name: np.zeros(len(corpus)) for name in streams}
         for name, stream in streams.items():
-            for clip in np.flatnonzero(stream.lengths):
+            for clip in np.flatnonzero(stream.lengths).tolist():
                 times = stream.clip_times(clip)
                 start[clip], end[clip] = max(start[clip], times[0]), min(end[clip], times[-1])
                 begins[name][clip] = times[0]
@@ -147,7 +147,7 @@ def _tile(stream: Ragged) -> Ragged:
 def _crop(stream: Ragged, start: np.ndarray, end: np.ndarray) -> Ragged:
     """The frames of each clip from its start to its end [N], in seconds and maybe infinite."""
     bounds = np.stack([np.zeros_like(stream.lengths), stream.lengths], axis=1)
-    for clip in np.flatnonzero(np.isfinite(start) | np.isfinite(end)):
+    for clip in np.flatnonzero(np.isfinite(start) | np.isfinite(end)).tolist():
         times = stream.clip_times(clip)
         bounds[clip, 0] = np.searchsorted(times, start[clip], "left")
         bounds[clip, 1] = np.searchsorted(times, end[clip], "right")
@@ -171,7 +171,8 @@ def _corpus_of_files(
         for name, of in rows_of_all.items()
         if name in pack.streams
     }
-    first, good, bad = {}, [], [*unnamed]  # the file of a name; clips; files with a reason
+    first = dict[str, str]()  # the file of a name
+    good, bad = [], [*unnamed]  # clips; files with a reason
     for clip in sorted(range(len(table)), key=table.clips.__getitem__):
         name = table.clips[clip]
         file = next(of[clip] for of in chain(paths.values(), table.files.values()) if of[clip])

@@ -34,10 +34,12 @@ def read_features(
     except OSError as error:
         raise BadClip(f"unreadable: {error.strerror}") from error
     found, extractor = decode(content, rates or {})
-    streams = {name: one for name, one in found.items() if wanted is None or name in wanted}
-    for stream in streams.values():
-        if isinstance(stream, str):
-            raise BadClip(stream)
+    streams = {}
+    for name, stream in found.items():
+        if wanted is None or name in wanted:
+            if isinstance(stream, str):
+                raise BadClip(stream)
+            streams[name] = stream
     check_overlap({name: (one.times[0], one.times[-1]) for name, one in streams.items()})
     return streams, extractor
 

@@ -150,7 +150,7 @@ def _read_columns(path: Path, rename: Mapping[str, str]) -> tuple[Columns, list[
         io.StringIO(text, newline=""), delimiter=_separator(path), skipinitialspace=True
     )
     rows = filter(None, reader)
-    cells, lines, faults = [], [], []
+    cells, lines, faults = list[str](), [], []
     try:
         header = _read_header(path, [*map(str.strip, next(rows, []))], rename)
         for row in rows:
@@ -198,12 +198,13 @@ def _check(table: Manifest, paths: Columns) -> Iterator[_Fault]:
     """Faults of all but the files' being there."""
     votes = {VOTES + name: of for name, of in table.votes.items()}
     for column, values in {"start": table.start, "end": table.end, **votes}.items():
-        yield from ((row, column, "a number, 0 or more", "") for row in np.flatnonzero(values < 0))
+        for row in np.flatnonzero(values < 0).tolist():
+            yield row, column, "a number, 0 or more", ""
     start, end = np.fmax(table.start, 0), np.nan_to_num(table.end, nan=-1)
-    for row in np.flatnonzero((end >= 0) & (end <= start)):
+    for row in np.flatnonzero((end >= 0) & (end <= start)).tolist():
         yield row, "end", f"above start, {start[row]:g}", ""
     if votes:
-        for row in np.flatnonzero(~np.any([of > 0 for of in votes.values()], axis=0)):
+        for row in np.flatnonzero(~np.any([of > 0 for of in votes.values()], axis=0)).tolist():
             yield row, next(iter(votes)), "a vote for any emotion", "sum 0"
     for row, (emotion, split) in enumerate(zip(table.emotions, table.splits, strict=True)):
         if not (emotion or votes or table.target is None):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from mmattn.errors import UserError
 
 DRAWS = 2000  # random divisions of the units, of which the best balanced is taken
 SPLITS = ("train", "validation", "test")
+_TOLD = ("description", "fold", "leaking")  # of a Split, beside its clips
 CAVEATS = {False: None, True: "LEAKS SPEAKERS", "unknown": "SPEAKERS UNKNOWN"}  # by Split.leaking
 
 
@@ -66,7 +67,7 @@ def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
     return [np.isin(corpus.speakers, test) for test in lists]
 
 
-def chosen_folds(corpus: Corpus, data: DataConfig) -> list[int | None]:
+def chosen_folds(corpus: Corpus, data: DataConfig) -> Sequence[int | None]:
     """What to train on one after the other: folds by number, or [None] without `data.folds`.
     Raises UserError if the corpus has no clips to test them."""
     if data.folds is None:
@@ -97,16 +98,19 @@ def make_split(
     if data.split != "speakers" and (data.folds is not None or members > 1):
         raise UserError(f"--data.split {data.split} cannot have --data.folds or --members")
     if data.split == "leaky-clips":
-        said, text, apart = _draw_clips(corpus, data, seed), f"random clips, seed {seed}", {}
+        said, text = _draw_clips(corpus, data, seed), f"random clips, seed {seed}"
+        apart: dict[str, np.ndarray] = {}
     else:
         said, text, apart = _split_units(corpus, data, seed, fold, member, members)
     speakers = [{*corpus.speakers[said == name].tolist()} for name in SPLITS]
     shared = any((a & b) - {""} for a, b in combinations(speakers, 2))
+    leaking: bool | Literal["unknown"]
     leaking = data.split == "leaky-clips" or (shared and "speaker" not in data.disjoint)
     if not leaking and any("" in of for of in speakers):
         leaking = "unknown"
     text += f", {CAVEATS[leaking]}" if leaking else ""
-    split = Split(*(np.flatnonzero(said == name) for name in SPLITS), text, fold, leaking)
+    clips = {name: np.flatnonzero(said == name) for name in SPLITS}
+    split = Split(**clips, description=text, fold=fold, leaking=leaking)
     check_split(split, corpus, apart)
     return split
 
@@ -118,7 +122,7 @@ def _split_units(
     What the table or a fold does not say is drawn."""
     said, text = np.full(len(corpus), "train", "U10"), ""
     if fold is not None:
-        said[fold_tests(corpus, data.folds)[fold]] = "test"
+        said[fold_tests(corpus, data.folds or "")[fold]] = "test"
         text = f"fold {fold} of {data.folds}"
     elif data.split == "column":
         said[:] = corpus.columns.get("split", "")
@@ -178,7 +182,7 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
         _, first, same = np.unique(of, return_index=True, return_inverse=True)
         apart[f"{name} file"] = names[first[same]]
     groups = [np.unique(of, return_inverse=True)[1] for of in apart.values()]
-    units, before = groups[0], None
+    units, before = groups[0], np.empty(0)
     while not np.array_equal(units, before):
         before = units
         for group in groups:
@@ -257,7 +261,7 @@ def split_to_json(split: Split, corpus: Corpus) -> dict:
 
     Raises UserError if the split is of a larger corpus.
     """
-    document = {"description": split.description, "fold": split.fold, "leaking": split.leaking}
+    document = {name: getattr(split, name) for name in _TOLD}
     label_of = _class_names(corpus)
     for name, clips in split.clips.items():
         if not np.isin(clips, np.arange(len(corpus))).all():
@@ -271,18 +275,19 @@ def split_to_json(split: Split, corpus: Corpus) -> dict:
 def split_from_json(document: dict, corpus: Corpus) -> Split:
     """The split that was written, for a corpus that has its clips; UserError if it has not, or
     with other labels (which runs of version 1 did not write)."""
-    index, found = {name: number for number, name in enumerate(corpus.names)}, []
+    index = {name: number for number, name in enumerate(corpus.names)}
+    found: dict[str, Any] = {name: document[name] for name in _TOLD}
     label_of = _class_names(corpus)
     for name in SPLITS:
         clips = document[name]["clips"]
         if missing := [clip for clip in clips if clip not in index]:
             what = f"{len(missing)} of {len(clips)} {name} clips of the split are not in the corpus"
             raise UserError(f"{what}: {', '.join(missing[:5])}")
-        found.append(np.array([index[clip] for clip in clips], np.int64))
-        for clip, was in zip(found[-1], document[name].get("labels", ()), strict=False):
+        found[name] = np.array([index[clip] for clip in clips], np.int64)
+        for clip, was in zip(found[name], document[name].get("labels", ()), strict=False):
             if label_of[clip] != was:
                 what = f"expected the label that it had when the run began, {was}"
                 raise UserError(f"{corpus.place(clip)}: {what}, found {label_of[clip]}")
-    split = Split(*found, document["description"], document["fold"], document["leaking"])
+    split = Split(**found)
     check_split(split, corpus)
     return split

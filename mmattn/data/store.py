@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
@@ -101,6 +101,7 @@ def _find(files: Sequence[str], note: Path, rates: Rates) -> Pack | None:
             _remember(files, note, contents)
     with suppress(OSError, ValueError, IndexError):  # missing or damaged
         return _load(note.parents[1], contents, rates)
+    return None
 
 
 def _remember(files: Sequence[str], note: Path, contents: Sequence[str]) -> None:
@@ -116,7 +117,7 @@ def _place(contents: Sequence[str], rates: Rates) -> tuple[str, list[str], np.nd
     return _hash(FORMAT, sorted(rates.items()), ordered.tolist()), ordered.tolist(), rows
 
 
-def _in_threads(work: Callable, files: Sequence[str], title: str) -> Iterator:
+def _in_threads(work: Callable, files: Sequence[str], title: str) -> Generator:
     """`work(file)` of every file, in order, a few ahead of what has been taken."""
     with ThreadPoolExecutor(THREADS) as pool, progress(title, len(files)) as advance:
         for start in range(0, len(files), CHUNK):

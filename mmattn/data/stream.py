@@ -4,7 +4,7 @@ import ctypes
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mmattn.machine import c_function
 
 PADDING = np.float32(1e6)  # seconds; the time of a frame of padding, after all others
 ADVISED = 2**17  # bytes to read ahead in a call: Linux takes the first read_ahead_kb of more
+AnyArray = Any  # NumPy's or, of a batch that the network sees, JAX's
 
 # That of Python's mmap would keep all threads waiting with it.
 _madvise = c_function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -24,19 +25,19 @@ class Stream(NamedTuple):
     0, times `PADDING`, not valid.
     """
 
-    frames: np.ndarray  # […, T, F] float32
-    times: np.ndarray  # […, T] seconds, increasing
-    valid: np.ndarray  # […, T] bool; False where a frame has no data, as video without a face
+    frames: AnyArray  # […, T, F] float32
+    times: AnyArray  # […, T] seconds, increasing
+    valid: AnyArray  # […, T] bool; False where a frame has no data, as video without a face
 
     @property
-    def length(self) -> np.ndarray:
+    def length(self) -> AnyArray:
         """[…] frames without the padding, invalid ones included."""
         return (self.times < PADDING).sum(-1)
 
 
 def make_stream(frames: np.ndarray, times: np.ndarray, zero_is_missing: bool = False) -> Stream:
     """Frames [T, F] at times [T], all valid but for those that are all zero, if so asked."""
-    valid = frames.any(axis=1) if zero_is_missing else np.ones(len(frames), bool)
+    valid = np.any(frames, axis=1) if zero_is_missing else np.ones(len(frames), bool)
     return Stream(frames, times, valid)
 
 
@@ -98,7 +99,9 @@ class Ragged:
         Where the C library has no madvise, frames are read when they are used.
         """
         start, length = int(self.starts[index]), int(self.lengths[index])
-        for array in (self.frames, self.times) if _madvise and length else ():
+        if _madvise is None or length == 0:
+            return
+        for array in (self.frames, self.times):
             if isinstance(array.base, np.memmap):
                 first = array.ctypes.data + start * array.strides[0]
                 stop = first + length * array.strides[0]
@@ -126,7 +129,7 @@ class Ragged:
     def _times(self, least: int = 1) -> Iterator[np.ndarray]:
         """Of each clip, and each variant, that has so many frames."""
         for one in (self, *self.variants.values()):
-            yield from map(one.clip_times, np.flatnonzero(one.lengths >= least))
+            yield from map(one.clip_times, np.flatnonzero(one.lengths >= least).tolist())
 
     def longest_span(self, frames: int) -> float:
         """Seconds that so many neighbouring frames of a clip last at most."""
@@ -141,8 +144,8 @@ class Ragged:
         counts = [0]
         for times in self._times():
             end = np.searchsorted(times, times + seconds, "right")
-            counts.append((end - np.arange(len(times))).max())
-        return int(max(counts))
+            counts.append(int((end - np.arange(len(times))).max()))
+        return max(counts)
 
     def spacings(self) -> np.ndarray:
         """Mean seconds from frame to frame of each clip and variant of two or more frames."""

@@ -64,9 +64,9 @@ def test_baselines(
         "linear", one model of all modalities together. Of several also "linear-MODALITY" of each
         alone, and "linear-late", which pools the log-probabilities of these.
     """
-    if len(statistics) == 1:
-        return {"linear": test_baseline(corpus, *statistics.values(), split)}
     together = np.concatenate([statistics[name] for name in sorted(statistics)], axis=1)
+    if len(statistics) == 1:
+        return {"linear": test_baseline(corpus, together, split)}
     alone = {
         f"linear-{name}": test_baseline(corpus, own, split) for name, own in statistics.items()
     }

@@ -42,11 +42,11 @@ def centred_pairs(clips: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
         x, inside = _audio_at(clip.audio, clip.audio_times, clip.video_times[clip.valid])
         if inside.any():
             pairs.append((x[inside], clip.video[clip.valid][inside]))
-    both = zip(*pairs, strict=True)
-    return tuple(np.concatenate([one - one.mean(axis=0) for one in side]) for side in both)
+    x, y = ([one - one.mean(axis=0) for one in side] for side in zip(*pairs, strict=True))
+    return np.concatenate(x), np.concatenate(y)
 
 
-def lag_curve(cca: CCA, clips: Sequence[Frames], lags: Sequence[float]) -> np.ndarray:
+def lag_curve(cca: CCA, clips: Sequence[Frames], lags: np.ndarray | Sequence[float]) -> np.ndarray:
     """Mean canonical correlation within each clip at each lag (s) [n, L]; NaN as in `pearson`.
 
     Of pairs as in `centred_pairs`, the audio at the video's time + lag. Projections fitted at lag 0

@@ -22,7 +22,7 @@ def removed(scores: np.ndarray, valid: np.ndarray, share: float) -> np.ndarray:
 def deletion_and_insertion(
     clips_scores: Sequence[FrameScores],
     clips_valid: Sequence[FrameMask],
-    probability_of: Callable[[list[FrameMask]], np.ndarray],
+    probability_of: Callable[[Sequence[FrameMask]], np.ndarray],
     shares: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Areas under the deletion and insertion curves of n clips, [n] each (Petsiuk et al. 2018).

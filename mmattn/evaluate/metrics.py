@@ -26,14 +26,14 @@ class Sums(NamedTuple):
 
     confusion [..., K, K], bins [..., 15, 3] (clips, hits, summed confidence) and hard [..., 4]
     (clips, hits of the top two, summed log loss, summed Brier score) of the clips with a label;
-    soft [..., 3] (clips, summed cross-entropy, summed divergence) of all clips, None without
+    soft [..., 3] (clips, summed cross-entropy, summed divergence) of all clips, [..., 0] without
     targets.
     """
 
     confusion: np.ndarray
     bins: np.ndarray
     hard: np.ndarray
-    soft: np.ndarray | None
+    soft: np.ndarray
 
 
 class Metric(NamedTuple):
@@ -234,7 +234,7 @@ def _differences(
             if values[name].get(metric, {}).get("value") is not None
         }
         if len(value) > 1:
-            lowest, *_, highest = sorted(value, key=value.get)
+            lowest, *_, highest = sorted(value, key=value.__getitem__)
             gaps = resampled[highest][metric] - resampled[lowest][metric] if resamples else None
             gap = _score(value[highest] - value[lowest], gaps)
             found[metric] = {"highest": highest, "lowest": lowest, **gap}
@@ -288,7 +288,7 @@ def scores_by_speaker(predictions: Predictions) -> dict[str, np.ndarray]:
     return _values(_speaker_sums(predictions))
 
 
-def per_class(predictions: Predictions) -> list[dict[str, str | float | int | None]]:
+def per_class(predictions: Predictions) -> list[dict[str, Any]]:
     """A row a class: class, precision, recall, f1, clips (how many truly are of that class).
 
     None stands for a ratio over no clips: precision where the class was never predicted, recall
@@ -421,26 +421,25 @@ def _values(sums: Sums) -> dict[str, np.ndarray]:
         return {
             name: metric.value(sums)
             for name, metric in METRICS.items()
-            if not metric.soft or sums.soft is not None
+            if not metric.soft or sums.soft.shape[-1]
         }
 
 
 def _total(sums: Sums) -> dict[str, np.ndarray]:
     """Each metric of all speakers' sums [S, ...] together."""
-    return _values(Sums(*(None if part is None else part.sum(axis=0) for part in sums)))
+    return _values(Sums(*(part.sum(axis=0) for part in sums)))
 
 
 def _resampled(sums: Sums, drawn: np.ndarray) -> dict[str, np.ndarray]:
     """Each metric [R] of the sums of speakers [S, ...] that are drawn [R, S] times."""
-    parts = (None if part is None else np.tensordot(drawn, part, 1) for part in sums)
-    return _values(Sums(*parts))
+    return _values(Sums(*(np.tensordot(drawn, part, 1) for part in sums)))
 
 
 def _speaker_sums(predictions: Predictions) -> Sums:
     """Sums over the clips of each speaker [S, ...], float64, speakers in order."""
     names, speaker = np.unique(predictions.speakers, return_inverse=True)
     classes = len(predictions.class_names)
-    soft = None
+    soft = np.zeros((len(names), 0))
     if predictions.targets is not None:
         both = predictions.targets, predictions.probabilities
         columns = np.ones(len(speaker)), cross_entropy(*both), jensen_shannon(*both)
@@ -488,7 +487,7 @@ def _ratio(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
 
 
-def _score(value: float, resampled: np.ndarray | None) -> Score:
+def _score(value: np.ndarray | float, resampled: np.ndarray | None) -> Score:
     """A value with the ends of the 95 % interval of resampled ones [R], if there are any."""
     low = high = None
     if resampled is not None and (known := resampled[np.isfinite(resampled)]).size:

@@ -121,7 +121,7 @@ def plot_confusion(
 
 
 def plot_attention(
-    clips: Sequence[ClipView], class_names: Sequence[str], path: Path, note: str | None = None
+    clips: Sequence[ClipView], class_names: tuple[str, ...], path: Path, note: str | None = None
 ) -> None:
     """Attention over time, a row a clip, as a ratio to uniform attention over the valid frames.
 
@@ -154,9 +154,8 @@ def modality_colours(clips: Sequence[ClipView]) -> dict[str, str]:
 def _draw_clip(axes: Axes, clip: ClipView, predicted: str, colours: Mapping[str, str]) -> None:
     axes.axhline(1, color="black", linewidth=0.6, linestyle=":", zorder=1)
     for name, stream in clip.streams.items():
-        marker = "." if len(stream.times) <= DENSE else None
-        style = {"color": colours[name], "linewidth": 1.3, "marker": marker, "markersize": 4}
-        axes.plot(stream.times, stream.ratio, **style)
+        x, y, marker = stream.times, stream.ratio, "." if len(stream.times) <= DENSE else None
+        axes.plot(x, y, color=colours[name], linewidth=1.3, marker=marker, markersize=4)
         for start, end in stream.gaps:
             axes.axvspan(start, end, color=GREY, alpha=0.3, linewidth=0)
     for modality, time, decoy in clip.cues or ():
@@ -180,8 +179,9 @@ def _attention_legend(
     ]
     cued = {modality for clip in clips for modality, _, decoy in clip.cues or () if not decoy}
     for modality in sorted(cued):
-        style = {"color": colours[modality], "marker": "|", "markersize": 12, "linestyle": "none"}
-        handles.append(Line2D([], [], label=f"{modality} cue", **style))
+        mark = Line2D([], [], color=colours[modality], marker="|", markersize=12, linestyle="none")
+        mark.set_label(f"{modality} cue")
+        handles.append(mark)
     if any(one.gaps for clip in clips for one in clip.streams.values()):
         handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="no data"))
     return handles

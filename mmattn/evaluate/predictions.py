@@ -218,14 +218,14 @@ def combine(parts: Sequence[Predictions]) -> Predictions:
             places.setdefault(clip, []).append((part, row))
     first = [found[0] for found in places.values()]
     pooled = [pool([part.probabilities[row] for part, row in found]) for found in places.values()]
-    soft = parts[0].targets is not None
+    targets = [part.targets[row] for part, row in first if part.targets is not None]
     return Predictions(
         tuple(places),
         np.array([part.speakers[row] for part, row in first]),
         np.array([part.labels[row] for part, row in first]),
         np.stack(pooled),
         parts[0].class_names,
-        np.stack([part.targets[row] for part, row in first]) if soft else None,
+        np.stack(targets) if targets else None,
         {
             name: np.array([part.columns[name][row] for part, row in first])
             for name in parts[0].columns
@@ -281,7 +281,7 @@ def read_predictions(path: Path) -> Predictions:
     if not rows:
         raise UserError(f"{path}: a header but no clips")
     clips, speakers, labels, predicted, numbers = zip(*rows, strict=True)
-    shares = np.array(numbers)
+    speakers, labels, shares = np.array(speakers), np.array(labels), np.array(numbers)
     targets = shares[:, len(names) :] if soft else None
     try:
         predictions = Predictions(clips, speakers, labels, shares[:, : len(names)], names, targets)

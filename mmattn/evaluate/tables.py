@@ -73,7 +73,7 @@ def score_table(
     Those of calibrated predictions, of the same splits, stand under the others of their metric.
     """
     shown = titles(*splits.values())
-    rows = []
+    rows: list[Sequence[Cell]] = []
     for name, title in shown.items():
         rows.append((title, *(Interval(**scores[name]) for scores in splits.values())))
         if calibrated and all(name in calibrated[split] for split in splits):

@@ -1,6 +1,6 @@
 """What is shown of a clip, in a plot and on the page: attention and features over time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +58,10 @@ class ClipView:
 
 def view_clips(
     corpus: Corpus,
-    clips: Sequence[int],
+    clips: Iterable[int],
     normaliser: Normaliser,
-    probabilities: Sequence[np.ndarray],
-    attention: Sequence[Mapping[str, np.ndarray]],
+    probabilities: Iterable[np.ndarray],
+    attention: Iterable[Mapping[str, np.ndarray]],
 ) -> list[ClipView]:
     """Clips [n] of a corpus with a network's predictions: probabilities [n, K]; by modality,
     attention [T] of each.
@@ -75,10 +75,11 @@ def view_clips(
             for name, stream in normalised(corpus, clip, normaliser).items()
             if name in own and len(stream.times)
         }
-        known, label = corpus.labels[clip] >= 0, corpus.class_names[corpus.labels[clip]]
-        who = (str(corpus.speakers[clip]), label) if known else (None, None)
-        cues = corpus.cues and [(cue.modality, cue.time, cue.decoy) for cue in corpus.cues[clip]]
-        views.append(ClipView(corpus.names[clip], *who, shares, streams, cues))
+        known = corpus.labels[clip] >= 0
+        speaker = str(corpus.speakers[clip]) if known else None
+        label = corpus.class_names[corpus.labels[clip]] if known else None
+        cues = [(c.modality, c.time, c.decoy) for c in corpus.cues[clip]] if corpus.cues else None
+        views.append(ClipView(corpus.names[clip], speaker, label, shares, streams, cues))
     return views
 
 

@@ -7,11 +7,11 @@ of the two. A stream that starts late (in FLV by 25 ms, say) is late here too.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -63,17 +63,66 @@ def read_audio(clip: Path | Plan) -> Audio | None:
     Raises:
         BadMedia: nothing can be decoded, and there is no video; where there is, a note says so.
     """
+    return _first_heard(clip if isinstance(clip, Plan) else survey(clip), _join)
+
+
+def audio_blocks(clip: Path | Plan) -> Iterator[Audio]:
+    """The audio of a clip as `read_audio` gives it, block by block: hours need no more memory.
+
+    It is decoded twice, the first time to find which track and channels are heard. A block may
+    begin before the end of the one before, by 50 ms at most.
+
+    Raises:
+        BadMedia: as `read_audio`.
+    """
     plan = clip if isinstance(clip, Plan) else survey(clip)
+    if heard := _first_heard(plan, _listen):
+        for at, samples in _Track(plan, *heard.track).parts():
+            yield Audio(samples, RATE, heard.start + at / RATE)
+
+
+class _Heard(NamedTuple):
+    """What `audio_blocks` has to know of a track before."""
+
+    track: tuple[int, int | None]  # its number and that of the channel
+    start: float  # seconds
+    silent: bool
+
+
+def _join(track: "_Track") -> Audio:
+    placed = list(track.parts())
+    found = np.zeros(max((at + len(part) for at, part in placed), default=0), np.float32)
+    for at, part in placed:
+        found[at : at + len(part)] = part
+    return Audio(found, RATE, track.start)
+
+
+def _listen(track: "_Track") -> _Heard:
+    low, high = np.inf, -np.inf
+    for _, part in track.parts():
+        low, high = min(low, part.min()), max(high, part.max())
+    return _Heard((track.number, track.mono.channel), track.start, high - low < 2 * SILENT)
+
+
+def _first_heard(plan: Plan, use: Callable[["_Track"], Any]) -> Any:
+    """What `use` makes of the first track that is not `silent`, or else of the first.
+
+    What is done and what is to note is added to the plan. Raises BadMedia.
+    """
     tracks, unused, silent = plan.of("audio"), {}, None
     for number in tracks:
         try:
-            audio, done, notes = _decode_audio(plan, number)
+            track = _Track(plan, number)
+            found = use(track)
+            if track.mono.cancelled:
+                track = _Track(plan, number, track.mono.loudest)
+                found = use(track)
         except BadMedia as error:
             unused[number] = error
             continue
-        if not audio.silent:
+        if not found.silent:
             break
-        unused[number], silent = "it is silent", silent or (audio, done, notes)
+        unused[number], silent = "it is silent", silent or (found, track)
     else:
         if not unused:
             return None
@@ -82,65 +131,79 @@ def read_audio(clip: Path | Plan) -> Audio | None:
                 raise unused[tracks[0]]
             plan.notes.append(str(unused[tracks[0]]))
             return None
-        (audio, done, notes), unused = silent, {}
+        (found, track), unused = silent, {}
     if unused:
         reasons = "; ".join(f"not of stream {one}: {why}" for one, why in unused.items())
-        notes.insert(0, f"its audio is that of stream {number}, {reasons}")
-    plan.done["audio"] += done
-    plan.notes.extend(notes)
-    return audio
+        plan.notes.append(f"its audio is that of stream {track.number}, {reasons}")
+    plan.done["audio"] += track.done
+    plan.notes.extend(track.notes)
+    return found
 
 
-def _decode_audio(
-    plan: Plan, number: int, channel: int | None = None
-) -> tuple[Audio, list[str], list[str]]:
-    """The audio of a track, or of one of its channels; what was done, and what is to note."""
-    mono, start = _Mono(channel), None
-    filled = dropped = 0.0  # seconds
-    with opened(plan.path, plan.edits) as container:
-        stream, clock = _decoded(container, number), _Clock(container, plan.start)
-        broken = _Broken()
-        decoded = broken.decode(container, stream, clock)
-        for frame in chain.from_iterable(frames for _, frames in decoded):
-            ended = clock.due
-            time = clock(frame, frame.samples / frame.sample_rate)
-            if start is None:
-                start = due = ended = time
-                mono.begin(frame, 0.0)
-            if not ended - _OVERLAP <= time <= due + LONGEST_GAP:
-                raise BadMedia(f"its audio jumps from {ended:.2f} to {time:.2f} s")
-            if abs(time - due) > GAP:
-                filled, dropped = filled + max(time - due, 0), dropped + max(due - time, 0)
-                due = time
-                mono.begin(frame, due - start)
-            elif mono.form != _form(frame):
-                mono.begin(frame, due - start)
-            mono.add(frame)
-            due += frame.samples / frame.sample_rate
-        if start is None:
-            raise BadMedia(broken.reason("audio") or "its audio track is empty")
-        rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
-    audio = Audio(mono.samples(), RATE, start)
-    if mono.cancelled:
-        audio, done, notes = _decode_audio(plan, number, mono.loudest)
-        notes.append("its audio channels cancel each other out (one is inverted): one is used")
-        return audio, done, notes
-    done, notes = [f"{rate} to {RATE} Hz"] if rate != RATE else [], broken.said("audio")
-    if len(plan.of("audio")) > 1:
-        done.insert(0, f"stream {number}, of {len(plan.of('audio'))} with audio")
-    if layout.nb_channels > 1:
-        mix = "mean" if channel is None else f"channel {channel + 1}"
-        done.append(f"{mix} of {layout.nb_channels} channels")
-    if rate < RATE:
-        notes.append(
-            f"its audio of {rate} Hz has nothing above {rate / 2000:g} kHz, others have up to "
-            f"{RATE / 2000:g} kHz: their features differ"
-        )
-    if filled:
-        notes.append(f"its audio lacks {filled:.2f} s by its timestamps: silence there")
-    if dropped:
-        notes.append(f"its audio is {dropped:.2f} s longer than its timestamps: left out")
-    return audio, done + clock.said(), notes
+class _Track:
+    """A track that is decoded as one channel of RATE.
+
+    start: seconds, of the first sample; done, notes: what was done and what is to note; they are
+    known when all parts have come.
+    """
+
+    def __init__(self, plan: Plan, number: int, channel: int | None = None):
+        self.plan, self.number, self.mono = plan, number, _Mono(channel)
+        self.start: float | None = None
+        self.done: list[str] = []
+        self.notes: list[str] = []
+
+    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Samples [n] float32, each with the place of the first. Raises BadMedia."""
+        plan, mono, number = self.plan, self.mono, self.number
+        filled = dropped = 0.0  # seconds
+        with opened(plan.path, plan.edits) as container:
+            stream, clock = _decoded(container, number), _Clock(container, plan.start)
+            broken = _Broken()
+            decoded = broken.decode(container, stream, clock)
+            for frame in chain.from_iterable(frames for _, frames in decoded):
+                ended = clock.due
+                time = clock(frame, frame.samples / frame.sample_rate)
+                if self.start is None:
+                    self.start = due = ended = time
+                    mono.begin(frame, 0.0)
+                if not ended - _OVERLAP <= time <= due + LONGEST_GAP:
+                    raise BadMedia(f"its audio jumps from {ended:.2f} to {time:.2f} s")
+                if abs(time - due) > GAP:
+                    filled, dropped = filled + max(time - due, 0), dropped + max(due - time, 0)
+                    due = time
+                    mono.begin(frame, due - self.start)
+                elif mono.form != _form(frame):
+                    mono.begin(frame, due - self.start)
+                mono.add(frame)
+                due += frame.samples / frame.sample_rate
+                yield from mono.taken()
+            if self.start is None:
+                raise BadMedia(broken.reason("audio") or "its audio track is empty")
+            mono.end()
+            yield from mono.taken()
+            rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
+        self.done = [f"{rate} to {RATE} Hz"] if rate != RATE else []
+        self.notes = broken.said("audio")
+        if len(plan.of("audio")) > 1:
+            self.done.insert(0, f"stream {number}, of {len(plan.of('audio'))} with audio")
+        if layout.nb_channels > 1:
+            mix = "mean" if mono.channel is None else f"channel {mono.channel + 1}"
+            self.done.append(f"{mix} of {layout.nb_channels} channels")
+        self.done += clock.said()
+        if rate < RATE:
+            self.notes.append(
+                f"its audio of {rate} Hz has nothing above {rate / 2000:g} kHz, others have up to "
+                f"{RATE / 2000:g} kHz: their features differ"
+            )
+        if filled:
+            self.notes.append(f"its audio lacks {filled:.2f} s by its timestamps: silence there")
+        if dropped:
+            self.notes.append(f"its audio is {dropped:.2f} s longer than its timestamps: left out")
+        if mono.channel is not None:
+            self.notes.append(
+                "its audio channels cancel each other out (one is inverted): one is used"
+            )
 
 
 class _Mono:
@@ -148,7 +211,7 @@ class _Mono:
 
     def __init__(self, channel: int | None):
         self.form = self.resampler = None
-        self.placed: list[tuple[int, np.ndarray]] = []  # samples, and the place of the first
+        self.placed: list[tuple[int, np.ndarray]] = []
         self.at, self.channel = 0, channel
         # Power that the mean would have if no two channels were alike, and that of parts in which
         # they cancel each other out; of each channel.
@@ -156,7 +219,7 @@ class _Mono:
 
     def begin(self, frame: av.AudioFrame, time: float) -> None:
         """What follows, in the form of `frame`, starts at a time, in seconds."""
-        self._end()
+        self.end()
         self.at = max(0, round(time * RATE))
         self.form, self.resampler = _form(frame), av.AudioResampler("fltp", rate=RATE)
 
@@ -176,14 +239,16 @@ class _Mono:
             self.placed.append((self.at, one))
             self.at += len(one)
 
-    def samples(self) -> np.ndarray:
-        """All of it, [n] float32; silence where nothing was added. Nothing can be added then."""
-        self._end()
-        ends = (at + len(part) for at, part in self.placed)
-        found = np.zeros(max(ends, default=0), np.float32)
-        for at, part in self.placed:
-            found[at : at + len(part)] = part
-        return found
+    def taken(self) -> list[tuple[int, np.ndarray]]:
+        """What was added since this was asked last: samples, and the place of the first."""
+        taken, self.placed = self.placed, []
+        return taken
+
+    def end(self) -> None:
+        """Nothing more is added in this form."""
+        if self.resampler:
+            self.add(None)
+            self.resampler = None
 
     @property
     def cancelled(self) -> bool:
@@ -194,11 +259,6 @@ class _Mono:
     def loudest(self) -> int:
         """The number of the channel with the most power."""
         return self.powers.most_common(1)[0][0]
-
-    def _end(self) -> None:
-        if self.resampler:
-            self.add(None)
-            self.resampler = None
 
 
 def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndarray]]:

@@ -56,7 +56,7 @@ class DlibFace:
 def _model_folder() -> Path:
     # Its own way to tell, by importing it, needs pkg_resources, which newer Pythons lack.
     package = find_spec("face_recognition_models")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise UserError(
             "the dlib embedding needs face-recognition-models (not found): "
             "pip install 'mmattn[dlib]'"

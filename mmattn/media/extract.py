@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from mmattn.media.dlib_face import DlibFace
 from mmattn.media.egemaps import EGeMAPS
 from mmattn.media.expression import Expression
 from mmattn.media.facenet import FaceNet
-from mmattn.media.faces import FaceDetector, FaceTracker, area
+from mmattn.media.faces import Face, FaceDetector, FaceTracker, area
 from mmattn.media.hugging_face import HuggingFace
 from mmattn.media.mesh import OPENING_COLUMN, FaceMesh
 from mmattn.media.models import FACE_DETECTOR, model_file
@@ -246,29 +246,48 @@ def follow_face(
 
     The models are loaded once a process; what is done is added to the `plan`. Raises BadMedia.
     """
-    detect, features, mesh = _face_models(config)
-    track, wanted = FaceTracker(detect), features if with_features else {}
-    measured = next((name for name, take in wanted.items() if take is mesh), None)
+    detect, *take = _face_models(config)
+    track, wanted = FaceTracker(detect), take if with_features else ({}, take[1])
     times, frames = [], []
     for time, frame in read_frames(plan or path, config.video_rate):
         if config.face == "largest":
             faces = [face for face in [track(frame)] if face]
         else:
-            faces = sorted(detect(frame), key=area, reverse=True)[:MOST]
-        seen = []
-        for face in faces:
-            rows = {name: take(frame, face) for name, take in wanted.items()}
-            opening = 0.0
-            if len(faces) > 1:
-                shape = rows[measured] if measured in rows else mesh(frame, face)
-                opening = 0.0 if shape is None else float(shape[OPENING_COLUMN])
-            seen.append(Seen(face, rows, opening))
+            faces = _largest(detect(frame))
         times.append(time)
-        frames.append(seen)
+        frames.append(_measured(frame, faces, *wanted))
     times = np.array(times)
     if config.face == "largest":
         return times, [next(iter(seen), None) for seen in frames], None
     return times, *follow_speaker(times, frames, lambda: _loudness(path))
+
+
+def look(frame: np.ndarray, config: ExtractConfig) -> list[Seen]:
+    """The largest faces of a video frame [H, W, 3] uint8, each with its features.
+
+    The models are loaded once a process.
+    """
+    detect, features, mesh = _face_models(config)
+    return _measured(frame, _largest(detect(frame)), features, mesh)
+
+
+def _largest(faces: Sequence[Face]) -> list[Face]:
+    return sorted(faces, key=area, reverse=True)[:MOST]
+
+
+def _measured(
+    frame: np.ndarray, faces: Sequence[Face], features: dict[str, Callable], mesh: Callable
+) -> list[Seen]:
+    """The faces of a frame with features, and the opening of their mouths if there are several."""
+    measured, seen = next((name for name, take in features.items() if take is mesh), None), []
+    for face in faces:
+        rows = {name: take(frame, face) for name, take in features.items()}
+        opening = 0.0
+        if len(faces) > 1:
+            shape = rows[measured] if measured else mesh(frame, face)
+            opening = 0.0 if shape is None else float(shape[OPENING_COLUMN])
+        seen.append(Seen(face, rows, opening))
+    return seen
 
 
 def _loudness(path: Path) -> Stream | None:
@@ -291,7 +310,7 @@ def _hear(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
     plan.notes.extend(said)
     if audio is None:
         return {}
-    models, (samples, rate, _) = _audio_models(config), audio
+    models, (samples, rate, _) = audio_models(config), audio
     found = {name: take(samples, rate) for name, take in models.items()}
     for variant in variants_of(config.augment_audio):
         changed = variant.of(samples, rate)
@@ -307,9 +326,16 @@ def _follow_face(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
     if not config.video:
         return {}
     times, followed, note = follow_face(plan.path, config, plan=plan)
-    streams, notes = {}, [note] if note else []
-    if not followed:
-        notes.append("it has no video frames")
+    streams, notes = face_streams(times, followed, config)
+    plan.notes.extend(dict.fromkeys([note, *notes] if note else notes))
+    return streams
+
+
+def face_streams(
+    times: np.ndarray, followed: Sequence[Seen | None], config: ExtractConfig
+) -> tuple[dict[str, Stream], list[str]]:
+    """By modality, the features of the face followed in frames at times [T] (s), and notes."""
+    streams, notes = {}, [] if followed else ["it has no video frames"]
     for name in config.video if followed else ():
         rows = [one and one.features[name] for one in followed]
         seen = [row for row in rows if row is not None]
@@ -321,8 +347,7 @@ def _follow_face(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
         nothing = np.zeros_like(seen[0])
         frames = np.stack([nothing if row is None else row for row in rows])
         streams[name] = make_stream(frames, times, zero_is_missing=True)
-    plan.notes.extend(dict.fromkeys(notes))
-    return streams
+    return streams, notes
 
 
 def _extractors(config: ExtractConfig, kind: str) -> dict[str, Extractor]:
@@ -336,7 +361,7 @@ def _extractors(config: ExtractConfig, kind: str) -> dict[str, Extractor]:
 
 
 @lru_cache(1)
-def _audio_models(config: ExtractConfig) -> dict[str, Callable[[np.ndarray, int], Stream]]:
+def audio_models(config: ExtractConfig) -> dict[str, Callable[[np.ndarray, int], Stream]]:
     """By modality, what takes audio features; loaded once a process."""
     return {name: one.start() for name, one in _extractors(config, "audio").items()}
 

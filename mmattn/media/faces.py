@@ -179,12 +179,12 @@ class FaceTracker:
 
     def __call__(self, frame: np.ndarray) -> Face | None:
         """The face in the next frame [H, W, 3]; None if it is not seen."""
-        faces = self._detect(frame)
-        if self._last is None:
+        faces, last = self._detect(frame), self._last
+        if last is None:
             chosen = max(faces, key=area, default=None)
         else:
-            near = [face for face in faces if overlap(face.box, self._last) > 0]
-            chosen = max(near, key=lambda face: overlap(face.box, self._last), default=None)
+            near = [face for face in faces if overlap(face.box, last) > 0]
+            chosen = max(near, key=lambda face: overlap(face.box, last), default=None)
         self._missed = 0 if chosen else self._missed + 1
         if chosen is not None:
             self._last = chosen.box

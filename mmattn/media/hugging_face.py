@@ -27,7 +27,7 @@ class HuggingFace:
     def record(self) -> dict:
         """What a feature file records of its audio features. Raises UserError as `start`."""
         _, network, weights = _load(self.model)
-        folder = Path(self.model).expanduser()
+        folder = Path(self.model or "").expanduser()
         settings = {
             "hf_model": folder.resolve().name if folder.is_dir() else self.model,
             "hf_layer": self._layer(network),

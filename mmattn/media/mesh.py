@@ -98,7 +98,7 @@ def find_mesh(model: Model, frame: np.ndarray, face: Face) -> np.ndarray | None:
         scale = side / SIDE
         rows = np.column_stack([scale * to_frame, corner])
         part = image.transform(
-            (SIDE, SIDE), Image.Transform.AFFINE, rows.ravel(), Image.Resampling.BILINEAR
+            (SIDE, SIDE), Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BILINEAR
         )
         mesh, score = model(np.asarray(part, np.float32) / 255)
         if expit(score.item()) < LEAST_SCORE:

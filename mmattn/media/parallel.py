@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -104,7 +104,7 @@ def find_jobs(clips: Sequence[Path], to: Path, tables: Sequence[Manifest] = ()) 
     owners: dict[Path, Path] = {}
     found = find_clips(clips, SUFFIXES) if clips or not tables else []
     for table in tables:
-        if "" not in table.files:
+        if table.path is None or "" not in table.files:
             raise UserError(f"{table.path}: expected the column file, of raw clips")
         paths = map(Path, dict.fromkeys(table.files[""]))
         found += [(path, path.relative_to(table.path.parent)) for path in paths]
@@ -241,8 +241,8 @@ def run_jobs(
 
 
 def _run(
-    work: Callable, jobs: Sequence[Job], config: ExtractConfig, workers: int
-) -> Iterator[tuple[Job, Result]]:
+    work: Callable[..., Result], jobs: Sequence[Job], config: ExtractConfig, workers: int
+) -> Generator[tuple[Job, Result], None, list[Job]]:
     """Yields as `run_jobs`; returns the jobs, in order, that are left because a process died."""
     context = multiprocessing.get_context("spawn")  # a fork of threads and models is not safe
     pool = ProcessPoolExecutor(workers, context, _start_process)
@@ -266,7 +266,7 @@ def _run(
         pool.shutdown(cancel_futures=True)
 
 
-def _do(work: Callable, job: Job, config: ExtractConfig) -> Result:
+def _do(work: Callable[..., Result], job: Job, config: ExtractConfig) -> Result:
     try:
         return work(job, config)
     except SystemExit:  # of SIGTERM: the pool would take it for the job's result, and continue

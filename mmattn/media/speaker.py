@@ -7,7 +7,8 @@ import numpy as np
 
 from mmattn.data.stream import Stream, make_stream
 from mmattn.media.align import Movement, agreement
-from mmattn.media.faces import FORGOTTEN, Face, FaceTracker, overlap
+from mmattn.media.faces import Face, FaceTracker
+from mmattn.media.people import People
 
 MOST = 4  # faces of a frame that are looked at, the largest; more are a crowd
 # From these on it can be told who speaks; set and measured by tests/media/test_speaker.py.
@@ -58,18 +59,16 @@ def follow_speaker(
     """
     several = any(len(seen) > 1 for seen in frames)
     tracks = find_tracks(frames) if several else []
-    beside = [track for track in tracks if sum(one.opening > 0 for one in track.values()) >= BRIEF]
+    beside = [track for track in tracks if is_beside(track)]
     if len(beside) < 2:
         return follow_largest(frames), None
     if (heard := loudness()) is None:
         return _noted(follow_largest(frames), "the largest, for there is no audio")
-    found = [agreement(_movement(track, times, heard)) for track in beside]
-    speaker = beside[int(np.argmax(found))]
-    others = [r for r, track in zip(found, beside, strict=True) if _meet(track, speaker)]
-    best, next_best = max(found), max(others, default=0.0)
-    if best < LEAST_CORRELATION or best - next_best < LEAST_LEAD:
+    found, best, next_best = find_speaker(beside, times, heard)
+    if found is None:
         why = f"the largest, for who speaks cannot be told (r {best:.2f} and {next_best:.2f})"
         return _noted(follow_largest(frames), why)
+    speaker = beside[found]
     listeners = {id(one) for track in tracks if _meet(track, speaker) for one in track.values()}
     left = [[one for one in seen if id(one) not in listeners] for seen in frames]
     first, end = min(speaker), max(speaker) + 1
@@ -79,32 +78,39 @@ def follow_speaker(
 
 
 def find_tracks(frames: Sequence[Sequence[Seen]]) -> list[Track]:
-    """The faces of frames, each as one that is seen in some: the boxes of a track overlap.
-
-    A face is forgotten by the rule of FaceTracker.
-    """
-    tracks: list[Track] = []
-    living: list[Track] = []
+    """The faces of frames, by person."""
+    people, tracks = People(), {}
     for number, seen in enumerate(frames):
-        living = [track for track in living if number - _last(track) <= FORGOTTEN]
-        pairs = sorted(
-            (-overlap(track[_last(track)].face.box, one.face.box), row, column)
-            for row, track in enumerate(living)
-            for column, one in enumerate(seen)
-        )
-        free = dict(enumerate(seen))
-        for nearness, row, column in pairs:
-            if nearness < 0 and column in free and number not in living[row]:
-                living[row][number] = free.pop(column)
-        new = [{number: one} for one in free.values()]
-        tracks += new
-        living += new
-    return tracks
+        for who, one in zip(people([one.face.box for one in seen]), seen, strict=True):
+            tracks.setdefault(who, {})[number] = one
+    return list(tracks.values())
 
 
-def _last(track: Track) -> int:
-    """The frame in which it is seen last; they are in order."""
-    return next(reversed(track))
+def is_beside(track: Track) -> bool:
+    """Whether a face is seen beside others for long enough to tell whether it speaks."""
+    return sum(one.opening > 0 for one in track.values()) >= BRIEF
+
+
+def find_speaker(
+    tracks: Sequence[Track], times: np.ndarray, loudness: Stream
+) -> tuple[int | None, float, float]:
+    """Which of the faces speaks: the one whose mouth opens most as the audio gets loud.
+
+    Args:
+        tracks: of faces that are seen beside others.
+        times: [T] of the frames (s).
+        loudness: [Ta, 1] amplitude of the audio.
+
+    Returns:
+        Its place, None if it cannot be told; its r; the highest r of others that are there then.
+    """
+    found = [agreement(_movement(track, times, loudness)) for track in tracks]
+    best = max(found, default=0.0)
+    speaker = found.index(best) if found else None
+    others = [r for r, track in zip(found, tracks, strict=True) if _meet(track, tracks[speaker])]
+    next_best = max(others, default=0.0)
+    told = best >= LEAST_CORRELATION and best - next_best >= LEAST_LEAD
+    return speaker if told else None, best, next_best
 
 
 def _movement(track: Track, times: np.ndarray, loudness: Stream) -> Movement:

@@ -23,7 +23,7 @@ _SAY_LENGTH = {"mov", "flv", "avi", "matroska", "asf", "wav", "w64", "aiff", "au
 _ENDLESS = 1 << 30  # frames in the header of an AVI that is written to a pipe
 _EARLY = 1e-3  # seconds before the start of a clip that are no rounding
 # PyAV 19 needs no word to take metadata that is not UTF-8.
-_LENIENT = {} if int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "replace"}
+_LENIENT: dict = {} if int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "replace"}
 
 
 class BadMedia(Exception):
@@ -87,7 +87,7 @@ def _plan(path: Path, container: av.container.InputContainer, edits: bool) -> Pl
     """The plan of a clip that is opened with its edit list followed or not."""
     start = (container.start_time or 0) / av.time_base
     times: dict[int, tuple[float, float, float]] = {}  # of a track: first, last, latest end
-    falling, packets = set(), Counter()
+    falling, packets = set(), Counter[int]()
     for packet in container.demux():
         if packet.pts is None or packet.is_discard:
             continue
@@ -158,10 +158,10 @@ def _describe(stream: av.stream.Stream) -> str:
     codec = stream.codec_context
     if codec is None:
         return UNKNOWN
-    if stream.type == "video":
+    if isinstance(codec, av.VideoCodecContext):
         rate = f", {float(stream.guessed_rate):.4g} fps" if stream.guessed_rate else ""
         return f"{codec.name}, {codec.width} x {codec.height}{rate}"
-    if stream.type == "audio":
+    if isinstance(codec, av.AudioCodecContext):
         channels = "mono" if codec.layout.nb_channels == 1 else codec.layout.name
         return f"{codec.name}, {codec.sample_rate} Hz, {channels}"
     return codec.name
@@ -177,17 +177,22 @@ def _claimed(container: av.container.InputContainer) -> float | None:
     streams = [one for one in container.streams if _kind(one) in ("audio", "video")]
     if container.format.name == "avi":  # FFmpeg corrects lengths by the file's; the count stays
         videos = [one for one in streams if one.type == "video" and one.frames < _ENDLESS]
-        return max((float(one.frames * one.time_base) for one in videos), default=None)
-    said = [_stream_seconds(stream) for stream in streams]
+        return max((_seconds(one, one.frames) for one in videos), default=None)
+    said = [said for stream in streams if (said := _stream_seconds(stream)) is not None]
     whole = container.duration and container.duration / av.time_base
-    if said and None not in said:
+    if said and len(said) == len(streams):
         return min(max(said), whole or np.inf)
     return whole if all(one.type in ("audio", "video") for one in container.streams) else None
 
 
+def _seconds(stream: av.stream.Stream, ticks: int) -> float:
+    assert stream.time_base is not None  # an open container's streams have one
+    return float(ticks * stream.time_base)
+
+
 def _stream_seconds(stream: av.stream.Stream) -> float | None:
     if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
+        return _seconds(stream, stream.duration)
     try:  # of Matroska: hours, minutes and seconds
         hours, minutes, seconds = map(float, stream.metadata["DURATION"].split(":"))
         return 3600 * hours + 60 * minutes + seconds
@@ -204,7 +209,7 @@ def _edits_hide(path: Path, container: av.container.InputContainer) -> bool:
     """
     if "mov" not in container.format.name:
         return False
-    if any((one.start_time or 0) * one.time_base < -_EARLY for one in container.streams.video):
+    if any(_seconds(one, one.start_time or 0) < -_EARLY for one in container.streams.video):
         return True
     with opened(path, edits=True) as shown:
         hidden = np.subtract(_durations(container), _durations(shown))
@@ -213,7 +218,7 @@ def _edits_hide(path: Path, container: av.container.InputContainer) -> bool:
 
 def _durations(container: av.container.InputContainer) -> list[float]:
     return [
-        float((one.duration or 0) * one.time_base)
+        _seconds(one, one.duration or 0)
         for one in container.streams
         if _kind(one) in ("audio", "video")
     ]

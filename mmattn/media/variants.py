@@ -67,13 +67,14 @@ class Variant(NamedTuple):
 
     def of(self, samples: np.ndarray, rate: int) -> np.ndarray:
         """The copy [m] of samples [n], float32: m = n / tempo. The same samples give the same."""
-        if self.kind == "noise":
+        filters = KINDS[self.kind].filters
+        if filters is None:
             seed = zlib.crc32(self.name.encode(), zlib.crc32(samples.tobytes()))
             noise = np.random.default_rng(seed).standard_normal(len(samples), np.float32)
             power = np.mean(np.square(samples, dtype=np.float64)) / np.mean(np.square(noise))
             return samples + noise * np.float32(np.sqrt(power / 10 ** (self.value / 10)))
         padded = np.pad(samples, (0, round(TAIL * rate)))
-        filtered = _filter(padded, rate, KINDS[self.kind].filters(self.value, rate))
+        filtered = _filter(padded, rate, filters(self.value, rate))
         return filtered[: round(len(samples) / self.tempo)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from mmattn.media.decode import RATE
 from mmattn.media.models import SHA256, WHISPER, model_file, sha256
 
 TINY = WHISPER.removeprefix("whisper-")
-FILES = ["model.bin", "config.json", "preprocessor_config.json", "vocabulary.*"]
+FILES = ["model.bin", "config.json", "preprocessor_config.json"]
+WORDS = 8  # of the decoder's vocabulary
 STATE = 0.02  # seconds that a state stands for
 WINDOW, HOP = 400, 160  # samples of a mel frame; two frames become a state
 
@@ -56,14 +58,15 @@ class Whisper:
         """
         with explain_missing_library():  # it takes half a second to import
             from ctranslate2 import StorageView, models
+        folder = self._folder()
         try:  # clips are extracted in parallel, each on a core
-            network = models.Whisper(
-                str(folder := self._folder()),
-                compute_type="float32",
-                inter_threads=1,
-                intra_threads=1,
-                files=None if self.layer == -1 else self._cut_files(folder),
-            )
+            with (
+                TemporaryDirectory() as cut
+            ):  # what is given in memory stays there beside the model
+                for name, content in self._cut_files(folder).items():
+                    Path(cut, name).write_bytes(content)
+                options = {"compute_type": "float32", "inter_threads": 1, "intra_threads": 1}
+                network = models.Whisper(cut, **options)
         except (RuntimeError, struct.error) as error:
             raise UserError(f"--whisper-model {self.model}: no Whisper model: {error}") from error
 
@@ -76,12 +79,17 @@ class Whisper:
         return in_windows(encode)
 
     def _cut_files(self, folder: Path) -> dict[str, bytes]:
-        """What CTranslate2 reads of the folder, by name, without the layers after the one asked."""
-        found = {path.name: path.read_bytes() for name in FILES for path in folder.glob(name)}
-        return found | {"model.bin": self._cut(found["model.bin"])}
+        """What CTranslate2 reads of the folder, by name, without most of what is not used."""
+        found = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+        vocabulary = "".join(f"{number}\n" for number in range(WORDS)).encode()
+        return found | {
+            "model.bin": self._cut(memoryview(found["model.bin"])),
+            "vocabulary.txt": vocabulary,
+        }
 
-    def _cut(self, content: bytes) -> bytes:
-        """The content of model.bin without the layers of the encoder after the one asked for.
+    def _cut(self, content: memoryview) -> bytes:
+        """The content of model.bin without the layers of the encoder after the one asked for, and
+        without the decoder but for its first layer and WORDS, which CTranslate2 asks for.
 
         CTranslate2 counts the layers that it finds. The file has 4 bytes of its version, a name,
         4 bytes of a revision, the number of variables, these, and names for the same variables.
@@ -91,11 +99,22 @@ class Whisper:
         variables, at = [], place + 4  # of each, its layer in the encoder (0: none) and its bytes
         for _ in range(count):
             (length,) = struct.unpack_from("<H", content, at)
-            named = re.match(rb"encoder/layer_(\d+)/", content[at + 2 : at + 2 + length])
             shape = at + 2 + length
             size = shape + 1 + 4 * content[shape] + 1  # after the rank, the shape and the type
-            end = size + 4 + struct.unpack_from("<I", content, size)[0]
-            variables.append((int(named[1]) + 1 if named else 0, content[at:end]))
+            begin = size + 4
+            end = begin + struct.unpack_from("<I", content, size)[0]
+            part, name = content[at:end], bytes(content[at + 2 : shape])
+            if re.match(rb"decoder/(embeddings|projection)/", name) and content[shape]:
+                (words,) = struct.unpack_from("<I", content, shape + 1)
+                kept = min(words, WORDS) * ((end - begin) // words)
+                cut = struct.pack("<I", min(words, WORDS)), content[shape + 5 : size]
+                data = struct.pack("<I", kept), content[begin : begin + kept]
+                part = b"".join([content[at : shape + 1], *cut, *data])
+            layer = re.match(rb"(encoder|decoder)/layer_(\d+)/", name)
+            if not layer or layer[1] == b"encoder":
+                variables.append((int(layer[2]) + 1 if layer else 0, part))
+            elif int(layer[2]) == 0:
+                variables.append((0, part))
             at = end
         layers = max((number for number, _ in variables), default=0)
         last = self.layer if self.layer > 0 else layers + 1 + self.layer

@@ -95,7 +95,7 @@ def _normal(uniform: np.ndarray) -> np.ndarray:
 
 def _uniform(key: np.ndarray, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
     """`jax.random.uniform` with a range, float32."""
-    size = np.prod(shape)
+    size = math.prod(shape)
     counts = (np.arange(at, min(at + CHUNK, size), dtype=np.uint32) for at in range(0, size, CHUNK))
     bits = np.concatenate([np.bitwise_xor(*_threefry(key, one)) for one in counts])
     one_to_two = (bits >> 9 | np.float32(1).view(np.uint32)).view(np.float32)

@@ -14,7 +14,7 @@ from mmattn.config import Pooling
 from mmattn.model.initial import Keys, glorot_uniform, lecun_normal, zeros
 
 # The layer of Flax; its parameters may come from `Keys`.
-Linear = partial(nnx.Linear, kernel_init=lecun_normal, bias_init=zeros)
+Linear: Callable[..., nnx.Linear] = partial(nnx.Linear, kernel_init=lecun_normal, bias_init=zeros)
 
 
 class Training(NamedTuple):

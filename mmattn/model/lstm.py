@@ -31,7 +31,7 @@ class LSTM(nnx.Module):
         self.input_kernel = nnx.Param(glorot_uniform(rngs.params(), (features, 4 * units)))
         self.recurrent_kernel = nnx.Param(orthogonal(rngs.params(), (units, 4 * units)))
         # Forget gates start open (Jozefowicz et al., 2015), as in Keras.
-        self.bias = nnx.Param(jax.device_put(np.repeat(np.float32([0, 1, 0, 0]), units)))
+        self.bias = nnx.Param(jax.device_put(np.repeat(np.array([0, 1, 0, 0], np.float32), units)))
         self.reverse = reverse
 
     def __call__(self, x: Array, length: Array) -> Array:
@@ -58,7 +58,7 @@ def both(x, length, ahead, back):
 
     Where no gradient is asked for, the kernel runs them at once.
     """
-    if _implementation(x.dtype) is native:
+    if _implementation(x) is native:
         return native.predict(x, length, ahead, back)
     return one_by_one(x, length, ahead, back)
 
@@ -75,7 +75,7 @@ both.defvjp(partial(jax.vjp, one_by_one), lambda backward, dh: backward(dh))
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def lstm(x, length, input_kernel, recurrent_kernel, bias, reverse=False):
     """The layer as a function: x [T, B, F] and its weights -> [T, B, H]. See `LSTM`."""
-    run = _implementation(x.dtype).forward
+    run = _implementation(x).forward
     return run(x, length, input_kernel, recurrent_kernel, bias, reverse)[0]
 
 
@@ -83,18 +83,19 @@ def _forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
     # The input kernel is kept for the gradient of x alone, which data does not need.
     kept = input_kernel.value if x.perturbed else None
     x, length, *weights = (one.value for one in (x, length, input_kernel, recurrent_kernel, bias))
-    h, c, t = _implementation(x.dtype).forward(x, length, *weights, reverse)
+    h, c, t = _implementation(x).forward(x, length, *weights, reverse)
     return h, (x, h, c, t, length, kept, weights[1])
 
 
 def _backward(reverse, saved, dh):
-    dx, d_input, d_recurrent, d_bias = _implementation(dh.dtype).backward(dh, *saved, reverse)
+    dx, d_input, d_recurrent, d_bias = _implementation(dh).backward(dh, *saved, reverse)
     return dx, None, d_input, d_recurrent, d_bias
 
 
 lstm.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _implementation(dtype):
-    # The kernel knows float32 alone.
-    return native if native.usable() and dtype == jnp.float32 else scan
+def _implementation(x):
+    # The kernel knows float32 alone, and no axis whose size is open, as in what `jax.export` makes.
+    fits = x.dtype == jnp.float32 and all(isinstance(size, int) for size in x.shape)
+    return native if native.usable() and fits else scan

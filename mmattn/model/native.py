@@ -71,7 +71,7 @@ def library(compiler: str) -> Path:
         path.parent.chmod(0o700)  # what lies there is run
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", SOURCE, "-o", made]
+            command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             made.replace(path)  # whole or not at all, also when two runs build at once
     return path

@@ -15,6 +15,7 @@ from mmattn.data.stream import Stream
 from mmattn.model.encoder import Encoder
 from mmattn.model.fusion import fusion_of
 from mmattn.model.fusion.base import Fused
+from mmattn.model.fusion.late import Late
 from mmattn.model.initial import Keys, zeros
 from mmattn.model.layers import BatchNorm, Dropout, Linear, Training, functionals
 
@@ -162,7 +163,7 @@ class Network(Classifier):
                 pooled, _ = self.branches[name].pool(embeddings[name], stream.valid, training)
             weight = batch.weight * jnp.where(stream.valid.any(1), 1, LACKING)
             votes[name] = classifier.classify(pooled, [stream], training, weight)
-        if self.fusion.late:
+        if isinstance(self.fusion, Late):
             joint = None
             logits = self.fusion.join({name: vote.logits for name, vote in votes.items()}, streams)
         else:

@@ -21,7 +21,7 @@ def forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
     # Halving the columns of the sigmoid gates here spares a pass over z at each time step.
     half = jnp.where(jnp.arange(4 * units) < 3 * units, 0.5, 1.0)
     z = jnp.einsum("tbf,fg->tbg", x, input_kernel * half) + bias * half
-    inside = jnp.arange(len(x))[:, None] < length
+    inside = jnp.arange(x.shape[0])[:, None] < length
     z = jnp.where(inside[..., None], z, PADDING_GATE)
     kernel = recurrent_kernel * half
 

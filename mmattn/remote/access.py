@@ -3,8 +3,8 @@
 import http.client
 import ipaddress
 import os
-from contextlib import closing
-from urllib.parse import urlsplit
+import urllib.request
+from functools import partial
 
 from mmattn.errors import UserError
 from mmattn.remote.ssh import RemoteError
@@ -18,6 +18,14 @@ _INSIDE = [
 ]
 
 
+class _OverIPv4(urllib.request.HTTPSHandler):
+    """From an IPv4 address, as machines are reached, also where IPv6 would be preferred."""
+
+    def https_open(self, request):
+        connection = partial(http.client.HTTPSConnection, source_address=("0.0.0.0", 0))
+        return self.do_open(connection, request)
+
+
 def own_network() -> str:
     """This computer's public IPv4 address as a network of one: a.b.c.d/32.
 
@@ -27,32 +35,18 @@ def own_network() -> str:
         RemoteError: the service does not answer, or with something else than such an address.
     """
     url = os.environ.get("MMATTN_IP_SERVICE", SERVICE)
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise RemoteError(f"MMATTN_IP_SERVICE={url}: expected an http or https address")
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     try:
-        # From an IPv4 address, as machines are reached, also where IPv6 would be preferred.
-        with closing(kind(parts.netloc, timeout=10, source_address=("0.0.0.0", 0))) as connection:
-            connection.request("GET", parts.path or "/")
-            text = connection.getresponse().read(100).decode("ascii", "replace").strip()
-    except (OSError, http.client.HTTPException) as error:
+        with urllib.request.build_opener(_OverIPv4).open(url, timeout=10) as answer:
+            text = answer.read(100).decode("ascii", "replace").strip()
+        found = ipaddress.IPv4Network(f"{text}/32")
+        if _is_inside(found):
+            raise ValueError(f"expected a public address, got {text}")
+        return str(found)
+    except (OSError, ValueError) as error:
         raise RemoteError(
-            f"{url} does not tell this computer's address: "
-            f"{getattr(error, 'strerror', None) or error}; MMATTN_IP_SERVICE names another such "
-            "service, --allow-from a network to let in"
+            f"{url} does not tell this computer's IPv4 address: {error}; MMATTN_IP_SERVICE names "
+            "another such service, --allow-from a network to let in"
         ) from error
-    try:
-        address = ipaddress.IPv4Network(ipaddress.IPv4Address(text))
-    except ValueError as error:
-        raise RemoteError(f"{url}: expected an IPv4 address, got {text!r}") from error
-    if _is_inside(address):
-        raise RemoteError(
-            f"{url}: expected a public address, got {text}: --allow-from names the network from "
-            "which this computer reaches the Internet"
-        )
-    return str(address)
 
 
 def network(text: str) -> str:
@@ -63,12 +57,8 @@ def network(text: str) -> str:
         raise UserError(
             f"--allow-from {text}: expected an IPv4 network, as 203.0.113.0/24: {error}"
         ) from error
-    if found.prefixlen < WIDEST:
-        raise UserError(f"--allow-from {text}: expected a network no wider than /{WIDEST}")
-    if _is_inside(found):
-        raise UserError(
-            f"--allow-from {text}: expected public addresses: machines are reached by theirs"
-        )
+    if found.prefixlen < WIDEST or _is_inside(found):
+        raise UserError(f"--allow-from {text}: expected public addresses, at most a /{WIDEST}")
     return str(found)
 
 

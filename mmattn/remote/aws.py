@@ -26,34 +26,20 @@ CONFIG = botocore.config.Config(
 )
 
 _THROTTLED = "RequestLimitExceeded", "Throttling", "ThrottlingException"
-_WORDS = {  # for AWS's codes
-    ("InsufficientInstanceCapacity",): "AWS has no such machine free now: try later, another "
-    "--region, or another --instance-type",
-    ("VcpuLimitExceeded", "MaxSpotInstanceCountExceeded", "InstanceLimitExceeded"): "the "
-    "account's limit is reached: ask for more under Service Quotas, EC2, or choose a smaller "
-    "--instance-type",
-    ("SpotMaxPriceTooLow",): "the spot price is above the on-demand price, the most that is "
-    "offered: deploy without --spot",
-    _THROTTLED: "AWS throttles this account's requests: try again in some minutes",
-    ("ExpiredToken", "ExpiredTokenException"): "the AWS credentials have expired: log in again "
-    "(`aws sso login`)",
-    ("RequestExpired",): "the AWS credentials have expired or this computer's clock is wrong",
-    ("AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException"): "AWS does not accept "
-    "these credentials here: they are wrong, the account has not enabled this region (`aws account "
-    "list-regions` shows which it has), or this computer's clock is wrong",
-    ("SignatureDoesNotMatch",): "AWS does not accept these credentials: the secret key is wrong, "
-    "or this computer's clock",
-    ("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"): "these credentials lack a "
-    "permission: see docs/remote-policy.json",
-    ("InvalidInstanceType",): "there is no such --instance-type in this region",
-    ("Unsupported",): "this --instance-type is not offered in this region or zone",
-    ("IdempotentParameterMismatch",): "an earlier start of this machine was asked for with other "
-    "parameters: `fab teardown` first",
-    ("NoSuchBucket",): "there is no such bucket: `aws s3 mb s3://BUCKET --region REGION` makes one",
-    ("OptInRequired",): "the account is not signed up for EC2 in this region",
-    ("PendingVerification",): "AWS still verifies the account: try again when its e-mail has come",
+_ADVICE = {  # where AWS's own message does not tell what to do
+    "the AWS credentials have expired, or this computer's clock is wrong: log in again (`aws sso "
+    "login`)": ("ExpiredToken", "ExpiredTokenException", "RequestExpired"),
+    "AWS does not accept these credentials here: they are wrong, the account has not enabled this "
+    "region, or this computer's clock is wrong": (
+        *("AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch"),
+        "UnrecognizedClientException",
+    ),
+    "these credentials lack a permission: see docs/remote-policy.json, for "
+    "buckets docs/remote-policy-bucket.json": (
+        *("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"),
+    ),
+    "there is no such bucket: `aws s3 mb s3://BUCKET --region REGION` makes one": ("NoSuchBucket",),
 }
-_REASONS = {code: reason for codes, reason in _WORDS.items() for code in codes}
 
 
 class CloudError(RemoteError):
@@ -91,53 +77,42 @@ def explained(what: str) -> Iterator[None]:
     """Turn boto3's errors into one plain message each.
 
     Raises:
-        CloudError: AWS refuses or does not answer.
-        UserError: there are no credentials, or no region.
+        CloudError: AWS refuses or does not answer, or there are no credentials or no region.
     """
     try:
         yield
+    except UserError:
+        raise
     except failures.ClientError as error:
         code = error_code(error)
-        # Families of codes, as InvalidAMIID.NotFound, are explained by AWS's own message.
-        message = error.response["Error"].get("Message", "")
-        reason = _REASONS.get(code)
-        refusal = f"{error.operation_name}: {code}"
-        text = f"{reason} ({refusal}: {message[:300]})" if reason else f"AWS: {refusal}: {message}"
+        text = f"{error.operation_name}: {code}: {error.response['Error'].get('Message', '')}"[:400]
+        advice = next((advice for advice, codes in _ADVICE.items() if code in codes), None)
+        text = f"{advice} ({text})" if advice else text
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
         # AWS counts a lack of capacity among its own failures (5xx).
         refused = 400 <= status < 500 or code.startswith("Insufficient")
         refused &= code not in ("IdempotentParameterMismatch", *_THROTTLED)
         raise CloudError(f"{what}: {text}", code, refused) from error
-    except failures.NoCredentialsError as error:
-        raise UserError(
-            "AWS: expected credentials in ~/.aws, the environment or AWS_PROFILE, found none: "
-            "`aws configure` or `aws sso login` makes them"
-        ) from error
-    except failures.PartialCredentialsError as error:
-        half = error.kwargs
-        raise UserError(
-            f"AWS: expected a pair of credentials, found half a pair: {half['provider']} lacks "
-            f"{half['cred_var']}"
-        ) from error
     except (failures.SSOError, failures.TokenRetrievalError) as error:
         profile = os.environ.get("AWS_PROFILE", "default")
-        raise UserError(
+        raise CloudError(
             f"AWS: the single sign-on has expired: `aws sso login --profile {profile}`"
         ) from error
     except (EOFError, GetPassWarning) as error:
-        raise UserError(
+        raise CloudError(
             "AWS: the profile's role needs an MFA code, and there is no terminal to ask at: call "
             "`aws sts get-caller-identity` at one; its session counts here until it ends"
         ) from error
-    except failures.NoRegionError as error:
-        raise UserError("AWS: expected a --region, an AWS_REGION or one in ~/.aws") from error
-    except (failures.EndpointConnectionError, failures.ConnectTimeoutError) as error:
-        where = error.kwargs["endpoint_url"]
-        raise CloudError(
-            f"{what}: no connection to {where}: is this computer online, and is that a region?"
-        ) from error
     except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
         raise CloudError(f"{what}: {str(error)[:300]}") from error
+
+
+def explains(cls: type) -> type:
+    """A class each of whose methods is `explained`."""
+    for name, method in [*vars(cls).items()]:
+        if callable(method):
+            setattr(cls, name, explained("AWS")(method))
+    return cls
 
 
 @contextmanager

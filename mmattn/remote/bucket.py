@@ -1,25 +1,14 @@
-"""The bucket of --results and --data, seen from the laptop: checks, results, the machine's rights.
+"""The bucket of --results and --data, seen from the laptop: checks, and the machine's rights.
 
 A machine reaches it by the run's instance profile, which permits the run's URIs and nothing else.
 """
 
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
-from hashlib import sha256 as new_sha256
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mmattn.console import progress
 from mmattn.errors import UserError
-from mmattn.remote.agent.bucket import MANIFEST, OF_A_FILE, Bucket, in_parallel
-from mmattn.remote.agent.verify import sha256
-from mmattn.remote.aws import CloudError, client, explained, suppressed
-from mmattn.remote.ssh import MB
-
-if TYPE_CHECKING:  # fetch itself imports this module
-    from mmattn.remote.fetch import Entry
+from mmattn.remote.agent.bucket import Bucket
+from mmattn.remote.aws import client, explained, suppressed
 
 PROBE = ".mmattn-probe"
 URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[A-Za-z0-9_.=+@-]+)+/?")
@@ -41,13 +30,13 @@ def check(option: str, uri: str, region: str, write: bool) -> tuple[int, int]:
     UserError if a machine in the region could not write there, or if `write` is not asked for and
     there is nothing to read.
     """
-    bucket = _open(uri)
     with explained(f"{option} {uri}"):
+        bucket = Bucket(uri, client("s3"))
         sizes = [one["Size"] for name, one in bucket.list().items() if not name.endswith("/")]
         found = bucket.client.head_bucket(Bucket=bucket.bucket).get("BucketRegion", region)
         if write:
-            bucket.put(PROBE, b"", new_sha256(b"").hexdigest())
-            _delete(bucket, [PROBE])
+            bucket.put(PROBE, b"")
+            bucket.delete([PROBE])
     if found != region:
         raise UserError(
             f"{option} {uri}: expected a bucket in the machine's region, {region}, found one in "
@@ -58,49 +47,11 @@ def check(option: str, uri: str, region: str, write: bool) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def manifest(uri: str) -> dict | None:
-    """What the machine has pushed: `files`, `complete`, `job`, `time`; None if nothing yet."""
+def is_complete(uri: str) -> bool:
+    """Whether all results of a run are there."""
     with explained(uri):
-        return _open(uri).manifest()
-
-
-def bring(uri: str, entries: Sequence["Entry"], staging: Path) -> None:
-    """Download files of the manifest to their paths in staging, unless they are there, verified.
-
-    A file that is gone is left out: there is a newer manifest.
-    """
-    bucket = _open(uri)
-
-    def one(entry: "Entry") -> None:
-        path = staging / entry.path
-        with suppress(bucket.client.exceptions.NoSuchKey):
-            if sha256(path) != entry.sha256:
-                bucket.save(f"{entry.path}@{entry.sha256}", path, entry.sha256)
-        advance(entry.size / MB)
-
-    total = sum(entry.size for entry in entries)
-    with explained(uri), progress("fetch", -(-total // MB), "MB") as advance:
-        in_parallel(one, entries)
-
-
-def delete(uri: str) -> int:
-    """Delete a run's results in the bucket and nothing else; returns how many files it had."""
-    bucket = _open(uri)
-    with explained(uri):
-        files = list(filter(OF_A_FILE.fullmatch, bucket.list()))
-        _delete(bucket, [MANIFEST])  # first: it never names what is not there
-        _delete(bucket, files)
-    return len(files)
-
-
-def _open(uri: str) -> Bucket:
-    with explained(uri):
-        return Bucket(uri, client("s3"))
-
-
-def _delete(bucket: Bucket, names: list[str]) -> None:
-    if left := bucket.delete(names):
-        raise CloudError(f"s3://{bucket.bucket}: S3 keeps {len(left)} objects, e.g. {left[0]}")
+        manifest = Bucket(uri, client("s3")).manifest()
+    return bool(manifest and manifest["complete"])
 
 
 def ensure_profile(label: str, results: str | None, data: str | None, tags: dict[str, str]) -> str:
@@ -160,13 +111,8 @@ def delete_profile(label: str) -> None:
 
 
 def profile_remains(label: str) -> dict[str, list[str]]:
-    """What exists of the run's instance profile and role, by kind."""
-    iam, found = client("iam"), {}
-    with explained(f"role {label}"):
-        with suppressed("NoSuchEntity"):
-            iam.get_instance_profile(InstanceProfileName=label)
-            found["instance profile"] = [label]
-        with suppressed("NoSuchEntity"):
-            iam.get_role(RoleName=label)
-            found["role"] = [label]
-    return found
+    """The run's role, if it is there: it is the first of them that is made, the last to go."""
+    with explained(f"role {label}"), suppressed("NoSuchEntity"):
+        client("iam").get_role(RoleName=label)
+        return {"role": [label]}
+    return {}

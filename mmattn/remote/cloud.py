@@ -2,11 +2,10 @@
 
 import math
 import re
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mmattn.errors import UserError
-from mmattn.remote.aws import CloudError, client, explained, persistent, suppressed
+from mmattn.remote.aws import CloudError, client, explains, persistent, suppressed
 
 RUN, OWNER, DEADLINE, PRICE = "mmattn:run", "mmattn:owner", "mmattn:deadline", "mmattn:price"
 GONE = ("shutting-down", "terminated")
@@ -14,6 +13,12 @@ PATIENCE_S = 600  # for a machine to start or to end
 WAIT = {"Delay": 5, "MaxAttempts": PATIENCE_S // 5}
 # Refusals of what was made a moment ago and is not known everywhere yet.
 NEW = ("InvalidGroup.NotFound", "InvalidKeyPair.NotFound", "InvalidPlacementGroup.Unknown")
+KINDS = {  # what is found by its tags: call that lists, its answer's key, key of the name to delete
+    "volume": ("describe_volumes", "Volumes", "VolumeId"),
+    "security group": ("describe_security_groups", "SecurityGroups", "GroupId"),
+    "placement group": ("describe_placement_groups", "PlacementGroups", "GroupName"),
+    "key pair": ("describe_key_pairs", "KeyPairs", "KeyName"),
+}
 
 
 class Instance(NamedTuple):
@@ -35,6 +40,7 @@ class Instance(NamedTuple):
     """Its place among those that were started with it."""
 
 
+@explains
 class Cloud:
     """The API of one region.
 
@@ -44,8 +50,7 @@ class Cloud:
     """
 
     def __init__(self, region: str | None):
-        with explained("AWS"):
-            self.ec2 = client("ec2", region)
+        self.ec2 = client("ec2", region)
         self.region = self.ec2.meta.region_name
 
     def client(self, service: str) -> Any:
@@ -54,9 +59,7 @@ class Cloud:
 
     def regions(self) -> list[str]:
         """The regions that the account has enabled."""
-        with explained("ec2:DescribeRegions"):
-            found = self.ec2.describe_regions()["Regions"]
-        return sorted(one["RegionName"] for one in found)
+        return [one["RegionName"] for one in self.ec2.describe_regions()["Regions"]]
 
     def caller(self) -> str:
         """Who calls: the ARN that the tags of a run name as its owner.
@@ -64,80 +67,73 @@ class Cloud:
         Of an assumed role the session's name is left out, for it may change from call to call;
         but with single sign-on it is the user.
         """
-        with explained("sts:GetCallerIdentity"):
-            arn = self.client("sts").get_caller_identity()["Arn"]
+        arn = self.client("sts").get_caller_identity()["Arn"]
         role = re.fullmatch(r"(.*:assumed-role/(?!AWSReservedSSO_)[^/]+)/.*", arn)
         return role[1] if role else arn
 
     def check_account(self, owner: str) -> None:
         """UserError if these credentials are of another account than the owner's ARN."""
         caller = self.caller()
-        if _account(caller) != _account(owner):
+        ours, its = (arn.split(":")[4] for arn in (caller, owner))
+        if ours != its:
             raise UserError(
-                f"AWS: expected credentials of account {_account(owner)}, where the run is, found "
-                f"those of {caller}: AWS_PROFILE chooses"
+                f"AWS: expected credentials of account {its}, where the run is, found those of "
+                f"{caller}: AWS_PROFILE chooses"
             )
 
     def ensure_key_pair(self, name: str, public_key: str, tags: dict[str, str]) -> None:
         """Import the public key, unless it is there."""
-        with explained(f"key pair {name}"), suppressed("InvalidKeyPair.Duplicate"):
+        with suppressed("InvalidKeyPair.Duplicate"):
             self.ec2.import_key_pair(
                 KeyName=name,
                 PublicKeyMaterial=public_key.encode(),
                 TagSpecifications=tagged(tags, "key-pair"),
             )
 
+    def group(self, name: str) -> str | None:
+        """The id of the security group of this name."""
+        found = self.ec2.describe_security_groups(Filters=filters("group-name", name))
+        return next((one["GroupId"] for one in found["SecurityGroups"]), None)
+
     def ensure_group(self, name: str, vpc: str, tags: dict[str, str]) -> str:
-        """The VPC's security group of this name, made if it is not there; lets nobody in yet."""
-        with explained(f"security group {name}"):
-            found = self.ec2.describe_security_groups(
-                Filters=filters("group-name", name) + filters("vpc-id", vpc)
-            )
-            if found["SecurityGroups"]:
-                return found["SecurityGroups"][0]["GroupId"]
-            group_id = self.ec2.create_security_group(
+        """The id of the security group of this name, made once; it lets nobody in yet."""
+        if not self.group(name):
+            self.ec2.create_security_group(
                 GroupName=name,
                 VpcId=vpc,
                 Description="ssh to mmattn training machines from one network",
                 TagSpecifications=tagged(tags, "security-group"),
-            )["GroupId"]
-            self.ec2.get_waiter("security_group_exists").wait(GroupIds=[group_id])
-            return group_id
+            )
+            self.wait("security_group_exists", Filters=filters("group-name", name))
+        return self.group(name)
 
     def admit(self, group_id: str, network: str) -> bool:
         """Let this network, and no other, reach port 22; returns whether it was not let in."""
-        with explained(f"security group {group_id}"):
-            (group,) = self.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
-            known = {
-                one["CidrIp"] for rule in group["IpPermissions"] for one in rule.get("IpRanges", [])
-            }
-            if network not in known:
-                with suppressed("InvalidPermission.Duplicate"):
-                    persistent(*NEW)(
-                        self.ec2.authorize_security_group_ingress,
-                        GroupId=group_id,
-                        IpPermissions=[_ssh_from(network)],
-                    )
-            for other in sorted(known - {network}):
-                with suppressed("InvalidPermission.NotFound"):
-                    self.ec2.revoke_security_group_ingress(
-                        GroupId=group_id, IpPermissions=[_ssh_from(other)]
-                    )
+        (group,) = self.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
+        rules = group["IpPermissions"]
+        known = {one["CidrIp"] for rule in rules for one in rule.get("IpRanges", [])}
+        if network not in known:
+            self._permit(group_id, _ssh_from(network))
+        for other in sorted(known - {network}):
+            with suppressed("InvalidPermission.NotFound"):
+                self.ec2.revoke_security_group_ingress(
+                    GroupId=group_id, IpPermissions=[_ssh_from(other)]
+                )
         return network not in known
 
     def admit_members(self, group_id: str) -> None:
         """Let the machines of a group reach each other, by TCP, and no others."""
         pair = {"IpProtocol": "tcp", "FromPort": 0, "ToPort": 65535}
-        with explained(f"security group {group_id}"), suppressed("InvalidPermission.Duplicate"):
-            persistent(*NEW)(
-                self.ec2.authorize_security_group_ingress,
-                GroupId=group_id,
-                IpPermissions=[{**pair, "UserIdGroupPairs": [{"GroupId": group_id}]}],
-            )
+        self._permit(group_id, {**pair, "UserIdGroupPairs": [{"GroupId": group_id}]})
+
+    def _permit(self, group_id: str, rule: dict[str, Any]) -> None:
+        permit = self.ec2.authorize_security_group_ingress
+        with suppressed("InvalidPermission.Duplicate"):
+            persistent(*NEW)(permit, GroupId=group_id, IpPermissions=[rule])
 
     def ensure_placement(self, name: str, tags: dict[str, str]) -> None:
         """The placement group of this name, whose machines are near each other, made once."""
-        with explained(f"placement group {name}"), suppressed("InvalidPlacementGroup.Duplicate"):
+        with suppressed("InvalidPlacementGroup.Duplicate"):
             self.ec2.create_placement_group(
                 GroupName=name,
                 Strategy="cluster",
@@ -146,7 +142,7 @@ class Cloud:
 
     def try_launch(self, request: dict[str, Any]) -> None:
         """CloudError if EC2 would refuse to start these instances; none is started."""
-        with explained("trying the start"), suppressed("DryRunOperation"):
+        with suppressed("DryRunOperation"):
             self.ec2.run_instances(**request, DryRun=True)
 
     def launch(self, request: dict[str, Any]) -> list[str]:
@@ -155,16 +151,12 @@ class Cloud:
         Args:
             request: of RunInstances, with a ClientToken.
         """
-        number = request["MinCount"]
-        with explained(f"starting {'a' if number == 1 else number} {request['InstanceType']}"):
-            done = persistent(*NEW)(self.ec2.run_instances, **request)
+        done = persistent(*NEW)(self.ec2.run_instances, **request)
         return [one["InstanceId"] for one in sorted(done["Instances"], key=_launch_index)]
 
-    def wait_until_running(self, instance_id: str) -> None:
-        """Wait; CloudError if it ends, or takes more than ten minutes."""
-        with explained(f"waiting for {instance_id}"):
-            waiter = self.ec2.get_waiter("instance_running")
-            waiter.wait(InstanceIds=[instance_id], WaiterConfig=WAIT)
+    def wait(self, until: str, **which: Any) -> None:
+        """Wait by one of EC2's waiters; CloudError if that cannot be, or takes ten minutes."""
+        self.ec2.get_waiter(until).wait(**which, WaiterConfig=WAIT)
 
     def ensure_alarms(
         self, label: str, instance_id: str, hours: float, tags: dict[str, str]
@@ -180,21 +172,20 @@ class Cloud:
             # The window slides: one hour more than are begun, and another that is not whole.
             ("deadline", "CPUUtilization", 0.0, 3600, math.ceil(hours) + 2),
         ):
-            with explained(f"alarm {label}-{name}"):
-                self.client("cloudwatch").put_metric_alarm(
-                    AlarmName=f"{label}-{name}",
-                    Namespace="AWS/EC2",
-                    MetricName=metric,
-                    Statistic="Maximum",
-                    Dimensions=[{"Name": "InstanceId", "Value": instance_id}],
-                    ComparisonOperator="GreaterThanOrEqualToThreshold",
-                    Threshold=threshold,
-                    Period=seconds,
-                    EvaluationPeriods=periods,
-                    TreatMissingData="notBreaching",
-                    AlarmActions=[f"arn:{partition}:automate:{self.region}:ec2:terminate"],
-                    Tags=_as_list(tags),
-                )
+            self.client("cloudwatch").put_metric_alarm(
+                AlarmName=f"{label}-{name}",
+                Namespace="AWS/EC2",
+                MetricName=metric,
+                Statistic="Maximum",
+                Dimensions=[{"Name": "InstanceId", "Value": instance_id}],
+                ComparisonOperator="GreaterThanOrEqualToThreshold",
+                Threshold=threshold,
+                Period=seconds,
+                EvaluationPeriods=periods,
+                TreatMissingData="notBreaching",
+                AlarmActions=[f"arn:{partition}:automate:{self.region}:ec2:terminate"],
+                Tags=_as_list(tags),
+            )
 
     def instances(self, **tags: str) -> list[Instance]:
         """Instances by their `run` or `owner`, the oldest first; terminated ones while listed."""
@@ -204,14 +195,8 @@ class Cloud:
 
     def described(self, **which: Any) -> list[dict]:
         """Instances in EC2's own form."""
-        with explained("ec2:DescribeInstances"):
-            pages = self.ec2.get_paginator("describe_instances").paginate(**which)
-            return [
-                one
-                for page in pages
-                for reservation in page["Reservations"]
-                for one in reservation["Instances"]
-            ]
+        pages = self.ec2.get_paginator("describe_instances").paginate(**which)
+        return list(pages.search("Reservations[].Instances[]"))
 
     def instance(self, instance_id: str) -> Instance | None:
         """An instance; None if EC2 does not know the id (any more, or yet)."""
@@ -228,11 +213,6 @@ class Cloud:
         found = self.instance(instance_id)
         return found and found.state
 
-    def address(self, instance_id: str) -> str | None:
-        """The public address of a running instance."""
-        found = self.instance(instance_id)
-        return found.address if found and found.state == "running" else None
-
     def terminate(self, instance_ids: list[str]) -> None:
         """Terminate instances and wait until they are.
 
@@ -240,29 +220,28 @@ class Cloud:
             CloudError: they still run after ten minutes.
         """
         for instance_id in instance_ids:
-            with explained(f"ending {instance_id}"), suppressed("InvalidInstanceID.NotFound"):
+            with suppressed("InvalidInstanceID.NotFound"):
                 self.ec2.terminate_instances(InstanceIds=[instance_id])
         living = [one for one in instance_ids if self.state(one) not in (None, "terminated")]
         if living:
-            with explained(f"waiting for the end of {', '.join(living)}"):
-                waiter = self.ec2.get_waiter("instance_terminated")
-                waiter.wait(InstanceIds=living, WaiterConfig=WAIT)
+            self.wait("instance_terminated", InstanceIds=living)
+
+    def listed(self, kind: str, tag: str, value: str) -> list[dict[str, Any]]:
+        """What there is of one of KINDS with a tag, in EC2's own form."""
+        call, key, _ = KINDS[kind]
+        found = getattr(self.ec2, call)(Filters=filters(f"tag:{tag}", value))[key]
+        return [one for one in found if one.get("State") != "deleting"]
 
     def volumes(self, run: str) -> list[dict[str, Any]]:
         """The disks of a run that exist, in EC2's own form."""
-        with explained("ec2:DescribeVolumes"):
-            return self.ec2.describe_volumes(Filters=filters(f"tag:{RUN}", run))["Volumes"]
+        return self.listed("volume", RUN, run)
 
     def left_behind(self, owner: str) -> dict[str, list[str]]:
-        """Disks that no machine has and security groups, by run; there may be more besides."""
-        which = filters(f"tag:{OWNER}", owner)
-        with explained("listing what is left"):
-            disks = self.ec2.describe_volumes(Filters=which)["Volumes"]
-            groups = self.ec2.describe_security_groups(Filters=which)["SecurityGroups"]
+        """The names of what there is besides instances, by run."""
         found = {}
-        for one in [*(disk for disk in disks if not disk["Attachments"]), *groups]:
-            run = next(tag["Value"] for tag in one["Tags"] if tag["Key"] == RUN)
-            found.setdefault(run, []).append(one.get("VolumeId") or one["GroupId"])
+        for kind, (*_, name) in KINDS.items():
+            for one in self.listed(kind, OWNER, owner):
+                found.setdefault(_tags(one)[RUN], []).append(one[name])
         return found
 
     def keep_volume(self, instance_id: str, keep: bool) -> None:
@@ -271,63 +250,47 @@ class Cloud:
         if found["State"]["Name"] in GONE:
             return
         disk = {"DeviceName": found["RootDeviceName"], "Ebs": {"DeleteOnTermination": not keep}}
-        with explained(f"the disk of {instance_id}"):
-            self.ec2.modify_instance_attribute(InstanceId=instance_id, BlockDeviceMappings=[disk])
+        self.ec2.modify_instance_attribute(InstanceId=instance_id, BlockDeviceMappings=[disk])
 
     def attach(self, volume_id: str, instance_id: str, device: str) -> None:
         """Attach a disk, once nothing else has it, and wait until it is."""
-        with explained(f"volume {volume_id}"):
-            self.ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig=WAIT)
-            self.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=device)
-            self.ec2.get_waiter("volume_in_use").wait(VolumeIds=[volume_id], WaiterConfig=WAIT)
+        self.wait("volume_available", VolumeIds=[volume_id])
+        self.ec2.attach_volume(VolumeId=volume_id, InstanceId=instance_id, Device=device)
+        self.wait("volume_in_use", VolumeIds=[volume_id])
 
     def detach(self, volume_id: str, instance_id: str) -> None:
         """Detach a disk and wait until it is free."""
-        with explained(f"volume {volume_id}"):
-            with suppressed("IncorrectState"):  # nothing has it
-                self.ec2.detach_volume(VolumeId=volume_id, InstanceId=instance_id)
-            self.ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig=WAIT)
+        with suppressed("IncorrectState"):  # nothing has it
+            self.ec2.detach_volume(VolumeId=volume_id, InstanceId=instance_id)
+        self.wait("volume_available", VolumeIds=[volume_id])
 
     def delete(self, kind: str, name: str) -> None:
         """Delete what `remains` names, but an instance; one that is gone is no error.
 
         What an ended instance still holds is tried again for five minutes.
         """
-        call, which = {
-            "alarm": (self.client("cloudwatch").delete_alarms, {"AlarmNames": [name]}),
-            "key pair": (self.ec2.delete_key_pair, {"KeyName": name}),
-            "placement group": (self.ec2.delete_placement_group, {"GroupName": name}),
-            "security group": (self.ec2.delete_security_group, {"GroupId": name}),
-            "volume": (self.ec2.delete_volume, {"VolumeId": name}),
-        }[kind]
-        with explained(f"{kind} {name}"), suppressed("InvalidVolume.NotFound", *NEW):
+        if kind == "alarm":
+            call, which = self.client("cloudwatch").delete_alarms, {"AlarmNames": [name]}
+        else:
+            call = getattr(self.ec2, f"delete_{kind.replace(' ', '_')}")
+            which = {KINDS[kind][-1]: name}
+        with suppressed("InvalidVolume.NotFound", *NEW):
             held = persistent("DependencyViolation", "IncorrectState", "VolumeInUse", attempts=100)
             held(call, **which)
 
     def remains(self, run: str, label: str) -> dict[str, list[str]]:
         """What exists of a run by the API's own account, by kind; kinds with nothing are absent.
 
-        Groups are named by id, for deleting; all but the alarm are found by tag.
+        In the order in which it can be deleted; all but the alarm is found by tag.
         """
-        which = filters(f"tag:{RUN}", run)
-        with explained("listing what is left"):
-            groups = self.ec2.describe_security_groups(Filters=which)["SecurityGroups"]
-            keys = self.ec2.describe_key_pairs(Filters=which)["KeyPairs"]
-            placements = self.ec2.describe_placement_groups(Filters=which)["PlacementGroups"]
-            alarms = self.client("cloudwatch").describe_alarms(AlarmNamePrefix=f"{label}-")
+        alarms = self.client("cloudwatch").describe_alarms(AlarmNamePrefix=f"{label}-")
         found = {
             "instance": [one.id for one in self.instances(run=run) if one.state != "terminated"],
-            "security group": [group["GroupId"] for group in groups],
-            "placement group": [group["GroupName"] for group in placements],
-            "key pair": [key["KeyName"] for key in keys],
-            "volume": [volume["VolumeId"] for volume in self.volumes(run)],
-            "alarm": [alarm["AlarmName"] for alarm in alarms["MetricAlarms"]],
+            "alarm": [one["AlarmName"] for one in alarms["MetricAlarms"]],
         }
+        for kind, (*_, name) in KINDS.items():
+            found[kind] = [one[name] for one in self.listed(kind, RUN, run)]
         return {kind: names for kind, names in found.items() if names}
-
-
-def _account(arn: str) -> str:
-    return arn.split(":")[4]
 
 
 def filters(name: str, *values: str) -> list[dict]:
@@ -353,14 +316,12 @@ def _launch_index(found: dict) -> int:
     return found.get("AmiLaunchIndex", 0)
 
 
+def _tags(found: dict) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
+
+
 def _instance(found: dict) -> Instance:
-    tags = {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
-
-    def number(key: str) -> float | None:
-        with suppress(KeyError, ValueError):
-            return float(tags[key])
-        return None
-
+    tags = _tags(found)
     return Instance(
         found["InstanceId"],
         tags.get(RUN, ""),
@@ -369,8 +330,8 @@ def _instance(found: dict) -> Instance:
         found["InstanceType"],
         found.get("PublicIpAddress"),
         found["LaunchTime"].timestamp(),
-        number(DEADLINE),
-        number(PRICE),
+        float(tags.get(DEADLINE) or 0) or None,
+        float(tags.get(PRICE) or 0) or None,
         found.get("InstanceLifecycle") == "spot",
         found.get("PrivateIpAddress"),
         _launch_index(found),

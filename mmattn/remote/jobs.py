@@ -4,56 +4,67 @@ import time
 
 from mmattn.console import say, waiting
 from mmattn.remote.runs import Run, is_uri
-from mmattn.remote.ssh import Machine, RemoteError, Unreachable
+from mmattn.remote.screen import log_lines
+from mmattn.remote.ssh import Machine, RemoteError, persistent
 
-MISSED_POLLS = 20  # in a row
 FIRST_LOOK_S = 3  # time to fail at once
-SAVE_S = 60
+SAVE_S = 120
 PORT = 8476  # of the first process, at the private address: nothing there asks who calls
 MEET_S, MEET_EACH_S = 120, 15  # the processes are started one after the other
+# What listens at its machine's name, as Gloo does, would be out of reach where cloud-init or an
+# installer has given that name to the loopback.
+NAME = r"""
+name=$(uname -n)
+means() {{ getent ahosts $name | awk 'NR == 1 {{ print $1 }}'; }}
+test "$(means)" = {address} ||
+    sudo -n sed -i -E ":a; s/\s$name(\s|$)/ /; ta; 1i {address} $name" /etc/hosts
+means
+"""
 
 
 def build_environment(run: Run, machines: list[Machine]) -> None:
     """The virtual environments, made detached: it continues if this computer goes away."""
-    if run.is_past("built"):
-        return
-    may_install = "no" if run.host else "yes"
-    for machine in machines:
-        command = ["bash", "../agent/environment.sh", may_install, *run.packages]
-        machine.call("job", "start", *command, job="build")
-    _finish(run, machines, "build", "building the environment")
-    run.to("built")
+    if not run.is_past("built"):
+        make = ("bash", "../agent/environment.sh", "no" if run.host else "yes", *run.packages)
+        _do(run, machines, "build", "building the environment", *make)
+        run.to("built")
 
 
 def take_from_bucket(run: Run, machines: list[Machine]) -> None:
     """Data, and to the first machine the results of an earlier one, from the bucket."""
     for number, one in enumerate(run.data):
         if is_uri(one):
-            folder = f"../data/{number}"
-            for machine in machines:
-                _start_for_bucket(run, machine, "data", "pull", "../job", one, "--data", folder)
-            _finish(run, machines, "data", f"reading {one}")
+            pull = _in_venv(run, "data", one, f"../data/{number}")
+            _do(run, machines, "data", f"reading {one}", *pull)
     if run.uri:
-        _start_for_bucket(run, machines[0], "pull", "pull", "../job", run.uri)
-        _finish(run, machines[:1], "pull", f"reading {run.uri}")
-        _start_for_bucket(run, machines[0], "probe", "push", "../job", run.uri, "--once")
-        _finish(run, machines[:1], "probe", f"writing {run.uri}")
+        first = machines[:1]
+        _do(run, first, "pull", f"reading {run.uri}", *_in_venv(run, "pull", run.uri))
+        probe = _in_venv(run, "push", run.uri, "--once")
+        _do(run, first, "probe", f"writing {run.uri}", *probe)
 
 
-def _start_for_bucket(run: Run, machine: Machine, job: str, *words: str) -> None:
-    """Start a program of the agent that needs the run's environment."""
-    own = ("env", f"AWS_REGION={run.region}", "../venv/bin/python", "../agent")
-    machine.call("job", "start", *own, *words, job=job)
+def _in_venv(run: Run, *words: str) -> list[str]:
+    """The command of the agent's program for the bucket, which needs the run's environment."""
+    region = f"AWS_DEFAULT_REGION={run.region}"
+    return ["env", region, "../venv/bin/python", "../agent", "bucket", "../job", *words]
 
 
-def _finish(run: Run, machines: list[Machine], job: str, what: str) -> None:
-    """Wait for a job on each machine; RemoteError if it has failed on one."""
+def _do(run: Run, machines: list[Machine], job: str, what: str, *command: str) -> None:
+    """Run a command on each machine as a job; RemoteError if it fails on one."""
     for machine in machines:
-        with waiting(f"{what}{_on(machine, machines)}"):
+        machine.call("job", "start", *command, job=job)
+    for machine in machines:
+        with waiting(f"{what} on {machine.access.name}"):
             done = wait_for(machine, job)
         if done["exit_code"] != 0:
-            log = machine.run(f"tail -n 15 {run.base}/{job}/job.log")
-            raise RemoteError(f"{what} failed{_on(machine, machines)}:\n{log.strip()}")
+            raise _failure(machine, job, f"{what} failed")
+
+
+def _failure(machine: Machine, job: str, what: str) -> RemoteError:
+    """An error with the end of a job's log."""
+    log = machine.run(f"tail -n 15 {machine.base}/{job}/job.log").strip()
+    lines = "\n".join(log_lines(log.encode(), 15))
+    return RemoteError(f"{what} on {machine.access.name}:\n{lines}")
 
 
 def start_training(run: Run, machines: list[Machine], again: bool = False) -> None:
@@ -80,20 +91,17 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
             machine.run(f"rm -f {run.base}/job/hold")
             machine.call("job", "start", *_command(run, begun), *_place(run, machine.rank))
     if run.uri:
-        _start_for_bucket(run, machines[0], "push", "push", "../job", run.uri)
+        push = _in_venv(run, "push", run.uri)
+        machines[0].call("job", "start", *push, job="push")
     run.leader = run.instance_id
     run.to("started")
     time.sleep(FIRST_LOOK_S)
     for machine in machines:
-        job = machine.call("snapshot")["job"]
-        if job["exit_code"]:
+        code = machine.call("snapshot")["job"]["exit_code"]
+        if code:
             if not again:
                 run.to("built")  # the next deployment starts it, on the same machine
-            log = machine.run(f"tail -n 15 {run.base}/job/job.log")
-            raise RemoteError(
-                f"the job ended at once with exit code {job['exit_code']}"
-                f"{_on(machine, machines)}:\n{log.strip()}"
-            )
+            raise _failure(machine, "job", f"the job ended at once with exit code {code}")
 
 
 def _is_due(run: Run, job: dict, again: bool) -> bool:
@@ -138,46 +146,37 @@ def settle(run: Run, machines: list[Machine]) -> None:
 
 
 def stop_jobs(machines: list[Machine], job: str = "job") -> None:
-    """Let the jobs save and end, all at the same time; kill those that do not."""
-    there = [one for one in machines if one.run(f"test ! -d {one.base}/agent || echo yes").strip()]
-    for machine in there:
-        machine.call("job", "stop", job=job)
-    for machine in there:
-        words = ("job", "stop", "--wait", str(SAVE_S), "--kill")
-        machine.call(*words, job=job, timeout=SAVE_S + 30)
+    """Let the jobs save and end, all at the same time; kill those that do not.
+
+    That a machine is out of reach keeps no other from it. The first one leads: it is asked last.
+    """
+    for order, patience in (("stop", 0), ("end", SAVE_S)):  # a job that saves is not asked again
+        for machine in reversed(machines):
+            try:
+                machine.call("job", order, str(patience), job=job, timeout=patience + 30)
+            except RemoteError as error:
+                say(f"machine {machine.rank}: {error}")
 
 
 def check_names(run: Run, machines: list[Machine]) -> None:
-    """That the name of each of several machines means its private address, not the loopback.
+    """Let the name of each of several machines mean its private address, not the loopback.
 
     Raises:
         RemoteError: it does not and cannot be mended.
     """
     for machine in machines if len(machines) > 1 else ():
         private = run.members[machine.rank].private
-        found = machine.call("hosts", private)
-        if found["address"] != private:
+        found = machine.run(NAME.format(address=private)).strip()
+        if found != private:
             raise RemoteError(
-                f"machine {machine.rank}: expected its name {found['name']} to mean {private} "
-                f"(`getent hosts $(hostname)`), found {found['address']}"
+                f"machine {machine.rank}: expected its name to mean {private} "
+                f"(`getent ahosts $(uname -n)`), found {found}"
             )
 
 
 def wait_for(machine: Machine, job: str) -> dict:
     """Poll while a job runs, through lost connections; returns how it is then."""
-    lost = 0
-    while True:
-        try:
-            found = machine.call("snapshot", job=job)["job"]
-            if found["state"] != "running":
-                return found
-            lost = 0
-        except Unreachable:
-            lost += 1
-            if lost > MISSED_POLLS:
-                raise
+    look = persistent(lambda: machine.call("snapshot", job=job)["job"])
+    while (found := look())["state"] == "running":
         time.sleep(2)
-
-
-def _on(machine: Machine, machines: list[Machine]) -> str:
-    return f" on machine {machine.rank}" if len(machines) > 1 else ""
+    return found

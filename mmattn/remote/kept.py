@@ -3,6 +3,7 @@
 from typing import Any
 
 from mmattn.console import say, waiting
+from mmattn.remote.cloud import GONE
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Machine
 
@@ -35,11 +36,15 @@ def kept_disks(run: Run) -> list[dict[str, Any]]:
     """
     if run.host is not None or run.uri is not None:
         return []
-    free = [
-        disk
-        for disk in run.cloud().volumes(run.name)
-        if all(one["Device"] == DEVICE for one in disk["Attachments"])
-    ]
+    cloud = run.cloud()
+    gone = [one.id for one in cloud.instances(run=run.name) if one.state in GONE]
+
+    def is_left(one: dict[str, Any]) -> bool:
+        """By an instance that is going and does not take it along, or one that copies it."""
+        leaves = one["InstanceId"] in gone and not one.get("DeleteOnTermination")
+        return one["Device"] == DEVICE or leaves
+
+    free = [disk for disk in cloud.volumes(run.name) if all(map(is_left, disk["Attachments"]))]
     return sorted(free, key=lambda disk: disk["CreateTime"])
 
 
@@ -51,7 +56,7 @@ def take_up(run: Run, machine: Machine) -> None:
     disk, *others = disks
     cloud, name = run.cloud(), disk["VolumeId"]
     with waiting(f"taking up the results on {name}"):
-        if not disk["Attachments"]:
+        if run.instance_id not in [one["InstanceId"] for one in disk["Attachments"]]:
             cloud.attach(name, run.instance_id, DEVICE)
         machine.run(COPY.format(name=name.replace("-", ""), base=run.base), COPY_S)
         cloud.detach(name, run.instance_id)

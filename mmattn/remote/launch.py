@@ -1,13 +1,17 @@
 """The run's instances: made once, found again, waited for, checked."""
 
 import time
+from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from mmattn.console import say, waiting
 from mmattn.remote.access import own_network
 from mmattn.remote.aws import CloudError
-from mmattn.remote.cloud import DEADLINE, GONE, OWNER, PATIENCE_S, PRICE, RUN, Cloud
-from mmattn.remote.plan import Plan, choices, instance_request
-from mmattn.remote.runs import LOGIN, Member, Run
+from mmattn.remote.bucket import ensure_profile
+from mmattn.remote.cloud import DEADLINE, GONE, PATIENCE_S, PRICE, Cloud, tagged
+from mmattn.remote.plan import Plan
+from mmattn.remote.runs import Member, Run
 from mmattn.remote.ssh import (
     CommandFailed,
     Machine,
@@ -22,30 +26,52 @@ LOST_ANSWER_S = 600  # so long an instance may exist before EC2 lists it
 FULL = ("InsufficientInstanceCapacity", "SpotMaxPriceTooLow", "Unsupported")  # of one zone
 
 
-def make_instance(run: Run, plan: Plan, profile: str | None = None) -> None:
-    """Key pair, security group, instances (with this profile) and alarms, each made once."""
+def make_instance(run: Run, plan: Plan) -> None:
+    """Instance profile, key pair, security group, instances and alarms, each made once."""
     cloud = run.cloud()
     adopt(run)
     network = run.allow_from or own_network()  # before anything is made
-    tags = {RUN: run.name, OWNER: run.owner, "Name": run.label}
+    if run.uses_bucket:
+        ensure_profile(run.label, run.uri, run.data_uri, run.tags)
     say(f"key pair and security group {run.label}")
-    cloud.ensure_key_pair(run.label, make_key(run.key), tags)
-    run.group_id = cloud.ensure_group(run.label, plan.subnets[0]["VpcId"], tags)
-    run.save()
-    cloud.admit(run.group_id, network)
+    cloud.ensure_key_pair(run.label, make_key(run.key), run.tags)
+    group = cloud.ensure_group(run.label, plan.subnets[0]["VpcId"], run.tags)
+    cloud.admit(group, network)
     if run.instances > 1:
-        cloud.admit_members(run.group_id)
-        cloud.ensure_placement(run.label, tags)
-    if not run.members:
-        _launch(run, cloud, plan, profile)
+        cloud.admit_members(group)
+        cloud.ensure_placement(run.label, run.tags)
+    untried = list(plan.subnets)
+    while not run.members:
+        if run.deadline is None:
+            # Kept before the start: the same call again asks for the same instance.
+            run.deadline = float(int(time.time() + run.hours * 3600))
+            run.price = plan.price
+            run.request = _request(run, plan, untried.pop(0), group)
+            run.to("asked")
+        _launch(run, untried)
     for rank, member in enumerate(run.members):
         label = run.label if rank == 0 else f"{run.label}-{rank}"
-        cloud.ensure_alarms(label, member.id, run.hours, tags)
+        cloud.ensure_alarms(label, member.id, run.hours, run.tags)
     for rank, member in enumerate(run.members):
         with waiting(f"waiting until {member.id} runs"):
-            _wait_for_address(run, member, cloud)
+            _wait_for_address(run, member)
         if run.uri is None:
             cloud.keep_volume(member.id, keep=rank == 0)  # the results are on the first
+
+
+def _request(run: Run, plan: Plan, subnet: dict, group: str) -> dict[str, Any]:
+    """The parameters of RunInstances, but for user data and token."""
+    tags = {**run.tags, DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")}
+    door = {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "Groups": [group]}
+    door |= {"DeleteOnTermination": True, "AssociatePublicIpAddress": True}
+    return {
+        **plan.request,
+        "KeyName": run.label,
+        "NetworkInterfaces": [door],
+        "TagSpecifications": tagged(tags, "instance", "volume"),
+        **({"Placement": {"GroupName": run.label}} if run.instances > 1 else {}),
+        **({"IamInstanceProfile": {"Name": run.label}} if run.uses_bucket else {}),
+    }
 
 
 def adopt(run: Run) -> None:
@@ -55,7 +81,19 @@ def adopt(run: Run) -> None:
     asked for again (a deadline), or neither.
     """
     cloud = run.cloud()
-    if not run.members and run.deadline is not None:
+    if run.members:
+        gone = [one for one in run.members if _is_gone(cloud, one)]
+        for member in gone:
+            left = len(run.members) - len(gone)
+            needed = f"{left} of {run.instances} are left" if left else "a new machine is needed"
+            say(f"{member.id} is gone: {needed}")
+        if len(gone) == len(run.members):
+            cloud.terminate([one.id for one in gone])  # waits until they have left their disks
+            _forget(run)
+        elif gone:  # a job on those that are left has to be started anew
+            run.members = [one for one in run.members if one not in gone]
+            run.to("there")
+    elif run.deadline is not None:
         living = [one for one in cloud.instances(run=run.name) if one.state not in GONE]
         late = time.time() > run.deadline - run.hours * 3600 + LOST_ANSWER_S
         if len(living) >= run.instances or (living and late):  # EC2 may not list them all yet
@@ -63,15 +101,7 @@ def adopt(run: Run) -> None:
             run.members = [Member(one.id, launched=one.launched) for one in found]
             run.to("there")
         elif late:
-            _lost(run)
-    elif run.members:
-        gone = [one for one in run.members if _is_gone(cloud, one)]
-        for member in gone:
-            left = len(run.members) - len(gone)
-            needed = f"{left} of {run.instances} are left" if left else "a new machine is needed"
-            say(f"{member.id} is gone: {needed}")
-        _give_up(run, gone)
-    run.save()
+            _forget(run)
 
 
 def _is_gone(cloud: Cloud, member: Member) -> bool:
@@ -79,77 +109,49 @@ def _is_gone(cloud: Cloud, member: Member) -> bool:
     return state in GONE or (state is None and time.time() > member.launched + LOST_ANSWER_S)
 
 
-def _give_up(run: Run, gone: list[Member]) -> None:
-    """Forget machines that are gone; a job on those that are left has to be started anew."""
-    if len(gone) == len(run.members):
-        run.cloud().terminate([one.id for one in gone])  # waits until they have left their disks
-        _lost(run)
-    elif gone:
-        run.members = [one for one in run.members if one not in gone]
-        run.to("there")
-
-
-def _lost(run: Run, to: str = "lost") -> None:
-    """Forget machines that are gone, or were never there; the next are asked for anew."""
+def _forget(run: Run, to: str = "lost") -> None:
+    """Machines that are gone, or were never there; the next are asked for anew."""
     run.attempt += 1
     run.to(to)
 
 
-def _launch(run: Run, cloud: Cloud, plan: Plan, profile: str | None) -> None:
-    """Start the instances: where EC2 likes, and, if it has none free there, in each zone once."""
-    public, untried = make_key(run.host_key), choices(run, plan)
-    while not run.members:
-        if run.deadline is None:
-            # Kept before the start: the same call again asks for the same instance.
-            run.deadline = float(int(time.time() + run.hours * 3600))
-            run.price = plan.price
-            tags = {DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")}
-            run.request = instance_request(run, plan, untried.pop(0), tags, profile)
-            run.to("asked")
-        told = user_data(
-            run.host_key.read_text(encoding="utf-8"),
-            public,
-            f"/home/{LOGIN}/{run.base}/job",
-            run.deadline,
-            run.grace_minutes * 60,
-        )
-        say(f"starting {'a' if run.instances == 1 else run.instances} {run.instance_type}")
-        asked = {**run.request, "UserData": told, "ClientToken": f"{run.name}-{run.attempt}"}
-        try:
-            ids = cloud.launch(asked)
-        except CloudError as error:
-            if error.refused:  # otherwise there may be instances all the same
-                _lost(run, "planned" if run.began_with is None else "lost")
-            if error.code not in FULL or not untried:
-                raise
-            say(f"{error.code} there: trying {untried[0]['AvailabilityZone']}")
-        else:
-            run.members = [Member(one, launched=time.time()) for one in ids]
-            run.to("there")
-
-
-def _wait_for_address(run: Run, member: Member, cloud: Cloud) -> None:
+def _launch(run: Run, untried: list[dict]) -> None:
+    """Start the instances; where EC2 has none free, return to ask in a zone that is untried."""
+    say(f"starting {'a' if run.instances == 1 else run.instances} {run.instance_type}")
+    token = f"{run.name}-{run.attempt}"
+    asked = {**run.request, "UserData": user_data(run), "ClientToken": token}
     try:
-        cloud.wait_until_running(member.id)
+        ids = run.cloud().launch(asked)
+    except CloudError as error:
+        if error.refused:  # otherwise there may be instances all the same
+            _forget(run, "planned" if run.began_with is None else "lost")
+        if error.code not in FULL or not untried:
+            raise
+        say(f"{error.code} there: trying {untried[0]['AvailabilityZone']}")
+    else:
+        run.members = [Member(one, launched=time.time()) for one in ids]
+        run.to("there")
+
+
+def _wait_for_address(run: Run, member: Member) -> None:
+    try:
+        run.cloud().wait("instance_running", InstanceIds=[member.id])
     except CloudError:
-        found = cloud.instance(member.id)
-        if found and found.state in GONE:
-            raise _ended(run, member, f"before it ran: {found.reason}") from None
-        state = found.state if found else "unknown to EC2"
-        raise CloudError(f"{member.id} is {state} after {PATIENCE_S} s") from None
-    found = cloud.instance(member.id)
+        _check_alive(run, member)
+        raise
+    found = run.cloud().instance(member.id)
     if found.address is None:
         raise CloudError(f"{member.id} has no public address: its subnet gave it none")
     member.address, member.private, member.launched = found.address, found.private, found.launched
     run.save()
 
 
-def _ended(run: Run, member: Member, how: str) -> CloudError:
-    """An error about an instance, which the run no longer has."""
-    error = CloudError(f"{member.id} ended {how}")
-    _give_up(run, [member])
-    run.save()
-    return error
+def _check_alive(run: Run, member: Member) -> None:
+    """CloudError if an instance has ended; the run then has it no longer."""
+    found = run.cloud().instance(member.id)
+    if found and found.state in GONE:
+        adopt(run)
+        raise CloudError(f"{member.id} has ended: {found.reason}")
 
 
 def wait_for_login(run: Run, machine: Machine) -> None:
@@ -158,26 +160,25 @@ def wait_for_login(run: Run, machine: Machine) -> None:
     Raises:
         RemoteError: it never does, it ended, or it lacks what a run needs.
     """
-    end = time.monotonic() + (PATIENCE_S if run.host is None else 30)
-    while True:
-        try:
-            status = machine.run("cloud-init status 2>/dev/null || true", timeout=15)
-            if not any(word in status for word in ("running", "not run", "not started")):
-                break
-            failure = RemoteError(f"{machine.access.name} is still in its first boot")
-        except (Unreachable, NotLoggedIn) as error:  # while it boots, it may not know the key
-            failure = error
+
+    def look_at_ec2(_) -> None:
         if run.host is None:
-            member = run.members[machine.rank]
-            if run.cloud().state(member.id) in GONE:
-                raise _ended(run, member, "while it started") from failure
-        if time.monotonic() > end:
-            raise failure
-        time.sleep(2)
+            _check_alive(run, run.members[machine.rank])
+
+    patience = PATIENCE_S if run.host is None else 30
+    for attempt in Retrying(
+        retry=retry_if_exception_type((Unreachable, NotLoggedIn)),  # it boots, and knows no key yet
+        stop=stop_after_delay(patience),
+        wait=wait_fixed(2),
+        before_sleep=look_at_ec2,
+        reraise=True,
+    ):
+        with attempt:
+            machine.run("true", timeout=15)
+            machine.run("cloud-init status --wait >/dev/null 2>&1 || true", timeout=patience)
     install = "sudo dnf install -y rsync" if run.host is None else "false"
     try:
-        machine.run(f"command -v rsync || {install}", timeout=300)
-        machine.run("command -v python3")
+        machine.run(f"command -v python3 && (command -v rsync || {install})", timeout=300)
     except CommandFailed as error:
         raise RemoteError(f"{machine.access.name}: expected python3 and rsync there") from error
 
@@ -213,10 +214,9 @@ def check_end(run: Run, machine: Machine) -> None:
         for unit in (TIMER, GUARD):  # of several units, systemctl is content with one
             machine.run(f"systemctl is-active {unit}")
     except CommandFailed as error:
-        member = run.members[machine.rank]
-        run.cloud().terminate([member.id])
-        raise _ended(
-            run,
-            member,
-            f"here: its {unit} is {error.output}, so it might not have ended itself",
+        member = run.members[machine.rank].id
+        run.cloud().terminate([member])
+        adopt(run)
+        raise RemoteError(
+            f"{member} was ended: its {unit} is {error.output}, so it might not have ended itself"
         ) from error

@@ -20,13 +20,13 @@ from mmattn.errors import UserError
 from mmattn.remote.cloud import GONE
 from mmattn.remote.runs import Run
 from mmattn.remote.screen import GUARD_REASONS, Touch, duration, job_text, report, summary_line
-from mmattn.remote.ssh import CommandFailed, NotLoggedIn, RemoteError, Unreachable
+from mmattn.remote.ssh import CommandFailed, Machine, NotLoggedIn, RemoteError, Unreachable
 
 POLL_S = 2.0
 CALL_S = 15.0  # for the machine's answer, once connected
 HALTED = ("stopping", "stopped")  # by a user: what ends by itself is terminated
 FIRST_S, LONGEST_S = 1.0, 20.0  # between calls while out of touch
-TAIL = ("--offset", str(-8 * 1024), "--limit", str(8 * 1024))  # of the log, for reports
+TAIL = (-8 * 1024, 8 * 1024)  # offset into the log and bytes of it, for reports
 CHUNK = 256 * 1024  # bytes of the log a call, for --follow
 LINE_S = 60.0  # between lines where there is no terminal
 
@@ -57,8 +57,10 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
         with screen if live else nullcontext():
             if quick:
                 link.snapshot(TAIL, stop_after_attempt(1))
+            elif follow:
+                copy_log(link, sys.stdout.buffer)
             else:
-                watch(link, Follower(sys.stdout.buffer) if follow else Lines(run, tell))
+                watch(link)
         job = link.last["job"]
         if job["state"] == "absent":
             raise UserError(f"{run.name}: no job was started; `fab deploy` continues")
@@ -76,14 +78,30 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
         return 128 + signal.SIGPIPE
 
 
-def watch(link: "Link", view: "Lines | Follower") -> None:
-    """Poll until the job has ended and nothing is left to show; UserError if there is no news."""
-    while True:
-        snapshot = link.snapshot(view.options)
-        more = view.take(snapshot)
-        if not more and snapshot["job"]["state"] != "running":
-            return
-        time.sleep(0 if more else POLL_S)
+def watch(link: "Link") -> None:
+    """Poll until the job has ended; tells of it in a line a minute."""
+    said = -LINE_S
+    while (snapshot := link.snapshot(TAIL))["job"]["state"] == "running":
+        if time.monotonic() >= said + LINE_S:
+            said = time.monotonic()
+            link.tell(summary_line(link.run, snapshot, time.time()))
+        time.sleep(POLL_S)
+
+
+def copy_log(link: "Link", out: BinaryIO) -> None:
+    """Write each byte of the job's log once, until it has ended."""
+    offset, state = 0, "running"
+    while state == "running":
+        snapshot = link.snapshot((offset, CHUNK))
+        log, data = snapshot["log"], base64.b64decode(snapshot["log"]["data"])
+        if log["offset"] != offset:
+            complain("the log was cut on the machine: from its new beginning")
+        out.write(data)
+        out.flush()
+        offset = log["offset"] + len(data)
+        if offset >= log["size"]:  # else there is more to ask for at once
+            state = snapshot["job"]["state"]
+            time.sleep(POLL_S)
 
 
 class Link:
@@ -92,47 +110,48 @@ class Link:
     def __init__(self, run: Run, tell: Callable[[str], None]):
         self.run, self.machines, self.tell = run, run.machines(), tell
         self.last, self.touch = None, Touch()  # of the first machine; the others' are in its own
-        self._pool = ThreadPoolExecutor(len(self.machines))
 
-    def snapshot(self, options: tuple[str, ...], stop: Callable = stop_never) -> dict:
-        """A snapshot with the part of the log that the options tell, however long that takes.
+    def snapshot(self, piece: tuple[int, int], stop: Callable = stop_never) -> dict:
+        """A snapshot with a piece of the log (offset, bytes), however long that takes.
 
         Raises:
             RemoteError: `stop`, or a machine is gone, not the known one, or lets no one in.
         """
         retry = retry_if_exception(self._may_pass)
         wait = wait_random_exponential(2 * FIRST_S, LONGEST_S, min=FIRST_S)
-        return Retrying(stop=stop, wait=wait, retry=retry, reraise=True)(self._ask, options)
+        return Retrying(stop=stop, wait=wait, retry=retry, reraise=True)(self._ask, piece)
 
     def _may_pass(self, error: BaseException) -> bool:
         # A machine that has answered and now refuses is going down, or short of memory.
         refused = self.last is not None and isinstance(error, CommandFailed | NotLoggedIn)
         return refused or isinstance(error, Unreachable)
 
-    def _ask(self, options: tuple[str, ...]) -> dict:
+    def _ask(self, piece: tuple[int, int]) -> dict:
         touch = self.touch
         try:
-            found = self.machines[0].call("snapshot", *options, timeout=CALL_S)
+            found = self.machines[0].call("snapshot", *map(str, piece), timeout=CALL_S)
         except RemoteError as error:
             if touch.since is None and self._may_pass(error):
                 self.tell(f"out of touch, trying again: {error}")
             since = touch.since or touch.heard or time.time()
-            self.touch = touch._replace(since=since, reason=str(error))
+            self.touch = Touch(touch.heard, since, str(error))
             error.args = (f"{error}{ask_cloud(self.run, 0, self.last)}",)
-            self.touch = self.touch._replace(reason=str(error))
+            self.touch = Touch(touch.heard, since, str(error))
             raise
-        ranks = range(1, len(self.machines))
-        others = list(self._pool.map(lambda rank: self._other(rank, found["job"]), ranks))
-        self.touch, self.last = Touch(heard=time.time()), {**found, "others": others}
+        with ThreadPoolExecutor() as pool:
+            others = pool.map(lambda one: self._other(one, found["job"]), self.machines[1:])
+            self.last = {**found, "others": list(others)}
+        self.touch = Touch(heard=time.time())
         if touch.since is not None:
             self.tell(f"in touch again after {duration(time.time() - touch.since)}")
         return self.last
 
-    def _other(self, rank: int, first: dict) -> dict:
+    def _other(self, machine: Machine, first: dict) -> dict:
         """What is known of another machine; RemoteError if it is gone and the first needs it."""
+        rank = self.machines.index(machine)
         before = self.last["others"][rank - 1]["snapshot"] if self.last else None
         try:
-            found = self.machines[rank].call("snapshot", "--limit", "0", timeout=CALL_S)
+            found = machine.call("snapshot", timeout=CALL_S)
             return {"rank": rank, "snapshot": found, "trouble": ""}
         except RemoteError as error:
             done = before and before["job"]["exit_code"] == 0
@@ -141,7 +160,7 @@ class Link:
             return {"rank": rank, "snapshot": before, "trouble": f"out of touch: {error}{state}"}
 
 
-def ask_cloud(run: Run, rank: int, last: dict | None) -> str:
+def ask_cloud(run: Run, rank: int, last: dict | None = None) -> str:
     """To add to a message: EC2's state of a silent machine; RemoteError if it runs no more."""
     if not run.members:
         return ""
@@ -156,51 +175,12 @@ def ask_cloud(run: Run, rank: int, last: dict | None) -> str:
     why = f" ({found.reason})" if found and found.reason else ""
     if rank == 0 and last and last["guard"] and last["guard"]["reason"]:
         why += f"; its guard had reported: {GUARD_REASONS[last['guard']['reason']]}"
-    then = "Its disk costs: start it in EC2's console and `fab resume`, or `fab teardown`"
-    if state not in HALTED:
-        begins = "continues from its disk, which is kept and costs until `fab teardown`"
-        if run.uri:
-            begins = f"continues from {run.uri}, `fab fetch` brings what is there"
-        then = f"`fab resume` {'restarts the job on what is left' if rank else begins}"
+    if state in HALTED:
+        then = "Its disk costs: start it in EC2's console and `fab resume`, or `fab teardown`"
+    elif rank:
+        then = "`fab resume` restarts the job on what is left"
+    elif run.uri:
+        then = f"`fab resume` continues from {run.uri}, `fab fetch` brings what is there"
+    else:
+        then = "`fab resume` continues from its disk, which is kept and costs until `fab teardown`"
     raise RemoteError(f"machine {rank}, {machine}, is {state} at EC2{why}. {then}")
-
-
-class Lines:
-    """A line a minute, for where there is no terminal."""
-
-    def __init__(self, run: Run, tell: Callable[[str], None]):
-        self.options, self.run, self._tell, self._said = TAIL, run, tell, -LINE_S
-
-    def take(self, snapshot: dict) -> bool:
-        """Show a snapshot; returns whether there is more to ask for at once."""
-        if time.monotonic() >= self._said + LINE_S:
-            self._said = time.monotonic()
-            self._tell(summary_line(self.run, snapshot, time.time()))
-        return False
-
-
-class Follower:
-    """Writes each byte of the job's log once: what a cut call brought is asked for again."""
-
-    def __init__(self, out: BinaryIO):
-        self._out, self._offset, self._inode, self._ended = out, 0, None, False
-        self.options = ("--offset", "0", "--limit", str(CHUNK))
-
-    def take(self, snapshot: dict) -> bool:
-        """Write a piece of the log; returns whether there is more to ask for at once."""
-        log = snapshot["log"]
-        data = left = base64.b64decode(log["data"])
-        if log["inode"] is not None:  # else there is no log, yet or while it is being replaced
-            if log["offset"] != self._offset:
-                complain("the log was cut or replaced on the machine: from its new beginning")
-            self._offset, self._inode = log["offset"], log["inode"]
-            while left:
-                written = self._out.write(left)  # of an unbuffered output, perhaps a part
-                left, self._offset = left[written:], self._offset + written
-            self._out.flush()
-            place = {"--offset": self._offset, "--limit": CHUNK, "--inode": self._inode}
-            self.options = tuple(str(word) for option in place.items() for word in option)
-        # A job may write its last words between the two looks of one snapshot: ask once more.
-        ended = snapshot["job"]["state"] != "running"
-        first, self._ended = ended and not self._ended, ended
-        return first or (bool(data) and self._offset < log["size"])

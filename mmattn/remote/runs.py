@@ -4,7 +4,6 @@ The state is a cache, written before and after each step; the tags of the instan
 """
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,19 +13,37 @@ from pathlib import Path
 
 import dacite
 
-from mmattn.console import complain, say
+from mmattn.console import complain
 from mmattn.errors import UserError
 from mmattn.files import read_json, write_json, write_text
 from mmattn.remote.access import own_network
-from mmattn.remote.cloud import Cloud
+from mmattn.remote.cloud import OWNER, RUN, Cloud
 from mmattn.remote.ssh import Access, Machine, make_key
-from mmattn.remote.states import STATES, is_past
 
 FOLDER = Path(".fab")
 NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
-PROGRESS = ("state", "attempt", "deadline", "members", "uploaded")
 NO_MACHINE = ("lost", "removed")
+GPU_FAMILIES = ("g5", "g6", "p4", "p5")  # which the driver of the GPU image is for
+
+
+# The states of a run, in docs/remote.md too; the last column is what `Run.to` permits.
+TABLE = """\
+| state | what is so | what costs | next |
+|---|---|---|---|
+| planned | no machine was asked for yet, or none was given | nothing | asked, there, removed |
+| asked | EC2 was asked for the machines; its answer may have been lost | perhaps the machines | \
+there, planned, lost, removed |
+| there | the machines are known | the machines | sent, lost, removed |
+| sent | code and data are on every machine, verified | the machines | there, built, lost, removed |
+| built | every machine has its environment | the machines | there, started, lost, removed |
+| started | the job was started; it runs or has ended | the machines | there, built, lost, removed |
+| lost | the machines are gone; their first volume may be kept | the volume | asked, removed |
+| removed | nothing is left but what was fetched, or is in the bucket | the bucket | asked, there |
+"""
+_ROWS = [row.strip("| ").split(" | ") for row in TABLE.splitlines()[2:]]
+STATES: dict[str, list[str]] = {row[0]: row[-1].split(", ") for row in _ROWS}
+"""The states that may come next, by state."""
 
 
 class Busy(UserError):
@@ -51,47 +68,66 @@ class Member:
     """The first key counts no more."""
 
 
+# The options of `fab deploy`, by the field of `Run` that each fills; those after `host` are EC2's.
+OPTIONS = {
+    "experiment": "a file of experiments/",
+    "args": "the experiment's options, e.g. '--train.epochs 40'",
+    "data": "folder of feature files to send, or s3://BUCKET/PREFIX for the machine to read; "
+    "may be repeated (default: the built-in corpus)",
+    "hours": "the machine ends itself after this long, whatever happens",
+    "grace_minutes": "the machine ends itself this long after its job has ended",
+    "host": "user@address[:port], or its name in ~/.ssh/config, of a machine that exists",
+    "results_uri": "s3://BUCKET/PREFIX for results as they are made (default: the machine's disk)",
+    "instance_type": "EC2's name for the machine",
+    "instances": "how many such machines train together",
+    "spot": "a spot machine: a third of the price, but it may be taken away",
+    "region": "of EC2 (default: that of your AWS configuration)",
+    "subnet": "of your own VPC (default: those of the default VPC)",
+    "ami": "image to boot, an Amazon Linux 2023 (default: the newest; for GPUs with driver)",
+    "allow_from": "IPv4 network that may reach it (default: this computer's address alone)",
+}
+OF_EC2 = list(OPTIONS)[list(OPTIONS).index("host") + 1 :]
+
+
+def flag(name: str) -> str:
+    """The option that fills a field of `Run`, without its dashes."""
+    return {"hours": "max-hours", "results_uri": "results"}.get(name, name.replace("_", "-"))
+
+
 @dataclass
 class Run:
     """One training on machines, or others after them; what was asked for and how far it came."""
 
     _cloud = None  # its API, once it was asked for: no part of the state
     name: str
-    experiment: str
+    experiment: str  # from here on OPTIONS
     args: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
-    is_study: bool = False
-    """The experiment is many trainings, which the same command continues."""
     hours: float = 6.0
     grace_minutes: float = 60.0
     host: str | None = None
-    """[user@]address[:port] of a machine that exists, or its name in ~/.ssh/config; None for EC2,
-    to which what follows belongs."""
-    region: str | None = None
-    instance_type: str | None = None
+    results_uri: str | None = None
+    instance_type: str = "c5.24xlarge"
     instances: int = 1
-    """How many machines were asked for; there may be fewer by now."""
     spot: bool = False
-    packages: list[str] = field(default_factory=list)
-    """What its environment needs besides the project."""
-    price: float | None = None
-    """Dollars an hour of one machine."""
+    region: str | None = None
+    subnet: str | None = None
+    ami: str | None = None
+    allow_from: str | None = None
+    is_study: bool = False
+    """The experiment is many trainings, which the same command continues."""
     owner: str | None = None
+    """Who pays: ARN of the caller who made it."""
     state: str = "planned"
     """One of STATES."""
     attempt: int = 1
     """Counts the starts of machines."""
+    price: float | None = None
+    """Dollars an hour of one machine."""
     deadline: float | None = None
     """When this attempt's machines end themselves (Unix time); set before they are asked for."""
     request: dict | None = None
     """What this attempt asks EC2 for, but for user data: the parameters of RunInstances."""
-    subnet: str | None = None
-    ami: str | None = None
-    allow_from: str | None = None
-    """Network that may reach it; None for this computer's address alone, wherever it is."""
-    results_uri: str | None = None
-    """Bucket and prefix to which the machine takes its results; None if it keeps them."""
-    group_id: str | None = None
     members: list[Member] = field(default_factory=list)
     """Its machines by rank: the results are on the first, which leads the others."""
     leader: str | None = None
@@ -101,24 +137,32 @@ class Run:
     began_with: str | None = None
     """Digest of what the first of its jobs was started with."""
 
+    def __post_init__(self):
+        self.folder = FOLDER / self.name  # where this computer keeps its state and keys
+        self.key = self.folder / "key"  # that logs in
+        self.host_key = self.folder / "host_key"  # that the instance proves itself with
+        self.label = f"mmattn-{self.name}"  # of its key pair, security group and alarms
+        self.base = f"mmattn/{self.name}"  # on the machine, in the login user's home
+        time = self.name.removeprefix(f"{self.experiment}-")
+        self.results = Path("runs") / self.experiment / time  # where what is fetched goes
+
     @classmethod
     def find(cls, name: str | None = None) -> "Run":
         """The run of this name, or the latest not torn down; UserError if there is none."""
-        found = runs()
-        if not found:
-            asked = f"--run {name}: " if name else ""
-            raise UserError(f"{asked}there is no run in {FOLDER} yet: `fab deploy` makes one")
-        if name is None:
-            return ([run for run in found if run.state != "removed"] or found)[-1]
-        for run in found:
-            if run.name == name:
-                return run
-        known = ", ".join(run.name for run in found)
-        raise UserError(f"--run {name}: expected one of the runs in {FOLDER}: {known}")
+        known = {run.name: run for run in runs()}
+        if name in known:
+            return known[name]
+        if name:
+            listed = ", ".join(known) or "none: `fab deploy` makes one"
+            raise UserError(f"--run {name}: expected one of the runs in {FOLDER}: {listed}")
+        if not known:
+            raise UserError(f"there is no run in {FOLDER} yet: `fab deploy` makes one")
+        found = list(known.values())
+        return ([run for run in found if run.state != "removed"] or found)[-1]
 
     def to(self, state: str) -> None:
         """Go to another state, or stay, and write it down."""
-        assert state == self.state or state in STATES[self.state].next, (self.state, state)
+        assert state == self.state or state in STATES[self.state], (self.state, state)
         self.state = state
         if state in NO_MACHINE or state == "planned":
             self.members, self.deadline = [], None
@@ -126,8 +170,9 @@ class Run:
         self.save()
 
     def is_past(self, state: str) -> bool:
-        """Whether it is in a state or has come further."""
-        return is_past(self.state, state)
+        """Whether it is on its way and in a state or further; a lost or removed run is not."""
+        way = list(STATES)[: list(STATES).index("lost")]
+        return self.state in way and way.index(self.state) >= way.index(state)
 
     @property
     def uri(self) -> str | None:
@@ -140,6 +185,17 @@ class Run:
         return next((one for one in self.data if is_uri(one)), None)
 
     @property
+    def uses_bucket(self) -> bool:
+        """Whether its machines need the rights to a bucket."""
+        return bool(self.results_uri or self.data_uri)
+
+    @property
+    def packages(self) -> list[str]:
+        """What its environment needs besides the project."""
+        cuda = self.host is None and self.instance_type.startswith(GPU_FAMILIES)
+        return ["boto3"] * self.uses_bucket + ["jax[cuda12]"] * cuda
+
+    @property
     def instance_id(self) -> str | None:
         """The instance of its first machine, on which the results are."""
         return self.members[0].id if self.members else None
@@ -150,34 +206,9 @@ class Run:
         return self.members[0].address if self.members else None
 
     @property
-    def folder(self) -> Path:
-        """Where this computer keeps the run's state and keys."""
-        return FOLDER / self.name
-
-    @property
-    def label(self) -> str:
-        """Name of its key pair, security group and alarm."""
-        return f"mmattn-{self.name}"
-
-    @property
-    def results(self) -> Path:
-        """Where its fetched results go: runs/<experiment>/<time>."""
-        return Path("runs") / self.experiment / self.name.removeprefix(f"{self.experiment}-")
-
-    @property
-    def base(self) -> str:
-        """Its folder on the machine, in the login user's home."""
-        return f"mmattn/{self.name}"
-
-    @property
-    def key(self) -> Path:
-        """The private key that logs in."""
-        return self.folder / "key"
-
-    @property
-    def host_key(self) -> Path:
-        """The private key that the instance proves itself with."""
-        return self.folder / "host_key"
+    def tags(self) -> dict[str, str]:
+        """Of all that is made for it."""
+        return {RUN: self.name, OWNER: self.owner, "Name": self.label}
 
     @property
     def fetched(self) -> str | None:
@@ -223,17 +254,10 @@ class Run:
     def _access(self, rank: int) -> Access:
         """How to log in to an instance of it."""
         if not self.members or self.members[rank].address is None:
-            if self.state == "removed":
-                again = "`fab resume` makes a new machine"
-                if self.fetched == "complete":
-                    again = f"its results are in {self.results}"
-                raise UserError(f"{self.name} was torn down: {again}")
             raise UserError(f"{self.name} has no machine: `fab deploy` continues, or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
             raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")
-        if self.key.stat().st_mode & 0o077:
-            self.key.chmod(0o600)
-            say(f"{self.key} could be read by others: now by you alone")
+        self.key.chmod(0o600)  # OpenSSH takes no other
         known = self.folder / ("known_hosts" if rank == 0 else f"known_hosts-{rank}")
         member = self.members[rank]
         first = None if member.sealed else " ".join(make_key(self.host_key).split()[:2])
@@ -248,14 +272,18 @@ class Run:
             How to log in now; None if nothing has changed.
         """
         cloud, member = self.cloud(), self.members[rank]
-        current = cloud.address(member.id)
-        if current is None or self.group_id is None:
+        found, group = cloud.instance(member.id), cloud.group(self.label)
+        if group is None or found is None or found.state != "running":
             return None
-        admitted = cloud.admit(self.group_id, self.allow_from or own_network())
-        if not admitted and current == member.address:
+        admitted = cloud.admit(group, self.allow_from or own_network())
+        if not admitted and found.address == member.address:
             return None
-        member.address = current
+        member.address = found.address
         return self._access(rank)
+
+
+DEFAULTS = Run("", "no_aug")
+"""What `fab deploy` asks for without options."""
 
 
 def is_uri(data: str) -> bool:
@@ -277,19 +305,10 @@ def runs() -> list[Run]:
 def read_run(path: Path) -> Run:
     """A run's state; UserError if the file is broken."""
     found = read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected the state of a run, found {type(found).__name__}")
     try:
-        run = dacite.from_dict(Run, found, dacite.Config(strict=True, cast=[float]))
-    except (dacite.DaciteError, ValueError) as error:
+        return dacite.from_dict(Run, dict(found), dacite.Config(strict=True, cast=[float]))
+    except (dacite.DaciteError, TypeError, ValueError) as error:
         raise UserError(f"{path}: expected the state of a run: {error}") from error
-    for what, value, good in (
-        ("name", run.name, NAME.fullmatch(run.name)),
-        ("state", run.state, run.state in STATES),
-    ):
-        if not good:
-            raise UserError(f"{path}: expected a run's {what}, found {value!r}")
-    return run
 
 
 def parse_host(host: str) -> Access:
@@ -301,19 +320,6 @@ def parse_host(host: str) -> Access:
             f"--host {host}: expected a name in ~/.ssh/config, or [user@]address[:port]"
         )
     return Access(found[2].strip("[]"), found[1], int(found[3]) if found[3] else None)
-
-
-def is_busy(folder: Path) -> bool:
-    """Whether a command holds the lock on a folder."""
-    path = folder / "lock"
-    if not path.exists():
-        return False
-    with open(path, encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 @contextmanager
@@ -330,29 +336,22 @@ def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            try:
-                holder = json.loads(file.read())
-            except ValueError:  # it is just writing it
-                holder = {}
             raise Busy(
-                f"`fab {holder.get('what', '?')}` (process {holder.get('pid', '?')}) is at work "
-                f"here: it holds {folder / 'lock'}; wait for it or stop it"
+                f"{file.read()} is at work here: it holds {folder / 'lock'}; wait for it or stop it"
             ) from error
         file.truncate(0)
-        json.dump({"what": what, "pid": os.getpid()}, file)
+        file.write(f"`fab {what}` (process {os.getpid()})")
         file.flush()
         yield
 
 
 @contextmanager
 def changing(what: str, run: Run) -> Iterator[None]:
-    """Hold the right to change a run, which is still as it was read.
+    """Hold the right to change a run, which is read anew: another command may have changed it.
 
     Raises:
-        Busy: another command has the right, or has just used it.
+        Busy: another command has the right.
     """
     with locked(what, run.folder):
-        now = read_run(run.folder / "state.json")
-        if any(getattr(now, name) != getattr(run, name) for name in PROGRESS):
-            raise Busy(f"another command has just changed {run.name}: try again")
+        vars(run).update(vars(read_run(run.folder / "state.json")))
         yield

@@ -2,7 +2,6 @@
 
 import base64
 import math
-import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -29,10 +28,7 @@ GUARD_REASONS = {
     "deadline": "its deadline has come",
     "spot": "AWS takes the spot machine back",
     "ended": "the job has ended and no user is logged in",
-    "idle": "the job uses no CPU time",
 }
-# Sequences that terminals obey: colours and cursor (CSI), titles and links (OSC), others of two.
-ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\].*?(\x07|\x1b\\)|[ -~])")
 
 
 class Touch(NamedTuple):
@@ -50,7 +46,7 @@ def report(
 
     Args:
         run: what this computer knows.
-        snapshot: the last; None before the first, with "machine": None once its machine is gone.
+        snapshot: the last; None before the first.
         touch: when that came, and what is wrong since.
         now: this computer's time; the machine's clock may differ.
         height: lines of the terminal; lines of the log and the plots give way to it.
@@ -131,24 +127,22 @@ def guard_text(snapshot: dict, then: float, now: float) -> tuple[str, str]:
         return f"silent for {duration(silent)}: see `fab ssh`", "bold red"
     if guard["held"]:
         return "held by `fab hold`: the machine stays until its deadline", "yellow"
-    quiet = guard["quiet_since"]
-    if works and (quiet is None or snapshot["now"] - quiet <= GUARD_SILENT_S):
+    if works:
         return "watches", ""
-    why = "the job uses no CPU time" if works else "no job, no user logged in"
-    off = f"at {clock(now + guard['off_at'] - then)}" if quiet else "when its grace is over"
-    return f"powers off {off} unless that changes: {why}", "yellow"
+    off = guard["off_at"]
+    off = f"at {clock(now + off - then)}" if off else "when its grace is over"
+    return f"powers off {off} unless that changes: no job, no user logged in", "yellow"
 
 
-def log_lines(log: bytes | str, count: int) -> list[str]:
+def log_lines(log: bytes, count: int) -> list[str]:
     """The last lines of a log as a terminal may show them: nothing in it can move the cursor.
 
     >>> log_lines(b"old\\nepoch 1\\r\\x1b[31mepoch 2\\x1b[0m\\x07\\na\\tb\\xff", 2)
     ['epoch 2', 'a   b\ufffd']
     """
-    text = log if isinstance(log, str) else log.decode("utf-8", "replace")
-    lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")[-count:]]
-    lines = [ESCAPES.sub("", line.rpartition("\r")[2]).expandtabs(4) for line in lines]
-    return ["".join(char for char in line if char.isprintable()) for line in lines]
+    lines = log.decode("utf-8", "replace").rstrip("\r\n").split("\n")[-count:]
+    texts = (Text.from_ansi(line.rstrip("\r")).plain.expandtabs(4) for line in lines)
+    return ["".join(filter(str.isprintable, text)) for text in texts]
 
 
 class _Page:
@@ -213,18 +207,19 @@ def _facts(run: Run, snapshot: dict, then: float, now: float) -> Iterator[tuple]
     job = snapshot["job"]
     yield "job", Text(*job_text(job, then)), *["results complete"] * snapshot["complete"]
     yield from _training(snapshot)
-    if snapshot["machine"]:
-        yield "machine 0" if snapshot["others"] else "machine", *_load(snapshot["machine"])
+    yield "machine 0" if snapshot["others"] else "machine", *_load(snapshot["machine"])
     for other in snapshot["others"]:
         there, trouble = other["snapshot"], [Text(other["trouble"], "bold red")]
         ended = there and there["job"]["state"] != "running"
         parts = [Text(*job_text(there["job"], then))] if ended else []
         parts += _load(there["machine"]) if there else []
         yield f"machine {other['rank']}", *(trouble if other["trouble"] else parts)
-    found = [one for one in snapshot["checkpoints"] if one["part"] == snapshot["part"]]
-    ages = [f"{x['kind']}: step {x['step']}, {duration(then - x['time'])} ago" for x in found]
+    ages = [
+        f"{one['kind']}: step {one['step']}, {duration(then - one['time'])} ago"
+        for one in snapshot["checkpoints"]
+    ]
     yield "checkpoints", *(ages or ["none yet"])
-    if run.deadline is not None and snapshot["machine"]:
+    if run.deadline is not None:
         if run.price is not None:
             each = f"${len(run.members) * run.price:.2f} an hour"
             most = f"at most ${cost(run, run.deadline):.2f}"
@@ -263,8 +258,8 @@ def _progress(snapshot: dict) -> list[str]:
 
 
 def _load(machine: dict) -> Iterator[Text]:
-    """Use of the processor, the memory and the disk."""
-    yield Text(f"CPU {machine['cpu']:.0%} of {machine['cores']} cores")
+    """Use of the processors, the memory and the disk."""
+    yield Text(f"CPU load {machine['load']:.1f} of {machine['cores']}")
     for what in ("memory", "disk"):
         used, total = (machine[f"{what}_{kind}"] / 2**30 for kind in ("used", "total"))
         style = "bold red" if used > 0.9 * total else ""

@@ -1,35 +1,22 @@
 """Code, data and earlier results to the machines, verified there against a manifest."""
 
 import hashlib
-import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
 
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
-
 from mmattn.console import progress, say
 from mmattn.errors import UserError
-from mmattn.files import write_json, write_text
+from mmattn.files import write_text
 from mmattn.remote import agent
-from mmattn.remote.agent.verify import sha256
-from mmattn.remote.plan import folder_size
+from mmattn.remote.agent.outbox import sha256
 from mmattn.remote.runs import Run, is_uri
-from mmattn.remote.ssh import Machine, RemoteError, Unreachable
+from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, persistent
 
 AGENT = Path(agent.__file__).parent
 OWN = ("mmattn", "pip", "setuptools", "wheel")  # versions of which do not matter
-MANIFEST, CONSTRAINTS = "manifest.json", "constraints.txt"
-
-persistent = retry(
-    retry=retry_if_exception_type(Unreachable),
-    stop=stop_after_attempt(20),
-    wait=wait_exponential(max=30),
-    before_sleep=lambda state: say(f"{state.outcome.exception()}; continuing"),
-    reraise=True,
-)
-"""For a transfer that is cut: what came is kept, and the next attempt continues from it."""
+MANIFEST, CONSTRAINTS = "manifest.sha256", "constraints.txt"
 
 
 def folders(run: Run) -> list[tuple[int, str]]:
@@ -47,6 +34,9 @@ def survey(run: Run) -> dict[str, str]:
     for number, folder in folders(run):
         inside = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         sources |= {f"data/{number}/{path.relative_to(folder)}": path for path in inside}
+    for name, path in sources.items():
+        if not name.isprintable():
+            raise UserError(f"{str(path)!r}: expected a name in UTF-8, without line breaks")
     with progress("hashing", len(sources), "files") as advance, ThreadPoolExecutor() as pool:
         found = {}
         for name, digest in zip(sources, pool.map(sha256, sources.values()), strict=True):
@@ -59,51 +49,48 @@ def survey(run: Run) -> dict[str, str]:
 
 def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
     """What was surveyed, and what was fetched of an earlier machine."""
-    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    text = "".join(f"{digest}  {path}\n" for path, digest in manifest.items())
+    digest = hashlib.sha256(text.encode()).hexdigest()
     if run.is_past("sent") and run.uploaded == digest:
         return
     if run.began_with not in (None, digest):
         say("code or data are not those that the run began with: the results mix both")
-    write_json(run.folder / MANIFEST, manifest)
+    write_text(run.folder / MANIFEST, text)
+    write_text(run.folder / CONSTRAINTS, constraints())
+    code = [name[5:] for name in manifest if name.startswith("code/")]
+    (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
     for machine in machines:
-        _send(run, machine, [name[5:] for name in manifest if name.startswith("code/")])
-        wrong = machine.call("verify", timeout=3600)["wrong"]
-        if wrong:
+        _send(run, machine)
+        check = f"cd {run.base} && sha256sum --check --quiet {MANIFEST} 2>&1"
+        try:
+            machine.run(check, timeout=3600)
+        except CommandFailed as error:
             raise RemoteError(
-                f"{len(wrong)} files differ on {machine.access.name} from those here, e.g. "
-                f"{wrong[0]}: did they change while they were sent?"
-            )
+                f"files differ on {machine.access.name} from those here: did they change while "
+                f"they were sent?\n{error.output}"
+            ) from error
     run.uploaded = digest
     run.to(run.state if run.is_past("sent") else "sent")
 
 
-def _send(run: Run, machine: Machine, code: list[str]) -> None:
-    """Send everything that the machine does not have yet, the manifest last."""
+def _send(run: Run, machine: Machine) -> None:
+    """Send everything that the machine does not have yet."""
     names = ["code", "data", "job", *(["run"] if machine.rank == 0 else [])]
     machine.run(f"umask 077 && mkdir -p {' '.join(f'{run.base}/{name}' for name in names)}")
     send_agent(machine)
-
-    @persistent
-    def copy(*arguments: str, title: str, total: int = 0) -> None:
-        machine.run("true")  # lets this computer in, should its address have changed
-        machine.rsync(*arguments, progress=title, total=total)
-
-    (run.folder / "code_files").write_bytes(b"\0".join(path.encode() for path in code))
     listed = ("--from0", f"--files-from={run.folder / 'code_files'}")
-    size = sum(Path(path).stat().st_size for path in code)
-    copy(*listed, "./", machine.remote("code/"), title="code", total=size)
+    _copy(machine, *listed, "./", machine.remote("code/"), progress="code")
     for number, folder in folders(run):
         links = ("--copy-links", "--delete", f"{folder}/", machine.remote(f"data/{number}/"))
-        copy(*links, title=f"data {folder}", total=folder_size(Path(folder)))
+        _copy(machine, *links, progress=f"data {folder}")
     if machine.rank == 0 and not run.uri and (run.results / "config.json").exists():
         earlier = ("--ignore-existing", "--exclude=/job", f"{run.results}/", machine.remote("run/"))
-        copy(*earlier, title="earlier results", total=folder_size(run.results))
+        _copy(machine, *earlier, progress="earlier results")
         log = run.results / "job" / "job.log"  # keeps growing there
         if log.exists():
-            copy("--ignore-existing", str(log), machine.remote("job/"), title="earlier log")
-    write_text(run.folder / CONSTRAINTS, constraints())
-    for name in (CONSTRAINTS, MANIFEST):
-        copy(str(run.folder / name), machine.remote(), title=name)
+            _copy(machine, "--ignore-existing", str(log), machine.remote("job/"))
+    lists = (str(run.folder / CONSTRAINTS), str(run.folder / MANIFEST))
+    _copy(machine, *lists, machine.remote())
 
 
 def constraints() -> str:
@@ -116,11 +103,15 @@ def constraints() -> str:
     )
 
 
-@persistent
 def send_agent(machine: Machine) -> None:
     """The programs that look after the job; of their own, they need the system's Python alone."""
-    own = ("--delete", "--exclude=__pycache__")
-    machine.rsync(*own, f"{AGENT}/", machine.remote("agent/"), progress="agent")
+    _copy(machine, "--delete", "--exclude=__pycache__", f"{AGENT}/", machine.remote("agent/"))
+
+
+@persistent
+def _copy(machine: Machine, *arguments: str, progress: str = "") -> None:
+    machine.run("true")  # lets this computer in, should its address have changed
+    machine.rsync(*arguments, progress=progress)
 
 
 def _code_files() -> list[str]:

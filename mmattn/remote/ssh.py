@@ -6,28 +6,26 @@ goes silent would never end a stream.
 
 import json
 import os
-import re
 import shlex
-import shutil
 import subprocess
-import tempfile
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mmattn.console import progress as progress_bar
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from mmattn.console import say
 from mmattn.errors import UserError
 from mmattn.files import write_text
 from mmattn.remote.agent import MARKER
 
 CONNECT_S = 10
-NO_AGENT = 66  # exit code (EX_NOINPUT)
 SSH_FAILED = 255
-MB = 1_000_000
-# rsync: protocol stream, socket and file input/output, timeouts; 255 is ssh itself.
 DISK_RSYNC = 11  # error in file input or output; rsync does not always tell which
-TRANSIENT_RSYNC = {10, 12, 20, 30, 35, SSH_FAILED}
+CUT_RSYNC = {10, 12, 20, 30, 35, SSH_FAILED}  # protocol stream, socket, timeouts; ssh itself
+TEXT = {"encoding": "utf-8", "errors": "replace"}
 
 
 class RemoteError(UserError):
@@ -50,6 +48,34 @@ class CommandFailed(RemoteError):
         self.exit_code, self.output = exit_code, output
 
 
+# What OpenSSH says, what kind of error that is, and what it means.
+SSH_ERRORS = (
+    (
+        "HOST IDENTIFICATION HAS CHANGED",
+        RemoteError,
+        "shows another host key than the known one: it is not the machine it was, or someone sits "
+        "between; nothing was sent",
+    ),
+    (
+        "Host key verification failed",
+        RemoteError,
+        "has a host key that is not known here: log in once with ssh, compare the key with the "
+        "machine's own, and try again",
+    ),
+    ("Permission denied", NotLoggedIn, "refuses the key"),
+    ("", Unreachable, "is out of reach"),
+)
+
+persistent = retry(
+    retry=retry_if_exception_type(Unreachable),
+    stop=stop_after_attempt(20),
+    wait=wait_exponential(max=30),
+    before_sleep=lambda state: say(f"{state.outcome.exception()}; continuing"),
+    reraise=True,
+)
+"""For a call that is cut: a transfer keeps what came, and the next attempt continues from it."""
+
+
 class Access(NamedTuple):
     """How to log in."""
 
@@ -67,26 +93,21 @@ class Access(NamedTuple):
         return f"{user}{self.address}" + (f":{self.port}" if self.port not in (None, 22) else "")
 
     def settings(self) -> str:
-        """As OpenSSH reads them: the first value of a setting counts.
-
-        Raises:
-            UserError: a path has a quote or a line break, which the file cannot hold.
-        """
+        """As OpenSSH reads them: the first value of a setting counts."""
         lines = ["BatchMode yes", "StrictHostKeyChecking yes", "ForwardAgent no", "LogLevel ERROR"]
         lines += ["ServerAliveInterval 5", "ServerAliveCountMax 3", f"ConnectTimeout {CONNECT_S}"]
-        lines += [f"User {self.user}"] * bool(self.user) + [f"Port {self.port}"] * bool(self.port)
+        if self.user:
+            lines.append(f"User {self.user}")
+        if self.port:
+            lines.append(f"Port {self.port}")
         if self.own:
             known, key = self.own
-            lines += ["IdentitiesOnly yes", "AddressFamily inet"]
-            paths = {"UserKnownHostsFile": known.resolve(), "IdentityFile": key.resolve()}
+            lines += ["IdentitiesOnly yes", f'IdentityFile "{key}"', "AddressFamily inet"]
         else:
-            folder = Path("~/.ssh").expanduser()
-            paths = {"Include": folder / "config", "UserKnownHostsFile": folder / "known_hosts"}
-        for name, path in paths.items():
-            if re.search(r'["\n]', str(path)):
-                raise UserError(f"{path}: expected a path without quotes and line breaks")
-            lines.append(f'{name} "{path}"')
-        return "\n".join(lines) + "\n"
+            home = Path("~/.ssh").expanduser()
+            known = home / "known_hosts"
+            lines.append(f'Include "{home / "config"}"')
+        return "\n".join([*lines, f'UserKnownHostsFile "{known}"', ""])
 
 
 class Machine:
@@ -96,8 +117,8 @@ class Machine:
         access: how to log in.
         folder: local folder of the run, for the generated ssh_config.
         base: folder of the run on the machine, relative to the login user's home.
-        on_silence: called when no connection can be made; returns how to log in now if something
-            had changed (the caller's own address, which was let in; the machine's), else None.
+        on_silence: called when it is out of reach; returns how to log in now if something had
+            changed (the caller's own address, which was let in; the machine's), else None.
         rank: of the machine among the run's.
     """
 
@@ -133,7 +154,7 @@ class Machine:
         """
         try:
             return self._run(command, timeout)
-        except _NoConnection:
+        except Unreachable:
             access = None
             with suppress(UserError):  # offline, say; that it is unreachable remains the news
                 access = self._on_silence()
@@ -143,23 +164,20 @@ class Machine:
             return self._run(command, timeout)
 
     def _run(self, command: str, timeout: float) -> str:
-        ssh = ["ssh", "-F", str(self.ssh_config), "-T", self.access.address, command]
+        ssh = ["ssh", "-F", str(self.ssh_config), "-T", "-n", self.access.address, command]
+        plain = {**os.environ, "LC_ALL": "C"}  # its messages are read here
         try:
-            done = subprocess.run(
-                ssh,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=timeout,
-                env={**os.environ, "LC_ALL": "C"},
-            )
+            done = subprocess.run(ssh, capture_output=True, timeout=timeout, env=plain, **TEXT)
         except subprocess.TimeoutExpired as error:
             raise Unreachable(f"{self.access.name} is silent for {timeout:g} s") from error
-        said, complaint = (part.decode(errors="replace") for part in (done.stdout, done.stderr))
         if done.returncode == SSH_FAILED or done.returncode < 0:
-            raise _ssh_error(self.access, complaint)
+            kind, meaning = next(about for sign, *about in SSH_ERRORS if sign in done.stderr)
+            # The last words: without names, addresses and numbers.
+            why = done.stderr.strip().rpartition("\n")[2].rpartition(": ")[2].strip()
+            raise kind(f"{self.access.name} {meaning}: {why or 'no reason was told'}")
         if done.returncode:
-            raise CommandFailed(command, done.returncode, tail(complaint or said))
-        return said
+            raise CommandFailed(command, done.returncode, tail(done.stderr or done.stdout))
+        return done.stdout
 
     def call(self, program: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
         """Run a program of mmattn.remote.agent on the machine and return the JSON it printed.
@@ -168,58 +186,42 @@ class Machine:
             RemoteError: as `run`, or the answer is no JSON.
         """
         words = shlex.join(["python3", "agent", program, job, *options])
-        there = f"cd {shlex.quote(self.base)} 2>&- && test -d agent || exit {NO_AGENT}"
+        nothing = "echo 'nothing of this run is there yet: `fab deploy` continues' >&2; exit 1"
+        text = self.run(f"cd {self.base}/agent/.. 2>&- || {{ {nothing}; }}; {words}", timeout)
         try:
-            text = self.run(f"{there}; {words}", timeout)
-        except CommandFailed as error:
-            if error.exit_code != NO_AGENT:
-                raise
-            raise RemoteError(
-                f"{self.access.name} has nothing of this run yet: `fab deploy` continues"
-            ) from error
-        _, marker, answer = text.rpartition(MARKER)
-        try:
-            return json.loads(answer)
+            return json.loads(text.rpartition(MARKER)[2])
         except ValueError as error:
-            what = answer if marker else text
             raise RemoteError(
-                f"{self.access.name}: expected JSON from {program}, got {tail(what)!r}"
+                f"{self.access.name}: expected JSON from {program}, got {tail(text)!r}"
             ) from error
 
-    def rsync(self, *arguments: str, progress: str, total: int = 0) -> None:
-        """Transfer files with rsync, resumable, with a progress bar.
+    def rsync(self, *arguments: str, progress: str = "") -> None:
+        """Transfer files with rsync, resumable; on a terminal, it shows its progress.
 
         Args:
             arguments: options, sources, destination; `remote()` makes the machine's paths.
-            progress: title of the bar.
-            total: bytes, if known.
+            progress: title for the user; none is shown without one.
 
         Raises:
             Unreachable: the transfer was cut; what came is kept and resumed from.
             CommandFailed: rsync refused, e.g. no space left on the machine.
         """
-        shell = f'ssh -F "{self.ssh_config.resolve()}"'
         command = ["rsync", "--archive", "--no-owner", "--no-group", "--partial-dir=.rsync-partial"]
-        command += ["--timeout=30", "--info=progress2", "--no-inc-recursive", "-e", shell]
-        with (
-            tempfile.TemporaryFile("w+") as complaints,  # a pipe would fill up while stdout is read
-            subprocess.Popen(
-                [*command, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                text=True,
-                env={**os.environ, "LC_ALL": "C"},
-            ) as process,
-        ):
-            try:
-                with progress_bar(progress, -(-total // MB), "MB") as advance:
-                    _show_rsync(process, advance)
-            except BaseException:
-                process.terminate()
-                raise
-            if process.wait():
-                complaints.seek(0)
-                raise _rsync_error(self.access, process.returncode, complaints.read())
+        command += ["--timeout=30", "-e", f'ssh -F "{self.ssh_config}"']
+        if progress:
+            say(f"transferring {progress}")
+            shown = ["--info=progress2", "--no-inc-recursive"]
+            command += shown if sys.stdout.isatty() else []
+        plain = {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, env=plain, **TEXT)
+        complaint = tail(done.stderr)
+        if done.returncode in CUT_RSYNC:
+            why = done.stderr.partition("\nrsync")[0].strip().rpartition("\n")[2]
+            raise Unreachable(f"{self.access.name} is out of reach: {why}")
+        if done.returncode == DISK_RSYNC or "No space left" in complaint:
+            complaint = f"no space left on the disk that receives, or it fails: {complaint}"
+        if done.returncode:
+            raise CommandFailed("rsync", done.returncode, complaint)
 
     def shell(self) -> None:
         """Replace this process by an interactive shell on the machine."""
@@ -227,89 +229,29 @@ class Machine:
         os.execvp("ssh", ["ssh", "-F", str(self.ssh_config), "-t", self.access.address])
 
 
-class _NoConnection(Unreachable):
-    """Nothing was asked: no connection was made."""
-
-
 def check_tools() -> None:
     """UserError if the programs for transfers are missing or too old."""
-    for tool in ("ssh", "rsync"):
-        if shutil.which(tool) is None:
-            raise UserError(f"{tool} is not installed here: apt-get install openssh-client rsync")
-    about = subprocess.run(["rsync", "--version"], capture_output=True, text=True).stdout
-    found = re.match(r"rsync +version v?(\d+)\.(\d+)", about)
-    if not found or (int(found[1]), int(found[2])) < (3, 1):
-        first = about.partition("\n")[0]
-        raise UserError(
-            f"rsync: expected version 3.1 or newer, found {first!r}; on a Mac `brew install rsync`"
-        )
+    for tool in (["ssh", "-V"], ["rsync", "--info=progress2", "--version"]):
+        try:
+            subprocess.run(tool, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(
+                f"expected OpenSSH and rsync 3.1 here (on a Mac `brew install rsync`): {error}"
+            ) from error
 
 
 def make_key(path: Path) -> str:
     """An ed25519 key pair without a passphrase, made once; returns the public half."""
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / "key"
-            words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(made)]
-            subprocess.run(words, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-            os.replace(made.with_name("key.pub"), path.with_name(f"{path.name}.pub"))
-            os.replace(made, path)  # last: with it, the pair is complete
-    return path.with_name(f"{path.name}.pub").read_text(encoding="utf-8").strip()
+        made = path.with_name(f".{path.name}.new")
+        made.unlink(missing_ok=True)
+        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(made)]
+        subprocess.run(words, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+        os.replace(f"{made}.pub", f"{path}.pub")
+        os.replace(made, path)  # last: with it, the pair is complete
+    return Path(f"{path}.pub").read_text(encoding="utf-8").strip()
 
 
 def tail(text: str, length: int = 400) -> str:
     """The end of what a program printed."""
     return text.strip()[-length:]
-
-
-def _ssh_error(access: Access, complaint: str) -> RemoteError:
-    """What OpenSSH's own failure means."""
-    name, known = access.name, access.own[0] if access.own else "your known hosts"
-    if "HOST IDENTIFICATION HAS CHANGED" in complaint:
-        return RemoteError(
-            f"{name} shows another host key than the one in {known}: it is not the machine it was, "
-            "or someone sits between; nothing was sent"
-        )
-    if "Host key verification failed" in complaint:
-        return RemoteError(
-            f"the host key of {name} is not in {known}: log in once with ssh, compare the key with "
-            "the machine's own, and try again"
-        )
-    if "Permission denied" in complaint:
-        key = access.own[1] if access.own else "your own keys and agent"
-        return NotLoggedIn(f"{name} refuses to let {key} log in: {tail(complaint, 100)}")
-    if "ssh: " in complaint or "Connection timed out during banner exchange" in complaint:
-        return _NoConnection(f"{name}: no connection: {_reason(complaint)}")
-    return Unreachable(f"{name}: connection lost: {_reason(complaint)}")
-
-
-def _reason(complaint: str) -> str:
-    """The last words of the last line: without names, addresses and numbers."""
-    lines = complaint.strip().splitlines() or ["no reason was told"]
-    return lines[-1].rpartition(": ")[2].strip()
-
-
-def _show_rsync(process: subprocess.Popen, advance: Callable[[int], None]) -> None:
-    """Advance a bar of megabytes by rsync's own progress lines, which end in carriage returns."""
-    shown = 0
-    for line in process.stdout:  # universal newlines: a carriage return ends a line too
-        sent = re.match(r"\s*([\d,]+)\s+\d+%", line)
-        if sent:
-            done = int(sent[1].replace(",", "")) // MB
-            advance(max(0, done - shown))
-            shown = max(shown, done)
-
-
-def _rsync_error(access: Access, code: int, errors: str) -> RemoteError:
-    if "is your shell clean" in errors:
-        return RemoteError(
-            f"{access.name}: the login shell prints text where rsync speaks: make its .bashrc "
-            "silent when the shell is not interactive"
-        )
-    if "No space left on device" in errors or code == DISK_RSYNC:
-        return CommandFailed(
-            "rsync", code, "no space left on the disk of the receiving side, or it fails"
-        )
-    if code in TRANSIENT_RSYNC:
-        return _ssh_error(access, errors.partition("\nrsync")[0])
-    return CommandFailed("rsync", code, tail(errors))

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 from mmattn.remote import agent
+from mmattn.remote.runs import LOGIN, Run
+from mmattn.remote.ssh import make_key
 
 TIMER, GUARD = "mmattn-deadline.timer", "mmattn-guard.service"
 LIMIT = 16 * 1024  # of EC2, before its own encoding
@@ -15,36 +17,30 @@ _AGENT = "/opt/mmattn/agent"
 _MODULES = ("__init__.py", "__main__.py", "job.py", "guard.py")
 
 
-def user_data(
-    host_key: str, host_key_public: str, job: str, deadline: float, grace_s: float
-) -> str:
-    """The cloud-config of an instance (JSON, which is YAML too).
+def user_data(run: Run) -> str:
+    """The cloud-config of an instance (JSON, which is YAML too); the same at each call.
 
-    The host key is made beforehand, so that no machine is trusted at first sight. Two things
-    end the machine, whatever becomes of this computer: a timer at the deadline, and a guard that
-    also ends it when its job is over or it is about to be taken away.
-
-    Args:
-        host_key: the private half; whoever is on the instance can read it.
-        host_key_public: its public half.
-        job: the job's folder, absolute.
-        deadline: Unix time.
-        grace_s: how long the machine stays without a job.
+    Its host key is made beforehand, so that no machine is trusted at first sight. Two things end
+    the machine, whatever becomes of this computer: a timer at the deadline, and a guard that also
+    ends it when its job is over or it is about to be taken away.
     """
-    guard = {"job": job, "deadline": deadline, "grace_s": grace_s, "stop_s": STOP_S}
-    end = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
+    public = make_key(run.host_key)
+    keys = {"ed25519_private": run.host_key.read_text(encoding="utf-8"), "ed25519_public": public}
+    guard = {
+        "job": f"/home/{LOGIN}/{run.base}/job",
+        "deadline": run.deadline,
+        "grace_s": run.grace_minutes * 60,
+        "stop_s": STOP_S,
+    }
+    end = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.deadline))
     files = {
         "/etc/mmattn/guard.json": json.dumps(guard),
         # The guard counts connections: those of a computer that has vanished must end.
         "/etc/ssh/sshd_config.d/10-mmattn.conf": "ClientAliveInterval 30\nClientAliveCountMax 10\n",
         f"/etc/systemd/system/{TIMER}": (
             "[Unit]\nDescription=the machine's absolute deadline\n"
-            f"[Timer]\nOnCalendar={end}\nAccuracySec=1s\nPersistent=true\n"
+            f"[Timer]\nOnCalendar={end}\nAccuracySec=1s\nPersistent=true\nUnit=poweroff.target\n"
             "[Install]\nWantedBy=timers.target\n"
-        ),
-        "/etc/systemd/system/mmattn-deadline.service": (
-            "[Unit]\nDescription=power off at the deadline\n"
-            "[Service]\nType=oneshot\nExecStart=/usr/bin/systemctl poweroff\n"
         ),
         f"/etc/systemd/system/{GUARD}": (
             "[Unit]\nDescription=ends the machine when its job is over\n"
@@ -57,7 +53,7 @@ def user_data(
     for name in _MODULES:
         files[f"{_AGENT}/{name}"] = (source / name).read_text(encoding="utf-8")
     document = {
-        "ssh_keys": {"ed25519_private": host_key, "ed25519_public": host_key_public},
+        "ssh_keys": keys,
         "write_files": [
             {"path": path, "encoding": "gz+b64", "content": _packed(text)}
             for path, text in files.items()

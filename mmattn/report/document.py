@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
-
-from plotly.offline import get_plotlyjs
 
 from mmattn.evaluate.tables import Cell, Table, cell_text
 
@@ -66,6 +65,7 @@ def document(
     sections: Mapping[str, tuple[str, str]],
     foot: str,
     payload: Mapping[str, Any],
+    name: str = "page",
 ) -> str:
     """The whole page.
 
@@ -74,17 +74,21 @@ def document(
         introduction: HTML under the title.
         sections: by name, the title (text) and content (HTML) of each.
         foot: HTML.
-        payload: JSON values that `page.js` draws.
+        payload: JSON values that the page's script draws.
+        name: page, of the plots; or another script in this package, with a style of its own, which
+            may play files beside the page.
 
     Its Content-Security-Policy allows these very scripts and nothing from anywhere else, so that
     it stays offline whatever stands in the names of clips.
     """
     here = files("mmattn.report")
-    scripts = [get_plotlyjs(), (here / "page.js").read_text(encoding="utf-8")]
-    style = (here / "page.css").read_text(encoding="utf-8")
+    own = name != "page"
+    scripts = [*([] if own else [_plotly()]), _text(here / f"{name}.js")]
+    style = _text(here / "page.css") + (_text(here / f"{name}.css") if own else "")
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_source, scripts))}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+        + ("; media-src 'self' file:" if own else "")
     )
     links = "".join(
         f'<li><a href="#{name}">{escape(text)}</a></li>' for name, (text, _) in sections.items()
@@ -108,7 +112,7 @@ def document(
 {introduction}
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 </header>
-<noscript><p class="note">The plots and the clip viewer need JavaScript.</p></noscript>
+<noscript><p class="note">What this page draws and plays needs JavaScript.</p></noscript>
 <main>
 {"".join(section(name, text, content) for name, (text, content) in sections.items())}
 </main>
@@ -118,6 +122,16 @@ def document(
 </body>
 </html>
 """
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # it takes 30 MB
+
+    return get_plotlyjs()
+
+
+def _text(file: Traversable) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 def _source(script: str) -> str:

@@ -195,8 +195,9 @@ def reliability_figure(predictions: Predictions) -> Figure:
         [f"{edges[row]:.2f} to {edges[row + 1]:.2f}", int(count), round(mean, 4)]
         for row, count, mean in zip(used, clips, confidence / clips, strict=True)
     ]
-    common = {"type": "bar", "x": (edges[used] + edges[used + 1]) / 2, "customdata": about}
-    common |= {"width": 0.9 / CALIBRATION_BINS, "x": common["x"].tolist(), "showlegend": False}
+    centres = ((edges[used] + edges[used + 1]) / 2).tolist()
+    common = {"type": "bar", "x": centres, "customdata": about, "width": 0.9 / CALIBRATION_BINS}
+    common["showlegend"] = False
     hover = "confidence %{customdata[0]}, on average %{customdata[2]:.3f}<br>%{customdata[1]} clips"
     data = [
         {

@@ -1,7 +1,7 @@
 """What a page shows of a clip itself beside what the network saw of it: its audio, its faces."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def most_attended(stream: StreamView) -> np.ndarray:
     return np.sort(np.array(chosen, int))
 
 
-def portrait(frame: np.ndarray, box: Sequence[float]) -> bytes:
+def portrait(frame: np.ndarray, box: Iterable[float]) -> bytes:
     """The JPEG of a square around a face.
 
     Args:
@@ -86,7 +86,7 @@ def portrait(frame: np.ndarray, box: Sequence[float]) -> bytes:
     left, top, right, bottom = map(float, box)
     half = (0.5 + MARGIN) * max(right - left, bottom - top)
     x, y = (left + right) / 2, (top + bottom) / 2
-    square = tuple(round(edge) for edge in (x - half, y - half, x + half, y + half))
+    square = round(x - half), round(y - half), round(x + half), round(y + half)
     image = Image.fromarray(np.ascontiguousarray(frame)).crop(square).resize((SIDE, SIDE))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
@@ -109,7 +109,7 @@ def footage_of(
         UserError: the face detector's file is missing.
     """
     faces = faces_of(path, video, config) if video else ()
-    return Footage(notes, audio_envelope(path), faces)
+    return Footage(tuple(notes), audio_envelope(path), faces)
 
 
 def audio_envelope(path: Path) -> Envelope | None:

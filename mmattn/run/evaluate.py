@@ -31,16 +31,23 @@ from mmattn.evaluate.tables import (
 )
 from mmattn.files import write_json
 from mmattn.run.fit import fit
-from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, make_folder, read_config
+from mmattn.run.folder import (
+    PREDICTIONS,
+    check_complete,
+    corpus_of,
+    folder_of,
+    make_folder,
+    read_config,
+)
 from mmattn.run.run import Run, load_run
-from mmattn.train.checkpoints import Kind
+from mmattn.train.checkpoints import Chosen
 from mmattn.train.devices import start_devices
 
 BASELINES = "baselines"  # folder of their test predictions below the run's
 
 
 def evaluate_run(
-    folder: Path, kind: Kind, device_count: int | str | None, other: OtherDataConfig
+    folder: Path, kind: Chosen, device_count: int | str | None, other: OtherDataConfig
 ) -> None:
     """Say the scores of a run, or of each of its parts and of all together.
 
@@ -101,7 +108,7 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
     for name, predictions in found[run].items():
         write_predictions(folder / BASELINES / f"{name}.csv", predictions)
     test = {
-        "together" if part is run else part.folder.name: {
+        "together" if part is run else folder_of(part).name: {
             name: scores(predictions, config.seed) for name, predictions in found[part].items()
         }
         for part in (*run.parts, run)
@@ -137,7 +144,7 @@ def _by_part(
     """Predictions by the name of a model, of each training of a run and of its parts together."""
     if not run.parts:
         return {run: test(run)}
-    found = {}
+    found: dict[Run, dict[str, Predictions]] = {}
     for part in run.parts:
         found |= _by_part(part, test)
     names = found[run.parts[0]]
@@ -154,7 +161,7 @@ def _without_lstm(corpus: Corpus, part: Run) -> dict[str, Predictions]:
         trained = fit(corpus, split, replace(part.config, model=model))
         if not trained.complete:
             raise KeyboardInterrupt
-        every, devices = np.concatenate([*split.clips.values()]), trained.config.devices
+        every, devices = np.concatenate([*split.clips.values()]), int(trained.config.devices)
         predictor = trained.predictor(corpus, every, devices)
         found[f"{pooling}-pooling"] = predictor.predictions(split.test)
     return found

@@ -26,6 +26,7 @@ from mmattn.evaluate.predictions import (
     write_predictions,
 )
 from mmattn.evaluate.tables import (
+    Cell,
     Interval,
     Table,
     say_groups,
@@ -42,6 +43,7 @@ from mmattn.run.folder import (
     check_new,
     config_to_resume,
     environment,
+    folder_of,
     locked,
     write_config,
     write_environment,
@@ -75,7 +77,7 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
         config = replace(config_from_json(stored), distributed=config.distributed)
         try:
             with sigterm_asks() as asked:
-                _run_parts(config, config.out, asked)
+                _run_parts(config, Path(stored["out"]), asked)
         except Stopped as stop:
             raise Stopped(f"SIGTERM: {stop}; `--resume --out {config.out}` continues") from None
 
@@ -248,7 +250,7 @@ def train_and_evaluate(
 
     def finish(split: Split) -> None:
         clips = np.concatenate([*split.clips.values()])
-        predictor = run.predictor(corpus, clips, config.devices)
+        predictor = run.predictor(corpus, clips, int(config.devices))
         run.predictions = {name: predictor.predictions(split.clips[name]) for name in PREDICTIONS}
         _by_first(partial(_write_training, run, corpus, split, root))
 
@@ -263,11 +265,11 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
     # Not with the others: the start would wait half a second for matplotlib.
     from mmattn.evaluate.plots import plot_attention, plot_curves
 
-    folder, history, test = run.folder, run.history, run.predictions["test"]
+    folder, history, test = folder_of(run), run.history, run.predictions["test"]
     note = split.description if split.leaking else None
     plot_curves(history, run.config.train.monitor, folder / "curves.png", note)
     classes, first = np.unique(corpus.labels[split.test], return_index=True)
-    every, own = np.concatenate([*split.clips.values()]), processes.share(run.config.devices)
+    every, own = np.concatenate([*split.clips.values()]), processes.share(int(run.config.devices))
     views = run.predictor(corpus, every, own).views(split.test[first[classes >= 0]])
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(test, f"Test, each class; {split.description}")
@@ -316,7 +318,7 @@ def write_results(
     """
     from mmattn.evaluate.plots import plot_confusion
 
-    folder, seed, test = run.folder, run.config.seed, predictions["test"]
+    folder, seed, test = folder_of(run), run.config.seed, predictions["test"]
     for name, one in predictions.items():
         write_predictions(folder / PREDICTIONS[name], one)
     plot_confusion(test, folder / "confusion.png", "Test clips", note)
@@ -330,7 +332,7 @@ def write_results(
     if folder == root:
         from mmattn.run.report import write_page
 
-        write_page(run, corpus, processes.share(run.config.devices))
+        write_page(run, corpus, processes.share(int(run.config.devices)))
     ties = {name: one.ties for name, one in predictions.items()}
     summary = {
         **found,
@@ -349,25 +351,25 @@ def pool_ensemble(run: Run, root: Path, corpus: Corpus) -> None:
 
     Each validation clip is predicted by the one network that was not trained on its speaker.
     """
-    parts = [part.folder for part in run.parts]
+    parts = [folder_of(part) for part in run.parts]
     validation, test = (
         [read_predictions(part / name).with_columns(corpus) for part in parts]
         for name in PREDICTIONS.values()
     )
     predictions = {"validation": join(validation), "test": combine(test)}
     mean = _mean_scores(parts)
-    what, note = f"{run.folder.name}, ensemble of {len(parts)}", CAVEATS[run.split["leaking"]]
+    what, note = f"{folder_of(run).name}, ensemble of {len(parts)}", CAVEATS[run.split["leaking"]]
     write_results(run, root, predictions, corpus, what, note, mean_over_members=mean)
 
 
 def pool_folds(run: Run, root: Path, corpus: Corpus) -> None:
     """Join the folds' tests: each clip is predicted by networks that never saw its speaker."""
-    parts = [part.folder for part in run.parts]
+    parts = [folder_of(part) for part in run.parts]
     tests = [read_predictions(part / PREDICTIONS["test"]) for part in parts]
     pooled = join(tests).with_columns(corpus)
     tests = {part.name: read_json(part / "summary.json")["test"] for part in parts}
     shown = titles(*tests.values())
-    rows = [
+    rows: list[Sequence[Cell]] = [
         (name, *(Interval(**found[metric]) for metric in shown)) for name, found in tests.items()
     ]
     mean = _mean_scores(parts)
@@ -390,7 +392,8 @@ def _mean_scores(parts: list[Path]) -> dict:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    return None if None in values else float(np.mean(values))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _say_data(corpus: Corpus, split: Split) -> None:

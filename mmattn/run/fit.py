@@ -21,6 +21,7 @@ from mmattn.run.folder import (
 from mmattn.run.run import Run
 from mmattn.train import processes
 from mmattn.train.callbacks import Callback, JsonLines
+from mmattn.train.checkpoints import Exported
 from mmattn.train.devices import fitting_devices
 from mmattn.train.loop import make_trainer, train
 
@@ -114,8 +115,8 @@ def train_run(
         see `train`.
     """
     run.split = split_to_json(split, corpus)
-    if run.folder is not None:
-        run.split = processes.from_first(lambda: _keep_split(run.folder, run.split))
+    if (folder := run.folder) is not None:
+        run.split = processes.from_first(lambda: _keep_split(folder, run.split))
         callbacks = [JsonLines(), *callbacks]
     split = split_from_json(run.split, corpus)
 
@@ -132,7 +133,8 @@ def train_run(
         processes.from_first(lambda: call("on_epoch_end", history[-1]))
 
     run.asked = asked or run.asked
-    trainer = make_trainer(run.config, corpus, split, run.config.devices)
+    assert not isinstance(run.checkpoints, Exported)  # a model file is not trained
+    trainer = make_trainer(run.config, corpus, split, int(run.config.devices))
     try:
         train(trainer, split, run.checkpoints, resume, run.asked, begin, report)
         finish(split)

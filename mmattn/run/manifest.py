@@ -57,7 +57,7 @@ def make_manifest(
     if database:
         rows, left_out = read_database(database)
     else:
-        read = by_pattern(pattern) if pattern is not None else by_name(CORPORA[corpus])
+        read = by_name(CORPORA[corpus]) if corpus else by_pattern(pattern or "")
         rows, left_out = read_rows(list_clips(folder, (".npz", *SUFFIXES)), read)
     if rated:
         rows, unrated = _add_ratings(rows, rated, votes)

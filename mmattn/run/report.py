@@ -18,7 +18,7 @@ from mmattn.files import read_json
 from mmattn.model.fusion import fusion_of
 from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
-from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, read_config
+from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, folder_of, read_config
 from mmattn.run.run import Run, load_run
 from mmattn.train.devices import start_devices
 from mmattn.train.history import best_epoch
@@ -59,7 +59,8 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
 
     The first network is asked about the clips in the viewer.
     """
-    folder, config, part = run.folder, run.config, run.networks[0]
+    folder, config, part = folder_of(run), run.config, run.networks[0]
+    of_part = folder_of(part)
     alone = part is run
     path = folder / "report.html"
     with waiting(f"writing {path}"):
@@ -71,10 +72,10 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
         split = split_from_json(run.split, corpus)
         network = run.predictor(corpus, np.concatenate([*split.clips.values()]), device_count)
         test = split.test
-        shown = test[choose_rows(read_predictions(part.folder / PREDICTIONS["test"]), VIEWED)]
+        shown = test[choose_rows(read_predictions(of_part / PREDICTIONS["test"]), VIEWED)]
         about = f"{len(shown)} of {len(test)} test clips, right and wrong ones of each class"
         if not alone:
-            about += f", as {part.folder.relative_to(folder)} alone sees them"
+            about += f", as {of_part.relative_to(folder)} alone sees them"
         start = read_json(folder / "environment.json")["starts"][0]
         synthetic = "synthetic " if corpus.cues else ""
         tested = predictions["test"].with_columns(corpus)
@@ -106,7 +107,7 @@ def _split_facts(run: Run) -> dict[str, str]:
     if not run.parts:
         best = f"{best_epoch(run.history, run.config.train.monitor)} of {len(run.history)}"
         return {"Split": split, "Best epoch": best}
-    parts = [part.folder.name for part in run.parts]
+    parts = [folder_of(part).name for part in run.parts]
     ensembles = run.config.members > 1 and "fold" in parts[0]
     each = f", each an ensemble of {run.config.members}" if ensembles else ""
     return {"Parts, put together": ", ".join(parts) + each, "Split of the first": split}

@@ -1,7 +1,7 @@
 """A trained run, of a folder or in memory: restores its networks once and predicts with them."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -300,14 +300,33 @@ class Run:
             ready = []
             for clip in clips[first : first + AT_ONCE]:
                 clip = clip if isinstance(clip, Clip) else Clip(Path(clip))
-                try:
-                    ready.append(self._prepare(clip))
-                except BadClip as error:
-                    outcome.failures.append(Failure(clip.path, str(error)))
+                ready.append(self._try(clip.path, lambda clip=clip: self._prepare(clip)))
                 advance(1)
-            if ready:
-                self._ask(ready, outcome)
+            for one in self._ask(ready):
+                outcome[isinstance(one, Failure)].append(one)
         return outcome
+
+    def predict_streams(
+        self, clips: Sequence[Mapping[str, Stream]], names: Sequence[str] | None = None
+    ) -> list[Prediction | Failure]:
+        """Predict clips whose streams, by modality, are in memory, as `predict_all` does files.
+
+        Args:
+            clips: made as the run's own features are, which `extraction` tells; times in seconds.
+            names: that their predictions and failures have for a path (default: 0, 1, …).
+
+        Returns:
+            In the order of the clips, what is predicted, or why it cannot be.
+        """
+        found = []
+        for first in range(0, len(clips), AT_ONCE):
+            ready = []
+            for number, streams in enumerate(clips[first : first + AT_ONCE], first):
+                path = Path(names[number] if names else str(number))
+                own = path, dict(streams), self.extractor, ()
+                ready.append(self._try(path, lambda own=own: self._fit(*own)))
+            found += self._ask(ready)
+        return found
 
     def extraction(self) -> ExtractConfig:
         """What takes from raw clips the features that the run was trained on.
@@ -374,12 +393,27 @@ class Run:
         temperature = self.about.get("temperature") if self._calibrated else None
         return calibrated(probabilities, temperature) if temperature else probabilities
 
+    def _try(self, path: Path, prepare: Callable[[], _Ready]) -> _Ready | Failure:
+        try:
+            return prepare()
+        except BadClip as error:
+            return Failure(path, str(error))
+
     def _prepare(self, clip: Clip) -> _Ready:
         """Read or extract a clip as for training. Raises BadClip."""
-        path = clip.path
-        streams, extractor, notes = self._read(path)
-        used = self.config.model.modalities
+        streams, extractor, notes = self._read(clip.path)
         streams = {name: clip.cut(stream) for name, stream in streams.items()}
+        return self._fit(clip.path, streams, extractor, notes)
+
+    def _fit(
+        self,
+        path: Path,
+        streams: dict[str, Stream],
+        extractor: dict[str, dict],
+        notes: tuple[str, ...],
+    ) -> _Ready:
+        """Streams by modality as the network may see them. Raises BadClip."""
+        used = self.config.model.modalities
         streams, blind = self._with_data(streams)
         there = [name for name in used if name in streams]
         if not there:
@@ -434,7 +468,9 @@ class Run:
         if differs := difference(*both):
             raise BadClip(f"its features are not those that the run was trained on: {differs}")
         for name, stream in streams.items():
-            width = stream.frames.shape[1]
+            count, width = stream.frames.shape
+            if count < MIN_FRAMES:
+                raise BadClip(f"its {name} has {count} frames; expected {MIN_FRAMES}")
             if width != self.widths[name]:
                 raise BadClip(
                     f"{name} has {width} features a frame, the run was trained on "
@@ -470,20 +506,23 @@ class Run:
     def _no(self, modality: str) -> Stream:
         return make_stream(np.zeros((0, self.widths[modality]), np.float32), np.zeros(0))
 
-    def _ask(self, ready: Sequence[_Ready], outcome: Outcome) -> None:
-        """Ask the networks about clips and add to the outcome."""
-        corpus = self._corpus([str(one.path) for one in ready], [one.streams for one in ready])
-        for one, view in zip(ready, self._views(corpus), strict=True):
-            if view is None:
-                reason = "the prediction is not finite; expected finite numbers"
-                outcome.failures.append(Failure(one.path, reason))
-                continue
-            probabilities, streams = view.probabilities, view.streams
-            outcome.predictions.append(
-                Prediction(
-                    one.path, self.class_names, probabilities, streams, one.missing, one.notes
-                )
-            )
+    def _ask(self, ready: Sequence[_Ready | Failure]) -> list[Prediction | Failure]:
+        """Ask the networks about clips; those that failed already stay as they are."""
+        asked = [one for one in ready if isinstance(one, _Ready)]
+        if not asked:
+            return list(ready)
+        corpus = self._corpus([str(one.path) for one in asked], [one.streams for one in asked])
+        views = iter(self._views(corpus))
+        return [
+            self._prediction(one, next(views)) if isinstance(one, _Ready) else one for one in ready
+        ]
+
+    def _prediction(self, clip: _Ready, view: ClipView | None) -> Prediction | Failure:
+        if view is None:
+            reason = "the prediction is not finite; expected finite numbers"
+            return Failure(clip.path, reason)
+        found = view.probabilities, view.streams
+        return Prediction(clip.path, self.class_names, *found, clip.missing, clip.notes)
 
     def _views(self, corpus: Corpus) -> list[ClipView | None]:
         """Each clip as the networks see it, in their mean; None where that is not finite."""

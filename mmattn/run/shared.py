@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dacite
 import numpy as np
@@ -20,6 +20,7 @@ from mmattn.config import DataConfig, ExperimentConfig, ModelConfig, config_from
 from mmattn.data.extractor import parse_extractor
 from mmattn.errors import UserError
 from mmattn.files import write_bytes
+from mmattn.run.folder import folder_of
 from mmattn.train.checkpoints import Exported, by_name
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def write_shared(path: Path, run: "Run", trust: Sequence[str], half: bool = Fals
     data = replace(data, roots=tuple(roots), folds=folds, cache=DataConfig.cache)
     members = []
     for network in run.networks:
-        name = network.folder.relative_to(run.folder).as_posix()
+        name = folder_of(network).relative_to(folder_of(run)).as_posix()
         members.append(Member(name, network.about.get("temperature")))
     about = About(
         format=FORMAT,
@@ -102,7 +103,7 @@ def write_shared(path: Path, run: "Run", trust: Sequence[str], half: bool = Fals
         trust=[*trust],
     )
     each = [by_name({"state": one.weights, "normaliser": one.normaliser}) for one in run.restored()]
-    arrays = {name: np.stack([own[name] for own in each]) for name in each[0]}
+    arrays: dict[str, Any] = {name: np.stack([own[name] for own in each]) for name in each[0]}
     for name in arrays:
         if half and name.startswith("state.params"):
             arrays[name] = arrays[name].astype(np.float16)

@@ -29,6 +29,7 @@ class JsonLines(Callback):
 
     def on_train_begin(self, run: "Run") -> None:
         """Write what the run is resumed with."""
+        assert run.folder is not None  # a run in memory has no such callback
         text = "".join(json.dumps(row) + "\n" for row in run.history)
         write_text(run.folder / "metrics.jsonl", text)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # else where it is used: the first step waits a quarter of a 
     import orbax.checkpoint as ocp
 
 Kind = Literal["best", "final", "latest"]
+Chosen = Literal["best", "final"]  # to predict with
 FIRST = {0}
 TRAINING = ("state.step", "state.opt_state", "sums")  # what a prediction does without
 
@@ -140,7 +141,7 @@ class Checkpoints:
 class InMemory:
     """The checkpoints of a training that has no folder."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.kept: dict[Kind, tuple[int, Any, dict]] = {}
 
     def __str__(self) -> str:
@@ -192,6 +193,14 @@ class Exported:
             )
         leaves = [self._arrays.get(name, x).astype(x.dtype) for name, x in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def about_of(checkpoints: Checkpoints | InMemory | Exported, kind: Kind) -> dict:
+    """The JSON of a checkpoint. UserError: there is none."""
+    about = checkpoints.about(kind)
+    if about is None:
+        raise UserError(f"{checkpoints}: expected a {kind} checkpoint, found none")
+    return about
 
 
 def by_name(tree: Any) -> dict[str, np.ndarray]:

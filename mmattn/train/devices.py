@@ -145,26 +145,26 @@ def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = (
     # What XLA_FLAGS says comes first. Compiled ahead, programs of several processes would take
     # arrays of all of them.
     told = "XLA_FLAGS" in os.environ or processes.count() > 1
-    return mapped if told or jax.default_backend() != "cpu" else _compile_quickly(mapped)
+    return mapped if told or jax.default_backend() != "cpu" else _QuicklyCompiled(mapped)
 
 
-def _compile_quickly(mapped: Callable) -> Callable:
+class _QuicklyCompiled:
     """What `jax.pmap` made, compiled with other options than XLA's own, which it does not take."""
-    programs = {}
 
-    def call(*arguments):
+    def __init__(self, mapped: jax.stages.Wrapped):
+        self.lower = mapped.lower
+        self._programs: dict[tuple, jax.stages.Compiled] = {}
+
+    def __call__(self, *arguments):
         leaves, structure = jax.tree.flatten(arguments)
         shapes = structure, *((x.shape, x.dtype) for x in leaves)
-        if shapes not in programs:
-            lowered = mapped.lower(*arguments)
+        if shapes not in self._programs:
+            lowered = self.lower(*arguments)
             try:
-                programs[shapes] = lowered.compile(compiler_options=QUICK_TO_COMPILE)
+                self._programs[shapes] = lowered.compile(compiler_options=QUICK_TO_COMPILE)
             except jax.errors.JaxRuntimeError:  # another version of XLA has no such option
-                programs[shapes] = lowered.compile()
-        return programs[shapes](*arguments)
-
-    call.lower = mapped.lower
-    return call
+                self._programs[shapes] = lowered.compile()
+        return self._programs[shapes](*arguments)
 
 
 def _chosen(devices: int) -> list[jax.Device]:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from mmattn.data.batches import (
@@ -64,7 +64,7 @@ class Feed(NamedTuple):
 def ahead(make: Callable[[Dispatch], T], work: Iterable[Dispatch]) -> Iterator[T]:
     """Map in order, in a thread that stays a little ahead of the consumer."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque()
+        waiting: deque[Future[T]] = deque()
         for item in work:
             waiting.append(pool.submit(make, item))
             if len(waiting) > AHEAD:

@@ -18,13 +18,13 @@ class FlatTree:
         self.ends = np.cumsum([np.prod(shape, dtype=int) for shape in self.shapes])
         self.padding = -int(self.ends[-1]) % parts
 
-    def ravel(self, tree: Any) -> Array | np.ndarray:
+    def ravel(self, tree: Any) -> Any:
         """The tree's arrays one after the other and zeros at the end; NumPy stays NumPy."""
         leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
         numpy = np if isinstance(leaves[0], np.ndarray) else jnp
         return numpy.concatenate([*leaves, numpy.zeros(self.padding, leaves[0].dtype)])
 
-    def unravel(self, vector: Array | np.ndarray) -> Any:
+    def unravel(self, vector: Any) -> Any:
         """The tree of a vector."""
         starts = (0, *self.ends[:-1])
         leaves = [

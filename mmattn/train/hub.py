@@ -138,7 +138,7 @@ class _Hub:
 
     async def attend(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Serve a connection until it ends."""
-        greeting, number, count, expected = b"", None, None, len(self._given)
+        greeting, number, count, expected = b"", -1, 0, len(self._given)
         with suppress(OSError, ValueError, TypeError):  # of a stranger
             greeting = await reader.readline()
             number, count = json.loads(greeting)

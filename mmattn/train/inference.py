@@ -17,7 +17,7 @@ from mmattn.evaluate.predictions import Predictions, predictions_of
 from mmattn.evaluate.views import ClipView, view_clips
 from mmattn.model.fusion import fusion_of
 from mmattn.train import devices
-from mmattn.train.checkpoints import Checkpoints, Exported, InMemory, Kind
+from mmattn.train.checkpoints import Checkpoints, Exported, InMemory, Kind, about_of
 from mmattn.train.feed import Feed
 from mmattn.train.step import NO_SUMS, Learner, Weights, compiled_learner
 
@@ -84,16 +84,16 @@ class Predictor:
             Diverged: a prediction is not finite.
         """
         loss = np.zeros(len(clips))
-        probabilities: list = [None] * len(clips)
+        shares: list = [None] * len(clips)
         attention: list = [None] * len(clips)
         votes: list = [None] * len(clips)
         for row, found, cut in self._each_clip(
             lambda placed: self.learner.predict(self.weights, placed, self.class_weights), clips
         ):
-            loss[row], probabilities[row] = found.loss, found.probabilities.astype(np.float64)
+            loss[row], shares[row] = found.loss, found.probabilities.astype(np.float64)
             attention[row] = cut(found.attention)
             votes[row] = [found.votes[name] for name in sorted(found.votes)]
-        probabilities = np.stack(probabilities)
+        probabilities = np.stack(shares)
         bad = ~np.isfinite(probabilities).all(1) | ~np.isfinite(loss)
         if bad.any():
             names = ", ".join(self.corpus.names[clip] for clip in clips[bad])
@@ -176,7 +176,7 @@ def restore(
     device_count: int = 1,
 ) -> Restored:
     """The network of a checkpoint that fits a corpus, to be used on so many devices."""
-    about = checkpoints.about(kind)
+    about = about_of(checkpoints, kind)
     learner = learner_for(config_from_json(about["config"]), corpus, device_count)
     like = {
         "state": learner.blank(),
@@ -234,7 +234,8 @@ class Ensemble:
             Probabilities [n, N, K] float64 of n clips by N networks; attention of each clip, by
             modality [N, T]. They are not finite where a network breaks.
         """
-        probabilities, attention = [None] * len(corpus), [None] * len(corpus)
+        probabilities: list = [None] * len(corpus)
+        attention: list = [None] * len(corpus)
         learner = learner_for(self.config, corpus, 1, rung)
         lengths = {name: stream.lengths for name, stream in corpus.streams.items()}
         raw = neutral(corpus.widths)  # each network has its own

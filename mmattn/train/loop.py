@@ -21,7 +21,7 @@ from mmattn.evaluate.metrics import METRICS, metric_values
 from mmattn.evaluate.predictions import Predictions, pool_votes, predictions_of
 from mmattn.model.fusion import fusion_of
 from mmattn.train import devices, processes
-from mmattn.train.checkpoints import Checkpoints, InMemory, Kind
+from mmattn.train.checkpoints import Checkpoints, InMemory, Kind, about_of
 from mmattn.train.feed import Feed
 from mmattn.train.history import best_epoch, finished
 from mmattn.train.inference import Predictor, check_extractor, learner_for
@@ -114,7 +114,8 @@ class Trainer:
 
     def load(self, checkpoints: Checkpoints | InMemory, kind: Kind) -> tuple[TrainState, Sums]:
         """A checkpoint's state and sums on the devices. UserError: it has another normaliser."""
-        sums = jax.tree.map(lambda x: np.repeat(x, checkpoints.about(kind)["devices"]), NO_SUMS)
+        count = about_of(checkpoints, kind)["devices"]
+        sums = jax.tree.map(lambda x: np.repeat(x, count), NO_SUMS)
         arrays = checkpoints.load(kind, self._arrays(self.initial, sums))
         fitted = self.feed.normaliser
         if not all(np.array_equal(fitted[name], arrays["normaliser"][name]) for name in fitted):

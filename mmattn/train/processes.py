@@ -88,10 +88,10 @@ def _place(config: DistributedConfig) -> tuple[str, int, int]:
     for names in map(str.split, (SLURM, OPEN_MPI)):
         if number is None and said.get(names[0], "1") != "1":
             count, number = (int(said[name]) for name in names)
-    if number is None:
+    if count is None or number is None:
         return "", 1, 0
     if address is None and "SLURM_STEP_NODELIST" in said:  # as "node[001-015],other": node001
-        host = re.match(r"([^,[]+)(?:\[(\w+))?", said["SLURM_STEP_NODELIST"]).groups("")
+        host = re.findall(r"([^,[]+)(?:\[(\w+))?", said["SLURM_STEP_NODELIST"])[0]
         port = said.get("JAX_COORDINATOR_PORT", 61440 + int(said["SLURM_JOB_ID"]) % 4096)
         address = f"{''.join(host)}:{port}"
     if address is None:
@@ -112,7 +112,7 @@ def _gloo_address() -> str | None:
         for family, *_, address in socket.getaddrinfo(socket.gethostname(), 0):
             with suppress(OSError), socket.socket(family) as one:
                 one.bind(address)
-                return address[0]
+                return str(address[0])
     return None
 
 
@@ -154,7 +154,8 @@ def alone() -> Iterator[None]:
 
 def exchange(value: Any) -> list:
     """Every process's JSON value, in the order of the processes; all have to call it."""
-    return [value] if count() == 1 else _State.link.exchange(value)
+    link = None if _State.alone else _State.link
+    return [value] if link is None else link.exchange(value)
 
 
 def from_first(work: Callable[[], Any]) -> Any:
@@ -206,7 +207,7 @@ def arrays_from_all(tree: Any) -> Any:
 
 
 def _to_text(tree: Any) -> list[str]:
-    return [b64encode(np.ascontiguousarray(leaf)).decode() for leaf in jax.tree.leaves(tree)]
+    return [b64encode(np.asarray(leaf).tobytes()).decode() for leaf in jax.tree.leaves(tree)]
 
 
 def _from_text(texts: list[str], like: Any) -> Any:

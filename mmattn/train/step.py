@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Hashable, Mapping
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from mmattn.config import ModelConfig, TrainConfig
 from mmattn.data.batches import Batch
 from mmattn.data.normalise import Normaliser
+from mmattn.data.stream import AnyArray
 from mmattn.model.initial import Keys
 from mmattn.model.layers import Training, draw_for_dropout
 from mmattn.model.network import Network, Output
@@ -27,10 +28,10 @@ from mmattn.train.loss import focal_loss, soft_focal_loss
 class TrainState(NamedTuple):
     """All that a training step changes: trees, or as `Learner.shard_state` puts it on devices."""
 
-    step: Array
+    step: AnyArray
     """int32, optimiser steps done."""
-    params: nnx.State
-    """On the devices: of all parameters in one flat vector, each device's shard."""
+    params: Any
+    """nnx.State; on the devices: of all parameters in one flat vector, each device's shard."""
     batch_stats: nnx.State
     opt_state: optax.OptState
     """On the devices: moments in the form of params."""
@@ -46,9 +47,9 @@ class Weights(NamedTuple):
 class Sums(NamedTuple):
     """Sums over the clips seen, divided once at the end; each device has its own."""
 
-    clips: Array
-    loss: Array
-    correct: Array
+    clips: AnyArray
+    loss: AnyArray
+    correct: AnyArray
 
 
 class StepCheck(NamedTuple):
@@ -97,11 +98,11 @@ class Inspection(NamedTuple):
 class Settings(NamedTuple):
     """What a run, not a compilation, decides: the same compiled step serves every fold and seed."""
 
-    key: Array
+    key: AnyArray
     """Random key of dropout."""
-    class_weights: Array
+    class_weights: AnyArray
     """[K]"""
-    learning_rate: Array
+    learning_rate: AnyArray
 
 
 NO_SUMS = Sums(np.float32(0), np.float32(0), np.float32(0))
@@ -131,13 +132,13 @@ class Learner:
     ):
         self._make_network = partial(Network, model, widths, classes, geometry=geometry)
         network = self._make_network(rngs=Keys(None))  # for its shapes
-        self.graph, params, self._batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-        self._params = params
+        self.graph, *states = nnx.split(network, nnx.Param, nnx.BatchStat)
+        self._params, self._batch_stats = states
         self.gamma, self.branch_loss = train.gamma, model.branch_loss
         self.weight_decay = train.weight_decay
         self.optimizer = optax.chain(optax.scale_by_adam())  # Kingma & Ba, 2015
         self.device_count = device_count
-        self.flat = FlatTree(params, device_count)
+        self.flat = FlatTree(self._params, device_count)
         self.dropout_shape = network.dropout_shape
         self.draw = devices.parallel(self._draw_for_dropout, device_count, in_axes=(0, 0, None))
         self.steps = devices.parallel(
@@ -160,8 +161,8 @@ class Learner:
     def initial(self, seed: int) -> TrainState:
         """The state before the first step, as trees of NumPy arrays."""
         network = self._make_network(rngs=Keys(seed))
-        _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-        params, batch_stats = jax.tree.map(np.asarray, (params, batch_stats))
+        _, *states = nnx.split(network, nnx.Param, nnx.BatchStat)
+        params, batch_stats = jax.tree.map(np.asarray, states)
         return self.blank()._replace(params=params, batch_stats=batch_stats)
 
     def blank(self) -> TrainState:
@@ -304,7 +305,7 @@ class Learner:
             loss = mixed(vote.head, self.gamma)
             return loss if vote.statistics is None else loss + mixed(vote.statistics, 0.0)
 
-        loss = sum(
+        loss: AnyArray = sum(
             jnp.where(batch.streams[name].valid.any(1), of(vote), 0)
             for name, vote in output.votes.items()
         )

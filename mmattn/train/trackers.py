@@ -84,7 +84,7 @@ class Tracker(Callback):
     def _log_row(self, row: dict[str, float]) -> None:
         if row["epoch"] >= self.next_step:
             values = {_curve(key): value for key, value in row.items() if key != "epoch"}
-            self.log({k: v for k, v in values.items() if math.isfinite(v)}, row["epoch"])
+            self.log({k: v for k, v in values.items() if math.isfinite(v)}, int(row["epoch"]))
 
     def _end(self, run) -> None:
         with TemporaryDirectory() as folder:

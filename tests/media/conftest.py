@@ -13,6 +13,7 @@ from mmattn.config import ExtractConfig
 from mmattn.errors import UserError
 from mmattn.media.models import FOLDER, fetch_models
 from tests.media.talking import Truth, babble, write_clip, write_talking
+from tests.media.training import EMOTIONS, KINDS, SMALL
 
 Talking = Callable[..., tuple[Path, Truth]]
 
@@ -152,3 +153,20 @@ def _fetch(kind: str) -> Path:
     except UserError as error:
         pytest.skip(f"the {kind} cannot be fetched: {error}")
     return FOLDER.expanduser()
+
+
+@pytest.fixture(scope="session")
+def clip_run(commands, talking, face_models, tmp_path_factory):
+    """The folders of the clips, of their features and of a run trained on them."""
+    base = tmp_path_factory.mktemp("way")
+    clips, features, folder = base / "clips", base / "features", base / "run"
+    for actor in range(1, 7):
+        source, _ = talking("two.mp4", seconds=1.0, scale=0.9 + 0.02 * actor)
+        for emotion in EMOTIONS:
+            place = clips / f"Actor_{actor:02d}" / f"01-01-{emotion}-01-01-01-{actor:02d}.mp4"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, place)
+    commands.run("mmattn", "extract", clips, "--to", features, *KINDS)
+    options = ("--data.roots", features, "--data.cache", base / "cache", *SMALL)
+    commands.run("experiments.no_aug", *options, "--out", folder)
+    return clips, features, folder

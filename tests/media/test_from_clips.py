@@ -1,42 +1,17 @@
 """From clips named as RAVDESS's to predictions, with other features than those by default."""
 
 import json
-import shutil
 import wave
 
 import numpy as np
 import pytest
 
 import mmattn
-
-KINDS = ("--audio", "log-mel", "--video", "face-mesh")
-EMOTIONS = ("03", "04", "05", "06", "07", "01")  # of the six classes
-SMALL = (
-    *("--model.units", "audio=8", "video=8", "--model.head-units", "16"),
-    *("--model.head-dropout", "0.3", "--train.epochs", "2", "--train.batch", "8"),
-    *("--data.buckets", "1", "--devices", "1"),
-)
+from tests.media.training import EMOTIONS, KINDS, SMALL
 
 
-@pytest.fixture(scope="module")
-def run(commands, talking, face_models, tmp_path_factory):
-    """The folders of the clips, of their features and of a run trained on them."""
-    base = tmp_path_factory.mktemp("way")
-    clips, features, folder = base / "clips", base / "features", base / "run"
-    for actor in range(1, 7):
-        source, _ = talking("two.mp4", seconds=1.0, scale=0.9 + 0.02 * actor)
-        for emotion in EMOTIONS:
-            place = clips / f"Actor_{actor:02d}" / f"01-01-{emotion}-01-01-01-{actor:02d}.mp4"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, place)
-    commands.run("mmattn", "extract", clips, "--to", features, *KINDS)
-    options = ("--data.roots", features, "--data.cache", base / "cache", *SMALL)
-    commands.run("experiments.no_aug", *options, "--out", folder)
-    return clips, features, folder
-
-
-def test_a_new_clip_is_predicted(commands, run, talking, tmp_path):
-    _, _, folder = run
+def test_a_new_clip_is_predicted(commands, clip_run, talking, tmp_path):
+    _, _, folder = clip_run
     clip, _ = talking("talking.mp4")
     page = tmp_path / "page.html"
     words = commands.run("mmattn", "predict", folder, clip, "--html", page)
@@ -44,8 +19,8 @@ def test_a_new_clip_is_predicted(commands, run, talking, tmp_path):
     assert page.read_text().count("data:image/jpeg;base64,") >= 3
 
 
-def test_a_raw_clip_gives_what_its_feature_file_and_the_run_itself_gave(commands, run):
-    clips, features, folder = run
+def test_a_raw_clip_gives_what_its_feature_file_and_the_run_itself_gave(commands, clip_run):
+    clips, features, folder = clip_run
     name = "Actor_01/01-01-05-01-01-01-01"
     raw, file = (
         json.loads(commands.run("mmattn", "predict", folder, path, "--json"))["predictions"][0]
@@ -63,8 +38,8 @@ def test_a_raw_clip_gives_what_its_feature_file_and_the_run_itself_gave(commands
 
 
 @pytest.mark.slow
-def test_missing_modalities_and_bad_clips_are_said(commands, run, lacking_clips, faulty_clips):
-    _, _, folder = run
+def test_missing_modalities_and_bad_clips_are_said(commands, clip_run, lacking_clips, faulty_clips):
+    _, _, folder = clip_run
     paths = [lacking_clips / name for name in ("mute.mp4", "faceless.mp4", "sound.wav")]
     bad = faulty_clips / "text.mp4"
     words = commands.run("mmattn", "predict", folder, *paths, bad, code=1)
@@ -74,9 +49,9 @@ def test_missing_modalities_and_bad_clips_are_said(commands, run, lacking_clips,
 
 
 @pytest.mark.slow
-def test_a_run_on_some_of_several_features(commands, run, tmp_path):
+def test_a_run_on_some_of_several_features(commands, clip_run, tmp_path):
     """Raw clips get the features that the run was trained on, as they were extracted."""
-    clips, features, folder = run[0], tmp_path / "features", tmp_path / "run"
+    clips, features, folder = clip_run[0], tmp_path / "features", tmp_path / "run"
     kinds = ("--audio", "egemaps", "log-mel", "--video", "face-mesh")
     commands.run("mmattn", "extract", clips, "--to", features, *kinds)
     used = ("--model.modalities", "audio_egemaps", "video", "--model.units", "audio_egemaps=8")
@@ -94,8 +69,8 @@ def test_a_run_on_some_of_several_features(commands, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_features_are_refused(commands, run, tmp_path):
-    clips, _, folder = run
+def test_other_features_are_refused(commands, clip_run, tmp_path):
+    clips, _, folder = clip_run
     other = tmp_path / "other"
     clip = next(clips.rglob("*.mp4"))
     commands.run("mmattn", "extract", clip, "--to", other, *KINDS, "--video-rate", "10")

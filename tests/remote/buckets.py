@@ -5,18 +5,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import boto3
 from moto import backends
 from moto.core import DEFAULT_ACCOUNT_ID
+
+from mmattn.remote.agent.bucket import Bucket
 
 NAME = "some-bucket"
 URI = f"s3://{NAME}/trainings/one"
 PREFIX = "trainings/one/"
 OTHERS = {  # that nobody may touch
     "trainings/one.txt": b"beside",
-    "trainings/one2/run/a@" + "0" * 64: b"of another run",
+    "trainings/one2/a@" + "0" * 64: b"of another run",
     "trainings/one/notes.txt": b"the user's own",
     "run/a": b"of another prefix",
 }
+
+
+def here(uri: str = URI) -> Bucket:
+    """The bucket as the machine's programs see it."""
+    return Bucket(uri, boto3.client("s3"))
 
 
 class Store:

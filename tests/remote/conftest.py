@@ -1,6 +1,6 @@
 """An EC2 that answers over HTTP and boots real Linux machines, and machines without EC2."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,11 +50,17 @@ def new_session() -> None:
 
 
 @pytest.fixture(scope="session")
-def machine_image() -> Path:
-    """The disk that machines boot from; skips where none can boot."""
+def machine_image() -> Callable[..., Path]:
+    """The disk that machines boot from, of a release of Debian; skips where none can boot."""
     if obstacle := image.obstacle():
         pytest.skip(obstacle)
-    return image.image()
+    return image.image
+
+
+@pytest.fixture
+def release(request) -> str:
+    """The Debian of the machines; a test may ask for another."""
+    return getattr(request, "param", image.RELEASES[0])
 
 
 @pytest.fixture(scope="session")
@@ -73,14 +79,14 @@ def network(machine_image) -> Iterator[Network]:
 
 @pytest.fixture(scope="session")
 def boot_guest(machine_image, network, tmp_path_factory):
-    """`with boot_guest(settings, wheelhouse) as guest`: a HandMade machine, also for fixtures."""
+    """`with boot_guest(wheelhouse, release) as guest`: a HandMade machine, also for fixtures."""
 
     @contextmanager
-    def boot(settings: dict | None = None, wheelhouse: Path | None = None) -> Iterator[HandMade]:
-        folder = tmp_path_factory.mktemp("keys")
-        guest = HandMade(
-            network, network.new_address(), machine_image, folder, settings or {}, wheelhouse
-        )
+    def boot(
+        wheelhouse: Path | None = None, release: str = image.RELEASES[0]
+    ) -> Iterator[HandMade]:
+        disk, folder = machine_image(release), tmp_path_factory.mktemp("keys")
+        guest = HandMade(network, network.new_address(), disk, folder, wheelhouse)
         try:
             yield guest
         finally:
@@ -146,9 +152,9 @@ def run(cloud_api, tmp_path, monkeypatch) -> Run:
 
 
 @pytest.fixture
-def cloud(request, cloud_api, machine_image, network) -> Iterator[Hypervisor]:
+def cloud(request, cloud_api, machine_image, release, network) -> Iterator[Hypervisor]:
     """EC2's API (`cloud.api`), a machine for each instance; with wheels if the test asks."""
     wheels = "wheelhouse" in request.fixturenames and request.getfixturevalue("wheelhouse")
-    hypervisor = Hypervisor(cloud_api, network, machine_image, wheels or None)
+    hypervisor = Hypervisor(cloud_api, network, machine_image(release), wheels or None)
     yield hypervisor
     hypervisor.close()

@@ -91,9 +91,3 @@ def test_a_sign_on_that_has_expired_names_the_command(profile):
     profile("sso")
     with pytest.raises(UserError, match="has expired: `aws sso login --profile sso`"):
         Cloud("us-east-1").caller()
-
-
-def test_half_a_pair_of_credentials(run, monkeypatch):
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(UserError, match="half a pair: env lacks AWS_SECRET_ACCESS_KEY"):
-        Cloud("us-east-1").caller()

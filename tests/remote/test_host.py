@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,67 +12,34 @@ import numpy as np
 import pytest
 
 from mmattn.remote.runs import Run
+from tests.remote.test_whole import FAB, copy_project
+from tests.remote.test_whole import Session as Shell
 from tests.remote.waiting import wait_until
 
-PROJECT = Path(__file__).parents[2]
-FAB = (sys.executable, "-c", "from fabric.main import program; program.run()")
 EPOCHS = 400  # on a slow machine, too, it is stopped long before it ends
 TIMED = ("clips_per_s", "seconds")
 STOPPED = 75
 
 
-class Session:
+class Session(Shell):
     """A user's shell in a copy of the project, with a key agent and a home of its own."""
 
     def __init__(self, folder: Path, guest, agent: Path):
-        self.project, self.guest = folder / "project", guest
-        self.address = f"{guest.user}@{guest.address}"
+        # OpenSSH asks the agent alone: the home of its user is not the one of this environment.
+        home = {"HOME": str(folder / "home"), "SSH_AUTH_SOCK": str(agent)}
+        super().__init__(folder / "project", home)
+        copy_project(self.folder)
+        self.guest, self.address = guest, f"{guest.user}@{guest.address}"
         self.known_hosts = folder / "home/.ssh/known_hosts"
         self.known_hosts.parent.mkdir(parents=True)
-        # OpenSSH asks the agent alone: the home of its user is not the one of this environment.
-        home = {"HOME": str(folder / "home"), "SSH_AUTH_SOCK": str(agent), "COLUMNS": "100"}
-        self.environment = {**os.environ, **home}
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        done = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True)
-        for name in filter(None, done.stdout.split("\0")):
-            if (PROJECT / name).is_file():
-                (self.project / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(PROJECT / name, self.project / name)
-        subprocess.run(["git", "init", "--quiet", self.project], check=True)
 
     def trust(self) -> None:
         self.known_hosts.write_text(self.guest.known_hosts_line)
 
-    def start(self, *words: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*FAB, *words],
-            cwd=self.project,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def fab(self, *words: str, code: int = 0) -> str:
-        """Run a task to its end; its exit code must be as said."""
-        process = self.start(*words)
-        text, _ = process.communicate(timeout=300)
-        assert process.returncode == code, text
-        assert "Traceback" not in text
-        return text
-
-    def fab_killed_at(self, sign: str, *words: str) -> None:
-        """Run a task and kill it as soon as it says something."""
-        process = self.start(*words)
-        assert any(sign in line for line in process.stdout)
-        process.kill()
-        process.communicate()
-
 
 @pytest.fixture(scope="module")
 def guest(boot_guest, wheelhouse):
-    with boot_guest({}, wheelhouse) as guest:
+    with boot_guest(wheelhouse) as guest:
         yield guest
 
 
@@ -85,7 +51,7 @@ def session(guest, tmp_path, monkeypatch) -> Iterator[Session]:
         with_agent = {**os.environ, "SSH_AUTH_SOCK": str(agent)}
         subprocess.run(["ssh-add", "-q", guest.key_file], env=with_agent, check=True)
         session = Session(tmp_path, guest, agent)
-        monkeypatch.chdir(session.project)
+        monkeypatch.chdir(session.folder)
         yield session
         process.terminate()
 
@@ -166,7 +132,7 @@ def test_an_unknown_host_key_is_refused_before_anything_is_sent(session):
     )
     text = session.fab(*asked, code=2)
     assert "log in once with ssh, compare the key with the machine's own" in flat(text)
-    assert not list((session.project / ".fab").glob("*/state.json"))
+    assert not list((session.folder / ".fab").glob("*/state.json"))
     assert not (session.guest.root / session.guest.home[1:] / "mmattn").exists()
     assert "Accepted" not in session.guest.run("journalctl --unit=ssh")
 
@@ -176,7 +142,7 @@ def test_a_shell_on_the_machine(session):
     Run("no_aug-20261125-000000-ab12", "no_aug", host=session.address).save()
     done = subprocess.run(
         [*FAB, "ssh"],
-        cwd=session.project,
+        cwd=session.folder,
         env=session.environment,
         input="echo $((6 * 7)) on $(hostname); exit 3\n",
         capture_output=True,

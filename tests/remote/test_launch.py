@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,9 +12,9 @@ from botocore.client import BaseClient
 from mmattn.errors import UserError
 from mmattn.remote import launch, teardown
 from mmattn.remote.cloud import Cloud
-from mmattn.remote.kept import take_up
+from mmattn.remote.kept import kept_disks, take_up
 from mmattn.remote.launch import adopt
-from mmattn.remote.plan import Plan, make_plan, new_run
+from mmattn.remote.plan import Plan, make_plan
 from mmattn.remote.runs import Run
 from tests.remote.test_several import Recorder
 
@@ -23,25 +24,10 @@ class Crash(BaseException):
 
 
 @pytest.fixture
-def run(cloud_api, tmp_path, monkeypatch) -> Run:
+def run(run) -> Run:
     """A run that is planned, in an account with nothing in it."""
-    for name, value in cloud_api.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(launch, "own_network", lambda: "192.0.2.7/32")
-    monkeypatch.setattr(teardown, "SETTLE_S", 0)
-    asked = new_run(
-        *("no_aug", "", []),
-        hours="6",
-        grace_minutes="60",
-        host=None,
-        region="us-east-1",
-        instance_type="c5.24xlarge",
-        instances="1",
-        spot=False,
-    )
-    monkeypatch.chdir(tmp_path)
-    asked.save()
-    return asked
+    run.save()
+    return run
 
 
 @pytest.fixture
@@ -96,7 +82,8 @@ def made_alarms(api) -> dict[str, dict[str, str]]:
 def test_the_instance_is_made_as_promised(run, plan, cloud_api):
     run = make(run, plan)
     ec2 = Cloud("us-east-1").ec2
-    (group,) = ec2.describe_security_groups(GroupIds=[run.group_id])["SecurityGroups"]
+    group_id = run.cloud().group(run.label)
+    (group,) = ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
     (rule,) = group["IpPermissions"]
     assert (rule["FromPort"], rule["ToPort"]) == (22, 22)
     assert [one["CidrIp"] for one in rule["IpRanges"]] == ["192.0.2.7/32"]
@@ -114,7 +101,7 @@ def test_the_instance_is_made_as_promised(run, plan, cloud_api):
         "Volumes"
     ]
     assert volume["Encrypted"]
-    assert volume["Size"] == plan.disk_gib
+    assert volume["Size"] == 20
     assert not found["BlockDeviceMappings"][0]["Ebs"]["DeleteOnTermination"]
     alarms = made_alarms(cloud_api)
     # Twice an hour more than six, since the window slides: it cannot be reached at six.
@@ -146,12 +133,14 @@ def test_teardown_after_a_crash_anywhere_leaves_nothing(run, plan, cloud_api, mo
 
 def test_the_state_is_gone(run, plan, cloud_api, tmp_path):
     made = make(run, plan)
-    (made.folder / "state.json").unlink()
-    with pytest.raises(UserError, match="--force"):
+    shutil.rmtree(made.folder)
+    with pytest.raises(
+        UserError, match=r"\.fab knows no such run, .* --force removes all the same"
+    ):
         teardown.teardown(made.name, "us-east-1", force=False)
     teardown.teardown(made.name, "us-east-1", force=True)
     assert not cloud_api.resources()
-    with pytest.raises(UserError, match="neither"):
+    with pytest.raises(UserError, match=r"us-east-1 knows no such run, nor does \.fab"):
         teardown.teardown(made.name, "us-east-1", force=True)
 
 
@@ -180,7 +169,7 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
     teardown.list_runs("all")
     ((name, where, state, *_),) = shown
     assert (name, where) == (made.name, "us-east-1")
-    assert re.fullmatch(r"left: vol-\w+ sg-\w+", state)
+    assert re.fullmatch(rf"left: vol-\w+ sg-\w+ {made.label}", state)
     adopt(made)
     assert (made.state, made.members) == ("lost", [])
     (disk,) = Cloud("us-east-1").volumes(made.name)
@@ -197,10 +186,31 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
     assert len(machine.told) == 1
 
 
+def test_a_disk_is_kept_before_its_machine_has_let_it_go(run, plan, cloud_api, monkeypatch):
+    made = make(run, plan)
+    for state in ("sent", "built", "started"):
+        made.to(state)
+    made.began_with = "digest"
+    made.save()
+    assert kept_disks(made) == []
+    listed = Cloud.instances
+
+    def shutting_down(cloud, **asked):
+        return [one._replace(state="shutting-down") for one in listed(cloud, **asked)]
+
+    monkeypatch.setattr(Cloud, "instances", shutting_down)
+    monkeypatch.setattr(Cloud, "state", lambda *asked: "shutting-down")
+    assert len(kept_disks(made)) == 1
+    with pytest.raises(UserError, match="has results of") as error:
+        teardown.teardown(made.name, None, force=False)
+    assert "removes it all" not in str(error.value)
+
+
 def test_own_address_changed(run, plan, cloud_api):
     made = make(run, plan)
     cloud = made.cloud()
-    assert cloud.admit(made.group_id, "192.0.2.9/32")
-    assert not cloud.admit(made.group_id, "192.0.2.9/32")
-    (group,) = cloud.ec2.describe_security_groups(GroupIds=[made.group_id])["SecurityGroups"]
+    group_id = cloud.group(made.label)
+    assert cloud.admit(group_id, "192.0.2.9/32")
+    assert not cloud.admit(group_id, "192.0.2.9/32")
+    (group,) = cloud.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
     assert [one["CidrIp"] for one in group["IpPermissions"][0]["IpRanges"]] == ["192.0.2.9/32"]

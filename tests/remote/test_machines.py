@@ -75,24 +75,6 @@ def test_killed_connections_break_and_new_ones_are_made(machine):
     assert machine.ssh("echo again") == "again\n"
 
 
-def test_a_stopped_sshd_refuses(machine):
-    session = ssh_in(machine)
-    machine.stop_sshd()
-    assert session.wait(5) == 255
-    assert reach(machine.address) == "refused"
-    machine.start_sshd()
-    assert reach(machine.address).startswith("SSH-2.0")
-
-
-def test_a_frozen_sshd_accepts_and_says_nothing(machine):
-    session = ssh_in(machine)
-    machine.freeze_sshd()
-    assert reach(machine.address) == "silent"
-    assert session.wait(5) == 255
-    machine.thaw_sshd()
-    assert machine.ssh("echo again") == "again\n"
-
-
 def test_a_cut_link_is_a_black_hole_for_old_and_new_connections(machine):
     session = ssh_in(machine)
     machine.cut_link()
@@ -109,21 +91,6 @@ def test_an_address_that_is_not_admitted_meets_silence(machine, network):
     assert session.wait(5) == 255
     machine.admit({f"{network.caller}/32"})
     assert machine.ssh("echo $SSH_CLIENT").split()[0] == network.caller
-
-
-def test_the_disk_is_full_and_has_room_again(machine):
-    machine.fill_disk()
-    assert "No space left" in machine.run("cp /bin/sh /home/ec2-user/sh 2>&1", check=False)
-    assert "100%" in machine.ssh("df .")
-    machine.free_disk()
-    machine.run("cp /bin/sh /home/ec2-user/sh")
-
-
-def test_out_of_memory_kills(guest):
-    guest.leave_memory(200 * 2**20)
-    greedy = "echo 500 > /proc/self/oom_score_adj; python3 -c 'b\"x\" * 10**9'; echo $?"
-    assert guest.ssh(greedy) == "137\n"
-    assert guest.ssh("echo well") == "well\n"
 
 
 def test_metadata_needs_a_token_and_tells_of_an_interruption(guest):
@@ -155,7 +122,7 @@ def test_a_killed_test_run_takes_its_machines_with_it(machine_image):
         "print(network.name, flush=True); time.sleep(100)"
     )
     run = subprocess.Popen(
-        [sys.executable, "-c", program, machine_image], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, machine_image()], stdout=subprocess.PIPE, text=True
     )
     with run.stdout:
         name = run.stdout.readline().strip()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -19,7 +20,7 @@ from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.remote import monitor as module
 from mmattn.remote.cloud import CloudError, Instance
-from mmattn.remote.monitor import Follower, Lines, Link, ask_cloud, watch
+from mmattn.remote.monitor import Link, ask_cloud, copy_log, watch
 from mmattn.remote.runs import Member, Run
 from mmattn.remote.ssh import CommandFailed, NotLoggedIn, RemoteError, Unreachable
 from tests.remote.test_screen import snapshot
@@ -30,7 +31,7 @@ ENDED = {"state": "ended", "exit_code": 3}
 def make_snapshot(log=None, epochs=0, **job):
     now = time.time()
     made = snapshot(epochs, job={"started": now - 60, "ended": now, **job}, now=now)
-    return made | {"log": log or {"inode": 1, "offset": 0, "size": 0, "data": ""}}
+    return made | {"log": log or {"offset": 0, "size": 0, "data": ""}}
 
 
 class FakeMachine:
@@ -56,27 +57,23 @@ class LoggingMachine(FakeMachine):
     def __init__(self, log: bytes, rng: random.Random, failures: float = 0.4):
         super().__init__()
         self.log, self.rng, self.failures = log, rng, failures
-        self.written, self.inode, self.ended = 0, 1, False
+        self.written, self.ended = 0, False
 
     def call(self, name, *options, timeout):
         self.calls += 1
         if self.rng.random() < self.failures:
             raise Unreachable("cut before")
-        asked = dict(zip(options[::2], map(int, options[1::2]), strict=True))
+        offset, limit = map(int, options)
         job = ENDED if self.ended else {}
         # The job continues, and may end, while the snapshot is made.
         self.written = min(len(self.log), self.written + self.rng.randrange(200))
         self.ended = self.written == len(self.log)
-        size = 0 if self.written == 0 else self.written
-        begin = asked["--offset"]
-        if asked.get("--inode", self.inode) != self.inode or size < begin:
-            begin = 0
-        end = min(size, begin + self.rng.randrange(1, 100), begin + asked["--limit"])
+        begin = offset if offset <= self.written else 0
+        end = min(self.written, begin + self.rng.randrange(1, 100), begin + limit)
         data = base64.b64encode(self.log[begin:end]).decode()
         if self.rng.random() < self.failures:
             raise Unreachable("cut after")
-        inode = self.inode if size else None
-        return make_snapshot({"inode": inode, "offset": begin, "size": size, "data": data}, **job)
+        return make_snapshot({"offset": begin, "size": self.written, "data": data}, **job)
 
 
 class FakeRun(Run):
@@ -123,7 +120,7 @@ def follow(machine, out=None) -> tuple[int, bytes]:
     out = out or io.BytesIO()
     run = machine if isinstance(machine, Run) else make_run(machine)
     link = Link(run, complain)
-    watch(link, Follower(out))
+    copy_log(link, out)
     return link.last["job"]["exit_code"], out.getvalue()
 
 
@@ -136,43 +133,17 @@ def test_followed_log_is_the_log(seed):
     assert follow(machine) == (3, log)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_output_that_takes_a_part(seed):
-    class Slow(io.BytesIO):
-        def write(self, data):
-            return super().write(data[: rng.randrange(1, 5)])
+def test_truncated_log(capsys):
+    machine, out = LoggingMachine(b"old" * 500, random.Random(0), failures=0.0), io.BytesIO()
 
-    rng = random.Random(seed)
-    log, out = rng.randbytes(3000), Slow()
-    assert follow(LoggingMachine(log, rng), out) == (3, log)
+    def write(data):
+        if out.tell() > 600 and machine.log[0] == ord("o"):
+            machine.log, machine.written = b"new", 0
+        return io.BytesIO.write(out, data)
 
-
-@pytest.mark.parametrize(
-    "change", [{"log": b"new", "written": 0}, {"log": b"N" * 9000, "inode": 2}]
-)
-def test_truncated_or_replaced_log(change, capsys):
-    machine = LoggingMachine(b"old" * 500, random.Random(0), failures=0.0)
-    link, view = Link(make_run(machine), complain), Follower(out := io.BytesIO())
-    while out.tell() < 600:
-        view.take(link.snapshot(view.options))
-    before = out.getvalue()
-    vars(machine).update(change)
-    watch(link, view)
-    assert out.getvalue() == before + machine.log
-    assert capsys.readouterr().err.count("cut or replaced") == 1
-
-
-def test_log_that_is_away_for_a_moment(capsys):
-    """While it is being replaced; what was read is not read again."""
-
-    def piece(inode, offset, data):
-        text = base64.b64encode(data).decode()
-        return {"inode": inode, "offset": offset, "size": offset + len(data), "data": text}
-
-    answers = [piece(1, 0, b"one\n"), piece(None, 0, b""), piece(1, 4, b"two\n")]
-    last = make_snapshot(piece(1, 8, b""), **ENDED)
-    assert follow(FakeMachine(*map(make_snapshot, answers), last)) == (3, b"one\ntwo\n")
-    assert capsys.readouterr().err == ""
+    follow(machine, SimpleNamespace(write=write, flush=out.flush, getvalue=out.getvalue))
+    assert out.getvalue().startswith(b"old" * 200) and out.getvalue().endswith(b"new")
+    assert capsys.readouterr().err.count("the log was cut") == 1
 
 
 def test_follow_tells_of_drops_on_the_standard_error(capsys):
@@ -182,15 +153,6 @@ def test_follow_tells_of_drops_on_the_standard_error(capsys):
     assert captured.out == ""
     told = ["out of touch, trying again: a cut", "in touch again after 0 s"]
     assert captured.err.splitlines() == told
-
-
-def test_job_that_ends_while_out_of_touch():
-    machine = LoggingMachine(b"x" * 10_000, random.Random(0), failures=0.0)
-    link, view = Link(make_run(machine), complain), Follower(out := io.BytesIO())
-    view.take(link.snapshot(view.options))
-    machine.written, machine.ended = len(machine.log), True
-    watch(link, view)
-    assert out.getvalue() == machine.log
 
 
 def test_pauses_while_out_of_touch(monkeypatch):
@@ -304,7 +266,7 @@ def test_without_a_terminal(capsys):
     """A line for each thing that happened; the report at the end has no control characters."""
     answers = [make_snapshot(), make_snapshot(), Unreachable("cut"), make_snapshot(**ENDED)]
     said, run = [], make_run(FakeMachine(*answers))
-    watch(Link(run, said.append), Lines(run, said.append))
+    watch(Link(run, said.append))
     assert "running for 60 s" in said[0]
     assert said[1:] == ["out of touch, trying again: cut", "in touch again after 0 s"]
     assert module.monitor(make_run(FakeMachine(make_snapshot(None, 2, **ENDED))), False, False) == 3
@@ -313,11 +275,13 @@ def test_without_a_terminal(capsys):
 
 
 def test_a_line_a_minute(monkeypatch):
+    times = iter([5, 5, 12, 64, 65, 65, 124])
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(time=time.time, sleep=time.sleep, monotonic=times.__next__)
+    )
     said = []
-    lines = Lines(make_run(), said.append)
-    for now, epochs in [(5, 0), (12, 1), (64, 2), (65, 3), (124, 4)]:
-        monkeypatch.setattr(module.time, "monotonic", lambda now=now: now)
-        lines.take(make_snapshot(epochs=epochs))
+    answers = [make_snapshot(epochs=epochs) for epochs in range(5)]
+    watch(Link(make_run(FakeMachine(*answers, make_snapshot(**ENDED))), said.append))
     assert len(said) == 2 and "epoch" not in said[0] and "epoch 3 of 50" in said[1]
 
 
@@ -350,9 +314,9 @@ module.POLL_S = 0.0
 data = b"0123456789" * 10_000
 class Endless(FakeMachine):
     def call(self, name, *options, timeout):
-        offset = int(options[1])
+        offset = int(options[0])
         text = base64.b64encode(data).decode()
-        log = {"inode": 1, "offset": offset, "size": offset + 2 * len(data), "data": text}
+        log = {"offset": offset, "size": offset + 2 * len(data), "data": text}
         return make_snapshot(log)
 sys.exit(module.monitor(make_run(Endless()), False, True))
 """

@@ -28,7 +28,7 @@ HOST = Run(name="no_aug-20261118-102000-ab12", experiment="no_aug", host="me@192
 IN_TOUCH = Touch(NOW)
 OUT = Touch(NOW - 300, NOW - 290, "ec2-user@203.0.113.27 is silent for 15 s; it is running at EC2")
 ENDED = {"state": "ended", "exit_code": 0, "ended": THERE - 10}
-QUIET = {"quiet_since": THERE - 10, "off_at": THERE + 3590}
+QUIET = {"off_at": THERE + 3590}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def row(epoch, **values):
 
 
 def snapshot(epochs=0, log=b"", job=None, guard=None, **values):
-    quiet = {"reason": None, "quiet_since": None, "held": False, "off_at": None}
+    quiet = {"reason": None, "held": False, "off_at": None}
     state = {"state": "running", "start": 1, "exit_code": None, "started": THERE - 3000}
     size = {"memory_used": 34, "memory_total": 192, "disk_used": 7.25, "disk_total": 40}
     load = {name: value * 2**30 for name, value in size.items()}
@@ -65,14 +65,14 @@ def snapshot(epochs=0, log=b"", job=None, guard=None, **values):
         "job": {**state, "ended": None, "out_of_memory": False, **(job or {})},
         "complete": False,
         "guard": {"beat": THERE - 2, **quiet, **(guard or {})},
-        "machine": {"cores": 96, "cpu": 0.63, **load},
+        "machine": {"cores": 96, "load": 60.5, **load},
         "others": [],
         "part": "",
         "epochs": 50,
         "monitor": "accuracy",
         "metrics": [row(epoch + 1) for epoch in range(epochs)],
-        "checkpoints": [{"part": "", "kind": "best", "step": 96, "time": THERE - 300}],
-        "log": {"inode": 1, "offset": 0, "size": 0, "data": base64.b64encode(log).decode()},
+        "checkpoints": [{"kind": "best", "step": 96, "time": THERE - 300}],
+        "log": {"offset": 0, "size": 0, "data": base64.b64encode(log).decode()},
         **values,
     }
 
@@ -101,7 +101,7 @@ def test_the_machines_clock_counts():
     assert "$4.15 so far   $4.08 an hour   at most $24.48" in text
     ends = time.strftime("%a %d %b %H:%M", time.gmtime(NOW + 5 * 3600))
     assert f"{ends}, in 4 h 59 min" in text
-    assert "CPU 63% of 96 cores   memory 34.0 of 192 GiB   disk 7.2 of 40 GiB" in text
+    assert "CPU load 60.5 of 96   memory 34.0 of 192 GiB   disk 7.2 of 40 GiB" in text
 
 
 def test_plot():
@@ -145,7 +145,6 @@ def test_log_lines_cannot_move_the_cursor():
     assert "reversed" in lines[2]
     assert lines[3] == "café \ufffd"
     assert all(char.isprintable() for line in lines for char in line)
-    assert log_lines(nasty.decode("utf-8", "replace"), 8) == lines
     assert log_lines(b"", 8) == [""]
     assert log_lines(b"1\n2\n3\n", 2) == ["2", "3"]
 
@@ -156,18 +155,16 @@ def test_the_log_is_plain_text():
     assert all(char.isprintable() or char == "\n" for char in text)
 
 
-FOLDS = [{"part": f"fold{n}", "kind": "best", "step": 1, "time": 0.0} for n in range(9)]
 OTHER = {"rank": 1, "snapshot": snapshot(), "trouble": ""}
 STATES = {
     "early": (RUN, snapshot(checkpoints=[]), Touch(NOW), "none yet"),
     "middle": (RUN, snapshot(30), Touch(NOW), "at most 3 min left"),
-    "folds": (RUN, snapshot(30, part="fold3", checkpoints=FOLDS), Touch(NOW), "fold3   epoch 30"),
+    "folds": (RUN, snapshot(30, part="fold3"), Touch(NOW), "fold3   epoch 30"),
     "ended": (RUN, snapshot(30, job=ENDED, complete=True), Touch(NOW), "results complete"),
     "lost": (RUN, snapshot(30, job={"state": "lost"}), Touch(NOW), "`fab resume` continues"),
     "out of touch": (RUN, snapshot(30), OUT, "out of touch for 4 min, trying again"),
     "several": (RUN, snapshot(30, others=[OTHER] * 2), Touch(NOW), "machine 1"),
     "host": (HOST, snapshot(30), Touch(NOW), "me@192.0.2.1:2222"),
-    "machine gone": (RUN, snapshot(30, job=ENDED, machine=None), Touch(NOW), "ended well"),
 }
 
 
@@ -180,7 +177,7 @@ def test_fits_any_width(width, state):
     lines = text.splitlines()
     assert max(Console().render_str(line).cell_len for line in lines) <= min(width, 100)
     assert len(lines) < 40 and expected in text
-    assert ("guard" in text) == (run is RUN and found["machine"] is not None)
+    assert ("guard" in text) == (run is RUN)
     assert (" left" in text) == (found["job"]["state"] == "running" and bool(found["metrics"]))
 
 
@@ -218,8 +215,6 @@ def test_job(job, expected):
         (None, {"held": True}, "held by `fab hold`"),
         (None, {"reason": "spot"}, "is ending the machine: AWS takes the spot machine back"),
         (None, {"beat": THERE - 180}, "silent for 3 min"),
-        (None, QUIET, "watches"),  # a pause of ten seconds
-        (None, {**QUIET, "quiet_since": THERE - 61}, "the job uses no CPU time"),
         (ENDED, QUIET, "powers off at Wed 18 Nov 12:06 unless that changes: no job, no user"),
         (ENDED, {}, "powers off when its grace is over"),
     ],

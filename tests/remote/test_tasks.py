@@ -8,10 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -72,28 +70,8 @@ class Shell:
         return text
 
 
-@pytest.fixture(scope="module")
-def address_service() -> Iterator[str]:
-    """A URL that tells this computer's address."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"192.0.2.7\n")
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.fixture
-def shell(cloud_api, address_service, tmp_path, monkeypatch) -> Shell:
+def shell(cloud_api, tmp_path, monkeypatch) -> Shell:
     """An empty account, whose machines refuse every connection, and a project without runs."""
     for name in ("tasks.py", "fabfile.py"):
         shutil.copy(PROJECT / name, tmp_path)
@@ -101,7 +79,7 @@ def shell(cloud_api, address_service, tmp_path, monkeypatch) -> Shell:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     monkeypatch.chdir(tmp_path)
     cloud_api.new_address = lambda: REFUSES
-    return Shell(tmp_path, {**cloud_api.environment, "MMATTN_IP_SERVICE": address_service})
+    return Shell(tmp_path, {**cloud_api.environment, "MMATTN_IP_SERVICE": "data:,192.0.2.7"})
 
 
 @pytest.fixture
@@ -146,12 +124,8 @@ def test_the_help_of_a_task_explains_each_option(shell, cloud_api, task):
     assert not cloud_api.calls
 
 
-def test_the_example_in_the_help_is_on_one_line(shell):
-    assert "'--train.epochs 40'" in shell.fab("deploy", "--help")
-
-
 def test_dry_deploy_shows_the_plan_and_makes_nothing(shell, cloud_api):
-    for words in (("-R", "deploy"), ("deploy", "--dry-run"), ("deploy", "--spot", "--dry-run")):
+    for words in (("deploy", "--dry-run"), ("deploy", "--spot", "--dry-run")):
         text = " ".join(shell.fab(*words).split())
         assert "c5.24xlarge, 96 vCPU (48 cores, one thread each), 192 GiB" in text
         assert re.search(r"\$\d\.\d\d an hour .*; at most \$\d+\.\d\d with its address", text)
@@ -161,36 +135,22 @@ def test_dry_deploy_shows_the_plan_and_makes_nothing(shell, cloud_api):
     assert {path.name for path in (shell.folder / ".fab").iterdir()} == {"lock"}
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "deploy"])
-def test_other_tasks_do_nothing_when_dry(shell, cloud_api, task):
-    assert shell.fab("-R", task, code=1) == (
-        "-R (--dry): only `fab deploy` has a plan to show; nothing was done\n"
-    )
-    assert not cloud_api.calls
-
-
 # What is refused
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--max-hours", "abc"), "--max-hours abc: expected a number above 0, at most "),
+        (("--max-hours", "abc"), "--max-hours abc: expected a number above 0, at most 144"),
         (("--grace-minutes=soon",), "--grace-minutes soon: expected a number above 0"),
-        (
-            ("--experiment", "nothing"),
-            "--experiment nothing: expected one of ablation, aligned_aug, audio_aug",
-        ),
-        (("--data", "/nowhere"), "--data /nowhere: expected a folder"),
+        (("--instances=1.5",), "--instances 1.5: expected a whole number above 0, at most 64"),
         (("--data=",), "--data : expected a folder"),
         (("--yes", "--data"), "--data: expected a folder"),
-        (
-            ("--host", "me@"),
-            "--host me@: expected a name in ~/.ssh/config, or [user@]address[:port]",
-        ),
-        (("--args", "--seed '1"), "--args --seed '1: No closing quotation"),
         (("--region", "no where"), "region_name 'no where' doesn't match"),
-        (("--instance-type", "huge"), "there is no such --instance-type in this region"),
+        (
+            ("--instance-type", "huge"),
+            "--instance-type huge: DescribeInstanceTypes: ",
+        ),
     ],
 )
 def test_a_bad_value_is_one_message(shell, cloud_api, words, message):
@@ -201,25 +161,18 @@ def test_a_bad_value_is_one_message(shell, cloud_api, words, message):
     assert not cloud_api.resources()
 
 
-def test_options_of_the_experiment_are_checked_here(shell, cloud_api):
-    text = shell.fab("deploy", "--args", "--train.epoch 3", code=2)
-    assert text.endswith("error: --args: not what experiments.no_aug takes, see above\n")
-    assert not cloud_api.calls
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_an_unknown_option_is_named(shell, cloud_api, task):
-    assert shell.fab(task, "--wrong", code=1) == "No idea what '--wrong' is!\n"
-    assert not cloud_api.calls
-
-
-def test_an_option_without_its_value_is_named(shell):
-    assert "needed value and was not given one" in shell.fab("deploy", "--max-hours", code=1)
-
-
-def test_fabrics_own_hosts_are_not_taken_for_the_machine(shell, cloud_api):
-    text = shell.fab("-H", "me@192.0.2.1", "deploy", "--yes", code=1)
-    assert text == "-H: expected --run, or --host of `fab deploy`; nothing was done\n"
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-R", "teardown"), "-R (--dry): `fab deploy --dry-run` shows a plan; nothing was done\n"),
+        (
+            ("-H", "me@192.0.2.1", "deploy", "--yes"),
+            "-H: expected --run, or --host of `fab deploy`; nothing was done\n",
+        ),
+    ],
+)
+def test_fabrics_own_options_are_refused(shell, cloud_api, words, message):
+    assert shell.fab(*words, code=1) == message
     assert not cloud_api.calls
 
 
@@ -228,11 +181,6 @@ def test_an_unknown_run_is_named(shell, task):
     text = shell.fab(task, "--run", "no_aug-20260101-000000-aaaa", code=2)
     assert text.startswith("error: --run no_aug-20260101-000000-aaaa: ")
     assert text.count("\n") == 1
-
-
-@pytest.mark.parametrize("task", OF_A_RUN)
-def test_there_is_no_run_yet(shell, task):
-    assert shell.fab(task, code=2) == "error: there is no run in .fab yet: `fab deploy` makes one\n"
 
 
 @pytest.mark.parametrize("task", ["fetch", "hold", "monitor", "ssh", "stop"])
@@ -249,8 +197,8 @@ def test_a_refused_start_is_one_message_with_what_exists(shell, cloud_api):
     text = shell.fab("deploy", "--yes", code=2)
     run = Run.find()
     error = text[text.index("error: ") :]
-    assert error.startswith("error: starting a c5.24xlarge: the account's limit is reached")
-    assert f"Now there is in us-east-1: security group {run.group_id} and key pair" in error
+    assert error.startswith("error: AWS: RunInstances: VcpuLimitExceeded")
+    assert "Now there is in us-east-1: perhaps key pair, security group and alarms" in error
     assert error.endswith(f"`fab teardown --run {run.name}` removes it all.\n")
     cloud_api.faults.clear()
     assert "nothing is left in us-east-1" in shell.fab("teardown")
@@ -263,8 +211,8 @@ def test_expired_credentials_are_one_message(shell, cloud_api, task):
     replace(run, members=[Member("i-1", "192.0.2.1")]).save()
     cloud_api.faults.append(Fault("*", "ExpiredToken", math.inf))
     text = shell.fab(task, code=2)
-    assert "the AWS credentials have expired: log in again (`aws sso login`)" in text
-    assert text.count("\n") == 1
+    assert "the AWS credentials have expired, or this computer's clock is wrong: log in" in text
+    assert text.count("error: ") == 1
 
 
 # What is cut
@@ -307,11 +255,9 @@ def test_an_interrupted_deploy_says_what_exists_and_how_to_remove_it(shell, depl
     assert "Traceback" not in text
     run = Run.find()
     assert f"Now there is in us-east-1: {run.instance_id} (c5.24xlarge, $4.08" in text
-    assert f"security group {run.group_id} and key pair {run.label} (free)" in text
     assert f"`fab teardown --run {run.name}` removes it all." in text
     refused = shell.fab("deploy", "--spot", "--yes", code=2)
-    assert f"the deployment of {run.name} was cut and is not finished, and its spot" in refused
-    assert "`fab deploy --experiment=no_aug --instance-type=c5.24xlarge" in refused
+    assert f"the deployment of {run.name} was cut and is not finished: it had --spot" in refused
     assert run.name in shell.fab("ls")
     shell.fab("teardown", "--run", run.name)
     assert not cloud_api.resources()

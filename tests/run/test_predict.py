@@ -19,6 +19,7 @@ import mmattn
 from mmattn.config import ExtractConfig
 from mmattn.console import say_table
 from mmattn.data.corpus import open_corpus
+from mmattn.data.feature_file import read_features
 from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
 from mmattn.evaluate.predictions import read_predictions
@@ -541,3 +542,25 @@ def test_the_temperature_of_the_run_is_applied(tiny_run, clip_files, stored):
     one = mmattn.load(tiny_run).predict(clip_files[0])
     powers = raw.probabilities ** (1 / temperature)
     np.testing.assert_allclose(one.probabilities, powers / powers.sum(), rtol=1e-9)
+
+
+def test_streams_in_memory_get_what_their_files_get(tiny_run, clip_files):
+    run = mmattn.load(tiny_run)
+    predictions, _ = run.predict_all(clip_files[:3])
+    files = [read_features(path)[0] for path in clip_files[:3]]
+    short = {name: Stream(*(array[:4] for array in of)) for name, of in files[0].items()}
+    silent = {"video": files[1]["video"]}
+    found = run.predict_streams([files[0], short, {}, *files[1:], silent])
+    for one, same in zip((found[0], *found[3:5]), predictions, strict=True):
+        np.testing.assert_array_equal(one.probabilities, same.probabilities)
+    assert [str(one.path) for one in found] == ["0", "1", "2", "3", "4", "5"]
+    assert found[1].reason == "its audio has 4 frames; expected 5"
+    assert found[2].reason == "it has no audio and no video, from which the run predicts"
+    assert found[5].missing == ("audio",)
+    assert str(run.predict_streams([{}], ["two.mp4"])[0].path) == "two.mp4"
+
+
+def test_streams_in_memory_are_taken_for_the_runs_own(file_run):
+    run, path = mmattn.load(file_run), file_run.parent / "clips" / "01-01-01-01-01-01-01.npz"
+    (found,) = run.predict_streams([read_features(path)[0]])
+    np.testing.assert_array_equal(found.probabilities, run.predict(path).probabilities)

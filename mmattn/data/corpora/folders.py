@@ -22,7 +22,7 @@ def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counte
     Hidden files and folders are passed over. OSError at a folder that cannot be read; UserError if
     there are no clips.
     """
-    found, others, seen, root = [], Counter(), set(), os.path.realpath(folder)
+    found, others, seen, root = [], Counter[str](), set(), os.path.realpath(folder)
     for place, below, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(place)
         linked = place != str(folder) and os.path.islink(place)
@@ -68,7 +68,7 @@ def _raise(error: OSError) -> NoReturn:
 
 def read_rows(files: Sequence[str], read: Read) -> tuple[list[Row], list[tuple[str, str]]]:
     """A row for each file, in the order of paths, and files that are left out with the reason."""
-    rows, left_out, first = [], [], {}
+    rows, left_out, first = [], [], dict[str, str]()
     for file in files:
         try:
             if file != printable(file):
@@ -116,10 +116,11 @@ def by_pattern(pattern: str) -> Read:
     )
 
     def read(path: str) -> tuple[str, Row]:
-        if not (match := least.fullmatch(path)):
+        short, long = least.fullmatch(path), most.fullmatch(path)
+        if not (short and long):
             raise ValueError(f"does not fit the pattern {pattern}")
-        if match.groups() != most.fullmatch(path).groups():
+        if short.groups() != long.groups():
             raise ValueError(f"fits the pattern {pattern} in several ways")
-        return path, dict(zip(names, match.groups(), strict=True))
+        return path, dict(zip(names, short.groups(), strict=True))
 
     return read

@@ -155,7 +155,7 @@ def _place_meeting(rng: np.random.Generator, label: int, duration: float) -> lis
     ):
         kinds = rng.permutation(np.repeat(np.arange(KINDS[modality]), repeats))
         # Swapped with one of the wanted kind, any order of kinds stays as likely as any other.
-        other = rng.choice(np.flatnonzero(kinds == kind))
+        other = int(rng.choice(np.flatnonzero(kinds == kind)))
         kinds[[pair, other]] = kinds[[other, pair]]
         jitter = rng.uniform(-JITTER, JITTER, len(at)) if modality == "video" else 0
         middles = (times[at] + jitter).tolist()

@@ -29,16 +29,16 @@ class Fused(NamedTuple):
 
 
 class Fusion(nnx.Module):
-    """Makes one vector a clip, of `features` numbers, from the embedded frames of all modalities.
-
-    Built from the feature dimensions of the embedded frames by modality, the configuration, what
-    `geometry` gave, numbers for dropout layers and the parameters' rngs.
-    """
+    """Makes one vector a clip, of `features` numbers, from the embedded frames of modalities."""
 
     pools = False  # whether each encoder has temporal attention of its own; see `Encoder.pool`
     uses_times = False
     late = False  # whether each modality is classified by itself; see `Late`
     features: int
+
+    def __init__(self, features, config, geometry, numbers, rngs):
+        """Build from the feature dimensions of the embedded frames by modality, the configuration,
+        what `geometry` gave, numbers for dropout layers and the parameters' rngs."""
 
     @staticmethod
     def geometry(

@@ -138,7 +138,10 @@ class Cross(Fusion):
         """The chunks of each ordered pair of the model's modalities, for these clips."""
         names, window = config.modalities, config.cross_window
         return tuple(
-            (_pair(one, other, names), window_of(streams[one], streams[other], window, round_up))
+            (
+                pair_name(one, other, names),
+                window_of(streams[one], streams[other], window, round_up),
+            )
             for one, other in permutations(names, 2)
         )
 
@@ -148,13 +151,13 @@ class Cross(Fusion):
             name: jnp.split(self.project[name](x.swapaxes(0, 1)), 4, axis=-1)
             for name, x in sorted(embeddings.items())
         }
-        joint, bias, attended = [], [], {}
+        joint, bias, attended = [], [], dict[str, dict[str, Attended]]()
         for name, (query, _, _, own) in parts.items():
             _, times, valid = streams[name]
             found, attended[name] = [], {}
             for other, (_, key, value, _) in parts.items():
                 if other != name:
-                    attend, (_, *there) = self.cross[_pair(name, other, parts)], streams[other]
+                    attend, (_, *there) = self.cross[pair_name(name, other, parts)], streams[other]
                     one, attended[name][other] = attend(query, times, key, value, *there)
                     found.append(one)
             if found:
@@ -172,6 +175,6 @@ class Cross(Fusion):
         return Fused(self.dropout(pooled, training), attention, attended, {})
 
 
-def _pair(name: str, other: str, modalities: Collection[str]) -> str:
+def pair_name(name: str, other: str, modalities: Collection[str]) -> str:
     """The name of the attention from one modality to another: of two, that of the first."""
     return name if len(modalities) == 2 else f"{name}-{other}"  # no name has a -

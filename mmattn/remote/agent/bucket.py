@@ -1,8 +1,13 @@
-"""What is under a URI s3://BUCKET/PREFIX: for this machine's programs and for the laptop.
+"""What is under a URI s3://BUCKET/PREFIX: for the laptop, and on the machine in the run's venv.
 
-Of a run, that is `manifest.json`, which names files, and an object PATH@SHA256 for each of them. No
-object is ever replaced by other content: a manifest is true at every moment, also when the machine
-is cut off between two requests.
+`bucket JOB push URI [--once]` keeps the results there, as they are made. It ends when the job has
+and all of it is there: then `pushed` in JOB tells how the job ended. SIGTERM lets it look once more
+and end. `bucket JOB pull URI` brings a run's results here, before its training continues;
+`bucket JOB data URI FOLDER` brings all files under a URI. Each may be started again at any time.
+
+Of a run, there is `manifest.json`, which names files, and an object PATH@SHA256 for each of them.
+No object is ever replaced by other content: a manifest is true at every moment, also when the
+machine is cut off between two requests.
 """
 
 from __future__ import annotations
@@ -12,37 +17,120 @@ import hashlib
 import json
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import boto3
-from botocore.config import Config
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from .job import PUSHED, write_json
+from .job import describe as describe_job
+from .outbox import make_outbox, sha256
+
 MANIFEST = "manifest.json"
-OF_A_FILE = re.compile(r"(run|job)/.+@[0-9a-f]{64}", re.DOTALL)
+OF_A_FILE = re.compile(r".+@[0-9a-f]{64}", re.DOTALL)
+TAKEN = ".taken"  # in JOB: what is in the bucket comes from here, or was brought here
 THREADS = 8
-ATTEMPTS = 5  # at a download that is cut; boto3 itself tries again what gets no answer
+ONE_THREAD = TransferConfig(use_threads=False)  # a file
+POLL_S = 15.0
 
 
 class Damaged(ValueError):
     """Something in the bucket is not what it should be."""
 
 
-TROUBLE = (BotoCoreError, ClientError, Damaged, OSError)
+TROUBLE = (Boto3Error, BotoCoreError, ClientError, Damaged, OSError)
 
 
-def make_client(service: str = "s3") -> Any:
-    """A client that is patient; its threads share connections."""
-    config = Config(
-        region_name=os.environ.get("AWS_REGION"),  # which boto3 does not read
-        retries={"mode": "standard", "max_attempts": 6},
-        connect_timeout=10,
-        max_pool_connections=THREADS,
-    )
-    return boto3.client(service, config=config)
+def main() -> dict:
+    """Push or pull; returns how the job is, or what was looked for. Exits with 1 if it failed."""
+    job, order, uri, *more = sys.argv[1:]
+    folder, bucket = Path(job).resolve(), Bucket(uri, boto3.client("s3"))
+    if order == "push":
+        return keep_pushing(folder, bucket, once=more == ["--once"])
+    try:
+        return pull(folder, bucket) if order == "pull" else pull_data(bucket, Path(*more))
+    except TROUBLE as error:
+        sys.exit(f"{order} {uri}: {error}")
+
+
+def keep_pushing(folder: Path, bucket: Bucket, once: bool) -> dict:
+    """Push until the job has ended, or once; returns how the job is."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it waits until a look is over
+    (folder / PUSHED).unlink(missing_ok=True)
+    last = once
+    while True:
+        try:
+            job = push(folder, bucket)
+            same = describe_job(folder) == job  # else another has been started meanwhile
+            if job["state"] in ("ended", "lost") and same and not once:
+                write_json(folder / PUSHED, job)
+                last = True
+            if last:
+                return job
+        except Exception as error:  # whatever it is: it must not end before the job
+            print(f"push: {error!r}", file=sys.stderr, flush=True)
+            if last:
+                sys.exit(1)
+        last = signal.sigtimedwait({signal.SIGTERM}, POLL_S) is not None
+
+
+def push(folder: Path, bucket: Bucket) -> dict:
+    """Have in the bucket what the job in this folder has made until now; returns how the job is."""
+    made, there = make_outbox(folder, ".pushing"), bucket.list()
+    if MANIFEST in there and not (folder / TAKEN).exists():
+        sys.exit("push: another machine's results are there: `pull` first")
+    (folder / TAKEN).touch()
+    named = {name_of(file): file for file in made["files"]}
+
+    def upload(name: str) -> None:
+        file = named[name]
+        content = (folder.with_name(".pushing") / file["path"]).read_bytes()[: file["size"]]
+        bucket.put(name, content, file["sha256"])
+
+    in_parallel(upload, named.keys() - there.keys())
+    bucket.put(MANIFEST, json.dumps(made).encode())
+    with suppress(*TROUBLE):  # what is old may stay
+        bucket.delete(filter(OF_A_FILE.fullmatch, there.keys() - named.keys()))
+    return made["job"]
+
+
+def pull(folder: Path, bucket: Bucket) -> dict:
+    """The results, and the job's logs, once: what is made here is newer. A file here stays."""
+    manifest = None if (folder / TAKEN).exists() else bucket.manifest()
+    paths = {}
+    for file in manifest["files"] if manifest else ():
+        of_job = file["path"].startswith("job/")
+        path = folder.parent / ("" if of_job else "run") / file["path"]
+        if not path.exists() and (path.suffix == ".log" or not of_job):
+            paths[name_of(file)] = path
+    in_parallel(lambda name: bucket.save(name, paths[name], name[-64:]), paths)
+    (folder / TAKEN).touch()
+    return {"files": len(paths)}
+
+
+def pull_data(bucket: Bucket, folder: Path) -> dict:
+    """All files under the URI, but for those that are here in the same size and not older."""
+    files = {name: one for name, one in bucket.list().items() if not name.endswith("/")}
+    bad = [name for name in files if not is_inside(name)]
+    if bad or not files:
+        raise Damaged(f"expected paths of files, found {bad[0] if bad else 'nothing'!r}")
+
+    def is_missing(name: str) -> bool:
+        path, one = folder / name, files[name]
+        here = path.stat() if path.is_file() else None
+        changed = one["LastModified"].timestamp()
+        return here is None or here.st_size != one["Size"] or here.st_mtime < changed
+
+    in_parallel(lambda name: bucket.save(name, folder / name), filter(is_missing, files))
+    return {"files": len(files)}
 
 
 class Bucket:
@@ -60,64 +148,45 @@ class Bucket:
         return {one["Key"][len(self.prefix) :]: one for one in listed}
 
     def manifest(self) -> dict | None:
-        """The run's manifest; None if there is none. Damaged if a path leads elsewhere."""
+        """The run's manifest; None if there is none."""
         if MANIFEST not in self.list():  # a machine may be refused to ask for what is not there
             return None
+        answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + MANIFEST)
         try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + MANIFEST)
-            manifest = json.loads(answer["Body"].read())
-            names = {file["path"]: name_of(file) for file in manifest["files"]}
-        except self.client.exceptions.NoSuchKey:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"{MANIFEST} is none: {error!r}") from error
-        for path, name in names.items():
-            if not OF_A_FILE.fullmatch(name) or not is_inside(path):
-                raise Damaged(f"{MANIFEST} names {path!r}: expected run/… or job/… and a SHA-256")
-        return manifest
+            return checked(json.loads(answer["Body"].read()))
+        except ValueError as error:
+            raise Damaged(f"{MANIFEST}: {error}") from error
 
-    def put(self, name: str, content: bytes | BinaryIO, sha256: str) -> None:
-        """Upload an object of at most 5 GB; S3 refuses content that has another hash."""
-        checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
-        key = self.prefix + name
+    def put(self, name: str, content: bytes, digest: str | None = None) -> None:
+        """Upload an object of at most 5 GB; S3 refuses content with another SHA-256 than told."""
+        found = bytes.fromhex(digest) if digest else hashlib.sha256(content).digest()
+        checksum, key = base64.b64encode(found).decode(), self.prefix + name
         self.client.put_object(Bucket=self.bucket, Key=key, Body=content, ChecksumSHA256=checksum)
 
-    def save(self, name: str, path: Path, sha256: str | None = None) -> None:
-        """Download an object to a path, where it is complete or not at all, with its time.
-
-        It is verified by its hash, or where none is known by its ETag, if that is an MD5.
-        """
-        for attempt in range(ATTEMPTS):
-            try:
-                return self._save(name, path, sha256)
-            except (BotoCoreError, Damaged):
-                if attempt == ATTEMPTS - 1:
-                    raise
-
-    def _save(self, name: str, path: Path, sha256: str | None) -> None:
-        answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
-        etag = re.fullmatch('"([0-9a-f]{32})"', answer["ETag"])  # not of an upload in parts
-        plain = etag and "kms" not in answer.get("ServerSideEncryption", "")
-        digest = hashlib.sha256() if sha256 else hashlib.md5(usedforsecurity=False)
+    def save(self, name: str, path: Path, digest: str | None = None) -> None:
+        """Download an object to a path, where it is complete, with this SHA-256, or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with open(partial, "wb") as file:
-            for chunk in answer["Body"].iter_chunks(1 << 20):
-                digest.update(chunk)
-                file.write(chunk)
-        if (sha256 or plain) and digest.hexdigest() != (sha256 or etag[1]):
+        partial, key = path.with_name(f".{path.name}.partial"), self.prefix + name
+        self.client.download_file(self.bucket, key, str(partial), Config=ONE_THREAD)
+        if digest not in (None, sha256(partial)):
             raise Damaged(f"{name} arrived otherwise than it was uploaded")
-        os.utime(partial, (answer["LastModified"].timestamp(),) * 2)
         os.replace(partial, path)
 
-    def delete(self, names: Iterable[str]) -> list[str]:
-        """Delete objects; returns those that S3 would not delete."""
-        keys, left = [{"Key": self.prefix + name} for name in names], []
-        for begin in range(0, len(keys), 1000):  # S3's most for one request
-            some = {"Objects": keys[begin : begin + 1000], "Quiet": True}
-            answer = self.client.delete_objects(Bucket=self.bucket, Delete=some)
-            left += [one["Key"] for one in answer.get("Errors", [])]
-        return left
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects."""
+        keys = (self.prefix + name for name in names)
+        in_parallel(lambda key: self.client.delete_object(Bucket=self.bucket, Key=key), keys)
+
+
+def checked(manifest: dict) -> dict:
+    """The manifest; Damaged if it is none, or leads out of the folder of the results."""
+    try:
+        bad = [one["path"] for one in manifest["files"] if not is_inside(one["path"])]
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"expected a list of results, found none: {error!r}") from error
+    if bad:
+        raise Damaged(f"expected paths of results, found {bad[0]!r}")
+    return manifest
 
 
 def name_of(file: dict) -> str:

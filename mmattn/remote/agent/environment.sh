@@ -15,22 +15,16 @@ usable_python() {
     return 1
 }
 
-if [ "$may_install" = yes ]; then
+if [ "$may_install" = yes ] && command -v dnf >/dev/null; then  # Amazon Linux
+    usable_python >/dev/null || sudo dnf install -y python3.11
     # A C++ compiler makes training faster; without one it works all the same.
-    if command -v dnf >/dev/null; then
-        usable_python >/dev/null || sudo dnf install -y python3.11
-        command -v c++ >/dev/null || sudo dnf install -y gcc-c++ || echo "no C++ compiler"
-    elif command -v apt-get >/dev/null; then
-        usable_python >/dev/null || { sudo apt-get update && sudo apt-get install -y python3-venv; }
-        command -v c++ >/dev/null || sudo apt-get install -y g++ || echo "no C++ compiler"
-    fi
+    command -v c++ >/dev/null || sudo dnf install -y gcc-c++ || echo "no C++ compiler"
 fi
 if ! python=$(usable_python); then
     echo "expected Python 3.11 or newer with its venv module, found $(python3 --version 2>&1)"
     exit 2
 fi
 echo "$python: $("$python" --version)"
-"$python" -m venv --without-pip ../venv
-../venv/bin/python -I -m ensurepip --upgrade --default-pip  # venv itself would hide why it fails
+"$python" -m venv ../venv
 # Modules are compiled when they are first imported: most never are.
 ../venv/bin/python -m pip install --no-compile --constraint ../constraints.txt --editable . "$@"

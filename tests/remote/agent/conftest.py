@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.remote.agent.job import LOCK, STATUS, is_held, pid_of, read_json
+from mmattn.remote.agent.job import LOCK, STATUS, is_held, read_json
 from tests.remote.programs import PYTHON, program
 from tests.remote.waiting import wait_until
 
@@ -55,11 +55,15 @@ class Job:
 
     def kill(self, attendant: bool = False) -> None:
         """Kill its first process, and first the one that waits for that where it is asked for."""
-        pid = self.status["pid"]
         if attendant:
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            os.kill(int(fields[1]), signal.SIGKILL)
-        os.kill(pid, signal.SIGKILL)
+            os.kill(self.attendant, signal.SIGKILL)
+        os.kill(self.status["pid"], signal.SIGKILL)
+
+    @property
+    def attendant(self) -> int:
+        """The process that waits for the job's end."""
+        text = Path(f"/proc/{self.status['pid']}/stat").read_bytes()
+        return int(text.rpartition(b")")[2].split()[1])
 
     @property
     def status(self) -> dict | None:
@@ -75,8 +79,8 @@ class Job:
         return path.read_bytes() if path.exists() else b""
 
     def clean_up(self) -> None:
-        with suppress(ProcessLookupError):
-            if self.held and pid_of(self.folder):
+        with suppress(ProcessLookupError, LookupError, TypeError):
+            if self.held:
                 os.killpg(self.status["pid"], signal.SIGKILL)
 
 

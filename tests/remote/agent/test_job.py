@@ -5,14 +5,16 @@ Under systemd, jobs are tested on machines that boot with it: tests/remote/test_
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from mmattn.remote.agent.job import cpu_used, describe, is_held, read_json, stop, update, write_json
+from mmattn.remote.agent.job import describe, is_held, read_json, stop, update, write_json
 from tests.remote.programs import program
 
 SLEEP = "import time; print('ready'); time.sleep(60)"
@@ -28,7 +30,6 @@ import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.fork(); print("ready"); time.sleep(60)
 """
-WORK = "import time\nwhile time.process_time() < 0.3: pass\nprint('ready'); time.sleep(60)"
 
 
 def test_lock_is_seen_and_asking_takes_nothing(tmp_path):
@@ -54,11 +55,10 @@ def test_missing_or_broken_file_reads_as_none(tmp_path, content):
 def test_full_disk_keeps_the_old_file(small_disk, fill):
     path = small_disk / "status.json"
     write_json(path, {"start": 1})
-    filler = fill(small_disk)
+    fill(small_disk)
     with pytest.raises(OSError):
         write_json(path, {"start": 2})
     assert read_json(path) == {"start": 1}
-    assert sorted(small_disk.iterdir()) == [filler, path]
     update(small_disk, exit_code=3)  # in the room that it has
     assert read_json(path) == {"start": 1, "exit_code": 3}
 
@@ -89,30 +89,26 @@ def test_each_start_is_counted_and_appends_to_the_log(job):
 
 @pytest.mark.parametrize(
     ("command", "code", "message"),
-    [
-        (["./no-such-program"], 127, "FileNotFoundError: .*no-such-program"),
-        (["/etc/passwd"], 126, "PermissionError: .*"),
-        ([], 126, "IndexError"),
-    ],
+    [("./no-such-program", 127, b"not found"), ("/etc/passwd", 126, b"Permission denied")],
 )
 def test_job_that_cannot_be_started(job, command, code, message):
-    assert job.run(*command)["exit_code"] == code
-    assert b"the job cannot be started: " + message.partition(":")[0].encode() in job.log
+    assert job.run(command)["exit_code"] == code
+    assert message in job.log
 
 
 def test_a_job_that_lives_is_not_started_again(job):
     job.python(SLEEP)
     assert job.order("start", "true")["start"] == 1
-    beside = program("job", job.folder, "exec", "echo", "two")  # as if both had been asked at once
+    beside = program("job", job.folder, "attend", "true")  # as if both had been asked at once
     second = subprocess.run(beside, capture_output=True, text=True)
-    assert (second.returncode, second.stdout) == (75, "")
+    assert second.stderr == "the job runs already\n" and job.status["start"] == 1
 
 
 def test_those_who_ask_for_the_lock_do_not_hinder_a_start(job):
     with open(job.folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
+        threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
         job.order("start", "true")
-        time.sleep(0.3)
     assert job.wait()["exit_code"] == 0
 
 
@@ -123,58 +119,61 @@ def test_killed_job_is_recorded(job):
     assert (status["exit_code"], status["out_of_memory"]) == (137, False)
 
 
-@pytest.mark.parametrize(
-    ("summary", "state", "code"),
-    [("now", "ended", 0), ("before", "lost", None), (None, "lost", None)],
-)
-def test_a_job_whose_end_no_one_saw(job, summary, state, code):
-    path = job.base / "run/summary.json"
-    path.parent.mkdir()
-    if summary == "before":
-        path.touch()
-        os.utime(path, (1, 1))
+def test_a_job_whose_end_no_one_saw(job):
     job.python(SLEEP)
-    if summary == "now":
-        path.touch()
     assert describe(job.folder)["state"] == "running"
     job.kill(attendant=True)
     job.wait_until(lambda: not job.held)
     found = describe(job.folder)
-    assert (found["state"], found["exit_code"]) == (state, code)
+    assert (found["state"], found["exit_code"]) == ("lost", None)
     assert job.run("true")["start"] == 2
 
 
 def test_stop_lets_the_job_save(job):
     job.python(SAVE)
-    found = job.order("stop", "--wait", 20)
+    found = job.order("stop", 20)
     assert (found["state"], found["exit_code"]) == ("ended", 75)
     assert job.log == b"ready\nsaved\n"
 
 
+def test_a_job_that_saves_is_not_asked_again(job):
+    once = "signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(0.5); raise SystemExit(75)"
+    job.python(f"""import signal, time
+def save(*_): {once}
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)""")
+    assert job.order("stop", 0)["state"] == "running"
+    assert job.order("end", 20)["exit_code"] == 75
+
+
 def test_stop_of_a_job_that_will_not(job):
     job.python(IGNORE)
+    assert job.order("stop", 0)["state"] == "running"  # it was only asked
     begin = time.monotonic()
-    stop([job.folder], 0.5)
-    assert describe(job.folder)["state"] == "running"
+    stop([job.folder], 0.5)  # both of its processes
     assert 0.5 <= time.monotonic() - begin < 5
-    stop([job.folder], 0.1, kill=True)  # both of its processes
     assert not job.held
     assert describe(job.folder)["exit_code"] == 137
 
 
 def test_stop_without_a_job(job):
-    assert job.order("stop", "--wait", 20)["state"] == "absent"
+    assert job.order("stop", 20)["state"] == "absent"
     job.run("true")
-    assert job.order("stop", "--wait", 20)["state"] == "ended"
+    assert job.order("stop", 20)["state"] == "ended"
 
 
-def test_a_group_outlives_its_first_process(job):
+def test_what_a_job_leaves_behind_is_killed(job):
     job.python(IGNORE)
     job.kill()
-    job.wait_until(lambda: "exit_code" in job.status)
-    assert describe(job.folder)["state"] == "running"  # its second process has the lock
-    stop([job.folder], 0, kill=True)
-    assert describe(job.folder)["state"] == "ended"
+    assert job.wait()["exit_code"] == 137
+    assert not job.held  # which its second process had too
+
+
+def test_a_machine_that_goes_off_lets_the_job_save(job):
+    job.python(SAVE)
+    os.kill(job.attendant, signal.SIGTERM)
+    assert job.wait()["exit_code"] == 75
 
 
 @pytest.mark.parametrize("status", [{"pid": "one"}, {"pid": [1]}, {"pid": 1}, {}])
@@ -182,13 +181,7 @@ def test_a_number_that_is_none_is_not_signalled(tmp_path, status):
     write_json(tmp_path / "status.json", status)
     with open(tmp_path / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stop([tmp_path], 0.2)
-        assert cpu_used([tmp_path]) == 0
-
-
-def test_processor_time_grows_with_the_work(job):
-    job.python(WORK)
-    assert 0.2 < cpu_used([job.folder]) < 3
+        stop([tmp_path], 0)
 
 
 def test_full_disk_does_not_hide_how_the_job_ended(small_disk, fill, job_in):

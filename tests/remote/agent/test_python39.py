@@ -14,7 +14,7 @@ SOURCES = sorted(AGENT.glob("*.py"))
 SIBLINGS = {path.stem for path in SOURCES}
 NEWER = {"tomllib", "compression", "annotationlib"}  # in the standard library, but not of 3.9
 NEEDS = "from __future__ import annotations"
-IN_THE_RUNS_VENV = {"bucket", "push", "pull"}  # where boto3 is; none else may import them
+IN_THE_RUNS_VENV = {"bucket"}  # where boto3 is; none else may import them
 BOTO = {"boto3", "botocore"}
 
 
@@ -61,6 +61,6 @@ def test_each_module_is_imported_and_each_program_started():
     command = [PYTHON, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
-    command = program("job", "/nowhere/job", "stop")
+    command = program("job", "/nowhere/job", "stop", 0)
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert done.stdout.startswith('mmattn:{"start": null') and not done.stderr, done

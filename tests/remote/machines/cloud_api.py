@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import boto3
 from moto import backends, settings
 from moto.core import DEFAULT_ACCOUNT_ID
-from moto.ec2.models import amis, elastic_network_interfaces, instances
+from moto.ec2.models import amis, elastic_network_interfaces, instances, subnets
 from moto.ec2.models.instances import StateReason
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
@@ -145,6 +145,7 @@ class CloudApi:
         amis.load_resource = lambda path: [] if "/ecs/" in path else load_resource(path)
         elastic_network_interfaces.random_public_ip = lambda: self.new_address()
         instances.random_private_ip = lambda: self.new_private()
+        subnets.Subnet.get_available_subnet_ip = lambda subnet, instance: self.new_private()
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
@@ -306,6 +307,8 @@ class CloudApi:
             if call.action != "RemoveRoleFromInstanceProfile":
                 raise
             return _refusal(call, "NoSuchEntity", "the role is not in the profile")
+        if b"InvalidNetworkInterfaceID" in answer.get_data():  # of what has ended before
+            return _answer(call, "<instancesSet/>")
         if call.action == "DescribeSpotPriceHistory":
             return Response(
                 answer.get_data(as_text=True).replace("0.00001<", f"{SPOT_PRICE}<"),
@@ -363,11 +366,14 @@ class CloudApi:
         else:
             by = call.parameters["Filter.1.Name"].removeprefix("tag:")
             value = call.parameters["Filter.1.Value.1"]
-            found = [
-                f"<item><groupName>{name}</groupName><strategy>cluster</strategy></item>"
-                for name, tags in self._placements.items()
-                if value == {"group-name": name, **tags}.get(by)
-            ]
+            found = []
+            for name, tags in self._placements.items():
+                if value == {"group-name": name, **tags}.get(by):
+                    items = (
+                        f"<item><key>{k}</key><value>{v}</value></item>" for k, v in tags.items()
+                    )
+                    tag_set = f"<tagSet>{''.join(items)}</tagSet>"
+                    found.append(f"<item><groupName>{name}</groupName>{tag_set}</item>")
             return _answer(call, f"<placementGroupSet>{''.join(found)}</placementGroupSet>")
         return _answer(call, "<return>true</return>")
 

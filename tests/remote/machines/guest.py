@@ -266,7 +266,6 @@ class HandMade(Guest):
 
     Args:
         folder: for the keys.
-        settings: more of cloud-init's user data.
     """
 
     def __init__(
@@ -275,14 +274,13 @@ class HandMade(Guest):
         address: str,
         image: Path,
         folder: Path,
-        settings: dict,
         wheelhouse: Path | None,
     ):
         self.key_file, host = folder / "client", folder / "host"
         public_key, public = make_key(self.key_file), make_key(host)
         self.known_hosts_line = f"{address} {public}\n"
         keys = {"ed25519_private": host.read_text(), "ed25519_public": public}
-        user_data = "#cloud-config\n" + json.dumps({"ssh_keys": keys, **settings})
+        user_data = "#cloud-config\n" + json.dumps({"ssh_keys": keys})
         super().__init__(network, address, image, user_data.encode(), public_key, wheelhouse)
         try:
             self.admit({f"{network.caller}/32"})

@@ -1,7 +1,8 @@
-"""The disk that guests boot from and the Python packages they install: each made once.
+"""The disks that guests boot from and the Python packages they install: each made once.
 
 Like Amazon Linux 2023, Debian 11 has Python 3.9 for its own programs, and the one for training
 beside it under its own name. Debian 11 has no such package: it is built from Debian 12's source.
+Debian 12 has systemd 252, as Amazon Linux 2023, and one Python for both.
 """
 
 import configparser
@@ -18,7 +19,8 @@ from pathlib import Path
 from mmattn.remote.send import constraints
 
 CACHE = Path("~/.cache/mmattn-test").expanduser()
-RELEASE, PYTHON = "bullseye", "3.11"
+RELEASES = ("bullseye", "bookworm")  # Debian 11, where guests boot if no other is said, and 12
+RELEASE, PYTHON = RELEASES[0], "3.11"
 BUILD = f"""
 sed -n 's/^deb \\(.*\\) {RELEASE} main$/deb-src \\1 bookworm main/p' /etc/apt/sources.list \
     > /etc/apt/sources.list.d/source.list
@@ -71,18 +73,21 @@ def obstacle() -> str | None:
     return f"booting a machine takes {', '.join(missing)}" if missing else None
 
 
-def image() -> Path:
+def image(release: str = RELEASE) -> Path:
     """The root file system of a Debian with cloud-init and sshd; guests only read it."""
+    packages = PACKAGES if release == RELEASE else (*PACKAGES, "python3-venv")
+    recipe = _PYTHON if release == RELEASE else (release,)
 
     def build(folder: Path) -> None:
-        _install(PACKAGES, folder)
-        shutil.copytree(python(), folder, symlinks=True, dirs_exist_ok=True)
+        _install(release, packages, folder)
+        if release == RELEASE:
+            shutil.copytree(python(), folder, symlinks=True, dirs_exist_ok=True)
         for name, text in FILES.items():
             (folder / name).write_text(text)
         for path in folder.glob("etc/ssh/ssh_host_*"):
             path.unlink()
 
-    return _made_once("image", [*_PYTHON, MERGE, *PACKAGES, *FILES, *FILES.values()], build)
+    return _made_once("image", [*recipe, MERGE, *packages, *FILES, *FILES.values()], build)
 
 
 def python() -> Path:
@@ -90,17 +95,17 @@ def python() -> Path:
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=CACHE) as root:
-            _install(BUILD_PACKAGES, root)
+            _install(RELEASE, BUILD_PACKAGES, root)
             _run("chroot", root, "sh", "-ec", BUILD)
             shutil.copytree(f"{root}/out", folder, symlinks=True, dirs_exist_ok=True)
 
     return _made_once("python", [*_PYTHON], build)
 
 
-def _install(packages: Sequence[str], folder: Path | str) -> None:
+def _install(release: str, packages: Sequence[str], folder: Path | str) -> None:
     """A Debian of these packages, and what they need, in a folder that is empty."""
     options = ["--variant=minbase", f"--include={','.join(packages)}", f"--setup-hook={MERGE}"]
-    _run("mmdebstrap", *options, RELEASE, folder)
+    _run("mmdebstrap", *options, release, folder)
 
 
 def wheelhouse() -> Path:

@@ -1,0 +1,436 @@
+"""The commands of `mmattn`: of each the options, and the function of the library that it calls.
+
+Nothing heavy is imported before a command is called, so that `--help` is quick.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mmattn.config import TOLD, ExtractConfig, ModelFiles, OtherDataConfig
+from mmattn.errors import UserError
+from mmattn.machine import cores
+from mmattn.media import explain_missing_library
+from mmattn.server import explain_missing_server
+
+REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty default
+Workers = int | Literal["auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsksRun:
+    """The options of what predicts with a run."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder; the networks of folds or an ensemble are pooled. Or a model file that
+    `mmattn card` wrote; or starter, the network that comes with this package: eight emotions from
+    audio alone (extra [media], `mmattn download audio-models`)."""
+    checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
+    media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
+
+    @property
+    def places(self) -> ExtractConfig:
+        """Where the models for raw clips are."""
+        return ExtractConfig(**vars(self.media))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Repeat the evaluation of a run from a checkpoint."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder, e.g. runs/no_aug/20260101-120000."""
+    checkpoint: Literal["best", "final"] = "best"
+    devices: int | Literal["auto"] | None = None
+    """Devices to divide the clips over (default: as many as the run had)."""
+    data: OtherDataConfig = field(default_factory=OtherDataConfig)
+
+    def __call__(self) -> None:
+        from mmattn.run.evaluate import evaluate_run
+
+        evaluate_run(self.run, self.checkpoint, self.devices, self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(AsksRun):
+    """Predict clips of unknown class: raw ones (with the extra [media]) or feature files."""
+
+    clips: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
+    ]
+    """Clips (.npz are feature files; from others the run's own features are extracted), folders of
+    them, manifests, or patterns in quotes like 'clips/**/*.mp4'."""
+    json: bool = False
+    """Print one JSON document and nothing else."""
+    csv: Path | None = None
+    """A table to write, a row a clip, in place of each clip's predictions on the screen."""
+    html: Path | None = None
+    """A page to write: attention over the audio, faces where it is highest."""
+
+    def __call__(self) -> None:
+        from mmattn.run.predict import predict_run
+
+        predict_run(
+            self.run,
+            self.clips,
+            self.checkpoint,
+            self.calibrated,
+            self.json,
+            self.csv,
+            self.html,
+            self.places,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline(AsksRun):
+    """Predict over time in recordings of any length, of each person (extra [media])."""
+
+    recordings: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECORDING...", **REQUIRED)
+    ]
+    """Audio or video, and folders to search for them."""
+    to: Path = Path("timelines")
+    """Folder of NAME.timeline.json and what is made of it; recordings whose timelines are there
+    already are left out."""
+    csv: bool = False
+    """Make NAME.csv, a row for each window and person. Of --csv, --html, --srt, none means all."""
+    html: bool = False
+    """Make NAME.html: click a moment, and the recording plays there."""
+    srt: bool = False
+    """Make NAME.srt, subtitles."""
+    window: float = 3.0
+    """Seconds of a window: the clips that the run was trained on last about as long."""
+    hop: float = 0.5
+    """Seconds from the start of a window to that of the next."""
+    silence: float = -55.0
+    """dB of full scale; a window that is louder for less than a twentieth of its time is silent."""
+    partial: bool = False
+    """Also predict windows that lack one of the run's modalities, from the others; else they are
+    gaps."""
+
+    def __call__(self) -> None:
+        from mmattn.run.timeline import FORMATS, Sliding, make_timelines
+
+        make_timelines(
+            self.run,
+            self.recordings,
+            self.to,
+            Sliding(self.window, self.hop, self.silence, self.partial),
+            [name for name in FORMATS if getattr(self, name)] or FORMATS,
+            self.checkpoint,
+            self.calibrated,
+            self.places,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live(AsksRun):
+    """Show in the browser what a run predicts of camera and microphone (extras [media], [live])."""
+
+    port: int = 8080
+    """Of 127.0.0.1, which no other computer can reach; 0 takes any that is free."""
+    browser: bool = True
+    """Open the page; else open the address that is printed."""
+    record: Path | None = None
+    """Folder for a feature file and a table of predictions of each session (default: nothing of
+    what is seen and heard is stored)."""
+    window: float = 3.0
+    """Seconds that a prediction is made from."""
+    hop: float = 0.5
+    """Seconds from one prediction to the next."""
+
+    def __call__(self) -> None:
+        with explain_missing_server():
+            from mmattn.server.live import live_run
+        live_run(
+            self.run,
+            self.port,
+            self.browser,
+            self.record,
+            self.window,
+            self.hop,
+            self.checkpoint,
+            self.calibrated,
+            self.places,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(AsksRun):
+    """Predict clips that programs send over HTTP (extra [live]); GET /docs tells how."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; with another than loopback, other machines can send clips."""
+    port: int = 8000
+    """Port to listen on; 0: any free one."""
+    workers: int = 2
+    """Processes that predict, of up to 1 GB each."""
+    queue: int = 16
+    """Requests that may wait for a process; others get 503 and are to try again later."""
+    max_size: float = 100
+    """MB that a request may have; larger ones get 413."""
+    timeout: float = 60
+    """Seconds that an upload may take (then 408), and a prediction (then 504)."""
+    memory: float = 4
+    """GB that a process may take for models and a clip, beside what it has at its start (Linux)."""
+
+    def __call__(self) -> None:
+        with explain_missing_server():
+            from mmattn.server.serve import Limits, serve_run
+        serve_run(
+            self.run,
+            self.host,
+            self.port,
+            Limits(self.workers, self.queue, self.max_size, self.timeout, self.memory),
+            self.checkpoint,
+            self.calibrated,
+            self.places,
+        )
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Train and test baselines on the clips and splits of a run, and show how far it is ahead."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    networks: bool = False
+    """Beside linear models, train the run's network without LSTM: attention and mean pooling."""
+    data: OtherDataConfig = field(default_factory=OtherDataConfig)
+
+    def __call__(self) -> None:
+        from mmattn.run.evaluate import baseline_of_run
+
+        baseline_of_run(self.run, self.data, self.networks)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Show how far a run is ahead of its baselines, and of other runs with the same test clips."""
+
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", **REQUIRED)
+    ]
+    """The folders of the runs, first that which the others are compared to."""
+
+    def __call__(self) -> None:
+        from mmattn.run.evaluate import compare_runs
+
+        compare_runs(self.runs)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the page of a run, report.html, again."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    devices: int | Literal["auto"] | None = None
+    """Devices to divide the clips over (default: as many as the run had)."""
+    data: OtherDataConfig = field(default_factory=OtherDataConfig)
+
+    def __call__(self) -> None:
+        from mmattn.run.report import report_run
+
+        report_run(self.run, self.devices, self.data)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Write what it takes to share a run: its networks in one file, and a model card."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a complete run."""
+    to: Annotated[Path | None, TOLD] = None
+    """Folder of model.npz and CARD.md (default: RUN/shared)."""
+    half: bool = False
+    """Store parameters with half the precision (float16), in half the space."""
+
+    def __call__(self) -> None:
+        from mmattn.run.card import write_card
+
+        write_card(self.run, self.to or self.run / "shared", self.half)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run as one file for other programs, after a comparison with its networks."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of a complete run, a model file that `mmattn card` wrote, or starter; the networks
+    of folds or an ensemble are pooled inside."""
+    to: Path
+    """FILE.onnx, for ONNX Runtime in any language (extra [export]); or FILE.stablehlo, for
+    jax.export, with what is told about it in FILE.json."""
+    checkpoint: Literal["best", "final"] = "best"
+    calibrated: bool = True
+    """Give probabilities of the temperature that fits the run's validation clips."""
+
+    def __call__(self) -> None:
+        from mmattn.export.export import export_run
+
+        export_run(self.run, self.to, self.checkpoint, self.calibrated)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Write the table of a corpus, a row a clip, and show what was understood of its files."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Raw clips or feature files."""
+    corpus: str | None = None
+    """Whose file names these are: ravdess or crema-d."""
+    pattern: str | None = None
+    """Or the parts of the paths, without suffix: '{emotion}/{speaker}_{take}'."""
+    audformat: Path | None = None
+    """Or a database in audformat, whose paths begin at FOLDER (extra [audformat])."""
+    ratings: Path | None = None
+    """With crema-d: folder of its tabulatedVotes.csv and VideoDemographics.csv."""
+    votes: Literal["audio-visual", "voice", "face"] = "audio-visual"
+    """Which votes --ratings adds: of raters who saw and heard, only heard or only saw the clip."""
+    to: Path | None = None
+    """The table (default: FOLDER/manifest.csv); .tsv has tabs."""
+    overwrite: bool = False
+    """Replace a table that is there."""
+
+    def __call__(self) -> None:
+        from mmattn.run.manifest import make_manifest
+
+        make_manifest(
+            self.folder,
+            self.to or self.folder / "manifest.csv",
+            self.corpus,
+            self.pattern,
+            self.audformat,
+            self.ratings,
+            self.votes,
+            self.overwrite,
+        )
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Make feature files from raw clips: mp4, flv, avi, mkv, wav and others (extra [media])."""
+
+    clips: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
+    ]
+    """Clips, and folders to search for them."""
+    to: Path
+    """Folder of the feature files; those that are there already stay."""
+    features: tyro.conf.OmitArgPrefixes[ExtractConfig] = field(default_factory=ExtractConfig)
+    workers: Workers = "auto"
+    """Clips at once (default: as many as there are cores)."""
+
+    def __call__(self) -> None:
+        with explain_missing_library():
+            from mmattn.media.parallel import extract_clips
+        extract_clips(self.clips, self.to, self.features, worker_count(self.workers))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Show a clip's streams, what of them `mmattn extract` uses, and what may go wrong."""
+
+    clip: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
+    """A raw clip (extra [media])."""
+
+    def __call__(self) -> None:
+        with explain_missing_library():
+            from mmattn.media.probe import probe_clip
+        probe_clip(self.clip, ExtractConfig.video_rate)
+
+
+@dataclass(frozen=True)
+class Align:
+    """Check that audio and mouth of clips go together; lists those that surely do not."""
+
+    clips: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
+    ]
+    """Raw clips (extra [media]), feature files of --audio log-mel --video face-mesh, and folders of
+    them."""
+    plot: Path | None = None
+    """A PNG to write: loudness and mouth opening of the clip that is furthest apart."""
+    csv: Path | None = None
+    """A table to write, a row a clip."""
+    workers: Workers = "auto"
+    """Clips at once (default: as many as there are cores)."""
+    models: Path = ExtractConfig.models
+    """Where `mmattn download models` put the model files."""
+
+    def __call__(self) -> None:
+        with explain_missing_library():
+            from mmattn.media.check import check_clips
+        check_clips(self.clips, self.models, worker_count(self.workers), self.plot, self.csv)
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch the models that features need, or RAVDESS's clips; called again, it resumes."""
+
+    what: Annotated[
+        Literal["models", "face-models", "audio-models", "ravdess"], tyro.conf.Positional
+    ]
+    """models: what the default features, face-mesh and `mmattn align` need (108 MB); face-models
+    (37 MB), audio-models (71 MB): the two parts of that; ravdess: its speech clips."""
+    to: Path | None = None
+    """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
+    only: Annotated[tuple[str, ...], TOLD] = ()
+    """Actors: Actor_01 Actor_02; Audio is the audio alone of all (default: everything)."""
+
+    def __call__(self) -> None:
+        with explain_missing_library():
+            from mmattn.media.download import download
+        download(self.what, self.to, self.only)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Train with several processes on this machine, as one job: its cores are divided."""
+
+    command: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...", **REQUIRED)
+    ]
+    """After --, an experiment and its options: -- experiments.no_aug --seed 1."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2
+    """Processes."""
+
+    def __call__(self) -> None:
+        from mmattn.launch import launch
+
+        launch(self.n, self.command)
+
+
+COMMANDS = (
+    Evaluate,
+    Predict,
+    Timeline,
+    Live,
+    Serve,
+    Report,
+    Card,
+    Export,
+    Baseline,
+    Compare,
+    Manifest,
+    Extract,
+    Probe,
+    Align,
+    Download,
+    Launch,
+)
+
+
+def worker_count(workers: Workers) -> int:
+    """Processes to work with; UserError if there are none."""
+    if workers == "auto":
+        return cores()
+    if workers < 1:
+        raise UserError(f"--workers {workers}: expected 1 or more")
+    return workers

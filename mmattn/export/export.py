@@ -1,0 +1,119 @@
+"""`mmattn export`: a run as one file, which is compared to its networks before it is written."""
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+import mmattn
+from mmattn.console import say
+from mmattn.errors import UserError
+from mmattn.export.check import draw_clips, largest_difference
+from mmattn.files import write_bytes, write_json
+from mmattn.run.card import UNKNOWN, card
+from mmattn.run.folder import check_complete
+from mmattn.run.run import Run, load_run
+from mmattn.run.shared import CARD, find_shared
+from mmattn.train.devices import start_devices
+
+FORMATS = (".onnx", ".stablehlo")
+TOLERANCE = 1e-4
+
+
+def export_run(
+    folder: Path, to: Path, checkpoint: Literal["best", "final"] = "best", calibrated: bool = True
+) -> None:
+    """Write a complete run, or a model file, for other programs.
+
+    Args:
+        folder: see `load_run`.
+        to: FILE.onnx, or FILE.stablehlo, which gets FILE.json with what is told about it.
+        checkpoint: of each network.
+        calibrated: see `load_run`.
+
+    Raises:
+        UserError: no complete run, another suffix, a lacking library, or the file would not predict
+            what the networks do.
+    """
+    if to.suffix not in FORMATS:
+        raise UserError(f"--to {to}: expected a name that ends in {' or '.join(FORMATS)}")
+    if not to.parent.is_dir():
+        raise UserError(f"--to {to}: expected a file in a folder that is there")
+    shared = find_shared(folder)
+    if not shared:
+        check_complete(folder)
+    start_devices(1, batch=1)
+    run = load_run(folder, checkpoint, calibrated=calibrated)
+    write_export(to, run, _card_of(shared) if shared else card(run))
+
+
+def write_export(to: Path, run: Run, text: str) -> None:
+    """Write a run with the text of its card; see `export_run`."""
+    networks = run.restored()
+    temperatures = [one.about.get("temperature") if run.is_calibrated else None for one in networks]
+    modalities, data = run.config.model.modalities, run.config.data
+    corpus = draw_clips(modalities, networks[0].normaliser, data, run.class_names)
+    about = _metadata(run, text)
+    try:
+        if to.suffix == ".onnx":
+            from mmattn.export.onnx_file import call_onnx as call
+            from mmattn.export.onnx_file import onnx_model
+
+            content = onnx_model(networks, temperatures, corpus, about).SerializeToString()
+        else:
+            from mmattn.export.stablehlo import call_stablehlo as call
+            from mmattn.export.stablehlo import stablehlo
+
+            content = stablehlo(networks, temperatures, corpus)
+        worst = largest_difference(call(content), networks, temperatures, corpus)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--to {to} needs the library {error.name}: pip install 'mmattn[export]'"
+        ) from error
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"{to} was not written: it would differ from the networks by {worst:.1e} on drawn "
+            f"clips, expected {TOLERANCE:.0e} at most"
+        )
+    write_bytes(to, content)
+    if to.suffix == ".stablehlo":
+        write_json(to.with_suffix(".json"), about)
+    say(
+        f"{to}: {to.stat().st_size / 1e6:.2f} MB, differs from the networks by {worst:.0e} at most"
+        f" on {len(corpus)} drawn clips"
+    )
+
+
+def _card_of(shared: Path) -> str:
+    """The card beside a model file."""
+    path = shared.with_name(CARD)
+    return path.read_text(encoding="utf-8") if path.is_file() else UNKNOWN
+
+
+def _metadata(run: Run, text: str) -> dict[str, str]:
+    """What is told in the file, as text or JSON."""
+    licence = re.search(r"^Licence of the weights: (.+)\.$", text, re.MULTILINE)
+    modalities = run.config.model.modalities
+    return {
+        "name": run.config.name,
+        "classes": json.dumps(run.class_names, ensure_ascii=False),
+        "modalities": json.dumps(modalities),
+        "extractor": json.dumps({name: run.extractor.get(name) for name in modalities}),
+        "before": " ".join(_before(run)),
+        "networks": str(len(run.networks)),
+        "calibrated": json.dumps(run.is_calibrated),
+        "licence": licence[1] if licence else UNKNOWN,
+        "card": text,
+        "mmattn": mmattn.__version__,
+    }
+
+
+def _before(run: Run) -> list[str]:
+    """What a program has to do by itself before it asks the file, in the order of doing."""
+    data, modalities = run.config.data, run.config.model.modalities
+    steps = ["Extract the features as `extractor` tells; do not normalise them."]
+    if data.overlap and len(modalities) > 1:
+        steps.append("Crop the modalities of a clip to the time that they have in common.")
+    if tiled := [name for name in modalities if name in data.tile]:
+        steps.append(f"Replace every frame of {' and '.join(tiled)} by the mean of the clip's.")
+    return [*steps, "The length of a modality that a clip lacks is 0."]

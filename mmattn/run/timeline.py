@@ -1,0 +1,378 @@
+"""Timelines of recordings: what a run predicts of each person in windows that slide over them."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmattn.config import ExtractConfig
+from mmattn.console import progress, say, say_table
+from mmattn.errors import Incomplete, UserError
+from mmattn.files import explain_full_disk, read_json, write_text
+from mmattn.machine import give_memory_back
+from mmattn.media import SUFFIXES, explain_missing_library
+from mmattn.report.footage import portrait
+from mmattn.report.timeline import write_timeline_page
+from mmattn.run.run import Failure, Run, load_run
+from mmattn.train.checkpoints import Kind
+from mmattn.train.devices import start_devices
+
+with explain_missing_library():
+    from mmattn.media.faces import area
+    from mmattn.media.parallel import find_clips
+    from mmattn.media.survey import BadMedia, Plan, survey
+    from mmattn.media.windows import Person, Windows, read_windows
+
+LONGEST = 60.0  # seconds of a window
+NEARER = 1.5  # times the area of a face from which another picture of it is taken
+TIDY = 60  # windows
+FORMATS = ("csv", "html", "srt")
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """How windows slide over a recording and what is a gap, see `mmattn timeline --help`."""
+
+    window: float = 3.0  # seconds
+    hop: float = 0.5  # seconds
+    silence: float = -55.0  # dB of full scale
+    partial: bool = False  # predict from one modality where another is missing
+
+    def check(self) -> None:
+        """Raise UserError at the first option whose value cannot be."""
+        for option, value, right, expected in (
+            ("window", self.window, 0.5 <= self.window <= LONGEST, f"0.5 to {LONGEST:g} seconds"),
+            ("hop", self.hop, 0.05 <= self.hop <= self.window, "0.05 seconds to --window"),
+            ("silence", self.silence, -120 <= self.silence < 0, "-120 to below 0 dB"),
+        ):
+            if not right:
+                raise UserError(f"--{option} {value:g}: expected {expected}")
+
+
+class Recording(NamedTuple):
+    """A recording, and the file of its timeline."""
+
+    path: Path
+    target: Path
+
+    def output(self, suffix: str) -> Path:
+        """Another file that is made of the timeline."""
+        return self.target.with_name(f"{self.path.stem}.{suffix}")
+
+
+def make_timelines(
+    folder: Path,
+    given: Sequence[Path],
+    to: Path,
+    sliding: Sliding,
+    formats: Sequence[str] = FORMATS,
+    kind: Kind = "best",
+    calibrated: bool = True,
+    media: ExtractConfig | None = None,
+) -> None:
+    """Write the timeline of each recording below the folder `to`; those that are there stay.
+
+    Args:
+        folder: of the run, see `load_run`.
+        given: recordings, and folders to search for them.
+        to: for NAME.timeline.json and what is made of it.
+        sliding: over the recordings.
+        formats: csv, html, srt: which files are made.
+        kind: which checkpoint.
+        calibrated: see `load_run`.
+        media: where the models are.
+
+    Raises:
+        UserError: no such run, or the timelines in `to` are of other options.
+        Incomplete: some recordings have no timeline; the others are done.
+    """
+    sliding.check()
+    recordings, failures = find_recordings(given, to)
+    start_devices(1, batch=1)
+    run = load_run(folder, kind, media, calibrated)
+    for line in run.trust:
+        say(line)
+    config, made_by = run.extraction(), settings(run, sliding)
+    left = [one for one in recordings if not is_done(one, made_by)]
+    if len(left) < len(recordings):
+        say(f"{len(recordings) - len(left)} of {len(recordings)} timelines are in {to} already")
+    plans: dict[Recording, Plan] = {}
+    for one in left:
+        try:
+            plans[one] = survey(one.path)
+            plans[one].check_length()
+        except BadMedia as error:
+            plans.pop(one, None)
+            failures.append(Failure(one.path, str(error)))
+    total = sum(round(plan.end) for plan in plans.values())
+    with explain_full_disk(f"timelines to {to}"), progress("timeline", total, "s") as advance:
+        for one, plan in plans.items():
+            try:
+                timeline = predict_recording(run, config, plan, sliding, advance)
+            except BadMedia as error:
+                failures.append(Failure(one.path, str(error)))
+                continue
+            one.target.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"settings": made_by, **timeline}, ensure_ascii=False)
+            write_text(one.target, text + "\n")
+        failed = {failure.path for failure in failures}
+        done = [one for one in recordings if one.path not in failed]
+        for one in done:
+            write_formats(one, formats)
+    _say_results(done, failures, to)
+
+
+def find_recordings(given: Sequence[Path], to: Path) -> tuple[list[Recording], list[Failure]]:
+    """The recordings given and those in folders, and those that are not there.
+
+    Raises UserError: none is given, or two would have one timeline.
+    """
+    if not given:
+        raise UserError("RECORDING...: expected recordings or folders of them, one or more")
+    there = [path for path in given if path.exists()]
+    owners: dict[Path, Path] = {}
+    for path, below in find_clips(there, SUFFIXES) if there else []:
+        target = (to / below).with_name(f"{below.stem}.timeline.json")
+        if owners.setdefault(target, path) != path:
+            raise UserError(f"{owners[target]} and {path} would both become {target}")
+    missing = [Failure(path, "there is no such file") for path in given if not path.exists()]
+    return [Recording(path, target) for target, path in owners.items()], missing
+
+
+def settings(run: Run, sliding: Sliding) -> dict[str, Any]:
+    """What a timeline depends on beside its recording, as JSON values."""
+    about = json.dumps([one.about for one in run.networks], sort_keys=True, default=str)
+    return {
+        "run": str(run.folder),
+        "networks": hashlib.sha256(about.encode()).hexdigest()[:16],
+        "checkpoint": run.checkpoint,
+        "calibrated": run.is_calibrated,
+        **asdict(sliding),
+    }
+
+
+def is_done(one: Recording, made_by: dict[str, Any]) -> bool:
+    """Whether its timeline is there and newer than it. UserError if other settings made it."""
+    if not one.target.exists():
+        return False
+    found = read_json(one.target).get("settings")
+    if found != made_by:
+        differ = [name for name in made_by if (found or {}).get(name) != made_by[name]]
+        raise UserError(
+            f"{one.target} was made with another {', '.join(differ)}; choose another --to, or "
+            "delete what is to be made again"
+        )
+    return one.target.stat().st_mtime >= one.path.stat().st_mtime
+
+
+def predict_recording(
+    run: Run,
+    config: ExtractConfig,
+    plan: Plan,
+    sliding: Sliding,
+    advance: Callable[[float], None] = lambda seconds: None,
+) -> dict[str, Any]:
+    """The timeline of a recording as JSON values.
+
+    Its `windows` have a row for each person and window: start and end (s), person (a number from 1,
+    None without a face), speaking (None where it cannot be told), probabilities, or None and the
+    reason of the gap.
+
+    Args:
+        run: that predicts.
+        config: of its features.
+        plan: of the recording.
+        sliding: over it.
+        advance: called with seconds that are done.
+
+    Raises:
+        BadMedia: it cannot be read, or lacks what the run predicts from.
+    """
+    has = {kind for kind in ("audio", "video") if plan.of(kind)}
+    wanted = {kind for kind in ("audio", "video") if getattr(config, kind)}
+    lacks = sorted(wanted - has)
+    if lacks == sorted(wanted) or (lacks and not sliding.partial):
+        more = "; --partial predicts from the rest" if lacks != sorted(wanted) else ""
+        raise BadMedia(f"it has no {' and no '.join(lacks)}, from which the run predicts{more}")
+    # Of a run of video alone, audio tells who speaks.
+    kinds = has if "video" in wanted else {"audio"}
+    portraits = Portraits()
+    windows = Windows(config, sliding.window, sliding.hop, kinds, sliding.silence)
+    rows = []
+    for window in read_windows(plan, windows, portraits.see, advance):
+        for person in window.people:
+            found, gap = _predict(run, person, sliding.partial)
+            spoken = person.speaking
+            rows.append((window.start, window.end, person.number, spoken, found, gap))
+        if window.number % TIDY == 0:  # at the first one, what loading and compiling needed
+            give_memory_back()
+    shown = list(dict.fromkeys(row[2] for row in rows if row[2] is not None))
+    return {
+        "recording": plan.path.name,
+        "seconds": round(plan.end, 3),
+        "trust": [*run.trust],
+        "notes": plan.notes,
+        "classes": [*run.class_names],
+        "people": [{"portrait": portraits.of(number)} for number in shown],
+        "windows": [
+            {
+                "start": round(start, 3),
+                "end": round(end, 3),
+                "person": None if number is None else 1 + shown.index(number),
+                "speaking": speaking,
+                "probabilities": found,
+                "gap": gap,
+            }
+            for start, end, number, speaking, found, gap in rows
+        ],
+    }
+
+
+class Portraits:
+    """A picture of each person: of the first frame in which the face is nearly as large as ever."""
+
+    def __init__(self):
+        self._kept: dict[int, tuple[float, bytes]] = {}  # area and JPEG, by number
+
+    def see(self, frame: np.ndarray, faces: Sequence[Any], numbers: Sequence[int]) -> None:
+        """Look at the faces in a frame [H, W, 3] uint8."""
+        for seen, number in zip(faces, numbers, strict=True):
+            size = area(seen.face)
+            if size > NEARER * self._kept.get(number, (0.0, b""))[0]:
+                self._kept[number] = size, portrait(frame, seen.face.box)
+
+    def of(self, number: int) -> str:
+        """The picture as a data URL."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self._kept[number][1]).decode()}"
+
+
+def _predict(run: Run, person: Person, partial: bool) -> tuple[list[float] | None, str]:
+    """Probabilities for a person in a window, and why there are none or what they lack."""
+    gap = "; ".join(person.gaps.values())
+    if not person.streams or (gap and not partial):
+        return None, gap
+    # One by one: a batch of an ensemble takes 100 MB and is no faster.
+    (found,) = run.predict_streams([person.streams])
+    if isinstance(found, Failure):
+        return None, found.reason
+    return [round(float(share), 6) for share in found.probabilities], gap
+
+
+def write_formats(one: Recording, formats: Sequence[str]) -> None:
+    """Make the files of these formats of a timeline, unless they are there and newer than it."""
+    made = one.target.stat().st_mtime
+    paths = {name: one.output(name) for name in formats}
+    old = [name for name, of in paths.items() if not (of.exists() and of.stat().st_mtime >= made)]
+    if not old:
+        return
+    timeline = read_json(one.target)
+    if "csv" in old:
+        write_text(paths["csv"], to_csv(timeline))
+    if "srt" in old:
+        write_text(paths["srt"], to_srt(timeline))
+    if "html" in old:
+        command = shlex.join(["mmattn", *sys.argv[1:]])
+        write_timeline_page(paths["html"], timeline, one.path, command)
+
+
+def to_csv(timeline: dict[str, Any]) -> str:
+    """A timeline as a table: a row for each person and window, times in seconds."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = timeline["classes"]
+    writer.writerow(["start", "end", "person", "speaking", "predicted", *names, "gap"])
+    for row in timeline["windows"]:
+        shares = row["probabilities"]
+        speaking = {True: "yes", False: "no", None: ""}[row["speaking"]]
+        found = ["", *[""] * len(names)] if shares is None else [_top(timeline, shares), *shares]
+        writer.writerow(
+            [row["start"], row["end"], row["person"] or "", speaking, *found, row["gap"]]
+        )
+    return text.getvalue()
+
+
+def to_srt(timeline: dict[str, Any]) -> str:
+    """A timeline as subtitles: each class for as long as it stays the most probable one.
+
+    A window counts for the time of a hop around its middle.
+    """
+    cues = []
+    for lines, rows in groupby(_subtitles(timeline), key=lambda cue: cue[0]):
+        rows = list(rows)
+        if not lines:
+            continue
+        means = np.mean([shares for *_, shares in rows], axis=0)
+        text = "\n".join(f"{line} {share:.0%}" for line, share in zip(lines, means, strict=True))
+        times = f"{_clock(rows[0][1])} --> {_clock(rows[-1][2])}"
+        cues.append(f"{len(cues) + 1}\n{times}\n{text}\n")
+    return "\n".join(cues)
+
+
+def _subtitles(
+    timeline: dict[str, Any],
+) -> Iterator[tuple[tuple[str, ...], float, float, list[float]]]:
+    """Of each window, a line for each person with a prediction, start, end (s), probabilities."""
+    half = timeline["settings"]["hop"] / 2
+    several = len(timeline["people"]) > 1
+    for (start, end), rows in groupby(
+        timeline["windows"], key=lambda row: (row["start"], row["end"])
+    ):
+        lines, shares = [], []
+        for row in rows:
+            if row["probabilities"] is None:
+                continue
+            who = ", speaking" if row["speaking"] else ""
+            who = f"Person {row['person']}{who}: " if several and row["person"] else ""
+            lines.append(who + _top(timeline, row["probabilities"]))
+            shares.append(max(row["probabilities"]))
+        middle = (start + end) / 2
+        yield tuple(lines), middle - half, middle + half, shares
+
+
+def _top(timeline: dict[str, Any], shares: Sequence[float]) -> str:
+    return timeline["classes"][int(np.argmax(shares))]
+
+
+def _clock(seconds: float) -> str:
+    """A time as subtitles have it.
+
+    >>> _clock(3661.5)
+    '01:01:01,500'
+    """
+    milliseconds = round(1000 * max(seconds, 0.0))
+    minutes, rest = divmod(milliseconds, 60000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02},{rest % 1000:03}"
+
+
+def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Path) -> None:
+    """Say what each recording has; Incomplete if some have no timeline."""
+    rows = []
+    for one in done:
+        timeline = read_json(one.target)
+        shares = [row["probabilities"] for row in timeline["windows"]]
+        found = Counter(_top(timeline, one) for one in shares if one is not None)
+        most = ", ".join(f"{name} {count}" for name, count in found.most_common(3))
+        gaps = Counter(row["gap"] for row in timeline["windows"] if row["gap"])
+        why = ", ".join(f"{reason} {count}" for reason, count in gaps.most_common(2))
+        seconds, people = f"{timeline['seconds']:.0f}", len(timeline["people"])
+        rows.append((one.path, seconds, people or "-", most or "none", why or "none"))
+    if rows:
+        columns = ("recording", "seconds", "people", "windows", "gaps")
+        say_table(f"{len(rows)} timelines in {to}", columns, rows, left=True)
+    if failures:
+        say_table("Without a timeline", ("recording", "reason"), failures, left=True)
+        raise Incomplete(
+            f"{len(failures)} of {len(done) + len(failures)} recordings have no timeline; the "
+            "table gives the reasons"
+        )

@@ -1,0 +1,198 @@
+"""`mmattn live` with pages that behave, others, and no browser at all."""
+
+import json
+import signal
+import socket
+from contextlib import closing
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from mmattn.server.session import AUDIO, HEADER
+from tests.server.talking_run import Talking, face_models, live, talking_run  # noqa: F401
+
+pytestmark = pytest.mark.slow
+SPEECH = 8000 * np.random.default_rng(0).normal(size=(125, 640))  # 5 s, in blocks
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where sessions are recorded."""
+    return tmp_path_factory.mktemp("recorded")
+
+
+@pytest.fixture(scope="module")
+def address(commands, talking_run, folder):  # noqa: F811
+    with live(commands, talking_run.run, "--record", folder, "--window", 2) as (url, _):
+        yield urlsplit(url)
+
+
+def stream(address, kinds="audio", origin=None, **given):
+    """A connection like that of the page."""
+    url = f"ws://{address.netloc}/stream?{address.query}&kinds={kinds}"
+    return connect(url, origin=origin or f"http://{address.netloc}", **given)
+
+
+def speak(socket, blocks=SPEECH, start=0.0) -> None:
+    for number, block in enumerate(blocks):
+        socket.send(HEADER.pack(AUDIO, start + 40 * number) + block.astype("<i2").tobytes())
+
+
+def answer(socket, kind: str) -> dict:
+    """The next answer of a kind."""
+    while (found := json.loads(socket.recv(timeout=60)))["type"] != kind:
+        pass
+    return found
+
+
+def test_a_page_is_answered_and_recorded(address, folder, talking_run, commands):  # noqa: F811
+    with stream(address) as page:
+        speak(page)
+        found = answer(page, "window")
+        assert found["end"] - found["start"] == pytest.approx(2000)
+        assert sum(found["probabilities"]) == pytest.approx(1)
+        page.send("end")
+        features, table = answer(page, "saved")["paths"]
+        with pytest.raises(ConnectionClosed) as closed:
+            page.recv(timeout=60)
+    assert closed.value.rcvd.code == 1000
+    assert {features, table} <= {*map(str, folder.iterdir())}
+    said = commands.run("mmattn", "predict", talking_run.run, features)
+    assert "predicted from audio alone" in said
+
+
+def test_a_new_tab_takes_over_and_the_old_one_is_recorded_first(address, folder):
+    before = {*folder.iterdir()}
+    with stream(address) as old:
+        speak(old)
+        answer(old, "window")
+        with stream(address) as new:
+            paths = answer(old, "saved")["paths"]
+            with pytest.raises(ConnectionClosed) as closed:
+                old.recv(timeout=60)
+            assert closed.value.rcvd.code == 4001
+            assert {*map(str, {*folder.iterdir()} - before)} == {*paths}
+            speak(new)
+            assert answer(new, "window")["probabilities"]
+
+
+def test_a_bad_message_ends_the_session_with_a_reason(address):
+    with stream(address) as page:
+        page.send(b"x")
+        with pytest.raises(ConnectionClosed) as closed:
+            page.recv(timeout=60)
+    assert closed.value.rcvd.code == 1007
+    assert closed.value.rcvd.reason == "expected a frame or audio, got a message of 1 bytes"
+    with stream(address) as page:
+        speak(page)
+        assert answer(page, "window")
+
+
+def test_a_page_without_camera_and_microphone_is_refused(address):
+    with pytest.raises(InvalidStatus), stream(address, kinds="smell"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"query": "token=wrong"},
+        {"query": ""},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"host": "evil.example"},
+    ],
+)
+def test_others_are_refused(address, change):
+    asked = address._replace(query=change.get("query", address.query))
+    host = {"Host": change["host"]} if "host" in change else {}
+    if "origin" not in change:
+        request = Request(asked.geturl(), headers=host)
+        with pytest.raises(HTTPError) as refused, closing(urlopen(request)):
+            pass
+        assert refused.value.code == 403
+        refused.value.close()
+    if "host" not in change:  # this client sets it itself
+        with pytest.raises(InvalidStatus) as refused, stream(asked, origin=change.get("origin")):
+            pass
+        assert refused.value.response.status_code == 403
+
+
+def test_only_this_computer_can_reach_it(address):
+    assert address.hostname == "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        try:
+            other.connect(("192.0.2.1", 9))  # nothing is sent
+        except OSError:
+            pytest.skip("this machine has no other address")
+        own, _ = other.getsockname()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((own, address.port), timeout=5).close()
+
+
+def test_the_page_may_load_nothing_from_elsewhere(address):
+    with closing(urlopen(address.geturl())) as answered:
+        policy, text = answered.headers["Content-Security-Policy"], answered.read().decode()
+        assert answered.headers["Cache-Control"] == "no-store"
+        assert answered.headers["Referrer-Policy"] == "no-referrer"
+    assert policy.startswith("default-src 'none'; script-src 'self';")
+    for name in ("live.js", "live.css", "page.css"):
+        assert f'"{name}?{address.query}"' in text
+    with pytest.raises(HTTPError, match="404") as missing:
+        urlopen(address._replace(path="/session.py").geturl())
+    missing.value.close()
+
+
+def test_nothing_is_stored_unless_asked_and_ctrl_c_ends_it_well(
+    commands,
+    talking_run,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.chdir(tmp_path)
+    with live(commands, talking_run.run) as (url, process):
+        address = urlsplit(url)
+        with stream(address) as page:
+            speak(page)
+            answer(page, "window")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        assert "Traceback" not in process.stdout.read()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_ctrl_c_records_first(commands, talking_run, tmp_path):  # noqa: F811
+    server = live(commands, talking_run.run, "--record", tmp_path)
+    with server as (url, process), stream(urlsplit(url)) as page:
+        speak(page)
+        answer(page, "window")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npz", ".csv"}
+
+
+def test_a_disk_that_cannot_be_written_is_said(commands, talking_run, tmp_path):  # noqa: F811
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    with live(commands, talking_run.run, "--record", folder) as (url, _):
+        folder.rmdir()
+        with stream(urlsplit(url)) as page:
+            speak(page)
+            page.send("end")
+            assert answer(page, "unsaved")["reason"] == f"{folder}: No such file or directory"
+
+
+def test_what_cannot_be_is_refused_at_once(commands, talking_run, tmp_path):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = commands.run("mmattn", "live", talking_run.run, "--port", port, code=2)
+    assert f"{port}" in said and "in use" in said
+    said = commands.run("mmattn", "live", talking_run.run, "--hop", 0, code=2)
+    assert "--hop 0.0: expected" in said
+    said = commands.run("mmattn", "live", talking_run.run, "--record", tmp_path / "x", code=2)
+    assert "expected a folder that is there" in said
