@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OLDEST = .venv-oldest
 
-.PHONY: run test test-all test-oldest lint test-machine clean
+.PHONY: run docs test test-all test-oldest lint test-machine clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m experiments.no_aug
@@ -28,6 +28,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into build/docs: a warning is an error.
+docs: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 # What the tests of remote training boot as "the instance", what fetches clips, and what opens the
 # pages; tests are skipped where it cannot be had. Only Debian has a Chromium that is no snap.

@@ -6,7 +6,7 @@ What notebooks need is here, imported when it is first used; docs/tour.ipynb sho
 import importlib
 import logging
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "AugmentConfig": "mmattn.config",
