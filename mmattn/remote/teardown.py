@@ -118,10 +118,10 @@ def _check_fetched(run: Run) -> None:
             f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
         ) from error
     if not fetched:
-        where, do = "here", "`fab fetch` first"
+        why = "were not fetched: `fab fetch` first"
         if run.uri:
-            where, do = f"in {run.uri}", "wait, or see push/job.log by `fab ssh`"
-        raise UserError(f"not all results of {run.name} are {where} yet: {do}; {HELP_FORCE}")
+            why = f"are not in {run.uri} yet: wait, or see push/job.log by `fab ssh`"
+        raise UserError(f"{run.name} has results that {why}; {HELP_FORCE}")
 
 
 def _is_fetched(run: Run, machine: Machine) -> bool:
