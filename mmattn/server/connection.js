@@ -9,7 +9,7 @@ export class Connection {
   #outstanding = 0;
   #isClosed = false;
 
-  // on: functions `open()`, `lost(why)`, `end(why, button)` and, by its type, one for each answer.
+  // on: functions `open()`, `lost(why?)`, `end(why, button)` and, by its type, one for each answer.
   constructor(kinds, on) {
     [this.kinds, this.on] = [kinds, on];
     this.#open();
@@ -32,7 +32,7 @@ export class Connection {
   async #openAgain({ code, reason }) {
     if (code === TAKEN) return this.on.end("Another tab or window has taken over.", "Use this one");
     if (code === BAD) return this.on.end(reason);
-    this.on.lost("");
+    this.on.lost();
     this.#tries += 1;
     await new Promise((done) => setTimeout(done, Math.min(5000, 250 * 2 ** this.#tries)));
     const answer = await fetch(location, { cache: "no-store" }).catch(() => null);

@@ -91,7 +91,7 @@ const ON = {
   },
   lost(why) {
     state("Connection lost; trying again …");
-    notice("connection", why);
+    if (why) notice("connection", why);
   },
   end(why, button) {
     stop();
