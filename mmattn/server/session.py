@@ -34,8 +34,8 @@ from mmattn.media.faces import Model
 from mmattn.media.mesh import find_mesh
 from mmattn.media.models import FACE_MESH, model_file
 from mmattn.media.speaker import Seen
-from mmattn.media.windows import Windows
-from mmattn.run.run import Run
+from mmattn.media.windows import Window, Windows
+from mmattn.run.run import Prediction, Run
 from mmattn.run.timeline import Sliding, predict_person, row_of, to_csv
 
 HEADER = struct.Struct("<B7xd")
@@ -146,9 +146,7 @@ class Session:
         """The answer for the newest window that is finished; None if there is none.
 
         Those that were finished before it, while others were predicted, are left out and counted.
-        A window in which a device that runs gives nothing of use is a gap, not a guess. An answer
-        has start and end on the page's clock (ms), predicted and probabilities, None in a gap; by
-        modality, times (ms) and attention over uniform, None for a frame without data; and notes.
+        A window in which a device that runs gives nothing of use is a gap, not a guess.
         """
         if not (ready := self._windows.ready):
             return None
@@ -171,6 +169,13 @@ class Session:
         if len(found) > 1:
             who = ", the one who speaks is predicted" if person.speaking else ""
             notes.append(f"{len(found)} people are seen{who}")
+        return self._answer(window, prediction, notes)
+
+    def _answer(
+        self, window: Window, prediction: Prediction | None, notes: list[str]
+    ) -> dict[str, Any]:
+        """Times on the page's clock (ms); predicted and probabilities, None in a gap; by modality,
+        attention over uniform, None for a frame without data."""
         start = 1000 * (self._start + window.start)
         streams = {
             name: {
