@@ -93,10 +93,9 @@ function drawTime() {
     } else {
       const { times, ratio } = streams[name] ?? { times: [], ratio: [] };
       const most = Math.max(2, ...ratio);
-      const wide = (perMs * (times.at(-1) - times[0])) / (times.length - 1);
-      ratio.forEach((share, n) => {
-        const high = ((ROW - 20) * share) / most; // of null, a frame without data, it is 0
-        context.fillRect(x(times[n]) - wide / 2, top + ROW - high, wide, high);
+      times.slice(1).forEach((until, n) => {
+        const high = ((ROW - 20) * ratio[n]) / most; // of null, a frame without data, it is 0
+        context.fillRect(x(times[n]), top + ROW - high, (until - times[n]) * perMs, high);
       });
       title = `attention to ${name.replaceAll("_", " ")}, to ${most.toFixed(1)} × uniform`;
     }

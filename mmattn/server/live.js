@@ -103,7 +103,7 @@ const ON = {
 };
 
 document.addEventListener("shown", ({ detail: { delay, left_out: leftOut } }) => {
-  const slow = `; this computer is too slow for every window: ${leftOut} left out`;
+  const slow = `; ${leftOut} left out, as windows come faster than this computer predicts`;
   const text = `Running; ${Math.round(delay)} ms from capture to screen`;
   if (connection) state(leftOut ? text + slow : text);
 });
