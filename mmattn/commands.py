@@ -147,13 +147,14 @@ class Live(AsksRun):
     def __call__(self) -> None:
         with explain_missing_server():
             from mmattn.server.live import live_run
+        from mmattn.run.timeline import Sliding
+
         live_run(
             self.run,
             self.port,
             self.browser,
             self.record,
-            self.window,
-            self.hop,
+            Sliding(self.window, self.hop),
             self.checkpoint,
             self.calibrated,
             self.places,

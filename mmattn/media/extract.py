@@ -291,13 +291,18 @@ def _measured(
 
 
 def _loudness(path: Path) -> Stream | None:
-    """[T, 1] of what is heard in a clip, whatever features are asked for; None if nothing is."""
     try:
         audio, _ = heard_audio(path, read_audio(path))
-        stream = LogMel()(audio.samples, audio.rate) if audio else None
     except BadMedia:  # a matter of its audio features; the video's can do without
         return None
-    if stream is None:
+    return audio and loudness_of(audio)
+
+
+def loudness_of(audio: Audio) -> Stream | None:
+    """[T, 1] of what is heard, whatever features are asked for; None if it is too short."""
+    try:
+        stream = LogMel()(audio.samples, audio.rate)
+    except BadMedia:
         return None
     return smooth_loudness(stream._replace(times=stream.times + audio.start))
 

@@ -8,11 +8,9 @@ import numpy as np
 
 from mmattn.config import ExtractConfig
 from mmattn.data.feature_file import MIN_FRAMES
-from mmattn.data.stream import Stream, make_stream
-from mmattn.media.align import smooth_loudness
-from mmattn.media.audio import LogMel
+from mmattn.data.stream import Stream
 from mmattn.media.decode import GAP, RATE, Audio, audio_blocks, read_frames
-from mmattn.media.extract import audio_models, look
+from mmattn.media.extract import audio_models, face_streams, look, loudness_of
 from mmattn.media.people import People
 from mmattn.media.speaker import Seen, Track, find_speaker, is_beside
 from mmattn.media.survey import BadMedia, Plan
@@ -228,16 +226,10 @@ class Windows:
 
     def _rows(self, track: Track, times: np.ndarray) -> tuple[dict[str, Stream], dict[str, str]]:
         """The run's video features of a person by modality, or why there are none."""
-        streams = {}
-        for name in self.config.video:
-            rows = {place: one.features[name] for place, one in track.items()}
-            rows = {place: row for place, row in rows.items() if row is not None}
-            if not rows:
-                return {}, {"video": NO_FACE}
-            frames = np.zeros((len(times), *next(iter(rows.values())).shape), np.float32)
-            frames[list(rows)] = np.stack(list(rows.values()))
-            streams[name] = make_stream(frames, times, zero_is_missing=True)
-        return streams, {}
+        followed = [track.get(place) for place in range(len(times))]
+        streams, _ = face_streams(times, followed, self.config)
+        there = streams.keys() == self.config.video.keys()
+        return (streams, {}) if there else ({}, {"video": NO_FACE})
 
 
 def read_windows(
@@ -285,13 +277,9 @@ def _find_tracks(frames: Sequence[dict[int, Seen]]) -> dict[int, Track]:
 
 def _speaker(tracks: dict[int, Track], times: np.ndarray, audio: Audio) -> int | None:
     """Who of several people speaks, None if it cannot be told."""
-    try:
-        log_mel = LogMel()(audio.samples, audio.rate)
-    except BadMedia:  # too short
-        return None
-    heard = smooth_loudness(log_mel._replace(times=log_mel.times + audio.start))
+    heard = loudness_of(audio)
     beside = {who: one for who, one in tracks.items() if is_beside(one)}
-    if len(beside) < 2:
+    if heard is None or len(beside) < 2:
         return None
     place, *_ = find_speaker(list(beside.values()), times, heard)
     return None if place is None else list(beside)[place]

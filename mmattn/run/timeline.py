@@ -24,7 +24,7 @@ from mmattn.machine import give_memory_back
 from mmattn.media import SUFFIXES, explain_missing_library
 from mmattn.report.footage import portrait
 from mmattn.report.timeline import write_timeline_page
-from mmattn.run.run import Failure, Run, load_run
+from mmattn.run.run import Failure, Prediction, Run, load_run
 from mmattn.train.checkpoints import Kind
 from mmattn.train.devices import start_devices
 
@@ -32,7 +32,7 @@ with explain_missing_library():
     from mmattn.media.faces import area
     from mmattn.media.parallel import find_clips
     from mmattn.media.survey import BadMedia, Plan, survey
-    from mmattn.media.windows import Person, Windows, read_windows
+    from mmattn.media.windows import Person, Window, Windows, read_windows
 
 LONGEST = 60.0  # seconds of a window
 NEARER = 1.5  # times the area of a face from which another picture of it is taken
@@ -212,30 +212,44 @@ def predict_recording(
     rows = []
     for window in read_windows(plan, windows, portraits.see, advance):
         for person in window.people:
-            found, gap = _predict(run, person, sliding.partial)
-            spoken = person.speaking
-            rows.append((window.start, window.end, person.number, spoken, found, gap))
+            rows.append(row_of(window, person, *predict_person(run, person, sliding.partial)))
         if window.number % TIDY == 0:  # at the first one, what loading and compiling needed
             give_memory_back()
-    shown = list(dict.fromkeys(row[2] for row in rows if row[2] is not None))
+    shown = list(dict.fromkeys(row["person"] for row in rows if row["person"]))
     return {
         "recording": plan.path.name,
         "seconds": round(plan.end, 3),
         "trust": [*run.trust],
         "notes": plan.notes,
         "classes": [*run.class_names],
-        "people": [{"portrait": portraits.of(number)} for number in shown],
+        "people": [{"portrait": portraits.of(number - 1)} for number in shown],
         "windows": [
-            {
-                "start": round(start, 3),
-                "end": round(end, 3),
-                "person": None if number is None else 1 + shown.index(number),
-                "speaking": speaking,
-                "probabilities": found,
-                "gap": gap,
-            }
-            for start, end, number, speaking, found, gap in rows
+            {**row, "person": row["person"] and 1 + shown.index(row["person"])} for row in rows
         ],
+    }
+
+
+def predict_person(
+    run: Run, person: Person, partial: bool = False
+) -> tuple[Prediction | None, str]:
+    """What is predicted for a person in a window, and why it is nothing or what it lacks."""
+    gap = "; ".join(person.gaps.values())
+    if not person.streams or (gap and not partial):
+        return None, gap
+    # One by one: a batch of an ensemble takes 100 MB and is no faster.
+    (found,) = run.predict_streams([person.streams])
+    return (None, found.reason) if isinstance(found, Failure) else (found, gap)
+
+
+def row_of(window: Window, person: Person, found: Prediction | None, gap: str) -> dict[str, Any]:
+    """A row of a timeline's windows, see `predict_recording`."""
+    return {
+        "start": round(window.start, 3),
+        "end": round(window.end, 3),
+        "person": None if person.number is None else 1 + person.number,
+        "speaking": person.speaking,
+        "probabilities": found and [round(float(share), 6) for share in found.probabilities],
+        "gap": gap,
     }
 
 
@@ -255,18 +269,6 @@ class Portraits:
     def of(self, number: int) -> str:
         """The picture as a data URL."""
         return f"data:image/jpeg;base64,{base64.b64encode(self._kept[number][1]).decode()}"
-
-
-def _predict(run: Run, person: Person, partial: bool) -> tuple[list[float] | None, str]:
-    """Probabilities for a person in a window, and why there are none or what they lack."""
-    gap = "; ".join(person.gaps.values())
-    if not person.streams or (gap and not partial):
-        return None, gap
-    # One by one: a batch of an ensemble takes 100 MB and is no faster.
-    (found,) = run.predict_streams([person.streams])
-    if isinstance(found, Failure):
-        return None, found.reason
-    return [round(float(share), 6) for share in found.probabilities], gap
 
 
 def write_formats(one: Recording, formats: Sequence[str]) -> None:

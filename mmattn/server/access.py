@@ -9,13 +9,14 @@ import secrets
 import socket
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from mmattn.errors import UserError
 
+LOOPBACK = "127.0.0.1"
 FORBIDDEN = 1008  # close code of a WebSocket: policy violation
 
 
@@ -37,6 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address is not of this machine, or the port is taken or not allowed.
     """
+    asked = f"--port {port}" if host == LOOPBACK else f"--host {host} --port {port}"
     if not 0 <= port < 65536:
         raise UserError(f"--port {port}: expected 0 to 65535")
     try:
@@ -45,14 +47,14 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {host} --port {port}: {error}") from error
+        raise UserError(f"{asked}: {error}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()
     except OSError as error:
         listener.close()
-        raise UserError(f"--host {host} --port {port}: {error}") from error
+        raise UserError(f"{asked}: {error}") from error
     return listener
 
 
@@ -66,8 +68,8 @@ class Guard:
     """ASGI middleware that refuses, with 403 or by closing the WebSocket, who is not meant.
 
     app: what is guarded; loopback: whether the Host header must name this machine, as it does
-    unless DNS rebinding is at work; token: to be in the query as `token`, if there is one. An
-    Origin, which browsers send, must be the server's own; a WebSocket must have one.
+    unless DNS rebinding is at work; token: the first part of the path, if there is one. An Origin,
+    which browsers send, must be the server's own; a WebSocket must have one.
     """
 
     def __init__(self, app: ASGIApp, loopback: bool = True, token: str | None = None):
@@ -92,7 +94,7 @@ class Guard:
         foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
         if foreign or (origin is None and scope["type"] == "websocket"):
             return f"Origin {origin!r}: expected the server's own"
-        given = QueryParams(scope["query_string"]).get("token", "")
+        given = scope["path"][1:].partition("/")[0]
         if self.token and not secrets.compare_digest(given.encode(), self.token.encode()):
             return "token: expected the one in the URL that the command printed"
         return None

@@ -8,7 +8,7 @@ is that of its first sample. All times are of one clock of the page's own.
 import io
 import math
 import struct
-import time
+from bisect import bisect
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,25 +17,32 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmattn.config import ExtractConfig
+from mmattn.config import ExtractConfig, kind_of
 from mmattn.data.feature_file import LATEST, MIN_FRAMES
+from mmattn.data.stream import make_stream
 from mmattn.files import write_text
 from mmattn.media.decode import RATE
-from mmattn.media.extract import Extraction, extractor_of, face_streams, look, write_features
-from mmattn.media.faces import Face, Model
+from mmattn.media.extract import (
+    Extraction,
+    audio_models,
+    extractor_of,
+    face_streams,
+    look,
+    write_features,
+)
+from mmattn.media.faces import Model
 from mmattn.media.mesh import find_mesh
 from mmattn.media.models import FACE_MESH, model_file
-from mmattn.media.speaker import Seen, follow_largest
-from mmattn.media.windows import Person, Windows
-from mmattn.run.run import Failure, Prediction, Run
-from mmattn.run.timeline import to_csv
+from mmattn.media.speaker import Seen
+from mmattn.media.windows import Window, Windows
+from mmattn.run.run import Prediction, Run
+from mmattn.run.timeline import Sliding, predict_person, row_of, to_csv
 
 HEADER = struct.Struct("<B7xd")
 FRAME, AUDIO = 1, 2
 BEHIND = 0.5  # seconds that one of audio and video may be behind, before its frames count as lost
 BREAK = 1.0  # seconds without anything, after which windows are not left out but not there
 SIDE = 2048  # pixels a side of a frame at most
-SAID = 5.0  # seconds for which it is said that windows were left out
 ALL = 1e9  # seconds
 
 
@@ -43,43 +50,68 @@ class BadMessage(ValueError):
     """What no page of ours sends."""
 
 
+class Recording:
+    """What is kept in memory of a session, until it is written. Times are seconds from its start.
+
+    rows: of the table; audio: all of it; frames: the faces of each, by the numbers of their people;
+    shown: the ends of windows, each with the number of the person whose prediction was shown.
+    """
+
+    def __init__(self, run: Run):
+        self._run, self._config = run, run.extraction()
+        self._began = datetime.now()
+        self.rows: list[dict[str, Any]] = []
+        self.audio = Windows(self._config, ALL, ALL, {"audio"})
+        self.frames: list[tuple[float, dict[int, Seen]]] = []
+        self.shown = [(0.0, 0)]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write a feature file and a table of the predictions, unless there is too little for one.
+
+        The face in a frame is that of the person who was shown then. Returns the paths.
+        """
+        self.audio.end()
+        streams = {}
+        for all_of_it in self.audio.finished():
+            streams |= all_of_it.people[0].streams
+        ends = [end for end, _ in self.shown]
+        followed = [
+            faces.get(self.shown[min(bisect(ends, at), len(ends) - 1)][1])
+            for at, faces in self.frames
+        ]
+        seen, notes = face_streams(np.array([at for at, _ in self.frames]), followed, self._config)
+        streams = {
+            name: one for name, one in (streams | seen).items() if len(one.times) >= MIN_FRAMES
+        }
+        features = folder / f"{self._began:%Y%m%d-%H%M%S-%f}.npz"
+        if streams:
+            notes = ("live; of several faces the one whose prediction was shown", *notes)
+            made = {name: extractor_of(self._config)[name] for name in streams}
+            seconds = max(float(one.times[-1]) for one in streams.values())
+            write_features(features, Extraction(streams, made, notes, seconds, {}))
+        if self.rows:
+            timeline = {"classes": self._run.class_names, "windows": self.rows}
+            write_text(features.with_suffix(".csv"), to_csv(timeline))
+        return sorted(folder.glob(f"{features.stem}.*"), reverse=True)
+
+
 class Session:
     """The camera and microphone of one page. Its methods are called by one thread at a time.
 
-    Args:
-        run: that predicts.
-        config: its features, as `Run.extraction` gives them.
-        window: seconds of a prediction.
-        hop: seconds from one to the next.
-        kinds: audio, video or both: what the page sends of what the run uses.
-        keep: whether all is kept in memory, for `save`.
+    run: that predicts; sliding: how windows slide; kinds: audio, video or both, what the page sends
+    of what the run uses; recording: keeps what comes, if it is to be.
     """
 
     def __init__(
-        self,
-        run: Run,
-        config: ExtractConfig,
-        window: float,
-        hop: float,
-        kinds: Collection[str],
-        keep: bool = False,
+        self, run: Run, sliding: Sliding, kinds: Collection[str], recording: Recording | None = None
     ):
-        self.run, self.config, self.kinds = run, config, kinds
-        self.left_out = 0
-        self._left_at = -math.inf
-        self._windows = Windows(config, window, hop, kinds)
+        self.run, self.kinds, self.recording = run, kinds, recording
+        self._config = run.extraction()
+        self._left_out = 0
+        self._windows = Windows(self._config, sliding.window, sliding.hop, kinds, sliding.silence)
         self._reached: dict[str, float] = dict.fromkeys(kinds, 0.0)  # seconds from the start
         self._start: float | None = None  # of the page's clock, seconds
-        self._mesh = "video" in kinds and _mesh_model(config)
-        self._heard = Windows(config, ALL, ALL, {"audio"}) if keep else None
-        self._seen: list[tuple[float, list[Seen]]] | None = [] if keep else None
-        self._rows: list[dict[str, Any]] = []
-        self._began = datetime.now()
-
-    @property
-    def has_any(self) -> bool:
-        """Whether anything came."""
-        return self._start is not None
+        self._mesh = "video" in kinds and _mesh_model(self._config)
 
     def take(self, messages: Sequence[bytes]) -> list[dict[str, Any]]:
         """Take what the page sent, in its order; the answers to its frames.
@@ -114,102 +146,72 @@ class Session:
         """The answer for the newest window that is finished; None if there is none.
 
         Those that were finished before it, while others were predicted, are left out and counted.
-        A window in which a device that runs gives nothing of use is a gap, not a guess. An answer
-        has start and end on the page's clock (ms), predicted and probabilities, None in a gap; by
-        modality, times (ms) and attention over uniform, None for a frame without data; and notes.
+        A window in which a device that runs gives nothing of use is a gap, not a guess.
         """
         if not (ready := self._windows.ready):
             return None
-        if ready > 1:
-            self._windows.skip(ready - 1)
-            self.left_out, self._left_at = self.left_out + ready - 1, time.monotonic()
+        self._windows.skip(ready - 1)
+        self._left_out += ready - 1
         [window] = self._windows.finished()
-        found = [self._predict(person) for person in window.people]
-        widths = [0.0 if one.box is None else one.box[2] - one.box[0] for one in window.people]
-        shown = max(range(len(found)), key=lambda at: (found[at][0] is not None, widths[at]))
-        prediction, notes = found[shown]
+        rows, found = [], []
+        for person in window.people:
+            gaps = {kind: why for kind, why in person.gaps.items() if kind in self.kinds}
+            one, gap = predict_person(self.run, person._replace(gaps=gaps))
+            rows.append(row_of(window, person, one, gap))
+            width = 0.0 if person.box is None else person.box[2] - person.box[0]
+            found.append((one is not None, width, person, one, gap))
+        *_, person, prediction, gap = max(found, key=lambda one: one[:2])
+        if self.recording:
+            self.recording.rows += rows
+            if person.number is not None:
+                self.recording.shown.append((window.end, person.number))
+        notes = [gap] if gap else [*prediction.notes]
         if len(found) > 1:
-            who = ", the one who speaks is predicted" if window.people[shown].speaking else ""
-            notes = [*notes, f"{len(found)} people are seen{who}"]
-        if self._heard:
-            self._rows += [
-                {
-                    "start": round(window.start, 3),
-                    "end": round(window.end, 3),
-                    "person": None if person.number is None else 1 + person.number,
-                    "speaking": person.speaking,
-                    "probabilities": one and [round(float(p), 6) for p in one.probabilities],
-                    "gap": "; ".join(said),
-                }
-                for person, (one, said) in zip(window.people, found, strict=True)
-            ]
+            who = ", the one who speaks is predicted" if person.speaking else ""
+            notes.append(f"{len(found)} people are seen{who}")
+        return self._answer(window, prediction, notes)
+
+    def _answer(
+        self, window: Window, prediction: Prediction | None, notes: list[str]
+    ) -> dict[str, Any]:
+        """Times on the page's clock (ms); predicted and probabilities, None in a gap; by modality,
+        attention over uniform, None for a frame without data."""
+        start = 1000 * (self._start + window.start)
         streams = {
             name: {
-                "times": self._on_page(window.start + view.times).round(1).tolist(),
+                "times": (start + 1000 * view.times).round(1).tolist(),
                 "ratio": [None if np.isnan(one) else round(one, 3) for one in view.ratio.tolist()],
             }
             for name, view in (prediction.streams if prediction else {}).items()
         }
         return {
             "type": "window",
-            "start": self._on_page(window.start),
-            "end": self._on_page(window.end),
+            "start": start,
+            "end": start + 1000 * (window.end - window.start),
             "predicted": prediction and prediction.predicted,
             "probabilities": prediction and prediction.probabilities.tolist(),
             "streams": streams,
             "notes": notes,
-            "left_out": self.left_out,
-            "behind": time.monotonic() - self._left_at < SAID,
+            "left_out": self._left_out,
         }
-
-    def _predict(self, person: Person) -> tuple[Prediction | None, list[str]]:
-        """What is predicted for a person, None in a gap, and what is to say of it."""
-        if gaps := [reason for kind, reason in person.gaps.items() if kind in self.kinds]:
-            return None, gaps
-        [found] = self.run.predict_streams([person.streams])
-        return (None, [found.reason]) if isinstance(found, Failure) else (found, [*found.notes])
-
-    def save(self, folder: Path) -> list[Path]:
-        """Write what was kept: a feature file, unless there is too little for one, and a table of
-        the predictions. Returns their paths. Times are seconds from the first message."""
-        streams, notes = {}, ["recorded live; of several faces the largest is followed"]
-        self._heard.end()
-        for all_of_it in self._heard.finished():
-            streams |= all_of_it.people[0].streams
-        if self._seen:
-            followed = follow_largest([faces for _, faces in self._seen])
-            times = np.array([at for at, _ in self._seen])
-            found, said = face_streams(times, followed, self.config)
-            streams, notes = streams | found, notes + said
-        streams = {name: one for name, one in streams.items() if len(one.times) >= MIN_FRAMES}
-        path = _free(folder / f"{self._began:%Y%m%d-%H%M%S}.csv")
-        write_text(path, to_csv({"classes": self.run.class_names, "windows": self._rows}))
-        if not streams:
-            return [path]
-        made = {name: one for name, one in extractor_of(self.config).items() if name in streams}
-        seconds = max(float(one.times[-1]) for one in streams.values())
-        write_features(
-            path.with_suffix(".npz"), Extraction(streams, made, tuple(notes), seconds, {})
-        )
-        return [path.with_suffix(".npz"), path]
 
     def _look(self, at: float, jpeg: bytes) -> dict[str, Any]:
         frame = _decode(jpeg)
-        faces = look(frame, self.config)
+        faces = look(frame, self._config)
         mesh = find_mesh(self._mesh, frame, faces[0].face) if faces else None
         if at > self._reached["video"]:
-            self._windows.see(at, faces)
+            numbers = self._windows.see(at, faces)
             self._reached["video"] = at
-            if self._seen is not None:
-                self._seen.append((at, faces))
+            if self.recording:
+                self.recording.frames.append((at, dict(zip(numbers, faces, strict=True))))
         points = np.zeros(0) if mesh is None else mesh[:, :2].ravel()
         return {"type": "frame", "size": frame.shape[1::-1], "mesh": points.round(1).tolist()}
 
     def _listen(self, at: float, pcm: bytes) -> None:
         samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
         self._windows.hear(at, samples)
-        if self._heard:
-            self._heard.hear(at, samples)
+        if self.recording:
+            self.recording.audio.hear(at, samples)
         self._reached["audio"] = at + len(samples) / RATE
 
     def _catch_up(self, until: float, late: float = 0.0) -> None:
@@ -223,28 +225,21 @@ class Session:
                 else:
                     self._windows.see(until, [])
 
-    def _on_page(self, seconds: Any) -> Any:
-        """Times on the page's clock, in milliseconds, of those from the start in seconds."""
-        return 1000 * (self._start + seconds)
 
-
-def warm_up(run: Run, config: ExtractConfig, window: float) -> None:
+def warm_up(run: Run, window: float) -> None:
     """Load all models and compile the network for windows of a length, so that the first that is
     shown is not late. Raises UserError if a model is missing."""
-    windows = Windows(config, window, window)
-    noise = np.random.default_rng(0).normal(size=round(window * RATE)).astype(np.float32)
-    windows.hear(0.0, noise / 10)
-    face = Face(np.array([0.0, 0, 1, 1]), np.zeros((6, 2)), 1.0)
-    rows = {name: np.ones(run.widths[name], np.float32) for name in config.video}
-    if rows:
-        _mesh_model(config)
+    config = run.extraction()
+    noise = 0.1 * np.random.default_rng(0).normal(size=round(window * RATE)).astype(np.float32)
+    streams = {name: take(noise, RATE) for name, take in audio_models(config).items()}
+    times = np.arange(0, window, 1 / config.video_rate)
+    for name in config.video:
+        streams[name] = make_stream(np.ones((len(times), run.widths[name]), np.float32), times)
+    if config.video:
         look(np.zeros((480, 640, 3), np.uint8), config)
-    for at in np.arange(0, window, 1 / config.video_rate):
-        windows.see(at, [Seen(face, rows, 0.0)] if rows else [])
-    windows.end()
-    for one in windows.finished():
-        streams = one.people[0].streams
-        for there in (streams, *({name: streams[name]} for name in streams)):
+        _mesh_model(config)
+    for kinds in (("audio", "video"), ("audio",), ("video",)):  # where one device is missing
+        if there := {name: one for name, one in streams.items() if kind_of(name) in kinds}:
             run.predict_streams([there])
 
 
@@ -262,12 +257,3 @@ def _decode(jpeg: bytes) -> np.ndarray:
     except Exception as error:  # Pillow raises several kinds on damaged files, and on huge ones
         raise BadMessage(f"a frame that is no JPEG: {error}") from error
     raise BadMessage(f"a frame of {size[0]} x {size[1]} pixels")
-
-
-def _free(path: Path) -> Path:
-    """The path, or one beside it if it or its feature file is there."""
-    number, found = 1, path
-    while found.exists() or found.with_suffix(".npz").exists():
-        number += 1
-        found = path.with_stem(f"{path.stem}-{number}")
-    return found

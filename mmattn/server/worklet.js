@@ -1,5 +1,4 @@
 // Gives the microphone's samples in blocks of int16, each with the number of its first sample.
-"use strict";
 const BLOCK = 640; // samples: 40 ms
 
 class Blocks extends AudioWorkletProcessor {
@@ -8,12 +7,10 @@ class Blocks extends AudioWorkletProcessor {
 
   process([[channel]]) {
     channel?.forEach((value, place) => {
-      if (this.count === 0) {
-        this.first = currentFrame + place;
-      }
       this.samples[this.count++] = 32767 * Math.max(-1, Math.min(1, value));
       if (this.count === BLOCK) {
-        this.port.postMessage({ first: this.first, samples: this.samples });
+        const first = currentFrame + place + 1 - BLOCK;
+        this.port.postMessage({ first, samples: this.samples });
         this.count = 0;
       }
     });

@@ -167,7 +167,7 @@ STILL = 9 + 0.1 * RNG.standard_normal(len(TALK.opening.times))
 @pytest.fixture
 def loudness(monkeypatch):
     """The loudness of the talk, whatever is heard."""
-    monkeypatch.setattr("mmattn.media.windows.smooth_loudness", lambda log_mel: TALK.loudness)
+    monkeypatch.setattr("mmattn.media.windows.loudness_of", lambda audio: TALK.loudness)
 
 
 @pytest.mark.parametrize("config", [BOTH, VIDEO], ids=["both", "video"])

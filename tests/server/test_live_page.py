@@ -4,10 +4,8 @@ import base64
 import csv
 import io
 import json
-import socket
-import threading
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -180,59 +178,27 @@ def test_a_second_tab_takes_over_and_the_first_can_take_back(browser, url):
     page.notices("taken over")
 
 
-class Cable:
-    """A way to a server that can be cut: connections end, and new ones are refused or not."""
-
-    def __init__(self, port: int):
-        self.to, self.ends = port, []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        with suppress(OSError):
-            while True:
-                near, _ = self.listener.accept()
-                far = socket.create_connection(("127.0.0.1", self.to))
-                self.ends += [near, far]
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
-
-    def _pass(self, one, other):
-        with suppress(OSError):
-            while data := one.recv(2**16):
-                other.sendall(data)
-        self._shut(one, other)
-
-    def _shut(self, *ends):
-        for end in ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def cut(self):
-        self._shut(*self.ends)
-        self.ends = []
-
-    def close(self):
-        self._shut(self.listener)
-        self.cut()
+@contextmanager
+def injected(driver, script: str):
+    """Pages run a script before their own."""
+    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    yield
+    driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
 def test_a_lost_connection_is_made_again(browser, url):
-    parts = urlsplit(url)
-    cable = Cable(parts.port)
-    try:
-        page = browser.open(parts._replace(netloc=f"127.0.0.1:{cable.port}").geturl())
-        page.press("Start")
-        before = len(page.shown())
-        cable.cut()
-        page.wait(lambda: "Connection lost; trying again …" in page.run("return window.states"))
-        page.shown(before + 2)
-        page.wait(lambda: page.text("#state").startswith("Running"))
-    finally:
-        cable.close()
-    page.notices("mmattn live does not answer")
+    script = """
+        window.WebSocket = class extends WebSocket {
+            constructor(...given) { super(...given); window.connection = this; }
+        };"""
+    with injected(browser.driver, script):
+        page = browser.open(url)
+    page.press("Start")
+    before = len(page.shown())
+    page.run("window.connection.close()")
+    page.wait(lambda: "Connection lost; trying again …" in page.run("return window.states"))
+    page.shown(before + 2)
+    page.wait(lambda: page.text("#state").startswith("Running"))
 
 
 def test_another_start_of_the_program_is_told_from_a_lost_connection(
@@ -263,37 +229,21 @@ def test_without_permission_it_says_what_to_do(devices, url):
         page.notices("No microphone")
 
 
-def test_without_a_camera_the_microphone_is_enough(devices, url):
-    with chromium(ALLOWED, f"{devices[0]}=device-count=0", devices[2]) as driver:
-        page = Page(driver).open(url)
-        page.press("Start")
-        [one, *_] = page.shown()
-        assert one["predicted"] and list(one["streams"]) == ["audio"]
-        said = page.notices("No camera")
-        assert said.startswith("Features") and "No camera: there is none." in said
-        assert "Predictions are from audio alone." in said
-
-
-@contextmanager
-def injected(driver, script: str):
-    """Pages run a script before their own."""
-    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
-    yield
-    driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
-
-
-def test_without_a_microphone_the_camera_is_enough(browser, url):
+@pytest.mark.parametrize(
+    ("device", "lacks", "has"), [("camera", "video", "audio"), ("microphone", "audio", "video")]
+)
+def test_without_one_device_the_other_is_enough(browser, url, device, lacks, has):
     script = """
         const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-        navigator.mediaDevices.getUserMedia = (wanted) => wanted.audio
+        navigator.mediaDevices.getUserMedia = (wanted) => wanted.LACKS
             ? Promise.reject(new DOMException("", "NotFoundError")) : own(wanted);"""
-    with injected(browser.driver, script):
+    with injected(browser.driver, script.replace("LACKS", lacks)):
         page = browser.open(url)
-        page.press("Start")
-        [one, *_] = page.shown()
-        assert one["predicted"] and list(one["streams"]) == ["video"]
-        said = page.notices("No microphone")
-        assert "No microphone: there is none. Predictions are from video alone." in said
+    page.press("Start")
+    [one, *_] = page.shown()
+    assert one["predicted"] and list(one["streams"]) == [has]
+    said = page.notices(f"No {device}")
+    assert f"No {device}: there is none. Predictions are from {has} alone." in said
 
 
 FLASH_AND_TONE = """

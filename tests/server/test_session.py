@@ -13,7 +13,8 @@ import mmattn
 from mmattn.data.feature_file import read_features
 from mmattn.media.decode import RATE, read_audio, read_frames
 from mmattn.run.run import Clip, Run
-from mmattn.server.session import AUDIO, FRAME, HEADER, BadMessage, Session, warm_up
+from mmattn.run.timeline import Sliding
+from mmattn.server.session import AUDIO, FRAME, HEADER, BadMessage, Recording, Session, warm_up
 from tests.media.talking import babble, write_pair
 from tests.server.talking_run import face_models, talking_run  # noqa: F401
 
@@ -51,8 +52,8 @@ def messages(clip, kinds=BOTH) -> list[bytes]:
     return [message(kind, time, content) for time, kind, content in sorted(sent)]
 
 
-def session(run: Run, kinds=BOTH, window=3.0, hop=0.25, keep=False) -> Session:
-    return Session(run, run.extraction(), window, hop, kinds, keep)
+def session(run: Run, kinds=BOTH, window=3.0, hop=0.25) -> Session:
+    return Session(run, Sliding(window, hop), kinds, Recording(run))
 
 
 def play(to: Session, sent: list[bytes]) -> tuple[list[dict], list[dict]]:
@@ -81,7 +82,7 @@ def test_a_window_gets_what_predict_says_of_the_same_seconds(run, talking_run, n
             assert len(shown["times"]) == pytest.approx(len(view.times), abs=2)
             assert shown["times"][0] >= START and shown["times"][-1] <= one["end"]
             assert np.mean(shown["ratio"]) == pytest.approx(1.0, abs=0.01)
-        assert one["notes"] == [] and one["left_out"] == 0 and not one["behind"]
+        assert one["notes"] == [] and one["left_out"] == 0
     for one in frames:  # the eyes are where they are in the photograph, for all its scales
         assert one["size"] == (640, 480)
         points = np.reshape(one["mesh"], (468, 2))
@@ -104,7 +105,7 @@ def test_silence_without_a_face_is_a_gap(run):
     frames, windows = play(session(run), [message(b, a, c) for a, b, c in sorted(sent)])
     assert not any(one["mesh"] for one in frames)
     assert windows[0]["predicted"] is None and windows[0]["streams"] == {}
-    assert windows[0]["notes"] == ["silence", "no face"]
+    assert windows[0]["notes"] == ["silence; no face"]
 
 
 def test_windows_that_come_while_others_are_predicted_are_left_out(run, talking_run):  # noqa: F811
@@ -113,7 +114,7 @@ def test_windows_that_come_while_others_are_predicted_are_left_out(run, talking_
     answer = one.predict()
     assert one.predict() is None
     assert answer["start"] == pytest.approx(START + 1750)
-    assert answer["left_out"] == 7 and answer["behind"]
+    assert answer["left_out"] == 7
 
 
 def test_a_break_leaves_no_windows_out(run, talking_run):  # noqa: F811
@@ -125,7 +126,7 @@ def test_a_break_leaves_no_windows_out(run, talking_run):  # noqa: F811
         for kind, at in [HEADER.unpack_from(content)]
     ]
     _, windows = play(one, later)
-    assert windows[-1]["predicted"] == "talking" and one.left_out == 0
+    assert windows[-1]["predicted"] == "talking" and windows[-1]["left_out"] == 0
     assert windows[0]["start"] > START + 50_000
 
 
@@ -140,20 +141,18 @@ def test_a_camera_that_stops_is_not_waited_for(run, talking_run):  # noqa: F811
     assert windows[-1]["predicted"] is None and windows[-1]["notes"] == ["no face"]
 
 
-def test_of_two_people_the_one_who_speaks_is_predicted(run, tmp_path):
+def test_of_two_people_the_one_who_speaks_is_predicted_and_recorded(run, tmp_path):
     clip = tmp_path / "pair.mp4"
     write_pair(clip, babble(), "small")
-    one = session(run, hop=3.0, keep=True)
+    one = session(run, hop=3.0)
     _, [window] = play(one, messages(clip))
     assert window["notes"] == ["2 people are seen, the one who speaks is predicted"]
-    *_, table = one.save(tmp_path)
-    rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert {row["speaking"]: row["gap"] for row in rows} == {
-        "yes": "",
-        "no": "another person speaks",
-    }
-    [spoken] = [row for row in rows if row["speaking"] == "yes"]
-    assert spoken["predicted"] == window["predicted"]
+    features, table = one.recording.save(tmp_path)
+    rows = {row["speaking"]: row for row in csv.DictReader(table.read_text().splitlines())}
+    assert rows["no"]["gap"] == "another person speaks"
+    assert rows["yes"]["gap"] == "" and rows["yes"]["predicted"] == window["predicted"]
+    [same], _ = run.predict_all([Clip(features, 0.0, 3.0)])
+    np.testing.assert_allclose(same.probabilities, window["probabilities"], atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -181,38 +180,34 @@ def test_what_a_page_has_not_announced_is_refused(run):
 
 
 def test_a_recording_is_a_feature_file_and_a_table(run, talking_run, tmp_path):  # noqa: F811
-    one = session(run, keep=True)
+    one = session(run)
     _, windows = play(one, messages(talking_run.talking))
-    features, table = one.save(tmp_path)
+    features, table = one.recording.save(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([features, table])
     streams, made_by = read_features(features)
     assert made_by == run.extractor
+    assert streams["audio"].times[-1] == pytest.approx(3.9, abs=0.1)
     found, same = run.predict(features), run.predict(talking_run.talking)
     assert found.predicted == same.predicted == "talking"
     np.testing.assert_allclose(found.probabilities, same.probabilities, atol=0.08)
-    assert streams["audio"].times[-1] == pytest.approx(3.9, abs=0.1)
-    header, *rows = (line.split(",") for line in table.read_text().splitlines())
-    assert header == ["start", "end", "person", "speaking", "predicted", *run.class_names, "gap"]
-    assert [row[:5] for row in rows] == [
-        [f"{k / 4}", f"{k / 4 + 3}", "1", "", "talking"] for k in range(len(windows))
+    rows = [*csv.DictReader(table.read_text().splitlines())]
+    assert [(float(row["start"]), float(row["end"]), row["predicted"]) for row in rows] == [
+        (k / 4, k / 4 + 3, "talking") for k in range(len(windows))
     ]
     shares = [one["probabilities"][0] for one in windows]
-    assert [float(row[5]) for row in rows] == pytest.approx(shares, abs=1e-6)
-    again, _ = one.save(tmp_path)
-    assert again != features and len(list(tmp_path.iterdir())) == 4
+    assert [float(row[run.class_names[0]]) for row in rows] == pytest.approx(shares, abs=1e-6)
 
 
-def test_of_too_little_only_the_table_is_written(run, tmp_path):
-    one = session(run, keep=True)
+def test_of_too_little_nothing_is_written(run, tmp_path):
+    one = session(run)
     one.take([message(AUDIO, 0.0, bytes(2 * BLOCK))])
-    [table] = one.save(tmp_path)
-    assert len(table.read_text().splitlines()) == 1
+    assert one.recording.save(tmp_path) == [*tmp_path.iterdir()] == []
 
 
 def test_the_first_window_is_not_compiled_when_it_comes(run, talking_run, monkeypatch):  # noqa: F811
     import jax
 
-    warm_up(run, run.extraction(), 1.0)
+    warm_up(run, 1.0)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name) if "compile" in name else None
