@@ -30,7 +30,7 @@ def _filled(info: StructTypeInfo) -> StructConstructorSpec | None:
         return None
     marked = replace(info, markers=(*info.markers, FILLED))
     if not isinstance(spec := ConstructorRegistry.get_struct_spec(marked), StructConstructorSpec):
-        return spec
+        return None
     fields = [replace(one, helptext=partial(_fill, one.helptext)) for one in spec.fields]
     return replace(spec, fields=tuple(fields))
 
