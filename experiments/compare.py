@@ -1,9 +1,9 @@
 """Compare augmentations: what does audio-only augmentation, which breaks alignment, really do?
 
-python -m experiments.compare                          (the synthetic corpora whose truth is known)
-python -m experiments.compare --data.roots FOLDER      (RAVDESS features, folds of unseen speakers)
-python -m experiments.compare --data.roots FOLDER --arms waveform waveform_aligned
-                               (features of augmented audio: mmattn extract --augment-audio)
+    python -m experiments.compare                       (synthetic corpora whose truth is known)
+    python -m experiments.compare --data.roots FOLDER   (RAVDESS features, folds of unseen speakers)
+    python -m experiments.compare --data.roots FOLDER --arms waveform waveform_aligned
+                                (features of augmented audio: mmattn extract --augment-audio)
 
 Every arm is trained under the same seeds for the same number of optimiser steps, measured on clean
 test clips, and compared to `no_aug` speaker by speaker. The same command with the same --out goes

@@ -1,8 +1,8 @@
 """The network that comes with the package, mmattn/starter: audio alone, on Whisper's features.
 
-mmattn extract RAVDESS --to FEATURES --audio whisper --video none
-python -m experiments.starter --data.roots FEATURES --out runs/starter
-mmattn card runs/starter --to mmattn/starter --half
+    mmattn extract RAVDESS --to FEATURES --audio whisper --video none
+    python -m experiments.starter --data.roots FEATURES --out runs/starter
+    mmattn card runs/starter --to mmattn/starter --half
 
 Eight classes of RAVDESS; three folds of four unseen speakers each, whose networks are all stored:
 small ones, so that the twelve take less than 2 MB. UAR 0.703 [0.618, 0.776] with 12 actors, in 5

@@ -9,18 +9,41 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Union
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from mmattn.config import ExperimentConfig
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 
+OPTIONS = ConstructorRegistry()
+FILLED = "filled"  # a marker of what has gone through the rule below
+
+
+@OPTIONS.struct_rule
+def _filled(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Options as tyro has them, but for line breaks of the source in their help."""
+    if FILLED in info.markers:
+        return None
+    marked = replace(info, markers=(*info.markers, FILLED))
+    if not isinstance(spec := ConstructorRegistry.get_struct_spec(marked), StructConstructorSpec):
+        return None
+    fields = [replace(one, helptext=partial(_fill, one.helptext)) for one in spec.fields]
+    return replace(spec, fields=tuple(fields))
+
+
+def _fill(text: str | Callable[[], str | None] | None) -> str | None:
+    """A help text in one line."""
+    text = text() if callable(text) else text
+    return text and " ".join(text.split())
+
 
 def experiment(default: ExperimentConfig, description: str) -> None:
     """The command of an experiment: read options, train, evaluate, end the process."""
-    with _cut_short():
+    with _cut_short(), OPTIONS:
         config = parse_experiment(default, description)
 
     def work():
@@ -99,7 +122,7 @@ def main() -> None:
 
 def run_command(command: Any, prog: str, description: str | None) -> None:
     """Build a command, which is called without arguments, from its options, and run it."""
-    with _cut_short():
+    with _cut_short(), OPTIONS:
         built = tyro.cli(command, prog=prog, description=description)
     end_process_after(built)
 

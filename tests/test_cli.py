@@ -44,6 +44,19 @@ def test_help_is_light(module, command, word):
     assert word in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["mmattn", "predict"], "file that `mmattn card` wrote; or starter"),
+        (["experiments.no_aug"], "six (these and disgust, fear, sad) or ravdess8"),
+    ],
+)
+def test_help_has_no_line_breaks_of_the_source(monkeypatch, words, text):
+    monkeypatch.setenv("COLUMNS", "100")
+    command = [sys.executable, "-m", *words, "--help"]
+    assert text in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("module", ["mmattn", "experiments.no_aug"])
 def test_help_may_be_cut_short(module):
     """As by `head`: the reader leaves before the help is written."""

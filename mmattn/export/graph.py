@@ -22,7 +22,7 @@ Value = str | np.ndarray | np.generic | list[int]
 class Graph:
     """Nodes and constants in the order in which they are made; values go by their names."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -74,7 +74,7 @@ class Graph:
         """Whether any is true over an axis, which may be empty."""
         return self("Greater", self.sum(self.cast(value), axis, keep), np.float32(0))
 
-    def softmax(self, scores: str, where: str, axis: int) -> str:
+    def softmax(self, scores: Value, where: str, axis: int) -> str:
         """Softmax where so; 0 elsewhere, also if it is nowhere so."""
         found = self("Softmax", self("Where", where, scores, LEAST), axis=axis)
         return self("Where", where, found, np.float32(0))

@@ -14,6 +14,7 @@ from mmattn.data.normalise import Normaliser
 from mmattn.evaluate.predictions import SMALLEST_PROBABILITY
 from mmattn.export.graph import Graph
 from mmattn.model.fusion.cross import Cross, CrossAttention, pair_name
+from mmattn.model.fusion.late import Late
 from mmattn.model.network import Classifier, Network
 from mmattn.train.inference import Restored, learner_for
 
@@ -147,7 +148,7 @@ def _predict(g: Graph, part: Part, raw: dict[str, Frames]) -> tuple[str, dict[st
         pooled[name], attention[name] = g.attend(
             embeddings[name], streams[name].valid, encoder.attention
         )
-    if not network.fusion.late:
+    if not isinstance(network.fusion, Late):
         fused = g("Concat", *pooled.values(), axis=-1)
         return _classify(g, network, fused, [*streams.values()]), attention
     logits = {

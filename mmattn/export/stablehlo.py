@@ -44,7 +44,8 @@ def stablehlo(
             for name in model.modalities
         }
         weight = jnp.ones(inputs[model.modalities[0]].shape[0])
-        batch = Batch(streams, *[None] * 4, weight, None)
+        unused = jnp.zeros(0)
+        batch = Batch(streams, unused, unused, unused, None, weight, unused)
         votes = learner.ensemble(ensemble.weights, ensemble.normalisers, batch)
         each = jnp.log(jnp.maximum(votes.probabilities, SMALLEST_PROBABILITY)) * scale
         pooled = jax.nn.softmax(jax.nn.log_softmax(each).mean(0))

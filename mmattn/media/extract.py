@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -160,8 +160,7 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
     Raises:
         UserError: this version has no such extractor, or a model is missing.
     """
-    taken: dict[str, dict[str, str]] = {kind: {} for kind in EXTRACTORS}
-    options = {}
+    changes: dict[str, Any] = {kind: {} for kind in EXTRACTORS}
     for modality, record in extractor.items():
         made = EXTRACTORS.get(kind := kind_of(modality), ("feature files that have them",))
         if record["name"] not in made:
@@ -169,18 +168,18 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
                 f"{modality} features by {record['name']!r} are not made here; expected "
                 f"{', '.join(made)}"
             )
-        taken[kind][modality] = record["name"]
+        changes[kind][modality] = record["name"]
         for name, value in record["settings"].items():
             if isinstance(value, KEPT.get(name, ())):
                 value = tuple(value) if isinstance(value, list) else value
                 chosen = getattr(default, name)
-                options[name] = value if chosen == getattr(ExtractConfig, name) else chosen
-    settings = next((extractor[name]["settings"] for name in taken["video"]), {})
-    rate = settings.get("rate", default.video_rate)
+                changes[name] = value if chosen == getattr(ExtractConfig, name) else chosen
+    settings: dict[str, Any] = next((extractor[name]["settings"] for name in changes["video"]), {})
+    changes["video_rate"] = rate = settings.get("rate", default.video_rate)
     if not (isinstance(rate, float | int) and 0 < rate <= FASTEST):
         raise UserError(f"video features at {rate!r} fps cannot be made")
-    face = "largest" if settings.get("face") == "largest" else "speaker"
-    config = replace(default, video_rate=rate, face=face, **taken, **options)
+    changes["face"] = "largest" if settings.get("face") == "largest" else "speaker"
+    config = replace(default, **changes)
     made = extractor_of(config)
     wanted = {modality: made[modality] for modality in extractor}
     if wanted != extractor:
@@ -198,7 +197,7 @@ def write_features(path: Path, found: Extraction) -> None:
     a modality, and the notes.
     """
     decoding = {**found.done, "notes": found.notes}
-    arrays = {
+    arrays: dict[str, Any] = {
         "extractor": np.array(json.dumps(found.extractor, sort_keys=True)),
         "decoding": np.array(json.dumps(decoding, sort_keys=True)),
     }
@@ -246,16 +245,14 @@ def follow_face(
 
     The models are loaded once a process; what is done is added to the `plan`. Raises BadMedia.
     """
-    detect, *take = _face_models(config)
-    track, wanted = FaceTracker(detect), take if with_features else ({}, take[1])
-    times, frames = [], []
+    detect, features, mesh = _face_models(config)
+    track, times, frames = FaceTracker(), [], []
     for time, frame in read_frames(plan or path, config.video_rate):
+        faces = detect(frame)
         if config.face == "largest":
-            faces = [face for face in [track(frame)] if face]
-        else:
-            faces = _largest(detect(frame))
+            faces = [face for face in [track(faces)] if face]
         times.append(time)
-        frames.append(_measured(frame, faces, *wanted))
+        frames.append(_measured(frame, _largest(faces), features if with_features else {}, mesh))
     times = np.array(times)
     if config.face == "largest":
         return times, [next(iter(seen), None) for seen in frames], None

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -172,14 +172,13 @@ class FaceTracker:
     After frames without it, where it was last seen counts; after many, it is the largest again.
     """
 
-    def __init__(self, detect: Callable[[np.ndarray], list[Face]]):
-        self._detect = detect
+    def __init__(self) -> None:
         self._last: np.ndarray | None = None  # its box
         self._missed = 0  # frames since then
 
-    def __call__(self, frame: np.ndarray) -> Face | None:
-        """The face in the next frame [H, W, 3]; None if it is not seen."""
-        faces, last = self._detect(frame), self._last
+    def __call__(self, faces: Sequence[Face]) -> Face | None:
+        """Which of the faces in the next frame it is; None if it is not seen."""
+        last = self._last
         if last is None:
             chosen = max(faces, key=area, default=None)
         else:

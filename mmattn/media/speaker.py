@@ -32,8 +32,8 @@ Track = dict[int, Seen]  # by the number of the frame, increasing
 
 def follow_largest(frames: Sequence[Sequence[Seen]]) -> list[Seen | None]:
     """In each frame the face that a FaceTracker follows."""
-    track = FaceTracker(lambda seen: [one.face for one in seen])
-    followed = [track(seen) for seen in frames]
+    track = FaceTracker()
+    followed = [track([one.face for one in seen]) for seen in frames]
     return [
         next((one for one in seen if one.face is face), None)
         for seen, face in zip(frames, followed, strict=True)
@@ -79,7 +79,7 @@ def follow_speaker(
 
 def find_tracks(frames: Sequence[Sequence[Seen]]) -> list[Track]:
     """The faces of frames, by person."""
-    people, tracks = People(), {}
+    people, tracks = People(), dict[int, Track]()
     for number, seen in enumerate(frames):
         for who, one in zip(people([one.face.box for one in seen]), seen, strict=True):
             tracks.setdefault(who, {})[number] = one
@@ -97,7 +97,7 @@ def find_speaker(
     """Which of the faces speaks: the one whose mouth opens most as the audio gets loud.
 
     Args:
-        tracks: of faces that are seen beside others.
+        tracks: of faces that are seen beside others, one or more.
         times: [T] of the frames (s).
         loudness: [Ta, 1] amplitude of the audio.
 
@@ -105,8 +105,8 @@ def find_speaker(
         Its place, None if it cannot be told; its r; the highest r of others that are there then.
     """
     found = [agreement(_movement(track, times, loudness)) for track in tracks]
-    best = max(found, default=0.0)
-    speaker = found.index(best) if found else None
+    best = max(found)
+    speaker = found.index(best)
     others = [r for r, track in zip(found, tracks, strict=True) if _meet(track, tracks[speaker])]
     next_best = max(others, default=0.0)
     told = best >= LEAST_CORRELATION and best - next_best >= LEAST_LEAD

@@ -85,7 +85,8 @@ class Windows:
         self._reached = dict.fromkeys(kinds, 0.0)  # seconds
         self._ended: set[str] = set()
         self._blocks: deque[tuple[int, np.ndarray]] = deque()  # with the number of the first sample
-        self._first = self._next = None  # numbers of samples: the first ever, that after the last
+        self._first: int | None = None  # number of the first sample ever
+        self._next = 0  # of that after the last
         self._people = People(round(RETURN * config.video_rate))
         self._frames: deque[tuple[float, dict[int, Seen]]] = deque()
 
@@ -249,15 +250,15 @@ def read_windows(
     Raises:
         BadMedia: the recording cannot be decoded.
     """
-    sources = {"audio": audio_blocks(plan), "video": read_frames(plan, windows.config.video_rate)}
+    blocks, pictures = audio_blocks(plan), read_frames(plan, windows.config.video_rate)
     done = 0.0
     while kind := windows.behind:
-        if (one := next(sources[kind], None)) is None:
+        if kind == "audio" and (block := next(blocks, None)):
+            windows.hear(block.start, block.samples)
+        elif kind == "audio" or not (picture := next(pictures, None)):
             windows.end(kind)
-        elif isinstance(one, Audio):
-            windows.hear(one.start, one.samples)
         else:
-            time, frame = one
+            time, frame = picture
             faces = look(frame, windows.config)
             watch(frame, faces, windows.see(time, faces))
         yield from windows.finished()

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from mmattn.evaluate.plots import GREEN
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.tables import (
+    Cell,
     Scores,
     Table,
     class_table,
@@ -206,8 +207,8 @@ def write_prediction_page(
         failures: clips that could not be predicted, with the reason.
         command: that makes the page again.
     """
-    rows = [
-        (view.clip, class_names[view.probabilities.argmax()], *map(float, view.probabilities))
+    rows: list[list[Cell]] = [
+        [view.clip, class_names[int(view.probabilities.argmax())], *map(float, view.probabilities)]
         for view in clips
     ]
     shown = table(Table("Probabilities.", ("clip", "predicted", *class_names), rows))

@@ -15,7 +15,7 @@ from mmattn.evaluate.predictions import Predictions, read_predictions
 from mmattn.evaluate.tables import Interval, Table, cell_text, group_tables, markdown, score_table
 from mmattn.files import read_json, write_text
 from mmattn.media import LICENCES
-from mmattn.run.folder import PREDICTIONS, check_complete, folder_of, make_folder
+from mmattn.run.folder import PREDICTIONS, check_complete, make_folder
 from mmattn.run.report import NOTES, training_command, training_facts
 from mmattn.run.run import Run, load_run
 from mmattn.run.shared import CARD, MODEL, write_shared
@@ -72,7 +72,7 @@ def write_card(folder: Path, to: Path, half: bool = False) -> None:
 
 def trust(run: Run) -> tuple[str, ...]:
     """Lines on what a complete run is and how far to trust it, for who predicts with it."""
-    uar = read_json(folder_of(run) / "summary.json")["test"]["uar"]
+    uar = read_json(run.saved_in / "summary.json")["test"]["uar"]
     data = _and(
         one.corpus if one.licence == UNKNOWN else f"{one.corpus} ({one.licence})"
         for one in _data(run)
@@ -92,7 +92,7 @@ def card(run: Run) -> str:
     config, data, count = run.config, _data(run), len(run.networks)
     networks = f"{count} networks, pooled by a geometric mean" if count > 1 else "one network"
     networks += ", calibrated" if run.is_calibrated else ""
-    start = read_json(folder_of(run) / "environment.json")["starts"][0]
+    start = read_json(run.saved_in / "environment.json")["starts"][0]
     licences = _and(dict.fromkeys(one.licence for one in data))
     speakers = len({speaker for part in _seen(run) for speaker in part["speakers"]} - {""})
     columns = ("corpus", "clips", "speech", "a label is", "licence", "source")
@@ -201,7 +201,7 @@ def _features(run: Run) -> Table:
 
 
 def _test(run: Run) -> Predictions:
-    return read_predictions(folder_of(run) / PREDICTIONS["test"])
+    return read_predictions(run.saved_in / PREDICTIONS["test"])
 
 
 def _of_speakers(test: Predictions) -> str:
@@ -210,7 +210,7 @@ def _of_speakers(test: Predictions) -> str:
 
 def _scores(run: Run) -> str:
     """The section of the card: over all clips, by group, by class."""
-    summary, test, said = read_json(folder_of(run) / "summary.json"), _test(run), []
+    summary, test, said = read_json(run.saved_in / "summary.json"), _test(run), []
     if warning := NOTES[run.split["leaking"]]:
         said.append(f"**{warning}**")
     said.append(f"{_of_speakers(test)}: {summary['what']}.")

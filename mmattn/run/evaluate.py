@@ -35,7 +35,6 @@ from mmattn.run.folder import (
     PREDICTIONS,
     check_complete,
     corpus_of,
-    folder_of,
     make_folder,
     read_config,
 )
@@ -108,7 +107,7 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
     for name, predictions in found[run].items():
         write_predictions(folder / BASELINES / f"{name}.csv", predictions)
     test = {
-        "together" if part is run else folder_of(part).name: {
+        "together" if part is run else part.saved_in.name: {
             name: scores(predictions, config.seed) for name, predictions in found[part].items()
         }
         for part in (*run.parts, run)

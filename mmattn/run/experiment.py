@@ -43,7 +43,6 @@ from mmattn.run.folder import (
     check_new,
     config_to_resume,
     environment,
-    folder_of,
     locked,
     write_config,
     write_environment,
@@ -265,7 +264,7 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
     # Not with the others: the start would wait half a second for matplotlib.
     from mmattn.evaluate.plots import plot_attention, plot_curves
 
-    folder, history, test = folder_of(run), run.history, run.predictions["test"]
+    folder, history, test = run.saved_in, run.history, run.predictions["test"]
     note = split.description if split.leaking else None
     plot_curves(history, run.config.train.monitor, folder / "curves.png", note)
     classes, first = np.unique(corpus.labels[split.test], return_index=True)
@@ -318,7 +317,7 @@ def write_results(
     """
     from mmattn.evaluate.plots import plot_confusion
 
-    folder, seed, test = folder_of(run), run.config.seed, predictions["test"]
+    folder, seed, test = run.saved_in, run.config.seed, predictions["test"]
     for name, one in predictions.items():
         write_predictions(folder / PREDICTIONS[name], one)
     plot_confusion(test, folder / "confusion.png", "Test clips", note)
@@ -351,20 +350,20 @@ def pool_ensemble(run: Run, root: Path, corpus: Corpus) -> None:
 
     Each validation clip is predicted by the one network that was not trained on its speaker.
     """
-    parts = [folder_of(part) for part in run.parts]
+    parts = [part.saved_in for part in run.parts]
     validation, test = (
         [read_predictions(part / name).with_columns(corpus) for part in parts]
         for name in PREDICTIONS.values()
     )
     predictions = {"validation": join(validation), "test": combine(test)}
     mean = _mean_scores(parts)
-    what, note = f"{folder_of(run).name}, ensemble of {len(parts)}", CAVEATS[run.split["leaking"]]
+    what, note = f"{run.saved_in.name}, ensemble of {len(parts)}", CAVEATS[run.split["leaking"]]
     write_results(run, root, predictions, corpus, what, note, mean_over_members=mean)
 
 
 def pool_folds(run: Run, root: Path, corpus: Corpus) -> None:
     """Join the folds' tests: each clip is predicted by networks that never saw its speaker."""
-    parts = [folder_of(part) for part in run.parts]
+    parts = [part.saved_in for part in run.parts]
     tests = [read_predictions(part / PREDICTIONS["test"]) for part in parts]
     pooled = join(tests).with_columns(corpus)
     tests = {part.name: read_json(part / "summary.json")["test"] for part in parts}

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 
@@ -22,9 +21,6 @@ from mmattn.evaluate.predictions import read_predictions
 from mmattn.files import printable, read_json, write_json
 from mmattn.machine import cores
 from mmattn.model import native
-
-if TYPE_CHECKING:
-    from mmattn.run.run import Run
 
 PREDICTIONS = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -64,13 +60,6 @@ def read_config(folder: Path) -> ExperimentConfig:
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: expected a run's folder, but it has no config.json")
     return config_from_json(read_json(folder / "config.json"))
-
-
-def folder_of(run: "Run") -> Path:
-    """The folder of a run. UserError: it is in memory alone."""
-    if run.folder is None:
-        raise UserError("the run is in memory alone, expected one in a folder; see Run.save")
-    return run.folder
 
 
 def parts_of(folder: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from mmattn.report.footage import Footage, footage_of
 from mmattn.report.page import write_prediction_page
 from mmattn.run.run import Clip, Outcome, Prediction, Run, load_run
 from mmattn.run.shared import CARD
-from mmattn.train.checkpoints import Kind
+from mmattn.train.checkpoints import Chosen
 from mmattn.train.devices import start_devices
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -39,7 +39,7 @@ NO_DATA = "·"
 def predict_run(
     folder: Path,
     given: Sequence[Path],
-    kind: Kind = "best",
+    kind: Chosen = "best",
     calibrated: bool = True,
     as_json: bool = False,
     table: Path | None = None,
@@ -72,7 +72,7 @@ def predict_run(
     run = load_run(folder, kind, media, calibrated)
     for line in run.trust:
         say(line)
-    if run.trust and (card := run.folder.with_name(CARD)).exists():
+    if run.trust and (card := run.saved_in.with_name(CARD)).exists():
         say(f"Its card: {card}\n")
     with progress("predict", len(clips)) as advance:
         outcome = run.predict_all(clips, advance)
@@ -105,7 +105,7 @@ def find_given(given: Sequence[Path]) -> list[Clip]:
     """
     if not given:
         raise UserError("CLIP...: expected one clip or more")
-    found = []
+    found: list[Clip] = []
     for path in given:
         if manifest := find_manifest(path):
             table = read_manifest(manifest, target=None)
@@ -213,7 +213,7 @@ def _about(run: Run) -> str:
     said += ", calibrated" if run.is_calibrated else ", not calibrated"
     if not run.parts:
         return said
-    names = [str(network.folder.relative_to(run.folder)) for network in run.networks]
+    names = [str(network.saved_in.relative_to(run.saved_in)) for network in run.networks]
     shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
     return f"pool of {len(names)} networks ({', '.join(shown)}), {said}"
 

@@ -18,7 +18,7 @@ from mmattn.files import read_json
 from mmattn.model.fusion import fusion_of
 from mmattn.report.figures import Curve, CurvePlot
 from mmattn.report.page import write_run_page
-from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, folder_of, read_config
+from mmattn.run.folder import PREDICTIONS, check_complete, corpus_of, read_config
 from mmattn.run.run import Run, load_run
 from mmattn.train.devices import start_devices
 from mmattn.train.history import best_epoch
@@ -59,8 +59,8 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
 
     The first network is asked about the clips in the viewer.
     """
-    folder, config, part = folder_of(run), run.config, run.networks[0]
-    of_part = folder_of(part)
+    folder, config, part = run.saved_in, run.config, run.networks[0]
+    of_part = part.saved_in
     alone = part is run
     path = folder / "report.html"
     with waiting(f"writing {path}"):
@@ -107,7 +107,7 @@ def _split_facts(run: Run) -> dict[str, str]:
     if not run.parts:
         best = f"{best_epoch(run.history, run.config.train.monitor)} of {len(run.history)}"
         return {"Split": split, "Best epoch": best}
-    parts = [folder_of(part).name for part in run.parts]
+    parts = [part.saved_in.name for part in run.parts]
     ensembles = run.config.members > 1 and "fold" in parts[0]
     each = f", each an ensemble of {run.config.members}" if ensembles else ""
     return {"Parts, put together": ", ".join(parts) + each, "Split of the first": split}

@@ -39,7 +39,7 @@ from mmattn.run.folder import (
 )
 from mmattn.run.shared import find_shared, read_shared
 from mmattn.train.callbacks import JsonLines
-from mmattn.train.checkpoints import Checkpoints, Exported, InMemory
+from mmattn.train.checkpoints import Checkpoints, Chosen, Exported, InMemory, about_of
 from mmattn.train.inference import Ensemble, Predictor, Restored, check_fits, restore
 from mmattn.train.processes import AgreedStop
 
@@ -128,7 +128,7 @@ class Run:
         config: ExperimentConfig,
         folder: Path | None = None,
         parts: Sequence["Run"] = (),
-        checkpoint: Literal["best", "final"] = "best",
+        checkpoint: Chosen = "best",
         media: ExtractConfig | None = None,
         calibrated: bool = True,
         exported: Exported | None = None,
@@ -153,6 +153,13 @@ class Run:
         return "/".join(parts[parts.index(self.config.name) if self.config.name in parts else -1 :])
 
     @property
+    def saved_in(self) -> Path:
+        """Its folder or model file. UserError: it is in memory alone."""
+        if self.folder is None:
+            raise UserError("the run is in memory alone, expected one in a folder; see Run.save")
+        return self.folder
+
+    @property
     def complete(self) -> bool:
         """Whether its training came to its end."""
         return self.status == "complete"
@@ -165,19 +172,19 @@ class Run:
         Raises:
             UserError: it has a folder, the new one is not empty, or the disk is full.
         """
-        if self.folder is not None:
+        if not isinstance(self.checkpoints, InMemory):
             raise UserError(f"the run is in {self.folder} already")
         check_new(folder := make_folder(folder))
         copy = Run(self.config, folder)
-        copy.history = self.history
+        copy.history, checkpoints = self.history, Checkpoints(folder)
         with explain_full_disk(f"the run {folder}"):
-            self.checkpoints.write(copy.checkpoints)
+            self.checkpoints.write(checkpoints)
             write_environment(folder, 1)
             write_json(folder / "split.json", self.split)
             JsonLines().on_train_begin(copy)
             write_config(folder, self.config)
         if self.status != "running":
-            self.folder, self.checkpoints = folder, copy.checkpoints
+            self.folder, self.checkpoints = folder, checkpoints
 
     def take(self, history: list[dict]) -> None:
         """Go on from the rows and checkpoints that its training has now."""
@@ -196,7 +203,7 @@ class Run:
     @cached_property
     def history(self) -> list[dict]:
         """The rows of metrics.jsonl, one an epoch; of several trainings there are none."""
-        path = self.folder / "metrics.jsonl"
+        path = self.saved_in / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     @cached_property
@@ -205,16 +212,12 @@ class Run:
         which has none."""
         if isinstance(self.networks[0].checkpoints, Exported):
             raise UserError(f"{self.folder}: a shared model has no clips; expected a run's folder")
-        return read_json(self.networks[0].folder / "split.json")
+        return read_json(self.networks[0].saved_in / "split.json")
 
     @cached_property
     def about(self) -> dict:
         """What the checkpoint of the first network says. UserError: there is none."""
-        checkpoints = self.networks[0].checkpoints
-        about = checkpoints.about(self.checkpoint)
-        if about is None:
-            raise UserError(f"{checkpoints}: expected a {self.checkpoint} checkpoint, found none")
-        return about
+        return about_of(self.networks[0].checkpoints, self.checkpoint)
 
     def restored(self) -> list[Restored]:
         """Its networks as their checkpoints keep them."""
@@ -295,16 +298,16 @@ class Run:
         Raises:
             UserError: something is wrong with the run or with what raw clips need.
         """
-        outcome = Outcome([], [])
+        found: list[Prediction | Failure] = []
         for first in range(0, len(clips), AT_ONCE):
             ready = []
             for clip in clips[first : first + AT_ONCE]:
                 clip = clip if isinstance(clip, Clip) else Clip(Path(clip))
-                ready.append(self._try(clip.path, lambda clip=clip: self._prepare(clip)))
+                ready.append(self._try(clip.path, self._prepare, clip))
                 advance(1)
-            for one in self._ask(ready):
-                outcome[isinstance(one, Failure)].append(one)
-        return outcome
+            found += self._ask(ready)
+        predictions = [one for one in found if isinstance(one, Prediction)]
+        return Outcome(predictions, [one for one in found if isinstance(one, Failure)])
 
     def predict_streams(
         self, clips: Sequence[Mapping[str, Stream]], names: Sequence[str] | None = None
@@ -318,13 +321,13 @@ class Run:
         Returns:
             In the order of the clips, what is predicted, or why it cannot be.
         """
-        found = []
+        found: list[Prediction | Failure] = []
         for first in range(0, len(clips), AT_ONCE):
             ready = []
             for number, streams in enumerate(clips[first : first + AT_ONCE], first):
                 path = Path(names[number] if names else str(number))
                 own = path, dict(streams), self.extractor, ()
-                ready.append(self._try(path, lambda own=own: self._fit(*own)))
+                ready.append(self._try(path, self._fit, *own))
             found += self._ask(ready)
         return found
 
@@ -367,20 +370,22 @@ class Run:
     def calibrated(self, split: str) -> Predictions | None:
         """What predictions.csv would be with its temperatures; None if a network has none."""
         if self.parts:
-            found = [part.calibrated(split) for part in self.parts]
-            return None if None in found else combine(found)
+            found = [one for part in self.parts if (one := part.calibrated(split))]
+            return combine(found) if len(found) == len(self.parts) else None
         if (temperature := self.about.get("temperature")) is None:
             return None
-        raw = read_predictions(self.folder / PREDICTIONS[split])
+        raw = read_predictions(self.saved_in / PREDICTIONS[split])
         return replace(raw, probabilities=calibrated(raw.probabilities, temperature))
 
     def calibrated_scores(self, splits: Iterable[str]) -> dict[str, dict] | None:
         """By split, the scores that a temperature changes; None if a network has none."""
-        found = {name: self.calibrated(name) for name in splits}
-        if None in found.values():
-            return None
-        every = {name: scores(one, self.config.seed) for name, one in found.items()}
-        return {name: {key: one[key] for key in CALIBRATED} for name, one in every.items()}
+        found = {}
+        for name in splits:
+            if (predictions := self.calibrated(name)) is None:
+                return None
+            every = scores(predictions, self.config.seed)
+            found[name] = {key: every[key] for key in CALIBRATED}
+        return found
 
     def _restored(self, corpus: Corpus, device_count: int = 1) -> Restored:
         """The network of a single training, restored once."""
@@ -393,9 +398,9 @@ class Run:
         temperature = self.about.get("temperature") if self._calibrated else None
         return calibrated(probabilities, temperature) if temperature else probabilities
 
-    def _try(self, path: Path, prepare: Callable[[], _Ready]) -> _Ready | Failure:
+    def _try(self, path: Path, prepare: Callable[..., _Ready], *given: Any) -> _Ready | Failure:
         try:
-            return prepare()
+            return prepare(*given)
         except BadClip as error:
             return Failure(path, str(error))
 
@@ -510,7 +515,7 @@ class Run:
         """Ask the networks about clips; those that failed already stay as they are."""
         asked = [one for one in ready if isinstance(one, _Ready)]
         if not asked:
-            return list(ready)
+            return [one for one in ready if isinstance(one, Failure)]
         corpus = self._corpus([str(one.path) for one in asked], [one.streams for one in asked])
         views = iter(self._views(corpus))
         return [
@@ -548,7 +553,7 @@ class Run:
 
 def load_run(
     folder: Path | str,
-    checkpoint: Literal["best", "final"] = "best",
+    checkpoint: Chosen = "best",
     media: ExtractConfig | None = None,
     calibrated: bool = True,
 ) -> Run:
@@ -565,32 +570,33 @@ def load_run(
     Raises:
         UserError: no run, one that is not complete, a damaged file, or no such checkpoint.
     """
-    folder, options = Path(folder), (checkpoint, media, calibrated)
+    folder = Path(folder)
+    options = {"checkpoint": checkpoint, "media": media, "calibrated": calibrated}
     if file := find_shared(folder):
-        run = _from_file(file, *options)
+        run = _from_file(file, **options)
     else:
-        run = _load(folder, read_config(folder), *options)
+        run = _load(folder, read_config(folder), **options)
     run.about  # noqa: B018, to say at once if it lacks
     return run
 
 
-def _load(folder: Path, config: ExperimentConfig, *options: Any) -> Run:
+def _load(folder: Path, config: ExperimentConfig, **options: Any) -> Run:
     """The run of a folder; only those of a whole run and of a training have a config of theirs."""
     parts = parts_of(folder)
     if parts:
         check_complete(folder)
     if (folder / "config.json").exists():
         config = read_config(folder)
-    run = Run(config, folder, [_load(part, config, *options) for part in parts], *options)
+    run = Run(config, folder, [_load(part, config, **options) for part in parts], **options)
     ended = (folder / "summary.json").exists() or (folder / "checkpoints/final").is_dir()
     run.status = "complete" if ended else "stopped"
     return run
 
 
-def _from_file(path: Path, *options: Any) -> Run:
+def _from_file(path: Path, **options: Any) -> Run:
     """The run of a model file; its networks have names below it, as if it were a folder."""
     config, trust, networks = read_shared(path)
-    parts = [Run(config, path / name, (), *options, one) for name, one in networks.items()]
-    run = parts[0] if len(parts) == 1 else Run(config, path, parts, *options)
+    parts = [Run(config, path / name, exported=one, **options) for name, one in networks.items()]
+    run = parts[0] if len(parts) == 1 else Run(config, path, parts, **options)
     run.trust, run.status = trust, "complete"
     return run

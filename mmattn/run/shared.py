@@ -20,7 +20,6 @@ from mmattn.config import DataConfig, ExperimentConfig, ModelConfig, config_from
 from mmattn.data.extractor import parse_extractor
 from mmattn.errors import UserError
 from mmattn.files import write_bytes
-from mmattn.run.folder import folder_of
 from mmattn.train.checkpoints import Exported, by_name
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def write_shared(path: Path, run: "Run", trust: Sequence[str], half: bool = Fals
     data = replace(data, roots=tuple(roots), folds=folds, cache=DataConfig.cache)
     members = []
     for network in run.networks:
-        name = folder_of(network).relative_to(folder_of(run)).as_posix()
+        name = network.saved_in.relative_to(run.saved_in).as_posix()
         members.append(Member(name, network.about.get("temperature")))
     about = About(
         format=FORMAT,

@@ -25,7 +25,7 @@ from mmattn.media import SUFFIXES, explain_missing_library
 from mmattn.report.footage import portrait
 from mmattn.report.timeline import write_timeline_page
 from mmattn.run.run import Failure, Prediction, Run, load_run
-from mmattn.train.checkpoints import Kind
+from mmattn.train.checkpoints import Chosen
 from mmattn.train.devices import start_devices
 
 with explain_missing_library():
@@ -77,7 +77,7 @@ def make_timelines(
     to: Path,
     sliding: Sliding,
     formats: Sequence[str] = FORMATS,
-    kind: Kind = "best",
+    kind: Chosen = "best",
     calibrated: bool = True,
     media: ExtractConfig | None = None,
 ) -> None:
@@ -256,7 +256,7 @@ def row_of(window: Window, person: Person, found: Prediction | None, gap: str) -
 class Portraits:
     """A picture of each person: of the first frame in which the face is nearly as large as ever."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._kept: dict[int, tuple[float, bytes]] = {}  # area and JPEG, by number
 
     def see(self, frame: np.ndarray, faces: Sequence[Any], numbers: Sequence[int]) -> None:
@@ -309,7 +309,7 @@ def to_srt(timeline: dict[str, Any]) -> str:
 
     A window counts for the time of a hop around its middle.
     """
-    cues = []
+    cues: list[str] = []
     for lines, rows in groupby(_subtitles(timeline), key=lambda cue: cue[0]):
         rows = list(rows)
         if not lines:

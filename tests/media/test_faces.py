@@ -107,25 +107,20 @@ def test_a_square_around_the_face(box):
 
 
 def test_the_largest_face_is_followed_and_then_the_one_that_overlaps_it():
-    seen = iter(
-        [
-            [],
-            [face_at(0, 60), face_at(200, 100)],
-            [face_at(0, 150), face_at(220, 90)],
-            [face_at(0, 150)],
-            [face_at(0, 150), face_at(230, 90)],
-        ]
-    )
-    track = FaceTracker(lambda _: next(seen))
-    followed = [track(np.zeros((1, 1, 3))) for _ in range(5)]
+    seen = [
+        [],
+        [face_at(0, 60), face_at(200, 100)],
+        [face_at(0, 150), face_at(220, 90)],
+        [face_at(0, 150)],
+        [face_at(0, 150), face_at(230, 90)],
+    ]
+    followed = [*map(FaceTracker(), seen)]
     assert followed[0] is None and followed[3] is None
     assert [followed[n].box[0] for n in (1, 2, 4)] == [200, 220, 230]
 
 
 def test_after_a_cut_another_face_is_followed():
-    seen = iter([[face_at(0)], *([[face_at(300)]] * 16)])
-    track = FaceTracker(lambda _: next(seen))
-    followed = [track(np.zeros((1, 1, 3))) for _ in range(17)]
+    followed = [*map(FaceTracker(), [[face_at(0)], *([[face_at(300)]] * 16)])]
     assert [face and face.box[0] for face in followed] == [0, *[None] * 15, 300]
 
 
