@@ -285,13 +285,13 @@ def _find_tracks(frames: Sequence[dict[int, Seen]]) -> dict[int, Track]:
 
 def _speaker(tracks: dict[int, Track], times: np.ndarray, audio: Audio) -> int | None:
     """Who of several people speaks, None if it cannot be told."""
+    beside = {who: one for who, one in tracks.items() if is_beside(one)}
+    if len(beside) < 2:
+        return None
     try:
         log_mel = LogMel()(audio.samples, audio.rate)
     except BadMedia:  # too short
         return None
     heard = smooth_loudness(log_mel._replace(times=log_mel.times + audio.start))
-    beside = {who: one for who, one in tracks.items() if is_beside(one)}
-    if len(beside) < 2:
-        return None
     place, *_ = find_speaker(list(beside.values()), times, heard)
     return None if place is None else list(beside)[place]
