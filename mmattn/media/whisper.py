@@ -16,8 +16,8 @@ from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
 from mmattn.media import explain_missing_library
 from mmattn.media.audio import band_powers, check_lasts, in_windows, triangles
-from mmattn.media.decode import RATE
 from mmattn.media.models import SHA256, WHISPER, model_file, sha256
+from mmattn.media.sound import RATE
 
 TINY = WHISPER.removeprefix("whisper-")
 FILES = ["model.bin", "config.json", "preprocessor_config.json"]

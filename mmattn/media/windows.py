@@ -11,9 +11,10 @@ from mmattn.data.feature_file import MIN_FRAMES
 from mmattn.data.stream import Stream, make_stream
 from mmattn.media.align import smooth_loudness
 from mmattn.media.audio import LogMel
-from mmattn.media.decode import GAP, RATE, Audio, audio_blocks, read_frames
+from mmattn.media.decode import read_frames
 from mmattn.media.extract import audio_models, look
 from mmattn.media.people import People
+from mmattn.media.sound import GAP, RATE, Audio, audio_blocks
 from mmattn.media.speaker import Seen, Track, find_speaker, is_beside
 from mmattn.media.survey import BadMedia, Plan
 

@@ -20,11 +20,11 @@ from PIL import Image
 from mmattn.config import ExtractConfig
 from mmattn.data.feature_file import LATEST, MIN_FRAMES
 from mmattn.files import write_text
-from mmattn.media.decode import RATE
 from mmattn.media.extract import Extraction, extractor_of, face_streams, look, write_features
 from mmattn.media.faces import Face, Model
 from mmattn.media.mesh import find_mesh
 from mmattn.media.models import FACE_MESH, model_file
+from mmattn.media.sound import RATE
 from mmattn.media.speaker import Seen, follow_largest
 from mmattn.media.windows import Person, Windows
 from mmattn.run.run import Failure, Prediction, Run

@@ -16,7 +16,7 @@ import mmattn
 from benchmarks.timeline import repeat_clip
 from mmattn.config import ExtractConfig
 from mmattn.errors import UserError
-from mmattn.media.decode import RATE, audio_blocks, read_audio
+from mmattn.media.sound import RATE, audio_blocks, read_audio
 from mmattn.media.survey import survey
 from mmattn.run.run import Failure
 from mmattn.run.timeline import (
