@@ -288,6 +288,19 @@ def test_many_recordings_bad_ones_and_once_more(
     commands.run("mmattn", "timeline", folder, clips, "--to", to, "--partial", code=2)
 
 
+def test_little_is_imported_and_large_blocks_are_given_back():
+    script = (
+        "import sys; from mmattn.run.timeline import start; from benchmarks.extraction import "
+        "resident; start(); assert 'scipy' not in sys.modules; "
+        "kept = [bytes(3 << 20) + b'1' for _ in range(30)]; last = bytearray(1 << 10); "
+        "before = resident(); del kept; print(before - resident())"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(output.stdout) > 80
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_recording(tmp_path):
     """Peak of a process that reads 3 and 12 minutes: decoding, features, windows."""
