@@ -12,10 +12,12 @@ from typing import Annotated
 import av
 import tyro
 
-from benchmarks.extraction import resident
 from benchmarks.machine import command, describe, say_machine
 from mmattn.console import progress, say, say_table
 from mmattn.errors import UserError
+
+SHOWN = (1, 5, 15, 30, 60)  # minutes
+SIZES = ("resident MB", "own MB", "most MB")
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class Options:
     def __call__(self) -> None:
         from mmattn.media.survey import BadMedia, survey
         from mmattn.run.run import load_run
-        from mmattn.run.timeline import Sliding, predict_recording
+        from mmattn.run.timeline import Sliding, predict_recording, start
 
         if self.minutes < 1:
             raise UserError(f"--minutes {self.minutes}: expected 1 or more")
         say_machine(describe())
+        start()
+        left = [minute for minute in SHOWN if minute < self.minutes] + [self.minutes]
         rows, done, begin = [], 0.0, (time.perf_counter(), time.process_time())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"long{self.clip.suffix}"
@@ -47,25 +51,28 @@ class Options:
                         nonlocal done, begin
                         done += seconds
                         advance(seconds)
-                        if done >= 60 * (len(rows) + 1):
+                        if left and done >= 60 * left[0]:
                             now = time.perf_counter(), time.process_time()
                             spent = (new - old for new, old in zip(now, begin, strict=True))
-                            each = (f"{one / 60:.2f}" for one in spent)
-                            rows.append((len(rows) + 1, *each, resident(), own()))
+                            minutes = left[0] - (rows[-1][0] if rows else 0)
+                            each = (f"{one / 60 / minutes:.2f}" for one in spent)
+                            sizes = map(megabytes, ("VmRSS", "RssAnon", "VmHWM"))
+                            rows.append((left.pop(0), *each, *sizes))
                             begin = now
 
                     timeline = predict_recording(run, config, plan, Sliding(), count)
             except BadMedia as error:
                 raise UserError(f"{self.clip}: {error}") from error
-        columns = ("minute", "seconds a second", "core seconds a second", "resident MB", "own MB")
+        columns = ("minute", "seconds a second", "core seconds a second", *SIZES)
         say_table(f"{self.run}, {self.clip.name} for {self.minutes} minutes", columns, rows)
         say(f"{len(timeline['windows'])} windows of {len(timeline['people'])} people")
 
 
-def own() -> int:
-    """Megabytes of memory of this process that are no files, such as the code of libraries."""
+def megabytes(name: str) -> int:
+    """A size of this process in /proc/self/status: VmRSS is all, RssAnon without files as the code
+    of libraries, VmHWM the most there ever was."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return round(int(lines["RssAnon"].split()[0]) * 1024 / 1e6)
+    return round(int(lines[name].split()[0]) * 1024 / 1e6)
 
 
 def repeat_clip(clip: Path, to: Path, seconds: float) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
+M_MMAP_THRESHOLD, M_MMAP_MAX = -3, -4  # of glibc's malloc.h
+
 
 def own_cores() -> list[int]:
     """The numbers of the cores that this process may use."""
@@ -55,6 +57,16 @@ def c_function(name: str, *arguments: type) -> Callable[..., int] | None:
     if function is not None:
         function.argtypes = arguments
     return function
+
+
+def give_large_memory_back() -> None:
+    """Let the system have blocks of a megabyte and more, as frames of video, once they are freed.
+
+    Of glibc, which otherwise comes to keep them: 12 MB where 1280 x 720 is decoded.
+    """
+    if mallopt := c_function("mallopt", ctypes.c_int, ctypes.c_int):
+        mallopt(M_MMAP_MAX, 1 << 16)
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def give_memory_back() -> None:

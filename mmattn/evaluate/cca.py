@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
 
 MIN_PAIRS = 8  # a correlation of fewer is unreliable
 _CONSTANT = 1e-12  # variance over mean square of a column that only rounding moves
@@ -25,6 +24,8 @@ def fit_cca(x: np.ndarray, y: np.ndarray, components: int, ridge: float = 0.01) 
     mean variance added to its diagonal, so the scale of an embedding does not matter. `components`
     is at most min(Hx, Hy).
     """
+    from scipy.linalg import solve_triangular  # not with the others: a prediction does without
+
     x_mean, y_mean = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
     x, y = x - x_mean, y - y_mean
     x_factor, y_factor = _factor(x, ridge), _factor(y, ridge)
@@ -63,4 +64,4 @@ def _factor(centred: np.ndarray, ridge: float) -> np.ndarray:
     variance = covariance.trace() / len(covariance)
     # An embedding that is constant correlates with nothing, whatever it is divided by.
     added = ridge * variance if variance else 1.0
-    return cholesky(covariance + added * np.eye(len(covariance)), lower=True)
+    return np.linalg.cholesky(covariance + added * np.eye(len(covariance)))

@@ -46,7 +46,7 @@ def stablehlo(
         weight = jnp.ones(inputs[model.modalities[0]].shape[0])
         unused = jnp.zeros(0)
         batch = Batch(streams, unused, unused, unused, None, weight, unused)
-        votes = learner.ensemble(ensemble.weights, ensemble.normalisers, batch)
+        votes = learner.ask_ensemble(ensemble.weights, ensemble.normalisers, batch)
         each = jnp.log(jnp.maximum(votes.probabilities, SMALLEST_PROBABILITY)) * scale
         pooled = jax.nn.softmax(jax.nn.log_softmax(each).mean(0))
         attention = {f"{name}_attention": of.mean(0) for name, of in votes.attention.items()}

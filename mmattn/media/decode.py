@@ -1,4 +1,4 @@
-"""Audio and video frames of a clip with the times at which they are heard and seen.
+"""Video frames of a clip with the times at which they are seen, and what decodes any stream.
 
 They are read by a clip's Plan, to which is added what was done and what the user should know.
 
@@ -6,12 +6,10 @@ Both streams keep their own times: seconds on the container's clock, which start
 of the two. A stream that starts late (in FLV by 25 ms, say) is late here too.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -19,246 +17,10 @@ from av.format import Flags
 
 from mmattn.media.survey import UNKNOWN, BadMedia, Plan, opened, survey
 
-RATE = 16000  # Hz; speech above 8 kHz tells little of emotion
-SILENT = 1e-3  # of full scale: a track that never moves further from its middle has no audio
-CANCELLED = 0.25  # of the power that channels have together which do not resemble each other …
-CANCELLED_SHARE = 0.25  # … in as much of the audio, by power
-GAP = 0.04  # seconds that samples may be ahead of their time, or late: more is no rounding
-LONGEST_GAP = 60.0
 DARK = 64  # of 255, that 95 % of the pixels of each frame stay below: hardly a face
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions, by their number in ITU-T H.273
 FLATTEST = 4  # aspect ratio of a pixel, or its inverse; beyond it a header is wrong
-_OVERLAP = 0.05  # seconds that a frame may begin before the end of the one before
 _EARLY = 1e-3  # seconds that a frame may come before it is due, for times that are rounded
-
-
-class Audio(NamedTuple):
-    """One channel of audio."""
-
-    samples: np.ndarray  # [n] float32, full scale is 1
-    rate: int  # Hz
-    start: float  # seconds, the time of the first sample
-
-    @property
-    def end(self) -> float:
-        """Seconds, the time after the last sample."""
-        return self.start + len(self.samples) / self.rate
-
-    @property
-    def silent(self) -> bool:
-        """Whether nothing is heard, as in the silent track of RAVDESS's 02-* clips."""
-        return not len(self.samples) or float(np.ptp(self.samples)) < 2 * SILENT
-
-
-def read_audio(clip: Path | Plan) -> Audio | None:
-    """The audio of a clip as one channel of 16 kHz; None if the clip has no audio track.
-
-    It is that of the first track that can be decoded and is not silent, and the mean of its
-    channels; or the loudest channel, if they cancel each other out. Samples lie where their
-    timestamps say: where packets were lost it is silent.
-
-    Args:
-        clip: its path, or its plan by `survey`, to which is added what is done.
-
-    Raises:
-        BadMedia: nothing can be decoded, and there is no video; where there is, a note says so.
-    """
-    return _first_heard(clip if isinstance(clip, Plan) else survey(clip), _join)
-
-
-def audio_blocks(clip: Path | Plan) -> Iterator[Audio]:
-    """The audio of a clip as `read_audio` gives it, block by block: hours need no more memory.
-
-    It is decoded twice, the first time to find which track and channels are heard. A block may
-    begin before the end of the one before, by 50 ms at most.
-
-    Raises:
-        BadMedia: as `read_audio`.
-    """
-    plan = clip if isinstance(clip, Plan) else survey(clip)
-    if heard := _first_heard(plan, _listen):
-        for at, samples in _Track(plan, *heard.track).parts():
-            yield Audio(samples, RATE, heard.start + at / RATE)
-
-
-class _Heard(NamedTuple):
-    """What `audio_blocks` has to know of a track before."""
-
-    track: tuple[int, int | None]  # its number and that of the channel
-    start: float  # seconds
-    silent: bool
-
-
-def _join(track: "_Track") -> Audio:
-    placed = list(track.parts())
-    found = np.zeros(max((at + len(part) for at, part in placed), default=0), np.float32)
-    for at, part in placed:
-        found[at : at + len(part)] = part
-    return Audio(found, RATE, track.start)
-
-
-def _listen(track: "_Track") -> _Heard:
-    low, high = np.inf, -np.inf
-    for _, part in track.parts():
-        low, high = min(low, part.min()), max(high, part.max())
-    return _Heard((track.number, track.mono.channel), track.start, high - low < 2 * SILENT)
-
-
-def _first_heard(plan: Plan, use: Callable[["_Track"], Any]) -> Any:
-    """What `use` makes of the first track that is not `silent`, or else of the first.
-
-    What is done and what is to note is added to the plan. Raises BadMedia.
-    """
-    tracks, unused, silent = plan.of("audio"), {}, None
-    for number in tracks:
-        try:
-            track = _Track(plan, number)
-            found = use(track)
-            if track.mono.cancelled:
-                track = _Track(plan, number, track.mono.loudest)
-                found = use(track)
-        except BadMedia as error:
-            unused[number] = error
-            continue
-        if not found.silent:
-            break
-        unused[number], silent = "it is silent", silent or (found, track)
-    else:
-        if not unused:
-            return None
-        if silent is None:
-            if not plan.of("video"):
-                raise unused[tracks[0]]
-            plan.notes.append(str(unused[tracks[0]]))
-            return None
-        (found, track), unused = silent, {}
-    if unused:
-        reasons = "; ".join(f"not of stream {one}: {why}" for one, why in unused.items())
-        plan.notes.append(f"its audio is that of stream {track.number}, {reasons}")
-    plan.done["audio"] += track.done
-    plan.notes.extend(track.notes)
-    return found
-
-
-class _Track:
-    """A track that is decoded as one channel of RATE.
-
-    start: seconds, of the first sample; done, notes: what was done and what is to note; they are
-    known when all parts have come.
-    """
-
-    def __init__(self, plan: Plan, number: int, channel: int | None = None):
-        self.plan, self.number, self.mono = plan, number, _Mono(channel)
-        self.start: float | None = None
-        self.done: list[str] = []
-        self.notes: list[str] = []
-
-    def parts(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Samples [n] float32, each with the place of the first. Raises BadMedia."""
-        plan, mono, number = self.plan, self.mono, self.number
-        filled = dropped = 0.0  # seconds
-        with opened(plan.path, plan.edits) as container:
-            stream, clock = _decoded(container, number), _Clock(container, plan.start)
-            broken = _Broken()
-            decoded = broken.decode(container, stream, clock)
-            for frame in chain.from_iterable(frames for _, frames in decoded):
-                ended = clock.due
-                time = clock(frame, frame.samples / frame.sample_rate)
-                if self.start is None:
-                    self.start = due = ended = time
-                    mono.begin(frame, 0.0)
-                if not ended - _OVERLAP <= time <= due + LONGEST_GAP:
-                    raise BadMedia(f"its audio jumps from {ended:.2f} to {time:.2f} s")
-                if abs(time - due) > GAP:
-                    filled, dropped = filled + max(time - due, 0), dropped + max(due - time, 0)
-                    due = time
-                    mono.begin(frame, due - self.start)
-                elif mono.form != _form(frame):
-                    mono.begin(frame, due - self.start)
-                mono.add(frame)
-                due += frame.samples / frame.sample_rate
-                yield from mono.taken()
-            if self.start is None:
-                raise BadMedia(broken.reason("audio") or "its audio track is empty")
-            mono.end()
-            yield from mono.taken()
-            rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
-        self.done = [f"{rate} to {RATE} Hz"] if rate != RATE else []
-        self.notes = broken.said("audio")
-        if len(plan.of("audio")) > 1:
-            self.done.insert(0, f"stream {number}, of {len(plan.of('audio'))} with audio")
-        if layout.nb_channels > 1:
-            mix = "mean" if mono.channel is None else f"channel {mono.channel + 1}"
-            self.done.append(f"{mix} of {layout.nb_channels} channels")
-        self.done += clock.said()
-        if rate < RATE:
-            self.notes.append(
-                f"its audio of {rate} Hz has nothing above {rate / 2000:g} kHz, others have up to "
-                f"{RATE / 2000:g} kHz: their features differ"
-            )
-        if filled:
-            self.notes.append(f"its audio lacks {filled:.2f} s by its timestamps: silence there")
-        if dropped:
-            self.notes.append(f"its audio is {dropped:.2f} s longer than its timestamps: left out")
-        if mono.channel is not None:
-            self.notes.append(
-                "its audio channels cancel each other out (one is inverted): one is used"
-            )
-
-
-class _Mono:
-    """Puts frames of audio together as one channel of RATE: the mean of theirs, or one."""
-
-    def __init__(self, channel: int | None):
-        self.form = self.resampler = None
-        self.placed: list[tuple[int, np.ndarray]] = []
-        self.at, self.channel = 0, channel
-        # Power that the mean would have if no two channels were alike, and that of parts in which
-        # they cancel each other out; of each channel.
-        self.unlike, self.lost, self.powers = 0.0, 0.0, Counter()
-
-    def begin(self, frame: av.AudioFrame, time: float) -> None:
-        """What follows, in the form of `frame`, starts at a time, in seconds."""
-        self.end()
-        self.at = max(0, round(time * RATE))
-        self.form, self.resampler = _form(frame), av.AudioResampler("fltp", rate=RATE)
-
-    def add(self, frame: av.AudioFrame | None) -> None:
-        """Add a frame; None for what the resampler still holds."""
-        for part in self.resampler.resample(frame):
-            channels = part.to_ndarray()
-            one = channels.mean(axis=0)
-            if self.channel is not None:
-                one = channels[self.channel % len(channels)]
-            powers = channels.var(axis=1, dtype=np.float64) * len(one)
-            self.powers.update(dict(enumerate(powers)))
-            unlike = powers.sum() / len(powers) ** 2
-            self.unlike += unlike
-            if one.var(dtype=np.float64) * len(one) < CANCELLED * unlike:
-                self.lost += unlike
-            self.placed.append((self.at, one))
-            self.at += len(one)
-
-    def taken(self) -> list[tuple[int, np.ndarray]]:
-        """What was added since this was asked last: samples, and the place of the first."""
-        taken, self.placed = self.placed, []
-        return taken
-
-    def end(self) -> None:
-        """Nothing more is added in this form."""
-        if self.resampler:
-            self.add(None)
-            self.resampler = None
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the channels cancel each other out."""
-        return self.lost > CANCELLED_SHARE * self.unlike
-
-    @property
-    def loudest(self) -> int:
-        """The number of the channel with the most power."""
-        return self.powers.most_common(1)[0][0]
 
 
 def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndarray]]:
@@ -280,7 +42,7 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
     videos = [n for n in plan.of("video") if plan.tracks[n].form != UNKNOWN] or plan.of("video")
     number = max(videos, key=lambda n: plan.tracks[n].packets)  # one of one frame is a picture
     with opened(plan.path, plan.edits) as container:
-        stream = _decoded(container, number)
+        stream = decoded_stream(container, number)
         stream.codec_context.thread_count = 1  # clips are read in parallel, each on a core
         # Frames come out of a decoder in the order in which they are shown. Where packets have no
         # other times than those of decoding, the frames have these in turn. AVI has no others, and
@@ -288,7 +50,7 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
         avi, reorders = container.format.name == "avi", stream.codec_context.has_b_frames
         in_turn = reorders and (avi or plan.tracks[number].rising)
         reordered = False
-        aspect, clock, broken = _aspect(stream, plan), _Clock(container, plan.start), _Broken()
+        aspect, clock, broken = _aspect(stream, plan), Clock(container, plan.start), Broken()
         lasts = float(1 / (stream.guessed_rate or 25))  # seconds
         due, latest, count, back, brightest, decoded = -np.inf, -np.inf, 0, 0, 0.0, deque()
         for packet, frames in broken.decode(container, stream, clock):
@@ -339,14 +101,14 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
             plan.notes.append(f"its video is HDR ({transfer}), taken as it is: colours look flat")
 
 
-class _Broken:
+class Broken:
     """Decodes a stream, and counts its packets that cannot be decoded: they are skipped."""
 
     def __init__(self):
         self.count, self.error = 0, None
 
     def decode(
-        self, container: av.container.InputContainer, stream: av.stream.Stream, clock: "_Clock"
+        self, container: av.container.InputContainer, stream: av.stream.Stream, clock: "Clock"
     ) -> Iterator[tuple[av.Packet, list[av.frame.Frame]]]:
         """Each packet that can be decoded, with the frames that come out then."""
         for packet in container.demux(stream):
@@ -370,7 +132,7 @@ class _Broken:
         return [f"{packets} of its {kind} cannot be decoded: left out"] if self.count else []
 
 
-class _Clock:
+class Clock:
     """Times of frames, in seconds of the clip; one without is dated from the frame before.
 
     Formats like MP3 and WAV have no times: FFmpeg counts frames, wrongly where the rate changes.
@@ -421,13 +183,9 @@ def _square(frame: av.VideoFrame, aspect: Fraction) -> np.ndarray:
     return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="LANCZOS")
 
 
-def _decoded(container: av.container.InputContainer, number: int) -> av.stream.Stream:
+def decoded_stream(container: av.container.InputContainer, number: int) -> av.stream.Stream:
     """The stream of a number; BadMedia if FFmpeg has no decoder for it."""
     stream = container.streams[number]
     if stream.codec_context is None:
         raise BadMedia(f"its {stream.type} is of an unknown codec")
     return stream
-
-
-def _form(frame: av.AudioFrame) -> tuple:
-    return frame.format.name, frame.layout.name, frame.sample_rate

@@ -19,7 +19,7 @@ from mmattn.errors import UserError
 from mmattn.files import write_bytes
 from mmattn.media.align import smooth_loudness
 from mmattn.media.audio import LogMel
-from mmattn.media.decode import Audio, read_audio, read_frames
+from mmattn.media.decode import read_frames
 from mmattn.media.dlib_face import DlibFace
 from mmattn.media.egemaps import EGeMAPS
 from mmattn.media.expression import Expression
@@ -29,6 +29,7 @@ from mmattn.media.hugging_face import HuggingFace
 from mmattn.media.mesh import OPENING_COLUMN, FaceMesh
 from mmattn.media.models import FACE_DETECTOR, model_file
 from mmattn.media.onnx_face import OnnxFace
+from mmattn.media.sound import Audio, read_audio
 from mmattn.media.speaker import MOST, Seen, follow_speaker
 from mmattn.media.survey import BadMedia, Plan, survey
 from mmattn.media.variants import variants_of

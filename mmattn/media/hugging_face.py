@@ -12,7 +12,7 @@ import numpy as np
 from mmattn.data.stream import Stream, make_stream
 from mmattn.errors import UserError
 from mmattn.media.audio import check_lasts, in_windows
-from mmattn.media.decode import RATE
+from mmattn.media.sound import RATE
 
 UNUSED = "masked_spec_embed"  # a weight of training alone, which some files lack
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.special import expit
 
-from mmattn.media.faces import Face, Model
+from mmattn.media.faces import Face, Model, logistic
 from mmattn.media.models import FACE_MESH, model_file
 
 SIDE = 192  # pixels that the mesh model sees
@@ -101,7 +100,7 @@ def find_mesh(model: Model, frame: np.ndarray, face: Face) -> np.ndarray | None:
             (SIDE, SIDE), Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BILINEAR
         )
         mesh, score = model(np.asarray(part, np.float32) / 255)
-        if expit(score.item()) < LEAST_SCORE:
+        if logistic(score.item()) < LEAST_SCORE:
             return None
         points = mesh.reshape(468, 3).astype(np.float64) * scale
         upright = points[:, :2].copy()

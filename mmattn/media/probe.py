@@ -4,8 +4,9 @@ from pathlib import Path
 
 from mmattn.console import say_table
 from mmattn.errors import Incomplete
-from mmattn.media.decode import read_audio, read_frames
+from mmattn.media.decode import read_frames
 from mmattn.media.extract import heard_audio
+from mmattn.media.sound import read_audio
 from mmattn.media.survey import BadMedia, survey
 
 

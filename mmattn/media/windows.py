@@ -9,9 +9,10 @@ import numpy as np
 from mmattn.config import ExtractConfig
 from mmattn.data.feature_file import MIN_FRAMES
 from mmattn.data.stream import Stream
-from mmattn.media.decode import GAP, RATE, Audio, audio_blocks, read_frames
+from mmattn.media.decode import read_frames
 from mmattn.media.extract import audio_models, face_streams, look, loudness_of
 from mmattn.media.people import People
+from mmattn.media.sound import GAP, RATE, Audio, audio_blocks
 from mmattn.media.speaker import Seen, Track, find_speaker, is_beside
 from mmattn.media.survey import BadMedia, Plan
 
@@ -278,9 +279,8 @@ def _find_tracks(frames: Sequence[dict[int, Seen]]) -> dict[int, Track]:
 
 def _speaker(tracks: dict[int, Track], times: np.ndarray, audio: Audio) -> int | None:
     """Who of several people speaks, None if it cannot be told."""
-    heard = loudness_of(audio)
     beside = {who: one for who, one in tracks.items() if is_beside(one)}
-    if heard is None or len(beside) < 2:
+    if len(beside) < 2 or (heard := loudness_of(audio)) is None:
         return None
     place, *_ = find_speaker(list(beside.values()), times, heard)
     return None if place is None else list(beside)[place]

@@ -114,8 +114,8 @@ def footage_of(
 
 def audio_envelope(path: Path) -> Envelope | None:
     """The envelope of the audio that a clip was predicted from; None without. Raises BadMedia."""
-    from mmattn.media.decode import read_audio
     from mmattn.media.extract import heard_audio
+    from mmattn.media.sound import read_audio
 
     audio, _ = heard_audio(path, read_audio(path))
     return None if audio is None else envelope(*audio)

@@ -20,7 +20,7 @@ from mmattn.config import ExtractConfig
 from mmattn.console import progress, say, say_table
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk, read_json, write_text
-from mmattn.machine import give_memory_back
+from mmattn.machine import give_large_memory_back, give_memory_back
 from mmattn.media import SUFFIXES, explain_missing_library
 from mmattn.report.footage import portrait
 from mmattn.report.timeline import write_timeline_page
@@ -99,7 +99,7 @@ def make_timelines(
     """
     sliding.check()
     recordings, failures = find_recordings(given, to)
-    start_devices(1, batch=1)
+    start()
     run = load_run(folder, kind, media, calibrated)
     for line in run.trust:
         say(line)
@@ -131,6 +131,12 @@ def make_timelines(
         for one in done:
             write_formats(one, formats)
     _say_results(done, failures, to)
+
+
+def start() -> None:
+    """Make this process ready for long recordings: one device, and little memory kept."""
+    start_devices(1, batch=1)
+    give_large_memory_back()
 
 
 def find_recordings(given: Sequence[Path], to: Path) -> tuple[list[Recording], list[Failure]]:

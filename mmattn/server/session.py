@@ -21,7 +21,6 @@ from mmattn.config import ExtractConfig, kind_of
 from mmattn.data.feature_file import LATEST, MIN_FRAMES
 from mmattn.data.stream import make_stream
 from mmattn.files import write_text
-from mmattn.media.decode import RATE
 from mmattn.media.extract import (
     Extraction,
     audio_models,
@@ -33,6 +32,7 @@ from mmattn.media.extract import (
 from mmattn.media.faces import Model
 from mmattn.media.mesh import find_mesh
 from mmattn.media.models import FACE_MESH, model_file
+from mmattn.media.sound import RATE
 from mmattn.media.speaker import Seen
 from mmattn.media.windows import Window, Windows
 from mmattn.run.run import Prediction, Run

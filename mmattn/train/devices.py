@@ -142,17 +142,25 @@ def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = (
         donate_argnums=donate,
         devices=_chosen(devices),
     )
+    return quickly_compiled(mapped)
+
+
+def quickly_compiled(function: jax.stages.Wrapped) -> Callable:
+    """A compiled function that is compiled quickly where it runs on the CPU of one process."""
     # What XLA_FLAGS says comes first. Compiled ahead, programs of several processes would take
     # arrays of all of them.
     told = "XLA_FLAGS" in os.environ or processes.count() > 1
-    return mapped if told or jax.default_backend() != "cpu" else _QuicklyCompiled(mapped)
+    return function if told or jax.default_backend() != "cpu" else _QuicklyCompiled(function)
 
 
 class _QuicklyCompiled:
-    """What `jax.pmap` made, compiled with other options than XLA's own, which it does not take."""
+    """What `jax.pmap` or `jax.jit` made, compiled with other options than XLA's own.
 
-    def __init__(self, mapped: jax.stages.Wrapped):
-        self.lower = mapped.lower
+    `jax.pmap` takes none, and those that `jax.jit` takes have to be known to it.
+    """
+
+    def __init__(self, function: jax.stages.Wrapped):
+        self.lower = function.lower
         self._programs: dict[tuple, jax.stages.Compiled] = {}
 
     def __call__(self, *arguments):

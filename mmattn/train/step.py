@@ -147,7 +147,7 @@ class Learner:
         self.weights = devices.parallel(self._weights, device_count, in_axes=(0,))
         self.predict = devices.parallel(self._predict, device_count, in_axes=(0, 0, None))
         self.inspect = devices.parallel(self._inspect, device_count, in_axes=(0, 0))
-        self.ensemble = jax.jit(self._ensemble)
+        self.ensemble = devices.quickly_compiled(jax.jit(self.ask_ensemble))
 
     def train(
         self, state: TrainState, sums: Sums, batches: Batch, count: np.int32, settings: Settings
@@ -327,7 +327,7 @@ class Learner:
 
         return jax.lax.map(predict, batches)
 
-    def _ensemble(self, weights: Weights, normalisers: Normaliser, batch: Batch) -> Votes:
+    def ask_ensemble(self, weights: Weights, normalisers: Normaliser, batch: Batch) -> Votes:
         """What N networks, stacked on the leading axis, say of a batch as it is read [B, …]."""
 
         def ask(network):

@@ -4,10 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
 from mmattn.data.stream import make_stream
 from mmattn.errors import Incomplete, Misaligned, UserError
-from mmattn.media.align import LAGS, Movement, align, movement, read_curve
+from mmattn.media.align import (
+    LAGS,
+    SMOOTH,
+    Movement,
+    align,
+    loudness,
+    movement,
+    read_curve,
+    smooth_loudness,
+)
 from mmattn.media.check import check_clips
 from mmattn.media.extract import extract_clip, write_features
 from mmattn.media.survey import BadMedia
@@ -45,6 +55,14 @@ def manner(clip: Movement) -> np.ndarray:
 def shifted(clip: Movement, late: float) -> Movement:
     """The clip with audio that is later (s) than it was."""
     return clip._replace(loudness=make_stream(clip.loudness.frames, clip.loudness.times + late))
+
+
+@pytest.mark.parametrize("frames", [2, 5, 150])
+def test_loudness_is_smoothed_as_by_scipy(frames):
+    log_mel = np.random.default_rng(0).standard_normal((frames, 64)).astype(np.float32)
+    found = smooth_loudness(make_stream(log_mel, 0.02 * np.arange(frames)))
+    expected = gaussian_filter1d(loudness(log_mel), SMOOTH / 0.02)
+    np.testing.assert_allclose(found.frames[:, 0], expected, rtol=1e-5)
 
 
 def test_one_of_a_hundred_aligned_clips_is_suspect_and_few_shifted_ones_pass():

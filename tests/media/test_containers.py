@@ -9,9 +9,10 @@ import pytest
 
 from mmattn.errors import Incomplete
 from mmattn.media.audio import LogMel
-from mmattn.media.decode import RATE, read_audio, read_frames
+from mmattn.media.decode import read_frames
 from mmattn.media.extract import extract_clip
 from mmattn.media.probe import probe_clip
+from mmattn.media.sound import RATE, read_audio
 from mmattn.media.survey import BadMedia, survey
 
 SPEECH = 0.3 * np.random.default_rng(0).standard_normal(2 * RATE).clip(-3, 3).astype(np.float32) / 3

@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from mmattn.media.decode import RATE, read_audio, read_frames
+from mmattn.media.decode import read_frames
+from mmattn.media.sound import RATE, read_audio
 from mmattn.media.survey import BadMedia, survey
 from tests.media.talking import write_clip
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import skimage
+from scipy.special import expit
 
 from mmattn.media.faces import (
     Face,
@@ -9,6 +10,7 @@ from mmattn.media.faces import (
     Model,
     anchors,
     cut_square,
+    logistic,
     merge_boxes,
     overlap,
 )
@@ -78,6 +80,11 @@ def test_anchors_are_the_middles_of_both_grids():
     np.testing.assert_allclose(
         places[[512, 517, 518, 895]], [[1 / 16] * 2] * 2 + [[3 / 16, 1 / 16]] + [[15 / 16] * 2]
     )
+
+
+def test_scores_of_any_size_are_those_of_scipy():
+    logits = np.array([-1e4, -100, -3, 0, 1e-3, 5, 100, 1e4], np.float32)
+    np.testing.assert_allclose(logistic(logits), expit(logits), rtol=1e-6, atol=1e-30)
 
 
 def test_boxes_that_overlap_are_merged_by_their_scores():

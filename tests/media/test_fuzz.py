@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from mmattn.config import ExtractConfig
-from mmattn.media.decode import read_audio, read_frames
+from mmattn.media.decode import read_frames
 from mmattn.media.extract import extract_clip
 from mmattn.media.parallel import Job, run_jobs
+from mmattn.media.sound import read_audio
 from mmattn.media.survey import BadMedia
 
 CONTAINERS = {  # suffix: video codec, audio codec, rate of the audio (Hz)

@@ -1,8 +1,9 @@
 import pytest
 
 from mmattn.config import ExtractConfig
-from mmattn.media.decode import read_audio, read_frames
+from mmattn.media.decode import read_frames
 from mmattn.media.extract import extract_clip
+from mmattn.media.sound import read_audio
 from mmattn.media.survey import BadMedia
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 1048576\n".format(

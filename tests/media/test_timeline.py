@@ -16,7 +16,7 @@ import mmattn
 from benchmarks.timeline import repeat_clip
 from mmattn.config import ExtractConfig
 from mmattn.errors import UserError
-from mmattn.media.decode import RATE, audio_blocks, read_audio
+from mmattn.media.sound import RATE, audio_blocks, read_audio
 from mmattn.media.survey import survey
 from mmattn.run.run import Failure
 from mmattn.run.timeline import (
@@ -286,6 +286,19 @@ def test_many_recordings_bad_ones_and_once_more(
     other = commands.run("mmattn", "timeline", folder, clips, "--to", to, "--hop", 1, code=2)
     assert "good.timeline.json was made with another hop" in other.replace("\n", " ")
     commands.run("mmattn", "timeline", folder, clips, "--to", to, "--partial", code=2)
+
+
+def test_little_is_imported_and_large_blocks_are_given_back():
+    script = (
+        "import sys; from mmattn.run.timeline import start; from benchmarks.extraction import "
+        "resident; start(); assert 'scipy' not in sys.modules; "
+        "kept = [bytes(3 << 20) + b'1' for _ in range(30)]; last = bytearray(1 << 10); "
+        "before = resident(); del kept; print(before - resident())"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(output.stdout) > 80
 
 
 @pytest.mark.slow

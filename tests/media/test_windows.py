@@ -5,8 +5,8 @@ import pytest
 
 from mmattn.config import ExtractConfig
 from mmattn.media.audio import LogMel
-from mmattn.media.decode import RATE
 from mmattn.media.faces import Face
+from mmattn.media.sound import RATE
 from mmattn.media.speaker import Seen
 from mmattn.media.windows import (
     NO_AUDIO,

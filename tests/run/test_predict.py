@@ -310,7 +310,7 @@ def test_raw_clips_need_libraries_that_are_named(tiny_run, monkeypatch):
 def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypatch):
     footage = pytest.importorskip("mmattn.report.footage")
     decode = pytest.importorskip("mmattn.media.decode", reason="needs mmattn[media]")
-    from mmattn.media import extract
+    from mmattn.media import extract, sound
     from mmattn.media.faces import Face
 
     # A grey frame every 0.1 s, each brighter; from 1 s on a second, larger face.
@@ -353,8 +353,8 @@ def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
 
     tone = np.tile(np.array([1, -1], np.float32), 50)
     for samples, heard in ((0 * tone, False), (tone, True)):
-        audio = decode.Audio(samples, 10, 1.0)
-        monkeypatch.setattr(decode, "read_audio", lambda path, audio=audio: audio)
+        audio = sound.Audio(samples, 10, 1.0)
+        monkeypatch.setattr(sound, "read_audio", lambda path, audio=audio: audio)
         assert (footage.audio_envelope(Path("a.mp4")) is not None) == heard
     assert footage.audio_envelope(Path("a.mp4")).times[0] == pytest.approx(1.05)
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 import mmattn
 from mmattn.data.feature_file import read_features
-from mmattn.media.decode import RATE, read_audio, read_frames
+from mmattn.media.decode import read_frames
+from mmattn.media.sound import RATE, read_audio
 from mmattn.run.run import Clip, Run
 from mmattn.run.timeline import Sliding
 from mmattn.server.session import AUDIO, FRAME, HEADER, BadMessage, Recording, Session, warm_up
