@@ -66,9 +66,9 @@ def write_export(to: Path, run: Run, text: str) -> None:
 
             content = stablehlo(networks, temperatures, corpus)
         worst = largest_difference(call(content), networks, temperatures, corpus)
-    except ModuleNotFoundError as error:
+    except ImportError as error:  # JAX has words of its own for what it lacks
         raise UserError(
-            f"--to {to} needs the library {error.name}: pip install 'mmattn[export]'"
+            f"--to {to} needs more libraries: pip install 'mmattn[export]' ({error})"
         ) from error
     if not worst <= TOLERANCE:
         raise UserError(

@@ -34,7 +34,10 @@
 
   function words(row, time) {
     const place = windowAt(row, time);
-    if (place < 0) return row.portrait ? "not seen" : "";
+    if (place < 0) {
+      const others = rows.some((one) => windowAt(one, time) >= 0); // else no window is there
+      return row.portrait && others ? "not seen" : "";
+    }
     const [shares, gap] = [row.probabilities[place], row.gaps[place]];
     if (!shares) return gap;
     const best = classes

@@ -66,6 +66,11 @@ class Recording(NamedTuple):
     path: Path
     target: Path
 
+    @property
+    def identity(self) -> str:
+        """What tells it from another recording of the same name."""
+        return f"{self.path.name}, {self.path.stat().st_size} bytes"
+
     def output(self, suffix: str) -> Path:
         """Another file that is made of the timeline."""
         return self.target.with_name(f"{self.path.stem}.{suffix}")
@@ -98,6 +103,8 @@ def make_timelines(
         Incomplete: some recordings have no timeline; the others are done.
     """
     sliding.check()
+    if to.exists() and not to.is_dir():
+        raise UserError(f"--to {to}: expected a folder, it is a file")
     recordings, failures = find_recordings(given, to)
     start()
     run = load_run(folder, kind, media, calibrated)
@@ -124,7 +131,8 @@ def make_timelines(
                 failures.append(Failure(one.path, str(error)))
                 continue
             one.target.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"settings": made_by, **timeline}, ensure_ascii=False)
+            made = {**made_by, "recording": one.identity}
+            text = json.dumps({"settings": made, **timeline}, ensure_ascii=False)
             write_text(one.target, text + "\n")
         failed = {failure.path for failure in failures}
         done = [one for one in recordings if one.path not in failed]
@@ -160,7 +168,7 @@ def settings(run: Run, sliding: Sliding) -> dict[str, Any]:
     """What a timeline depends on beside its recording, as JSON values."""
     about = json.dumps([one.about for one in run.networks], sort_keys=True, default=str)
     return {
-        "run": str(run.folder),
+        "run": run.name,
         "networks": hashlib.sha256(about.encode()).hexdigest()[:16],
         "checkpoint": run.checkpoint,
         "calibrated": run.is_calibrated,
@@ -172,9 +180,10 @@ def is_done(one: Recording, made_by: dict[str, Any]) -> bool:
     """Whether its timeline is there and newer than it. UserError if other settings made it."""
     if not one.target.exists():
         return False
-    found = read_json(one.target).get("settings")
-    if found != made_by:
-        differ = [name for name in made_by if (found or {}).get(name) != made_by[name]]
+    found = read_json(one.target).get("settings") or {}
+    wanted = {**made_by, "recording": one.identity}
+    wanted.pop("run")  # its networks count, not where they are
+    if differ := [name for name in wanted if found.get(name) != wanted[name]]:
         raise UserError(
             f"{one.target} was made with another {', '.join(differ)}; choose another --to, or "
             "delete what is to be made again"
