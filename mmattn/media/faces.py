@@ -107,7 +107,7 @@ class FaceDetector:
         return found, scores[kept]
 
 
-def logistic(x: np.ndarray | float) -> np.ndarray | float:
+def logistic(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)), as SciPy's `expit`; importing that takes 13 MB."""
     return 1 / (1 + np.exp(-np.maximum(x, -80)))  # float32 has no exp(89)
 

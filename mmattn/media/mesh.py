@@ -100,7 +100,7 @@ def find_mesh(model: Model, frame: np.ndarray, face: Face) -> np.ndarray | None:
             (SIDE, SIDE), Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BILINEAR
         )
         mesh, score = model(np.asarray(part, np.float32) / 255)
-        if logistic(score.item()) < LEAST_SCORE:
+        if logistic(score).item() < LEAST_SCORE:
             return None
         points = mesh.reshape(468, 3).astype(np.float64) * scale
         upright = points[:, :2].copy()
