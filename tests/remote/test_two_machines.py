@@ -69,7 +69,7 @@ def test_three_machines_from_deploy_to_teardown(session, cloud):
 
     text = session.fab("monitor", "--quick")
     assert "machine 0" in text and "machine 2" in text and text.count("CPU load") == 3, text
-    assert "of 2 cores" in text and "3 x c5.24xlarge" in text
+    assert "3 x c5.24xlarge" in text
     session.fab("stop")
     assert all("stopped and saved" in log.read_text() for log in logs[1:])
     before = (homes[0] / "run/checkpoints/latest").iterdir()
