@@ -55,8 +55,8 @@ def document(about: dict[str, Any], size: float, seconds: float) -> dict[str, An
 
 
 def _answer(description: str, example: dict[str, Any]) -> dict[str, Any]:
-    content = {"schema": schema_of(example), "example": example}
-    return {"description": description, "content": {"application/json": content}}
+    content = {"application/json": {"schema": schema_of(example)}}
+    return {"description": description, "content": content}
 
 
 def schema_of(value: Any) -> dict[str, Any]:

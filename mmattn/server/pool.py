@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import multiprocessing
 import resource
 import shutil
@@ -24,8 +25,30 @@ from mmattn.errors import UserError
 if TYPE_CHECKING:
     from mmattn.run.run import Run
 
+Answer = tuple[int, dict[str, Any]]  # an HTTP status and a JSON document
+Job = tuple[Path, str, Future[Answer]]  # a clip, its name for the client, where the answer goes
+
 LOOK = 1.0  # seconds between looks whether a process that has nothing to do is alive
 MEMORY = Path("/proc/self/statm")  # its sixth number: pages that this process may write
+
+
+class Limits(NamedTuple):
+    """What a server takes: processes, requests that wait, MB of a request, seconds that an upload
+    and that a prediction may take, and GB that a process may have more than at its start (Linux).
+    """
+
+    workers: int
+    queue: int
+    size: float
+    seconds: float
+    memory: float
+
+    def check(self) -> None:
+        """Raise UserError at the first that cannot be."""
+        options = {"workers": 1, "queue": 0, "max-size": 0.001, "timeout": 0.1, "memory": 0.1}
+        for (option, least), value in zip(options.items(), self, strict=True):
+            if not least <= value < math.inf:
+                raise UserError(f"--{option} {value:g}: expected {least:g} or more")
 
 
 class Setup(NamedTuple):
@@ -36,28 +59,7 @@ class Setup(NamedTuple):
     calibrated: bool
     media: ExtractConfig
     uploads: Path  # a folder that is removed if the server dies
-    seconds: float  # that a prediction may take
-    memory: float  # GB that it may take more than at its start, where the system can tell
-
-
-class Answer(NamedTuple):
-    """An HTTP status and a JSON document."""
-
-    status: int
-    body: bytes
-
-
-class Job(NamedTuple):
-    """A clip, its name for the client, and where the answer goes."""
-
-    clip: Path
-    name: str
-    answer: Future
-
-
-def refusal(status: int, reason: str) -> Answer:
-    """An answer that says why there is none."""
-    return Answer(status, json.dumps({"detail": reason}).encode())
+    limits: Limits
 
 
 class Worker(threading.Thread):
@@ -85,20 +87,19 @@ class Worker(threading.Thread):
         except (EOFError, OSError) as error:
             raise UserError("a process that was to predict died at its start") from error
         if status != 200:
-            raise UserError(json.loads(said)["detail"])
+            raise UserError(said["detail"])
         self.ready = True
-        return json.loads(said)
+        return said
 
     def run(self) -> None:
         """Keep the process at work, or another in its place."""
         while not self.closed:
-            try:
+            job = None
+            with suppress(Empty):
                 job = self.jobs.get(timeout=LOOK)
-            except Empty:
-                job = None
             if self.process.is_alive():
-                if job and job.answer.set_running_or_notify_cancel():
-                    job.answer.set_result(self._ask(job))
+                if job and job[-1].set_running_or_notify_cancel():
+                    job[-1].set_result(self._ask(*job[:-1]))
                 continue
             if job:
                 self.jobs.put(job)
@@ -107,6 +108,7 @@ class Worker(threading.Thread):
             try:
                 self.get_ready()
             except UserError as error:
+                self.end()
                 complain(f"{error}; it is tried again")
 
     def end(self) -> None:
@@ -115,33 +117,34 @@ class Worker(threading.Thread):
         self.process.kill()
         self.process.join()
 
-    def _ask(self, job: Job) -> Answer:
+    def _ask(self, clip: Path, name: str) -> Answer:
         """The prediction of a clip; the process is ended where that takes too long."""
         try:
-            self.connection.send_bytes(json.dumps([str(job.clip), job.name]).encode())
-            return self._hear(self.setup.seconds)
+            self.connection.send_bytes(json.dumps([str(clip), name]).encode())
+            return self._hear(self.setup.limits.seconds)
         except TimeoutError:
-            answer = refusal(504, f"it took over {self.setup.seconds:g} s")
+            answer = 504, {"detail": f"it took over {self.setup.limits.seconds:g} s"}
         except (EOFError, OSError):
-            answer = refusal(500, "the process that read the clip died, and is replaced")
-        complain(f"a prediction failed: {json.loads(answer.body)['detail']}")
+            answer = 500, {"detail": "the process that read the clip died, and is replaced"}
+        if not self.closed:
+            complain(f"a prediction failed: {answer[1]['detail']}")
         self.end()
         return answer
 
     def _hear(self, seconds: float | None = None) -> Answer:
         if not self.connection.poll(seconds):
             raise TimeoutError
-        said = self.connection.recv_bytes()
-        return Answer(int(said[:3]), said[3:])
+        status, answer = json.loads(self.connection.recv_bytes())
+        return status, answer
 
 
 class Pool:
     """Processes that predict clips. about: what they say of the run."""
 
-    def __init__(self, setup: Setup, workers: int):
+    def __init__(self, setup: Setup):
         """See `open_pool`."""
         self._jobs: SimpleQueue[Job] = SimpleQueue()
-        self.workers = [Worker(setup, self._jobs) for _ in range(workers)]
+        self.workers = [Worker(setup, self._jobs) for _ in range(setup.limits.workers)]
 
     @property
     def up(self) -> int:
@@ -151,18 +154,18 @@ class Pool:
     async def predict(self, clip: Path, name: str) -> Answer:
         """The prediction of a file that the client calls by a name: as by `mmattn predict --json`,
         or why there is none. Cancelled, it is left out unless it has begun."""
-        self._jobs.put(job := Job(clip, name, Future()))
-        return await asyncio.wrap_future(job.answer)
+        self._jobs.put((clip, name, answer := Future()))
+        return await asyncio.wrap_future(answer)
 
 
 @contextmanager
-def open_pool(setup: Setup, workers: int) -> Iterator[Pool]:
-    """A pool of so many processes, which are ready; they end with the block.
+def open_pool(setup: Setup) -> Iterator[Pool]:
+    """A pool whose processes are ready; they end with the block.
 
     Raises:
         UserError: the run cannot be used.
     """
-    pool = Pool(setup, workers)
+    pool = Pool(setup)
     try:
         for worker in pool.workers:
             pool.about = worker.get_ready()
@@ -183,21 +186,22 @@ def _work(connection: Connection, setup: Setup) -> None:
     be_quiet()
     for number in (signal.SIGINT, signal.SIGTERM):  # a whole group may get them: the server ends it
         signal.signal(number, signal.SIG_IGN)
+    run = None
     try:
         run, about = _load(setup)
+        answer = 200, about
     except UserError as error:
-        connection.send_bytes(b"500" + refusal(500, str(error)).body)
-        return
+        answer = 500, {"detail": str(error)}
     if MEMORY.exists():  # elsewhere than on Linux there is no limit
         has = int(MEMORY.read_text().split()[5]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (has + int(setup.memory * 1e9), hard))
-    connection.send_bytes(b"200" + json.dumps(about).encode())
+        most = has + int(1e9 * setup.limits.memory)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     with suppress(EOFError, ConnectionError):
         while True:
+            connection.send_bytes(json.dumps(answer).encode())
             clip, name = json.loads(connection.recv_bytes())
-            status, body = _predict(run, Path(clip), name)
-            connection.send_bytes(str(status).encode() + body)
+            answer = _predict(run, Path(clip), name)
     shutil.rmtree(setup.uploads, ignore_errors=True)  # the server was killed
 
 
@@ -213,7 +217,7 @@ def _load(setup: Setup) -> tuple["Run", dict[str, Any]]:
 
     start_devices(1, batch=1)
     run = load_run(setup.run, setup.checkpoint, setup.media, setup.calibrated)
-    noise, times = np.random.default_rng(0), 0.04 * np.arange(50)
+    noise, times = np.random.default_rng(0), 0.03 * np.arange(100)
     streams = {
         name: make_stream(noise.normal(size=(len(times), width)).astype(np.float32), times)
         for name, width in run.widths.items()
@@ -234,12 +238,11 @@ def _predict(run: "Run", clip: Path, name: str) -> Answer:
     try:
         outcome = run.predict_all([clip])
         for failure in outcome.failures:
-            return refusal(422, failure.reason.replace(str(clip), name))
+            return 422, {"detail": failure.reason.replace(str(clip), name)}
         named = [replace(one, path=Path(name)) for one in outcome.predictions]
-        answer = to_json(run, outcome._replace(predictions=named))
-        return Answer(200, json.dumps(answer, allow_nan=False).encode())
+        return 200, to_json(run, outcome._replace(predictions=named))
     except UserError as error:  # of the run or of what raw clips need
-        return refusal(500, str(error))
+        return 500, {"detail": str(error)}
     except Exception as error:  # one clip never stops the others, whatever FFmpeg makes of it
         sys.excepthook(*sys.exc_info())
-        return refusal(500, f"the prediction failed: {error!r:.200}")
+        return 500, {"detail": f"the prediction failed: {error!r:.200}"}

@@ -2,13 +2,11 @@
 
 import asyncio
 import logging
-import math
 import re
 import shutil
 import signal
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePath
 
@@ -23,11 +21,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mmattn.config import ExtractConfig
 from mmattn.console import complain, say
-from mmattn.errors import UserError
 from mmattn.files import printable
 from mmattn.server.access import Guard, is_loopback, listen, url_of
 from mmattn.server.openapi import document
-from mmattn.server.pool import Pool, Setup, open_pool
+from mmattn.server.pool import Limits, Pool, Setup, open_pool
 
 UPLOADS = "mmattn-serve-"
 ZIP = b"PK\x03\x04"  # how a feature file begins, and no raw clip
@@ -37,34 +34,6 @@ PAGE_MAY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes: processes, requests that wait, MB of a request, seconds, GB."""
-
-    workers: int
-    queue: int
-    size: float
-    seconds: float
-    memory: float
-
-    def __post_init__(self):
-        """Raise UserError at the first that cannot be."""
-        for option, value, right, expected in (
-            ("workers", self.workers, self.workers > 0, "1 or more"),
-            ("queue", self.queue, self.queue >= 0, "0 or more"),
-            ("max-size", self.size, 0 < self.size < math.inf, "above 0 (MB)"),
-            ("timeout", self.seconds, 0 < self.seconds < math.inf, "above 0 (seconds)"),
-            ("memory", self.memory, 0 < self.memory < math.inf, "above 0 (GB)"),
-        ):
-            if not right:
-                raise UserError(f"--{option} {value:g}: expected {expected}")
-
-    @property
-    def bytes(self) -> int:
-        """The largest body of a request."""
-        return int(1e6 * self.size)
 
 
 def serve_run(
@@ -86,26 +55,25 @@ def serve_run(
     Raises:
         UserError: the run or the address cannot be used.
     """
+    limits.check()
     with listen(host, port) as listener, tempfile.TemporaryDirectory(prefix=UPLOADS) as uploads:
         if not (own := is_loopback(host)):
             complain(
                 f"warning: --host {host}: whoever reaches this address can send clips; there is no "
                 "password and no encryption (a reverse proxy in front can give both)"
             )
-        setup = Setup(
-            *(run, checkpoint, calibrated, media or ExtractConfig(), Path(uploads)),
-            *(limits.seconds, limits.memory),
-        )
+        media = media or ExtractConfig()
+        setup = Setup(run, checkpoint, calibrated, media, Path(uploads), limits)
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         say(f"{run}: starting")
-        with suppress(KeyboardInterrupt), open_pool(setup, limits.workers) as pool:
+        with suppress(KeyboardInterrupt), open_pool(setup) as pool:
             for line in pool.about["example"]["trust"]:
                 say(line)
             if reason := pool.about["no_raw_clips"]:
                 say(f"Feature files alone can be predicted: {reason}")
             logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients do wrong
             config = uvicorn.Config(
-                Guard(Endpoint(pool, limits, Path(uploads)).app(), own),
+                Guard(Endpoint(pool, setup).app(), own),
                 http="h11",
                 lifespan="off",
                 log_config=None,
@@ -121,9 +89,9 @@ def serve_run(
 class Endpoint:
     """What answers requests: a pool, and the places of those that wait for it."""
 
-    def __init__(self, pool: Pool, limits: Limits, uploads: Path):
-        self.pool, self.limits, self.uploads = pool, limits, uploads
-        self.places, self.taken = limits.workers + limits.queue, 0
+    def __init__(self, pool: Pool, setup: Setup):
+        self.pool, self.uploads, self.limits = pool, setup.uploads, setup.limits
+        self.places, self.taken = self.limits.workers + self.limits.queue, 0
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -145,14 +113,14 @@ class Endpoint:
         try:
             with tempfile.TemporaryDirectory(dir=self.uploads) as folder:
                 async with asyncio.timeout(self.limits.seconds):
-                    path, name = await save(request, Path(folder), self.limits.bytes)
+                    path, name = await save(request, Path(folder), int(1e6 * self.limits.size))
                 answer = asyncio.ensure_future(self.pool.predict(path, name))
                 while not (await asyncio.wait({answer}, timeout=LOOK))[0]:
                     if await request.is_disconnected():
                         answer.cancel()
                         raise ClientDisconnect
-                status, body = answer.result()
-                return Response(body, status, media_type="application/json")
+                status, said = answer.result()
+                return JSONResponse(said, status)
         except TimeoutError as error:
             raise HTTPException(408, f"the upload took over {self.limits.seconds:g} s") from error
         except ClientDisconnect:
