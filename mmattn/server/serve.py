@@ -29,7 +29,7 @@ from mmattn.server.pool import Limits, Pool, Setup, open_pool
 UPLOADS = "mmattn-serve-"
 ZIP = b"PK\x03\x04"  # how a feature file begins, and no raw clip
 LOOK = 0.3  # seconds between looks whether a client has gone away
-LINGER = 5.0  # seconds in which a client may go on to send what is not read
+LINGER = 20.0  # seconds in which a client may go on to send what is not read
 PAGE_MAY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
