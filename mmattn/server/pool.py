@@ -97,6 +97,8 @@ class Worker(threading.Thread):
             job = None
             with suppress(Empty):
                 job = self.jobs.get(timeout=LOOK)
+            if self.closed:
+                return
             if self.process.is_alive():
                 if job and job[-1].set_running_or_notify_cancel():
                     job[-1].set_result(self._ask(*job[:-1]))
