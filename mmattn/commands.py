@@ -182,7 +182,8 @@ class Serve(AsksRun):
 
     def __call__(self) -> None:
         with explain_missing_server():
-            from mmattn.server.serve import Limits, serve_run
+            from mmattn.server.pool import Limits
+            from mmattn.server.serve import serve_run
         serve_run(
             self.run,
             self.host,

@@ -1,72 +1,39 @@
 """The HTTP endpoint of a run: what `mmattn predict` says, for programs in any language."""
 
 import asyncio
-import fcntl
 import logging
-import math
 import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path, PurePath
-from socket import socket
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mmattn.config import ExtractConfig
 from mmattn.console import complain, say
-from mmattn.errors import UserError
 from mmattn.files import printable
 from mmattn.server.access import Guard, is_loopback, listen, url_of
 from mmattn.server.openapi import document
-from mmattn.server.pool import Answer, Pool, Setup, open_pool
+from mmattn.server.pool import Limits, Pool, Setup, open_pool
 
 UPLOADS = "mmattn-serve-"
 ZIP = b"PK\x03\x04"  # how a feature file begins, and no raw clip
-LINGER = 5.0  # seconds in which a client may go on to send what is not read
+LOOK = 0.3  # seconds between looks whether a client has gone away
+LINGER = 20.0  # seconds in which a client may go on to send what is not read
 PAGE_MAY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes: processes, requests that wait, MB of a request, seconds, GB."""
-
-    workers: int
-    queue: int
-    size: float
-    seconds: float
-    memory: float
-
-    def __post_init__(self):
-        """Raise UserError at the first that cannot be."""
-        for option, value, right, expected in (
-            ("workers", self.workers, self.workers > 0, "1 or more"),
-            ("queue", self.queue, self.queue >= 0, "0 or more"),
-            ("max-size", self.size, 0 < self.size < math.inf, "above 0 (MB)"),
-            ("timeout", self.seconds, 0 < self.seconds < math.inf, "above 0 (seconds)"),
-            ("memory", self.memory, 0 < self.memory < math.inf, "above 0 (GB)"),
-        ):
-            if not right:
-                raise UserError(f"--{option} {value:g}: expected {expected}")
-
-    @property
-    def bytes(self) -> int:
-        """The largest body of a request."""
-        return int(1e6 * self.size)
 
 
 def serve_run(
@@ -88,95 +55,124 @@ def serve_run(
     Raises:
         UserError: the run or the address cannot be used.
     """
-    with listen(host, port) as listener, uploads_folder() as uploads:
+    limits.check()
+    with listen(host, port) as listener, tempfile.TemporaryDirectory(prefix=UPLOADS) as uploads:
         if not (own := is_loopback(host)):
             complain(
                 f"warning: --host {host}: whoever reaches this address can send clips; there is no "
                 "password and no encryption (a reverse proxy in front can give both)"
             )
-        setup = Setup(run, checkpoint, calibrated, media or ExtractConfig(), uploads, limits.memory)
+        media = media or ExtractConfig()
+        setup = Setup(run, checkpoint, calibrated, media, Path(uploads), limits)
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-        with suppress(KeyboardInterrupt):
-            asyncio.run(_serve(listener, setup, limits, own))
+        say(f"{run}: starting")
+        with suppress(KeyboardInterrupt), open_pool(setup) as pool:
+            for line in pool.about["example"]["trust"]:
+                say(line)
+            if reason := pool.about["no_raw_clips"]:
+                say(f"Feature files alone can be predicted: {reason}")
+            logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients do wrong
+            config = uvicorn.Config(
+                Guard(Endpoint(pool, setup).app(), own),
+                http="h11",
+                lifespan="off",
+                log_config=None,
+                log_level="error",
+                timeout_graceful_shutdown=round(limits.seconds + LINGER),
+                server_header=False,
+            )
+            say(f"{url_of(listener)}: POST clips to /predict; /docs tells how; Ctrl-C ends it")
+            uvicorn.Server(config).run([listener])
         say("stopped")
 
 
-async def _serve(listener: socket, setup: Setup, limits: Limits, own: bool) -> None:
-    say(f"{setup.run}: starting")
-    async with open_pool(setup, limits.workers, limits.queue, limits.seconds) as pool:
-        about = pool.about
-        for line in about["trust"]:
-            say(line)
-        if reason := about["no_raw_clips"]:
-            say(f"Feature files alone can be predicted: {reason}")
-        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients do wrong
-        config = uvicorn.Config(
-            Linger(Guard(make_app(pool, limits), own)),
-            http="h11",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            timeout_graceful_shutdown=round(limits.seconds + LINGER),
-            server_header=False,
+class Endpoint:
+    """What answers requests: a pool, and the places of those that wait for it."""
+
+    def __init__(self, pool: Pool, setup: Setup):
+        self.pool, self.uploads, self.limits = pool, setup.uploads, setup.limits
+        self.places, self.taken = self.limits.workers + self.limits.queue, 0
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/predict", self._predict, methods=["POST"]),
+            Route("/health", self._health),
+            Route("/openapi.json", self._openapi),
+            Route("/docs", self._page),
+            Route("/", self._page),
+        ]
+        return Starlette(
+            routes=routes, exception_handlers={HTTPException: _refuse, Exception: _fail}
         )
-        say(f"{url_of(listener)}: POST clips to /predict; /docs tells how; Ctrl-C ends it")
-        await uvicorn.Server(config).serve([listener])
 
+    async def _predict(self, request: Request) -> Response:
+        if self.taken == self.places:
+            raise HTTPException(503, "all places are taken; try again later", {"Retry-After": "1"})
+        self.taken += 1
+        try:
+            with tempfile.TemporaryDirectory(dir=self.uploads) as folder:
+                async with asyncio.timeout(self.limits.seconds):
+                    path, name = await save(request, Path(folder), int(1e6 * self.limits.size))
+                answer = asyncio.ensure_future(self.pool.predict(path, name))
+                while not (await asyncio.wait({answer}, timeout=LOOK))[0]:
+                    if await request.is_disconnected():
+                        answer.cancel()
+                        raise ClientDisconnect
+                status, said = answer.result()
+                return JSONResponse(said, status)
+        except TimeoutError as error:
+            raise HTTPException(408, f"the upload took over {self.limits.seconds:g} s") from error
+        except ClientDisconnect:
+            return Response(status_code=400)  # which nobody reads
+        finally:
+            self.taken -= 1
 
-def make_app(pool: Pool, limits: Limits) -> ASGIApp:
-    """The endpoint of a pool."""
+    async def _health(self, request: Request) -> Response:
+        up = self.pool.up
+        state = {"status": "ok" if up else "starting", "run": self.pool.about["run"]}
+        state |= {"workers": up, "places": self.places, "taken": self.taken}
+        return JSONResponse(state, 200 if up else 503)
 
-    async def predict(request: Request) -> Response:
-        with pool.place() as free:
-            if not free:
-                wait = {"Retry-After": str(pool.wait_seconds)}
-                raise HTTPException(503, "all places are taken; try again later", wait)
-            with tempfile.TemporaryDirectory(dir=pool.setup.uploads) as folder:
-                try:
-                    async with asyncio.timeout(limits.seconds):
-                        path, name = await save(request, Path(folder), limits.bytes)
-                    answer = await _unless_gone(request, pool.predict(path, name))
-                except TimeoutError as error:
-                    raise HTTPException(
-                        408, f"the upload took over {limits.seconds:g} s"
-                    ) from error
-                except ClientDisconnect:
-                    return Response(status_code=400)  # which nobody reads
-                except asyncio.CancelledError as error:
-                    raise HTTPException(503, "the server ends", {"Retry-After": "60"}) from error
-        return Response(answer.body, answer.status, media_type="application/json")
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(document(self.pool.about, self.limits.size, self.limits.seconds))
 
-    async def health(request: Request) -> Response:
-        state = {
-            "status": "ok" if pool.up else "starting",
-            **{"run": pool.about["run"], "workers": pool.up, "busy": pool.busy},
-            **{"places": pool.places, "taken": pool.taken},
-        }
-        return JSONResponse(state, 200 if pool.up else 503)
-
-    async def openapi(request: Request) -> Response:
-        return JSONResponse(document(pool.about, limits.size, limits.seconds))
-
-    async def page(request: Request) -> Response:
+    async def _page(self, request: Request) -> Response:
         text = files("mmattn.server").joinpath("docs.html").read_text(encoding="utf-8")
         style = files("mmattn.report").joinpath("page.css").read_text(encoding="utf-8")
         text = text.replace("/* page.css of the reports stands here */", style)
         return HTMLResponse(text, headers={"Content-Security-Policy": PAGE_MAY})
 
-    async def refuse(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-    async def fail(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": f"the server failed: {error!r:.200}"}, 500)
+class Refusal(JSONResponse):
+    """An answer to a client that may still be sending: it may go on for a while.
 
-    routes = [
-        Route("/predict", predict, methods=["POST"]),
-        Route("/health", health),
-        Route("/openapi.json", openapi),
-        Route("/docs", page),
-        Route("/", page),
-    ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refuse, Exception: fail})
+    If the connection were closed at once, most clients would fail before they read the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and drop what comes."""
+
+        async def send_then_wait(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER):
+                        while (await receive()).get("more_body"):
+                            pass
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await super().__call__(scope, receive, send_then_wait)
+
+
+async def _refuse(request: Request, error: HTTPException) -> Response:
+    headers = {**(error.headers or {}), "Connection": "close"}
+    return Refusal({"detail": error.detail}, error.status_code, headers)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": f"the server failed: {error!r:.200}"}, 500)
 
 
 async def save(request: Request, folder: Path, most: int) -> tuple[Path, str]:
@@ -229,73 +225,3 @@ def _limited(receive: Receive, most: int) -> Receive:
 
 def _too_large(most: int) -> HTTPException:
     return HTTPException(413, f"expected at most {most / 1e6:g} MB (--max-size)")
-
-
-async def _unless_gone(request: Request, work: Awaitable[Answer]) -> Answer:
-    """What the work gives; it is cancelled, with ClientDisconnect, when the client goes away."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    both = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if both[0].done():
-            return both[0].result()
-        raise ClientDisconnect
-    finally:
-        for task in both:
-            task.cancel()
-
-
-class Linger:
-    """ASGI middleware: a client that is still sending when it is answered may go on for a while.
-
-    What it sends is not kept. If the connection were closed at once, most clients would fail
-    before they read the answer.
-    """
-
-    def __init__(self, app: ASGIApp, seconds: float = LINGER):
-        self.app, self.seconds = app, seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request."""
-        headers = Headers(scope=scope)
-        sending = "content-length" in headers or "transfer-encoding" in headers
-
-        async def note_end() -> Message:
-            nonlocal sending
-            message = await receive()
-            sending = message.get("more_body", False)
-            return message
-
-        async def send_then_wait(message: Message) -> None:
-            if not sending or message.get("more_body") or message["type"] != "http.response.body":
-                return await send(message)
-            await send({**message, "more_body": True})
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.seconds):
-                    while sending:
-                        await note_end()
-            await send({"type": "http.response.body", "body": b""})
-
-        await self.app(scope, note_end, send_then_wait)
-
-
-@contextmanager
-def uploads_folder() -> Iterator[Path]:
-    """A folder for what clients send, removed at the end; so are those of servers that were killed.
-
-    A server has a lock on a file in its folder as long as it lives.
-    """
-    for lock in Path(tempfile.gettempdir()).glob(f"{UPLOADS}*/lock"):
-        with suppress(OSError), lock.open() as file:  # an error: another process has the lock
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=UPLOADS) as folder:
-        new = Path(folder) / "new"
-        with new.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            new.rename(new.with_name("lock"))
-            yield Path(folder)

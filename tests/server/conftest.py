@@ -24,7 +24,7 @@ def shared(commands, tmp_path_factory, clip) -> Iterator[Server]:
 def server(shared) -> Iterator[Server]:
     """After a test all processes wait for clips, no place is taken and no file is there."""
     yield shared
-    idle = {"status": "ok", "workers": 2, "busy": 0, "places": 6, "taken": 0}
+    idle = {"status": "ok", "workers": 2, "places": 6, "taken": 0}
     wait_until(lambda: shared.health().items() >= idle.items())
     assert shared.left() == []
 
