@@ -123,7 +123,7 @@ class Endpoint:
                 return JSONResponse(said, status)
         except TimeoutError as error:
             raise HTTPException(408, f"the upload took over {self.limits.seconds:g} s") from error
-        except ClientDisconnect:
+        except (ClientDisconnect, asyncio.CancelledError):  # also at a second Ctrl-C
             return Response(status_code=400)  # which nobody reads
         finally:
             self.taken -= 1
