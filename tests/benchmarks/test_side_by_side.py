@@ -53,7 +53,7 @@ def turns(monkeypatch) -> list[str]:
     for module in (side_by_side, train_step):
         monkeypatch.setattr(module, "started", fake)
     monkeypatch.setattr(side_by_side, "SETTLE", 0)
-    monkeypatch.setattr(predict, "command_seconds", lambda: [2.5, 1.5])
+    monkeypatch.setattr(predict, "command_seconds", lambda: {"empty": 2.5, "filled": 1.5})
     monkeypatch.setattr(contenders, "missing", lambda name: None)
     return turns
 
@@ -121,7 +121,7 @@ def test_the_results_of_predict(turns, tmp_path):
     found = json.loads(path.read_text())
     assert found.keys() == {"machine", "missing", "one", "file", "command", "many"}
     assert found["one"]["torch-padded"]["p95_s"] == 1.5
-    assert found["command"] == 2 * [[2.5, 1.5]]
+    assert found["command"] == 2 * [{"empty": 2.5, "filled": 1.5}]
     assert found["many"]["contenders"]["torch-padded"]["ours_ratio"] == 1.5
 
 
