@@ -75,6 +75,7 @@ def serve_run(
             config = uvicorn.Config(
                 Guard(Endpoint(pool, setup).app(), own),
                 http="h11",
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 log_level="error",
