@@ -1,5 +1,8 @@
 """Errors that a user can mend: shown as one message, without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Bad input or a bad option; the message tells what was expected and what came."""
@@ -40,3 +43,14 @@ class Misaligned(UserError):
 
     exit_code = 4
     label = "misaligned"
+
+
+@contextmanager
+def explain_missing(what: str, extra: str) -> Iterator[None]:
+    """Turn the lack of a library into a message that says which extra of the package has it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{what} the library {error.name}: pip install 'mmattn[{extra}]'"
+        ) from error

@@ -1,10 +1,9 @@
 """From clips of audio and video to feature files: download, decode, extract, align."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from mmattn.errors import UserError
+from mmattn.errors import explain_missing
 
 # Of clips in folders, video before audio; a clip that is named may have any.
 SUFFIXES = (
@@ -29,15 +28,9 @@ LICENCES = {
 }
 
 
-@contextmanager
-def explain_missing_library() -> Iterator[None]:
+def explain_missing_library() -> AbstractContextManager[None]:
     """Turn the lack of a library for raw clips into a message that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"raw clips need the library {error.name}: pip install 'mmattn[media]'"
-        ) from error
+    return explain_missing("raw clips need", "media")
 
 
 def is_feature_file(path: Path) -> bool:

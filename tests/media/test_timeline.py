@@ -27,20 +27,10 @@ from mmattn.run.timeline import (
     to_srt,
 )
 from tests.media.talking import LEVELS, babble, envelope, pictures, write_clip
+from tests.report.timelines import row
 
 FPS = 15  # of recordings whose frames are all kept
 LABELS = ("calm", "happy")
-
-
-def row(start: float, shares, person=None, speaking=None, gap="") -> dict:
-    return {
-        "start": start,
-        "end": start + 3,
-        "person": person,
-        "speaking": speaking,
-        "probabilities": shares,
-        "gap": gap,
-    }
 
 
 def timeline_of(rows, people: int = 0) -> dict:

@@ -152,12 +152,18 @@ def test_teardown_twice_and_after_an_end_from_outside(run, plan, cloud_api):
     teardown.teardown(made.name, None, force=False)
 
 
-def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api, monkeypatch):
+def make_started(run: Run, plan: Plan) -> Run:
+    """Made as far as a job that began."""
     made = make(run, plan)
     for state in ("sent", "built", "started"):
         made.to(state)
     made.began_with = "digest"
     made.save()
+    return made
+
+
+def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api, monkeypatch):
+    made = make_started(run, plan)
     cloud_api.end(made.instance_id, "Client.InstanceInitiatedShutdown")
     with pytest.raises(
         UserError, match=r"vol-\w+ has results of .*: `fab resume` continues from it"
@@ -187,11 +193,7 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
 
 
 def test_a_disk_is_kept_before_its_machine_has_let_it_go(run, plan, cloud_api, monkeypatch):
-    made = make(run, plan)
-    for state in ("sent", "built", "started"):
-        made.to(state)
-    made.began_with = "digest"
-    made.save()
+    made = make_started(run, plan)
     assert kept_disks(made) == []
     listed = Cloud.instances
 

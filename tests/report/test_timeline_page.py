@@ -8,21 +8,11 @@ from scipy.io import wavfile
 from selenium.webdriver.common.keys import Keys
 
 from mmattn.report.timeline import write_timeline_page
+from tests.report.timelines import row
 
 CLASSES = ["anger", "calm", "happy"]
 HOSTILE = '</script><img src=x onerror="window.hacked=1"><b>&amp;'
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
-
-
-def window(start, shares, person=None, speaking=None, gap="") -> dict:
-    return {
-        "start": start,
-        "end": start + 3,
-        "person": person,
-        "speaking": speaking,
-        "probabilities": shares,
-        "gap": gap,
-    }
 
 
 def write(folder, windows, people=0, name="talk & more.wav", classes=CLASSES):
@@ -48,9 +38,9 @@ def write(folder, windows, people=0, name="talk & more.wav", classes=CLASSES):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Calm, then silence, then happy: the page and the recording."""
-    windows = [window(k / 2, [0.2, 0.7, 0.1]) for k in range(10)]
-    windows += [window(5 + k / 2, None, gap="silence") for k in range(10)]
-    windows += [window(10 + k / 2, [0.1, 0.1, 0.8]) for k in range(15)]
+    windows = [row(k / 2, [0.2, 0.7, 0.1]) for k in range(10)]
+    windows += [row(5 + k / 2, None, gap="silence") for k in range(10)]
+    windows += [row(10 + k / 2, [0.1, 0.1, 0.8]) for k in range(15)]
     return write(tmp_path_factory.mktemp("alone"), windows)
 
 
@@ -63,8 +53,8 @@ def several(tmp_path_factory):
         first = k < 10
         both = ([0.2, 0.7, 0.1], ""), (None, other)
         for person, (shares, gap) in zip((1, 2), both if first else both[::-1], strict=True):
-            windows.append(window(k / 2, shares, person, shares is not None, gap))
-    windows += [window(10 + k / 2, None, gap="no face") for k in range(15)]
+            windows.append(row(k / 2, shares, person, shares is not None, gap))
+    windows += [row(10 + k / 2, None, gap="no face") for k in range(15)]
     return write(tmp_path_factory.mktemp("several"), windows, people=2)
 
 
@@ -181,7 +171,7 @@ def test_nothing_is_wider_than_the_window(browser, several, width):
 
 
 def test_a_recording_that_is_gone_is_said(browser, tmp_path):
-    page, recording = write(tmp_path, [window(0, [0.2, 0.7, 0.1])])
+    page, recording = write(tmp_path, [row(0, [0.2, 0.7, 0.1])])
     recording.unlink()
     browser.open(page)
     trouble = browser.wait(lambda: browser.text("#trouble"))
@@ -189,7 +179,7 @@ def test_a_recording_that_is_gone_is_said(browser, tmp_path):
 
 
 def test_names_are_text(browser, tmp_path):
-    windows = [window(0, [0.2, 0.8]), window(0.5, None, gap=HOSTILE)]
+    windows = [row(0, [0.2, 0.8]), row(0.5, None, gap=HOSTILE)]
     page, _ = write(tmp_path, windows, name="a %23 #?<b>.wav", classes=[HOSTILE, "calm"])
     quiet(browser, page)
     browser.press(".strip", Keys.ARROW_RIGHT, *[Keys.ARROW_RIGHT] * 3)
