@@ -209,7 +209,7 @@ class Windows:
         parts = np.array_split(audio.samples, max(1, len(audio.samples) // LOUD_STEP))
         powers = np.array([np.mean(np.square(part, dtype=np.float64)) for part in parts])
         loud = powers > 10 ** (self.silence / 10)
-        return audio.silent or loud.mean() < LOUD_SHARE
+        return audio.silent or bool(loud.mean() < LOUD_SHARE)
 
     def _take(self, audio: Audio | None, silent: bool) -> tuple[dict[str, Stream], dict[str, str]]:
         """The run's audio features by modality, or why there are none."""
