@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OLDEST = .venv-oldest
+LOCKED ?= --constraint requirements.lock # empty: the newest libraries
 
-.PHONY: run docs test test-all test-oldest lint test-machine clean
+.PHONY: run docs test test-all test-oldest lint lock test-machine clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m experiments.no_aug
@@ -31,8 +32,16 @@ lint: $(VENV)/installed-test
 
 # The site, into build/docs: a warning is an error.
 docs: $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet $(LOCKED) --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+# Locks the newest libraries, for every Python and system, but for backports.strenum: its newest
+# release refuses these Pythons, which uv overlooks and pip does not.
+lock: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-annotate \
+	    --custom-compile-command "make lock" --no-emit-package backports-strenum \
+	    --extra test --extra docs setup.cfg -o requirements.lock
 
 # What the tests of remote training boot as "the instance", what fetches clips, and what opens the
 # pages; tests are skipped where it cannot be had. Only Debian has a Chromium that is no snap.
@@ -48,8 +57,8 @@ test-machine:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "needs the venv module: apt-get install python3-venv"; exit 1; }
 
-$(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml requirements.lock
+	$(BIN)/python -m pip install --quiet $(LOCKED) --editable .
 	touch $@
 
 $(OLDEST)/installed-test: $(VENV)/bin/python setup.cfg pyproject.toml
@@ -59,8 +68,8 @@ $(OLDEST)/installed-test: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[test]'
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+$(VENV)/installed-test: $(VENV)/bin/python setup.cfg pyproject.toml requirements.lock
+	$(BIN)/python -m pip install --quiet $(LOCKED) --editable '.[test]'
 	touch $@
 
 clean:
