@@ -4,16 +4,15 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mmattn.config import ExperimentConfig, ExtractConfig, ModelFiles, kind_of
-from mmattn.data.corpus import Corpus, crop_and_tile
-from mmattn.data.extractor import difference
-from mmattn.data.feature_file import MIN_FRAMES, BadClip, read_features
-from mmattn.data.stream import Stream, make_stream, pack_streams
+from mmattn.config import ExperimentConfig, ExtractConfig
+from mmattn.data.corpus import Corpus
+from mmattn.data.stream import Stream
 from mmattn.errors import UserError
 from mmattn.evaluate.calibration import calibrated
 from mmattn.evaluate.metrics import scores
@@ -26,7 +25,7 @@ from mmattn.evaluate.predictions import (
 )
 from mmattn.evaluate.views import ClipView, StreamView, view_clips
 from mmattn.files import explain_full_disk, read_json, write_json
-from mmattn.media import explain_missing_library, is_feature_file
+from mmattn.run.clips import Clip, ClipReader, Failure, Ready
 from mmattn.run.folder import (
     PREDICTIONS,
     check_complete,
@@ -71,47 +70,11 @@ class Prediction:
         return self.class_names[self.probabilities.argmax()]
 
 
-class Clip(NamedTuple):
-    """A clip, of which a part may be meant: a raw one or a feature file."""
-
-    path: Path
-    start: float = np.nan
-    """Seconds; NaN where the clip begins with its file."""
-    end: float = np.nan
-    """Seconds; NaN where it ends with it."""
-
-    def cut(self, stream: Stream) -> Stream:
-        """The frames from start to end. Raises BadClip if they are too few."""
-        if np.isnan((self.start, self.end)).all():
-            return stream
-        inside = ~((stream.times < self.start) | (stream.times > self.end))
-        if (count := inside.sum()) < MIN_FRAMES:
-            found = f"{count} frames from {self.start:g} to {self.end:g} s"
-            raise BadClip(f"{found}, expected {MIN_FRAMES} or more")
-        return Stream(*(array[inside] for array in stream))
-
-
-class Failure(NamedTuple):
-    """A clip that cannot be predicted, and why."""
-
-    path: Path
-    reason: str
-
-
 class Outcome(NamedTuple):
     """Of the clips asked about, in their order, those that could be predicted and the others."""
 
     predictions: list[Prediction]
     failures: list[Failure]
-
-
-class _Ready(NamedTuple):
-    """A clip as the network may see it; a modality that it lacks has no frames."""
-
-    path: Path
-    streams: dict[str, Stream]
-    missing: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 class Run:
@@ -221,7 +184,7 @@ class Run:
 
     def restored(self) -> list[Restored]:
         """Its networks as their checkpoints keep them."""
-        return [network._restored(self._corpus(["none"], [{}])) for network in self.networks]
+        return [network._restored(self._reader.corpus(["none"], [{}])) for network in self.networks]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -298,14 +261,14 @@ class Run:
         Raises:
             UserError: something is wrong with the run or with what raw clips need.
         """
-        found: list[Prediction | Failure] = []
-        for first in range(0, len(clips), AT_ONCE):
-            ready = []
-            for clip in clips[first : first + AT_ONCE]:
-                clip = clip if isinstance(clip, Clip) else Clip(Path(clip))
-                ready.append(self._try(clip.path, self._prepare, clip))
-                advance(1)
-            found += self._ask(ready)
+        reader = self._reader
+
+        def read(clip: Path | str | Clip) -> Ready | Failure:
+            found = reader.read(clip if isinstance(clip, Clip) else Clip(Path(clip)))
+            advance(1)
+            return found
+
+        found = self._ask(map(read, clips))
         predictions = [one for one in found if isinstance(one, Prediction)]
         return Outcome(predictions, [one for one in found if isinstance(one, Failure)])
 
@@ -321,15 +284,8 @@ class Run:
         Returns:
             In the order of the clips, what is predicted, or why it cannot be.
         """
-        found: list[Prediction | Failure] = []
-        for first in range(0, len(clips), AT_ONCE):
-            ready = []
-            for number, streams in enumerate(clips[first : first + AT_ONCE], first):
-                path = Path(names[number] if names else str(number))
-                own = path, dict(streams), self.extractor, ()
-                ready.append(self._try(path, self._fit, *own))
-            found += self._ask(ready)
-        return found
+        reader, named = self._reader, zip(names or map(str, count()), clips, strict=False)
+        return self._ask(reader.take(Path(name), streams) for name, streams in named)
 
     def extraction(self) -> ExtractConfig:
         """What takes from raw clips the features that the run was trained on.
@@ -337,30 +293,13 @@ class Run:
         Raises:
             UserError: their files do not tell what made them, or this version makes others.
         """
-        used = self.config.model.modalities
-        if unsaid := [name for name in used if name not in self.extractor]:
-            raise UserError(
-                f"the run was trained on {' and '.join(unsaid)} features that do not say what made "
-                f"them, so it cannot be known how to extract the like from a raw clip; expected a "
-                f"feature file (.npz) made as they were"
-            )
-        if isinstance(self.networks[0].checkpoints, Exported):
-            self._check_models({name: self.extractor[name]["settings"] for name in used})
-        with explain_missing_library():
-            from mmattn.media.extract import config_like
-        return config_like(self.extractor, self._media)
+        return self._reader.extraction()
 
-    def _check_models(self, settings: dict[str, dict]) -> None:
-        """UserError if a model file would, by its settings, have a model fetched unasked."""
-        for modality, own in settings.items():
-            for option in ("whisper_model", "hf_model"):
-                usual, given = getattr(ModelFiles, option), getattr(self._media, option)
-                if option in own and given == usual != own[option]:
-                    raise UserError(
-                        f"{self.folder}: its {modality} features are made by the model "
-                        f"{own[option]!r}, which is not fetched unasked; if you trust it, add "
-                        f"--{option.replace('_', '-')} {own[option]}"
-                    )
+    @property
+    def _reader(self) -> ClipReader:
+        shared = self.folder if isinstance(self.networks[0].checkpoints, Exported) else None
+        about = self.class_names, self.widths, self.extractor
+        return ClipReader(self.config, *about, self._media, shared)
 
     @property
     def is_calibrated(self) -> bool:
@@ -398,139 +337,30 @@ class Run:
         temperature = self.about.get("temperature") if self._calibrated else None
         return calibrated(probabilities, temperature) if temperature else probabilities
 
-    def _try(self, path: Path, prepare: Callable[..., _Ready], *given: Any) -> _Ready | Failure:
-        try:
-            return prepare(*given)
-        except BadClip as error:
-            return Failure(path, str(error))
-
-    def _prepare(self, clip: Clip) -> _Ready:
-        """Read or extract a clip as for training. Raises BadClip."""
-        streams, extractor, notes = self._read(clip.path)
-        streams = {name: clip.cut(stream) for name, stream in streams.items()}
-        return self._fit(clip.path, streams, extractor, notes)
-
-    def _fit(
-        self,
-        path: Path,
-        streams: dict[str, Stream],
-        extractor: dict[str, dict],
-        notes: tuple[str, ...],
-    ) -> _Ready:
-        """Streams by modality as the network may see them. Raises BadClip."""
-        used = self.config.model.modalities
-        streams, blind = self._with_data(streams)
-        there = [name for name in used if name in streams]
-        if not there:
-            lacks = f"it has no {' and no '.join(used)}, from which the run predicts"
-            raise BadClip("; ".join([lacks, *blind]))
-        self._check_features({name: streams[name] for name in there}, extractor)
-        streams = self._as_in_training(str(path), streams)
-        missing = tuple(name for name in used if name not in there)
-        notes += tuple(f"no {name}: predicted from {' and '.join(there)} alone" for name in missing)
-        kept = {name: streams[name] if name in there else self._no(name) for name in self.widths}
-        return _Ready(path, kept, missing, (*blind, *notes))
-
-    def _read(self, path: Path) -> tuple[dict[str, Stream], dict[str, dict], tuple[str, ...]]:
-        """The streams of a clip, what made them, both by modality, and notes. Raises BadClip."""
-        if is_feature_file(path):
-            return *read_features(path, self.config.data.rates, self.widths), ()
-        with explain_missing_library():
-            from mmattn.media.extract import extract_clip
-            from mmattn.media.survey import BadMedia
-        try:
-            config = self.extraction()
-        except UserError as error:
-            why = str(error) if path.is_file() else "expected a clip, there is no such file"
-            raise BadClip(why) from error
-        try:
-            found = extract_clip(path, config)
-        except BadMedia as error:
-            raise BadClip(str(error)) from error
-        return found.streams, found.extractor, found.notes
-
-    def _with_data(self, streams: dict[str, Stream]) -> tuple[dict[str, Stream], tuple[str, ...]]:
-        """The streams without those of which no frame has data, and notes about them."""
-        kept = {
-            name: stream
-            for name, stream in streams.items()
-            if not self.config.data.zero_is_gap(name) or stream.frames.any()
-        }
-        blind = [
-            f"no {'face' if kind_of(name) == 'video' else 'data'} in any of its "
-            f"{len(stream.times)} {name} frames"
-            for name, stream in streams.items()
-            if name not in kept
-        ]
-        return kept, tuple(blind)
-
-    def _check_features(self, streams: dict[str, Stream], extractor: dict[str, dict]) -> None:
-        """BadClip where features are not such as the run was trained on."""
-        both = (
-            {name: made_by[name] for name in streams if name in made_by}
-            for made_by in (extractor, self.extractor)
-        )
-        if differs := difference(*both):
-            raise BadClip(f"its features are not those that the run was trained on: {differs}")
-        for name, stream in streams.items():
-            count, width = stream.frames.shape
-            if count < MIN_FRAMES:
-                raise BadClip(f"its {name} has {count} frames; expected {MIN_FRAMES}")
-            if width != self.widths[name]:
-                raise BadClip(
-                    f"{name} has {width} features a frame, the run was trained on "
-                    f"{self.widths[name]}"
-                )
-
-    def _as_in_training(self, name: str, streams: dict[str, Stream]) -> dict[str, Stream]:
-        """What the run's data options make of a clip. Raises BadClip."""
-        try:
-            corpus = crop_and_tile(self._corpus([name], [streams]), self.config.data)
-        except UserError as error:
-            raise BadClip(str(error).removeprefix(f"{name}: ")) from error
-        return {name: stream.clip(0) for name, stream in corpus.streams.items()}
-
-    def _corpus(self, names: Sequence[str], clips: Sequence[dict[str, Stream]]) -> Corpus:
-        """Clips whose classes and speakers are not known."""
-        return Corpus(
-            description="clips to predict",
-            names=tuple(names),
-            speakers=np.full(len(names), ""),
-            labels=np.full(len(names), -1, np.int32),
-            class_names=self.class_names,
-            streams={
-                name: pack_streams(
-                    [streams.get(name) or self._no(name) for streams in clips],
-                    self.config.data.zero_is_gap(name),
-                )
-                for name in self.widths
-            },
-            extractor=self.extractor,
-        )
-
-    def _no(self, modality: str) -> Stream:
-        return make_stream(np.zeros((0, self.widths[modality]), np.float32), np.zeros(0))
-
-    def _ask(self, ready: Sequence[_Ready | Failure]) -> list[Prediction | Failure]:
+    def _ask(self, clips: Iterable[Ready | Failure]) -> list[Prediction | Failure]:
         """Ask the networks about clips; those that failed already stay as they are."""
-        asked = [one for one in ready if isinstance(one, _Ready)]
-        if not asked:
-            return [one for one in ready if isinstance(one, Failure)]
-        corpus = self._corpus([str(one.path) for one in asked], [one.streams for one in asked])
-        views = iter(self._views(corpus))
-        return [
-            self._prediction(one, next(views)) if isinstance(one, _Ready) else one for one in ready
-        ]
+        clips, found = iter(clips), []
+        while some := list(islice(clips, AT_ONCE)):
+            views = iter(self._views([one for one in some if isinstance(one, Ready)]))
+            found += [
+                self._prediction(one, next(views)) if isinstance(one, Ready) else one
+                for one in some
+            ]
+        return found
 
-    def _prediction(self, clip: _Ready, view: ClipView | None) -> Prediction | Failure:
+    def _prediction(self, clip: Ready, view: ClipView | None) -> Prediction | Failure:
         if view is None:
             reason = "the prediction is not finite; expected finite numbers"
             return Failure(clip.path, reason)
         found = view.probabilities, view.streams
         return Prediction(clip.path, self.class_names, *found, clip.missing, clip.notes)
 
-    def _views(self, corpus: Corpus) -> list[ClipView | None]:
+    def _views(self, clips: Sequence[Ready]) -> list[ClipView | None]:
         """Each clip as the networks see it, in their mean; None where that is not finite."""
+        if not clips:
+            return []
+        names, streams = [str(one.path) for one in clips], [one.streams for one in clips]
+        corpus = self._reader.corpus(names, streams)
         networks = [network._restored(corpus) for network in self.networks]
         if self._ensemble is None:
             self._ensemble = Ensemble(networks)

@@ -1,0 +1,216 @@
+"""Clips as the networks of a run may see them: read or extracted, cut, checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmattn.config import ExperimentConfig, ExtractConfig, ModelFiles, kind_of
+from mmattn.data.corpus import Corpus, crop_and_tile
+from mmattn.data.extractor import difference
+from mmattn.data.feature_file import MIN_FRAMES, BadClip, read_features
+from mmattn.data.stream import Stream, make_stream, pack_streams
+from mmattn.errors import UserError
+from mmattn.media import explain_missing_library, is_feature_file
+
+
+class Clip(NamedTuple):
+    """A clip, of which a part may be meant: a raw one or a feature file."""
+
+    path: Path
+    start: float = np.nan
+    """Seconds; NaN where the clip begins with its file."""
+    end: float = np.nan
+    """Seconds; NaN where it ends with it."""
+
+    def cut(self, stream: Stream) -> Stream:
+        """The frames from start to end. Raises BadClip if they are too few."""
+        if np.isnan((self.start, self.end)).all():
+            return stream
+        inside = ~((stream.times < self.start) | (stream.times > self.end))
+        if (count := inside.sum()) < MIN_FRAMES:
+            found = f"{count} frames from {self.start:g} to {self.end:g} s"
+            raise BadClip(f"{found}, expected {MIN_FRAMES} or more")
+        return Stream(*(array[inside] for array in stream))
+
+
+class Failure(NamedTuple):
+    """A clip that cannot be predicted, and why."""
+
+    path: Path
+    reason: str
+
+
+class Ready(NamedTuple):
+    """A clip as the network may see it; a modality that it lacks has no frames."""
+
+    path: Path
+    streams: dict[str, Stream]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ClipReader:
+    """Makes of clips what the networks of a run may see.
+
+    config: of the run; class_names, widths, extractor: what `Run` says; media: where the models
+    for raw clips are; shared: the model file that the run comes from, if it comes from one.
+    """
+
+    config: ExperimentConfig
+    class_names: tuple[str, ...]
+    widths: dict[str, int]
+    extractor: dict[str, dict]
+    media: ExtractConfig
+    shared: Path | None
+
+    def read(self, clip: Clip) -> Ready | Failure:
+        """Read or extract a clip as for training."""
+        try:
+            streams, extractor, notes = self._read(clip.path)
+            streams = {name: clip.cut(stream) for name, stream in streams.items()}
+            return self._fit(clip.path, streams, extractor, notes)
+        except BadClip as error:
+            return Failure(clip.path, str(error))
+
+    def take(self, path: Path, streams: Mapping[str, Stream]) -> Ready | Failure:
+        """A clip whose streams, by modality, are made as the run's own features are."""
+        try:
+            return self._fit(path, dict(streams), self.extractor, ())
+        except BadClip as error:
+            return Failure(path, str(error))
+
+    def extraction(self) -> ExtractConfig:
+        """What takes from raw clips the features that the run was trained on.
+
+        Raises:
+            UserError: their files do not tell what made them, or this version makes others.
+        """
+        used = self.config.model.modalities
+        if unsaid := [name for name in used if name not in self.extractor]:
+            raise UserError(
+                f"the run was trained on {' and '.join(unsaid)} features that do not say what made "
+                f"them, so it cannot be known how to extract the like from a raw clip; expected a "
+                f"feature file (.npz) made as they were"
+            )
+        if self.shared:
+            self._check_models({name: self.extractor[name]["settings"] for name in used})
+        with explain_missing_library():
+            from mmattn.media.extract import config_like
+        return config_like(self.extractor, self.media)
+
+    def _check_models(self, settings: dict[str, dict]) -> None:
+        """UserError if a model file would, by its settings, have a model fetched unasked."""
+        for modality, own in settings.items():
+            for option in ("whisper_model", "hf_model"):
+                usual, given = getattr(ModelFiles, option), getattr(self.media, option)
+                if option in own and given == usual != own[option]:
+                    raise UserError(
+                        f"{self.shared}: its {modality} features are made by the model "
+                        f"{own[option]!r}, which is not fetched unasked; if you trust it, add "
+                        f"--{option.replace('_', '-')} {own[option]}"
+                    )
+
+    def corpus(self, names: Sequence[str], clips: Sequence[dict[str, Stream]]) -> Corpus:
+        """Clips whose classes and speakers are not known."""
+        return Corpus(
+            description="clips to predict",
+            names=tuple(names),
+            speakers=np.full(len(names), ""),
+            labels=np.full(len(names), -1, np.int32),
+            class_names=self.class_names,
+            streams={
+                name: pack_streams(
+                    [streams.get(name) or self._no(name) for streams in clips],
+                    self.config.data.zero_is_gap(name),
+                )
+                for name in self.widths
+            },
+            extractor=self.extractor,
+        )
+
+    def _fit(
+        self,
+        path: Path,
+        streams: dict[str, Stream],
+        extractor: dict[str, dict],
+        notes: tuple[str, ...],
+    ) -> Ready:
+        """Streams by modality as the network may see them. Raises BadClip."""
+        used = self.config.model.modalities
+        streams, blind = self._with_data(streams)
+        there = [name for name in used if name in streams]
+        if not there:
+            lacks = f"it has no {' and no '.join(used)}, from which the run predicts"
+            raise BadClip("; ".join([lacks, *blind]))
+        self._check_features({name: streams[name] for name in there}, extractor)
+        streams = self._as_in_training(str(path), streams)
+        missing = tuple(name for name in used if name not in there)
+        notes += tuple(f"no {name}: predicted from {' and '.join(there)} alone" for name in missing)
+        kept = {name: streams[name] if name in there else self._no(name) for name in self.widths}
+        return Ready(path, kept, missing, (*blind, *notes))
+
+    def _read(self, path: Path) -> tuple[dict[str, Stream], dict[str, dict], tuple[str, ...]]:
+        """The streams of a clip, what made them, both by modality, and notes. Raises BadClip."""
+        if is_feature_file(path):
+            return *read_features(path, self.config.data.rates, self.widths), ()
+        with explain_missing_library():
+            from mmattn.media.extract import extract_clip
+            from mmattn.media.survey import BadMedia
+        try:
+            config = self.extraction()
+        except UserError as error:
+            why = str(error) if path.is_file() else "expected a clip, there is no such file"
+            raise BadClip(why) from error
+        try:
+            found = extract_clip(path, config)
+        except BadMedia as error:
+            raise BadClip(str(error)) from error
+        return found.streams, found.extractor, found.notes
+
+    def _with_data(self, streams: dict[str, Stream]) -> tuple[dict[str, Stream], tuple[str, ...]]:
+        """The streams without those of which no frame has data, and notes about them."""
+        kept = {
+            name: stream
+            for name, stream in streams.items()
+            if not self.config.data.zero_is_gap(name) or stream.frames.any()
+        }
+        blind = [
+            f"no {'face' if kind_of(name) == 'video' else 'data'} in any of its "
+            f"{len(stream.times)} {name} frames"
+            for name, stream in streams.items()
+            if name not in kept
+        ]
+        return kept, tuple(blind)
+
+    def _check_features(self, streams: dict[str, Stream], extractor: dict[str, dict]) -> None:
+        """BadClip where features are not such as the run was trained on."""
+        both = (
+            {name: made_by[name] for name in streams if name in made_by}
+            for made_by in (extractor, self.extractor)
+        )
+        if differs := difference(*both):
+            raise BadClip(f"its features are not those that the run was trained on: {differs}")
+        for name, stream in streams.items():
+            count, width = stream.frames.shape
+            if count < MIN_FRAMES:
+                raise BadClip(f"its {name} has {count} frames; expected {MIN_FRAMES}")
+            if width != self.widths[name]:
+                raise BadClip(
+                    f"{name} has {width} features a frame, the run was trained on "
+                    f"{self.widths[name]}"
+                )
+
+    def _as_in_training(self, name: str, streams: dict[str, Stream]) -> dict[str, Stream]:
+        """What the run's data options make of a clip. Raises BadClip."""
+        try:
+            corpus = crop_and_tile(self.corpus([name], [streams]), self.config.data)
+        except UserError as error:
+            raise BadClip(str(error).removeprefix(f"{name}: ")) from error
+        return {name: stream.clip(0) for name, stream in corpus.streams.items()}
+
+    def _no(self, modality: str) -> Stream:
+        return make_stream(np.zeros((0, self.widths[modality]), np.float32), np.zeros(0))
