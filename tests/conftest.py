@@ -42,13 +42,17 @@ TINY = (
 )
 
 
+LONGEST = ("test_whole.py", "test_predict.py", "test_cli.py", "test_serve.py", "test_parts.py")
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """Mark what opens pages; the longest test goes first, so that all workers end together."""
+    """Mark what opens pages; the longest go first, so that all workers end together."""
     for item in items:
         if "browser" in item.fixturenames:
             item.add_marker("browser")
-    items.sort(key=lambda item: item.path.name != "test_whole.py")
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 # Third-party libraries that the commands import, which takes seconds.

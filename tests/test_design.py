@@ -28,7 +28,7 @@ np.testing.assert_allclose(found.times, np.arange(50) * 0.02 + 0.01)
 FUSION = """
 import mmattn
 from mmattn.config import ModelConfig
-corpus = mmattn.load_corpus()
+corpus = mmattn.load_corpus(synthetic=mmattn.config.SyntheticConfig(clips=144, speakers=12))
 split = mmattn.split(corpus)
 config = mmattn.Config(
     model=ModelConfig(fusion="maximum", units={"audio": (8,), "video": (8,)}),
@@ -47,19 +47,28 @@ TRACKER = """
 import mmattn
 from mmattn.config import ModelConfig
 from mmattn.train.trackers import make_trackers
-corpus = mmattn.load_corpus()
+corpus = mmattn.load_corpus(synthetic=mmattn.config.SyntheticConfig(clips=144, speakers=12))
 config = mmattn.Config(
     model=ModelConfig(units={"audio": (8,), "video": (8,)}), train=mmattn.TrainConfig(epochs=1)
 )
 mmattn.fit(corpus, mmattn.split(corpus), config, folder="run", callbacks=make_trackers(["table"]))
 assert "1\\ttrain/loss\\t" in open("run/curves.tsv").read()
 """
+USES = {
+    "corpus": CORPUS,
+    "feature": FEATURE,
+    "fusion": FUSION,
+    "metric": METRIC,
+    "tracker": TRACKER,
+}
 
 
 @pytest.mark.parametrize(
     ("example", "use"),
-    [*zip(EXAMPLES, [CORPUS, FEATURE, FUSION, METRIC, TRACKER], strict=True)],
-    ids=["corpus", "feature", "fusion", "metric", "tracker"],
+    [
+        pytest.param(example, use, marks=[pytest.mark.slow] * (use in (FUSION, TRACKER)), id=name)
+        for example, (name, use) in zip(EXAMPLES, USES.items(), strict=True)
+    ],
 )
 def test_an_example_works(example, use, tmp_path):
     shutil.copytree(ROOT / "mmattn", tmp_path / "mmattn", ignore=shutil.ignore_patterns("*.pyc"))

@@ -194,10 +194,15 @@ def test_a_missing_audio_is_said_and_the_rest_predicted(file_run, tmp_path):
     assert one.streams["video"].times[0] == 0.1  # there is nothing to crop to
 
 
-def test_a_run_of_one_modality_needs_that_one(commands, tmp_path):
-    run = train_on_files(
-        commands, tmp_path, "--model.modalities", "audio", "--model.units", "audio=8"
+def test_a_run_of_one_modality_needs_that_one(file_run, tmp_path):
+    clips, cache = file_run.parent / "clips", tmp_path / "cache"
+    corpus = mmattn.load_corpus(clips, labels="ravdess8", modalities=["audio"], cache=cache)
+    config = mmattn.Config(
+        model=mmattn.ModelConfig(modalities=("audio",), units={"audio": (8,)}),
+        train=mmattn.TrainConfig(epochs=1, batch=8),
+        devices=1,
     )
+    run = mmattn.fit(corpus, mmattn.split(corpus), config)
     streams = draw(1, 1)
     wide = make_stream(np.ones((20, 9), np.float32), np.arange(20) / 15)
     other = {**EXTRACTOR, "video": {**VIDEO, "version": 2}}
@@ -206,7 +211,7 @@ def test_a_run_of_one_modality_needs_that_one(commands, tmp_path):
         write_features(tmp_path / "both.npz", streams, EXTRACTOR),
         write_features(tmp_path / "wide.npz", {**streams, "video": wide}, other),
     ]
-    (both, wide), ((path, reason),) = mmattn.load(run).predict_all(paths)
+    (both, wide), ((path, reason),) = run.predict_all(paths)
     assert (path, reason) == (paths[0], "it has no audio, from which the run predicts")
     assert both.missing == () and list(both.streams) == ["audio"]
     np.testing.assert_allclose(wide.probabilities, both.probabilities, rtol=1e-6)

@@ -38,6 +38,7 @@ def test_killed_at_random_moments(commands, tiny_run, tmp_path):
     assert_same_end(folder, tiny_run)
 
 
+@pytest.mark.slow
 def test_killed_inside_a_save(commands, tiny_run, tmp_path):
     folder = tmp_path / "killed"
     process = go_on(commands, folder)

@@ -51,7 +51,7 @@ def test_metrics_and_the_best_epoch(tiny_run):
     about = Checkpoints(tiny_run).about("best")
     assert about["history"] == rows[:best]
     log = (tiny_run / "train.log").read_text().splitlines()
-    epochs = [line[len("2026-01-01 00:00:00 ") :] for line in log if " epoch " in line]
+    epochs = [line[len("2026-01-01 00:00:00 ") :] for line in log if "  loss " in line]
     assert len(epochs) == 12 and max(map(len, epochs)) <= 100
     assert [line for line in epochs if line.endswith("  best")][-1] == epochs[best - 1]
     assert f"accuracy {rows[-1]['train_accuracy']:.3f} / {accuracies[-1]:.3f}" in epochs[-1]

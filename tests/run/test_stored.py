@@ -211,6 +211,7 @@ def predict(commands, run: Path, clips: Path) -> dict[str, dict[str, float]]:
     return {name: one["probabilities"] for name, one in zip(CLIPS, predictions, strict=True)}
 
 
+@pytest.mark.slow
 def test_resume(commands, runs, tmp_path):
     """Stopped inside its third epoch, it ends as the one that was not."""
     resumed, whole = shutil.copytree(runs / "concat", tmp_path / "concat"), runs / "whole"

@@ -247,7 +247,7 @@ def check_curves(found: Curves, epochs: int) -> None:
     assert "epoch" not in found
 
 
-@each_tracker
+@each_tracker_slowly
 def test_a_complete_training(name, make, run):
     train(make(name), run, 4, "complete")
     reader = READERS[name](run)
