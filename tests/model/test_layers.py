@@ -59,7 +59,7 @@ def test_attention_to_a_clip_without_valid_frames_is_zero_and_harms_no_gradient(
         pooled, weights = attention(kernel[:, 0])(x, valid)
         return (pooled**2).sum() + pooled.sum(), (pooled, weights)
 
-    gradient = jax.grad(run, (0, 1), has_aux=True)
+    gradient = jax.jit(jax.grad(run, (0, 1), has_aux=True))
     (d_x, d_kernel), (pooled, weights) = gradient(x, kernel, valid)
     assert (pooled[1] == 0).all() and (weights[:, 1] == 0).all()
     assert (d_x[:, 1] == 0).all()
@@ -190,8 +190,8 @@ def test_functionals_over_time_are_those_of_the_linear_baseline():
     x = rng.standard_normal((9, 3, 4)).astype(np.float32)
     valid = np.ones((9, 3), bool)
     valid[7:, 0] = valid[4, 1] = valid[:, 2] = False
-    found = functionals(jnp.asarray(x), jnp.asarray(valid))
+    found = jax.jit(functionals)(x, valid)
     expected = [of_stream(Stream(x[:, clip], np.arange(9.0), valid[:, clip])) for clip in range(3)]
     np.testing.assert_allclose(found, expected, atol=2e-6)
-    gradient = jax.grad(lambda x: functionals(x, valid).sum())(x)
+    gradient = jax.jit(jax.grad(lambda x: functionals(x, valid).sum()))(x)
     assert np.isfinite(gradient).all()
