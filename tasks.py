@@ -12,27 +12,23 @@ from mmattn.cli import end_process_after
 from mmattn.errors import UserError
 from mmattn.remote.runs import DEFAULTS, OPTIONS, Run, flag
 
-ASKED = {name: flag(name).replace("-", "_") for name in OPTIONS}  # as parameters of `deploy`
+HERE = Path(__file__).parent
 RUN = "name of the run (default: the latest that was not torn down)"
 
 
 def order(iterable: Sequence[str] = (), **about: str) -> Callable:
     """A Fabric task whose errors are one message, and whose result is the exit code.
 
-    Args:
-        iterable: options that may be repeated.
-        about: the help for each option, but for --run.
+    `iterable` are the options that may be repeated, `about` is the help for each, but for --run.
     """
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def work(context, *args, **kwargs):
-            if context.config.run.dry:
-                sys.exit("-R (--dry): `fab deploy --dry-run` shows a plan; nothing was done")
-            if Path(__file__).parent in Path.cwd().parents:  # .fab and the code are there
-                sys.exit(f"expected to be called in {Path(__file__).parent}; nothing was done")
-            if isinstance(context, Connection):  # once for each host of -H
-                sys.exit("-H: expected --run, or --host of `fab deploy`; nothing was done")
+            if context.config.run.dry or isinstance(context, Connection):
+                sys.exit("-R, -H: expected `fab deploy` with --dry-run, --host; nothing was done")
+            if HERE in Path.cwd().parents:  # .fab and the code are there
+                sys.exit(f"expected to be called in {HERE}; nothing was done")
 
             def call():
                 if code := function(context, *args, **kwargs):
@@ -47,6 +43,19 @@ def order(iterable: Sequence[str] = (), **about: str) -> Callable:
     return decorate
 
 
+def _default(name: str) -> str | bool | list:
+    """What Fabric has of an option that is not given; "" for none."""
+    value = getattr(DEFAULTS, name)
+    return value if name in ("data", "spot") else f"{value or ''}".removesuffix(".0")
+
+
+ASKED = {name: flag(name).replace("-", "_") for name in OPTIONS}  # as parameters of `deploy`
+HELP = {
+    ASKED[name]: text + (f" (default: {_default(name)})" if _default(name) else "")
+    for name, text in OPTIONS.items()
+}
+
+
 def _with_options(function: Callable) -> Callable:
     """A function that has, for Fabric, a parameter for each of OPTIONS."""
     context, *own, _ = inspect.signature(function).parameters.values()
@@ -58,22 +67,7 @@ def _with_options(function: Callable) -> Callable:
     return function
 
 
-def _default(name: str) -> str | bool | list:
-    """What Fabric has of an option that is not given; "" for none."""
-    value = getattr(DEFAULTS, name)
-    return value if name in ("data", "spot") else f"{value or ''}".removesuffix(".0")
-
-
-def _help(name: str) -> str:
-    return OPTIONS[name] + (f" (default: {_default(name)})" if _default(name) else "")
-
-
-@order(
-    ["data"],
-    **{parameter: _help(name) for name, parameter in ASKED.items()},
-    yes="do not ask",
-    dry_run="show the plan and its cost, and stop",
-)
+@order(["data"], **HELP, yes="do not ask", dry_run="show the plan and its cost, and stop")
 @_with_options
 def deploy(context, yes=False, dry_run=False, **asked):
     """Make a machine, send code and data, start the training; called again, it continues."""
@@ -123,7 +117,7 @@ def teardown(context, run="", region="", force=False):
     remove(run or None, region or None, force)
 
 
-@order(region="another to look in, besides those of the runs in .fab; all for every one")
+@order(region="another to look in, besides those of the runs in .fab")
 def ls(context, region=""):
     """List your runs: machines by their tags, cost so far, what was fetched."""
     from mmattn.remote.teardown import list_runs
@@ -134,9 +128,9 @@ def ls(context, region=""):
 @order()
 def stop(context, run=""):
     """Let the job save and end; without --results the machine stays for a while."""
-    from mmattn.remote import control
+    from mmattn.remote import jobs
 
-    control.stop(Run.find(run))
+    jobs.stop(Run.find(run))
 
 
 @order(yes="do not ask before a new machine is made")
@@ -145,14 +139,6 @@ def resume(context, run="", yes=False):
     from mmattn.remote import deploy as remote
 
     remote.resume(Run.find(run), yes)
-
-
-@order()
-def hold(context, run=""):
-    """Keep the machine of an ended job until its deadline."""
-    from mmattn.remote import control
-
-    control.hold(Run.find(run))
 
 
 @order()

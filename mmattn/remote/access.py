@@ -27,21 +27,11 @@ class _OverIPv4(urllib.request.HTTPSHandler):
 
 
 def own_network() -> str:
-    """This computer's public IPv4 address as a network of one: a.b.c.d/32.
-
-    Asked from SERVICE, or from the address in MMATTN_IP_SERVICE.
-
-    Raises:
-        RemoteError: the service does not answer, or with something else than such an address.
-    """
+    """This computer's public address as a network of one: a.b.c.d/32; RemoteError if unknown."""
     url = os.environ.get("MMATTN_IP_SERVICE", SERVICE)
     try:
         with urllib.request.build_opener(_OverIPv4).open(url, timeout=10) as answer:
-            text = answer.read(100).decode("ascii", "replace").strip()
-        found = ipaddress.IPv4Network(f"{text}/32")
-        if _is_inside(found):
-            raise ValueError(f"expected a public address, got {text}")
-        return str(found)
+            return _public(f"{answer.read(100).decode('ascii', 'replace').strip()}/32")
     except (OSError, ValueError) as error:
         raise RemoteError(
             f"{url} does not tell this computer's IPv4 address: {error}; MMATTN_IP_SERVICE names "
@@ -52,15 +42,16 @@ def own_network() -> str:
 def network(text: str) -> str:
     """The IPv4 network of --allow-from; UserError if it is no public one, or too wide."""
     try:
-        found = ipaddress.IPv4Network(text)
+        return _public(text)
     except ValueError as error:
         raise UserError(
             f"--allow-from {text}: expected an IPv4 network, as 203.0.113.0/24: {error}"
         ) from error
-    if found.prefixlen < WIDEST or _is_inside(found):
-        raise UserError(f"--allow-from {text}: expected public addresses, at most a /{WIDEST}")
+
+
+def _public(text: str) -> str:
+    found = ipaddress.IPv4Network(text)
+    inside = any(found.subnet_of(ipaddress.IPv4Network(one)) for one in _INSIDE)
+    if inside or found.prefixlen < WIDEST:
+        raise ValueError(f"{text}: expected public addresses, at most a /{WIDEST}")
     return str(found)
-
-
-def _is_inside(found: ipaddress.IPv4Network) -> bool:
-    return any(found.subnet_of(ipaddress.IPv4Network(one)) for one in _INSIDE)

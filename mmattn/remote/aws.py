@@ -43,12 +43,7 @@ _ADVICE = {  # where AWS's own message does not tell what to do
 
 
 class CloudError(RemoteError):
-    """AWS refused, or did not answer.
-
-    Attributes:
-        code: its own word for why.
-        refused: it is certain that nothing was done.
-    """
+    """AWS refused, with its own `code`, or did not answer; `refused`: surely nothing was done."""
 
     def __init__(self, message: str, code: str = "", refused: bool = False):
         super().__init__(message)
@@ -74,11 +69,7 @@ def client(service: str, region: str | None = None) -> Any:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn boto3's errors into one plain message each.
-
-    Raises:
-        CloudError: AWS refuses or does not answer, or there are no credentials or no region.
-    """
+    """Turn boto3's errors, also that credentials or a region lack, into one CloudError each."""
     try:
         yield
     except UserError:

@@ -25,11 +25,7 @@ def parse_uri(option: str, text: str) -> str:
 
 
 def check(option: str, uri: str, region: str, write: bool) -> tuple[int, int]:
-    """The number of files there and their bytes, before anything costs money.
-
-    UserError if a machine in the region could not write there, or if `write` is not asked for and
-    there is nothing to read.
-    """
+    """The number of files there and their bytes; UserError if a machine could not write or read."""
     with explained(f"{option} {uri}"):
         bucket = Bucket(uri, client("s3"))
         sizes = [one["Size"] for name, one in bucket.list().items() if not name.endswith("/")]
@@ -54,11 +50,8 @@ def is_complete(uri: str) -> bool:
     return bool(manifest and manifest["complete"])
 
 
-def ensure_profile(label: str, results: str | None, data: str | None, tags: dict[str, str]) -> str:
-    """The instance profile by which machines reach these URIs; its role has its name.
-
-    Whatever is there of it already stays. EC2 sees a new profile only after some seconds.
-    """
+def ensure_profile(label: str, results: str | None, data: str | None, tags: dict[str, str]) -> None:
+    """The instance profile, made once, by which machines reach these URIs, and its role."""
     with explained(f"role {label}"):
         iam = client("iam")
         partition = iam.meta.partition
@@ -76,7 +69,6 @@ def ensure_profile(label: str, results: str | None, data: str | None, tags: dict
         with suppressed("LimitExceeded"):  # a profile has one role at most
             iam.add_role_to_instance_profile(InstanceProfileName=label, RoleName=label)
         iam.get_waiter("instance_profile_exists").wait(InstanceProfileName=label)
-    return label
 
 
 def _document(statements: list[dict]) -> str:

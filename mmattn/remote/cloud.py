@@ -34,20 +34,13 @@ class Instance(NamedTuple):
     deadline: float | None
     price: float | None
     spot: bool
-    private: str | None
-    """Its address among the run's machines."""
-    index: int
-    """Its place among those that were started with it."""
+    private: str | None  # its address among the run's machines
+    place: int  # among those that were started with it
 
 
 @explains
 class Cloud:
-    """The API of one region.
-
-    Raises (here and in every method):
-        CloudError: EC2 refuses, in plain words.
-        UserError: no credentials or no region.
-    """
+    """The API of one region; a method raises CloudError if EC2 refuses, in plain words."""
 
     def __init__(self, region: str | None):
         self.ec2 = client("ec2", region)
@@ -57,16 +50,9 @@ class Cloud:
         """Another service's client, of this region."""
         return client(service, self.region)
 
-    def regions(self) -> list[str]:
-        """The regions that the account has enabled."""
-        return [one["RegionName"] for one in self.ec2.describe_regions()["Regions"]]
-
     def caller(self) -> str:
-        """Who calls: the ARN that the tags of a run name as its owner.
-
-        Of an assumed role the session's name is left out, for it may change from call to call;
-        but with single sign-on it is the user.
-        """
+        """Who calls: the ARN that the tags of a run name as its owner."""
+        # A role's session has another name at each call; but with single sign-on it is the user.
         arn = self.client("sts").get_caller_identity()["Arn"]
         role = re.fullmatch(r"(.*:assumed-role/(?!AWSReservedSSO_)[^/]+)/.*", arn)
         return role[1] if role else arn
@@ -97,15 +83,16 @@ class Cloud:
 
     def ensure_group(self, name: str, vpc: str, tags: dict[str, str]) -> str:
         """The id of the security group of this name, made once; it lets nobody in yet."""
-        if not self.group(name):
-            self.ec2.create_security_group(
+        found = self.group(name)
+        if found is None:
+            found = self.ec2.create_security_group(
                 GroupName=name,
                 VpcId=vpc,
                 Description="ssh to mmattn training machines from one network",
                 TagSpecifications=tagged(tags, "security-group"),
-            )
+            )["GroupId"]
             self.wait("security_group_exists", Filters=filters("group-name", name))
-        return self.group(name)
+        return found
 
     def admit(self, group_id: str, network: str) -> bool:
         """Let this network, and no other, reach port 22; returns whether it was not let in."""
@@ -146,13 +133,10 @@ class Cloud:
             self.ec2.run_instances(**request, DryRun=True)
 
     def launch(self, request: dict[str, Any]) -> list[str]:
-        """Start instances, all or none, and return their ids; the same token gives the same ones.
-
-        Args:
-            request: of RunInstances, with a ClientToken.
-        """
+        """Start instances, all or none; their ids, which are the same for the same token."""
         done = persistent(*NEW)(self.ec2.run_instances, **request)
-        return [one["InstanceId"] for one in sorted(done["Instances"], key=_launch_index)]
+        started = sorted(map(_instance, done["Instances"]), key=lambda one: one.place)
+        return [one.id for one in started]
 
     def wait(self, until: str, **which: Any) -> None:
         """Wait by one of EC2's waiters; CloudError if that cannot be, or takes ten minutes."""
@@ -161,10 +145,9 @@ class Cloud:
     def ensure_alarms(
         self, label: str, instance_id: str, hours: float, tags: dict[str, str]
     ) -> None:
-        """Alarms outside of the machine that end it where its own guard cannot.
+        """Alarms that end the machine where its guard cannot: its kernel hangs, or it has none.
 
-        One when it fails EC2's checks for 20 minutes, as when its kernel hangs; one when it has
-        reported for one to two hours longer than it was to live, as when cloud-init made no guard.
+        One when it fails EC2's checks for 20 minutes, one 1 to 2 hours after it was to end.
         """
         partition = self.caller().split(":")[1]
         for name, metric, threshold, seconds, periods in (
@@ -187,11 +170,11 @@ class Cloud:
                 Tags=_as_list(tags),
             )
 
-    def instances(self, **tags: str) -> list[Instance]:
+    def instances(self, **tags: str | None) -> list[Instance]:
         """Instances by their `run` or `owner`, the oldest first; terminated ones while listed."""
         which = [one for key, value in tags.items() for one in filters(f"tag:mmattn:{key}", value)]
         found = map(_instance, self.described(Filters=which))
-        return sorted(found, key=lambda instance: (instance.launched, instance.index))
+        return sorted(found, key=lambda instance: (instance.launched, instance.place))
 
     def described(self, **which: Any) -> list[dict]:
         """Instances in EC2's own form."""
@@ -214,11 +197,7 @@ class Cloud:
         return found and found.state
 
     def terminate(self, instance_ids: list[str]) -> None:
-        """Terminate instances and wait until they are.
-
-        Raises:
-            CloudError: they still run after ten minutes.
-        """
+        """Terminate instances and wait until they are, for ten minutes."""
         for instance_id in instance_ids:
             with suppressed("InvalidInstanceID.NotFound"):
                 self.ec2.terminate_instances(InstanceIds=[instance_id])
@@ -232,13 +211,9 @@ class Cloud:
         found = getattr(self.ec2, call)(Filters=filters(f"tag:{tag}", value))[key]
         return [one for one in found if one.get("State") != "deleting"]
 
-    def volumes(self, run: str) -> list[dict[str, Any]]:
-        """The disks of a run that exist, in EC2's own form."""
-        return self.listed("volume", RUN, run)
-
     def left_behind(self, owner: str) -> dict[str, list[str]]:
         """The names of what there is besides instances, by run."""
-        found = {}
+        found: dict[str, list[str]] = {}
         for kind, (*_, name) in KINDS.items():
             for one in self.listed(kind, OWNER, owner):
                 found.setdefault(_tags(one)[RUN], []).append(one[name])
@@ -265,24 +240,19 @@ class Cloud:
         self.wait("volume_available", VolumeIds=[volume_id])
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete what `remains` names, but an instance; one that is gone is no error.
-
-        What an ended instance still holds is tried again for five minutes.
-        """
+        """Delete what `remains` names, but an instance; one that is gone is no error."""
         if kind == "alarm":
             call, which = self.client("cloudwatch").delete_alarms, {"AlarmNames": [name]}
         else:
             call = getattr(self.ec2, f"delete_{kind.replace(' ', '_')}")
             which = {KINDS[kind][-1]: name}
         with suppressed("InvalidVolume.NotFound", *NEW):
+            # What an ended instance still holds is free after minutes.
             held = persistent("DependencyViolation", "IncorrectState", "VolumeInUse", attempts=100)
             held(call, **which)
 
     def remains(self, run: str, label: str) -> dict[str, list[str]]:
-        """What exists of a run by the API's own account, by kind; kinds with nothing are absent.
-
-        In the order in which it can be deleted; all but the alarm is found by tag.
-        """
+        """What exists of a run by the API's own account, by kind, in the order to delete it."""
         alarms = self.client("cloudwatch").describe_alarms(AlarmNamePrefix=f"{label}-")
         found = {
             "instance": [one.id for one in self.instances(run=run) if one.state != "terminated"],
@@ -293,7 +263,7 @@ class Cloud:
         return {kind: names for kind, names in found.items() if names}
 
 
-def filters(name: str, *values: str) -> list[dict]:
+def filters(name: str, *values: str | None) -> list[dict]:
     """Filters of a call that describes."""
     return [{"Name": name, "Values": list(values)}]
 
@@ -310,10 +280,6 @@ def tagged(tags: dict[str, str], *kinds: str) -> list[dict]:
 def _ssh_from(network: str) -> dict[str, Any]:
     rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
     return {**rule, "IpRanges": [{"CidrIp": network}]}
-
-
-def _launch_index(found: dict) -> int:
-    return found.get("AmiLaunchIndex", 0)
 
 
 def _tags(found: dict) -> dict[str, str]:
@@ -334,5 +300,5 @@ def _instance(found: dict) -> Instance:
         float(tags.get(PRICE) or 0) or None,
         found.get("InstanceLifecycle") == "spot",
         found.get("PrivateIpAddress"),
-        _launch_index(found),
+        found.get("AmiLaunchIndex", 0),
     )

@@ -21,13 +21,8 @@ from mmattn.remote.ssh import check_tools
 def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
     """Make a machine and start the training there, or continue where an earlier call was cut.
 
-    Args:
-        asked: a run from the options; if one with the same options is unfinished, that continues.
-        yes: do not ask.
-        dry_run: show the plan and stop.
-
-    Raises:
-        UserError: with what exists now, what it costs and how to continue.
+    That is if a run with the options of the one that is asked for is unfinished. Unless `yes`, ask
+    first; after the plan of a dry run, stop. An error tells what exists, its cost, and what next.
     """
     check_tools()
     with ExitStack() as held:
@@ -46,11 +41,7 @@ def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
 
 
 def resume(run: Run, yes: bool) -> None:
-    """Continue a run that stopped: on its machine, or on a new one from what was fetched last.
-
-    Raises:
-        UserError: the job runs or is complete, or as `deploy`.
-    """
+    """Continue a run that stopped, on its machine or a new one; UserError if it runs or is done."""
     check_tools()
     if any((run.results / name).exists() for name in SUMMARIES):
         raise UserError(f"{run.name} is complete, in {run.results}: there is nothing to resume")
@@ -79,10 +70,7 @@ def resume(run: Run, yes: bool) -> None:
 
 
 def _confirm(run: Run, yes: bool, dry_run: bool = False) -> tuple[Plan | None, dict[str, str]]:
-    """Show the plan and ask, unless a machine was made already; no plan for a host.
-
-    Returns the plan and what is to be sent.
-    """
+    """The plan, None for a host, and what is to be sent; shown and asked, if no machine is made."""
     plan, manifest = None, survey(run)
     if run.host is None:
         if run.folder.exists() and not dry_run:
@@ -106,7 +94,7 @@ def _confirm(run: Run, yes: bool, dry_run: bool = False) -> tuple[Plan | None, d
 
 def _work(run: Run, plan: Plan | None, manifest: dict[str, str]) -> None:
     """All steps that are not done yet."""
-    if run.host is None:
+    if plan is not None:
         run.save()
         make_instance(run, plan)
         if len(run.members) < run.instances:
@@ -166,7 +154,7 @@ def what_exists(run: Run) -> str:
 def _unfinished(asked: Run) -> Run | None:
     """The run whose deployment was cut, if it is what is asked for.
 
-    UserError if it has other options and perhaps a machine, and no process is at work on it.
+    UserError if it is another, and perhaps has a machine that no process works on.
     """
     for run in reversed(runs()):
         over = run.state == "removed" or (run.state == "lost" and run.began_with is not None)
@@ -190,6 +178,6 @@ def _say_started(run: Run) -> None:
         f"{run.name} trains. `fab monitor` shows it, `fab fetch --watch` brings the results as "
         "they come; this computer may be shut."
     )
-    if run.host is None:
+    if run.deadline is not None:
         kept = "" if run.uri else "; its disk is kept until it is complete and here"
         say(f"It ends by {clock(run.deadline)}, or {end_text(run)}{kept}.")

@@ -1,8 +1,7 @@
 """Results from the machine: consistent, verified, and never in the place of something better.
 
-The machine makes a consistent copy of hard links (`agent/outbox.py`), or has it in the bucket, and
-lists what is in it. What is not here yet goes to a folder beside the run's, is verified there, and
-only then moved in.
+The machine, or the bucket, lists a consistent copy (`agent/outbox.py`). What is not here yet goes
+to a folder beside the run's, is verified there, and only then moved in.
 """
 
 import os
@@ -28,7 +27,7 @@ from mmattn.remote.aws import CloudError, client, explained, suppressed
 from mmattn.remote.monitor import ask_cloud
 from mmattn.remote.runs import Run, is_uri, locked
 from mmattn.remote.screen import job_text
-from mmattn.remote.ssh import Machine, RemoteError, Unreachable, persistent
+from mmattn.remote.ssh import RemoteError, Unreachable, persistent
 
 POLL_S = 15.0
 MB = 1_000_000
@@ -39,12 +38,10 @@ DROPS = (failures.ConnectionError, failures.HTTPClientError)  # of a connection 
 class Entry(NamedTuple):
     """A file of the results, as the machine has it."""
 
-    path: Path
-    """In the folder of the results."""
+    path: Path  # in the folder of the results
     size: int
     sha256: str
-    growing: bool
-    """A log: the size and hash are of what was there, more may follow."""
+    growing: bool  # a log: the size and hash are of what was there, more may follow
 
     @property
     def step(self) -> Path | None:
@@ -69,8 +66,7 @@ class Results(NamedTuple):
     entries: list[Entry]
     complete: bool
     job: dict
-    time: float
-    """By the machine's clock."""
+    time: float  # by the machine's clock
 
     @property
     def steps(self) -> list[Path]:
@@ -79,16 +75,9 @@ class Results(NamedTuple):
 
 
 def fetch(run: Run, watch: bool) -> None:
-    """Fetch what there is of a run's results, verified, and report it.
+    """Fetch what there is of a run's results into `run.results`, verified, and report it.
 
-    Args:
-        run: the run; `run.results` is where they go.
-        watch: fetch again whatever is new until the job has ended, through any drop.
-
-    Raises:
-        Busy: another fetch of this run is at work.
-        RemoteError: out of touch for too long, or files do not arrive as they are there.
-        UserError: no machine, or the disk is full.
+    With `watch`, fetch again what is new until the job has ended, through any drop.
     """
     attempt = persistent(_attempt)
     if watch:
@@ -98,10 +87,10 @@ def fetch(run: Run, watch: bool) -> None:
         while True:
             gone = watch and _pushes_no_more(run)  # asked first: what it pushed last is then there
             found = attempt(run, "" if said else "results")
-            text = f"fetched: checkpoints {_checkpoints(found)}; {_epochs(run.results)} epochs"
-            if watch and text != said:
-                say(text)
-            said = text
+            made = _made(run, found)
+            if watch and made != said:
+                say(f"fetched: {made}")
+            said = made
             if not watch or gone or found.job["state"] in ("ended", "lost"):
                 break
             time.sleep(POLL_S)
@@ -113,10 +102,10 @@ def fetch(run: Run, watch: bool) -> None:
     _report(run, found)
 
 
-def fetched_all(run: Run, machine: Machine) -> bool:
+def fetched_all(run: Run) -> bool:
     """Whether everything that the machine has now is here, verified and on the disk."""
     os.sync()  # the machine's may be deleted next
-    return all(entry.is_in(run.results) for entry in _ask(machine).entries)
+    return all(entry.is_in(run.results) for entry in _ask(run).entries)
 
 
 def _attempt(run: Run, title: str) -> Results:
@@ -144,13 +133,11 @@ def _pushes_no_more(run: Run) -> bool:
 def fetch_once(run: Run, title: str = "results") -> Results:
     """Fetch the results as they are now, and note it in the run's state; the title is shown.
 
-    Raises:
-        Unreachable: the connection dropped, or a file arrived otherwise than it is there; what came
-            is kept for the next time.
-        UserError: the local disk is full, or the training continued here.
+    Unreachable if the connection dropped, or a file arrived otherwise than it is there: what came
+    is kept for the next time. UserError if the local disk is full, or the training continued here.
     """
     results, staging = run.results, run.results.with_name(f".{run.results.name}.fetching")
-    found = _ask_bucket(run.uri) if run.uri else _ask(run.machine())
+    found = _ask(run)
     _check_not_older(found, results)
     missing = [entry for entry in found.entries if not entry.is_in(results)]
     with explain_full_disk(f"{staging}; what was fetched before is intact"):
@@ -161,7 +148,10 @@ def fetch_once(run: Run, title: str = "results") -> Results:
                 path.unlink()
         away = [entry for entry in missing if not entry.is_in(staging)]
         if away:
-            _download(run, away, staging) if run.uri else _bring(run, away, staging, title)
+            if run.uri:
+                _download(run.uri, away, staging)
+            else:
+                _bring(run, away, staging, title)
         bad = [entry.path for entry in missing if not entry.is_in(staging)]
         if bad:
             raise Unreachable(f"{bad[0]} arrived otherwise than it was there; nothing was replaced")
@@ -171,21 +161,15 @@ def fetch_once(run: Run, title: str = "results") -> Results:
     return found
 
 
-def _ask(machine: Machine) -> Results:
-    manifest = machine.call("outbox", timeout=OUTBOX_S)
-    with explained(machine.access.name):
-        return _results(checked(manifest))
-
-
-def _ask_bucket(uri: str) -> Results:
-    with explained(uri):
-        manifest = Bucket(uri, client("s3")).manifest()
+def _ask(run: Run) -> Results:
+    """What there is now on the machine, or in the bucket."""
+    with explained(run.uri or run.name):
+        if run.uri:
+            manifest = Bucket(run.uri, client("s3")).manifest()
+        else:
+            manifest = checked(run.machine().call("outbox", timeout=OUTBOX_S))
     if manifest is None:
-        raise RemoteError(f"{uri}: nothing there yet")
-    return _results(manifest)
-
-
-def _results(manifest: dict) -> Results:
+        raise RemoteError(f"{run.uri}: nothing there yet")
     try:
         files = [Entry(**{**file, "path": Path(file["path"])}) for file in manifest["files"]]
         return Results(files, manifest["complete"], manifest["job"], manifest["time"])
@@ -227,9 +211,9 @@ def _bring(run: Run, entries: Sequence[Entry], staging: Path, title: str) -> Non
     )
 
 
-def _download(run: Run, entries: Sequence[Entry], staging: Path) -> None:
+def _download(uri: str, entries: Sequence[Entry], staging: Path) -> None:
     """Copy files from the bucket into staging."""
-    bucket, total = Bucket(run.uri, client("s3")), sum(entry.size for entry in entries)
+    bucket, total = Bucket(uri, client("s3")), sum(entry.size for entry in entries)
 
     def one(entry: Entry) -> None:
         with suppressed("404", "NoSuchKey"):  # there is a newer manifest
@@ -237,17 +221,17 @@ def _download(run: Run, entries: Sequence[Entry], staging: Path) -> None:
         advance(entry.size / MB)
 
     try:
-        with explained(run.uri), progress("fetch", -(-total // MB), "MB") as advance:
+        with explained(uri), progress("fetch", -(-total // MB), "MB") as advance:
             in_parallel(one, entries)
     except RetriesExceededError as error:
-        raise Unreachable(f"{run.uri}: {error}") from error
+        raise Unreachable(f"{uri}: {error}") from error
 
 
 def _install(missing: Sequence[Entry], steps: Sequence[Path], staging: Path, results: Path) -> None:
     """Move what is in staging into the results so that a stop at any point leaves them usable.
 
-    New checkpoints come complete and before the old ones go, the best before the latest; summaries
-    come last, for with its summary a run is complete.
+    New checkpoints come before the old ones go, the best before the latest, and summaries last:
+    with its summary a run is complete.
     """
     for step in steps:
         if not (results / step).exists():
@@ -266,30 +250,22 @@ def _install(missing: Sequence[Entry], steps: Sequence[Path], staging: Path, res
 def _report(run: Run, found: Results) -> None:
     """Say what is here now, how the job was, and how to evaluate it."""
     rows = [
-        ("checkpoints", _checkpoints(found)),
-        ("epochs", _epochs(run.results)),
+        ("training", _made(run, found)),
         ("summary", "yes" if found.complete else "not yet"),
         ("job", job_text(found.job, found.time)[0]),
     ]
-    say_table(f"Fetched to {run.results}: {len(found.entries)} files, verified", ("", ""), rows)
+    title = f"Fetched to {run.results}: {len(found.entries)} files, verified"
+    say_table(title, ("", ""), rows, left=True)
     best = any(step.parts[:2] == ("checkpoints", "best") for step in found.steps)
     if (found.complete or best) and not run.is_study:  # parts are evaluated together
-        say(f"next: {evaluate_command(run)}")
+        roots = ["FOLDER" if is_uri(one) else one for one in run.data]  # it reads no bucket
+        options = ["--data.roots", *roots] if roots else []
+        say(f"next: {shlex.join(['mmattn', 'evaluate', str(run.results), *options])}")
 
 
-def _checkpoints(found: Results) -> str:
+def _made(run: Run, found: Results) -> str:
+    """How many checkpoints and epochs are here, of all parts together."""
     counts = Counter(step.parent.name for step in found.steps)
-    return ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())) or "none"
-
-
-def _epochs(results: Path) -> int:
-    """How many are done, of all parts together."""
-    files = results.rglob("metrics.jsonl")
-    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
-
-
-def evaluate_command(run: Run) -> str:
-    """The command that evaluates what was fetched, on this computer's copy of the data."""
-    roots = ["FOLDER" if is_uri(one) else one for one in run.data]  # evaluation reads no bucket
-    roots = ["--data.roots", *roots] if roots else []
-    return shlex.join(["mmattn", "evaluate", str(run.results), *roots])
+    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())) or "none"
+    metrics = [path.read_text(encoding="utf-8") for path in run.results.rglob("metrics.jsonl")]
+    return f"checkpoints: {kinds}; epochs: {sum(len(one.splitlines()) for one in metrics)}"

@@ -3,7 +3,8 @@
 import time
 
 from mmattn.console import say, waiting
-from mmattn.remote.runs import Run, is_uri
+from mmattn.errors import UserError
+from mmattn.remote.runs import Run, changing, is_uri
 from mmattn.remote.screen import log_lines
 from mmattn.remote.ssh import Machine, RemoteError, persistent
 
@@ -25,7 +26,8 @@ means
 def build_environment(run: Run, machines: list[Machine]) -> None:
     """The virtual environments, made detached: it continues if this computer goes away."""
     if not run.is_past("built"):
-        make = ("bash", "../agent/environment.sh", "no" if run.host else "yes", *run.packages)
+        make = ["bash", "../agent/environment.sh", "no" if run.host else "yes"]
+        make += ["boto3"] * run.uses_bucket
         _do(run, machines, "build", "building the environment", *make)
         run.to("built")
 
@@ -68,15 +70,9 @@ def _failure(machine: Machine, job: str, what: str) -> RemoteError:
 
 
 def start_training(run: Run, machines: list[Machine], again: bool = False) -> None:
-    """The training on each machine, with --resume where a run is already.
+    """The training on all machines, if it is due on one, with --resume where a run is already.
 
-    Args:
-        run: the run.
-        machines: all of its machines; what is not running on one is started anew on all.
-        again: start it also if it has ended after it was started well.
-
-    Raises:
-        RemoteError: it ended at once with an error.
+    With `again`, also where it had ended; RemoteError if it ends at once with an error.
     """
     jobs = [machine.call("snapshot")["job"] for machine in machines]
     if any(_is_due(run, job, again) for job in jobs):
@@ -88,7 +84,6 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
             stop_jobs(machines[:1], "push")
         check_names(run, machines)
         for machine in machines:
-            machine.run(f"rm -f {run.base}/job/hold")
             machine.call("job", "start", *_command(run, begun), *_place(run, machine.rank))
     if run.uri:
         push = _in_venv(run, "push", run.uri)
@@ -131,10 +126,7 @@ def _place(run: Run, rank: int) -> list[str]:
 
 
 def settle(run: Run, machines: list[Machine]) -> None:
-    """End jobs of an earlier set of machines; if that was led by another, forget its results.
-
-    They are what was fetched, kept or pushed.
-    """
+    """End jobs of an earlier set of machines; what another one led was fetched, kept or pushed."""
     if run.leader is None or run.is_past("sent"):
         return
     stop_jobs(machines)
@@ -146,9 +138,9 @@ def settle(run: Run, machines: list[Machine]) -> None:
 
 
 def stop_jobs(machines: list[Machine], job: str = "job") -> None:
-    """Let the jobs save and end, all at the same time; kill those that do not.
+    """Let the jobs save and end, all at the same time, the first, which leads, last; or kill them.
 
-    That a machine is out of reach keeps no other from it. The first one leads: it is asked last.
+    That a machine is out of reach keeps no other from it.
     """
     for order, patience in (("stop", 0), ("end", SAVE_S)):  # a job that saves is not asked again
         for machine in reversed(machines):
@@ -159,11 +151,7 @@ def stop_jobs(machines: list[Machine], job: str = "job") -> None:
 
 
 def check_names(run: Run, machines: list[Machine]) -> None:
-    """Let the name of each of several machines mean its private address, not the loopback.
-
-    Raises:
-        RemoteError: it does not and cannot be mended.
-    """
+    """Let the name of each of several machines mean its private address, not the loopback."""
     for machine in machines if len(machines) > 1 else ():
         private = run.members[machine.rank].private
         found = machine.run(NAME.format(address=private)).strip()
@@ -172,6 +160,24 @@ def check_names(run: Run, machines: list[Machine]) -> None:
                 f"machine {machine.rank}: expected its name to mean {private} "
                 f"(`getent ahosts $(uname -n)`), found {found}"
             )
+
+
+def stop(run: Run) -> None:
+    """`fab stop`: let the job save and end; UserError if there was none, or it is lost."""
+    with changing("stop", run):
+        machines = run.machines()
+        with waiting(f"asking {run.name} to save and end, for {SAVE_S} s at most"):
+            stop_jobs(machines)
+        job = machines[0].call("snapshot")["job"]
+    if job["state"] != "ended":
+        raise UserError(f"{run.name}: the job is {job['state']}: `fab resume` or `fab deploy`")
+    code = job["exit_code"]
+    say(f"the job has ended with exit code {code}{'; `fab resume` continues it' if code else ''}")
+    if run.host is None and run.uri is None:
+        say(
+            f"The machine ends itself {run.grace_minutes:g} min after that; its disk is kept for "
+            "`fab resume`, until the run is complete and fetched"
+        )
 
 
 def wait_for(machine: Machine, job: str) -> dict:

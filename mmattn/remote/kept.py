@@ -3,7 +3,7 @@
 from typing import Any
 
 from mmattn.console import say, waiting
-from mmattn.remote.cloud import GONE
+from mmattn.remote.cloud import GONE, RUN
 from mmattn.remote.runs import Run
 from mmattn.remote.ssh import Machine
 
@@ -31,8 +31,7 @@ cd && sudo umount /mnt/kept
 def kept_disks(run: Run) -> list[dict[str, Any]]:
     """The disks of a run that no machine boots from, in EC2's own form.
 
-    The results are on the oldest: it is deleted when they were copied, so a newer one is that of a
-    machine which has not finished copying.
+    The results are on the oldest: a newer one is that of a machine which never finished copying.
     """
     if run.host is not None or run.uri is not None:
         return []
@@ -44,7 +43,8 @@ def kept_disks(run: Run) -> list[dict[str, Any]]:
         leaves = one["InstanceId"] in gone and not one.get("DeleteOnTermination")
         return one["Device"] == DEVICE or leaves
 
-    free = [disk for disk in cloud.volumes(run.name) if all(map(is_left, disk["Attachments"]))]
+    disks = cloud.listed("volume", RUN, run.name)
+    free = [disk for disk in disks if all(map(is_left, disk["Attachments"]))]
     return sorted(free, key=lambda disk: disk["CreateTime"])
 
 
@@ -54,12 +54,12 @@ def take_up(run: Run, machine: Machine) -> None:
     if not disks:
         return
     disk, *others = disks
-    cloud, name = run.cloud(), disk["VolumeId"]
+    cloud, name, first = run.cloud(), disk["VolumeId"], run.members[0].id
     with waiting(f"taking up the results on {name}"):
-        if run.instance_id not in [one["InstanceId"] for one in disk["Attachments"]]:
-            cloud.attach(name, run.instance_id, DEVICE)
+        if first not in [one["InstanceId"] for one in disk["Attachments"]]:
+            cloud.attach(name, first, DEVICE)
         machine.run(COPY.format(name=name.replace("-", ""), base=run.base), COPY_S)
-        cloud.detach(name, run.instance_id)
+        cloud.detach(name, first)
         for one in (*others, disk):
             cloud.delete("volume", one["VolumeId"])
     say(f"{run.name} continues from its kept disk")

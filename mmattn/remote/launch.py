@@ -77,8 +77,8 @@ def _request(run: Run, plan: Plan, subnet: dict, group: str) -> dict[str, Any]:
 def adopt(run: Run) -> None:
     """Take up instances whose start was answered to no one here; give up those that are gone.
 
-    Afterwards the run has instances, perhaps fewer than were asked for, or a start that may be
-    asked for again (a deadline), or neither.
+    The run then has instances, perhaps fewer than were asked for, or a deadline alone, with which
+    the start may be asked for again, or neither.
     """
     cloud = run.cloud()
     if run.members:
@@ -106,7 +106,7 @@ def adopt(run: Run) -> None:
 
 def _is_gone(cloud: Cloud, member: Member) -> bool:
     state = cloud.state(member.id)
-    return state in GONE or (state is None and time.time() > member.launched + LOST_ANSWER_S)
+    return state in GONE or (state is None and time.time() > (member.launched or 0) + LOST_ANSWER_S)
 
 
 def _forget(run: Run, to: str = "lost") -> None:
@@ -119,7 +119,7 @@ def _launch(run: Run, untried: list[dict]) -> None:
     """Start the instances; where EC2 has none free, return to ask in a zone that is untried."""
     say(f"starting {'a' if run.instances == 1 else run.instances} {run.instance_type}")
     token = f"{run.name}-{run.attempt}"
-    asked = {**run.request, "UserData": user_data(run), "ClientToken": token}
+    asked = {**(run.request or {}), "UserData": user_data(run), "ClientToken": token}
     try:
         ids = run.cloud().launch(asked)
     except CloudError as error:
@@ -140,7 +140,7 @@ def _wait_for_address(run: Run, member: Member) -> None:
         _check_alive(run, member)
         raise
     found = run.cloud().instance(member.id)
-    if found.address is None:
+    if found is None or found.address is None:
         raise CloudError(f"{member.id} has no public address: its subnet gave it none")
     member.address, member.private, member.launched = found.address, found.private, found.launched
     run.save()
@@ -155,11 +155,7 @@ def _check_alive(run: Run, member: Member) -> None:
 
 
 def wait_for_login(run: Run, machine: Machine) -> None:
-    """Until the machine lets this key log in and has finished its first boot.
-
-    Raises:
-        RemoteError: it never does, it ended, or it lacks what a run needs.
-    """
+    """Until the machine lets this key log in, has booted and what a run needs; else RemoteError."""
 
     def look_at_ec2(_) -> None:
         if run.host is None:
@@ -184,10 +180,7 @@ def wait_for_login(run: Run, machine: Machine) -> None:
 
 
 def renew_host_key(run: Run, machine: Machine) -> None:
-    """Give the machine a host key that was never in its user data.
-
-    Until the new one was seen, both are known: this may be cut anywhere.
-    """
+    """Give the machine a host key that was never in its user data; until it is seen, both count."""
     member = run.members[machine.rank]
     if member.sealed:
         return
@@ -205,11 +198,7 @@ def renew_host_key(run: Run, machine: Machine) -> None:
 
 
 def check_end(run: Run, machine: Machine) -> None:
-    """That the machine will end itself; one that would not is ended here.
-
-    Raises:
-        RemoteError: it would not.
-    """
+    """That the machine will end itself; one that would not is ended here, with a RemoteError."""
     try:
         for unit in (TIMER, GUARD):  # of several units, systemctl is content with one
             machine.run(f"systemctl is-active {unit}")

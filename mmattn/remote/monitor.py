@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.live import Live
@@ -19,7 +19,7 @@ from mmattn.console import WIDTH, complain, say
 from mmattn.errors import UserError
 from mmattn.remote.cloud import GONE
 from mmattn.remote.runs import Run
-from mmattn.remote.screen import GUARD_REASONS, Touch, duration, job_text, report, summary_line
+from mmattn.remote.screen import GUARD_REASONS, Touch, duration, job_text, report
 from mmattn.remote.ssh import CommandFailed, Machine, NotLoggedIn, RemoteError, Unreachable
 
 POLL_S = 2.0
@@ -28,25 +28,20 @@ HALTED = ("stopping", "stopped")  # by a user: what ends by itself is terminated
 FIRST_S, LONGEST_S = 1.0, 20.0  # between calls while out of touch
 TAIL = (-8 * 1024, 8 * 1024)  # offset into the log and bytes of it, for reports
 CHUNK = 256 * 1024  # bytes of the log a call, for --follow
-LINE_S = 60.0  # between lines where there is no terminal
 
 
 def monitor(run: Run, quick: bool, follow: bool) -> int:
     """Show a run until its job ends; with `quick`, one report; with `follow`, the log's bytes.
 
-    Returns:
-        The job's exit code; 70 if none is known; with `quick`, 0 while it runs; 130 after Ctrl-C,
-        141 when the log has no reader any more.
-
-    Raises:
-        UserError: there is no job, or no news of it: with `quick`, at the first try.
+    Returns the job's exit code; 70 if none is known; with `quick`, 0 while it runs; 130 after
+    Ctrl-C; 141 when the log has no reader any more. UserError if there is no job, or no news of
+    it: with `quick`, at the first try.
     """
     if quick and follow:
         raise UserError("--quick --follow: expected one of them")
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     live = console.is_terminal and not quick and not follow
-    tell = complain if follow else (lambda _: None) if live or quick else say
-    link = Link(run, tell)
+    link = Link(run, complain if follow else (lambda _: None) if live or quick else say)
 
     def draw(spare: int = 0):
         height = console.height - spare if console.is_terminal else None
@@ -60,7 +55,8 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
             elif follow:
                 copy_log(link, sys.stdout.buffer)
             else:
-                watch(link)
+                while link.snapshot(TAIL)["job"]["state"] == "running":
+                    time.sleep(POLL_S)
         job = link.last["job"]
         if job["state"] == "absent":
             raise UserError(f"{run.name}: no job was started; `fab deploy` continues")
@@ -76,16 +72,6 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
         # Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-
-
-def watch(link: "Link") -> None:
-    """Poll until the job has ended; tells of it in a line a minute."""
-    said = -LINE_S
-    while (snapshot := link.snapshot(TAIL))["job"]["state"] == "running":
-        if time.monotonic() >= said + LINE_S:
-            said = time.monotonic()
-            link.tell(summary_line(link.run, snapshot, time.time()))
-        time.sleep(POLL_S)
 
 
 def copy_log(link: "Link", out: BinaryIO) -> None:
@@ -109,13 +95,13 @@ class Link:
 
     def __init__(self, run: Run, tell: Callable[[str], None]):
         self.run, self.machines, self.tell = run, run.machines(), tell
-        self.last, self.touch = None, Touch()  # of the first machine; the others' are in its own
+        self.last: Any = None  # of the first machine; the others' are in its own
+        self.touch = Touch()
 
     def snapshot(self, piece: tuple[int, int], stop: Callable = stop_never) -> dict:
         """A snapshot with a piece of the log (offset, bytes), however long that takes.
 
-        Raises:
-            RemoteError: `stop`, or a machine is gone, not the known one, or lets no one in.
+        RemoteError at `stop`, or if a machine is gone, not the known one, or lets no one in.
         """
         retry = retry_if_exception(self._may_pass)
         wait = wait_random_exponential(2 * FIRST_S, LONGEST_S, min=FIRST_S)

@@ -3,18 +3,13 @@
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from mmattn.errors import UserError
 from mmattn.remote.aws import CloudError, client, explained
 from mmattn.remote.cloud import Cloud, filters
-from mmattn.remote.runs import GPU_FAMILIES
 
 IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{}"
-GPU_IMAGE = (
-    "/aws/service/deeplearning/ami/{}/base-oss-nvidia-driver-gpu-amazon-linux-2023/latest/ami-id"
-)
 MACHINE = {  # attributes in AWS's Price List
     "operatingSystem": "Linux",
     "operation": "RunInstances",
@@ -24,11 +19,8 @@ MACHINE = {  # attributes in AWS's Price List
 }
 DISK = {"productFamily": "Storage", "volumeApiName": "gp3"}
 ADDRESS = 0.005  # dollars an hour of a public IPv4 address, in every region
-QUOTAS = {  # of vCPUs, by the letters of EC2's families: on demand, spot
-    "a c d h i im is m r t z": ("L-1216C47A", "L-34B43A08"),
-    "g vt": ("L-DB2E81BA", "L-3819A6DF"),
-    "p": ("L-417A185B", "L-7212CCBC"),
-}
+STANDARD = {"a", "c", "d", "h", "i", "im", "is", "m", "r", "t", "z"}  # EC2's families
+QUOTAS = ("L-1216C47A", "L-34B43A08")  # of their vCPUs: on demand, spot
 
 
 class MachineType(NamedTuple):
@@ -36,21 +28,15 @@ class MachineType(NamedTuple):
 
     name: str
     vcpus: int
-    cores: int
-    """Processors that the job will find."""
-    one_thread: bool
-    """Whether threads are switched off, so that each core is one processor."""
-    gib: float
-    """Of memory."""
+    cores: int  # processors that the job will find
+    one_thread: bool  # threads are switched off, so that each core is one processor
+    gib: float  # of memory
     architecture: str
-    gpus: int = 0
-    free: bool = False
-    """Whether an account on the free plan may start it."""
+    free: bool = False  # an account on the free plan may start it
 
     def __str__(self) -> str:
         threads = f" ({self.cores} cores, one thread each)" if self.one_thread else ""
-        gpus = f", {self.gpus} GPUs" if self.gpus else ""
-        return f"{self.name}, {self.vcpus} vCPU{threads}{gpus}, {self.gib:.0f} GiB"
+        return f"{self.name}, {self.vcpus} vCPU{threads}, {self.gib:.0f} GiB"
 
 
 def machine_type(cloud: Cloud, name: str, count: int = 1, spot: bool = False) -> MachineType:
@@ -58,21 +44,16 @@ def machine_type(cloud: Cloud, name: str, count: int = 1, spot: bool = False) ->
     with explained(f"--instance-type {name}"):
         (found,) = cloud.ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
     architectures = {"arm64", "x86_64"} & set(found["ProcessorInfo"]["SupportedArchitectures"])
-    gpus = sum(one["Count"] for one in found.get("GpuInfo", {}).get("Gpus", []))
-    others = {"FpgaInfo", "InferenceAcceleratorInfo", "MediaAcceleratorInfo", "NeuronInfo"}
-    wrong_gpus = gpus and not name.startswith(GPU_FAMILIES)
-    if not architectures or others & found.keys() or wrong_gpus:
-        raise UserError(
-            f"--instance-type {name}: expected one that runs Linux, with CPUs alone or the GPUs of "
-            f"{', '.join(GPU_FAMILIES)}"
-        )
+    others = {"Gpu", "Fpga", "InferenceAccelerator", "MediaAccelerator", "Neuron"}
+    if not architectures or {f"{one}Info" for one in others} & found.keys():
+        raise UserError(f"--instance-type {name}: expected one that runs Linux, with CPUs alone")
     if spot and "spot" not in found["SupportedUsageClasses"]:
         raise UserError(f"--spot: expected a type with spot machines, {name} has none")
     if count > 1 and "cluster" not in found["PlacementGroupInfo"]["SupportedStrategies"]:
         raise UserError(f"--instances {count}: expected a type that can be placed near others")
     cpu = found["VCpuInfo"]
     # Two threads of a core share what computes, so that a device on each brings nothing.
-    one_thread = not gpus and cpu.get("ValidThreadsPerCore") == [1, 2]
+    one_thread = cpu.get("ValidThreadsPerCore") == [1, 2]
     return MachineType(
         name,
         cpu["DefaultVCpus"],
@@ -80,15 +61,14 @@ def machine_type(cloud: Cloud, name: str, count: int = 1, spot: bool = False) ->
         one_thread,
         found["MemoryInfo"]["SizeInMiB"] / 1024,
         min(architectures),
-        gpus,
         found.get("FreeTierEligible", False),
     )
 
 
 def image(cloud: Cloud, machine: MachineType, image_id: str | None) -> dict[str, Any]:
-    """This image, or the current Amazon Linux, for GPUs with their driver, in EC2's own form."""
+    """This image, or the current Amazon Linux, in EC2's own form."""
     if image_id is None:
-        name = (GPU_IMAGE if machine.gpus else IMAGE).format(machine.architecture)
+        name = IMAGE.format(machine.architecture)
         with explained(f"the image {name}"):
             image_id = cloud.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
     with explained(f"--ami {image_id}"):
@@ -103,14 +83,13 @@ def subnets(
 ) -> list[dict[str, Any]]:
     """This subnet, or the default VPC's, one a zone (or in this one), where a type is offered.
 
-    Raises:
-        UserError: there is none.
+    UserError if there is none.
     """
-    asked = (
-        {"SubnetIds": [subnet_id]} if subnet_id else {"Filters": filters("default-for-az", "true")}
-    )
+    default: dict[str, Any] = {"Filters": filters("default-for-az", "true")}
     with explained(f"--subnet {subnet_id or ''}"):
-        found = cloud.ec2.describe_subnets(**asked)["Subnets"]
+        found = cloud.ec2.describe_subnets(
+            **({"SubnetIds": [subnet_id]} if subnet_id else default)
+        )["Subnets"]
         offers = cloud.ec2.describe_instance_type_offerings(
             LocationType="availability-zone", Filters=filters("instance-type", instance_type)
         )["InstanceTypeOfferings"]
@@ -125,17 +104,6 @@ def subnets(
             f"found {', '.join(sorted(found)) or makes}"
         )
     return there
-
-
-def spot_price(cloud: Cloud, instance_type: str) -> float | None:
-    """Dollars an hour of a spot machine now, in the cheapest zone; None if EC2 names none."""
-    with explained("ec2:DescribeSpotPriceHistory"):
-        found = cloud.ec2.describe_spot_price_history(
-            InstanceTypes=[instance_type],
-            ProductDescriptions=["Linux/UNIX"],
-            StartTime=datetime.now(UTC),
-        )["SpotPriceHistory"]
-    return min((float(row["SpotPrice"]) for row in found), default=None)
 
 
 def price(region: str, **attributes: str) -> float | None:
@@ -160,23 +128,20 @@ def price(region: str, **attributes: str) -> float | None:
 
 def check_quota(cloud: Cloud, machine: MachineType, count: int, spot: bool) -> str:
     """The account's limit of vCPUs; UserError if the machines alone are above it."""
-    family = re.match("[a-z]*", machine.name)[0]
-    codes = next((codes for names, codes in QUOTAS.items() if family in names.split()), None)
-    if codes is None:
+    if re.split("[^a-z]", machine.name)[0] not in STANDARD:
         return "unknown for this type"
     ask = cloud.client("service-quotas").get_service_quota
-    found = _answer(ask, ServiceCode="ec2", QuotaCode=codes[spot])
+    found = _answer(ask, ServiceCode="ec2", QuotaCode=QUOTAS[spot])
     if isinstance(found, str):
         return found
-    quota = found["Quota"]
-    needed = count * machine.vcpus
-    if needed > quota["Value"]:
+    most, needed = found["Quota"]["Value"], count * machine.vcpus
+    if needed > most:
         raise UserError(
-            f"the account's limit in {cloud.region} is {quota['Value']:g} vCPUs "
-            f"({quota['QuotaName']}, {codes[spot]}); {needed} are needed: ask for more under "
-            "Service Quotas, EC2, or choose a smaller --instance-type"
+            f"the account's limit in {cloud.region} is {most:g} vCPUs ({QUOTAS[spot]}); {needed} "
+            "are needed: ask for more under Service Quotas, EC2, or choose a smaller "
+            "--instance-type"
         )
-    return f"{needed} of {quota['Value']:g} vCPUs, less what runs"
+    return f"{needed} of {most:g} vCPUs, less what runs"
 
 
 def check_account(machine: MachineType) -> str:

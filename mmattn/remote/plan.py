@@ -24,8 +24,8 @@ from mmattn.remote.kept import kept_disks
 from mmattn.remote.offers import MachineType
 from mmattn.remote.runs import DEFAULTS, OF_EC2, Run, flag, is_uri, parse_host
 
-MOST_HOURS = 24 * 6  # an alarm can count no further than a week
-MOST = {"hours": MOST_HOURS, "grace_minutes": 60 * MOST_HOURS, "instances": 64}
+# An alarm can count no further than a week.
+MOST = {"hours": 24 * 6, "grace_minutes": 60 * 24 * 6, "instances": 64}
 _NAME = re.compile("[A-Za-z0-9_]+")  # it becomes part of the run's name
 _OWN_OPTIONS = ("--out", "--resume", "--data.roots")
 
@@ -33,14 +33,10 @@ _OWN_OPTIONS = ("--out", "--resume", "--data.roots")
 class Plan(NamedTuple):
     """What EC2 will be asked for, and what was found out about it."""
 
-    request: dict[str, Any]
-    """Parameters of RunInstances, but for place, key and rights."""
-    subnets: list[dict[str, Any]]
-    """Where the machines can be, one a zone, in the order of trying."""
-    price: float | None
-    """Dollars an hour of one machine now; None if unknown."""
-    rows: list[tuple[str, str]]
-    """To be shown: what will be made, what was asked, the cost."""
+    request: dict[str, Any]  # parameters of RunInstances, but for place, key and rights
+    subnets: list[dict[str, Any]]  # one a zone, in the order of trying
+    price: float | None  # dollars an hour of one machine, on demand; None if unknown
+    rows: list[tuple[str, str]]  # to be shown: what will be made, what was asked, the cost
 
 
 def new_run(experiment: str, **asked: Any) -> Run:
@@ -49,9 +45,6 @@ def new_run(experiment: str, **asked: Any) -> Run:
     Args:
         experiment: of experiments/.
         asked: the other OPTIONS as text, by their fields; "" for those that were not given.
-
-    Raises:
-        UserError: an option is wrong; nothing was made.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     run = Run(f"{experiment}-{stamp}-{os.urandom(2).hex()}", experiment)
@@ -59,9 +52,7 @@ def new_run(experiment: str, **asked: Any) -> Run:
         if value:
             setattr(run, name, _number(name, value) if name in MOST else value)
     run.args = _split(asked.get("args", ""))
-    run.data = [
-        parse_uri("--data", one) if is_uri(one) else str(_data_folder(one)) for one in run.data
-    ]
+    run.data = [parse_uri("--data", one) if is_uri(one) else _data_folder(one) for one in run.data]
     if sum(map(is_uri, run.data)) > 1:
         raise UserError("--data: expected one s3://BUCKET/PREFIX at most, besides folders")
     run.is_study = check_experiment(experiment, run.args, run.data)
@@ -81,14 +72,10 @@ def new_run(experiment: str, **asked: Any) -> Run:
 def check_experiment(name: str, words: Sequence[str], data: Sequence[str]) -> bool:
     """Read an experiment's options, on these data, as it will on the machine.
 
-    Returns whether it is a study of many trainings.
-
-    Raises:
-        UserError: there is no such experiment, or its options are wrong.
+    Returns whether it is a study of many trainings; UserError if its name or options are wrong.
     """
-    known = sorted(
-        path.stem for path in Path("experiments").glob("[!_]*.py") if _NAME.fullmatch(path.stem)
-    )
+    known = [path.stem for path in Path("experiments").glob("[!_]*.py")]
+    known = sorted(filter(_NAME.fullmatch, known))
     if name not in known:
         raise UserError(f"--experiment {name}: expected one of {', '.join(known) or 'none here'}")
     for word in words:
@@ -114,34 +101,33 @@ def _options(name: str, words: Sequence[str]) -> Any:
 def make_plan(run: Run, cloud: Cloud) -> Plan:
     """Ask EC2 for all that the run needs, and, if it has no machine yet, whether it may start.
 
-    Raises:
-        UserError, CloudError: something stands against it.
+    UserError if something stands against it.
     """
     kind = offers.machine_type(cloud, run.instance_type, run.instances, run.spot)
     image = offers.image(cloud, kind, run.ami)
     zone = next((disk["AvailabilityZone"] for disk in kept_disks(run)), None)
     subnets = offers.subnets(cloud, kind.name, run.subnet, zone)
-    sizes, checks = [folder_size(Path(one)) for one in run.data if not is_uri(one)], {}
+    files = (path for one in run.data if not is_uri(one) for path in Path(one).rglob("*"))
+    size, checks = sum(path.stat().st_size for path in files if path.is_file()), {}
     if run.data_uri:
-        count, size = bucket.check("--data", run.data_uri, cloud.region, write=False)
-        sizes.append(size)
-        checks[run.data_uri] = f"{count} files, {size / 1e6:.0f} MB"
-    if run.results_uri:
+        count, there = bucket.check("--data", run.data_uri, cloud.region, write=False)
+        size += there
+        checks[run.data_uri] = f"{count} files, {there / 1e6:.0f} MB"
+    if run.uri:
         bucket.check("--results", run.uri, cloud.region, write=True)
         checks[run.uri] = "can be written"
     disks = [one["Ebs"]["VolumeSize"] for one in image["BlockDeviceMappings"] if "Ebs" in one]
     # The data, as much again for the packed cache, half of it spare; code, environment, results.
-    gib = max([*disks, 20 + math.ceil(2.5 * sum(sizes) / 2**30)])
-    most = offers.price(cloud.region, instanceType=kind.name, **offers.MACHINE)
-    price = offers.spot_price(cloud, kind.name) if run.spot else most
+    gib = max([*disks, 20 + math.ceil(2.5 * size / 2**30)])
+    price = offers.price(cloud.region, instanceType=kind.name, **offers.MACHINE)
     disk = offers.price(cloud.region, **offers.DISK)
-    request = instance_request(run, kind, image, gib, most)
+    request = instance_request(run, kind, image, gib, price)
     if run.deadline is None:  # else what was asked for counts among what is in use
         quota = offers.check_quota(cloud, kind, run.instances, run.spot)
         checks |= {"vCPUs of the account": quota, "its plan": offers.check_account(kind)}
         cloud.try_launch({**request, "SubnetId": subnets[0]["SubnetId"]})
         checks["permission to start it"] = "yes"
-    kept = "deleted with it" if run.results_uri else "kept until the run is complete and fetched"
+    kept = "deleted with it" if run.uri else "kept until the run is complete and fetched"
     rows = [
         ("machine", f"{_each(run)}{kind}, {'spot' if run.spot else 'on demand'}, {cloud.region}"),
         ("the job uses", devices_text(run, kind)),
@@ -151,17 +137,17 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
         ("it ends itself", f"{run.hours:g} h after its start, or {end_text(run)}"),
         ("zones", ", ".join(one["AvailabilityZone"] for one in subnets)),
         *checks.items(),
-        ("cost", cost_text(run, price, most, disk and gib * disk / 730)),
+        ("cost", cost_text(run, price, disk and gib * disk / 730)),
     ]
     return Plan(request, subnets, price, rows)
 
 
 def instance_request(
-    run: Run, kind: MachineType, image: dict[str, Any], disk_gib: int, most: float | None
+    run: Run, kind: MachineType, image: dict[str, Any], disk_gib: int, price: float | None
 ) -> dict[str, Any]:
     """Parameters of RunInstances, but for place, key and rights.
 
-    A spot machine may cost `most` dollars an hour; None leaves the bound to EC2.
+    A spot machine may cost `price` dollars an hour; None leaves the bound to EC2.
     """
     disk = {"VolumeSize": disk_gib, "VolumeType": "gp3", "Encrypted": True}
     # Without a bucket, what was not fetched is on it alone.
@@ -180,7 +166,7 @@ def instance_request(
         request["CpuOptions"] = {"CoreCount": kind.cores, "ThreadsPerCore": 1}
     if run.spot:
         options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
-        options |= {"MaxPrice": f"{most:.4f}"} if most else {}
+        options |= {"MaxPrice": f"{price:.4f}"} if price else {}
         request["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": options}
     return request
 
@@ -214,35 +200,27 @@ def devices_text(run: Run, machine: MachineType) -> str:
     if run.is_study:
         return f"{machine.cores} trainings at once, each on a core (--workers)"
     config = _options(run.experiment, run.args)
-    batch, what = config.train.batch, "GPUs" if machine.gpus else "cores"
-    each = machine.gpus or machine.cores
-    there = each * run.instances
-    used = config.devices
+    batch, there, used = config.train.batch, machine.cores * run.instances, config.devices
     if used == "auto":
         from mmattn.train.devices import most_dividing  # imports JAX, which takes a while
 
-        used = most_dividing(each, batch / run.instances) * run.instances
-    text = f"{used} devices on {there} {what}, with a batch of {batch} clips"
+        used = most_dividing(machine.cores, batch / run.instances) * run.instances
+    text = f"{used} devices on {there} cores, with a batch of {batch} clips"
     if 2 * used > there:
         return text
     return f"{text}: {there - used} idle; --train.batch {there} uses all, but trains otherwise"
 
 
-def cost_text(run: Run, price: float | None, most: float | None, disk: float | None) -> str:
-    """The highest cost of a run and where the price is from.
-
-    In dollars an hour of one machine: its price now, the most it may be, that of its disk.
-    """
+def cost_text(run: Run, price: float | None, disk: float | None) -> str:
+    """The highest cost of a run, from dollars an hour of one machine on demand and of its disk."""
     if price is None:
-        return f"unknown: AWS names none for {run.instance_type} in {run.region}"
-    source = f"on demand in {run.region}"
-    if run.spot:
-        source = "spot now" + (f"; on demand ${most:.2f}" if most else "")
-    text = f"{_each(run)}${price:.2f} an hour ({source})"
-    if most is None or disk is None:
-        return f"{text}; no bound is known"
-    bound = run.instances * run.hours * (most + offers.ADDRESS + disk)
-    kept = "" if run.results_uri else f"; the kept disk ${24 * disk:.2f} a day"
+        return f"unknown: AWS names no price of {run.instance_type} in {run.region}"
+    text = f"{_each(run)}${price:.2f} an hour (on demand in {run.region}"
+    text += ", the most that the spot machine may cost)" if run.spot else ")"
+    if disk is None:
+        return f"{text}; that of the disk is unknown"
+    bound = run.instances * run.hours * (price + offers.ADDRESS + disk)
+    kept = "" if run.uri else f"; the kept disk ${24 * disk:.2f} a day"
     return f"{text}{kept}; at most ${bound:.2f} with its address and disk, without traffic"
 
 
@@ -257,11 +235,6 @@ def confirm(question: str, how: str = "give --yes") -> None:
         raise UserError("not confirmed: nothing was done")
 
 
-def folder_size(folder: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def _split(args: str) -> list[str]:
     try:
         return shlex.split(args)
@@ -269,7 +242,7 @@ def _split(args: str) -> list[str]:
         raise UserError(f"--args {args}: {error}") from error
 
 
-def _number(name: str, text: str) -> float | int:
+def _number(name: str, text: str) -> float:
     whole = name == "instances"
     try:
         value = int(text) if whole else float(text)
@@ -281,10 +254,10 @@ def _number(name: str, text: str) -> float | int:
     return value
 
 
-def _data_folder(text: str) -> Path:
+def _data_folder(text: str) -> str:
     folder = Path(text).expanduser().resolve()
     if not text or not folder.is_dir():
         raise UserError(f"--data {text}: expected a folder")
     if not any(path.suffix == ".npz" for path in folder.rglob("*")):
         raise UserError(f"--data {text}: expected feature files (.npz), found none")
-    return folder
+    return str(folder)

@@ -24,7 +24,6 @@ FOLDER = Path(".fab")
 NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
 NO_MACHINE = ("lost", "removed")
-GPU_FAMILIES = ("g5", "g6", "p4", "p5")  # which the driver of the GPU image is for
 
 
 # The states of a run, in docs/remote.md too; the last column is what `Run.to` permits.
@@ -36,7 +35,8 @@ TABLE = """\
 there, planned, lost, removed |
 | there | the machines are known | the machines | sent, lost, removed |
 | sent | code and data are on every machine, verified | the machines | there, built, lost, removed |
-| built | every machine has its environment | the machines | there, started, lost, removed |
+| built | every machine has its environment | the machines | there, sent, started, lost, \
+removed |
 | started | the job was started; it runs or has ended | the machines | there, built, lost, removed |
 | lost | the machines are gone; their first volume may be kept | the volume | asked, removed |
 | removed | nothing is left but what was fetched, or is in the bucket | the bucket | asked, there |
@@ -57,15 +57,11 @@ class Member:
     """A machine of a run, by EC2's last account."""
 
     id: str
-    address: str | None = None
-    """Where this computer reaches it."""
-    private: str | None = None
-    """Where the run's other machines do."""
+    address: str | None = None  # where this computer reaches it
+    private: str | None = None  # where the run's other machines do
     launched: float | None = None
-    proof: str | None = None
-    """The key by which it proves itself, made on it; the first one was in its user data."""
-    sealed: bool = False
-    """The first key counts no more."""
+    proof: str | None = None  # the host key that was made on it; the first was in its user data
+    sealed: bool = False  # the first key counts no more
 
 
 # The options of `fab deploy`, by the field of `Run` that each fills; those after `host` are EC2's.
@@ -83,7 +79,7 @@ OPTIONS = {
     "spot": "a spot machine: a third of the price, but it may be taken away",
     "region": "of EC2 (default: that of your AWS configuration)",
     "subnet": "of your own VPC (default: those of the default VPC)",
-    "ami": "image to boot, an Amazon Linux 2023 (default: the newest; for GPUs with driver)",
+    "ami": "image to boot, an Amazon Linux 2023 (default: the newest)",
     "allow_from": "IPv4 network that may reach it (default: this computer's address alone)",
 }
 OF_EC2 = list(OPTIONS)[list(OPTIONS).index("host") + 1 :]
@@ -98,7 +94,6 @@ def flag(name: str) -> str:
 class Run:
     """One training on machines, or others after them; what was asked for and how far it came."""
 
-    _cloud = None  # its API, once it was asked for: no part of the state
     name: str
     experiment: str  # from here on OPTIONS
     args: list[str] = field(default_factory=list)
@@ -114,30 +109,22 @@ class Run:
     subnet: str | None = None
     ami: str | None = None
     allow_from: str | None = None
-    is_study: bool = False
-    """The experiment is many trainings, which the same command continues."""
-    owner: str | None = None
-    """Who pays: ARN of the caller who made it."""
-    state: str = "planned"
-    """One of STATES."""
-    attempt: int = 1
-    """Counts the starts of machines."""
-    price: float | None = None
-    """Dollars an hour of one machine."""
+    is_study: bool = False  # many trainings, which the same command continues
+    owner: str | None = None  # who pays: ARN of the caller who made it
+    state: str = "planned"  # one of STATES
+    attempt: int = 1  # counts the starts of machines
+    price: float | None = None  # dollars an hour of one machine, on demand
+    # When this attempt's machines end themselves (Unix time); set before they are asked for.
     deadline: float | None = None
-    """When this attempt's machines end themselves (Unix time); set before they are asked for."""
-    request: dict | None = None
-    """What this attempt asks EC2 for, but for user data: the parameters of RunInstances."""
+    request: dict | None = None  # this attempt's parameters of RunInstances, but for user data
+    # By rank: the results are on the first, which leads the others.
     members: list[Member] = field(default_factory=list)
-    """Its machines by rank: the results are on the first, which leads the others."""
-    leader: str | None = None
-    """Id of the machine that the results are on, once a job was started."""
-    uploaded: str | None = None
-    """Digest of what was sent to the machines."""
-    began_with: str | None = None
-    """Digest of what the first of its jobs was started with."""
+    leader: str | None = None  # id of the machine with the results, once a job was started
+    uploaded: str | None = None  # digest of what was sent to the machines
+    began_with: str | None = None  # digest of what the first of its jobs was started with
 
     def __post_init__(self):
+        self._cloud: Cloud | None = None  # its API, once it was asked for
         self.folder = FOLDER / self.name  # where this computer keeps its state and keys
         self.key = self.folder / "key"  # that logs in
         self.host_key = self.folder / "host_key"  # that the instance proves itself with
@@ -190,20 +177,9 @@ class Run:
         return bool(self.results_uri or self.data_uri)
 
     @property
-    def packages(self) -> list[str]:
-        """What its environment needs besides the project."""
-        cuda = self.host is None and self.instance_type.startswith(GPU_FAMILIES)
-        return ["boto3"] * self.uses_bucket + ["jax[cuda12]"] * cuda
-
-    @property
     def instance_id(self) -> str | None:
         """The instance of its first machine, on which the results are."""
         return self.members[0].id if self.members else None
-
-    @property
-    def address(self) -> str | None:
-        """Where this computer reaches its first machine."""
-        return self.members[0].address if self.members else None
 
     @property
     def tags(self) -> dict[str, str]:
@@ -212,10 +188,8 @@ class Run:
 
     @property
     def fetched(self) -> str | None:
-        """Whether the results were fetched "complete" or "partial"; None if not at all.
-
-        It has a file of its own, because `fab fetch` writes it while other commands have the state.
-        """
+        """Whether the results were fetched "complete" or "partial"; None if not at all."""
+        # A file of its own, because `fab fetch` writes it while other commands have the state.
         path = self.folder / "fetched"
         return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
@@ -231,46 +205,37 @@ class Run:
     def cloud(self) -> Cloud:
         """The API of its region; UserError if the credentials are of another account."""
         if self._cloud is None:
-            cloud = Cloud(self.region)
+            self._cloud = Cloud(self.region)
             if self.owner is not None:
-                cloud.check_account(self.owner)
-            self._cloud = cloud
+                self._cloud.check_account(self.owner)
         return self._cloud
 
     def machines(self) -> list[Machine]:
-        """All its machines by rank, as `machine`."""
+        """All its machines, by rank."""
         return [self.machine(rank) for rank in range(max(1, len(self.members)))]
 
     def machine(self, rank: int = 0) -> Machine:
-        """Its machine of this rank.
-
-        Raises:
-            UserError: it has none (yet, or any more), or the keys are gone.
-        """
+        """Its machine of this rank; UserError if it has none, or the keys are gone."""
         if self.host is not None:
             return Machine(parse_host(self.host), self.folder, self.base)
         return Machine(self._access(rank), self.folder, self.base, lambda: self._way_in(rank), rank)
 
     def _access(self, rank: int) -> Access:
         """How to log in to an instance of it."""
-        if not self.members or self.members[rank].address is None:
+        member = self.members[rank] if self.members else None
+        if member is None or member.address is None:
             raise UserError(f"{self.name} has no machine: `fab deploy` continues, or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
             raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")
         self.key.chmod(0o600)  # OpenSSH takes no other
         known = self.folder / ("known_hosts" if rank == 0 else f"known_hosts-{rank}")
-        member = self.members[rank]
         first = None if member.sealed else " ".join(make_key(self.host_key).split()[:2])
         proofs = filter(None, (first, member.proof))
         write_text(known, "".join(f"{member.address} {proof}\n" for proof in proofs))
         return Access(member.address, LOGIN, own=(known, self.key))
 
     def _way_in(self, rank: int) -> Access | None:
-        """Let this computer in, if its address has changed, and find the machine, if its has.
-
-        Returns:
-            How to log in now; None if nothing has changed.
-        """
+        """Let in this computer's new address, and find the machine's; None if both are the old."""
         cloud, member = self.cloud(), self.members[rank]
         found, group = cloud.instance(member.id), cloud.group(self.label)
         if group is None or found is None or found.state != "running":
@@ -324,11 +289,7 @@ def parse_host(host: str) -> Access:
 
 @contextmanager
 def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
-    """Hold the right to change what a folder stands for: a run, or which runs there are.
-
-    Raises:
-        Busy: another command has it; the message names it.
-    """
+    """Hold the right to change a run, or which runs there are; Busy names who has it."""
     FOLDER.mkdir(exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)
     with open(folder / "lock", "a+", encoding="utf-8") as file:
@@ -347,11 +308,7 @@ def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
 
 @contextmanager
 def changing(what: str, run: Run) -> Iterator[None]:
-    """Hold the right to change a run, which is read anew: another command may have changed it.
-
-    Raises:
-        Busy: another command has the right.
-    """
+    """`locked` for a run, which is read anew: another command may have changed it."""
     with locked(what, run.folder):
         vars(run).update(vars(read_run(run.folder / "state.json")))
         yield

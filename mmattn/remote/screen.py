@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rich.columns import Columns
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.constrain import Constrain
 from rich.rule import Rule
 from rich.table import Table
@@ -16,13 +16,11 @@ from rich.text import Text
 
 from mmattn.console import WIDTH
 from mmattn.remote.runs import Run
-from mmattn.train.history import Row, best_epoch, by_split, monitor_of, score_text, shown_scores
+from mmattn.train.history import best_epoch, by_split, monitor_of, shown_scores
 
 LOG_LINES = 8
 GUARD_SILENT_S = 60
-PLOT_LINES = 8  # with the title and the epochs
-# Colour, plotext's marker and how that looks: the splits differ without colours as well.
-LOOKS = {"train": ("yellow", "dot", "•"), "validation": ("cyan", "braille", "⠤")}
+BARS, CURVE = "▁▂▃▄▅▆▇█", 20  # bars at most
 ENDINGS = {0: "ended well", 3: "diverged", 75: "stopped and saved: `fab resume` continues"}
 GUARD_REASONS = {
     "deadline": "its deadline has come",
@@ -44,12 +42,8 @@ def report(
 ) -> RenderableType:
     """Everything worth knowing about a run, at most 100 columns wide.
 
-    Args:
-        run: what this computer knows.
-        snapshot: the last; None before the first.
-        touch: when that came, and what is wrong since.
-        now: this computer's time; the machine's clock may differ.
-        height: lines of the terminal; lines of the log and the plots give way to it.
+    The snapshot is the last one, None before the first; `now` is this computer's time, the
+    machine's clock may differ; lines of the log give way to the height of the terminal.
     """
     rows = [*_head(run, touch, now)]
     if snapshot is not None:
@@ -62,22 +56,10 @@ def report(
     return Constrain(_Page(facts, snapshot, height) if snapshot else facts, WIDTH)
 
 
-def summary_line(run: Run, snapshot: dict, now: float) -> str:
-    """A snapshot in one line, for where there is no terminal."""
-    text, _ = job_text(snapshot["job"], snapshot["now"])
-    parts = [time.strftime("%H:%M:%S", time.localtime(now)), text]
-    if snapshot["metrics"]:
-        parts += _progress(snapshot)
-        names = shown_scores(snapshot["monitor"])[:2]
-        parts += [score_text(snapshot["metrics"][-1], name) for name in names]
-    troubles = [other for other in snapshot["others"] if other["trouble"]]
-    return "  ".join([*parts, *(f"machine {one['rank']}: {one['trouble']}" for one in troubles)])
-
-
 def cost(run: Run, then: float) -> float:
-    """Dollars that the machines have cost at a time, or will have by then, at the known price."""
+    """Dollars that the machines have cost at a time, or will have by then, at the run's price."""
     began = [one.launched for one in run.members if one.launched is not None]
-    return sum(max(0.0, then - one) for one in began) / 3600 * run.price
+    return sum(max(0.0, then - one) for one in began) / 3600 * (run.price or 0)
 
 
 def duration(seconds: float) -> str:
@@ -125,8 +107,6 @@ def guard_text(snapshot: dict, then: float, now: float) -> tuple[str, str]:
         return f"is ending the machine: {GUARD_REASONS[guard['reason']]}", "bold red"
     if (silent := snapshot["now"] - guard["beat"]) > GUARD_SILENT_S:
         return f"silent for {duration(silent)}: see `fab ssh`", "bold red"
-    if guard["held"]:
-        return "held by `fab hold`: the machine stays until its deadline", "yellow"
     if works:
         return "watches", ""
     off = guard["off_at"]
@@ -146,7 +126,7 @@ def log_lines(log: bytes, count: int) -> list[str]:
 
 
 class _Page:
-    """Facts, plots and the log's end; where the height is limited, log and plots give way."""
+    """Facts and the log's end, which gives way where the height is limited."""
 
     def __init__(self, facts: Table, snapshot: dict, height: int | None):
         self.facts, self.snapshot, self.height = facts, snapshot, height or 10**6
@@ -154,47 +134,29 @@ class _Page:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.facts
         left = self.height - len(console.render_lines(self.facts, options)) - 1
-        metrics, log = self.snapshot["metrics"], base64.b64decode(self.snapshot["log"]["data"])
-        if len(metrics) > 1 and left > PLOT_LINES:
-            left -= PLOT_LINES
-            names = shown_scores(self.snapshot["monitor"])[1::-1]  # the monitor and the loss
-            plots = (_plot(metrics, name, options.max_width // 2 - 1) for name in names)
-            yield Columns(plots, padding=(0, 2))
+        log = base64.b64decode(self.snapshot["log"]["data"])
         yield Rule(Text("log", style="dim"), align="left", style="dim")
         for line in log_lines(log, max(1, min(left, LOG_LINES))):
             yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
-def _plot(metrics: Sequence[Row], name: str, width: int) -> Group:
-    """A score over the epochs, under its title and the names of the splits."""
-    import plotext  # takes a while, and `fab stop`, say, does without
+def curve(values: Sequence[float]) -> str:
+    """Values over the epochs as bars from the lowest to the highest, some of them if many.
 
-    splits = list(by_split(metrics[0], name))
-    metrics = [row for row in metrics if math.isfinite(sum(by_split(row, name).values()))]
-    every = [value for row in metrics for value in by_split(row, name).values()]
-    ends = [min(every), max(every)] if every else []
-    epochs = [row["epoch"] for row in metrics]
-    title = Text(monitor_of(name).title, "dim")
-    plotext.clear_figure()
-    plotext.limit_size(False, False)
-    plotext.plot_size(width, PLOT_LINES - 1)
-    plotext.theme("clear")
-    plotext.frame(False)
-    plotext.yticks(ends, [f"{value:.3f} " for value in ends])
-    plotext.xticks(epochs[:: max(1, len(epochs) - 1)])
-    for split in splits:
-        colour, marker, sample = LOOKS[split]
-        values = [row[f"{split}_{name}"] for row in metrics]
-        plotext.plot(epochs, values, color=colour, marker=marker)
-        title.append(f"   {sample} {split}", colour)
-    return Group(title, Text.from_ansi(plotext.build().rstrip("\n")))
+    >>> curve([0.0, 0.1, math.nan, 0.5, 1.0]), curve([2.0]), len(curve(range(99)))
+    ('▁▂▄█', '▁', 20)
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    shown = finite[:: -max(1, math.ceil(len(finite) / CURVE))][::-1]  # the last one always
+    low, high = min(shown, default=0), max(shown, default=0)
+    return "".join(BARS[int(7 * (value - low) / (high - low or 1))] for value in shown)
 
 
 def _head(run: Run, touch: Touch, now: float) -> Iterator[tuple]:
     name = Text(run.name, "bold").append(f" (machine {run.attempt})" if run.attempt > 1 else "")
     each = f"{len(run.members)} x " if len(run.members) > 1 else ""
     kind = f"{each}{run.instance_type}{', spot' if run.spot else ''}, {run.region}"
-    where = [run.host] if run.host else [kind, f"{run.instance_id} at {run.address}"]
+    where = [run.host] if run.host else [kind, f"{run.instance_id} at {run.members[0].address}"]
     yield "run", name, *where
     if touch.since is not None:
         text = f"out of touch for {duration(now - touch.since)}, trying again"
@@ -223,7 +185,8 @@ def _facts(run: Run, snapshot: dict, then: float, now: float) -> Iterator[tuple]
         if run.price is not None:
             each = f"${len(run.members) * run.price:.2f} an hour"
             most = f"at most ${cost(run, run.deadline):.2f}"
-            yield "cost", f"${cost(run, then):.2f} so far", each, most
+            so_far = f"{'at most ' * run.spot}${cost(run, then):.2f} so far"
+            yield "cost", so_far, each, most
         left = duration(run.deadline - then)
         yield "deadline", f"{clock(run.deadline + now - then)}, in {left}: the machine ends itself"
         yield "guard", Text(*guard_text(snapshot, then, now))
@@ -237,24 +200,21 @@ def _training(snapshot: dict) -> Iterator[tuple]:
         yield "training", "no epoch has ended yet"
         return
     last, best = metrics[-1], metrics[best_epoch(metrics, monitor) - 1]
-    yield "training", *_progress(snapshot)
+    epochs, part = snapshot["epochs"], [snapshot["part"]] if snapshot["part"] else []
+    epoch = f"epoch {last['epoch']} of {epochs}" if epochs else f"epoch {last['epoch']}"
+    texts = [*part, epoch, f"{last['clips_per_s']:.0f} clips/s"]
+    if epochs and snapshot["job"]["state"] == "running":  # each as long as the last at most
+        texts.append(f"at most {duration((epochs - last['epoch']) * last['seconds'])} left")
+    yield "training", *texts
     for name in shown_scores(monitor)[:2]:
         title, _, form = monitor_of(name)
-        values = by_split(last, name).items()
-        parts = [Text(f"{split} {value:{form}}", LOOKS[split][0]) for split, value in values]
+        parts = [
+            f"{split} {value:{form}} {curve([row[f'{split}_{name}'] for row in metrics])}"
+            for split, value in by_split(last, name).items()
+        ]
         if name == monitor:
             parts.append(f"best {best[f'validation_{name}']:{form}} in epoch {best['epoch']}")
         yield title, *parts
-
-
-def _progress(snapshot: dict) -> list[str]:
-    """Epoch, speed and, while it runs, the time left at most, from that of the last epoch."""
-    last, epochs = snapshot["metrics"][-1], snapshot["epochs"]
-    epoch = f"epoch {last['epoch']} of {epochs}" if epochs else f"epoch {last['epoch']}"
-    texts = [*filter(None, [snapshot["part"]]), epoch, f"{last['clips_per_s']:.0f} clips/s"]
-    if epochs and snapshot["job"]["state"] == "running":
-        texts.append(f"at most {duration((epochs - last['epoch']) * last['seconds'])} left")
-    return texts
 
 
 def _load(machine: dict) -> Iterator[Text]:

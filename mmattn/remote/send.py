@@ -25,10 +25,7 @@ def folders(run: Run) -> list[tuple[int, str]]:
 
 
 def survey(run: Run) -> dict[str, str]:
-    """The sha256 of all that is to be sent, by its path on the machine; UserError if unreadable.
-
-    Agent, code that git does not ignore, and data.
-    """
+    """The sha256 of agent, code that git does not ignore, and data, by paths on the machine."""
     sources = {f"agent/{path.name}": path for path in sorted(AGENT.iterdir()) if path.is_file()}
     sources |= {f"code/{path}": Path(path) for path in _code_files()}
     for number, folder in folders(run):
@@ -70,7 +67,7 @@ def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
                 f"they were sent?\n{error.output}"
             ) from error
     run.uploaded = digest
-    run.to(run.state if run.is_past("sent") else "sent")
+    run.to("sent")  # also from "built": what the environment needs may have changed
 
 
 def _send(run: Run, machine: Machine) -> None:

@@ -1,7 +1,6 @@
 """A machine by SSH: commands and transfers through OpenSSH and rsync, host keys always verified.
 
-Nothing here holds a stream open: each command is short and under a deadline, because a peer that
-goes silent would never end a stream.
+Each command is short and under a deadline: a peer that goes silent would never end a stream.
 """
 
 import json
@@ -25,7 +24,6 @@ CONNECT_S = 10
 SSH_FAILED = 255
 DISK_RSYNC = 11  # error in file input or output; rsync does not always tell which
 CUT_RSYNC = {10, 12, 20, 30, 35, SSH_FAILED}  # protocol stream, socket, timeouts; ssh itself
-TEXT = {"encoding": "utf-8", "errors": "replace"}
 
 
 class RemoteError(UserError):
@@ -49,7 +47,7 @@ class CommandFailed(RemoteError):
 
 
 # What OpenSSH says, what kind of error that is, and what it means.
-SSH_ERRORS = (
+SSH_ERRORS: tuple[tuple[str, type[RemoteError], str], ...] = (
     (
         "HOST IDENTIFICATION HAS CHANGED",
         RemoteError,
@@ -70,7 +68,7 @@ persistent = retry(
     retry=retry_if_exception_type(Unreachable),
     stop=stop_after_attempt(20),
     wait=wait_exponential(max=30),
-    before_sleep=lambda state: say(f"{state.outcome.exception()}; continuing"),
+    before_sleep=lambda state: say(f"{state.outcome and state.outcome.exception()}; continuing"),
     reraise=True,
 )
 """For a call that is cut: a transfer keeps what came, and the next attempt continues from it."""
@@ -79,12 +77,11 @@ persistent = retry(
 class Access(NamedTuple):
     """How to log in."""
 
-    address: str
-    """Of the machine, or its name in the user's own ~/.ssh/config."""
+    address: str  # of the machine, or its name in the user's own ~/.ssh/config
     user: str | None = None
     port: int | None = None
+    # Known hosts and private key of the run; None for the user's own settings, keys and agent.
     own: tuple[Path, Path] | None = None
-    """Known hosts and private key of the run; None for the user's own settings, keys and agent."""
 
     @property
     def name(self) -> str:
@@ -117,8 +114,7 @@ class Machine:
         access: how to log in.
         folder: local folder of the run, for the generated ssh_config.
         base: folder of the run on the machine, relative to the login user's home.
-        on_silence: called when it is out of reach; returns how to log in now if something had
-            changed (the caller's own address, which was let in; the machine's), else None.
+        on_silence: called when it is out of reach; returns how to log in if that has changed.
         rank: of the machine among the run's.
     """
 
@@ -147,10 +143,8 @@ class Machine:
     def run(self, command: str, timeout: float = 30) -> str:
         """Run a shell command in the login user's home and return what it printed.
 
-        Raises:
-            Unreachable: no connection, or no end within `timeout` seconds.
-            CommandFailed: its exit code is not 0.
-            RemoteError: wrong host key, no permission to log in.
+        Unreachable without a connection or an end within `timeout` seconds; CommandFailed if its
+        exit code is not 0; RemoteError for a wrong host key, or no permission to log in.
         """
         try:
             return self._run(command, timeout)
@@ -165,13 +159,12 @@ class Machine:
 
     def _run(self, command: str, timeout: float) -> str:
         ssh = ["ssh", "-F", str(self.ssh_config), "-T", "-n", self.access.address, command]
-        plain = {**os.environ, "LC_ALL": "C"}  # its messages are read here
         try:
-            done = subprocess.run(ssh, capture_output=True, timeout=timeout, env=plain, **TEXT)
+            done = _ran(ssh, subprocess.PIPE, timeout)
         except subprocess.TimeoutExpired as error:
             raise Unreachable(f"{self.access.name} is silent for {timeout:g} s") from error
         if done.returncode == SSH_FAILED or done.returncode < 0:
-            kind, meaning = next(about for sign, *about in SSH_ERRORS if sign in done.stderr)
+            _, kind, meaning = next(one for one in SSH_ERRORS if one[0] in done.stderr)
             # The last words: without names, addresses and numbers.
             why = done.stderr.strip().rpartition("\n")[2].rpartition(": ")[2].strip()
             raise kind(f"{self.access.name} {meaning}: {why or 'no reason was told'}")
@@ -180,11 +173,7 @@ class Machine:
         return done.stdout
 
     def call(self, program: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
-        """Run a program of mmattn.remote.agent on the machine and return the JSON it printed.
-
-        Raises:
-            RemoteError: as `run`, or the answer is no JSON.
-        """
+        """Run a program of mmattn.remote.agent there and return the JSON it printed; as `run`."""
         words = shlex.join(["python3", "agent", program, job, *options])
         nothing = "echo 'nothing of this run is there yet: `fab deploy` continues' >&2; exit 1"
         text = self.run(f"cd {self.base}/agent/.. 2>&- || {{ {nothing}; }}; {words}", timeout)
@@ -196,15 +185,10 @@ class Machine:
             ) from error
 
     def rsync(self, *arguments: str, progress: str = "") -> None:
-        """Transfer files with rsync, resumable; on a terminal, it shows its progress.
+        """Transfer files with rsync; on a terminal, one with a title shows its progress.
 
-        Args:
-            arguments: options, sources, destination; `remote()` makes the machine's paths.
-            progress: title for the user; none is shown without one.
-
-        Raises:
-            Unreachable: the transfer was cut; what came is kept and resumed from.
-            CommandFailed: rsync refused, e.g. no space left on the machine.
+        Arguments are options, sources and destination. Unreachable if it was cut: what came is
+        kept and resumed from. CommandFailed if rsync refused, e.g. no space left on the machine.
         """
         command = ["rsync", "--archive", "--no-owner", "--no-group", "--partial-dir=.rsync-partial"]
         command += ["--timeout=30", "-e", f'ssh -F "{self.ssh_config}"']
@@ -212,8 +196,7 @@ class Machine:
             say(f"transferring {progress}")
             shown = ["--info=progress2", "--no-inc-recursive"]
             command += shown if sys.stdout.isatty() else []
-        plain = {**os.environ, "LC_ALL": "C"}
-        done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, env=plain, **TEXT)
+        done = _ran([*command, *arguments])
         complaint = tail(done.stderr)
         if done.returncode in CUT_RSYNC:
             why = done.stderr.partition("\nrsync")[0].strip().rpartition("\n")[2]
@@ -227,6 +210,21 @@ class Machine:
         """Replace this process by an interactive shell on the machine."""
         self.run("true")  # lets this computer in, should its address have changed
         os.execvp("ssh", ["ssh", "-F", str(self.ssh_config), "-t", self.access.address])
+
+
+def _ran(
+    command: list[str], stdout: int | None = None, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command that has ended; its complaints, which are read here, are in English."""
+    return subprocess.run(
+        command,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=timeout,
+        env={**os.environ, "LC_ALL": "C"},
+        encoding="utf-8",
+        errors="replace",
+    )
 
 
 def check_tools() -> None:

@@ -12,24 +12,17 @@ from mmattn.remote.fetch import fetched_all
 from mmattn.remote.jobs import stop_jobs
 from mmattn.remote.kept import kept_disks
 from mmattn.remote.runs import FOLDER, NAME, Run, changing, locked, runs
-from mmattn.remote.ssh import Machine, RemoteError
+from mmattn.remote.ssh import RemoteError
 
 SETTLE_S = 15  # until EC2 lists a new instance
 HELP_FORCE = "--force removes all the same"
 
 
 def teardown(name: str | None, region: str | None, force: bool) -> None:
-    """End a run's machine and delete all that was made for it; report what is left, by the tags.
+    """End a run's machine and delete all that was made for it; UserError if something is left.
 
-    It works without the local state too, which is why a name may be given that only EC2 knows.
-
-    Args:
-        name: of the run; None for the latest.
-        region: of a run without local state.
-        force: do not ask whether the results were fetched.
-
-    Raises:
-        UserError: results are not fetched, or something is left.
+    None is the latest run; one without local state is found by its tags, in a region. Unless
+    `force`, it is refused while results are not fetched.
     """
     if name is not None and not NAME.fullmatch(name):  # EC2 would take * for any
         raise UserError(f"--run {name}: expected a run's full name, e.g. from `fab ls`")
@@ -98,8 +91,8 @@ def _check_results(run: Run, cloud: Cloud) -> None:
             f"{kept[0]['VolumeId']} has results of {run.name} that were perhaps not fetched: `fab "
             f"resume` continues from it; {HELP_FORCE}"
         )
-    # The results are on the first.
-    if run.address is not None and cloud.state(run.instance_id) not in (None, *GONE):
+    first = run.members[0] if run.members else None  # which the results are on
+    if first and first.address and cloud.state(first.id) not in (None, *GONE):
         _check_fetched(run)
 
 
@@ -112,7 +105,10 @@ def _check_fetched(run: Run) -> None:
         state = machine.call("snapshot")["job"]["state"]
         if state == "running":
             raise UserError(f"{run.name} still trains: `fab stop` first; {HELP_FORCE}")
-        fetched = state == "absent" or _is_fetched(run, machine)
+        if state == "absent":
+            return
+        pushed = f"test ! -e {run.base}/job/pushed || echo yes"
+        fetched = machine.run(pushed).strip() if run.uri else fetched_all(run)
     except RemoteError as error:
         raise UserError(
             f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
@@ -122,12 +118,6 @@ def _check_fetched(run: Run) -> None:
         if run.uri:
             why = f"are not in {run.uri} yet: wait, or see push/job.log by `fab ssh`"
         raise UserError(f"{run.name} has results that {why}; {HELP_FORCE}")
-
-
-def _is_fetched(run: Run, machine: Machine) -> bool:
-    if run.uri:
-        return bool(machine.run(f"test ! -e {run.base}/job/pushed || echo yes").strip())
-    return fetched_all(run, machine)
 
 
 def _remove(run: Run, cloud: Cloud, remains: dict[str, list[str]]) -> None:
@@ -164,16 +154,13 @@ def _clear_host(run: Run, force: bool) -> None:
 
 
 def list_runs(region: str | None) -> None:
-    """Say every run of this user: machines and leftovers by their tags, and what is known here.
+    """Say every run of this user, in the regions of those known here and this one.
 
-    Args:
-        region: to look in besides those of the known runs; "all" for every one of the account.
+    Machines and leftovers are found by their tags.
     """
     here = {run.name: run for run in runs()}
     regions = {run.region for run in here.values() if run.host is None}
-    if region == "all":
-        regions |= set(Cloud(None).regions())
-    elif region or not here:
+    if region or not here:
         regions.add(region)
     rows = []
     for cloud in map(Cloud, sorted(regions, key=str)):

@@ -20,9 +20,8 @@ _MODULES = ("__init__.py", "__main__.py", "job.py", "guard.py")
 def user_data(run: Run) -> str:
     """The cloud-config of an instance (JSON, which is YAML too); the same at each call.
 
-    Its host key is made beforehand, so that no machine is trusted at first sight. Two things end
-    the machine, whatever becomes of this computer: a timer at the deadline, and a guard that also
-    ends it when its job is over or it is about to be taken away.
+    Its host key is made here, so that no machine is trusted at first sight. A timer ends it at the
+    deadline, and a guard also when its job is over or it is about to be taken away.
     """
     public = make_key(run.host_key)
     keys = {"ed25519_private": run.host_key.read_text(encoding="utf-8"), "ed25519_public": public}

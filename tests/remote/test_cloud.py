@@ -10,7 +10,7 @@ from moto.ec2.models import EC2Backend
 
 from mmattn.errors import UserError
 from mmattn.remote import cloud, deploy, launch, teardown
-from mmattn.remote.cloud import Cloud
+from mmattn.remote.cloud import RUN, Cloud
 from mmattn.remote.launch import make_instance
 from mmattn.remote.plan import make_plan
 from mmattn.remote.runs import Run
@@ -287,7 +287,7 @@ def test_an_id_that_ec2_does_not_know_yet_is_waited_for(run, cloud_api):
     cloud_api.faults.append(unknown)
     make(run)
     assert unknown.times == 0
-    assert run.address
+    assert run.members[0].address
 
 
 def test_an_id_that_ec2_never_knows(run, cloud_api, monkeypatch):
@@ -345,25 +345,25 @@ def test_an_instance_that_is_ended_from_outside_while_it_boots(run, cloud_api, c
 
 def test_a_disk_outlives_its_machine_until_that_is_changed(run, cloud_api):
     cloud = make(run).cloud()
-    (volume,) = cloud.volumes(run.name)
+    (volume,) = cloud.listed("volume", RUN, run.name)
     assert (volume["State"], volume["Size"]) == ("in-use", 20)
     assert [one["InstanceId"] for one in volume["Attachments"]] == [run.instance_id]
     cloud.terminate([run.instance_id])
-    assert cloud.volumes(run.name)[0]["State"] == "available"
+    assert cloud.listed("volume", RUN, run.name)[0]["State"] == "available"
     for _ in range(2):  # one that is gone is no error
         cloud.delete("volume", volume["VolumeId"])
-    assert not cloud.volumes(run.name)
+    assert not cloud.listed("volume", RUN, run.name)
 
 
 def test_a_disk_is_attached_elsewhere_and_goes_with_its_machine_when_told(run, cloud_api):
     cloud = make(run).cloud()
-    (volume,) = cloud.volumes(run.name)
+    (volume,) = cloud.listed("volume", RUN, run.name)
     cloud.terminate([run.instance_id])
     first = run.instance_id
     make(run)
     assert run.instance_id != first
     cloud.attach(volume["VolumeId"], run.instance_id, "/dev/sdf")
-    found = [one["Attachments"][0]["InstanceId"] for one in cloud.volumes(run.name)]
+    found = [one["Attachments"][0]["InstanceId"] for one in cloud.listed("volume", RUN, run.name)]
     assert found == [run.instance_id] * 2
     cloud.keep_volume(run.instance_id, keep=False)
     call = cloud_api.calls[-1]

@@ -468,7 +468,7 @@ def test_the_machine_cannot_write_elsewhere(run, machine, monkeypatch, path):
     bad = {"path": path, "size": 0, "sha256": "", "growing": False}
     about = {"complete": False, "files": [bad], "job": {}, "time": 0.0}
     monkeypatch.setattr(machine, "call", lambda *_, **__: about)
-    with pytest.raises(RemoteError, match="nowhere: expected paths of results"):
+    with pytest.raises(RemoteError, match=f"{run.name}: expected paths of results"):
         fetch(run, watch=False)
 
 
@@ -477,17 +477,17 @@ def test_one_fetch_at_a_time(run, machine):
         fetch(run, watch=False)
 
 
-def test_fetched_all(run, machine):
-    assert not fetched_all(run, machine)
+def test_fetched_all(run):
+    assert not fetched_all(run)
     fetch(run, watch=False)
-    assert fetched_all(run, machine)
+    assert fetched_all(run)
     with open(machine.files / "job/job.log", "a") as log:
         log.write("more")
-    assert not fetched_all(run, machine)
+    assert not fetched_all(run)
     fetch(run, watch=False)
-    assert fetched_all(run, machine)
+    assert fetched_all(run)
     (run.results / "metrics.jsonl").unlink()
-    assert not fetched_all(run, machine)
+    assert not fetched_all(run)
 
 
 def test_other_commands_may_change_the_state_meanwhile(run, machine):
@@ -651,8 +651,7 @@ def test_a_real_machine_whose_connection_drops(run, guest, said, tmp_path, monke
         hashlib.sha256(found["large"]).digest()
         == hashlib.sha256((base / "run/large").read_bytes()).digest()
     )
-    machine = run.machine()
-    assert fetched_all(run, machine)
+    assert fetched_all(run)
 
 
 # From a bucket
@@ -709,15 +708,14 @@ def test_watching_a_bucket_ends_with_a_machine_that_pushes_no_more(run, push, sa
 
 def test_a_bucket_out_of_reach_for_a_while(run, push, said, monkeypatch):
     push(ENDED, **{"config.json": b"{}"})
-    ask, cuts = module._ask_bucket, [1, 1]
+    ask, cuts = Bucket.manifest, [1, 1]
 
-    def cut(uri):
+    def cut(bucket):
         if cuts and cuts.pop():
-            with module.explained(uri):
-                raise failures.EndpointConnectionError(endpoint_url="s3")
-        return ask(uri)
+            raise failures.EndpointConnectionError(endpoint_url="s3")
+        return ask(bucket)
 
-    monkeypatch.setattr(module, "_ask_bucket", cut)
+    monkeypatch.setattr(Bucket, "manifest", cut)
     fetch(run, watch=False)
     assert said.text.count("continuing") == 2 and (run.results / "config.json").exists()
 

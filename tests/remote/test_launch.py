@@ -11,7 +11,7 @@ from botocore.client import BaseClient
 
 from mmattn.errors import UserError
 from mmattn.remote import launch, teardown
-from mmattn.remote.cloud import Cloud
+from mmattn.remote.cloud import RUN, Cloud
 from mmattn.remote.kept import kept_disks, take_up
 from mmattn.remote.launch import adopt
 from mmattn.remote.plan import Plan, make_plan
@@ -178,7 +178,7 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
     assert re.fullmatch(rf"left: vol-\w+ sg-\w+ {made.label}", state)
     adopt(made)
     assert (made.state, made.members) == ("lost", [])
-    (disk,) = Cloud("us-east-1").volumes(made.name)
+    (disk,) = Cloud("us-east-1").listed("volume", RUN, made.name)
     again = make_plan(made, made.cloud())
     assert {one["AvailabilityZone"] for one in again.subnets} == {disk["AvailabilityZone"]}
     new = make(made, again)
@@ -186,7 +186,7 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
     take_up(new, machine)
     assert f"*{disk['VolumeId'].replace('-', '')}*" in machine.told[0]
     assert f"cp -a run ~/{new.base}/" in machine.told[0]
-    (left,) = Cloud("us-east-1").volumes(made.name)
+    (left,) = Cloud("us-east-1").listed("volume", RUN, made.name)
     assert left["Attachments"][0]["InstanceId"] == new.instance_id  # its own, of which it boots
     take_up(new, machine)
     assert len(machine.told) == 1

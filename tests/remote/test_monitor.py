@@ -20,7 +20,7 @@ from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.remote import monitor as module
 from mmattn.remote.cloud import CloudError, Instance
-from mmattn.remote.monitor import Link, ask_cloud, copy_log, watch
+from mmattn.remote.monitor import Link, ask_cloud, copy_log
 from mmattn.remote.runs import Member, Run
 from mmattn.remote.ssh import CommandFailed, NotLoggedIn, RemoteError, Unreachable
 from tests.remote.test_screen import snapshot
@@ -262,27 +262,15 @@ def test_quick_out_of_reach(capsys):
         module.monitor(ec2_run(machine, instance("terminated")), True, False)
 
 
-def test_without_a_terminal(capsys):
-    """A line for each thing that happened; the report at the end has no control characters."""
-    answers = [make_snapshot(), make_snapshot(), Unreachable("cut"), make_snapshot(**ENDED)]
-    said, run = [], make_run(FakeMachine(*answers))
-    watch(Link(run, said.append))
-    assert "running for 60 s" in said[0]
-    assert said[1:] == ["out of touch, trying again: cut", "in touch again after 0 s"]
-    assert module.monitor(make_run(FakeMachine(make_snapshot(None, 2, **ENDED))), False, False) == 3
+def test_without_a_terminal(capsys, monkeypatch):
+    """Losses of touch, and the report at the end, which has no control characters."""
+    said = []
+    monkeypatch.setattr(module, "say", said.append)
+    answers = [make_snapshot(), Unreachable("cut"), make_snapshot(None, 2, **ENDED)]
+    assert module.monitor(make_run(FakeMachine(*answers)), False, False) == 3
+    assert said == ["out of touch, trying again: cut", "in touch again after 0 s"]
     report = capsys.readouterr().out
     assert "diverged" in report and "\x1b" not in report
-
-
-def test_a_line_a_minute(monkeypatch):
-    times = iter([5, 5, 12, 64, 65, 65, 124])
-    monkeypatch.setattr(
-        module, "time", SimpleNamespace(time=time.time, sleep=time.sleep, monotonic=times.__next__)
-    )
-    said = []
-    answers = [make_snapshot(epochs=epochs) for epochs in range(5)]
-    watch(Link(make_run(FakeMachine(*answers, make_snapshot(**ENDED))), said.append))
-    assert len(said) == 2 and "epoch" not in said[0] and "epoch 3 of 50" in said[1]
 
 
 def test_screen(monkeypatch, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmattn.errors import UserError
+from mmattn.remote.cloud import RUN
 from mmattn.remote.fetch import fetch_once
 from mmattn.remote.launch import make_instance
 from mmattn.remote.plan import make_plan
@@ -46,12 +47,11 @@ def from_plan_to_teardown(run: Run) -> None:
     if run.uri:
         fetch_once(run)
     run.cloud().admit(run.cloud().group(run.label), "192.0.2.9/32")
-    run.cloud().regions()
     list_runs(None)
     cloud, first = run.cloud(), run.members[0].id
     (disk,) = (
         one["VolumeId"]
-        for one in cloud.volumes(run.name)
+        for one in cloud.listed("volume", RUN, run.name)
         if one["Attachments"][0]["InstanceId"] == first
     )
     cloud.keep_volume(run.members[1].id, keep=False)
@@ -62,9 +62,7 @@ def from_plan_to_teardown(run: Run) -> None:
     teardown(run.name, None, force=True)
 
 
-@pytest.mark.parametrize("spot", [False, True])
-def test_the_policy_is_enough(run, cloud_api, spot):
-    run.spot = spot
+def test_the_policy_is_enough(run, cloud_api):
     cloud_api.permitted = set(ACTIONS)
     from_plan_to_teardown(run)
     assert not cloud_api.resources()
@@ -84,7 +82,6 @@ def test_with_a_bucket_both_policies_are(run, cloud_api, store):
 @pytest.mark.slow
 @pytest.mark.parametrize("action", [one for one in ACTIONS if one not in UNSEEN | UNNEEDED])
 def test_without_any_of_its_actions_something_is_refused(run, cloud_api, action):
-    run.spot = True
     cloud_api.permitted = set(ACTIONS) - {action}
     with pytest.raises(UserError, match=r"lack a permission: see docs/remote-policy\.json"):
         from_plan_to_teardown(run)

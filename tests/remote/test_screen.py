@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mmattn.remote import screen
 from mmattn.remote.runs import Member, Run
-from mmattn.remote.screen import Touch, cost, guard_text, job_text, log_lines, report, summary_line
+from mmattn.remote.screen import Touch, cost, guard_text, job_text, log_lines, report
 
 NOW = 1_795_000_000.0  # here
 THERE = NOW + 400  # the machine's clock is ahead
@@ -56,7 +56,7 @@ def row(epoch, **values):
 
 
 def snapshot(epochs=0, log=b"", job=None, guard=None, **values):
-    quiet = {"reason": None, "held": False, "off_at": None}
+    quiet = {"reason": None, "off_at": None}
     state = {"state": "running", "start": 1, "exit_code": None, "started": THERE - 3000}
     size = {"memory_used": 34, "memory_total": 192, "disk_used": 7.25, "disk_total": 40}
     load = {name: value * 2**30 for name, value in size.items()}
@@ -104,33 +104,20 @@ def test_the_machines_clock_counts():
     assert "CPU load 60.5 of 96   memory 34.0 of 192 GiB   disk 7.2 of 40 GiB" in text
 
 
-def test_plot():
-    lines = drawn(snapshot(9)).splitlines()
-    top = next(n for n, line in enumerate(lines) if line.split()[:3] == ["accuracy", "•", "train"])
-    assert lines[top].split()[5:] == ["loss", "•", "train", "⠤", "validation"]
-    assert lines[top + 1].split()[0] == "0.500"  # training, all the time
-    assert lines[top + 1].count("•") > 40 and "1.750" in lines[top + 1]
-    assert lines[top + 6].split()[0] == "0.260"  # validation, first epoch
-    assert "0.167" in lines[top + 6]
-    assert lines[top + 7].split() == ["1", "9", "1", "9"]
-    assert "•" not in drawn(snapshot(1))
+def test_curves():
+    text = drawn(snapshot(8))
+    assert "train 0.500 ▁▁▁▁▁▁▁▁   validation 0.330 ▁▂▃▄▅▆▇█" in text
+    rows = [row(n, train_accuracy=math.nan, validation_accuracy=math.inf) for n in (1, 2, 3)]
+    assert "train nan    validation inf    best" in drawn(snapshot(metrics=rows))
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf])
-def test_plot_of_what_never_changes_or_is_no_number(value):
-    rows = [row(n, train_accuracy=value, validation_accuracy=value) for n in (1, 2, 3)]
-    text = drawn(snapshot(metrics=[*rows, row(4, train_loss=value)]))
-    assert "• train" in text and (f"{value:.3f} " in text or not math.isfinite(value))
-
-
-def test_the_monitor_has_a_line_and_a_plot():
+def test_the_monitor_has_a_line():
     rows = [row(n, validation_brier=abs(n - 3) / 8) for n in range(1, 6)]
     text = drawn(snapshot(metrics=rows, monitor="brier"))
-    assert "Brier score  validation 0.250   best 0.000 in epoch 3" in text
-    assert "accuracy" not in text and "Brier score   ⠤ validation" in text
-    assert "Brier score 0.250" in summary_line(RUN, snapshot(metrics=rows, monitor="brier"), NOW)
+    assert "Brier score  validation 0.250 █▄▁▄█   best 0.000 in epoch 3" in text
+    assert "accuracy" not in text
     text = drawn(snapshot(metrics=rows, monitor="loss"))
-    assert "train 0.3000   validation 0.3500   best 0.3500 in epoch 5" in text
+    assert "train 0.3000 █▄▂▁▁   validation 0.3500 █▄▂▁▁   best 0.3500 in epoch 5" in text
 
 
 def test_log_lines_cannot_move_the_cursor():
@@ -187,7 +174,6 @@ def test_fits_any_height(height):
     lines = drawn(found, width=80, height=height).splitlines()
     assert len(lines) <= max(height, 13)  # the facts and one line of log are always there
     assert lines[-1].strip() == "line 39"
-    assert ("• train" in "".join(lines)) == (height >= 24)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +198,6 @@ def test_job(job, expected):
     ("job", "guard", "expected"),
     [
         (None, {}, "watches"),
-        (None, {"held": True}, "held by `fab hold`"),
         (None, {"reason": "spot"}, "is ending the machine: AWS takes the spot machine back"),
         (None, {"beat": THERE - 180}, "silent for 3 min"),
         (ENDED, QUIET, "powers off at Wed 18 Nov 12:06 unless that changes: no job, no user"),
@@ -229,12 +214,3 @@ def test_what_is_not_known_is_not_said():
     assert "has not reported" in drawn(snapshot(1) | {"guard": None})
     assert "connecting" in drawn(None, touch=Touch())
     assert "refused [x]" in drawn(None, touch=Touch(None, NOW - 5, "refused [x]"))
-
-
-def test_summary_line():
-    trouble = {"rank": 1, "snapshot": None, "trouble": "out of touch: silence"}
-    assert summary_line(RUN, snapshot(2, others=[OTHER, trouble]), NOW) == (
-        "11:06:40  running for 50 min  epoch 2 of 50  412 clips/s  at most 8 min left  "
-        "loss 0.7500 / 0.8750  accuracy 0.500 / 0.270  machine 1: out of touch: silence"
-    )
-    assert summary_line(HOST, snapshot(), NOW) == "11:06:40  running for 50 min"

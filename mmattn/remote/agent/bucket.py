@@ -1,13 +1,11 @@
 """What is under a URI s3://BUCKET/PREFIX: for the laptop, and on the machine in the run's venv.
 
-`bucket JOB push URI [--once]` keeps the results there, as they are made. It ends when the job has
-and all of it is there: then `pushed` in JOB tells how the job ended. SIGTERM lets it look once more
-and end. `bucket JOB pull URI` brings a run's results here, before its training continues;
-`bucket JOB data URI FOLDER` brings all files under a URI. Each may be started again at any time.
+`bucket JOB push URI [--once]` keeps the results there until the job has ended and `pushed` in JOB
+tells how; after SIGTERM it looks once more. `bucket JOB pull URI` brings a run's results here,
+`bucket JOB data URI FOLDER` all files under a URI. Each may be started again at any time.
 
-Of a run, there is `manifest.json`, which names files, and an object PATH@SHA256 for each of them.
-No object is ever replaced by other content: a manifest is true at every moment, also when the
-machine is cut off between two requests.
+Of a run, there is `manifest.json`, which names files, and an object PATH@SHA256 for each of them,
+never replaced by other content: a manifest is true at every moment.
 """
 
 from __future__ import annotations

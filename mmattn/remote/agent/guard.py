@@ -27,36 +27,28 @@ class Config(NamedTuple):
 
     job: str
     deadline: float
-    grace_s: float
-    """How long the machine stays when nothing wants it."""
-    stop_s: float
-    """How long a job may take to save."""
+    grace_s: float  # how long the machine stays when nothing wants it
+    stop_s: float  # how long a job may take to save
 
 
 class Seen(NamedTuple):
     """One look at the machine."""
 
-    wall: float
-    """Unix time, for what has a date alone: it may jump."""
-    clock: float
-    """Monotonic time, for durations."""
-    running: bool
-    """A job lives: the training's, or what prepares or follows it."""
+    wall: float  # Unix time, for what has a date alone: it may jump
+    clock: float  # monotonic time, for durations
+    running: bool  # a job lives: the training's, or what prepares or follows it
     connected: bool
-    held: bool
-    pushed: bool
-    """The job has ended and all that it made is in the bucket."""
-    taken: float | None
-    """When EC2 takes the machine away (Unix time), if it has told so."""
+    pushed: bool  # the job has ended and all that it made is in the bucket
+    taken: float | None  # when EC2 takes the machine away (Unix time), if it has told so
 
 
 def decide(config: Config, seen: Seen, wanted: float) -> tuple[str | None, float]:
     """The reason to end the machine now, if any, and the clock when anything last wanted it.
 
-    The machine is wanted while a job runs, a user is connected or holds it; none of this counts
-    past the deadline or when the machine is taken away.
+    It is wanted while a job runs or a user is connected; this does not count past the deadline or
+    when the machine is taken away.
     """
-    if seen.running or seen.connected or seen.held:
+    if seen.running or seen.connected:
         wanted = seen.clock
     reason = None
     if seen.taken is not None:
@@ -74,7 +66,6 @@ def report(config: Config, seen: Seen, wanted: float, reason: str | None) -> dic
     return {
         "beat": seen.wall,
         "reason": reason,
-        "held": seen.held,
         "off_at": off_at if wanted < seen.clock else None,
     }
 
@@ -86,7 +77,6 @@ def look(job: Path) -> Seen:
         clock=time.monotonic(),
         running=any(map(jobs.is_held, job.parent.glob("*/" + jobs.LOCK))),
         connected=connected(),
-        held=(job / "hold").exists(),
         pushed=(job / jobs.PUSHED).exists(),
         taken=taken_away(METADATA),
     )

@@ -53,10 +53,11 @@ def start(folder: Path, command: list[str]) -> None:
         *("--property=KillMode=mixed", f"--property=TimeoutStopSec={SAVE_S}"),
     ]
     try:
-        subprocess.run([*under_systemd, *attendant], check=True, capture_output=True)
+        words = [word.replace("$", "$$") for word in attendant]  # systemd expands variables
+        subprocess.run([*under_systemd, *words], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):  # none runs here, or it is not ours to order
-        nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        subprocess.Popen(attendant, start_new_session=True, **nothing)
+        no = subprocess.DEVNULL
+        subprocess.Popen(attendant, start_new_session=True, stdin=no, stdout=no, stderr=no)
     while starts(folder) == begun:
         if time.monotonic() > end:
             sys.exit(f"the job did not begin within {PATIENCE_S:.0f} s; is there room on the disk?")

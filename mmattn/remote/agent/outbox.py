@@ -20,7 +20,7 @@ from .job import SUMMARIES
 from .job import describe as describe_job
 
 CHECKPOINTS = "checkpoints"
-STATE = {"lock", "hold", "guard.json", "pushed"}  # of a job at the moment: no results
+STATE = {"lock", "guard.json", "pushed"}  # of a job at the moment: no results
 
 
 def main() -> dict:
@@ -34,12 +34,9 @@ def main() -> dict:
 def make_outbox(folder: Path, name: str) -> dict:
     """Link the results of the job in `folder` anew, into the folder `name` beside it.
 
-    Returns:
-        The manifest. `job`: how the job was before: what one that has ended has made is all there.
-        `time`: when that was. `complete`: whether the run has its summary, and the job has ended.
-        `files`: of each file its `path` in the copy, as in the folder that results are fetched to,
-        with the job's in `job`; its `size` and `sha256`; whether it is `growing`: then they are of
-        what was there.
+    Returns the manifest: how the `job` was before, and the `time` then; whether the run is
+    `complete`, with its summary and the job ended; and `files` as `describe` has them, the job's
+    own in `job/`.
     """
     job, now, outbox = describe_job(folder), time.time(), folder.with_name(name)
     with open(folder / f".{name}.lock", "a") as lock:
@@ -57,9 +54,8 @@ def make_outbox(folder: Path, name: str) -> dict:
 def link_results(folder: Path, outbox: Path) -> None:
     """Link all results into a new outbox.
 
-    A summary is linked before everything else, so that whatever it tells of is there. Of each kind
-    of checkpoint the newest is taken, "latest" before "best": a best one that is newer is what a
-    killed training leaves too.
+    A summary comes before all that it tells of. Of each kind of checkpoint the newest is taken,
+    "latest" before "best": a best one that is newer is what a killed training leaves too.
     """
     run = folder.with_name("run")
     files, kinds = survey(run)
@@ -73,10 +69,7 @@ def link_results(folder: Path, outbox: Path) -> None:
 
 
 def survey(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files outside of checkpoints, and the folders of the kinds of checkpoints; nothing hidden.
-
-    Hidden are files that are not finished.
-    """
+    """Files outside of checkpoints, and folders of checkpoints; hidden ones are not finished."""
     files, kinds = [], []
     for top, folders, names in os.walk(folder):
         if Path(top).name == CHECKPOINTS:

@@ -70,16 +70,10 @@ def describe_machine(base: Path) -> dict:
 
 
 def read_log(path: Path, offset: int, limit: int) -> dict:
-    """A piece of a log.
+    """A piece of a log that may not be there: its offset, data (base64) and the log's size.
 
-    Args:
-        path: the log's; it may not be there.
-        offset: where the piece begins; -K for the last K bytes. A log that ends before it was
-            truncated: the piece is then its beginning.
-        limit: bytes at most.
-
-    Returns:
-        offset and data (base64) of the piece, and the log's size.
+    It begins at `offset`, with -K at the last K bytes; of a log that ends before that, which was
+    truncated, at its beginning.
     """
     size = path.stat().st_size if path.exists() else 0
     begin = max(size + offset, 0) if offset < 0 else offset

@@ -30,7 +30,7 @@ NOTICE = b'{"action": "terminate", "time": "2027-01-15T08:02:00Z"}'  # two minut
 
 
 def seen(clock: float, running: bool = False, **about) -> Seen:
-    usual = {**dict.fromkeys(("connected", "held", "pushed"), False), "taken": None}
+    usual = {**dict.fromkeys(("connected", "pushed"), False), "taken": None}
     usual["wall"] = NOON + clock
     return Seen(**{**usual, "clock": clock, "running": running, **about})
 
@@ -55,23 +55,16 @@ def decide_all(*looks: Seen) -> str | None:
         "just ended": (None, [seen(5000, True), seen(5005), seen(5599)]),
         "all in the bucket": ("ended", [seen(5, True), seen(9, pushed=True)]),
         "in the bucket, still pushing": (None, [seen(5, True), seen(9, True, pushed=True)]),
-        "in the bucket, but held": (None, [seen(5, True), seen(9, pushed=True, held=True)]),
         "in the bucket, a user here": (None, [seen(5, True), seen(9, pushed=True, connected=True)]),
         "ended": ("ended", [seen(5000, True), seen(5005), seen(5600)]),
         "started again": (None, [seen(5, True), seen(10), seen(604, True), seen(1203)]),
         "connected": (None, [seen(300 * i, connected=True) for i in range(20)]),
         "was connected": ("ended", [seen(900, connected=True), seen(1499), seen(1500)]),
-        "held": (None, [seen(300 * i, held=True) for i in range(20)]),
-        "was held": ("ended", [seen(900, held=True), seen(1499), seen(1500)]),
         "before the deadline": (None, [seen(5, True, wall=NOON + DAY - 101)]),
         "deadline": ("deadline", [seen(5, True, wall=NOON + DAY - 100)]),
-        "deadline, though held": ("deadline", [seen(5, wall=NOON + DAY - 100, held=True)]),
         "deadline, though connected": ("deadline", [seen(5, wall=NOON + DAY, connected=True)]),
         "spot": ("spot", [seen(5, True, taken=NOON + 120)]),
-        "spot, though held and connected": (
-            "spot",
-            [seen(5, True, taken=NOON + 120, held=True, connected=True)],
-        ),
+        "spot, though connected": ("spot", [seen(5, True, taken=NOON + 120, connected=True)]),
         "spot at the deadline": ("spot", [seen(5, True, taken=NOON + DAY, wall=NOON + DAY)]),
         "clock jumps ahead": (None, [seen(5), seen(10, wall=NOON + HOUR), seen(599)]),
         "clock jumps back": ("ended", [seen(5), seen(600, wall=NOON - 20 * DAY)]),
@@ -88,10 +81,8 @@ def test_report_tells_when_it_will_end():
         return report(CONFIG, look, wanted, reason)
 
     working = said(seen(100, True), 95)
-    assert working == {"beat": NOON + 100, "reason": None, "held": False, "off_at": None}
+    assert working == {"beat": NOON + 100, "reason": None, "off_at": None}
     assert said(seen(100), 40)["off_at"] == NOON + 640
-    held = said(seen(100, held=True), 40)
-    assert (held["off_at"], held["held"]) == (None, True)
     assert said(seen(640), 40)["reason"] == "ended"
 
 
@@ -328,13 +319,11 @@ def test_what_is_in_the_bucket_ends_the_machine_without_grace(machine, job_in):
     assert push.status["exit_code"] == 0
 
 
-def test_deadline_while_held(machine, job_in):
+def test_deadline(machine, job_in):
     job = job_in(machine.base)
-    (job.folder / "hold").touch()
     job.python(SAVE + SLEEP)
     machine.guard(deadline=time.time() + 6.5, grace_s=0.2, stop_s=5)
     machine.never_off(0.8)
-    assert machine.said["held"]
     machine.wait_until_off()
     assert machine.said["reason"] == "deadline"
     assert job.status["exit_code"] == 75
@@ -393,16 +382,6 @@ def test_ssh_connection_keeps_the_machine(machine, job_in, address):
     client.stdin.close()
     machine.wait_until_off()
     assert machine.said["reason"] == "ended"
-
-
-def test_hold_is_lifted(machine, job_in):
-    job = job_in(machine.base)
-    (job.folder / "hold").touch()
-    machine.guard(grace_s=0.7)
-    machine.wait_until(lambda: machine.said)
-    machine.never_off(1.2)
-    (job.folder / "hold").unlink()
-    machine.wait_until_off()
 
 
 def test_machine_that_never_got_a_job(machine):

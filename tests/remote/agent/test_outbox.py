@@ -61,7 +61,7 @@ def rotate(kind: Path, step: int, files: int = 20) -> None:
 
 
 def test_all_results_and_nothing_else(base):
-    for name in ("lock", "hold", "guard.json", "pushed", ".status.json.12.partial"):
+    for name in ("lock", "guard.json", "pushed", ".status.json.12.partial"):
         write(base / "job" / name, "")
     write(base / "run/.metrics.jsonl.12.partial", "")
     write(base / "run/checkpoints/best/9.orbax-checkpoint-tmp/about/metadata", "9")
