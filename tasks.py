@@ -80,10 +80,7 @@ def deploy(context, yes=False, dry_run=False, **asked):
     remote.deploy(new_run(**given), yes, dry_run)
 
 
-@order(
-    quick="one report, then stop",
-    follow="the job's log, byte for byte, instead of the screen",
-)
+@order(quick="one report, then stop", follow="the job's log, byte for byte, instead of the screen")
 def monitor(context, run="", quick=False, follow=False):
     """Show state, curves, machine, cost and log until the job ends; exit with its code."""
     from mmattn.remote.monitor import monitor as watch

@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmattn.errors import UserError
 from mmattn.remote.aws import CloudError, client, explains, persistent, suppressed
@@ -21,21 +21,21 @@ KINDS = {  # what is found by its tags: call that lists, its answer's key, key o
 }
 
 
-class Instance(NamedTuple):
-    """EC2's record of an instance."""
+class Instance:
+    """EC2's record of an instance; `private` is its address among the run's machines."""
 
-    id: str
-    run: str
-    state: str
-    reason: str
-    type: str
-    address: str | None
-    launched: float
-    deadline: float | None
-    price: float | None
-    spot: bool
-    private: str | None  # its address among the run's machines
-    place: int  # among those that were started with it
+    def __init__(self, found: dict[str, Any]):
+        self.id, self.type = found["InstanceId"], found["InstanceType"]
+        self.state = found["State"]["Name"]
+        self.reason = found.get("StateReason", {}).get("Message", "")
+        self.address, self.private = found.get("PublicIpAddress"), found.get("PrivateIpAddress")
+        self.launched = found["LaunchTime"].timestamp()
+        self.place = found.get("AmiLaunchIndex", 0)  # among those that were started with it
+        self.spot = found.get("InstanceLifecycle") == "spot"
+        tags = _tags(found)
+        self.run = tags.get(RUN, "")
+        self.deadline = float(tags.get(DEADLINE) or 0) or None
+        self.price = float(tags.get(PRICE) or 0) or None
 
 
 @explains
@@ -69,12 +69,9 @@ class Cloud:
 
     def ensure_key_pair(self, name: str, public_key: str, tags: dict[str, str]) -> None:
         """Import the public key, unless it is there."""
+        made = {"KeyName": name, "TagSpecifications": tagged(tags, "key-pair")}
         with suppressed("InvalidKeyPair.Duplicate"):
-            self.ec2.import_key_pair(
-                KeyName=name,
-                PublicKeyMaterial=public_key.encode(),
-                TagSpecifications=tagged(tags, "key-pair"),
-            )
+            self.ec2.import_key_pair(**made, PublicKeyMaterial=public_key.encode())
 
     def group(self, name: str) -> str | None:
         """The id of the security group of this name."""
@@ -85,12 +82,10 @@ class Cloud:
         """The id of the security group of this name, made once; it lets nobody in yet."""
         found = self.group(name)
         if found is None:
-            found = self.ec2.create_security_group(
-                GroupName=name,
-                VpcId=vpc,
-                Description="ssh to mmattn training machines from one network",
-                TagSpecifications=tagged(tags, "security-group"),
-            )["GroupId"]
+            about = "ssh to mmattn training machines from one network"
+            made = {"GroupName": name, "TagSpecifications": tagged(tags, "security-group")}
+            made = self.ec2.create_security_group(**made, VpcId=vpc, Description=about)
+            found = made["GroupId"]
             self.wait("security_group_exists", Filters=filters("group-name", name))
         return found
 
@@ -120,12 +115,9 @@ class Cloud:
 
     def ensure_placement(self, name: str, tags: dict[str, str]) -> None:
         """The placement group of this name, whose machines are near each other, made once."""
+        made = {"GroupName": name, "TagSpecifications": tagged(tags, "placement-group")}
         with suppressed("InvalidPlacementGroup.Duplicate"):
-            self.ec2.create_placement_group(
-                GroupName=name,
-                Strategy="cluster",
-                TagSpecifications=tagged(tags, "placement-group"),
-            )
+            self.ec2.create_placement_group(**made, Strategy="cluster")
 
     def try_launch(self, request: dict[str, Any]) -> None:
         """CloudError if EC2 would refuse to start these instances; none is started."""
@@ -135,11 +127,11 @@ class Cloud:
     def launch(self, request: dict[str, Any]) -> list[str]:
         """Start instances, all or none; their ids, which are the same for the same token."""
         done = persistent(*NEW)(self.ec2.run_instances, **request)
-        started = sorted(map(_instance, done["Instances"]), key=lambda one: one.place)
+        started = sorted(map(Instance, done["Instances"]), key=lambda one: one.place)
         return [one.id for one in started]
 
     def wait(self, until: str, **which: Any) -> None:
-        """Wait by one of EC2's waiters; CloudError if that cannot be, or takes ten minutes."""
+        """Wait by one of EC2's waiters, for ten minutes at most."""
         self.ec2.get_waiter(until).wait(**which, WaiterConfig=WAIT)
 
     def ensure_alarms(
@@ -173,28 +165,27 @@ class Cloud:
     def instances(self, **tags: str | None) -> list[Instance]:
         """Instances by their `run` or `owner`, the oldest first; terminated ones while listed."""
         which = [one for key, value in tags.items() for one in filters(f"tag:mmattn:{key}", value)]
-        found = map(_instance, self.described(Filters=which))
+        found = map(Instance, self._described(Filters=which))
         return sorted(found, key=lambda instance: (instance.launched, instance.place))
 
-    def described(self, **which: Any) -> list[dict]:
-        """Instances in EC2's own form."""
+    def _described(self, **which: Any) -> list[dict]:
         pages = self.ec2.get_paginator("describe_instances").paginate(**which)
         return list(pages.search("Reservations[].Instances[]"))
 
     def instance(self, instance_id: str) -> Instance | None:
         """An instance; None if EC2 does not know the id (any more, or yet)."""
         try:
-            found = self.described(InstanceIds=[instance_id])
+            found = self._described(InstanceIds=[instance_id])
         except CloudError as error:
             if error.code == "InvalidInstanceID.NotFound":
                 return None
             raise
-        return _instance(found[0]) if found else None
+        return Instance(found[0]) if found else None
 
     def state(self, instance_id: str) -> str | None:
         """EC2's word for the state of an instance; None for an unknown id."""
         found = self.instance(instance_id)
-        return found and found.state
+        return found.state if found else None
 
     def terminate(self, instance_ids: list[str]) -> None:
         """Terminate instances and wait until they are, for ten minutes."""
@@ -221,7 +212,7 @@ class Cloud:
 
     def keep_volume(self, instance_id: str, keep: bool) -> None:
         """Say whether an instance's disk is to outlive it."""
-        (found,) = self.described(InstanceIds=[instance_id])
+        (found,) = self._described(InstanceIds=[instance_id])
         if found["State"]["Name"] in GONE:
             return
         disk = {"DeviceName": found["RootDeviceName"], "Ebs": {"DeleteOnTermination": not keep}}
@@ -284,21 +275,3 @@ def _ssh_from(network: str) -> dict[str, Any]:
 
 def _tags(found: dict) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in found.get("Tags", [])}
-
-
-def _instance(found: dict) -> Instance:
-    tags = _tags(found)
-    return Instance(
-        found["InstanceId"],
-        tags.get(RUN, ""),
-        found["State"]["Name"],
-        found.get("StateReason", {}).get("Message", ""),
-        found["InstanceType"],
-        found.get("PublicIpAddress"),
-        found["LaunchTime"].timestamp(),
-        float(tags.get(DEADLINE) or 0) or None,
-        float(tags.get(PRICE) or 0) or None,
-        found.get("InstanceLifecycle") == "spot",
-        found.get("PrivateIpAddress"),
-        found.get("AmiLaunchIndex", 0),
-    )

@@ -84,7 +84,7 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
             stop_jobs(machines[:1], "push")
         check_names(run, machines)
         for machine in machines:
-            machine.call("job", "start", *_command(run, begun), *_place(run, machine.rank))
+            machine.call("job", "start", *_command(run, begun, machine.rank))
     if run.uri:
         push = _in_venv(run, "push", run.uri)
         machines[0].call("job", "start", *push, job="push")
@@ -104,25 +104,19 @@ def _is_due(run: Run, job: dict, again: bool) -> bool:
     return job["state"] in ("absent", "lost") or failed or (again and job["state"] == "ended")
 
 
-def _command(run: Run, begun: bool) -> list[str]:
-    """What trains, in the folder of the code."""
+def _command(run: Run, begun: bool, rank: int) -> list[str]:
+    """What trains on the machine of this rank, in the folder of the code."""
     words = ["../venv/bin/python", "-m", f"experiments.{run.experiment}", "--out", "../run"]
     if begun and not run.is_study:
-        return [*words, "--resume"]
-    roots = [f"../data/{number}" for number in range(len(run.data))]
-    return [*words, *run.args, *(["--data.roots", *roots] if roots else [])]
-
-
-def _place(run: Run, rank: int) -> list[str]:
-    """The options of the process of this rank; none where there is but one machine."""
-    if len(run.members) < 2:
-        return []
-    return [
-        *("--distributed.coordinator", f"{run.members[0].private}:{PORT}"),
-        *("--distributed.num-processes", str(len(run.members))),
-        *("--distributed.process-id", str(rank)),
-        *("--distributed.timeout", str(MEET_S + MEET_EACH_S * len(run.members))),
-    ]
+        words += ["--resume"]
+    else:
+        roots = [f"../data/{number}" for number in range(len(run.data))]
+        words += [*run.args, *(["--data.roots", *roots] if roots else [])]
+    if (count := len(run.members)) > 1:
+        words += ["--distributed.coordinator", f"{run.members[0].private}:{PORT}"]
+        words += ["--distributed.num-processes", str(count), "--distributed.process-id", str(rank)]
+        words += ["--distributed.timeout", str(MEET_S + MEET_EACH_S * count)]
+    return words
 
 
 def settle(run: Run, machines: list[Machine]) -> None:

@@ -9,7 +9,7 @@ from mmattn.console import say, waiting
 from mmattn.remote.access import own_network
 from mmattn.remote.aws import CloudError
 from mmattn.remote.bucket import ensure_profile
-from mmattn.remote.cloud import DEADLINE, GONE, PATIENCE_S, PRICE, Cloud, tagged
+from mmattn.remote.cloud import DEADLINE, GONE, PATIENCE_S, PRICE, tagged
 from mmattn.remote.plan import Plan
 from mmattn.remote.runs import Member, Run
 from mmattn.remote.ssh import (
@@ -82,7 +82,7 @@ def adopt(run: Run) -> None:
     """
     cloud = run.cloud()
     if run.members:
-        gone = [one for one in run.members if _is_gone(cloud, one)]
+        gone = [one for one in run.members if _is_gone(one, cloud.state(one.id))]
         for member in gone:
             left = len(run.members) - len(gone)
             needed = f"{left} of {run.instances} are left" if left else "a new machine is needed"
@@ -104,9 +104,9 @@ def adopt(run: Run) -> None:
             _forget(run)
 
 
-def _is_gone(cloud: Cloud, member: Member) -> bool:
-    state = cloud.state(member.id)
-    return state in GONE or (state is None and time.time() > (member.launched or 0) + LOST_ANSWER_S)
+def _is_gone(member: Member, state: str | None) -> bool:
+    late = time.time() > (member.launched or 0) + LOST_ANSWER_S
+    return state in GONE or (state is None and late)
 
 
 def _forget(run: Run, to: str = "lost") -> None:

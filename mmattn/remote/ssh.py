@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
@@ -212,19 +212,10 @@ class Machine:
         os.execvp("ssh", ["ssh", "-F", str(self.ssh_config), "-t", self.access.address])
 
 
-def _ran(
-    command: list[str], stdout: int | None = None, timeout: float | None = None
-) -> subprocess.CompletedProcess[str]:
-    """A command that has ended; its complaints, which are read here, are in English."""
-    return subprocess.run(
-        command,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        timeout=timeout,
-        env={**os.environ, "LC_ALL": "C"},
-        encoding="utf-8",
-        errors="replace",
-    )
+def _ran(command: list[str], out: int | None = None, timeout: float | None = None) -> Any:
+    """A command that has ended, with what it has said, in English."""
+    english: Any = {"env": {**os.environ, "LC_ALL": "C"}, "encoding": "utf-8", "errors": "replace"}
+    return subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=timeout, **english)
 
 
 def check_tools() -> None:

@@ -182,10 +182,9 @@ def list_runs(region: str | None) -> None:
         if run.name not in [row[0] for row in rows]:
             state = "on a host" if run.host else run.state
             rows.append((run.name, run.host or run.region or "", state, "", "", ""))
-    rows = [(*row, _fetched(here.get(row[0]))) for row in rows]
+    rows = [
+        (*row, (here[row[0]].fetched or "not fetched") if row[0] in here else "elsewhere")
+        for row in rows
+    ]
     columns = ("run", "where", "state", "type", "ends within", "cost", "results")
     say_table("Runs", columns, rows, left=True)
-
-
-def _fetched(run: Run | None) -> str:
-    return (run.fetched or "not fetched") if run else "elsewhere"

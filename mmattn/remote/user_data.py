@@ -57,10 +57,7 @@ def user_data(run: Run) -> str:
             {"path": path, "encoding": "gz+b64", "content": _packed(text)}
             for path, text in files.items()
         ],
-        "runcmd": [
-            ["systemctl", "daemon-reload"],
-            ["systemctl", "enable", "--now", TIMER, GUARD],
-        ],
+        "runcmd": [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", TIMER, GUARD]],
     }
     text = "#cloud-config\n" + json.dumps(document)
     assert len(text) <= LIMIT, f"user data of {len(text)} bytes, EC2 takes {LIMIT}"

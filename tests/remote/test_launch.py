@@ -172,7 +172,7 @@ def test_a_disk_with_results_is_kept_until_they_are_fetched(run, plan, cloud_api
     assert cloud_api.resources()["volumes"] == 1
     shown = []
     monkeypatch.setattr(teardown, "say_table", lambda *table, **_: shown.extend(table[2]))
-    teardown.list_runs("all")
+    teardown.list_runs("us-east-1")
     ((name, where, state, *_),) = shown
     assert (name, where) == (made.name, "us-east-1")
     assert re.fullmatch(rf"left: vol-\w+ sg-\w+ {made.label}", state)

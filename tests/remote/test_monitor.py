@@ -19,7 +19,7 @@ from rich.console import Console
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 from mmattn.remote import monitor as module
-from mmattn.remote.cloud import CloudError, Instance
+from mmattn.remote.cloud import CloudError
 from mmattn.remote.monitor import Link, ask_cloud, copy_log
 from mmattn.remote.runs import Member, Run
 from mmattn.remote.ssh import CommandFailed, NotLoggedIn, RemoteError, Unreachable
@@ -105,7 +105,7 @@ def ec2_run(machine=None, found=None) -> FakeRun:
 
 
 def instance(state, reason="", address="192.0.2.1"):
-    return Instance("i-1", "", state, reason, "c5.large", address, 0.0, None, None, False, None, 0)
+    return SimpleNamespace(id="i-1", state=state, reason=reason, address=address)
 
 
 @pytest.fixture(autouse=True)

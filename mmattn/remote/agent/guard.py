@@ -63,11 +63,7 @@ def decide(config: Config, seen: Seen, wanted: float) -> tuple[str | None, float
 def report(config: Config, seen: Seen, wanted: float, reason: str | None) -> dict:
     """The contents of guard.json."""
     off_at = seen.wall + config.grace_s - (seen.clock - wanted)
-    return {
-        "beat": seen.wall,
-        "reason": reason,
-        "off_at": off_at if wanted < seen.clock else None,
-    }
+    return {"beat": seen.wall, "reason": reason, "off_at": off_at if wanted < seen.clock else None}
 
 
 def look(job: Path) -> Seen:
