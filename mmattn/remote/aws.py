@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,20 +26,16 @@ CONFIG = botocore.config.Config(
     retries={"mode": "standard", "max_attempts": 6}, connect_timeout=10, read_timeout=30
 )
 
-_THROTTLED = "RequestLimitExceeded", "Throttling", "ThrottlingException"
-_ADVICE = {  # where AWS's own message does not tell what to do
-    "the AWS credentials have expired, or this computer's clock is wrong: log in again (`aws sso "
-    "login`)": ("ExpiredToken", "ExpiredTokenException", "RequestExpired"),
-    "AWS does not accept these credentials here: they are wrong, the account has not enabled this "
-    "region, or this computer's clock is wrong": (
-        *("AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch"),
-        "UnrecognizedClientException",
-    ),
-    "these credentials lack a permission: see docs/remote-policy.json, for "
-    "buckets docs/remote-policy-bucket.json": (
-        *("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"),
-    ),
-    "there is no such bucket: `aws s3 mb s3://BUCKET --region REGION` makes one": ("NoSuchBucket",),
+_THROTTLED = "RequestLimitExceeded|Throttling"
+_ADVICE = {  # by AWS's code, where its own message does not tell what to do
+    "Expired": "the AWS credentials have expired, or this computer's clock is wrong: log in again "
+    "(`aws sso login`)",
+    "AuthFailure|InvalidClientTokenId|SignatureDoesNotMatch|UnrecognizedClient": "AWS does not "
+    "accept these credentials here: they are wrong, the account has not enabled this region, or "
+    "this computer's clock is wrong",
+    "UnauthorizedOperation|AccessDenied": "these credentials lack a permission: see "
+    "docs/remote-policy.json, for buckets docs/remote-policy-bucket.json",
+    "NoSuchBucket": "there is no such bucket: `aws s3 mb s3://BUCKET --region REGION` makes one",
 }
 
 
@@ -77,12 +74,12 @@ def explained(what: str) -> Iterator[None]:
     except failures.ClientError as error:
         code = error_code(error)
         text = f"{error.operation_name}: {code}: {error.response['Error'].get('Message', '')}"[:400]
-        advice = next((advice for advice, codes in _ADVICE.items() if code in codes), None)
-        text = f"{advice} ({text})" if advice else text
+        advice = [one for codes, one in _ADVICE.items() if re.search(codes, code)]
+        text = f"{advice[0]} ({text})" if advice else text
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
         # AWS counts a lack of capacity among its own failures (5xx).
         refused = 400 <= status < 500 or code.startswith("Insufficient")
-        refused &= code not in ("IdempotentParameterMismatch", *_THROTTLED)
+        refused &= not re.search(f"IdempotentParameterMismatch|{_THROTTLED}", code)
         raise CloudError(f"{what}: {text}", code, refused) from error
     except (failures.SSOError, failures.TokenRetrievalError) as error:
         profile = os.environ.get("AWS_PROFILE", "default")

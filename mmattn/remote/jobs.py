@@ -75,7 +75,9 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
     With `again`, also where it had ended; RemoteError if it ends at once with an error.
     """
     jobs = [machine.call("snapshot")["job"] for machine in machines]
-    if any(_is_due(run, job, again) for job in jobs):
+    due = ("absent", "lost", "ended") if again else ("absent", "lost")
+    failed = not run.is_past("started") and any(job["exit_code"] for job in jobs)
+    if failed or any(job["state"] in due for job in jobs):
         stop_jobs(machines)
         begun = bool(machines[0].run(f"test ! -e {run.base}/run/config.json || echo yes").strip())
         run.began_with = run.began_with if begun else run.uploaded
@@ -97,11 +99,6 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
             if not again:
                 run.to("built")  # the next deployment starts it, on the same machine
             raise _failure(machine, "job", f"the job ended at once with exit code {code}")
-
-
-def _is_due(run: Run, job: dict, again: bool) -> bool:
-    failed = job["exit_code"] and not run.is_past("started")
-    return job["state"] in ("absent", "lost") or failed or (again and job["state"] == "ended")
 
 
 def _command(run: Run, begun: bool, rank: int) -> list[str]:
@@ -168,10 +165,7 @@ def stop(run: Run) -> None:
     code = job["exit_code"]
     say(f"the job has ended with exit code {code}{'; `fab resume` continues it' if code else ''}")
     if run.host is None and run.uri is None:
-        say(
-            f"The machine ends itself {run.grace_minutes:g} min after that; its disk is kept for "
-            "`fab resume`, until the run is complete and fetched"
-        )
+        say(f"The machine ends itself {run.grace_minutes:g} min after that; its disk is kept")
 
 
 def wait_for(machine: Machine, job: str) -> dict:

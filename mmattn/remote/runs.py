@@ -42,8 +42,7 @@ removed |
 | removed | nothing is left but what was fetched, or is in the bucket | the bucket | asked, there |
 """
 _ROWS = [row.strip("| ").split(" | ") for row in TABLE.splitlines()[2:]]
-STATES: dict[str, list[str]] = {row[0]: row[-1].split(", ") for row in _ROWS}
-"""The states that may come next, by state."""
+STATES = {row[0]: row[-1].split(", ") for row in _ROWS}  # those that may come next, by state
 
 
 class Busy(UserError):
@@ -247,8 +246,7 @@ class Run:
         return self._access(rank)
 
 
-DEFAULTS = Run("", "no_aug")
-"""What `fab deploy` asks for without options."""
+DEFAULTS = Run("", "no_aug")  # what `fab deploy` asks for without options
 
 
 def is_uri(data: str) -> bool:
@@ -281,9 +279,7 @@ def parse_host(host: str) -> Access:
     word = r"(?:([A-Za-z_][\w.-]*)@)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][\w.-]*)(?::(\d+))?"
     found = re.fullmatch(word, host)
     if not found:
-        raise UserError(
-            f"--host {host}: expected a name in ~/.ssh/config, or [user@]address[:port]"
-        )
+        raise UserError(f"--host {host}: expected [user@]address[:port] or a name in ~/.ssh/config")
     return Access(found[2].strip("[]"), found[1], int(found[3]) if found[3] else None)
 
 
