@@ -143,7 +143,8 @@ def what_exists(run: Run) -> str:
         count = len(run.members) or run.instances
         unsure = f"perhaps {count} whose start was asked for"
         which = ", ".join(one.id for one in run.members) or unsure
-        price = "unknown price" if run.price is None else f"${count * run.price:.2f} an hour"
+        price = f"{'at most ' * run.spot}${count * (run.price or 0):.2f} an hour"
+        price = "unknown price" if run.price is None else price
         parts.append(f"{which} ({run.instance_type}, {price}, ends by {clock(run.deadline)})")
     if run.state == "lost":
         parts.append("perhaps its kept disk")

@@ -171,7 +171,7 @@ def list_runs(region: str | None) -> None:
             left.pop(one.run, None)
             ends = f"{(one.deadline - time.time()) / 3600:.1f} h" if one.deadline else ""
             hours = (time.time() - one.launched) / 3600
-            cost = f"${hours * one.price:.2f}" if one.price else ""
+            cost = f"{'at most ' * one.spot}${hours * one.price:.2f}" if one.price else ""
             rows.append(
                 (one.run, cloud.region, one.state, one.type + " spot" * one.spot, ends, cost)
             )
