@@ -20,7 +20,7 @@ from mmattn.train.history import best_epoch, by_split, monitor_of, shown_scores
 
 LOG_LINES = 8
 GUARD_SILENT_S = 60
-BARS, CURVE = "▁▂▃▄▅▆▇█", 20  # bars at most
+BARS, CURVE = "▁▂▃▄▅▆▇█", 10  # bars at most
 ENDINGS = {0: "ended well", 3: "diverged", 75: "stopped and saved: `fab resume` continues"}
 GUARD_REASONS = {
     "deadline": "its deadline has come",
@@ -144,12 +144,12 @@ def curve(values: Sequence[float]) -> str:
     """Values over the epochs as bars from the lowest to the highest, some of them if many.
 
     >>> curve([0.0, 0.1, math.nan, 0.5, 1.0]), curve([2.0]), len(curve(range(99)))
-    ('▁▂▄█', '▁', 20)
+    ('▁▂▅█', '▁', 10)
     """
     finite = [value for value in values if math.isfinite(value)]
     shown = finite[:: -max(1, math.ceil(len(finite) / CURVE))][::-1]  # the last one always
     low, high = min(shown, default=0), max(shown, default=0)
-    return "".join(BARS[int(7 * (value - low) / (high - low or 1))] for value in shown)
+    return "".join(BARS[round(7 * (value - low) / (high - low or 1))] for value in shown)
 
 
 def _head(run: Run, touch: Touch, now: float) -> Iterator[tuple]:

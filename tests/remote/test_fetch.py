@@ -477,7 +477,7 @@ def test_one_fetch_at_a_time(run, machine):
         fetch(run, watch=False)
 
 
-def test_fetched_all(run):
+def test_fetched_all(run, machine):
     assert not fetched_all(run)
     fetch(run, watch=False)
     assert fetched_all(run)

@@ -198,7 +198,10 @@ def test_a_disk_is_kept_before_its_machine_has_let_it_go(run, plan, cloud_api, m
     listed = Cloud.instances
 
     def shutting_down(cloud, **asked):
-        return [one._replace(state="shutting-down") for one in listed(cloud, **asked)]
+        found = listed(cloud, **asked)
+        for one in found:
+            one.state = "shutting-down"
+        return found
 
     monkeypatch.setattr(Cloud, "instances", shutting_down)
     monkeypatch.setattr(Cloud, "state", lambda *asked: "shutting-down")

@@ -73,7 +73,7 @@ def test_one_machine_is_asked_for_as_ever(run, cloud_api):
     assert (start["MinCount"], start["MaxCount"]) == ("1", "1")
     assert not [name for name in start if name.startswith("Placement")]
     assert "placement groups" not in cloud_api.resources()
-    assert jobs._place(run, 0) == []
+    assert "--distributed" not in " ".join(jobs._command(run, False, 0))
 
 
 def test_they_reach_each_other_and_no_other_reaches_them(three, cloud_api):
@@ -99,7 +99,7 @@ def test_they_reach_each_other_and_no_other_reaches_them(three, cloud_api):
 
 def test_each_process_is_told_its_rank_and_a_private_coordinator(three):
     for rank in range(3):
-        assert jobs._place(three, rank) == [
+        assert jobs._command(three, True, rank)[-8:] == [
             *("--distributed.coordinator", f"{three.members[0].private}:{PORT}"),
             *("--distributed.num-processes", "3"),
             *("--distributed.process-id", str(rank)),
@@ -165,7 +165,7 @@ def test_the_run_continues_with_those_that_are_left(three, cloud_api, lost):
     assert [one.id for one in three.members] == left
     assert (three.state, three.attempt) == ("there", 1)
     assert len(starts(cloud_api)) == 1
-    assert "--distributed.num-processes" in jobs._place(three, 0) or len(left) == 1
+    assert "--distributed.num-processes" in jobs._command(three, True, 0) or len(left) == 1
 
 
 def test_when_all_are_gone_as_many_new_ones_are_made(three, cloud_api):
@@ -239,9 +239,9 @@ def test_each_is_listed(three, monkeypatch):
 
 
 def test_the_plan_costs_as_many_times_as_much(run):
-    one = float(cost_text(run, 4.08, 4.08, 0.01).rpartition("$")[2].split()[0])
+    one = float(cost_text(run, 4.08, 0.01).rpartition("$")[2].split()[0])
     run.instances = 3
-    text = cost_text(run, 4.08, 4.08, 0.01)
+    text = cost_text(run, 4.08, 0.01)
     assert "3 x $4.08 an hour" in text
     assert float(text.rpartition("$")[2].split()[0]) == pytest.approx(3 * one, abs=0.02)
 
