@@ -139,7 +139,7 @@ def job(machine, tmp_path, monkeypatch) -> Iterator[Job]:
         ("sys.exit(3)", 3, "(exit code 3)"),
         ("sys.exit(75)", 75, "(exit code 75)"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "killed by SIGSEGV (exit code 139)"),
-        ("sys.exit('what went wrong')", 1, "what went wrong"),
+        ("sys.exit('$HOME ${HOME} $$ %h')", 1, "$HOME ${HOME} $$ %h"),  # none is expanded
     ],
 )
 def test_the_exit_code_is_told(job, ending, code, words):

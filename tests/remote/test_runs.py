@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,3 +165,15 @@ def test_a_name_that_cannot_be_sent_is_refused_before_anything_is_made(folder, m
         with pytest.raises(UserError, match="expected a name in UTF-8, without line breaks"):
             send.survey(run)
         path.unlink()
+
+
+def test_what_is_sent_again_has_its_environment_made_anew():
+    machine = SimpleNamespace(
+        rank=1, **dict.fromkeys(("run", "rsync", "remote"), lambda *_, **__: "")
+    )
+    run = Run("no_aug-20260101-000000-aaaa", "no_aug", host="me@nowhere")
+    run.to("there")
+    for code, then in (("old", "sent"), ("old", "built"), ("new", "sent")):
+        send.send(run, [machine], {"code/setup.cfg": code})
+        assert run.state == then
+        run.to("built")
