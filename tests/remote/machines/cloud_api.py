@@ -30,11 +30,9 @@ from werkzeug.serving import make_server
 from werkzeug.test import Client, run_wsgi_app
 from werkzeug.wrappers import Response
 
-from mmattn.remote.offers import IMAGE
 from tests.remote.machines import s3
 
 REGION = "us-east-1"
-SPOT_PRICE = "1.5600"
 PRICES = {"c5.24xlarge": 4.08, "c5.large": 0.085, "g5.xlarge": 1.006, "gp3": 0.08}
 USER_DATA_LIMIT = 16384
 UNUSED_ADDRESS = "198.51.100.7"  # of the block for documentation
@@ -297,10 +295,6 @@ class CloudApi:
             return _json({"Quota": quota})
         if call.action == "GetAccountPlanState":
             return _json({"accountPlanType": self.account_plan})
-        if call.action == "GetParameter" and "/deeplearning/" in call.parameters["Name"]:
-            ordinary = IMAGE.format(call.parameters["Name"].split("/")[5])
-            image = backends.get_backend("ssm")[DEFAULT_ACCOUNT_ID][REGION].get_parameter(ordinary)
-            return _json({"Parameter": {"Name": call.parameters["Name"], "Value": image.value}})
         try:
             answer = self._moto_answer(environ)
         except ValueError:
@@ -309,12 +303,6 @@ class CloudApi:
             return _refusal(call, "NoSuchEntity", "the role is not in the profile")
         if b"InvalidNetworkInterfaceID" in answer.get_data():  # of what has ended before
             return _answer(call, "<instancesSet/>")
-        if call.action == "DescribeSpotPriceHistory":
-            return Response(
-                answer.get_data(as_text=True).replace("0.00001<", f"{SPOT_PRICE}<"),
-                answer.status_code,
-                content_type=answer.content_type,
-            )
         return answer
 
     def _launch(self, call: Call, environ: dict) -> Response:
