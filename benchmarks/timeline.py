@@ -43,7 +43,7 @@ class Options:
             path = Path(folder) / f"long{self.clip.suffix}"
             try:
                 repeat_clip(self.clip, path, 60 * self.minutes)
-                run = load_run(self.run)
+                run = load_run(self.run, apart=True)
                 plan, config = survey(path), run.extraction()
                 with progress("timeline", round(plan.end), "s") as advance:
 
@@ -63,8 +63,9 @@ class Options:
                     timeline = predict_recording(run, config, plan, Sliding(), count)
             except BadMedia as error:
                 raise UserError(f"{self.clip}: {error}") from error
-        columns = ("minute", "seconds a second", "core seconds a second", *SIZES)
-        say_table(f"{self.run}, {self.clip.name} for {self.minutes} minutes", columns, rows)
+            finally:  # Ctrl-C too: an hour is long
+                columns = ("minute", "seconds a second", "core seconds a second", *SIZES)
+                say_table(f"{self.run}, {self.clip.name} for {self.minutes} minutes", columns, rows)
         say(f"{len(timeline['windows'])} windows of {len(timeline['people'])} people")
 
 

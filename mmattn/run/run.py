@@ -1,16 +1,20 @@
 """A trained run, of a folder or in memory: restores its networks once and predicts with them."""
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mmattn.config import ExperimentConfig, ExtractConfig
+from mmattn.console import be_quiet
 from mmattn.data.corpus import Corpus
 from mmattn.data.stream import Stream
 from mmattn.errors import UserError
@@ -39,6 +43,7 @@ from mmattn.run.folder import (
 from mmattn.run.shared import find_shared, read_shared
 from mmattn.train.callbacks import JsonLines
 from mmattn.train.checkpoints import Checkpoints, Chosen, Exported, InMemory, about_of
+from mmattn.train.devices import start_devices
 from mmattn.train.inference import Ensemble, Predictor, Restored, check_fits, restore
 from mmattn.train.processes import AgreedStop
 
@@ -386,6 +391,7 @@ def load_run(
     checkpoint: Chosen = "best",
     media: ExtractConfig | None = None,
     calibrated: bool = True,
+    apart: bool = False,
 ) -> Run:
     """A run of a folder or a model file, ready to predict clips.
 
@@ -396,6 +402,7 @@ def load_run(
         media: where the models for raw clips are, if not in their usual places.
         calibrated: give probabilities of the temperature that fits the validation clips, where
             there is one (of each network, before they are pooled); else as the network does.
+        apart: have another process read the checkpoints, so that this one is 45 MB smaller.
 
     Raises:
         UserError: no run, one that is not complete, a damaged file, or no such checkpoint.
@@ -406,8 +413,26 @@ def load_run(
         run = _from_file(file, **options)
     else:
         run = _load(folder, read_config(folder), **options)
+        if apart:
+            _restore_apart(run)
     run.about  # noqa: B018, to say at once if it lacks
     return run
+
+
+def _restore_apart(run: Run) -> None:
+    """Restore the networks of a run in a process of their own: Orbax, TensorStore and what restoring
+    compiles stay in a process to its end."""
+    ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C ends this process, and so the other
+    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, ignored) as other:
+        restored = other.submit(_restore, run.saved_in, run.checkpoint).result()
+    for network, one in zip(run.networks, restored, strict=True):
+        network.about, network._network = one.about, one
+
+
+def _restore(folder: Path, checkpoint: Chosen) -> list[Restored]:
+    be_quiet()
+    start_devices(1, batch=1)
+    return load_run(folder, checkpoint).restored()
 
 
 def _load(folder: Path, config: ExperimentConfig, **options: Any) -> Run:

@@ -107,7 +107,7 @@ def make_timelines(
         raise UserError(f"--to {to}: expected a folder, it is a file")
     recordings, failures = find_recordings(given, to)
     start()
-    run = load_run(folder, kind, media, calibrated)
+    run = load_run(folder, kind, media, calibrated, apart=True)
     for line in run.trust:
         say(line)
     config, made_by = run.extraction(), settings(run, sliding)
