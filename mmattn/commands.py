@@ -130,12 +130,12 @@ class Timeline(AsksRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Live(AsksRun):
-    """Show in the browser what a run predicts of camera and microphone (extras [media], [live])."""
+    """Show in the browser what a run predicts of camera and microphone (extra [live])."""
 
     port: int = 8080
     """Of 127.0.0.1, which no other computer can reach; 0 takes any that is free."""
     browser: bool = True
-    """Open the page; else open the address that is printed."""
+    """Open the page in your browser; with --no-browser, open the address that is printed yourself."""
     record: Path | None = None
     """Folder for a feature file and a table of predictions of each session (default: nothing of
     what is seen and heard is stored)."""

@@ -190,7 +190,7 @@ class _PlainProgress:
         if now - self.said >= PLAIN_INTERVAL:
             self.said = now
             rate = self.done / (now - self.start)
-            left = (self.total - self.done) / rate if rate else float("nan")
+            left = max(self.total - self.done, 0.0) / rate if rate else float("nan")
             say(
                 f"{self.title}: {self.done:.0f}/{self.total} {self.unit}, "
                 f"{_rate(rate, self.unit)}, {left:.0f} s left"

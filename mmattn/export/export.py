@@ -9,14 +9,15 @@ import mmattn
 from mmattn.console import say
 from mmattn.errors import UserError
 from mmattn.export.check import draw_clips, largest_difference
-from mmattn.files import write_bytes, write_json
-from mmattn.run.card import UNKNOWN, card
+from mmattn.files import read_json, write_bytes, write_json
+from mmattn.run.card import UNKNOWN, USE, card
 from mmattn.run.folder import check_complete
 from mmattn.run.run import Run, load_run
 from mmattn.run.shared import CARD, find_shared
 from mmattn.train.devices import start_devices
 
 FORMATS = (".onnx", ".stablehlo")
+USE_HERE = "Exported by `mmattn export`. What to do with clips before is in the metadata, `before`.\n"
 TOLERANCE = 1e-4
 
 
@@ -33,12 +34,16 @@ def export_run(
 
     Raises:
         UserError: no complete run, another suffix, a lacking library, or the file would not predict
-            what the networks do.
+            what the networks do; FILE.json is there and not of an export.
     """
     if to.suffix not in FORMATS:
         raise UserError(f"--to {to}: expected a name that ends in {' or '.join(FORMATS)}")
-    if not to.parent.is_dir():
+    if to.is_dir() or not to.parent.is_dir():
         raise UserError(f"--to {to}: expected a file in a folder that is there")
+    if to.suffix == ".stablehlo" and (beside := to.with_suffix(".json")).exists():
+        there = read_json(beside)
+        if not (isinstance(there, dict) and {"before", "mmattn"} <= there.keys()):
+            raise UserError(f"--to {to} would overwrite {beside}, which `mmattn export` did not write")
     shared = find_shared(folder)
     if not shared:
         check_complete(folder)
@@ -103,7 +108,7 @@ def _metadata(run: Run, text: str) -> dict[str, str]:
         "networks": str(len(run.networks)),
         "calibrated": json.dumps(run.is_calibrated),
         "licence": licence[1] if licence else UNKNOWN,
-        "card": text,
+        "card": text.replace(USE, USE_HERE),
         "mmattn": mmattn.__version__,
     }
 

@@ -162,8 +162,8 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
             listed = [path / below for below in list_clips(path, suffixes)]
             # Of one name the clip with the first suffix.
             inside = sorted({clip.with_suffix(""): clip for clip in reversed(listed)}.values())
-            if same := len(listed) - len(inside):
-                say(f"{path}: {same} files left out: others have the same name and another suffix")
+            for clip in sorted({*listed} - {*inside}):
+                say(f"{clip} is left out: its name is another's but for the suffix")
             chosen = _fullest(inside)
             left_out += len(inside) - len(chosen)
             found += [(clip, clip.relative_to(path)) for clip in chosen]

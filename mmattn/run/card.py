@@ -30,6 +30,13 @@ MISUSE = """\
 - **Telling what someone feels**: a label is {labels}.
 - **Other speech than that of the data below**, unless its scores were measured there: expect lower
   ones, and probabilities that are too sure."""
+USE = f"""\
+Written by `mmattn card`.
+
+```
+mmattn predict FOLDER CLIP        # FOLDER: where {MODEL} is
+```
+"""
 PER_CLASS = (
     "Recall: of the clips of a class, those that are predicted to be of it, with its 95 % interval "
     "over speakers. Precision: of the clips that are predicted to be of it, those that are."
@@ -104,13 +111,7 @@ def card(run: Run) -> str:
     return f"""\
 # Model card: {config.name}
 
-Tells {_and(run.class_names)} from {_and(config.model.modalities)}: {networks}. Written by \
-`mmattn card`.
-
-```
-mmattn predict FOLDER CLIP        # FOLDER: where {MODEL} is
-```
-
+Tells {_and(run.class_names)} from {_and(config.model.modalities)}: {networks}. {USE}
 Licence of the weights: {licences}{"" if UNKNOWN in licences else ", as of the data"}.
 
 ## What it must not be used for

@@ -126,7 +126,7 @@ def find_given(given: Sequence[Path]) -> list[Clip]:
 def to_json(run: Run, outcome: Outcome) -> dict:
     """An outcome as JSON values; attention as in a Prediction, times in seconds."""
     return {
-        "run": str(run.folder),
+        "run": run.name,
         "checkpoint": run.checkpoint,
         "networks": len(run.networks),
         "calibrated": run.is_calibrated,

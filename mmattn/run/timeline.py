@@ -115,13 +115,15 @@ def make_timelines(
     if len(left) < len(recordings):
         say(f"{len(recordings) - len(left)} of {len(recordings)} timelines are in {to} already")
     plans: dict[Recording, Plan] = {}
-    for one in left:
-        try:
-            plans[one] = survey(one.path)
-            plans[one].check_length()
-        except BadMedia as error:
-            plans.pop(one, None)
-            failures.append(Failure(one.path, str(error)))
+    with progress("look through", len(left), "recordings") as advance:
+        for one in left:
+            try:
+                plan = survey(one.path)
+                plan.check_length()
+                plans[one] = plan
+            except BadMedia as error:
+                failures.append(Failure(one.path, str(error)))
+            advance(1)
     total = sum(round(plan.end) for plan in plans.values())
     with explain_full_disk(f"timelines to {to}"), progress("timeline", total, "s") as advance:
         for one, plan in plans.items():

@@ -16,10 +16,10 @@ from mmattn.config import OtherDataConfig
 from mmattn.errors import UserError
 from mmattn.export import export
 from mmattn.export.check import inputs_of
-from mmattn.export.export import export_run, write_export
+from mmattn.export.export import USE_HERE, export_run, write_export
 from mmattn.export.onnx_file import call_onnx
 from mmattn.files import read_json
-from mmattn.run.card import card
+from mmattn.run.card import USE, card
 from mmattn.run.folder import corpus_of
 from mmattn.run.run import load_run
 
@@ -82,7 +82,8 @@ def test_what_it_tells(ensemble, exported):
     assert json.loads(about["classes"]) == [*run.class_names]
     assert json.loads(about["modalities"]) == ["audio", "video"]
     assert json.loads(about["extractor"]) == {"audio": None, "video": None}  # drawn numbers
-    assert about["card"] == card(run) and about["licence"] == "not known: fill in"
+    assert about["card"] == card(run).replace(USE, USE_HERE) and "mmattn card" not in about["card"]
+    assert about["licence"] == "not known: fill in"
     assert about["networks"] == "2" and about["calibrated"] == "true"
     assert "Crop" not in about["before"]
     assert read_json(exported / "model.json") == about
@@ -102,7 +103,7 @@ def test_a_model_file_brings_its_card(commands, ensemble, tmp_path):
     options = ("--to", tmp_path / "model.onnx", "--no-calibrated")
     commands.run("mmattn", "export", tmp_path / "shared", *options)
     about = metadata_of(tmp_path / "model.onnx")
-    assert about["card"] == (tmp_path / "shared/CARD.md").read_text()
+    assert about["card"] == (tmp_path / "shared/CARD.md").read_text().replace(USE, USE_HERE)
     assert about["calibrated"] == "false"
     (tmp_path / "shared/CARD.md").unlink()
     commands.run("mmattn", "export", tmp_path / "shared/model.npz", *options[:2])
@@ -150,3 +151,7 @@ def test_what_is_refused(ensemble, tmp_path):
     (copy / "summary.json").unlink()
     with pytest.raises(UserError, match="complete"):
         export_run(copy, tmp_path / "model.onnx")
+    (tmp_path / "model.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"would overwrite .*model\.json, which `mmattn export` did"):
+        export_run(ensemble, tmp_path / "model.stablehlo")
+    assert (tmp_path / "model.json").read_text() == '{"mine": 1}'
