@@ -3,6 +3,7 @@
 Nothing heavy is imported before the options are read, so that `--help` is quick.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import FrameType
 from typing import Annotated, Any, Union
 
 import tyro
@@ -65,6 +67,17 @@ def _interrupt_again(dropped: Any) -> None:
         threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
     else:
         sys.__unraisablehook__(dropped)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C as usual, but in an import, which C++ libraries may answer with a crash: there is
+    nothing yet to be cleaned up."""
+    while frame:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            complain("interrupted")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _leave(code: int) -> None:
@@ -125,6 +138,8 @@ def run_command(command: Any, prog: str, description: str | None) -> None:
     """Build a command, which is called without arguments, from its options, and run it."""
     with _cut_short(), OPTIONS:
         built = tyro.cli(command, prog=prog, description=description)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, _interrupt)
     end_process_after(built)
 
 

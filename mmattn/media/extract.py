@@ -27,7 +27,7 @@ from mmattn.media.facenet import FaceNet
 from mmattn.media.faces import Face, FaceDetector, FaceTracker, area
 from mmattn.media.hugging_face import HuggingFace
 from mmattn.media.mesh import OPENING_COLUMN, FaceMesh
-from mmattn.media.models import FACE_DETECTOR, model_file
+from mmattn.media.models import FACE_DETECTOR, FACE_MESH, model_file
 from mmattn.media.onnx_face import OnnxFace
 from mmattn.media.sound import Audio, read_audio
 from mmattn.media.speaker import MOST, Seen, follow_speaker
@@ -376,5 +376,13 @@ def _face_models(config: ExtractConfig) -> tuple[FaceDetector, dict[str, Callabl
     detector = model_file(FACE_DETECTOR, config.models)
     features = {name: one.start() for name, one in _extractors(config, "video").items()}
     mesh = next((name for name, of in config.video.items() if of == "face-mesh"), None)
-    mesh = features[mesh] if mesh else FaceMesh(config.models).start()
+    mesh = features[mesh] if mesh else _mesh_later(config)
     return FaceDetector(detector.read_bytes()), features, mesh
+
+
+def _mesh_later(config: ExtractConfig) -> Callable:
+    """The distances of a face, by a model that is loaded with the first of several faces (7 MB).
+    UserError if it is missing."""
+    model_file(FACE_MESH, config.models)
+    start = lru_cache(1)(FaceMesh(config.models).start)
+    return lambda frame, face: start()(frame, face)

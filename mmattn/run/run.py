@@ -422,8 +422,8 @@ def load_run(
 def _restore_apart(run: Run) -> None:
     """Restore the networks of a run in another process: Orbax, TensorStore and what restoring
     compiles stay in memory to the end of a process."""
-    ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C ends this process, and so the other
-    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, ignored) as other:
+    ends = signal.SIGINT, signal.SIG_DFL  # Ctrl-C ends the other too, which says nothing of it
+    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, ends) as other:
         restored = other.submit(_restore, run.saved_in, run.checkpoint).result()
     for network, one in zip(run.networks, restored, strict=True):
         network.about, network._network = one.about, one
