@@ -136,11 +136,15 @@ def main() -> None:
 
 def run_command(command: Any, prog: str, description: str | None) -> None:
     """Build a command, which is called without arguments, from its options, and run it."""
-    with _cut_short(), OPTIONS:
-        built = tyro.cli(command, prog=prog, description=description)
+
+    def work():
+        with _cut_short(), OPTIONS:
+            built = tyro.cli(command, prog=prog, description=description)
+        built()
+
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
         signal.signal(signal.SIGINT, _interrupt)
-    end_process_after(built)
+    end_process_after(work)
 
 
 def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys.exit) -> None:

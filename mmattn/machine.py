@@ -1,14 +1,18 @@
 """The machine: its cores, its processor, and what only some systems have."""
 
 import ctypes
+import multiprocessing
 import os
 import platform
+import signal
 import subprocess
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 M_MMAP_THRESHOLD, M_MMAP_MAX = -3, -4  # of glibc's malloc.h
+GRACE = 10.0  # seconds in which processes may end that are to
 
 
 def own_cores() -> list[int]:
@@ -73,3 +77,24 @@ def give_memory_back() -> None:
     """Let the system have what is freed but kept by the C library, as after compiling; of glibc."""
     if trim := c_function("malloc_trim", ctypes.c_size_t):
         trim(0)
+
+
+@contextmanager
+def without_interrupt() -> Iterator[None]:
+    """Processes that are started in the block never get Ctrl-C, which a terminal sends to all:
+    who started them ends them."""
+    resource_tracker.ensure_running()  # to start it would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_children() -> None:
+    """End the processes that `multiprocessing` has started."""
+    for process in (begun := multiprocessing.active_children()):
+        process.terminate()
+    for process in begun:
+        process.join(GRACE)
+        process.kill()

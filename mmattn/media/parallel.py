@@ -22,6 +22,7 @@ from mmattn.data.feature_file import BadClip, read_features
 from mmattn.data.manifest import Manifest, read_manifest, rows_of, write_manifest
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
+from mmattn.machine import end_children, without_interrupt
 from mmattn.media import SUFFIXES, egemaps
 from mmattn.media.extract import (
     FASTEST,
@@ -33,7 +34,6 @@ from mmattn.media.extract import (
 from mmattn.media.survey import BadMedia
 from mmattn.media.variants import variants_of
 
-GRACE = 10.0  # seconds in which processes may end that are to
 DIED = "the process that read it died"
 Result = TypeVar("Result")
 
@@ -247,7 +247,8 @@ def _run(
     context = multiprocessing.get_context("spawn")  # a fork of threads and models is not safe
     pool = ProcessPoolExecutor(workers, context, _start_process)
     try:
-        futures = {pool.submit(_do, work, job, config): job for job in jobs}
+        with without_interrupt():
+            futures = {pool.submit(_do, work, job, config): job for job in jobs}
         broken = set()
         for future in as_completed(futures):
             try:
@@ -256,11 +257,7 @@ def _run(
                 broken.add(futures[future])
         return [job for job in jobs if job in broken]
     except BaseException:  # Ctrl-C too: what is begun need not end, its file is not there yet
-        for process in (begun := multiprocessing.active_children()):
-            process.terminate()
-        for process in begun:
-            process.join(GRACE)
-            process.kill()
+        end_children()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -275,8 +272,7 @@ def _do(work: Callable[..., Result], job: Job, config: ExtractConfig) -> Result:
 
 def _start_process() -> None:
     be_quiet()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work …
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # … so, and half a file is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # half a file is removed
 
 
 def extract_to_file(job: Job, config: ExtractConfig) -> Done:

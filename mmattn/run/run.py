@@ -1,7 +1,6 @@
 """A trained run, of a folder or in memory: restores its networks once and predicts with them."""
 
 import json
-import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from mmattn.evaluate.predictions import (
 )
 from mmattn.evaluate.views import ClipView, StreamView, view_clips
 from mmattn.files import explain_full_disk, read_json, write_json
+from mmattn.machine import end_children, without_interrupt
 from mmattn.run.clips import Clip, ClipReader, Failure, Ready
 from mmattn.run.folder import (
     PREDICTIONS,
@@ -422,9 +422,14 @@ def load_run(
 def _restore_apart(run: Run) -> None:
     """Restore the networks of a run in another process: Orbax, TensorStore and what restoring
     compiles stay in memory to the end of a process."""
-    ends = signal.SIGINT, signal.SIG_DFL  # Ctrl-C ends the other too, which says nothing of it
-    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, ends) as other:
-        restored = other.submit(_restore, run.saved_in, run.checkpoint).result()
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        with without_interrupt():
+            asked = other.submit(_restore, run.saved_in, run.checkpoint)
+        try:
+            restored = asked.result()
+        except BaseException:  # Ctrl-C too
+            end_children()
+            raise
     for network, one in zip(run.networks, restored, strict=True):
         network.about, network._network = one.about, one
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, complain
 from mmattn.errors import UserError
+from mmattn.machine import without_interrupt
 
 if TYPE_CHECKING:
     from mmattn.run.run import Run
@@ -77,7 +78,8 @@ class Worker(threading.Thread):
         context = multiprocessing.get_context("spawn")  # a fork of threads and models is not safe
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, self.setup), daemon=True)
-        self.process.start()
+        with without_interrupt():
+            self.process.start()
         theirs.close()
 
     def get_ready(self) -> dict[str, Any]:
@@ -186,8 +188,7 @@ def open_pool(setup: Setup) -> Iterator[Pool]:
 def _work(connection: Connection, setup: Setup) -> None:
     """Be a process of the pool: say what the run is, then answer one clip after another."""
     be_quiet()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a whole group may get them: the server ends it
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole group may get it: the server ends it
     run = None
     try:
         run, about = _load(setup)
