@@ -43,6 +43,19 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise UserError unless files can be made in a folder: said before the work, not after it."""
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: expected a folder in which files can be written, this one cannot")
+
+
+def check_place(option: str, path: Path) -> None:
+    """Raise UserError unless a file can be written there, as an option asks for."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--{option} {path}: expected a file in a folder that is there")
+    check_folder(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON; a number that is not finite raises ValueError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -9,7 +9,7 @@ import mmattn
 from mmattn.console import say
 from mmattn.errors import UserError
 from mmattn.export.check import draw_clips, largest_difference
-from mmattn.files import read_json, write_bytes, write_json
+from mmattn.files import check_place, explain_full_disk, read_json, write_bytes, write_json
 from mmattn.run.card import UNKNOWN, USE, card
 from mmattn.run.folder import check_complete
 from mmattn.run.run import Run, load_run
@@ -38,8 +38,7 @@ def export_run(
     """
     if to.suffix not in FORMATS:
         raise UserError(f"--to {to}: expected a name that ends in {' or '.join(FORMATS)}")
-    if to.is_dir() or not to.parent.is_dir():
-        raise UserError(f"--to {to}: expected a file in a folder that is there")
+    check_place("to", to)
     if to.suffix == ".stablehlo" and (beside := to.with_suffix(".json")).exists():
         there = read_json(beside)
         if not (isinstance(there, dict) and {"before", "mmattn"} <= there.keys()):
@@ -80,9 +79,10 @@ def write_export(to: Path, run: Run, text: str) -> None:
             f"{to} was not written: it would differ from the networks by {worst:.1e} on drawn "
             f"clips, expected {TOLERANCE:.0e} at most"
         )
-    write_bytes(to, content)
-    if to.suffix == ".stablehlo":
-        write_json(to.with_suffix(".json"), about)
+    with explain_full_disk(str(to)):
+        write_bytes(to, content)
+        if to.suffix == ".stablehlo":
+            write_json(to.with_suffix(".json"), about)
     say(
         f"{to}: {to.stat().st_size / 1e6:.2f} MB, differs from the networks by {worst:.0e} at most"
         f" on {len(corpus)} drawn clips"

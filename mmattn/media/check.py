@@ -13,7 +13,7 @@ from mmattn.config import ExtractConfig
 from mmattn.console import progress, say, say_table
 from mmattn.data.feature_file import BadClip, read_features
 from mmattn.errors import Incomplete, Misaligned, UserError
-from mmattn.files import printable, write_text
+from mmattn.files import check_place, printable, write_text
 from mmattn.media import is_feature_file
 from mmattn.media.align import ALIGNED, LAGS, Alignment, Movement, align, movement, read_curve
 from mmattn.media.extract import extract_clip
@@ -51,8 +51,8 @@ def check_clips(
         Misaligned: in some clips the audio is more than 45 ms early or 125 ms late.
     """
     for option, path in (("plot", plot), ("csv", table)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"--{option} {path}: expected a file in a folder that is there")
+        if path is not None:
+            check_place(option, path)
     config = ExtractConfig(
         models=models,
         audio={"audio": "log-mel"},

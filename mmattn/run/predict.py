@@ -20,7 +20,7 @@ from mmattn.data.corpora.folders import list_clips
 from mmattn.data.manifest import read_manifest
 from mmattn.errors import Incomplete, UserError
 from mmattn.evaluate.views import ClipView, StreamView
-from mmattn.files import write_text
+from mmattn.files import check_place, write_text
 from mmattn.media import SUFFIXES, is_feature_file
 from mmattn.report.footage import Footage, footage_of
 from mmattn.report.page import write_prediction_page
@@ -65,8 +65,8 @@ def predict_run(
     if as_json:
         be_quiet()
     for option, path in (("html", html), ("csv", table)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"--{option} {path}: expected a file in a folder that is there")
+        if path is not None:
+            check_place(option, path)
     clips = find_given(given)
     start_devices(1, batch=1)
     run = load_run(folder, kind, media, calibrated)

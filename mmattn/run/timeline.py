@@ -19,11 +19,12 @@ import numpy as np
 from mmattn.config import ExtractConfig
 from mmattn.console import progress, say, say_table
 from mmattn.errors import Incomplete, UserError
-from mmattn.files import explain_full_disk, read_json, write_text
+from mmattn.files import check_folder, explain_full_disk, read_json, write_text
 from mmattn.machine import give_large_memory_back, give_memory_back
 from mmattn.media import SUFFIXES, explain_missing_library
 from mmattn.report.footage import portrait
 from mmattn.report.timeline import write_timeline_page
+from mmattn.run.folder import make_folder
 from mmattn.run.run import Failure, Prediction, Run, load_run
 from mmattn.train.checkpoints import Chosen
 from mmattn.train.devices import start_devices
@@ -114,6 +115,7 @@ def make_timelines(
     left = [one for one in recordings if not is_done(one, made_by)]
     if len(left) < len(recordings):
         say(f"{len(recordings) - len(left)} of {len(recordings)} timelines are in {to} already")
+    check_folder(make_folder(to))
     plans: dict[Recording, Plan] = {}
     with progress("look through", len(left), "recordings") as advance:
         for one in left:

@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from mmattn.config import ExtractConfig, kind_of
 from mmattn.console import say, waiting
 from mmattn.errors import UserError
+from mmattn.files import check_folder
 from mmattn.run.run import Run, load_run
 from mmattn.run.timeline import Sliding
 from mmattn.server.access import LOOPBACK, Guard, listen, url_of
@@ -183,8 +184,10 @@ def live_run(
         UserError: no such run, an option that cannot be, or the port is taken.
     """
     sliding.check()
-    if record is not None and not record.is_dir():
-        raise UserError(f"--record {record}: expected a folder that is there")
+    if record is not None:
+        if not record.is_dir():
+            raise UserError(f"--record {record}: expected a folder that is there")
+        check_folder(record)
     listener = listen(LOOPBACK, port)
     start_devices(1, batch=1)
     run = load_run(folder, kind, media, calibrated)
