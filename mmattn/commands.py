@@ -135,7 +135,7 @@ class Live(AsksRun):
     port: int = 8080
     """Of 127.0.0.1, which no other computer can reach; 0 takes any that is free."""
     browser: bool = True
-    """Open the page in your browser; with --no-browser, open the address that is printed yourself."""
+    """Open the page in your browser; with --no-browser, open the printed address yourself."""
     record: Path | None = None
     """Folder for a feature file and a table of predictions of each session (default: nothing of
     what is seen and heard is stored)."""

@@ -46,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def check_folder(folder: Path) -> None:
     """Raise UserError unless files can be made in a folder: said before the work, not after it."""
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: expected a folder in which files can be written, this one cannot")
+        raise UserError(f"{folder}: expected a folder in which files can be written")
 
 
 def check_place(option: str, path: Path) -> None:

@@ -17,7 +17,7 @@ from mmattn.run.shared import CARD, find_shared
 from mmattn.train.devices import start_devices
 
 FORMATS = (".onnx", ".stablehlo")
-USE_HERE = "Exported by `mmattn export`. What to do with clips before is in the metadata, `before`.\n"
+USE_HERE = "Exported by `mmattn export`; `before` in the metadata tells what to do with clips.\n"
 TOLERANCE = 1e-4
 
 
@@ -42,7 +42,7 @@ def export_run(
     if to.suffix == ".stablehlo" and (beside := to.with_suffix(".json")).exists():
         there = read_json(beside)
         if not (isinstance(there, dict) and {"before", "mmattn"} <= there.keys()):
-            raise UserError(f"--to {to} would overwrite {beside}, which `mmattn export` did not write")
+            raise UserError(f"--to {to} would overwrite {beside}, which is of no export")
     shared = find_shared(folder)
     if not shared:
         check_complete(folder)

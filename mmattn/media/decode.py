@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -52,7 +53,8 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
         reordered = False
         aspect, clock, broken = _aspect(stream, plan), Clock(container, plan.start), Broken()
         lasts = float(1 / (stream.guessed_rate or 25))  # seconds
-        due, latest, count, back, brightest, decoded = -np.inf, -np.inf, 0, 0, 0.0, deque()
+        decoded: deque[tuple[int | None, int | None]] = deque()
+        due, latest, count, back, brightest = -np.inf, -np.inf, 0, 0, 0.0
         for packet, frames in broken.decode(container, stream, clock):
             if packet.size:
                 decoded.append((packet.pts, packet.dts if avi else packet.pts))
@@ -104,13 +106,14 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
 class Broken:
     """Decodes a stream, and counts its packets that cannot be decoded: they are skipped."""
 
-    def __init__(self):
-        self.count, self.error = 0, None
+    def __init__(self) -> None:
+        self.count = 0
+        self.error: av.FFmpegError | None = None
 
     def decode(
         self, container: av.container.InputContainer, stream: av.stream.Stream, clock: "Clock"
-    ) -> Iterator[tuple[av.Packet, list[av.frame.Frame]]]:
-        """Each packet that can be decoded, with the frames that come out then."""
+    ) -> Iterator[tuple[av.Packet, list[Any]]]:
+        """Each packet that can be decoded, with the frames, of the stream's kind, that come out."""
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
@@ -124,7 +127,7 @@ class Broken:
 
     def reason(self, kind: str) -> str | None:
         """Why nothing could be decoded, if packets were there."""
-        return self.error and f"no {kind} can be decoded: {self.error.strerror}"
+        return f"no {kind} can be decoded: {self.error.strerror}" if self.error else None
 
     def said(self, kind: str) -> list[str]:
         """What to note."""
@@ -140,15 +143,18 @@ class Clock:
     """
 
     def __init__(self, container: av.container.InputContainer, start: float):
-        flags, own_times = container.format.flags, Flags.ts_discont.value
-        self.counted = bool(flags & Flags.generic_index.value) and not flags & own_times
-        self.start, self.due, self.undated = start, None, 0
+        flags: Any = container.format.flags  # an int, of the bits of Flags
+        own_times, counted = Flags.ts_discont.value, Flags.generic_index.value
+        self.counted = bool(flags & counted) and not flags & own_times
+        self.start, self.undated = start, 0
+        self.due: float | None = None
 
     def __call__(self, frame: av.frame.Frame, lasts: float) -> float:
         self.undated += frame.pts is None
         if frame.pts is None or (self.counted and self.due is not None):
             time = self.due or 0.0
         else:
+            assert frame.time_base is not None  # what has a time has its unit
             time = float(frame.pts * frame.time_base) - self.start
         self.due = time + lasts
         return time
@@ -177,14 +183,14 @@ def _square(frame: av.VideoFrame, aspect: Fraction) -> np.ndarray:
     """The frame's pixels, [H, W, 3] uint8 RGB; the shorter side of a pixel is stretched."""
     if aspect == 1:
         return frame.to_ndarray(format="rgb24")
-    width = round(frame.width * max(aspect, 1))
-    height = round(frame.height / min(aspect, 1))
+    width = round(frame.width * max(aspect, Fraction(1)))
+    height = round(frame.height / min(aspect, Fraction(1)))
     # FFmpeg's default, bilinear, moves landmarks twice as far from those of a square copy.
     return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="LANCZOS")
 
 
-def decoded_stream(container: av.container.InputContainer, number: int) -> av.stream.Stream:
-    """The stream of a number; BadMedia if FFmpeg has no decoder for it."""
+def decoded_stream(container: av.container.InputContainer, number: int) -> Any:
+    """The stream of a number, of whatever kind; BadMedia if FFmpeg has no decoder for it."""
     stream = container.streams[number]
     if stream.codec_context is None:
         raise BadMedia(f"its {stream.type} is of an unknown codec")

@@ -101,7 +101,8 @@ def _first_heard(plan: Plan, use: Callable[["_Track"], Any]) -> Any:
 
     What is done and what is to note is added to the plan. Raises BadMedia.
     """
-    tracks, unused, silent = plan.of("audio"), {}, None
+    tracks, silent = plan.of("audio"), None
+    unused: dict[int, str] = {}
     for number in tracks:
         try:
             track = _Track(plan, number)
@@ -110,7 +111,7 @@ def _first_heard(plan: Plan, use: Callable[["_Track"], Any]) -> Any:
                 track = _Track(plan, number, track.mono.loudest)
                 found = use(track)
         except BadMedia as error:
-            unused[number] = error
+            unused[number] = str(error)
             continue
         if not found.silent:
             break
@@ -120,8 +121,8 @@ def _first_heard(plan: Plan, use: Callable[["_Track"], Any]) -> Any:
             return None
         if silent is None:
             if not plan.of("video"):
-                raise unused[tracks[0]]
-            plan.notes.append(str(unused[tracks[0]]))
+                raise BadMedia(unused[tracks[0]])
+            plan.notes.append(unused[tracks[0]])
             return None
         (found, track), unused = silent, {}
     if unused:
@@ -141,14 +142,14 @@ class _Track:
 
     def __init__(self, plan: Plan, number: int, channel: int | None = None):
         self.plan, self.number, self.mono = plan, number, _Mono(channel)
-        self.start: float | None = None
+        self.start = 0.0
         self.done: list[str] = []
         self.notes: list[str] = []
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:
         """Samples [n] float32, each with the place of the first. Raises BadMedia."""
         plan, mono, number = self.plan, self.mono, self.number
-        filled = dropped = 0.0  # seconds
+        filled = dropped = due = 0.0  # seconds
         with opened(plan.path, plan.edits) as container:
             stream, clock = decoded_stream(container, number), Clock(container, plan.start)
             broken = Broken()
@@ -156,9 +157,10 @@ class _Track:
             for frame in chain.from_iterable(frames for _, frames in decoded):
                 ended = clock.due
                 time = clock(frame, frame.samples / frame.sample_rate)
-                if self.start is None:
+                if mono.form is None:
                     self.start = due = ended = time
                     mono.begin(frame, 0.0)
+                assert ended is not None  # known since the first frame
                 if not ended - _OVERLAP <= time <= due + LONGEST_GAP:
                     raise BadMedia(f"its audio jumps from {ended:.2f} to {time:.2f} s")
                 if abs(time - due) > GAP:
@@ -170,7 +172,7 @@ class _Track:
                 mono.add(frame)
                 due += frame.samples / frame.sample_rate
                 yield from mono.taken()
-            if self.start is None:
+            if mono.form is None:
                 raise BadMedia(broken.reason("audio") or "its audio track is empty")
             mono.end()
             yield from mono.taken()
@@ -202,12 +204,14 @@ class _Mono:
     """Puts frames of audio together as one channel of RATE: the mean of theirs, or one."""
 
     def __init__(self, channel: int | None):
-        self.form = self.resampler = None
+        self.form: tuple | None = None
+        self.resampler: av.AudioResampler | None = None
         self.placed: list[tuple[int, np.ndarray]] = []
         self.at, self.channel = 0, channel
         # Power that the mean would have if no two channels were alike, and that of parts in which
         # they cancel each other out; of each channel.
-        self.unlike, self.lost, self.powers = 0.0, 0.0, Counter()
+        self.unlike = self.lost = 0.0
+        self.powers: Counter[int] = Counter()
 
     def begin(self, frame: av.AudioFrame, time: float) -> None:
         """What follows, in the form of `frame`, starts at a time, in seconds."""
@@ -217,6 +221,7 @@ class _Mono:
 
     def add(self, frame: av.AudioFrame | None) -> None:
         """Add a frame; None for what the resampler still holds."""
+        assert self.resampler  # of `begin`
         for part in self.resampler.resample(frame):
             channels = part.to_ndarray()
             one = channels.mean(axis=0)

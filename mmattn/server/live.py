@@ -29,7 +29,7 @@ from mmattn.run.run import Run, load_run
 from mmattn.run.timeline import Sliding
 from mmattn.server.access import LOOPBACK, Guard, listen, url_of
 from mmattn.server.session import BadMessage, Recording, Session, warm_up
-from mmattn.train.checkpoints import Kind
+from mmattn.train.checkpoints import Chosen
 from mmattn.train.devices import start_devices
 
 TAKEN, BAD, ENDED = 4001, 1007, 1000  # close codes: by another page; for a bad message; as asked
@@ -63,7 +63,8 @@ class Live:
         self.run, self.sliding, self.record = run, sliding, record
         self.kinds = sorted({kind_of(name) for name in run.config.model.modalities})
         self.token = secrets.token_urlsafe(16)
-        self._turn, self._reader = asyncio.Lock(), None  # of the tab that is shown
+        self._turn = asyncio.Lock()  # of the tab that is shown
+        self._reader: asyncio.Task[None] | None = None
         warm_up(run, sliding.window)
 
     def app(self) -> Guard:
@@ -121,20 +122,21 @@ class Live:
             finally:
                 taken = reader.cancelled()
                 reader.cancel()
-                if recording:
-                    await self._save(websocket, recording)
+                if recording and self.record:
+                    await _save(websocket, recording, self.record)
         with suppress(WebSocketDisconnect, RuntimeError):  # it is closed already
             await websocket.close(TAKEN if taken else code, reason)
 
-    async def _save(self, websocket: WebSocket, recording: Recording) -> None:
-        try:
-            paths = await asyncio.to_thread(recording.save, self.record)
-            said = f"Recorded: {', '.join(map(str, paths)) or 'nothing, it was too short'}"
-        except OSError as error:
-            said = f"Not recorded: {self.record}: {error.strerror or error}"
-        say(said)
-        with suppress(WebSocketDisconnect, RuntimeError):
-            await websocket.send_json({"type": "saved", "said": said})
+
+async def _save(websocket: WebSocket, recording: Recording, folder: Path) -> None:
+    try:
+        paths = await asyncio.to_thread(recording.save, folder)
+        said = f"Recorded: {', '.join(map(str, paths)) or 'nothing, it was too short'}"
+    except OSError as error:
+        said = f"Not recorded: {folder}: {error.strerror or error}"
+    say(said)
+    with suppress(WebSocketDisconnect, RuntimeError):
+        await websocket.send_json({"type": "saved", "said": said})
 
 
 async def _read(websocket: WebSocket, messages: asyncio.Queue[bytes]) -> None:
@@ -167,7 +169,7 @@ def live_run(
     browser: bool,
     record: Path | None,
     sliding: Sliding,
-    kind: Kind = "best",
+    kind: Chosen = "best",
     calibrated: bool = True,
     media: ExtractConfig | None = None,
 ) -> None:

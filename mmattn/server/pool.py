@@ -16,7 +16,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mmattn.config import ExtractConfig
 from mmattn.console import be_quiet, complain
@@ -56,7 +56,7 @@ class Setup(NamedTuple):
     """What a process needs to begin."""
 
     run: Path
-    checkpoint: str
+    checkpoint: Literal["best", "final"]
     calibrated: bool
     media: ExtractConfig
     uploads: Path  # a folder that is removed if the server dies
@@ -147,6 +147,7 @@ class Pool:
 
     def __init__(self, setup: Setup):
         """See `open_pool`."""
+        self.about: dict[str, Any] = {}
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self.workers = [Worker(setup, self._jobs) for _ in range(setup.limits.workers)]
 
@@ -158,7 +159,8 @@ class Pool:
     async def predict(self, clip: Path, name: str) -> Answer:
         """The prediction of a file that the client calls by a name: as by `mmattn predict --json`,
         or why there is none. Cancelled, it is left out unless it has begun."""
-        self._jobs.put((clip, name, answer := Future()))
+        answer: Future[Answer] = Future()
+        self._jobs.put((clip, name, answer))
         return await asyncio.wrap_future(answer)
 
 
@@ -189,12 +191,12 @@ def _work(connection: Connection, setup: Setup) -> None:
     """Be a process of the pool: say what the run is, then answer one clip after another."""
     be_quiet()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole group may get it: the server ends it
-    run = None
     try:
         run, about = _load(setup)
-        answer = 200, about
     except UserError as error:
-        answer = 500, {"detail": str(error)}
+        connection.send_bytes(json.dumps([500, {"detail": str(error)}]).encode())
+        return
+    answer: Answer = 200, about
     if MEMORY.exists():  # elsewhere than on Linux there is no limit
         has = int(MEMORY.read_text().split()[5]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -9,6 +9,7 @@ import tempfile
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path, PurePath
+from typing import Literal
 
 import uvicorn
 from starlette.applications import Starlette
@@ -41,7 +42,7 @@ def serve_run(
     host: str,
     port: int,
     limits: Limits,
-    checkpoint: str = "best",
+    checkpoint: Literal["best", "final"] = "best",
     calibrated: bool = True,
     media: ExtractConfig | None = None,
 ) -> None:
@@ -167,7 +168,8 @@ class Refusal(JSONResponse):
         await super().__call__(scope, receive, send_then_wait)
 
 
-async def _refuse(request: Request, error: HTTPException) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # as the table of handlers says
     headers = {**(error.headers or {}), "Connection": "close"}
     return Refusal({"detail": error.detail}, error.status_code, headers)
 

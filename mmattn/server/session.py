@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmattn.config import ExtractConfig, kind_of
 from mmattn.data.feature_file import LATEST, MIN_FRAMES
-from mmattn.data.stream import make_stream
+from mmattn.data.stream import Stream, make_stream
 from mmattn.files import write_text
 from mmattn.media.extract import (
     Extraction,
@@ -71,7 +71,7 @@ class Recording:
         The face in a frame is that of the person who was shown then. Returns the paths.
         """
         self.audio.end()
-        streams = {}
+        streams: dict[str, Stream] = {}
         for all_of_it in self.audio.finished():
             streams |= all_of_it.people[0].streams
         ends = [end for end, _ in self.shown]
@@ -111,7 +111,7 @@ class Session:
         self._windows = Windows(self._config, sliding.window, sliding.hop, kinds, sliding.silence)
         self._reached: dict[str, float] = dict.fromkeys(kinds, 0.0)  # seconds from the start
         self._start: float | None = None  # of the page's clock, seconds
-        self._mesh = "video" in kinds and _mesh_model(self._config)
+        self._mesh = _mesh_model(self._config) if "video" in kinds else None
 
     def take(self, messages: Sequence[bytes]) -> list[dict[str, Any]]:
         """Take what the page sent, in its order; the answers to its frames.
@@ -165,7 +165,7 @@ class Session:
             self.recording.rows += rows
             if person.number is not None:
                 self.recording.shown.append((window.end, person.number))
-        notes = [gap] if gap else [*prediction.notes]
+        notes = [*prediction.notes] if prediction and not gap else [gap]
         if len(found) > 1:
             who = ", the one who speaks is predicted" if person.speaking else ""
             notes.append(f"{len(found)} people are seen{who}")
@@ -176,7 +176,7 @@ class Session:
     ) -> dict[str, Any]:
         """Times on the page's clock (ms); predicted and probabilities, None in a gap; by modality,
         attention over uniform, None for a frame without data."""
-        start = 1000 * (self._start + window.start)
+        start = 1000 * ((self._start or 0.0) + window.start)
         streams = {
             name: {
                 "times": (start + 1000 * view.times).round(1).tolist(),
@@ -198,7 +198,7 @@ class Session:
     def _look(self, at: float, jpeg: bytes) -> dict[str, Any]:
         frame = _decode(jpeg)
         faces = look(frame, self._config)
-        mesh = find_mesh(self._mesh, frame, faces[0].face) if faces else None
+        mesh = find_mesh(self._mesh, frame, faces[0].face) if faces and self._mesh else None
         if at > self._reached["video"]:
             numbers = self._windows.see(at, faces)
             self._reached["video"] = at

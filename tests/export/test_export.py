@@ -152,6 +152,6 @@ def test_what_is_refused(ensemble, tmp_path):
     with pytest.raises(UserError, match="complete"):
         export_run(copy, tmp_path / "model.onnx")
     (tmp_path / "model.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=r"would overwrite .*model\.json, which `mmattn export` did"):
+    with pytest.raises(UserError, match=r"overwrite .*model\.json, which is of no export"):
         export_run(ensemble, tmp_path / "model.stablehlo")
     assert (tmp_path / "model.json").read_text() == '{"mine": 1}'
