@@ -129,8 +129,8 @@ def main() -> None:
     run_command(
         Union[tuple(named)],  # noqa: UP007
         prog="mmattn",
-        description="Evaluate runs and make data. Training: python -m experiments.no_aug. An extra, "
-        "such as [media], is installed by: pip install 'mmattn[media]'",
+        description="Evaluate runs and make data. Training: python -m experiments.no_aug. An "
+        "extra, such as [media], is installed by: pip install 'mmattn[media]'",
     )
 
 
