@@ -56,7 +56,7 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
         decoded: deque[tuple[int | None, int | None]] = deque()
         due, latest, count, back, brightest = -np.inf, -np.inf, 0, 0, 0.0
         for packet, frames in broken.decode(container, stream, clock):
-            if packet.size:
+            if packet.size and in_turn:  # else they would pile up: 13 MB in an hour
                 decoded.append((packet.pts, packet.dts if avi else packet.pts))
             for frame in frames:
                 if in_turn:
