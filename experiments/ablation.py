@@ -21,7 +21,7 @@ from mmattn.config import TOLD, AugmentConfig, ExperimentConfig, OtherDataConfig
 from mmattn.errors import UserError
 
 BEST = ravdess_best.CONFIG
-BASE = replace(BEST, name="ablation", members=1, data=replace(BEST.data, validation=0.125))
+BASE = replace(BEST, name="ablation", ensemble_size=1, data=replace(BEST.data, validation=0.125))
 NETWORKS = {
     "lstm-attention": {},
     "attention": {"encoder": "none"},

@@ -12,7 +12,7 @@ from mmattn.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
 
 CONFIG = ExperimentConfig(
     name="ravdess_tuned",
-    members=8,
+    ensemble_size=8,
     data=DataConfig(labels=("ravdess8",), folds="ravdess", overlap=True),
     model=ModelConfig(
         units={"audio": (32,), "video": (32,)},

@@ -18,7 +18,7 @@ BEST = ravdess_best.CONFIG
 CONFIG = replace(
     BEST,
     name="starter",
-    members=4,
+    ensemble_size=4,
     data=replace(BEST.data, overlap=False),
     model=replace(BEST.model, modalities=("audio",), units={"audio": (16,)}),
 )

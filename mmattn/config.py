@@ -18,18 +18,18 @@ Colour = Literal["rgb", "bgr", "grey"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 Pooling = Literal["attention", "mean"]
 VARIANT = "__"  # between a modality and the name of an augmented copy of it, in a feature file
-TOLD = tyro.conf.arg(help_behavior_hint="")  # the text tells what happens without the option
+TOLD = tyro.conf.arg(help_behavior_hint="")  # the help text gives the default
 
 
 def _named(kind: type, metavar: str) -> tyro.constructors.PrimitiveConstructorSpec:
-    """How a dict is written on the command line: NAME=VALUE or NAME=VALUE,VALUE… for each entry."""
+    """The command-line form of a dict: NAME=VALUE or NAME=VALUE,VALUE… for each entry."""
 
     def parse(words: list[str]) -> dict:
         found = {}
         for word in words:
             name, _, text = word.partition("=")
             if not (name and text) or name in found:
-                raise ValueError(f"{word!r}: expected each once as {metavar}")
+                raise ValueError(f"{word!r}: expected {metavar}, each name once")
             values = tuple(map(kind, text.split(",")))
             found[name] = values if "," in metavar else values[0]
         return found
@@ -48,7 +48,7 @@ def _named(kind: type, metavar: str) -> tyro.constructors.PrimitiveConstructorSp
 
 
 def _hash(config: object) -> int:
-    """Of a config that holds dicts."""
+    """The hash of a config that holds dicts."""
     return hash(repr(config))
 
 
@@ -61,7 +61,7 @@ NamedText = Annotated[dict[str, str], _named(str, "NAME=COLUMN"), TOLD]
 
 
 def kind_of(modality: str) -> str:
-    """Audio or video, where several features of one are modalities of their own.
+    """Audio or video: several features of one are separate modalities.
 
     >>> kind_of("audio_whisper")
     'audio'
@@ -70,7 +70,7 @@ def kind_of(modality: str) -> str:
 
 
 def _extractors(kind: str) -> tyro.constructors.PrimitiveConstructorSpec:
-    """How names of extractors are written on the command line; of several, each is a modality."""
+    """The command-line form of extractor names; several names make several modalities."""
 
     def parse(words: list[str]) -> dict[str, str]:
         if words == ["none"]:
@@ -90,67 +90,67 @@ def _extractors(kind: str) -> tyro.constructors.PrimitiveConstructorSpec:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the models are that take features from raw clips."""
+    """Where the models for feature extraction are."""
 
     models: Path = Path("~/.cache/mmattn/models")
-    """Where `mmattn download models` put the model files."""
+    """The folder where `mmattn download models` put the model files."""
     facenet: Path | None = None
     """FaceNet's weights, the file 20180402-114759-vggface2.pt (with --video facenet)."""
     whisper_model: str = "tiny.en"
-    """With --audio whisper: tiny.en (mmattn download models); a folder in CTranslate2's form; or,
+    """With --audio whisper: tiny.en (mmattn download models); a folder in CTranslate2 format; or,
     with huggingface_hub installed, a name on the Hugging Face Hub such as small or
     Systran/faster-whisper-large-v3."""
     hf_model: str | None = None
     """With --audio hf: a folder, or a name on the Hugging Face Hub such as
     microsoft/wavlm-base-plus."""
     onnx_model: Path | None = None
-    """With --video onnx: a network whose input is a face; its first output are the features."""
+    """With --video onnx: a network that takes a face; its first output is the feature vector."""
 
 
 @dataclass(frozen=True)
 class ExtractConfig(ModelFiles):
-    """Which features are taken from raw clips."""
+    """Which features to extract from raw clips."""
 
     __hash__ = _hash
 
     audio: Annotated[dict[str, str], _extractors("audio")] = field(
         default_factory=lambda: {"audio": "whisper"}
     )
-    """By modality, its features: whisper, states of Whisper's encoder; log-mel, 64 bands; egemaps,
+    """Audio features: whisper, hidden states of Whisper's encoder; log-mel, 64 bands; egemaps,
     openSMILE's eGeMAPSv02 low-level descriptors (extra [opensmile]); hf, hidden states of a speech
-    encoder of Hugging Face (extra [transformers]); none. Of several, each becomes a modality of its
-    own: audio_log_mel, audio_whisper."""
+    encoder from Hugging Face (extra [transformers]); none. If several are given, each becomes a
+    separate modality: audio_log_mel, audio_whisper."""
     video: Annotated[dict[str, str], _extractors("video")] = field(
         default_factory=lambda: {"video": "expression"}
     )
-    """By modality, its features: expression, posteriors of 7 facial expressions and their
-    logarithms; face-mesh, distances in the face's geometry; a face embedding: dlib, 128 numbers
-    (extra [dlib]), facenet, 512 (extra [facenet]), or onnx, by a network of your own (extra
-    [onnx]); none, which needs no face models."""
+    """Video features: expression, posteriors of 7 facial expressions and their logarithms;
+    face-mesh, distances between facial landmarks; a face embedding: dlib, 128 numbers (extra
+    [dlib]), facenet, 512 (extra [facenet]), or onnx, by a network of your own (extra [onnx]);
+    none, which needs no face models."""
     augment_audio: NamedValues = field(default_factory=dict)
-    """Also the features of augmented copies of the audio, one a value, that training can mix in
-    (--augment.variants): tempo=0.9,1.1 (times as fast), pitch=-2,2 (semitones), speed=0.9 (both at
-    once, by resampling), noise=20 (dB of signal over white noise)."""
+    """Also extract features of augmented copies of the audio, one copy for each value, that
+    training can mix in (--augment.variants): tempo=0.9,1.1 (times as fast), pitch=-2,2 (semitones),
+    speed=0.9 (both at once, by resampling), noise=20 (signal-to-noise ratio in dB, white noise)."""
     video_rate: float = 15.0
-    """Maximum frame rate (fps); clips that have more are thinned out."""
+    """Maximum frame rate (fps); clips above it are subsampled."""
     face: Literal["speaker", "largest"] = "speaker"
-    """Of several faces, follow the one whose mouth follows the audio (the largest if that cannot be
-    told, or there is no audio); or always the largest."""
+    """If there are several faces: speaker, track the one whose mouth moves with the audio (the
+    largest if that is unclear, or there is no audio); largest, always the largest."""
     whisper_layer: int = -2
-    """Which layer's states, 1 the first, -1 the last (with --audio whisper). The last but one tells
-    more of emotion than the last."""
+    """Layer of the hidden states, 1 the first, -1 the last (with --audio whisper). The last but
+    one carries more emotion information than the last."""
     hf_layer: int = -1
-    """Which hidden states, 0 before the first layer, -1 after the last (with --audio hf)."""
+    """Layer of the hidden states, 0 before the first, -1 after the last (with --audio hf)."""
     onnx_size: int | None = None
-    """Side of the network's input in pixels, if its file leaves that open (with --video onnx)."""
+    """Input size in pixels, if the network's file does not fix it (with --video onnx)."""
     onnx_colour: Colour = "rgb"
-    """Order of its channels."""
+    """Channel order of that input."""
     onnx_mean: tuple[float, ...] = (0.5,)
-    """Subtracted from pixels of 0 to 1: one number, or one a channel."""
+    """Subtracted from pixels of 0 to 1: one number, or one for each channel."""
     onnx_std: tuple[float, ...] = (0.5,)
-    """What they are divided by after that, the same way."""
+    """Divisor after that: one number, or one for each channel."""
     onnx_margin: float = 1.2
-    """Side of the square around the face, over the longer side of the detector's box."""
+    """Side of the square around the face, relative to the longer side of the detector's box."""
 
 
 @dataclass(frozen=True)
@@ -158,17 +158,18 @@ class SyntheticConfig:
     """The built-in corpus, used when no `--data.roots` are given."""
 
     rule: Literal["unimodal", "coincidence"] = "unimodal"
-    """What tells the class: each cue by itself, or which audio cue meets which video cue."""
+    """What defines the class: each cue by itself, or which audio cue coincides with which video
+    cue."""
     clips: int = 864
     speakers: int = 24
     audio_width: int = 24
-    """Features of an audio frame."""
+    """Feature dimension of an audio frame."""
     video_width: int = 16
-    """Features of a video frame."""
+    """Feature dimension of a video frame."""
     audio_rate: float = 100.0
-    """Audio frames a second."""
+    """Audio frames per second."""
     video_rate: float = 15.0
-    """Video frames a second."""
+    """Video frames per second."""
     seed: int = 0
 
 
@@ -182,48 +183,50 @@ class DataConfig:
     """Corpora: manifests, or folders that have a manifest.csv or are named as RAVDESS or CREMA-D
     (default: the built-in synthetic corpus)."""
     labels: Annotated[tuple[str, ...], TOLD] = ()
-    """Classes in order, as anger happy neutral=neutral,calm; what is not named is left out. Or six
-    (these and disgust, fear, sad) or ravdess8 (default: all of a manifest; six of named files)."""
+    """Classes in order, e.g. anger happy neutral=neutral,calm; clips of other emotions are left
+    out. Or six (these and disgust, fear, sad) or ravdess8 (default: all emotions of a manifest; six
+    for files named as RAVDESS or CREMA-D)."""
     target: str = "emotion"
-    """The manifest's column of the label."""
+    """The manifest column that holds the label."""
     soft: bool = False
-    """Train on the raters' votes, the columns emotion.CLASS, instead of one label a clip."""
+    """Train on soft labels from the raters' votes, the columns emotion.CLASS."""
     columns: NamedText = field(default_factory=dict)
-    """Columns that the manifest calls otherwise, as speaker=speaker_id."""
+    """Columns with another name in the manifest, e.g. speaker=speaker_id."""
     streams: Annotated[tuple[str, ...], TOLD] = ()
     """Modalities that every clip must have (default: those of the model)."""
     zero_is_missing: tuple[str, ...] = ("video",)
-    """Modalities in which a frame of zeros has no data: no face was found. video is video_NAME
-    too."""
+    """Modalities in which an all-zero frame means missing data, such as no face. video includes
+    every video_NAME."""
     max_bad: int = 0
     """Maximum number of unreadable clips to tolerate before the run stops."""
     rates: NamedNumbers = field(default_factory=dict)
-    """Frames a second of files without timestamps."""
+    """Frames per second of files without timestamps."""
     cache: Path = Path("~/.cache/mmattn")
     """Where packed copies of feature files are kept."""
     overlap: bool = False
-    """Keep only the time that all streams of a clip cover."""
+    """Crop each clip to the time that all its streams cover."""
     tile: Annotated[tuple[str, ...], TOLD] = ()
-    """Modalities of which every frame of a clip becomes their mean: a control without dynamics, as
-    the earlier system's audio features were."""
+    """Modalities whose frames are all replaced by their mean over the clip: a control without
+    dynamics, like the earlier system's audio features."""
     split: Literal["speakers", "column", "leaky-clips"] = "speakers"
-    """By speaker, by the manifest's column split, or the earlier system's random split of
-    clips, which leaks speakers."""
+    """speakers: by speaker; column: by the manifest's column split; leaky-clips: the earlier
+    system's random split of clips, which leaks speakers."""
     disjoint: tuple[str, ...] = ("speaker",)
-    """Columns of which no value may be in two of the splits."""
+    """Columns whose values may not occur in two splits."""
     validation: float = 0.15
-    """Fraction of the speakers for validation (with folds: of those outside the test fold)."""
+    """Fraction of the speakers for validation (with folds: of the speakers outside the test
+    fold)."""
     test: float = 0.15
     """Fraction of the speakers for the test set (without folds)."""
     folds: str | None = None
-    """Test folds: a column of the manifest, one fold a value (speaker leaves one speaker out);
-    ravdess or crema-d, as published; or a JSON file {"test_speakers": [[…], …]}."""
+    """Test folds: a column of the manifest, one fold for each value (speaker: leave one speaker
+    out); ravdess or crema-d, as published; or a JSON file {"test_speakers": [[…], …]}."""
     fold: int | Literal["all"] = "all"
-    """Which fold is the test set, from 0; all: one training for each fold at hand."""
+    """Which fold is the test set, from 0; all: train once for each fold."""
     groups: Annotated[tuple[str, ...], TOLD] = ()
-    """The manifest's columns that scores are also given by (default: corpus and sex)."""
+    """Manifest columns to also report scores by (default: corpus and sex)."""
     buckets: int = 4
-    """Groups of clips of like length that batches are made of."""
+    """Number of length buckets: a batch has clips of similar length."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def zero_is_gap(self, modality: str) -> bool:
@@ -231,7 +234,7 @@ class DataConfig:
         return not {modality, kind_of(modality)}.isdisjoint(self.zero_is_missing)
 
     def check(self) -> None:
-        """Raise UserError at the first option whose value cannot be."""
+        """Raise UserError at the first invalid option."""
         least = {
             **{"clips": 1, "speakers": 1, "audio_width": 3, "video_width": 3, "seed": 0},
             **{"audio_rate": 10, "video_rate": 10},  # or bumps fall between two frames
@@ -261,99 +264,101 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OtherDataConfig:
-    """Where the clips are now, if not where the run found them."""
+    """Where the clips are now, if they have moved since the run."""
 
     roots: Annotated[tuple[Path, ...], TOLD] = ()
-    """Folders of feature files (default: the run's). If the run's own validation and test clips
-    are not all there, the clips of speakers that it never saw are taken."""
+    """Folders of feature files (default: the run's). If some of the run's own validation or test
+    clips are missing there, the clips of unseen speakers are used instead."""
     max_bad: int | None = None
     """Maximum number of unreadable clips to tolerate (default: the run's)."""
     cache: Path | None = None
     """Where packed copies of feature files are kept (default: the run's)."""
 
     def apply(self, data: DataConfig) -> DataConfig:
-        """The run's data config with what is given here."""
+        """The run's data config with these values."""
         given = vars(self) | {"roots": self.roots or None}
         return replace(data, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to training clips, anew in each epoch; nothing by default.
+    """Augmentation of training clips, drawn anew in each epoch; none by default.
 
-    It acts on normalised features: every feature has standard deviation 1. A strength is drawn for
-    each clip between the two numbers of a range.
+    It acts on normalised features: every feature has standard deviation 1. For each clip a strength
+    is drawn uniformly between the two numbers of a range.
     """
 
     __hash__ = _hash
 
     pick: Literal["all", "one-or-all"] = "all"
-    """Do all that is asked for, or, by chance, one of it or all, as the earlier system did."""
+    """all: apply all the operations that are set; one-or-all: at random one of them or all, as the
+    earlier system did."""
     probability: float = 1.0
-    """Fraction of the clips that are changed at all."""
+    """Fraction of the clips to augment."""
     noise: NamedRanges = field(default_factory=dict)
-    """Standard deviation of Gaussian noise added to the features of a modality."""
+    """Standard deviation of additive Gaussian noise on a modality's features."""
     scale: NamedRanges = field(default_factory=dict)
     """Factor on the features of a modality."""
     own_tempo: NamedRanges = field(default_factory=dict)
-    """Tempo of a modality alone, which breaks its alignment with the others; above 1 is faster."""
+    """Tempo of one modality alone, which breaks its alignment with the others; above 1 is
+    faster."""
     tempo: Range = (1.0, 1.0)
-    """One tempo for all streams on their common time axis."""
+    """Tempo of all streams together, on their common time axis."""
     dropout: NamedNumbers = field(default_factory=dict)
     """Fraction of a modality's features that are set to their mean throughout a clip."""
     gap: NamedNumbers = field(default_factory=dict)
-    """Longest gap (s) in which frames of a modality are marked as without data."""
+    """Longest gap (s) in which frames of a modality are marked as missing."""
     time_mask: float = 0.0
     """Longest stretch (s) that is set to the mean in all modalities at once."""
     feature_mask: float = 0.0
-    """Largest fraction of neighbouring features that is set to the mean, in each modality."""
+    """Largest fraction of features, in one band, that is set to the mean, in each modality."""
     drop_modality: float = 0.0
     """Fraction of the clips that lose one modality."""
     variants: NamedShares = field(default_factory=dict)
-    """Fraction of the clips whose audio is replaced by an augmented copy, whose features are in the
-    files (mmattn extract --augment-audio): tempo=0.5 takes one of all tempos, tempo_0_9=0.5 that
-    one. It is apart from pick and probability."""
+    """Fraction of the clips whose audio features are replaced by those of an augmented copy (mmattn
+    extract --augment-audio): tempo=0.5 draws from all tempos, tempo_0_9=0.5 uses that one. Not
+    affected by pick and probability."""
     variant_times: Literal["clip", "own"] = "clip"
-    """Where the copies lie in time: as the clip, so that they stay aligned with the video; or on a
-    clock of their own, as the earlier system did, which breaks the alignment of another tempo."""
+    """Timestamps of the copies. clip: those of the clip, so that they stay aligned with the video;
+    own: those of the copy, as in the earlier system, so that a changed tempo breaks alignment."""
     mixup: float = 0.0
-    """Parameter of the Beta distribution that tells how two clips are mixed; 0: they are not."""
+    """Parameter of the Beta distribution that mixup draws its lambda from; 0: no mixup."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One bidirectional LSTM stack a modality, fusion with temporal attention, dense heads."""
+    """A bidirectional LSTM stack for each modality, fusion with temporal attention, dense head."""
 
     __hash__ = _hash
 
     modalities: tuple[str, ...] = ("audio", "video")
-    """The encoders to build, by the names of the features in the files (NAME_features)."""
+    """Modalities to encode, by their names in the feature files (NAME_features)."""
     fusion: str = "concat"
-    """concat: pool each modality over time and concatenate; late: classify each modality by itself,
-    with a loss of its own, and average the log-probabilities; cross: let frames of one modality
-    attend to those of the others by content and distance in seconds, and pool all on their common
-    time axis."""
+    """concat: pool each modality over time and concatenate; late: classify each modality
+    separately, with its own loss, and average the log-probabilities; cross: frames of each modality
+    attend to those of the others by content and distance in seconds, and are pooled together on
+    their common time axis."""
     late_weights: Literal["equal", "validation"] = "equal"
-    """Weights of the modalities in that average: equal, or fitted to the validation clips after
-    each epoch (fusion late)."""
+    """Weights of the modalities in the average: equal, or fitted to the validation clips after each
+    epoch (fusion late)."""
     branch_loss: float = 0.0
-    """Weight of an auxiliary loss of each modality, by a head of its own, in training alone
+    """Weight of an auxiliary loss for each modality, from a separate head used only in training
     (fusions concat and cross); 0: no such heads."""
     cross_window: float = 0.5
-    """Seconds to either side that a frame attends to (fusion cross)."""
+    """Attention window: seconds to either side that a frame attends to (fusion cross)."""
     cross_heads: int = 2
-    """Attention heads, each with a distance in time of its own (fusion cross)."""
+    """Attention heads, each with its own temporal offset (fusion cross)."""
     cross_units: int = 64
     """Feature dimension of the joint frames (fusion cross)."""
     encoder: Literal["lstm", "none"] = "lstm"
-    """lstm: a bidirectional LSTM stack a modality; none: the features as they are."""
+    """lstm: a bidirectional LSTM stack for each modality; none: the features as they are."""
     units: NamedSizes = field(default_factory=dict)
-    """Units a direction of each LSTM layer (default: 128,64; video=256,128)."""
+    """Units per direction of each LSTM layer (default: 128,64; video=256,128)."""
     pooling: Pooling = "attention"
-    """How frames become one vector: by temporal attention, or as their mean."""
+    """How frames are pooled: by temporal attention, or by their mean."""
     statistics: bool = False
-    """Average with a linear classifier on functionals of the features over time, trained
-    jointly."""
+    """Average with a jointly trained linear classifier on functionals (mean, standard deviation, …)
+    of the features over time."""
     head_units: tuple[int, ...] = (256, 128)
     """Units of each dense layer between pooled features and classes."""
     input_dropout: float = 0.2
@@ -366,7 +371,7 @@ class ModelConfig:
     """Dropout after each dense layer."""
 
     def units_of(self, modality: str) -> tuple[int, ...]:
-        """Units a direction of each LSTM layer of a modality; no layers, no units."""
+        """Units per direction of each LSTM layer of a modality; empty without an LSTM."""
         if self.encoder == "none":
             return ()
         default = (256, 128) if kind_of(modality) == "video" else (128, 64)
@@ -379,26 +384,27 @@ class TrainConfig:
 
     epochs: int = 50
     batch: int = 24
-    """Clips an optimiser step, over all devices together."""
+    """Clips per optimiser step, over all devices together."""
     learning_rate: float = 5e-4
     weight_decay: float = 0.0
     gamma: float = 2.0
-    """Focusing exponent of the focal loss; 0 is cross-entropy."""
+    """Focusing parameter of the focal loss; 0 is cross-entropy."""
     class_weights: bool = True
-    """Weigh the classes by n / (k n_c) of the training split."""
+    """Weight the classes by n / (k n_c) of the training split."""
     schedule: Literal["plateau", "cosine"] = "plateau"
     """Halve the learning rate on a plateau, or let it fall to 0 over the epochs."""
     monitor: str = "accuracy"
-    """What selects the best epoch, of the validation clips: accuracy, uar, macro_f1, top2, ece,
-    log_loss, brier or loss."""
+    """Validation metric that selects the best epoch: accuracy, uar, macro_f1, top2, ece, log_loss,
+    brier or loss."""
     plateau: int = 5
-    """Epochs without a better validation loss before the learning rate is halved."""
+    """Epochs without a lower validation loss before the learning rate is halved."""
     patience: int = 10
-    """Epochs in which the monitor gets no better before training stops; 0: only at its end."""
+    """Epochs without a better monitor before training stops; 0: no early stopping."""
     save_every: int = 1
-    """Epochs between two checkpoints to resume from; the best and the last are always saved."""
+    """Save a checkpoint to resume from every so many epochs; the best and the last are always
+    saved."""
     steps_per_dispatch: int = 8
-    """Optimiser steps that one call to the devices makes; batches are shuffled in such groups."""
+    """Optimiser steps in one call to the devices; batches are shuffled in groups of this size."""
 
 
 @dataclass(frozen=True)
@@ -406,26 +412,26 @@ class DistributedConfig:
     """Processes that train together; `mmattn launch` starts them on one machine."""
 
     coordinator: str | None = None
-    """HOST:PORT where process 0 waits for the others; anyone who reaches it is let in. Or in
+    """HOST:PORT where process 0 waits for the others; it does not authenticate them. Or set
     JAX_COORDINATOR_ADDRESS."""
     num_processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which one this is, from 0. It alone writes the run's folder."""
+    """Number of this process, from 0. Only process 0 writes the run's folder."""
     timeout: float = 120.0
     """Seconds to wait for all processes."""
 
     @property
     def address(self) -> str | None:
-        """The coordinator's."""
+        """The coordinator's address."""
         return self.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
 
     def check(self) -> None:
-        """Raise UserError unless the options fit together."""
+        """Raise UserError unless the options are consistent."""
         address, count, number = self.address, self.num_processes, self.process_id
         if not 0 < self.timeout <= 86400:
             raise UserError(
-                f"--distributed.timeout {self.timeout}: expected above 0 seconds, at most a day's"
+                f"--distributed.timeout {self.timeout}: expected above 0 and at most 86400 seconds"
             )
         if (self.coordinator, count, number) == (None, None, None):
             return
@@ -450,23 +456,24 @@ class DistributedConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """A run: `python -m experiments.NAME --help` lists what can be changed."""
+    """All options of a run: `python -m experiments.NAME --help` lists them."""
 
     name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "fit"
-    """The experiment's name, the same as its module's."""
+    """The experiment's name, that of its module."""
     seed: int = 0
-    members: int = 1
-    """Ensemble size: networks with validation speakers of their own, of whose probabilities the
-    geometric mean is taken. Each speaker outside the test set validates one of them;
+    ensemble_size: int = 1
+    """Number of networks, each with its own validation speakers; the prediction is the geometric
+    mean of their probabilities. Each speaker outside the test set validates one of them;
     --data.validation is not used."""
     devices: int | Literal["auto"] = "auto"
-    """CPU devices of all processes together to divide each batch over (or GPUs)."""
+    """CPU devices (or GPUs), over all processes, to divide each batch over."""
     track: Annotated[tuple[Tracker, ...], TOLD] = ()
-    """Also log losses, scores and plots there (extras [tensorboard], [mlflow], [wandb])."""
+    """Also log losses, scores and plots to these trackers (extras [tensorboard], [mlflow],
+    [wandb])."""
     out: Path | None = None
     """The run's folder, new or to resume (default: runs/<experiment>/<time>)."""
     resume: bool = False
-    """Continue the run in --out from its latest checkpoint, with the options that it began with."""
+    """Continue the run in --out from its latest checkpoint, with its original options."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -486,18 +493,18 @@ class ExperimentConfig:
             yield "augment", name, getattr(self.augment, name)
 
     def check(self) -> None:
-        """Raise UserError at the first option whose value cannot be."""
-        from mmattn.train.history import monitor_of  # takes a while: `--help` does without
+        """Raise UserError at the first invalid option."""
+        from mmattn.train.history import monitor_of  # slow to import, and `--help` does not need it
 
         self.distributed.check()
-        if self.resume and self.out:  # the options that count are the run's, checked long ago
+        if self.resume and self.out:  # the run's stored options are used, which were checked
             return
         self.data.check()
         monitor_of(self.train.monitor)
         train, model, data, augment = self.train, self.model, self.data, self.augment
         _check(
             ("seed", self.seed, self.seed >= 0, "0 or more"),
-            ("members", self.members, self.members > 0, "1 or more"),
+            ("ensemble_size", self.ensemble_size, self.ensemble_size > 0, "1 or more"),
             ("train.epochs", train.epochs, train.epochs > 0, "1 or more"),
             ("train.batch", train.batch, train.batch > 1, "2 or more"),
             ("train.learning-rate", train.learning_rate, train.learning_rate > 0, "above 0"),
@@ -603,7 +610,7 @@ class ExperimentConfig:
         )
 
     def to_json(self) -> dict:
-        """As plain JSON values, but for the processes; `config_from_json` reads it back."""
+        """As plain JSON values, without `distributed`; `config_from_json` reads it back."""
         value = json.loads(json.dumps(asdict(self), default=str))
         del value["distributed"]
         return value
@@ -632,7 +639,8 @@ def config_from_json(value: dict, what: str = "the stored config") -> Experiment
 
 
 def _renewed(value: dict) -> dict:
-    """The config of a run of version 1, which had audio and video alone, as this one has it."""
+    """A config written by an earlier version, in the fields of this one."""
+    value = {"ensemble_size" if name == "members" else name: of for name, of in value.items()}
     if "audio_units" not in value.get("model", {}):
         return value
     data, model, augment = (dict(value[part]) for part in ("data", "model", "augment"))

@@ -19,7 +19,7 @@ CONFIGS = {
     if hasattr(module, "CONFIG")
 }
 SMALL = (
-    *("--members", 1, "--devices", 2, "--data.buckets", 1, "--train.epochs", 1),
+    *("--ensemble-size", 1, "--devices", 2, "--data.buckets", 1, "--train.epochs", 1),
     *("--model.head-units", 8, "--model.head-dropout", "0.1"),
 )
 

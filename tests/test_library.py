@@ -231,7 +231,7 @@ def test_a_split_that_leaks_warns(corpus):
 
 def test_wrong_options_are_clear(corpus, split, tmp_path):
     with pytest.raises(UserError, match="fit trains one network"):
-        mmattn.fit(corpus, split, replace(CONFIG, members=2))
+        mmattn.fit(corpus, split, replace(CONFIG, ensemble_size=2))
     with pytest.raises(UserError, match="devices 99: expected 1 to"):
         mmattn.fit(corpus, split, replace(CONFIG, devices=99))
     with pytest.raises(UserError, match="nowhere"):

@@ -37,7 +37,7 @@ def test_the_grid_has_every_network_with_every_fusion():
     assert next(iter(grid)) == "lstm-attention-concat"
     for config in grid.values():
         config.check()
-        assert config.members == 1
+        assert config.ensemble_size == 1
         assert config.model.modalities == ("audio", "video")
 
 

@@ -21,7 +21,7 @@ def run(commands, tmp_path_factory):
     commands.run(
         "experiments.no_aug",
         *commands.tiny,
-        *("--devices", 2, "--train.epochs", 1, "--members", 2),
+        *("--devices", 2, "--train.epochs", 1, "--ensemble-size", 2),
         *("--data.folds", folder / "folds.json", "--out", folder / "run"),
     )
     return folder / "run"

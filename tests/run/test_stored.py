@@ -111,7 +111,7 @@ def test_splits(runs, run):
     config = read_config(runs / run)
     corpus = open_corpus(config.data, config.streams)
     (parts,) = plan_parts(config, corpus, runs / run).values()
-    assert len(parts) == config.members
+    assert len(parts) == config.ensemble_size
     for part in parts:
         expected = read_json(part.folder / "split.json")
         found = split_to_json(part.split, corpus)
