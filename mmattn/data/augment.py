@@ -1,11 +1,11 @@
 """Augmentation of training clips: normalised features and their timestamps.
 
-Time is in seconds on the axis that all modalities of a clip share, so that what an operation does
-to their alignment can be told from its arguments. No operation changes its input, and frames that
-are invalid stay invalid and zero.
+Time is in seconds on the axis that all modalities of a clip share, so an operation's arguments
+show whether it changes their alignment. No operation changes its input; invalid frames stay invalid
+and zero.
 
-An operation has the name of its strength in `AugmentConfig`, and acts on one stream if that has a
-strength for each modality, or else on all streams of a clip.
+An operation is named as its strength in `AugmentConfig`. It acts on one stream if the config has a
+strength for each modality, and otherwise on all streams of a clip.
 """
 
 import zlib
@@ -16,8 +16,8 @@ import numpy as np
 from mmattn.config import AugmentConfig, Range
 from mmattn.data.stream import Stream
 
-# The numbers that seed the draws of an operation in runs of earlier versions; of others, their
-# name's CRC-32.
+# Seeds of these operations, kept from earlier versions so that their runs resume the same; other
+# operations are seeded by the CRC-32 of their name.
 _NUMBERS = {
     **{"tempo": 0, "own_tempo audio": 1, "own_tempo video": 2, "scale audio": 3, "noise audio": 4},
     **{"noise video": 5, "dropout video": 6, "gap video": 7, "time_mask": 8, "feature_mask": 9},
@@ -29,10 +29,10 @@ Rng = np.random.Generator
 
 
 def augment(streams: Streams, config: AugmentConfig, seed: int | Sequence[int] | Rng) -> Streams:
-    """The clip as the network sees it this time; mixup is apart, as it needs a second clip.
+    """The augmented clip, without mixup, which needs a second clip.
 
-    Each operation has random numbers of its own: with an equal seed it draws the same, whichever
-    others are asked for.
+    Each operation has its own random stream: its draws depend on the seed, not on which other
+    operations are used.
     """
     asked: list[tuple[str, ...]] = []  # operations, each with the modality if it acts on one
     for operation in OPERATIONS:
@@ -62,7 +62,7 @@ def augment(streams: Streams, config: AugmentConfig, seed: int | Sequence[int] |
 
 
 def stretched(length: int, config: AugmentConfig) -> int:
-    """Most frames that a stream of `length` frames can have after `augment`, in any modality."""
+    """Maximum frames of a stream of `length` frames after `augment`, in any modality."""
     steps = np.rint((length - 1) / min(1.0, config.tempo[0]))
     return int(np.rint(steps / min(1.0, *(low for low, _ in config.own_tempo.values()), 1.0))) + 1
 
@@ -70,8 +70,8 @@ def stretched(length: int, config: AugmentConfig) -> int:
 def mix(streams: Streams, other: Streams, weight: float) -> Streams:
     """Mixup (Zhang et al., ICLR 2018): weight · clip + (1 - weight) · other.
 
-    The other's frames are taken at the same seconds in every modality, so that either clip stays
-    aligned with itself, and are the mean, 0, where it has none. Times and validity are the clip's.
+    The other clip is sampled at the same seconds in every modality, so that both clips keep their
+    alignment; where it has no frames, the mean, 0, is used. Times and validity are the clip's.
     """
     mixed = {}
     for name, stream in streams.items():
@@ -86,13 +86,13 @@ def mix(streams: Streams, other: Streams, weight: float) -> Streams:
 
 
 def tempo(streams: Streams, factors: Range, rng: Rng) -> Streams:
-    """One tempo for all, about second 0: anchors of their own would part them."""
+    """One tempo for all streams, about second 0: separate anchors would misalign them."""
     factor = rng.uniform(*factors)
     return {name: change_tempo(stream, factor, 0.0) for name, stream in streams.items()}
 
 
 def own_tempo(stream: Stream, factors: Range, rng: Rng) -> Stream:
-    """A tempo about the first frame."""
+    """Change the tempo of one stream about its first frame."""
     return change_tempo(stream, rng.uniform(*factors), stream.times[0])
 
 
@@ -100,8 +100,8 @@ def change_tempo(stream: Stream, factor: float, anchor: float) -> Stream:
     """Move what happens at second t to anchor + (t - anchor) / factor.
 
     The new stream has the old one's mean spacing and round((T - 1) / factor) + 1 frames, linearly
-    interpolated in time; one is valid if all frames that it is made of are. The last one may lie
-    up to half a frame after the old stream's end and then repeats its last frame.
+    interpolated in time; a frame is valid if all frames it is interpolated from are. The last frame
+    may lie up to half a frame after the old stream's end; it then repeats the old last frame.
     """
     steps = len(stream.times) - 1
     first, last = stream.times[0], stream.times[-1]
@@ -118,7 +118,7 @@ def scale(stream: Stream, factors: Range, rng: Rng) -> Stream:
 
 
 def noise(stream: Stream, deviations: Range, rng: Rng) -> Stream:
-    """Gaussian noise of one standard deviation on each feature of each valid frame."""
+    """Add Gaussian noise, of one drawn standard deviation, to the valid frames."""
     deviation = rng.uniform(*deviations)
     noisy = rng.standard_normal(stream.frames.shape, np.float32)
     noisy *= deviation
@@ -139,13 +139,13 @@ def gap(stream: Stream, longest: float, rng: Rng) -> Stream:
 
 
 def time_mask(streams: Streams, longest: float, rng: Rng) -> Streams:
-    """SpecAugment's time mask (Park et al., 2019): the same seconds become the mean in all."""
+    """SpecAugment's time mask (Park et al., 2019): set the same seconds of all streams to 0."""
     both = zip(streams.items(), _outside(streams.values(), longest, rng), strict=True)
     return {name: one._replace(frames=one.frames * kept[:, None]) for (name, one), kept in both}
 
 
 def feature_mask(streams: Streams, share: float, rng: Rng) -> Streams:
-    """SpecAugment's frequency mask: up to that share of features, neighbours, become the mean."""
+    """SpecAugment's frequency mask: set a band of up to `share` of the features to 0."""
     masked = {}
     for name, stream in sorted(streams.items()):
         frames, features = stream.frames.copy(), stream.frames.shape[1]
@@ -157,7 +157,7 @@ def feature_mask(streams: Streams, share: float, rng: Rng) -> Streams:
 
 
 def drop_modality(streams: Streams, share: float, rng: Rng) -> Streams:
-    """ModDrop (Neverova et al., TPAMI 2016): one becomes invalid, if others have valid frames."""
+    """ModDrop (Neverova et al., TPAMI 2016): drop one stream if others have valid frames."""
     chance, which = rng.random(2)
     name = sorted(streams)[int(which * len(streams))]
     others = (stream for other, stream in streams.items() if other != name)
@@ -172,7 +172,7 @@ OPERATIONS: dict[str, Callable] = {operation.__name__: operation for operation i
 
 
 def _outside(streams: Collection[Stream], longest: float, rng: Rng) -> Iterator[np.ndarray]:
-    """Which frames [T] of each lie outside a stretch of time of up to `longest` seconds."""
+    """For each stream, the frames [T] outside a random interval of up to `longest` seconds."""
     ends = np.concatenate([stream.times[[0, -1]] for stream in streams])
     length = rng.uniform(0, longest)
     start = rng.uniform(ends.min(), max(ends.min(), ends.max() - length))
@@ -180,9 +180,9 @@ def _outside(streams: Collection[Stream], longest: float, rng: Rng) -> Iterator[
 
 
 def _interpolate(stream: Stream, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frames [N, F] at the times [N], and which are valid [N]; the end frames last for ever."""
+    """Frames [N, F] and validity [N] at the times [N]; beyond the ends, the end frames."""
     last = len(stream.times) - 1
-    # Rounding in the times must not give an invalid neighbour a tiny weight.
+    # Rounding of the times must not give an invalid neighbour a tiny weight.
     position = np.rint(np.interp(times, stream.times, np.arange(last + 1)) * 1e6) / 1e6
     before = position.astype(np.intp)
     after = np.minimum(before + 1, last)

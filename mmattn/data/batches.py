@@ -16,13 +16,13 @@ from mmattn.data.stream import PADDING, AnyArray, Stream
 
 
 class Batch(NamedTuple):
-    """Clips for the network; the leading axes of every array are the same."""
+    """Clips for the network; all arrays have the same leading axes."""
 
     streams: dict[str, Stream]  # padded; frames float32, normalised, 0 if not valid; times float32
     label: AnyArray  # […, B] int32 class number
-    mixup_label: AnyArray  # […, B] int32 class number of the clip that is mixed in
+    mixup_label: AnyArray  # […, B] int32 class number of the other clip
     mixup_lambda: AnyArray  # […, B] float32 weight of the clip itself, 1 without mixup
-    target: AnyArray | None  # […, B, K] float32 soft labels, if asked for; mixed already
+    target: AnyArray | None  # […, B, K] float32 soft labels after mixup, with data.soft
     weight: AnyArray  # […, B] float32, 1 for a clip and 0 for the padding of an incomplete batch
     clip: AnyArray  # […, B] int32 position in the corpus, -1 for padding
 
@@ -31,19 +31,19 @@ Bucket = dict[str, int]  # a padded shape: frames by modality
 
 
 class Dispatch(NamedTuple):
-    """Batches of one padded shape that go to the devices in one call."""
+    """Batches of one padded shape, sent to the devices in one call."""
 
     bucket: Bucket
     batches: list[np.ndarray]  # positions in the corpus of each batch's clips
 
 
 def make_buckets(corpus: Corpus, clips: np.ndarray, count: int) -> list[Bucket]:
-    """Padded shapes, short to long, that hold about equally many of the clips.
+    """Padded shapes, short to long, of buckets with about the same number of clips.
 
-    Clips are ordered by their length in the modality whose name comes first; a bucket is as long as
+    Clips are ordered by their length in the modality whose name comes first. A bucket is as long as
     its longest clip in each modality, and at least as long as the bucket before, so that a clip
-    fits every later bucket too. Where all lack a modality it still has a frame, of padding: the
-    network needs one.
+    fits every later bucket too. If all clips lack a modality, it still has one frame of padding,
+    which the network needs.
     """
     names = sorted(corpus.streams)
     lengths = np.array([corpus.streams[name].lengths[clips] for name in names])
@@ -55,8 +55,8 @@ def make_buckets(corpus: Corpus, clips: np.ndarray, count: int) -> list[Bucket]:
 def shared_shape(bucket: Bucket, buckets: list[Bucket]) -> Bucket:
     """The padded shape of a bucket's batches: one for the shorter half of buckets, one for others.
 
-    The LSTM's kernel takes no time for padding, so it gains by like lengths in a batch, hardly by
-    tight shapes, of which each has to be compiled.
+    The LSTM kernel skips padding, so it gains from similar lengths within a batch but hardly from
+    tight shapes, each of which must be compiled.
     """
     half = len(buckets) // 2
     return buckets[half - 1 if buckets.index(bucket) < half else -1]
@@ -72,15 +72,15 @@ def plan_epoch(
 ) -> list[Dispatch]:
     """Divide clips into batches of one bucket each, and batches into dispatches.
 
-    What is left over in a bucket joins the next longer one, so that only the very last batch can
-    be incomplete: an epoch has ceil(n / batch) steps.
+    Clips left over in a bucket move to the next longer one, so that only the last batch can be
+    incomplete: an epoch has ceil(n / batch) steps.
 
     Args:
-        corpus: gives the lengths.
+        corpus: its lengths are used.
         clips: [n] positions in the corpus, in any order; each must fit the last bucket.
         buckets: from `make_buckets`.
-        batch: clips a batch.
-        steps: batches a dispatch at most.
+        batch: clips per batch.
+        steps: maximum batches per dispatch.
         rng: shuffles within and between buckets; None keeps the order of the corpus.
     """
     shuffled = np.asarray if rng is None else rng.permutation
@@ -101,18 +101,18 @@ def plan_epoch(
 
 
 class Augmentation(NamedTuple):
-    """What happens to the clips of a training epoch: drawn from (seed, epoch, clip)."""
+    """Augmentation of the clips of a training epoch, drawn from (seed, epoch, clip)."""
 
     config: AugmentConfig
     seed: int
     epoch: int
 
     def seed_of(self, purpose: str, clip: int) -> list[int]:
-        """What seeds the draws for a clip."""
+        """The seed of the draws for a clip."""
         return [self.seed, zlib.crc32(purpose.encode()), self.epoch, clip]
 
     def variant(self, corpus: Corpus, clip: int) -> str:
-        """The name of the variant that a clip is replaced by; "": it is taken as it is."""
+        """The variant that replaces a clip; "": none."""
         if not self.config.variants:
             return ""
         chance, which = np.random.default_rng(self.seed_of("variants", clip)).random(2)
@@ -139,8 +139,8 @@ def collate(
 ) -> Batch:
     """Normalised, padded arrays of a dispatch, with leading axes [devices, steps, clips].
 
-    The clips lie as `places` says; the rest is padding. Of the devices only the `own` ones are in
-    the arrays, and only the clips that they need are read.
+    Clips are placed as by `places`; the rest is padding. The arrays hold only the `own` devices,
+    and only the clips of these devices are read.
     """
     lead = len(range(devices)[own]), steps, -(-batch // devices)
     streams = {}
@@ -155,7 +155,7 @@ def collate(
     position, soft = np.full(lead, -1, np.int32), corpus.targets
     target = None if soft is None else np.zeros((*lead, soft.shape[1]), np.float32)
 
-    # A clip that is mixed into another is made once; without, its memory is used again at once.
+    # With mixup, keep each clip, which is used twice; without, let its memory be reused at once.
     @lru_cache(batch if augmentation.config.mixup else 1)
     def made(clip: int) -> Streams:
         config, variant = augmentation.config, augmentation.variant(corpus, clip)
@@ -182,7 +182,7 @@ def read_ahead(
     placed: Iterable[tuple[tuple, int, int, float]],
     augmentation: Augmentation = UNCHANGED,
 ) -> None:
-    """Have the system begin to read what `collate` will take from the disk for these `places`."""
+    """Start reading from disk the clips that `collate` will need for these `places`."""
     for clip in dict.fromkeys(chain(*(both for _, *both, _ in placed))):
         variant = augmentation.variant(corpus, clip)
         for stream in corpus.streams.values():
@@ -196,10 +196,10 @@ def places(
     augmentation: Augmentation = UNCHANGED,
     own: slice = slice(None),
 ) -> Iterator[tuple[tuple[int, int, int], int, int, float]]:
-    """Where each clip lies in the arrays of `collate`, the clip, that mixed into it, λ ≥ ½ of it.
+    """Each clip's place in the arrays of `collate`; the clip, its mixup partner, and its λ ≥ ½.
 
-    Position p of a batch is on device p // n, at place p % n, of n clips a device. Without mixup,
-    a clip is its own partner and λ is 1. Of the devices only the `own` ones count.
+    Position p of a batch is on device p // n, at place p % n, with n clips per device. Without
+    mixup, a clip is its own partner and λ is 1. Only the `own` devices are included.
     """
     share, numbers, mixup = -(-batch // devices), range(devices)[own], augmentation.config.mixup
     for step, clips in enumerate(dispatch.batches):

@@ -1,4 +1,4 @@
-"""A corpus: all clips in the order of their names, from feature files or drawn."""
+"""A corpus: all clips, sorted by name, from feature files or synthetic."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -19,7 +19,7 @@ from mmattn.data.store import Pack, open_pack
 from mmattn.data.stream import Ragged, Stream, pack_streams
 from mmattn.errors import UserError
 
-GROUPS = ("corpus", "sex")  # columns that scores are also given by, unless others are asked for
+GROUPS = ("corpus", "sex")  # columns to report scores by, by default
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,19 @@ class Corpus:
 
     description: str  # one line
     names: tuple[str, ...]
-    speakers: np.ndarray  # [N] str, empty where not known
-    labels: np.ndarray  # [N] int32, -1 where not known or tied
+    speakers: np.ndarray  # [N] str, empty if unknown
+    labels: np.ndarray  # [N] int32, -1 if unknown or tied
     class_names: tuple[str, ...]
     streams: dict[str, Ragged]  # by modality
-    cues: tuple[tuple[Cue, ...], ...] | None = None  # in each clip, if the clips are synthetic
-    extractor: dict[str, dict] = field(default_factory=dict)  # by modality, if the files say
-    targets: np.ndarray | None = None  # [N, K] float32 soft labels, if they are asked for
+    cues: tuple[tuple[Cue, ...], ...] | None = None  # by clip, if synthetic
+    extractor: dict[str, dict] = field(default_factory=dict)  # by modality, if the files name it
+    targets: np.ndarray | None = None  # [N, K] float32 soft labels, with data.soft
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # of the manifest, [N] str each
-    groups: dict[str, np.ndarray] = field(default_factory=dict)  # the columns to give scores by
-    contents: dict[str, np.ndarray] = field(default_factory=dict)  # by modality [N], of equal files
-    lines: Sequence[int] = ()  # [N], of the rows in the manifest; 0 if there is none
+    groups: dict[str, np.ndarray] = field(default_factory=dict)  # the columns to report scores by
+    contents: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # by modality [N]: equal for files of equal content
+    lines: Sequence[int] = ()  # [N] line in the manifest; 0 if there is none
     data: DataConfig = field(default_factory=DataConfig)  # how it was opened
 
     def __len__(self) -> int:
@@ -46,16 +48,16 @@ class Corpus:
 
     @property
     def variants(self) -> list[str]:
-        """Names of the augmented copies of the clips that are at hand."""
+        """Names of the augmented copies that the clips have."""
         return sorted({name for stream in self.streams.values() for name in stream.variants})
 
     @property
     def widths(self) -> dict[str, int]:
-        """Features of a frame, by modality."""
+        """Feature dimension by modality."""
         return {name: stream.width for name, stream in self.streams.items()}
 
     def to_pandas(self):
-        """A data frame with a row a clip: name, speaker, label and the manifest's columns."""
+        """A data frame with one row per clip: name, speaker, label and the manifest's columns."""
         import pandas
 
         labels = np.array([*self.class_names, ""])[self.labels]
@@ -76,9 +78,9 @@ def open_corpus(
 ) -> Corpus:
     """The clips under `data.roots`, or the built-in synthetic ones if there are no roots.
 
-    Every clip has the modalities, and the variants: see `AugmentConfig.variants`. `known` are
-    classes of a network, of which some may have no clip. Raises UserError: an option cannot be,
-    files are missing, too many are unreadable, or extractors are mixed.
+    Every clip has the modalities and the variants, see `AugmentConfig.variants`. `known` are the
+    classes of a network; some may have no clips. Raises UserError if an option is invalid, files
+    are missing, too many are unreadable, or extractors are mixed.
     """
     data.check()
     if not data.roots:
@@ -93,7 +95,7 @@ def open_corpus(
 
 
 def variants_named(asked: str, names: Sequence[str]) -> list[str]:
-    """Those of the variants that are asked for: tempo for tempo_0_9 and tempo_1_1.
+    """The variants that `asked` names: tempo names tempo_0_9 and tempo_1_1.
 
     Raises UserError if there are none.
     """
@@ -107,8 +109,8 @@ def variants_named(asked: str, names: Sequence[str]) -> list[str]:
 
 
 def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:
-    """What `data.overlap`, of the modalities that a clip has, and `data.tile` make of all clips.
-    Raises UserError naming a clip that keeps fewer than 5 frames of a modality."""
+    """Apply `data.overlap`, over the modalities that a clip has, and `data.tile` to all clips.
+    Raises UserError, naming the clip, if fewer than 5 frames of a modality remain."""
     streams, text = dict(corpus.streams), corpus.description
     if data.overlap:
         text += ", cropped to the time of all streams"
@@ -134,7 +136,7 @@ def crop_and_tile(corpus: Corpus, data: DataConfig) -> Corpus:
 
 
 def _tile(stream: Ragged) -> Ragged:
-    """Of each clip every frame becomes their mean, also in variants."""
+    """Replace every frame of a clip by the clip's mean, also in variants."""
     tiled = []
     for frames, *rest in map(stream.clip, range(len(stream))):
         mean = frames.sum(axis=0) / max(len(frames), 1)
@@ -145,7 +147,7 @@ def _tile(stream: Ragged) -> Ragged:
 
 
 def _crop(stream: Ragged, start: np.ndarray, end: np.ndarray) -> Ragged:
-    """The frames of each clip from its start to its end [N], in seconds and maybe infinite."""
+    """The frames of each clip from its start to its end [N], in seconds, possibly infinite."""
     bounds = np.stack([np.zeros_like(stream.lengths), stream.lengths], axis=1)
     for clip in np.flatnonzero(np.isfinite(start) | np.isfinite(end)).tolist():
         times = stream.clip_times(clip)
@@ -171,8 +173,8 @@ def _corpus_of_files(
         for name, of in rows_of_all.items()
         if name in pack.streams
     }
-    first = dict[str, str]()  # the file of a name
-    good, bad = [], [*unnamed]  # clips; files with a reason
+    first = dict[str, str]()  # the file by name
+    good, bad = [], [*unnamed]  # clips; files, each with a reason
     for clip in sorted(range(len(table)), key=table.clips.__getitem__):
         name = table.clips[clip]
         file = next(of[clip] for of in chain(paths.values(), table.files.values()) if of[clip])
@@ -227,7 +229,7 @@ def _corpus_of_files(
 def _copies(
     pack: Pack, modalities: Sequence[str], variants: Collection[str]
 ) -> dict[str, dict[str, str]]:
-    """By modality, the variants that are asked for, each with the name of its stream in a file."""
+    """By modality, the requested variants, each with the name of its stream in a file."""
     found: dict[str, dict[str, str]] = {name: {} for name in modalities}
     for key in sorted(pack.streams):
         name, _, variant = key.partition(VARIANT)
@@ -241,7 +243,7 @@ def _copies(
 
 
 def _feature_files(table: Manifest, modalities: Sequence[str]) -> dict[str, list[str]]:
-    """The file of each clip by modality, "" where none is named. UserError at a raw clip."""
+    """The file of each clip by modality, "" where none is named. UserError for a raw clip."""
     shared = table.files.get("", [""] * len(table))
     found = {}
     for name in modalities:
@@ -252,7 +254,7 @@ def _feature_files(table: Manifest, modalities: Sequence[str]) -> dict[str, list
                 column = "file" if own is shared else f"file.{name}"
                 raise UserError(
                     f"{table.path}, line {line}, column {column}: expected a feature file (.npz), "
-                    f"found {path}; `mmattn extract {table.path} --to FEATURES` makes all of them"
+                    f"found {path}; `mmattn extract {table.path} --to FEATURES` makes them"
                 )
     return found
 
@@ -283,8 +285,8 @@ def _check_clip(
 def _labelled(
     table: Manifest, clips: Sequence[int], data: DataConfig, known: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray | None]:
-    """Those of the clips that have a class [n], their labels [n], the classes, and soft labels
-    [n, K] if they are asked for."""
+    """The clips that have a class [n], their labels [n], the classes, and, with data.soft, soft
+    labels [n, K]."""
     emotions = np.array([table.emotions[clip] for clip in clips], str)
     votes = {name: of[clips] for name, of in table.votes.items()}
     if data.soft and not votes:
@@ -292,7 +294,7 @@ def _labelled(
     asked = data.labels or known or (() if table.path else ("six",))
     there = {*emotions.tolist(), *votes} - {""}
     classes = parse_labels(asked, there, every=not known)
-    if not (data.labels or known):  # a corpus of four emotions has four classes
+    if not (data.labels or known):  # so that a corpus of four emotions has four classes
         lacking = [name for name, of in classes.items() if there.isdisjoint(of)]
         if 0 < len(lacking) < len(classes):
             classes = {name: of for name, of in classes.items() if name not in lacking}
@@ -303,9 +305,9 @@ def _labelled(
     }
     labels = majority(soft_labels(classes, one_vote))
     for emotion, count in sorted(Counter(emotions[labels < 0].tolist()).items()):
-        how = "have votes alone" if data.soft else "left out"
+        how = "have only votes" if data.soft else "left out"
         why = f"{emotion} is not among the labels {', '.join(classes)}"
-        say(f"{count} clips {how}: {why if emotion else 'no class has most of their votes'}")
+        say(f"{count} clips {how}: {why if emotion else 'no class has a majority of votes'}")
     targets = soft_labels(classes, votes) if data.soft else None
     kept = labels >= 0 if targets is None else targets.any(axis=1)
     if not kept.any():
@@ -318,8 +320,8 @@ def _labelled(
 def _common_extractor(
     pack: Pack, rows: dict[str, np.ndarray], clips: np.ndarray, paths: Sequence[str]
 ) -> dict[str, dict]:
-    """What made the features of these clips, by modality; `rows` [N] of the pack and paths of all.
-    Raises UserError if it is not the same for all: their features do not mean the same."""
+    """The extractor of the clips, by modality; `rows` [N] of the pack, and the paths of all clips.
+    Raises UserError if the extractors differ: their features are not comparable."""
     found = []
     for clip in clips:
         both = ((name, pack.extractors[of[clip]].get(name)) for name, of in rows.items())
@@ -328,10 +330,10 @@ def _common_extractor(
     if other is not None:
         old, new = sorted((0, other), key=lambda n: [of["version"] for of in found[n].values()])
         raise UserError(
-            f"{paths[clips[old]]}: its features are of another extractor than those of "
-            f"{paths[clips[new]]}: {difference(found[old], found[new])}. Extract the clips of such "
-            f"files ({found.count(found[old])}) again: mmattn extract CLIPS --to FOLDER; or name "
-            "others (--data.roots)"
+            f"{paths[clips[old]]}: its features are from another extractor than those of "
+            f"{paths[clips[new]]}: {difference(found[old], found[new])}. Extract the "
+            f"clips of these files ({found.count(found[old])}) again: mmattn extract CLIPS --to "
+            "FOLDER; or use other --data.roots"
         )
     return found[0]
 
@@ -350,7 +352,7 @@ def _synthetic_corpus(data: DataConfig, modalities: Sequence[str]) -> Corpus:
     clips = list(draw_clips(config))
     if unknown := {*modalities} - {*clips[0].streams}:
         what = "expected modalities of the built-in corpus, audio and video"
-        raise UserError(f"{', '.join(sorted(unknown))}: {what}; --data.roots names another")
+        raise UserError(f"{', '.join(sorted(unknown))}: {what}; --data.roots names another corpus")
     return Corpus(
         description=f"built-in synthetic corpus (rule {config.rule}, seed {config.seed}): "
         f"{len(clips)} clips of {len({clip.speaker for clip in clips})} speakers",

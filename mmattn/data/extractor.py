@@ -1,11 +1,11 @@
-"""What made the features of a clip: a record a modality, and how two of them differ.
+"""The extractors that made a clip's features, a record for each modality, and how two differ.
 
 A record is {"name": str, "version": int, "settings": {…}} of plain JSON values.
 """
 
 import json
 
-_UNNAMED = "one that the files do not name"
+_UNNAMED = "an unnamed one"
 
 
 def parse_extractor(text: str) -> dict[str, dict]:
@@ -36,7 +36,7 @@ def parse_extractor(text: str) -> dict[str, dict]:
 
 
 def difference(found: dict[str, dict], expected: dict[str, dict]) -> str:
-    """In words, what of `found` is another than in `expected`; empty where nothing is.
+    """In words, how `found` differs from `expected`; empty if it does not.
 
     >>> new = {"audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.01}}}
     >>> old = {"audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.02}}}

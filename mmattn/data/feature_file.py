@@ -11,7 +11,7 @@ from mmattn.data.extractor import parse_extractor
 from mmattn.data.stream import Stream, make_stream
 
 MIN_FRAMES = 5
-LATEST = 1e5  # seconds: later times are hardly seconds of a clip, and run into those of padding
+LATEST = 1e5  # seconds: later times are probably in another unit, and collide with those of padding
 ATTEMPTS = 5
 FEATURES = "_features"  # after the modality's name
 
@@ -25,9 +25,9 @@ def read_features(
 ) -> tuple[dict[str, Stream], dict[str, dict]]:
     """The streams of a feature file, and their extractor, both by modality.
 
-    Streams without times have `rates` frames a second. Of the `wanted` modalities, by default all,
-    not all need be there. Raises BadClip where the file or a stream in it is unreadable, or two
-    streams do not overlap in time.
+    Streams without times have `rates` frames per second. `wanted` modalities (default: all) may be
+    missing. Raises BadClip if the file or one of its streams is unreadable, or if two streams do
+    not overlap in time.
     """
     try:
         content = path.read_bytes()
@@ -47,10 +47,9 @@ def read_features(
 def decode(
     content: bytes, rates: Mapping[str, float]
 ) -> tuple[dict[str, Stream | str], dict[str, dict]]:
-    """What is in a file that has been read already, see `read_features`; in the place of a stream
-    that is of no use, the reason.
+    """Decode a file's content, see `read_features`; a bad stream is replaced by the reason.
 
-    Raises BadClip where all of it is of no use.
+    Raises BadClip if the whole file is unusable.
     """
     try:
         archive = np.load(io.BytesIO(content), allow_pickle=False)
@@ -72,7 +71,7 @@ def decode(
 
 
 def check_overlap(spans: Mapping[str, tuple[float, float]]) -> None:
-    """Raise BadClip if two streams, of which these are the first and last time, do not overlap."""
+    """Raise BadClip if two streams, given by first and last time, do not overlap."""
     for (name, (start, end)), (other, (begin, stop)) in combinations(spans.items(), 2):
         if min(end, stop) <= max(start, begin):
             raise BadClip(
@@ -82,7 +81,7 @@ def check_overlap(spans: Mapping[str, tuple[float, float]]) -> None:
 
 
 def _read_stream(archive: np.lib.npyio.NpzFile, modality: str, rate: float | None) -> Stream:
-    """The frames [T, F] and times [T] of a modality, the latter from the file or else the rate."""
+    """The frames [T, F] and times [T] of a modality; times come from the file, or else the rate."""
     key, clock = modality + FEATURES, f"{modality}_timestamps"
     frames = _read_numbers(archive, key, np.float32)
     if frames.ndim != 2 or frames.shape[1] == 0:
@@ -113,15 +112,15 @@ def _read_stream(archive: np.lib.npyio.NpzFile, modality: str, rate: float | Non
 def _read_numbers(archive: np.lib.npyio.NpzFile, key: str, dtype: type) -> np.ndarray:
     for attempt in reversed(range(ATTEMPTS)):
         try:
-            array = np.asarray(archive[key])  # of a member without a header, its raw bytes
+            array = np.asarray(archive[key])  # the raw bytes, if the member has no header
             break
         except Exception as error:
-            # Python 3.11 confuses two threads that parse at the same time, as NumPy does a header.
+            # NumPy parses the header, and Python 3.11's parser is not thread-safe.
             if not attempt or not isinstance(error, SystemError):
                 raise BadClip(f"{key} is unreadable: {error!r:.150}") from error
     if array.dtype.kind not in "fiu":
         raise BadClip(f"{key} holds no numbers but {array.dtype} {array.shape}")
-    with np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported
+    with np.errstate(over="ignore"):  # a value too large for float32 becomes inf, which is reported
         array = np.asarray(array, dtype, order="C")
     bad = np.argwhere(~np.isfinite(np.atleast_1d(array)))
     if len(bad):
@@ -132,7 +131,7 @@ def _read_numbers(archive: np.lib.npyio.NpzFile, key: str, dtype: type) -> np.nd
 
 
 def _read_extractor(archive: np.lib.npyio.NpzFile) -> dict[str, dict]:
-    """The records of what made the features, by modality; empty where the file does not say."""
+    """The extractor records by modality; empty if the file has none."""
     if "extractor" not in archive.files:
         return {}
     try:
@@ -140,5 +139,5 @@ def _read_extractor(archive: np.lib.npyio.NpzFile) -> dict[str, dict]:
         if text.dtype.kind != "U" or text.ndim:
             raise ValueError(f"expected one text, found {text.dtype} {text.shape}")
         return parse_extractor(text.item())
-    except Exception as error:  # SystemError at a character beyond Unicode, among others
+    except Exception as error:  # among others SystemError, for a character beyond Unicode
         raise BadClip(f"extractor is unreadable: {error!r:.150}") from error

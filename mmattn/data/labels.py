@@ -1,4 +1,4 @@
-"""Classes made of a corpus's emotions: order, merging, leaving out; labels from votes."""
+"""Classes from a corpus's emotions: order, merging, selection; labels from votes."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -10,7 +10,7 @@ SIX = ("anger", "disgust", "fear", "happy", "neutral", "sad")
 RAVDESS8 = ("neutral", "calm", "happy", "sad", "anger", "fear", "disgust", "surprised")
 RESERVED = ("clip", "speaker", "label", "predicted")  # columns of predictions.csv
 
-Classes = Mapping[str, tuple[str, ...]]  # class: the emotions merged into it; in order of labels
+Classes = Mapping[str, tuple[str, ...]]  # class: the emotions merged into it; in label order
 SCHEMES: dict[str, Classes] = {
     "six": {name: (name,) for name in SIX} | {"neutral": ("neutral", "calm")},
     "ravdess8": {name: (name,) for name in RAVDESS8},
@@ -22,11 +22,11 @@ def parse_labels(given: Sequence[str], present: Collection[str], every: bool = T
 
     Args:
         given: a scheme, or classes in order; by default all emotions in alphabetical order.
-        present: emotions of the corpus; those that no class has are left out.
-        every: whether each emotion that is asked for must be among them.
+        present: emotions of the corpus; those in no class are left out.
+        every: whether every emotion in `given` must be present.
 
     Raises:
-        UserError: fewer than two classes, one twice, an emotion in two or in no row.
+        UserError: fewer than two classes, a class twice, an emotion in two classes or in no row.
 
     >>> parse_labels(["neutral=neutral,calm", "sad"], {"calm", "neutral", "sad"})
     {'neutral': ('neutral', 'calm'), 'sad': ('sad',)}
@@ -48,13 +48,13 @@ def parse_labels(given: Sequence[str], present: Collection[str], every: bool = T
         faults.append("expected two classes or more")
     if faults:
         there = ", ".join(sorted(present))
-        said = "; ".join(dict.fromkeys(faults))
-        raise UserError(f"--data.labels {' '.join(given)}: {said} (the emotions are: {there})")
+        text = "; ".join(dict.fromkeys(faults))
+        raise UserError(f"--data.labels {' '.join(given)}: {text} (the emotions are: {there})")
     return classes
 
 
 def soft_labels(classes: Classes, votes: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[N, K] float32: shares of the votes [N] by emotion, merged; rows sum to 1, or are 0 where no
+    """[N, K] float32: each class's share of the votes [N] by emotion; rows sum to 1, or are 0 if no
     class has a vote."""
     none = np.zeros(len(next(iter(votes.values()))))
     of_class = [
@@ -66,6 +66,6 @@ def soft_labels(classes: Classes, votes: Mapping[str, np.ndarray]) -> np.ndarray
 
 
 def majority(soft: np.ndarray) -> np.ndarray:
-    """[N] int32 labels with the only largest share of soft labels [N, K]; -1 where tied or 0."""
+    """[N] int32: the class with the largest soft label [N, K]; -1 if tied or all 0."""
     second, first = np.partition(soft, -2, axis=1)[:, -2:].T
     return np.where(first - second > 1e-6, soft.argmax(axis=1), -1).astype(np.int32)

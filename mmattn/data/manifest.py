@@ -24,17 +24,17 @@ _SPLITS |= dict.fromkeys(("dev", "val", "valid"), "validation")
 _nfc = partial(normalize, "NFC")
 
 Columns = dict[str, list[str]]
-_Fault = tuple[int, str, str, str]  # row, column, expected, found (or "": what the cell says)
+_Fault = tuple[int, str, str, str]  # row, column, expected, found (or "" for the cell's text)
 
 
 @dataclass
 class Manifest:
-    """N clips in the table's order; text is in NFC, and empty where nothing is known."""
+    """N clips in the table's order; text is in NFC, and empty if unknown."""
 
     path: Path | None  # None if made from the names of files
-    columns: Columns  # as they are written, and always the corpus
+    columns: Columns  # as written; always includes corpus
     lines: list[int]  # of the rows in the table; the header is line 1
-    files: Columns  # absolute, by modality; under "" those that may hold every one
+    files: Columns  # absolute, by modality; under "" files that may hold every modality
     clips: list[str]  # unique
     target: str | None = "emotion"  # column of the emotion
 
@@ -46,7 +46,7 @@ class Manifest:
         votes = [name for name in self.columns if name.startswith(VOTES)]
         # [N] float64 by emotion
         self.votes = {name[len(VOTES) :]: _numbers(cells[name], empty=0) for name in votes}
-        # [N] float64, seconds; NaN where the clip begins or ends with its file
+        # [N] float64, seconds; NaN if the clip begins or ends with its file
         self.start, self.end = (_numbers(cells[name], empty=np.nan) for name in ("start", "end"))
         self.splits = [_SPLITS.get(cell.lower(), cell) for cell in cells["split"]]
 
@@ -55,7 +55,7 @@ class Manifest:
 
 
 def _numbers(cells: list[str], empty: float) -> np.ndarray:
-    """[N] float64, -1 where a cell is no finite number of at least 0."""
+    """[N] float64, -1 where a cell is not a finite number of at least 0."""
 
     def number(cell: str) -> float:
         try:
@@ -70,15 +70,15 @@ def _numbers(cells: list[str], empty: float) -> np.ndarray:
 def read_manifest(
     path: Path, rename: Mapping[str, str] = {}, target: str | None = "emotion"
 ) -> Manifest:
-    """Read a table and check all of it, and that its files are there; none of them is opened.
+    """Read a table and check it, and that its files exist; no file is opened.
 
     Args:
         path: CSV in UTF-8 with commas, .tsv with tabs.
-        rename: columns that have another name there, as {"speaker": "speaker_id"}.
-        target: column of the emotion; None where emotions may be missing.
+        rename: columns with another name there, e.g. {"speaker": "speaker_id"}.
+        target: column of the emotion; None if emotions may be missing.
 
     Raises:
-        UserError: it is no such table, or has faults; the first are shown with line and column.
+        UserError: it is not such a table, or has faults; the first are shown with line and column.
     """
     path = path.expanduser().absolute()
     columns, lines, ragged = _read_columns(path, rename)
@@ -108,10 +108,10 @@ def read_manifest(
 def write_manifest(path: Path, rows: Iterable[Mapping[str, str]], overwrite: bool = False) -> None:
     """Write a table with a column for each name in the rows, known ones first and votes last.
 
-    Raises UserError if it is there already.
+    Raises UserError if it exists.
     """
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; --overwrite replaces it")
+        raise UserError(f"{path} exists; --overwrite replaces it")
     columns = columns_of(rows)
     names = sorted(columns, key=lambda name: (*FIRST, name).index(name) + name.startswith(VOTES))
     text = io.StringIO()
@@ -157,7 +157,7 @@ def _read_columns(path: Path, rename: Mapping[str, str]) -> tuple[Columns, list[
             if len(row) == len(header):
                 cells += map(
                     str.strip, row
-                )  # flat: a million lists would keep the garbage collector busy
+                )  # flat, because a million lists slow down garbage collection
                 lines.append(reader.line_num)
             else:
                 expected = f"{len(header)}, as in the header"
@@ -170,7 +170,7 @@ def _read_columns(path: Path, rename: Mapping[str, str]) -> tuple[Columns, list[
 
 
 def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> list[str]:
-    """The names that the columns have here."""
+    """The columns by their names in this package."""
     between = {",": "commas", "\t": "tabs"}[_separator(path)]
     there = f"the first line is: {_separator(path).join(header)[:200]}"
     for missing in set(rename.values()) - set(header):
@@ -178,24 +178,24 @@ def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> li
     known = {"file_name": "file"} | {theirs: ours for ours, theirs in rename.items()}
     names = [known.get(name, name) for name in header]
     files = [name for name in names if name.startswith("file.")]
-    # Modalities become names of files, which on some disks must differ in more than case.
+    # Modalities become file names, and some file systems ignore case.
     once = {name.casefold() if name in files else name for name in names}
     if len(once) < len(names) or ("file" in once) == bool(files):
         raise UserError(
             f"{path}: expected column names with {between} between them, each column once, either "
-            f"file or file.audio, file.video and the like; {there}"
+            f"file or file.audio, file.video and so on; {there}"
         )
     return names
 
 
 def _name_clip(clip: str, start: str, end: str, *files: str) -> str:
-    """`clip`, or the first file's path without suffix, then @start-end of a segment."""
+    """`clip`, or the first file's path without suffix, with @start-end for a segment."""
     name = os.path.splitext(next(filter(None, files), ""))[0]
     return clip or name + f"@{start}-{end}" * bool(start or end)
 
 
 def _check(table: Manifest, paths: Columns) -> Iterator[_Fault]:
-    """Faults of all but the files' being there."""
+    """All faults except missing files."""
     votes = {VOTES + name: of for name, of in table.votes.items()}
     for column, values in {"start": table.start, "end": table.end, **votes}.items():
         for row in np.flatnonzero(values < 0).tolist():
@@ -221,7 +221,7 @@ def _check(table: Manifest, paths: Columns) -> Iterator[_Fault]:
 
 
 def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:
-    """Absolute paths by modality; every folder that is named is listed once."""
+    """Absolute paths by modality; each folder is listed only once."""
     there: set[str] = set()
 
     @cache
@@ -235,22 +235,22 @@ def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:
         return below, {name.casefold(): entry for name, entry in names.items()} | names
 
     def find(path: str) -> tuple[str, os.DirEntry | None]:
-        """What is there, if need be in other upper and lower case, after its path."""
+        """The path as found, ignoring case if need be, and its entry."""
         below, slash, name = path.rpartition("/")
         below, names = entries(below)
         entry = names.get(name) or names.get(name.casefold())
         return below + slash + (_nfc(entry.name) if entry else name), entry
 
     def locate(path: str) -> tuple[str, str]:
-        """The absolute path, and "" or what was expected."""
+        """The absolute path, and what was expected if it is wrong."""
         expected = f"a file below {folder.name}/"
         if "\\" in path or {"", ".", ".."} & {*path.split("/")}:
             return "", f"{expected}, with / and without . and .."
         real, entry = find(path)
         if entry and real == path and entry.is_file():
             return entry.path, ""
-        said = "no file" if real == path else "there"
-        return "", expected + (f" ({real} is {said})" if entry else "")
+        found = "not a file" if real == path else "there"
+        return "", expected + (f" ({real} is {found})" if entry else "")
 
     faults, files = [], {}
     for column, cells in paths.items():
@@ -263,5 +263,5 @@ def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:
         if not any(cells):
             faults.append((row, next(iter(paths)), f"a file below {folder.name}/", ""))
     if unread := there.difference(*files.values()):
-        say(f"{len(unread)} .npz files below {folder} are in no row and are not read")
+        say(f"{len(unread)} .npz files below {folder} are in no row, and are ignored")
     return files, faults

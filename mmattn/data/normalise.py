@@ -1,4 +1,4 @@
-"""Mean and standard deviation of every feature, from the training clips alone."""
+"""Mean and standard deviation of every feature, over the training clips only."""
 
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -8,8 +8,8 @@ import numpy as np
 from mmattn.data.corpus import Corpus
 from mmattn.data.stream import Ragged, Stream
 
-BLOCKS = 64  # that clips are measured in, so that the result is the same for any processes
-# A standard deviation below this share of the mean is the rounding of float32, not a signal.
+BLOCKS = 64  # of clips, summed in order, so that the result is the same for any number of processes
+# A standard deviation below this fraction of the mean is float32 rounding, not a signal.
 _CONSTANT = 1e-6
 
 # By name: MODALITY_mean and MODALITY_std [F] float32, subtracted from and divided into the frames.
@@ -24,9 +24,9 @@ def fit_normaliser(
 ) -> Normaliser:
     """Statistics over the valid frames of the clips `train` [n]; constant features get 1.
 
-    Each process measures its `own` of the blocks that the clips are divided into, B in all, and
-    `gather` joins these moments {modality: [B, 3, F]}: the number of valid frames, their mean and
-    sum of squared differences from it. Without clips the statistics leave frames as they are.
+    The clips are divided into B blocks. Each process measures its `own` blocks, and `gather`
+    collects the moments {modality: [B, 3, F]}: the number of valid frames, their mean and their sum
+    of squared deviations. Without clips, the statistics leave frames unchanged.
     """
     blocks = [*np.array_split(train, BLOCKS)] + own.stop * [train[:0]]
     moments = gather(
@@ -46,7 +46,7 @@ def fit_normaliser(
 
 
 def neutral(widths: Mapping[str, int]) -> Normaliser:
-    """Statistics that leave frames of so many features, by modality, as they are."""
+    """Statistics that leave frames unchanged; `widths` are the feature dimensions by modality."""
     means = {f"{name}_mean": np.zeros(width, np.float32) for name, width in widths.items()}
     return means | {f"{name}_std": np.ones(width, np.float32) for name, width in widths.items()}
 
@@ -54,7 +54,7 @@ def neutral(widths: Mapping[str, int]) -> Normaliser:
 def normalised(
     corpus: Corpus, clip: int, normaliser: Normaliser, variant: str = "", own_clock: bool = False
 ) -> dict[str, Stream]:
-    """The streams of a clip, or of a variant of it, with normalised frames, 0 where not valid."""
+    """The streams of a clip or a variant of it, with normalised frames, 0 if not valid."""
     streams = {}
     for name, ragged in corpus.streams.items():
         stream = ragged.clip_or_variant(clip, variant, own_clock)
@@ -66,7 +66,7 @@ def normalised(
 
 
 def _moments(ragged: Ragged, clips: np.ndarray) -> np.ndarray:
-    """The moments [3, F] of the clips [n], a clip at a time."""
+    """The moments [3, F] of the clips [n], one clip at a time."""
     total = np.zeros((3, ragged.width))
     for frames, _, valid in map(ragged.clip, clips):
         part = frames[valid].astype(np.float64)
@@ -79,8 +79,8 @@ def _moments(ragged: Ragged, clips: np.ndarray) -> np.ndarray:
 def _merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The moments [3, F] of both together.
 
-    By counts, means and sums of squares (Chan et al. 1979): sums of raw squares would lose digits
-    where the mean is large.
+    By counts, means and sums of squared deviations (Chan et al. 1979): sums of raw squares would
+    lose digits if the mean is large.
     """
     (count, mean, squares), (other_count, other_mean, other_squares) = one, other
     total, shift = np.maximum(count + other_count, 1), other_mean - mean

@@ -1,6 +1,6 @@
-"""Which clips train, validate and test: by speaker, by folds, as the table says, or by clip.
+"""Training, validation and test clips: by speaker, by fold, by a column, or by clip.
 
-What must not be parted, such as the clips of a speaker, is a unit; splits are made of units.
+Clips that must stay together, such as those of a speaker, form a unit; a split is a set of units.
 """
 
 import json
@@ -19,9 +19,9 @@ from mmattn.data.corpora import CORPORA
 from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
 
-DRAWS = 2000  # random divisions of the units, of which the best balanced is taken
+DRAWS = 2000  # random divisions of the units; the best balanced is used
 SPLITS = ("train", "validation", "test")
-_TOLD = ("description", "fold", "leaking")  # of a Split, beside its clips
+_TOLD = ("description", "fold", "leaking")  # fields of a Split besides its clips
 CAVEATS = {False: None, True: "LEAKS SPEAKERS", "unknown": "SPEAKERS UNKNOWN"}  # by Split.leaking
 
 
@@ -34,17 +34,17 @@ class Split:
     test: np.ndarray
     description: str  # one line
     fold: int | None = None
-    leaking: bool | Literal["unknown"] = False  # speakers are in several splits, by request
+    leaking: bool | Literal["unknown"] = False  # speakers are in several splits, as the user asked
 
     @property
     def clips(self) -> dict[str, np.ndarray]:
-        """The three by name."""
+        """The three splits by name."""
         return dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
 
 
 def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
-    """The test clips [N] bool of each of `data.folds`: of each value of a column, in natural order,
-    or of some speakers. Raises UserError if there are no such folds."""
+    """The test clips [N] bool of each of `data.folds`: one fold for each value of a column, in
+    natural order, or for each list of speakers. Raises UserError if there are no such folds."""
     columns = {**corpus.columns, "speaker": corpus.speakers}
     if folds in columns:
         values = {*columns[folds].tolist()} - {""}
@@ -62,14 +62,14 @@ def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
         raise UserError(
             f"--data.folds is {', '.join(CORPORA)}, a column of the manifest or a JSON file "
             '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}; '
-            f"{folds!r} cannot be read so: {error!r}"
+            f"{folds!r} is none of these: {error!r}"
         ) from error
     return [np.isin(corpus.speakers, test) for test in lists]
 
 
 def chosen_folds(corpus: Corpus, data: DataConfig) -> Sequence[int | None]:
-    """What to train on one after the other: folds by number, or [None] without `data.folds`.
-    Raises UserError if the corpus has no clips to test them."""
+    """The folds to train, by number, or [None] without `data.folds`.
+    Raises UserError if a fold has no test clips in the corpus."""
     if data.folds is None:
         if data.fold != "all":
             raise UserError(f"--data.fold {data.fold} needs --data.folds")
@@ -88,82 +88,82 @@ def make_split(
     seed: int,
     fold: int | None = None,
     member: int = 0,
-    members: int = 1,
+    ensemble_size: int = 1,
 ) -> Split:
-    """Divide the clips; the same for the same names, labels and seed. Members of an ensemble share
-    the test clips; any other unit is for validation with one of them.
+    """Divide the clips; the split depends only on names, labels and seed. Members of an ensemble
+    share the test clips; every other unit is used for validation by one member.
 
-    Raises UserError if there are too few speakers or a split would be of no use.
+    Raises UserError if there are too few speakers or a split would be empty or lack a class.
     """
-    if data.split != "speakers" and (data.folds is not None or members > 1):
-        raise UserError(f"--data.split {data.split} cannot have --data.folds or --members")
+    if data.split != "speakers" and (data.folds is not None or ensemble_size > 1):
+        raise UserError(f"--data.split {data.split} cannot have --data.folds or --ensemble-size")
     if data.split == "leaky-clips":
-        said, text = _draw_clips(corpus, data, seed), f"random clips, seed {seed}"
+        assigned, text = _draw_clips(corpus, data, seed), f"random clips, seed {seed}"
         apart: dict[str, np.ndarray] = {}
     else:
-        said, text, apart = _split_units(corpus, data, seed, fold, member, members)
-    speakers = [{*corpus.speakers[said == name].tolist()} for name in SPLITS]
+        assigned, text, apart = _split_units(corpus, data, seed, fold, member, ensemble_size)
+    speakers = [{*corpus.speakers[assigned == name].tolist()} for name in SPLITS]
     shared = any((a & b) - {""} for a, b in combinations(speakers, 2))
     leaking: bool | Literal["unknown"]
     leaking = data.split == "leaky-clips" or (shared and "speaker" not in data.disjoint)
     if not leaking and any("" in of for of in speakers):
         leaking = "unknown"
     text += f", {CAVEATS[leaking]}" if leaking else ""
-    clips = {name: np.flatnonzero(said == name) for name in SPLITS}
+    clips = {name: np.flatnonzero(assigned == name) for name in SPLITS}
     split = Split(**clips, description=text, fold=fold, leaking=leaking)
     check_split(split, corpus, apart)
     return split
 
 
 def _split_units(
-    corpus: Corpus, data: DataConfig, seed: int, fold: int | None, member: int, members: int
+    corpus: Corpus, data: DataConfig, seed: int, fold: int | None, member: int, ensemble_size: int
 ) -> tuple[np.ndarray, str, dict[str, np.ndarray]]:
-    """The split of each clip [N] str, "" if it is left out; a description; what is to be apart.
-    What the table or a fold does not say is drawn."""
-    said, text = np.full(len(corpus), "train", "U10"), ""
+    """The split of each clip [N] str, "" if it is left out; a description; the values, by kind,
+    that no two splits may share. Splits that the table or fold does not give are drawn."""
+    assigned, text = np.full(len(corpus), "train", "U10"), ""
     if fold is not None:
-        said[fold_tests(corpus, data.folds or "")[fold]] = "test"
+        assigned[fold_tests(corpus, data.folds or "")[fold]] = "test"
         text = f"fold {fold} of {data.folds}"
     elif data.split == "column":
-        said[:] = corpus.columns.get("split", "")
-        left_out = (said == "").sum()
+        assigned[:] = corpus.columns.get("split", "")
+        left_out = (assigned == "").sum()
         text = "the column split" + f" ({left_out} clips without one left out)" * bool(left_out)
     units, apart = _units(corpus, data, given=bool(text))
     kind = "speakers" if data.disjoint == ("speaker",) else "groups of clips"
     shares = {} if text else {"test": data.test}
-    if members == 1 and "validation" not in said and "train" in said:
+    if ensemble_size == 1 and "validation" not in assigned and "train" in assigned:
         shares["validation"] = data.validation
     if shares:
-        count = len(np.unique(units[said == "train"]))
+        count = len(np.unique(units[assigned == "train"]))
         parts = [(name, max(1, round(share * count))) for name, share in shares.items()]
         parts.append(("train", max(1, count - sum(size for _, size in parts))))
-        said = _draw(corpus, units, said, parts, seed)
+        assigned = _draw(corpus, units, assigned, parts, seed)
         text = f"{text}, validation {kind} by seed {seed}" if text else f"{kind}, seed {seed}"
-    if members > 1:
-        sizes = map(len, np.array_split(np.unique(units[said == "train"]), members))
+    if ensemble_size > 1:
+        sizes = map(len, np.array_split(np.unique(units[assigned == "train"]), ensemble_size))
         parts = [("train", max(1, size)) for size in sizes]
         parts[member] = ("validation", parts[member][1])
-        said = _draw(corpus, units, said, parts, seed)
-        text += f", member {member} of {members}"
-    return said, text, apart
+        assigned = _draw(corpus, units, assigned, parts, seed)
+        text += f", member {member} of {ensemble_size}"
+    return assigned, text, apart
 
 
 def _draw_clips(corpus: Corpus, data: DataConfig, seed: int) -> np.ndarray:
-    """The earlier system's way: the split [N] of each class's clips by chance, whoever speaks."""
+    """The earlier system's split [N]: random within each class, ignoring speakers."""
     rng = np.random.default_rng([seed, 0])
-    said = np.full(len(corpus), "train", "U10")
+    assigned = np.full(len(corpus), "train", "U10")
     for label in (*range(len(corpus.class_names)), -1):
         clips = rng.permutation(np.flatnonzero(corpus.labels == label))
         test, both = np.round(len(clips) * np.cumsum([data.test, data.validation])).astype(int)
-        said[clips[:test]], said[clips[test:both]] = "test", "validation"
-    return said
+        assigned[clips[:test]], assigned[clips[test:both]] = "test", "validation"
+    return assigned
 
 
 def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, dict]:
     """The unit [N] int of each clip, and by kind the values [N] str that no two splits may share.
 
-    Clips are of one unit if they share a value, or do so by way of others; units are in the order
-    of their least value of the first kind. An unknown value is one of the clip's own.
+    Clips are in one unit if they share a value, directly or through other clips; units are ordered
+    by their least value of the first kind. An unknown value counts as unique to the clip.
     Raises UserError if a column is missing, or values are unknown and no split is given."""
     apart, names = {}, np.array(corpus.names)
     columns = {**corpus.columns, "speaker": corpus.speakers}
@@ -173,8 +173,8 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
         unknown = columns[name] == ""
         if unknown.any() and not given:
             raise UserError(
-                f"{unknown.sum()} of {len(corpus)} clips have no {name}, so no split by it can be "
-                "drawn; there are --data.disjoint COLUMN, --data.split column and leaky-clips"
+                f"{unknown.sum()} of {len(corpus)} clips have no {name}, so they cannot be "
+                "split by it; try --data.disjoint COLUMN, --data.split column or leaky-clips"
             )
         apart[name] = np.where(unknown, np.strings.add("clip ", names), columns[name])
     apart["clip"] = names
@@ -193,11 +193,17 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
 
 
 def _draw(
-    corpus: Corpus, units: np.ndarray, said: np.ndarray, parts: Sequence[tuple[str, int]], seed: int
+    corpus: Corpus,
+    units: np.ndarray,
+    assigned: np.ndarray,
+    parts: Sequence[tuple[str, int]],
+    seed: int,
 ) -> np.ndarray:
-    """`said` [N] with the units to train drawn anew, for parts of these names and sizes: of DRAWS
-    random divisions the first whose class proportions are nearest to those of all."""
-    some = np.unique(units[said == "train"])
+    """`assigned` [N] with the training units divided into parts of these names and sizes.
+
+    Of DRAWS random divisions it is the first whose class proportions are nearest to those of all.
+    """
+    some = np.unique(units[assigned == "train"])
     names, sizes = zip(*parts, strict=True)
     if sum(sizes) > len(some):
         raise UserError(
@@ -213,13 +219,13 @@ def _draw(
     def cost(order: np.ndarray) -> float:
         masses = np.add.reduceat(counts[order], np.cumsum([0, *sizes[:-1]]), axis=0)
         shares = masses / masses.sum(axis=1, keepdims=True)
-        return np.abs(shares - whole).sum().round(9)  # a tie must not hang on the last bit
+        return np.abs(shares - whole).sum().round(9)  # so that rounding does not decide a tie
 
     rng = np.random.default_rng([seed, 1])
     best = min((rng.permutation(len(some)) for _ in range(DRAWS)), key=cost)
-    drawn = np.zeros_like(said)
+    drawn = np.zeros_like(assigned)
     drawn[some[best]] = np.repeat(names, sizes)
-    return np.where(said == "train", drawn[units], said)
+    return np.where(assigned == "train", drawn[units], assigned)
 
 
 def _class_shares(corpus: Corpus) -> np.ndarray:
@@ -231,7 +237,7 @@ def _class_shares(corpus: Corpus) -> np.ndarray:
 
 def check_split(split: Split, corpus: Corpus, apart: Mapping[str, np.ndarray] = {}) -> None:
     """Raise UserError if a split is empty, training lacks a class, or two splits share a clip, a
-    value of `apart` ([N] str by kind) or a speaker, unless `split.leaking` says so."""
+    value of `apart` ([N] str by kind) or, unless `split.leaking`, a speaker."""
     for name, clips in split.clips.items():
         if not len(clips):
             raise UserError(f"the split has no {name} clips ({split.description})")
@@ -257,9 +263,9 @@ def _class_names(corpus: Corpus) -> np.ndarray:
 
 
 def split_to_json(split: Split, corpus: Corpus) -> dict:
-    """Names and classes of the clips and the speakers of every split, to be written to the run.
+    """Names and classes of the clips, and the speakers, of every split, to store with the run.
 
-    Raises UserError if the split is of a larger corpus.
+    Raises UserError if the split belongs to a larger corpus.
     """
     document = {name: getattr(split, name) for name in _TOLD}
     label_of = _class_names(corpus)
@@ -273,8 +279,8 @@ def split_to_json(split: Split, corpus: Corpus) -> dict:
 
 
 def split_from_json(document: dict, corpus: Corpus) -> Split:
-    """The split that was written, for a corpus that has its clips; UserError if it has not, or
-    with other labels (which runs of version 1 did not write)."""
+    """The stored split, as indices into this corpus. Raises UserError if clips are missing or have
+    other labels (runs of version 1 did not store labels)."""
     index = {name: number for number, name in enumerate(corpus.names)}
     found: dict[str, Any] = {name: document[name] for name in _TOLD}
     label_of = _class_names(corpus)
@@ -286,7 +292,7 @@ def split_from_json(document: dict, corpus: Corpus) -> Split:
         found[name] = np.array([index[clip] for clip in clips], np.int64)
         for clip, was in zip(found[name], document[name].get("labels", ()), strict=False):
             if label_of[clip] != was:
-                what = f"expected the label that it had when the run began, {was}"
+                what = f"expected its label when the run began, {was}"
                 raise UserError(f"{corpus.place(clip)}: {what}, found {label_of[clip]}")
     split = Split(**found)
     check_split(split, corpus)

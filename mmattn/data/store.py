@@ -2,13 +2,13 @@
 
     CACHE/<key>/          one pack: audio-64.frames and audio-64.times of 64 features a frame,
                           audio.places (where each clip is in them), video-…, and index.json
-    CACHE/digests/<name>  the digests of files with certain paths, sizes and times of change
-    CACHE/.build/         a pack in the making
-    CACHE/lock            held while a pack is made, so that of several processes one makes it
+    CACHE/digests/<name>  the digests of files, by their paths, sizes and modification times
+    CACHE/.build/         a pack being built
+    CACHE/lock            held while a pack is built, so that only one process builds it
 
-The key is made of the files' contents alone: other names, labels or splits pack nothing again. A
-pack appears by renaming a finished folder, so a half-written one is never seen; what a killed
-process leaves is removed by the next that builds.
+The key depends only on the files' contents: other names, labels or splits need no new pack. A pack
+appears by renaming a finished folder, so no reader sees a half-written one; the next build removes
+what a killed process left.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from mmattn.data.stream import Ragged, Stream
 from mmattn.errors import UserError
 from mmattn.files import write_text
 
-FORMAT = 5  # to be raised when reading or packing changes
+FORMAT = 5  # raise it when reading or packing changes
 THREADS = 4
 CHUNK = 64  # files read ahead, so that few clips are in memory
 
@@ -39,17 +39,17 @@ Rates = Mapping[str, float]  # frames a second for files without timestamps, by 
 
 @dataclass(frozen=True)
 class Pack:
-    """What is in N files, in the order that they were asked for."""
+    """The content of N files, in the requested order."""
 
-    streams: dict[str, Ragged]  # by modality; no frames where a file lacks it or it is of no use
+    streams: dict[str, Ragged]  # by modality; no frames if a file lacks it or it is unusable
     spans: dict[str, np.ndarray]  # by modality [N, 2], the first and last time in seconds
-    reasons: list[dict[str, str]]  # of each file, why a modality is of no use; "" for all of them
-    extractors: list[dict[str, dict]]  # of each file, by modality; equal ones are one object
+    reasons: list[dict[str, str]]  # of each file, why a modality is unusable; "" for all modalities
+    extractors: list[dict[str, dict]]  # of each file, by modality; equal ones are the same object
     rows: np.ndarray  # [N] int64, equal for files of equal content
 
 
 def open_pack(files: Sequence[str], folder: Path, rates: Rates) -> Pack:
-    """The packed clips of the files at these paths from the cache `folder`, put there if new.
+    """The pack of these files from the cache `folder`; built if new.
 
     Raises UserError if the cache cannot be written.
     """
@@ -65,13 +65,13 @@ def open_pack(files: Sequence[str], folder: Path, rates: Rates) -> Pack:
     except OSError as error:
         needed = sum(size for size, _ in status)
         raise UserError(
-            f"cannot write the cache {folder}: {error.strerror}; about {needed / 1e6:.1f} MB "
-            "are needed there; --data.cache names another folder"
+            f"cannot write the cache {folder}: {error.strerror}; it needs about "
+            f"{needed / 1e6:.1f} MB; --data.cache names another folder"
         ) from error
 
 
 def _size_and_time(file: str) -> tuple[int, int]:
-    with suppress(OSError):  # a link to nowhere becomes a bad clip when it is read
+    with suppress(OSError):  # a broken link becomes a bad clip when it is read
         status = os.stat(file)
         return status.st_size, status.st_mtime_ns
     return 0, 0
@@ -86,15 +86,15 @@ def _lock(folder: Path) -> AbstractContextManager:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        say(f"another process packs into {folder}: waiting for it")
+        say(f"waiting for another process that packs into {folder}")
         return lock.acquire()
 
 
 def _find(files: Sequence[str], note: Path, rates: Rates) -> Pack | None:
-    """The pack of these files if it is there, also where they were touched, renamed or moved."""
+    """The pack of these files if it exists, even if they were touched, renamed or moved."""
     contents = note.read_text().split() if note.exists() else []
     if len(contents) != len(files):
-        if not note.parent.exists():  # nothing was packed yet: no file need be read twice
+        if not note.parent.exists():  # nothing is packed yet: avoid reading every file twice
             return None
         contents = [one for one, *_ in _in_threads(_read, files, "Comparing with the cache")]
         with suppress(OSError):  # then the next start compares again
@@ -105,7 +105,7 @@ def _find(files: Sequence[str], note: Path, rates: Rates) -> Pack | None:
 
 
 def _remember(files: Sequence[str], note: Path, contents: Sequence[str]) -> None:
-    """Note the digests of files as they are now, if all could be read, for a quick next start."""
+    """Store the digests of the files, if all could be read, for a quick next start."""
     if not {*files} & {*contents}:
         note.parent.mkdir(exist_ok=True)
         write_text(note, "\n".join(contents))
@@ -118,7 +118,7 @@ def _place(contents: Sequence[str], rates: Rates) -> tuple[str, list[str], np.nd
 
 
 def _in_threads(work: Callable, files: Sequence[str], title: str) -> Generator:
-    """`work(file)` of every file, in order, a few ahead of what has been taken."""
+    """Yield `work(file)` of every file, in order, computed a few files ahead."""
     with ThreadPoolExecutor(THREADS) as pool, progress(title, len(files)) as advance:
         for start in range(0, len(files), CHUNK):
             for result in pool.map(work, files[start : start + CHUNK]):
@@ -127,9 +127,9 @@ def _in_threads(work: Callable, files: Sequence[str], title: str) -> Generator:
 
 
 def _load(folder: Path, contents: Sequence[str], rates: Rates) -> Pack:
-    """Map the pack of these contents.
+    """Memory-map the pack of these contents.
 
-    Raises OSError, ValueError or IndexError if it is missing, damaged or cut short.
+    Raises OSError, ValueError or IndexError if it is missing, damaged or truncated.
     """
     key, ordered, rows = _place(contents, rates)
     index = json.loads((folder / key / "index.json").read_text())
@@ -153,7 +153,7 @@ def _load(folder: Path, contents: Sequence[str], rates: Rates) -> Pack:
 
 
 def _map(path: str, dtype: type, *shape: int) -> np.ndarray:
-    # A plain array, for a slice of np.memmap takes several times as long.
+    # A plain array: slicing np.memmap takes several times as long.
     return np.asarray(np.memmap(path, dtype, "r", shape=shape))
 
 
@@ -168,7 +168,7 @@ def _build(files: Sequence[str], note: Path, rates: Rates) -> Pack:
         for path in (*build.iterdir(), build):
             _sync(path)
         target = folder / _place(contents, rates)[0]
-        shutil.rmtree(target, ignore_errors=True)  # it is damaged, if it is there
+        shutil.rmtree(target, ignore_errors=True)  # if it exists, it is damaged
         os.rename(build, target)
         _sync(folder)
     finally:
@@ -178,14 +178,14 @@ def _build(files: Sequence[str], note: Path, rates: Rates) -> Pack:
 
 
 def _pack(files: Sequence[str], build: Path, rates: Rates) -> list[str]:
-    """Write the streams of all files and the index; what stands for each file, as of `_read`."""
-    # Frames, first and last time by modality, width and content, in the order of the raw files.
+    """Write the streams of all files and the index; returns the digest of each, as `_read`."""
+    # By modality, feature dimension and content: frames, first and last time, in file order.
     places: dict[str, dict[int, dict[str, tuple]]] = {}
     reasons: dict[str, dict[str, str]] = {}  # by content
     extractors: dict[str, str] = {}  # JSON, by content
     contents: list[str] = []
     found = _in_threads(lambda file: _read(file, rates), files, "Packing feature files")
-    with closing(found):  # or the bar would stay on the screen after an error
+    with closing(found):  # or the progress bar would stay on the screen after an error
         for content, streams, extractor in found:
             contents.append(content)
             if content in extractors:
@@ -198,7 +198,7 @@ def _pack(files: Sequence[str], build: Path, rates: Rates) -> list[str]:
                 of_width[content] = (len(frames), times[0], times[-1])
                 for what, array in (("frames", frames), ("times", times)):
                     with open(build / f"{name}-{frames.shape[1]}.{what}", "ab") as raw:
-                        raw.write(array)  # array.tofile would say nothing of a full disk
+                        raw.write(array)  # array.tofile would not report a full disk
     _, ordered, _ = _place(contents, rates)
     kinds = {text: number for number, text in enumerate(dict.fromkeys(extractors.values()))}
     index = {
@@ -217,7 +217,7 @@ def _pack(files: Sequence[str], build: Path, rates: Rates) -> list[str]:
 def _keep_commonest(
     build: Path, modality: str, widths: dict[int, dict], ordered: Sequence[str], reasons: dict
 ) -> tuple[int, int]:
-    """Frames and width of the width that most clips have; clips of others get a reason."""
+    """Frames and width of the most common width; clips of other widths get a reason."""
     width, *others = sorted(widths, key=lambda width: (len(widths[width]), width), reverse=True)
     for other in others:
         for content in widths[other]:
@@ -227,7 +227,7 @@ def _keep_commonest(
             )
         for path in build.glob(f"{modality}-{other}.*"):
             path.unlink()
-    places = np.zeros((4, len(ordered)))  # first row, frames, first and last time of each clip
+    places = np.zeros((4, len(ordered)))  # of each clip: first row, frames, first and last time
     lengths, *times = np.transpose([*widths[width].values()])
     rows = np.searchsorted(ordered, [*widths[width]])
     places[:, rows] = np.cumsum(lengths) - lengths, lengths, *times
@@ -238,7 +238,7 @@ def _keep_commonest(
 def _read(
     file: str, rates: Rates | None = None
 ) -> tuple[str, dict[str, Stream | str], dict[str, dict]]:
-    """SHA-256 of a file, its path if it cannot be read; with `rates` also what `decode` finds."""
+    """SHA-256 of a file, or its path if unreadable; with `rates` also what `decode` finds."""
     digest = file
     try:
         data = Path(file).read_bytes()

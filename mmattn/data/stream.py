@@ -1,4 +1,4 @@
-"""One modality of a clip: frames, times, validity; and that of many clips, perhaps on the disk."""
+"""One modality of a clip: frames, times, validity; and of many clips, possibly on disk."""
 
 import ctypes
 import mmap
@@ -10,56 +10,56 @@ import numpy as np
 
 from mmattn.machine import c_function
 
-PADDING = np.float32(1e6)  # seconds; the time of a frame of padding, after all others
-ADVISED = 2**17  # bytes to read ahead in a call: Linux takes the first read_ahead_kb of more
-AnyArray = Any  # NumPy's or, of a batch that the network sees, JAX's
+PADDING = np.float32(1e6)  # seconds; the time of padding frames, after all others
+ADVISED = 2**17  # bytes to read ahead per call: Linux reads at most read_ahead_kb of each
+AnyArray = Any  # NumPy's, or inside the network JAX's
 
-# That of Python's mmap would keep all threads waiting with it.
+# The madvise of Python's mmap blocks all threads.
 _madvise = c_function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class Stream(NamedTuple):
     """One modality of a clip of T frames, or with leading axes of the clips of a batch.
 
-    A clip that lacks the modality has no frames [0, F]. In a batch shorter clips are padded: frames
-    0, times `PADDING`, not valid.
+    A clip that lacks the modality has no frames [0, F]. In a batch, shorter clips are padded:
+    frames 0, times `PADDING`, not valid.
     """
 
     frames: AnyArray  # […, T, F] float32
     times: AnyArray  # […, T] seconds, increasing
-    valid: AnyArray  # […, T] bool; False where a frame has no data, as video without a face
+    valid: AnyArray  # […, T] bool; False if a frame has no data, e.g. video without a face
 
     @property
     def length(self) -> AnyArray:
-        """[…] frames without the padding, invalid ones included."""
+        """[…] number of frames without padding, including invalid frames."""
         return (self.times < PADDING).sum(-1)
 
 
 def make_stream(frames: np.ndarray, times: np.ndarray, zero_is_missing: bool = False) -> Stream:
-    """Frames [T, F] at times [T], all valid but for those that are all zero, if so asked."""
+    """Frames [T, F] at times [T]; all valid, or with `zero_is_missing` all but the zero frames."""
     valid = np.any(frames, axis=1) if zero_is_missing else np.ones(len(frames), bool)
     return Stream(frames, times, valid)
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """One modality of many clips; a clip is a run of rows, so that subsets share the rows."""
+    """One modality of many clips; a clip is a range of rows, so that subsets share the rows."""
 
-    frames: np.ndarray  # [R, F], perhaps memory-mapped, perhaps of more clips
+    frames: np.ndarray  # [R, F], possibly memory-mapped, possibly of more clips
     times: np.ndarray  # [R] seconds
     starts: np.ndarray  # [N] int64, first row of each clip
     lengths: np.ndarray  # [N] int64, frames of each clip
-    delay: float = 0.0  # seconds by which all frames are dated later
-    zero_is_missing: bool = False  # a frame of zeros has no data
+    delay: float = 0.0  # seconds added to all times
+    zero_is_missing: bool = False  # an all-zero frame has no data
     variants: Mapping[str, "Ragged"] = field(default_factory=dict)  # augmented copies of all clips
-    begins: np.ndarray | None = None  # [N] seconds at which clips begin, if less of them is kept
+    begins: np.ndarray | None = None  # [N] seconds at which clips begin, if they were cropped
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @property
     def width(self) -> int:
-        """Features of a frame."""
+        """Feature dimension."""
         return self.frames.shape[1]
 
     def clip(self, index: int) -> Stream:
@@ -69,10 +69,10 @@ class Ragged:
         return make_stream(frames, self.clip_times(index), self.zero_is_missing)
 
     def clip_or_variant(self, index: int, name: str, own_clock: bool) -> Stream:
-        """One clip in the variant of that name, or as it is where there is no such variant.
+        """The variant of that name of one clip, or the clip itself if there is no such variant.
 
-        Its times are those of the clip. With `own_clock` it begins with the clip and takes the
-        time that it lasts by itself: its frames are as far apart as those of the original.
+        Its times are those of the clip. With `own_clock` it begins with the clip and keeps its own
+        duration: its frames have the spacing of the original.
         """
         if name not in self.variants:
             return self.clip(index)
@@ -87,16 +87,16 @@ class Ragged:
         return stream._replace(times=begin + (stream.times - begin) * (original / own))
 
     def clip_times(self, index: int) -> np.ndarray:
-        """Times [T] of one clip's frames in seconds; not copied without a delay."""
+        """Times [T] of one clip's frames in seconds; copied only if there is a delay."""
         start = self.starts[index]
         times = self.times[start : start + self.lengths[index]]
         return times + self.delay if self.delay else times
 
     def read_ahead(self, index: int) -> None:
-        """Have the system begin to read one clip from memory-mapped files.
+        """Ask the system to start reading one clip from memory-mapped files.
 
-        It waits only while the disk's queue is full, so that the disk has many reads to do at once.
-        Where the C library has no madvise, frames are read when they are used.
+        It blocks only while the disk's queue is full, so many reads are in flight at once. If the C
+        library has no madvise, frames are read when they are used.
         """
         start, length = int(self.starts[index]), int(self.lengths[index])
         if _madvise is None or length == 0:
@@ -109,30 +109,30 @@ class Ragged:
                     _madvise(at, min(ADVISED, stop - at), mmap.MADV_WILLNEED)
 
     def select(self, indices: np.ndarray) -> "Ragged":
-        """The clips `indices`, in that order; the frames are shared."""
+        """The clips `indices`, in that order; frames are not copied."""
         variants = {name: variant.select(indices) for name, variant in self.variants.items()}
         begins = None if self.begins is None else self.begins[indices]
         starts, lengths = self.starts[indices], self.lengths[indices]
         return replace(self, starts=starts, lengths=lengths, variants=variants, begins=begins)
 
     def crop(self, bounds: np.ndarray) -> "Ragged":
-        """Of each clip the frames from bounds [N, 2] to before the second; they are shared."""
+        """Of each clip, the frames in the half-open range bounds [N, 2]; they are not copied."""
         starts = self.starts + bounds[:, 0]
         return replace(self, starts=starts, lengths=bounds[:, 1] - bounds[:, 0])
 
     def longest(self, frames: int) -> int:
-        """Most frames that a clip of up to so many frames, or a variant of it, can have."""
+        """Maximum frames of the clips of at most `frames` frames, and of their variants."""
         short = self.lengths <= frames
         found = (one.lengths[short].max(initial=0) for one in self.variants.values())
         return int(max([frames, *found]))
 
     def _times(self, least: int = 1) -> Iterator[np.ndarray]:
-        """Of each clip, and each variant, that has so many frames."""
+        """The times of each clip and variant of at least `least` frames."""
         for one in (self, *self.variants.values()):
             yield from map(one.clip_times, np.flatnonzero(one.lengths >= least).tolist())
 
     def longest_span(self, frames: int) -> float:
-        """Seconds that so many neighbouring frames of a clip last at most."""
+        """Maximum duration (s) of `frames` neighbouring frames of a clip."""
         spans = [0.0]
         for times in self._times():
             last = min(frames, len(times)) - 1
@@ -140,7 +140,7 @@ class Ragged:
         return max(spans)
 
     def most_within(self, seconds: float) -> int:
-        """Frames of a clip that lie within so many seconds at most."""
+        """Maximum number of a clip's frames within `seconds`."""
         counts = [0]
         for times in self._times():
             end = np.searchsorted(times, times + seconds, "right")

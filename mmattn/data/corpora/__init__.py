@@ -1,7 +1,7 @@
-"""From `--data.roots` to one table: manifests, and folders of files named as a known corpus's.
+"""From `--data.roots` to one table: manifests, and folders of files named as in a known corpus.
 
 A corpus is a module with TITLE, EXAMPLE, FOLDS, row and, for model cards, SOURCE, LICENCE, SPEECH
-(what is said by whom) and LABEL (what one is). Nothing below knows a corpus by name.
+(what is spoken, by whom) and LABEL (what a label means). Nothing below knows a corpus by name.
 """
 
 import os
@@ -19,7 +19,7 @@ MANIFESTS = ("manifest.csv", "manifest.tsv")
 
 
 def row_of(stem: str) -> dict[str, str]:
-    """The cells of a clip by column from its name without suffix; ValueError if no corpus has it.
+    """The cells of a clip by column, from its name without suffix; ValueError if no corpus fits.
 
     >>> row_of("1001_DFA_ANG_XX")["speaker"]
     '1001'
@@ -34,7 +34,7 @@ def row_of(stem: str) -> dict[str, str]:
 def read_table(
     roots: Sequence[Path], rename: Mapping[str, str], target: str
 ) -> tuple[Manifest, list[tuple[str, str]]]:
-    """The clips of all roots; the feature files that no corpus names so, each with the reason.
+    """The clips of all roots, and the feature files whose names fit no corpus, with the reason.
 
     Raises UserError if a root is neither a manifest nor a folder of feature files.
     """
@@ -52,7 +52,7 @@ def read_table(
             cells = row_of(PurePath(path).stem)
             rows[path] = cells | {target: cells.get(target, cells["emotion"])}
         except ValueError as error:
-            unnamed.append((path, f"{error}; `mmattn manifest` makes a table of other clips"))
+            unnamed.append((path, f"{error}; `mmattn manifest` writes a table for other names"))
     if rows or not tables:
         clips = [PurePath(path).stem for path in rows]
         columns = columns_of(rows.values())
@@ -61,7 +61,7 @@ def read_table(
 
 
 def join(tables: Sequence[Manifest], target: str) -> Manifest:
-    """All clips of several tables; a column that one of them lacks is empty there."""
+    """All clips of several tables; a column that a table lacks is empty for its clips."""
     parts = ((rows_of(one.columns), rows_of(one.files), one.lines, one.clips) for one in tables)
     columns, files, lines, clips = ([*chain(*part)] for part in zip(*parts, strict=True))
     path = tables[0].path  # manifests come first
@@ -69,15 +69,15 @@ def join(tables: Sequence[Manifest], target: str) -> Manifest:
 
 
 def find_manifest(path: Path) -> Path | None:
-    """The manifest that a path is or that lies in the folder that it is."""
+    """The manifest at a path, or in the folder at that path."""
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
         return path
     return next((one for name in MANIFESTS if (one := path / name).is_file()), None)
 
 
 def find_files(folders: Iterable[Path]) -> list[str]:
-    """Every .npz file below the folders, sorted by file name, then by place; each once, although a
-    folder may be inside another."""
+    """Every .npz file below the folders, sorted by file name, then by path; each once, even if one
+    folder is inside another."""
     found: dict[str, tuple[str, str, str]] = {}
     for folder in sorted(set(folders)):
         for below in find_clips(folder, (".npz",))[0]:

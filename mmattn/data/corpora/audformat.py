@@ -9,7 +9,7 @@ from mmattn.errors import UserError
 def read_database(root: Path) -> tuple[list[Row], list[tuple[str, str]]]:
     """A row for each segment or file with an `emotion`, and files without one, with the reason.
 
-    Every other scheme of the database and what its labels say (as a speaker's `gender`) are
+    All other schemes, and the values that their labels hold (e.g. a speaker's `gender`), become
     columns. UserError if the library or the scheme is missing.
     """
     try:

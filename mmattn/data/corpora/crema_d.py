@@ -1,5 +1,4 @@
-"""CREMA-D: what its file names and its raters say, the published folds, and what a model card
-tells of it."""
+"""CREMA-D: its file names, the raters' votes, the published folds, and text for model cards."""
 
 import csv
 import io
@@ -45,14 +44,14 @@ def row(stem: str) -> dict[str, str] | None:
 
 
 def ratings(folder: Path, votes: str = "audio-visual") -> dict[str, dict[str, str]]:
-    """What raters said of each clip, and who acts in it: further cells by stem.
+    """The raters' votes on each clip, and data on its actor: further cells by stem.
 
-    `emotion.NAME` are the votes of those who were shown `votes`, one of VOTES; `perceived` is the
-    majority of the audio-visual ones, empty where tied. Of a clip's three rows in the table, the
-    first digit of their ids alone tells what the raters were shown.
+    `emotion.NAME` are the votes of the raters who were shown `votes`, one of VOTES; `perceived` is
+    the majority of the audio-visual votes, empty if tied. A clip has three rows in the table; the
+    first digit of a row's id tells what its raters were shown.
 
-    The folder has tabulatedVotes.csv and VideoDemographics.csv of the repository. UserError if one
-    is not as it should be, with its line.
+    The folder has tabulatedVotes.csv and VideoDemographics.csv of the repository. UserError, with
+    the line, if one is malformed.
     """
     actors: dict[str, dict[str, str]] = {}
     counts: dict[tuple[int, str], dict[str, int]] = {}

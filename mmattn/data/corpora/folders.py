@@ -1,4 +1,4 @@
-"""A corpus that lies in folders: its clips, and rows of them by what is in their paths."""
+"""A corpus in folders: finds its clips and reads table rows from their paths."""
 
 import os
 import re
@@ -13,20 +13,22 @@ from mmattn.errors import UserError
 from mmattn.files import printable
 
 Row = dict[str, str]
-Read = Callable[[str], tuple[str, Row]]  # path without suffix: what no other clip shares, cells
+Read = Callable[
+    [str], tuple[str, Row]
+]  # path without suffix: a key unique to the clip, and its cells
 
 
 def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counter[str]]:
-    """Paths below a folder of its clips, by name and suffix, and how many others by suffix.
+    """Paths of the clips below a folder, by name and suffix, and a count of other files by suffix.
 
-    Hidden files and folders are passed over. OSError at a folder that cannot be read; UserError if
-    there are no clips.
+    Hidden files and folders are skipped. OSError if a folder cannot be read; UserError if there are
+    no clips.
     """
     found, others, seen, root = [], Counter[str](), set(), os.path.realpath(folder)
     for place, below, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(place)
         linked = place != str(folder) and os.path.islink(place)
-        if real in seen or (linked and Path(real).is_relative_to(root)):  # it is found as itself
+        if real in seen or (linked and Path(real).is_relative_to(root)):  # found under its own path
             below.clear()
             continue
         seen.add(real)
@@ -37,17 +39,17 @@ def find_clips(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], Counte
             else:
                 others[path.suffix] += 1
     if not found:
-        kinds = f"files of other kinds alone: {count_kinds(others)}" if others else "none"
+        kinds = f"only other files: {count_kinds(others)}" if others else "none"
         raise UserError(f"{folder}: expected clips ({', '.join(suffixes)}), found {kinds}")
     found.sort(key=lambda path: (path.stem, suffixes.index(path.suffix.lower()), path))
     return [path.as_posix() for path in found], others
 
 
 def list_clips(folder: Path, suffixes: Sequence[str]) -> list[str]:
-    """`find_clips`, where the user is told how many other files there are, by suffix."""
+    """As `find_clips`, and tell the user how many other files there are, by suffix."""
     found, others = find_clips(folder, suffixes)
     if others:
-        say(f"{folder}: other files, not taken for clips: {count_kinds(others)}")
+        say(f"{folder}: other files, which are ignored: {count_kinds(others)}")
     return found
 
 
@@ -67,12 +69,12 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def read_rows(files: Sequence[str], read: Read) -> tuple[list[Row], list[tuple[str, str]]]:
-    """A row for each file, in the order of paths, and files that are left out with the reason."""
+    """A row for each file, in path order, and the files left out, each with the reason."""
     rows, left_out, first = [], [], dict[str, str]()
     for file in files:
         try:
             if file != printable(file):
-                raise ValueError("its name is not UTF-8, as a table's must be: rename it")
+                raise ValueError("its name is not UTF-8, which a table requires: rename it")
             key, cells = read(os.path.splitext(file)[0])
             if first.setdefault(key, file) != file:
                 raise ValueError(f"the same clip as {first[key]}")
@@ -83,7 +85,7 @@ def read_rows(files: Sequence[str], read: Read) -> tuple[list[Row], list[tuple[s
 
 
 def by_name(corpus: ModuleType) -> Read:
-    """Rows from the file names of a corpus; files that differ in modality alone are one clip."""
+    """Rows from the file names of a corpus; files that differ only in modality are one clip."""
 
     def read(path: str) -> tuple[str, Row]:
         stem = PurePath(path).name
@@ -97,8 +99,8 @@ def by_name(corpus: ModuleType) -> Read:
 def by_pattern(pattern: str) -> Read:
     """Rows from paths like '{emotion}/{speaker}_{take}', without suffix.
 
-    A name in braces is a column and stands for one character or more, but no /. A path that can be
-    divided in several ways is refused: '{speaker}_{take}' does not say what is what in 'a_1_2'.
+    A name in braces is a column and matches one character or more, but no /. A path that matches in
+    several ways is rejected: '{speaker}_{take}' is ambiguous for 'a_1_2'.
 
     >>> by_pattern("{emotion}/{speaker}_{take}")("bored/01_2")[1]
     {'emotion': 'bored', 'speaker': '01', 'take': '2'}

@@ -1,4 +1,4 @@
-"""RAVDESS: what its file names say, the published folds, and what a model card tells of it."""
+"""RAVDESS: its file names, the published folds, and text for model cards."""
 
 import re
 

@@ -1,16 +1,16 @@
-"""The built-in corpus: clips whose cues are known, each drawn from (seed, clip index) alone.
+"""The built-in corpus: clips with known cues, each drawn from (seed, clip index) only.
 
-A cue is one or more bumps: a Gaussian in time along a fixed random direction of the features. On
-top come noise and, for each speaker and modality, an offset and a gain.
+A cue is one or more bumps: a Gaussian in time along a fixed random direction of the features. Noise
+is added and, for each speaker and modality, an offset and a gain.
 
 `unimodal`: a cue is three bumps, one in each of three directions, and the class is their order.
-Every cue has the same bumps whatever the class, so functionals over time say little. Decoys are
+All classes have the same bumps, so functionals over time carry little information. Decoys are
 single bumps (kinds 0 to 2), and all three at once (kind 3).
 
 `coincidence`: a cue is one bump. Every clip has each of three audio kinds and of two video kinds
-equally often; the class is which audio kind meets which video kind, once, within TAU. Any other
-audio cue is at least APART from any video cue. The pair that meets is drawn without regard to the
-kinds, so one modality alone says nothing about the class.
+equally often; the class is which audio kind coincides with which video kind, once, within TAU. Any
+other audio cue is at least APART from any video cue. The place of the coinciding pair does not
+depend on the kinds, so one modality alone carries no information about the class.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,32 +25,32 @@ from mmattn.data.labels import SIX
 from mmattn.data.stream import Stream, make_stream
 
 SHORTEST, LONGEST = 2.0, 5.0  # seconds of a clip
-TAU = 0.08  # seconds, within which two cues meet
-JITTER = 0.05  # seconds, by which two cues that meet are off at most
-APART = 0.3  # seconds between an audio and a video cue that do not meet
-EDGE = 0.25  # seconds without a bump's middle at both ends of a clip
+TAU = 0.08  # seconds within which two cues coincide
+JITTER = 0.05  # seconds, maximum offset of two coinciding cues
+APART = 0.3  # seconds, minimum distance of cues that do not coincide
+EDGE = 0.25  # seconds at both ends of a clip without the centre of a bump
 BUMP = {"audio": 0.04, "video": 0.06}  # seconds, standard deviation of a bump
-FAR = 12.0  # standard deviations; there a bump is lost in the rounding of the noise
+FAR = 12.0  # standard deviations; beyond, a bump is lost in rounding
 STEP = {"audio": 0.08, "video": 0.14}  # seconds from bump to bump of an ordered cue
-SLOT = 0.75  # seconds that an ordered cue has for itself
+SLOT = 0.75  # seconds reserved for an ordered cue
 HEIGHT = {"audio": 12.0, "video": 8.0}  # of a bump
 NOISE = 0.5  # standard deviation of the noise of every feature
 OFFSET = 0.5  # standard deviation of a speaker's offset of every feature
 ORDERS = tuple(permutations(range(3)))
-KINDS = {"audio": 3, "video": 2}  # of cues that meet; the class is audio kind * 2 + video kind
+KINDS = {"audio": 3, "video": 2}  # of coinciding cues; the class is audio kind * 2 + video kind
 
-# Purposes of the random streams; a number is never used again.
+# Purposes of the random streams; a number is never reused.
 _CLIP, _SPEAKER, _DIRECTIONS = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Cue:
-    """An event that was put into a synthetic clip."""
+    """An event in a synthetic clip."""
 
     modality: str
     kind: int
-    time: float  # seconds, the middle of the event
-    decoy: bool  # it says nothing about the class
+    time: float  # seconds, the centre of the event
+    decoy: bool  # it carries no information about the class
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _directions(seed: int, modality: int, width: int) -> np.ndarray:
 
 
 def _bumps(cues: Sequence[Cue], modality: str, ordered: bool) -> Iterator[tuple[float, int]]:
-    """The middle in seconds and the direction of each bump of a modality's cues."""
+    """The centre in seconds and the direction of each bump of a modality's cues."""
     for cue in (cue for cue in cues if cue.modality == modality):
         in_order = ordered and not cue.decoy
         step = STEP[modality] if in_order else 0.0
@@ -137,10 +137,10 @@ def _place_ordered(rng: np.random.Generator, label: int, duration: float) -> lis
 
 
 def _place_meeting(rng: np.random.Generator, label: int, duration: float) -> list[Cue]:
-    """Cues of the rule `coincidence`; all kinds twice where there is room, or else once."""
+    """Cues of the rule `coincidence`; all kinds twice if there is room, else once."""
     gap = APART + JITTER
     for repeats in (2, 1):
-        places = repeats * sum(KINDS.values()) - 1  # one place holds the pair that meets
+        places = repeats * sum(KINDS.values()) - 1  # one place holds the coinciding pair
         spare = duration - 2 * EDGE - gap * (places - 1)
         if spare > 0:
             break
@@ -154,7 +154,7 @@ def _place_meeting(rng: np.random.Generator, label: int, duration: float) -> lis
         ("video", order[met:], 0, video),
     ):
         kinds = rng.permutation(np.repeat(np.arange(KINDS[modality]), repeats))
-        # Swapped with one of the wanted kind, any order of kinds stays as likely as any other.
+        # Swap in a cue of the wanted kind: all orders of kinds stay equally likely.
         other = int(rng.choice(np.flatnonzero(kinds == kind)))
         kinds[[pair, other]] = kinds[[other, pair]]
         jitter = rng.uniform(-JITTER, JITTER, len(at)) if modality == "video" else 0
