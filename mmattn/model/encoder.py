@@ -1,4 +1,4 @@
-"""The encoder of a modality: a bidirectional LSTM stack, with pooling over time or without."""
+"""The encoder of a modality: a bidirectional LSTM stack, with or without pooling over time."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from mmattn.model.lstm import LSTM, both, one_by_one
 
 
 class Encoder(nnx.Module):
-    """A bidirectional LSTM stack, or none, over the frames of one modality; may pool them."""
+    """A bidirectional LSTM stack, or none, over the frames of one modality, and their pooling."""
 
     def __init__(
         self, name: str, features: int, config: ModelConfig, pools: bool, numbers: Iterator, rngs

@@ -1,8 +1,8 @@
 """Initial parameters, drawn by NumPy.
 
-XLA would compile for seconds what runs for milliseconds. From the keys of `Keys` the initialisers
-here draw in NumPy what those of Flax draw from JAX's keys, within float32 rounding; given a key of
-JAX, as from `nnx.Rngs`, they are those of Flax.
+XLA would compile for seconds what runs for milliseconds. Given a key of `Keys`, the initialisers
+here draw in NumPy the same numbers as Flax's from JAX's key, within float32 rounding; given a JAX
+key, e.g. from `nnx.Rngs`, they call Flax's.
 """
 
 import math
@@ -19,9 +19,9 @@ CHUNK = 2**15  # numbers drawn at once, so that they stay in the processor's cac
 
 
 class Keys:
-    """What `nnx.Rngs(params=jax.random.key(seed))` is to a module that is being built.
+    """Stands in for `nnx.Rngs(params=jax.random.key(seed))` when a module is built.
 
-    Without a seed all parameters are 0, which is enough where their shapes are all that is needed.
+    Without a seed all parameters are 0, which is enough if only their shapes are needed.
     """
 
     def __init__(self, seed: int | None):
@@ -38,7 +38,7 @@ class Keys:
 
 
 def _drawn_by(flax: Callable) -> Callable:
-    """Make an initialiser of a function that draws in NumPy what one of Flax draws in JAX."""
+    """Turn a function that draws in NumPy as a Flax initialiser does in JAX into an initialiser."""
 
     def decorate(draw: Callable) -> Callable:
         @wraps(draw)
@@ -61,20 +61,20 @@ def glorot_uniform(key, shape):
 
 @_drawn_by(nnx.initializers.lecun_normal())
 def lecun_normal(key, shape):
-    """Normal, cut off at two standard deviations, with variance 1 / inputs."""
+    """Normal, truncated at two standard deviations, with variance 1 / inputs."""
     end = math.erf(math.sqrt(2))
-    deviation = 0.87962566103423978  # of a standard normal cut off at ±2
+    deviation = 0.87962566103423978  # of a standard normal truncated at ±2
     scale = np.float32(np.sqrt(np.float32(1 / shape[0])) / np.float32(deviation))
     return _normal(_uniform(key, shape, -end, end)) * scale
 
 
 @_drawn_by(nnx.initializers.orthogonal())
 def orthogonal(key, shape):
-    """Orthonormal rows, not more than columns (Saxe et al., 2014)."""
-    from scipy.linalg import lapack  # not with the others: a prediction does without
+    """Orthonormal rows; there are at most as many as columns (Saxe et al., 2014)."""
+    from scipy.linalg import lapack  # imported here, because a prediction does not need it
 
     least = np.nextafter(np.float32(-1), np.float32(0))
-    # The routines of LAPACK that JAX calls: other ones round otherwise, which an LSTM amplifies.
+    # The LAPACK routines that JAX calls: others round differently, which an LSTM amplifies.
     r, factors, *_ = lapack.sgeqrf(_normal(_uniform(key, shape[::-1], least, 1)))
     return (lapack.sorgqr(r, factors)[0] * np.sign(np.diagonal(r))).T
 
@@ -85,10 +85,10 @@ def zeros(key, shape: tuple[int, ...], dtype=np.float32) -> Array:
 
 
 def _normal(uniform: np.ndarray) -> np.ndarray:
-    """Standard normal numbers of uniform ones in (-1, 1), float32, by JAX's own function."""
+    """Standard normal numbers from uniform ones in (-1, 1), float32, by JAX's own function."""
     flat = np.zeros(-(-uniform.size // CHUNK) * CHUNK, np.float32)
     flat[: uniform.size] = uniform.ravel()
-    # Of one shape, it is compiled once.
+    # One fixed shape, so that it is compiled once.
     found = np.concatenate([jax.lax.erf_inv(part) for part in flat.reshape(-1, CHUNK)])
     return np.float32(np.sqrt(2)) * found[: uniform.size].reshape(uniform.shape)
 

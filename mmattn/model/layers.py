@@ -13,22 +13,22 @@ from jax import Array, lax
 from mmattn.config import Pooling
 from mmattn.model.initial import Keys, glorot_uniform, lecun_normal, zeros
 
-# The layer of Flax; its parameters may come from `Keys`.
+# Flax's layer, which also takes `Keys` as its rngs.
 Linear: Callable[..., nnx.Linear] = partial(nnx.Linear, kernel_init=lecun_normal, bias_init=zeros)
 
 
 class Training(NamedTuple):
-    """What a forward pass needs beyond the clips when it trains; None stands for prediction."""
+    """What a forward pass needs besides the clips in training; None means prediction."""
 
-    uniform: Array  # [B, L, F] of each clip what `draw_for_dropout` gives
-    sum_over_devices: Callable  # adds up a tree of arrays over the devices
+    uniform: Array  # [B, L, F] from `draw_for_dropout`, for each clip
+    sum_over_devices: Callable  # sums a tree of arrays over the devices
 
 
 def draw_for_dropout(key: Array, layers: int, features: int) -> Array:
-    """Uniform numbers of one clip for all its dropout: [L, F] in [0, 1), from a key of its own.
+    """Uniform numbers for all dropout of one clip: [L, F] in [0, 1), from the clip's own key.
 
-    Thus dropout does not depend on how clips are divided over devices. `Network.dropout_shape` is
-    what L and F have to be.
+    Thus dropout does not depend on how clips are divided over devices. `Network.dropout_shape`
+    gives L and F.
     """
 
     def draw(layer):
@@ -40,7 +40,7 @@ def draw_for_dropout(key: Array, layers: int, features: int) -> Array:
 class TemporalAttention(nnx.Module):
     """Weighted mean over time: softmax over the valid frames of the score tanh(x·w), or x·w.
 
-    A bounded score, the earlier system's, gives no frame more than e² times the weight of another.
+    A bounded score, as in the earlier system, limits the ratio of two frames' weights to e².
     With pooling "mean" all scores are 0, and there is no w.
     """
 
@@ -73,7 +73,7 @@ def functionals(x: Array, valid: Array) -> Array:
     """Mean, standard deviation, minimum, maximum, mean absolute change over time of each feature.
 
     From frames [T, B, F] and valid [T, B] bool: [B, 5 F]; zeros for a clip without any valid frame.
-    A change counts between neighbours that are both valid.
+    A change is counted if both neighbours are valid.
     """
     inside = valid[..., None]
     count = jnp.maximum(inside.sum(0), 1)
@@ -91,9 +91,9 @@ def functionals(x: Array, valid: Array) -> Array:
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy, 2015) of [B, F] over the clips of all devices.
 
-    Unlike `flax.nnx.BatchNorm`, whose mean over devices gives every device the same say, it sums
-    over devices before it divides: a batch that fills only some devices, or ends in padding, has
-    the statistics of its clips, so the number of devices does not change the training.
+    Unlike `flax.nnx.BatchNorm`, which averages the means of the devices, it sums over devices
+    before it divides: a batch that fills only some devices, or ends in padding, has the statistics
+    of its clips, so the number of devices does not change the training.
     """
 
     momentum = 0.9
@@ -127,14 +127,14 @@ class Dropout(nnx.Module):
     """Dropout whose mask is drawn per clip and feature and kept over time.
 
     The variational form of Gal & Ghahramani (2016), which is also what `dropout=` of a Keras LSTM
-    does. `number` tells the layers of a network apart.
+    does. `number` identifies the layer within the network.
     """
 
     def __init__(self, rate: float, number: int, features: int):
         self.rate, self.number, self.features = rate, number, features
 
     def __call__(self, x: Array, training: Training | None) -> Array:
-        """Zero a share `rate` of the features of [B, F] or [T, B, F] and scale up the others."""
+        """Zero a fraction `rate` of the features of [B, F] or [T, B, F] and scale up the others."""
         if training is None or self.rate == 0:
             return x
         keep = training.uniform[:, self.number, : self.features] < 1 - self.rate

@@ -5,8 +5,8 @@ Hochreiter & Schmidhuber (1997) with forget gate (Gers et al., 2000), for each t
     i, f, o = σ(x_t W_x + h_{t-1} W_h + b)      g = tanh(x_t W_x + h_{t-1} W_h + b)
     c_t = f ⊙ c_{t-1} + i ⊙ g                   h_t = o ⊙ tanh(c_t)
 
-Two equals compute it: `scan`, in JAX, which runs everywhere, and `native`, a C++ kernel for the
-CPU, which is used where it can be. Everything inside is time-major ([T, B, …]).
+Two equivalent implementations: `scan`, in JAX, which runs everywhere, and `native`, a C++ kernel
+for the CPU, used where available. Everything inside is time-major ([T, B, …]).
 """
 
 from functools import partial
@@ -35,10 +35,10 @@ class LSTM(nnx.Module):
         self.reverse = reverse
 
     def __call__(self, x: Array, length: Array) -> Array:
-        """Run over time, from the last frame to the first where the layer is reversed.
+        """Run over time, from the last frame to the first if the layer is reversed.
 
         Args:
-            x: [T, B, F] frames; what lies in the padding has no influence if it is finite.
+            x: [T, B, F] frames; finite values in the padding have no influence.
             length: [B] int32 frames of each clip; the rest is padding.
 
         Returns:
@@ -56,7 +56,7 @@ class LSTM(nnx.Module):
 def both(x, length, ahead, back):
     """Both directions of a layer, side by side: x [T, B, F] and their weights -> [T, B, 2 H].
 
-    Where no gradient is asked for, the kernel runs them at once.
+    Without a gradient, the kernel runs both at once.
     """
     if _implementation(x) is native:
         return native.predict(x, length, ahead, back)
@@ -64,11 +64,11 @@ def both(x, length, ahead, back):
 
 
 def one_by_one(x, length, ahead, back):
-    """`both`, for training: the gradient of x is made only if it is asked for."""
+    """`both`, for training: the gradient of x is computed only if needed."""
     return jnp.concatenate([lstm(x, length, *ahead, False), lstm(x, length, *back, True)], axis=-1)
 
 
-# What the first returns, a function, is a tree of arrays to JAX.
+# The forward pass returns a function, which to JAX is a tree of arrays.
 both.defvjp(partial(jax.vjp, one_by_one), lambda backward, dh: backward(dh))
 
 
@@ -80,7 +80,7 @@ def lstm(x, length, input_kernel, recurrent_kernel, bias, reverse=False):
 
 
 def _forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
-    # The input kernel is kept for the gradient of x alone, which data does not need.
+    # The input kernel is kept only for the gradient of x, which input data does not need.
     kept = input_kernel.value if x.perturbed else None
     x, length, *weights = (one.value for one in (x, length, input_kernel, recurrent_kernel, bias))
     h, c, t = _implementation(x).forward(x, length, *weights, reverse)
@@ -96,6 +96,6 @@ lstm.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _implementation(x):
-    # The kernel knows float32 alone, and no axis whose size is open, as in what `jax.export` makes.
+    # The kernel takes only float32, and no symbolic shapes, which `jax.export` uses.
     fits = x.dtype == jnp.float32 and all(isinstance(size, int) for size in x.shape)
     return native if native.usable() and fits else scan

@@ -1,4 +1,4 @@
-"""The LSTM in C++ (lstm.cc) for the CPU: `scan`, but quicker, built when first needed."""
+"""The LSTM in C++ (lstm.cc) for the CPU: as `scan`, but faster; built when first needed."""
 
 import ctypes
 import hashlib
@@ -31,9 +31,9 @@ FLAGS = (
 
 @cache
 def usable() -> bool:
-    """Whether the kernel is to be used: on the CPU, if it can be built.
+    """Whether to use the kernel: on the CPU, if it can be built.
 
-    MMATTN_KERNEL=jax in the environment keeps to JAX's scans; it is read once.
+    MMATTN_KERNEL=jax in the environment selects JAX's scans; it is read once.
     """
     allowed = os.environ.get("MMATTN_KERNEL", "native") == "native"
     return allowed and jax.default_backend() == "cpu" and load()
@@ -41,9 +41,9 @@ def usable() -> bool:
 
 @cache
 def load() -> bool:
-    """Build the kernel, unless an earlier run did, and make it known to JAX.
+    """Build the kernel, unless an earlier run did, and register it with JAX.
 
-    False where there is no C++ compiler, or where it fails, with a message.
+    False, with a message, if there is no C++ compiler or it fails.
     """
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
@@ -52,7 +52,7 @@ def load() -> bool:
         handlers = ctypes.CDLL(str(library(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         why = str(getattr(error, "stderr", None) or error).strip()[-300:]
-        complain(f"{compiler} could not build the LSTM kernel, JAX's scans serve instead: {why}")
+        complain(f"{compiler} could not build the LSTM kernel; using JAX's scans instead: {why}")
         return False
     for name in ("LstmForward", "LstmPredict", "LstmBackward"):
         handler = jax.ffi.pycapsule(getattr(handlers, name))
@@ -68,12 +68,12 @@ def library(compiler: str) -> Path:
     path = CACHE.expanduser() / "native" / f"lstm-{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o700)  # what lies there is run
+        path.parent.chmod(0o700)  # code in this folder is executed
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            made.replace(path)  # whole or not at all, also when two runs build at once
+            made.replace(path)  # atomic, also when two runs build at once
     return path
 
 

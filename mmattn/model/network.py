@@ -19,33 +19,33 @@ from mmattn.model.fusion.late import Late
 from mmattn.model.initial import Keys, zeros
 from mmattn.model.layers import BatchNorm, Dropout, Linear, Training, functionals
 
-# What a clip without frames of a modality weighs in the batch norm of its classifier: next to
-# nothing, but a batch of such clips alone still has a mean.
+# Weight, in the batch norm of a modality's classifier, of a clip without that modality: almost 0,
+# but a batch of only such clips still has a mean.
 LACKING = 1e-6
 
 
 class Vote(NamedTuple):
-    """What a classifier says of a batch."""
+    """A classifier's output for a batch."""
 
     logits: Array  # [B, K]
-    head: Array  # [B, K] of the dense head: the same, unless there is a linear classifier
+    head: Array  # [B, K] of the dense head: equal to logits without a linear classifier
     statistics: Array | None  # [B, K] of the linear classifier on functionals over time
 
 
 class Output(NamedTuple):
-    """What the network says of a batch."""
+    """The network's output for a batch."""
 
     logits: Array  # [B, K]
-    joint: Vote | None  # of the classifier of all modalities together; fusion late has none
-    votes: dict[str, Vote]  # of the classifiers of one modality each, if there are such
+    joint: Vote | None  # of the classifier on all modalities together; None for fusion late
+    votes: dict[str, Vote]  # of the single-modality classifiers, if any
     embeddings: dict[str, Array]  # [B, T, H] the frames after the LSTM layers, 0 in the padding
     fused: Fused  # what the head sees, and the attention behind it
 
 
 class StatisticsClassifier(nnx.Module):
-    """A linear classifier on functionals of the frames over time, blind to their order.
+    """A linear classifier on functionals of the frames over time, which ignores their order.
 
-    It says what a linear baseline can say, so that the other branches need not learn it.
+    It learns what a linear baseline can, so that the other branches need not.
     """
 
     gain = 5.0  # Adam's steps have a fixed size: larger inputs are a larger learning rate
@@ -62,7 +62,7 @@ class StatisticsClassifier(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """A dense head on pooled features and, if asked for, a linear classifier beside it."""
+    """A dense head on pooled features and, optionally, a linear classifier beside it."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Classifier(nnx.Module):
         numbers: Iterator[int],
         rngs: nnx.Rngs | Keys,
     ):
-        """Build for pooled features; `frames` is how many features the frames have, 0 without a
+        """Build for pooled features; `frames` is the feature dimension of the frames, 0 without a
         linear classifier on them."""
         sizes = [features, *config.head_units]
         self.dense = nnx.List(Linear(*pair, rngs=rngs) for pair in pairwise(sizes))
@@ -88,7 +88,7 @@ class Classifier(nnx.Module):
     def classify(
         self, x: Array, streams: list[Stream], training: Training | None, weight: Array
     ) -> Vote:
-        """Classify pooled features [B, H] and the streams that they come from."""
+        """Classify pooled features [B, H] and the streams they come from."""
         for dense, norm, dropout in zip(self.dense, self.norms, self.dropouts, strict=True):
             x = dropout(norm(jax.nn.relu(dense(x)), training, weight), training)
         head = self.classifier(x)
@@ -101,10 +101,10 @@ class Classifier(nnx.Module):
 
 
 class Network(Classifier):
-    """An encoder a modality, fusion over time, and a classifier: of all together or, late, of each.
+    """An encoder for each modality, fusion over time, and a classifier: joint or, late, of each.
 
-    With a loss of the branches there is one of each beside that of all, which is the network
-    itself: so its parameters have the names that checkpoints know.
+    With a branch loss, each modality has a classifier besides the joint one. The joint classifier
+    is the network itself, so that its parameters keep the names used in checkpoints.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Network(Classifier):
     ):
         """Build with random parameters.
 
-        `dimensions` are a frame's features by modality; `geometry` is of `Fusion.geometry`.
+        `dimensions` are feature dimensions by modality; `geometry` is from `Fusion.geometry`.
         """
         numbers, fusion = count(), fusion_of(config.fusion)
         own = fusion.late or config.branch_loss > 0
@@ -133,7 +133,9 @@ class Network(Classifier):
         if not fusion.late:
             total = sum(frames.values())
             super().__init__(self.fusion.features, total, classes, config, numbers, rngs)
-            frames = dict.fromkeys(frames, 0)  # what is beside a head does not train its encoder
+            frames = dict.fromkeys(
+                frames, 0
+            )  # a linear classifier beside a head does not train its encoder
         self.classifiers = nnx.Dict(
             {
                 name: Classifier(embedded[name], frames[name], classes, config, numbers, rngs)
@@ -143,7 +145,7 @@ class Network(Classifier):
 
     @property
     def dropout_shape(self) -> tuple[int, int]:
-        """How many layers have dropout, and of how many features at most."""
+        """The number of dropout layers, and the maximum number of their features."""
         layers = [layer for _, layer in nnx.iter_modules(self) if isinstance(layer, Dropout)]
         return len(layers), max((layer.features for layer in layers if layer.rate), default=0)
 

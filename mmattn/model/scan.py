@@ -1,6 +1,6 @@
-"""The LSTM in JAX alone: scans over time, with a hand-written backward pass.
+"""The LSTM in pure JAX: scans over time, with a hand-written backward pass.
 
-What makes it quick on a CPU: x W_x is one matrix product before the scan; the backward scan emits
+Why it is fast on a CPU: x W_x is one matrix product before the scan; the backward scan emits
 only the gate gradients dZ, and dW_x, dW_h and dX are one large product each after it;
 σ(z) = ½ tanh(z/2) + ½, so one tanh serves all four gates.
 """
@@ -8,7 +8,7 @@ only the gate gradients dZ, and dW_x, dW_h and dX are one large product each aft
 import jax.numpy as jnp
 from jax import lax
 
-PADDING_GATE = -1e4  # tanh of it is exactly −1: input and forget gate 0, so state and output 0
+PADDING_GATE = -1e4  # its tanh is exactly −1: input and forget gate 0, so state and output 0
 
 
 def forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
@@ -18,7 +18,7 @@ def forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
         h [T, B, H] hidden states, c [T, B, H] cell states, t [T, B, 4H] the tanh of each gate.
     """
     units = len(recurrent_kernel)
-    # Halving the columns of the sigmoid gates here spares a pass over z at each time step.
+    # Halving the columns of the sigmoid gates here saves a pass over z at each time step.
     half = jnp.where(jnp.arange(4 * units) < 3 * units, 0.5, 1.0)
     z = jnp.einsum("tbf,fg->tbg", x, input_kernel * half) + bias * half
     inside = jnp.arange(x.shape[0])[:, None] < length
@@ -27,7 +27,7 @@ def forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
 
     def step(carry, z):
         h, c = carry
-        # The barrier keeps the tanh one fusion, computed once a gate.
+        # The barrier keeps the tanh in one fusion, computed once per gate.
         t = lax.optimization_barrier(jnp.tanh(z + h @ kernel))
         i, f, o, g = _gates(t, units)
         c = f * c + i * g
@@ -40,10 +40,10 @@ def forward(x, length, input_kernel, recurrent_kernel, bias, reverse):
 
 
 def backward(dh, x, h, c, t, length, input_kernel, recurrent_kernel, reverse):
-    """Gradients from those of the hidden states, dh [T, B, H]; h, c and t are of `forward`.
+    """Gradients from those of the hidden states, dh [T, B, H]; h, c and t are from `forward`.
 
     Returns:
-        Gradients of x (None where no input_kernel is given), of both kernels and of the bias.
+        Gradients of x (None without an input_kernel), of both kernels and of the bias.
     """
     del length  # the gates of the padding are closed
     units = len(recurrent_kernel)

@@ -1,4 +1,4 @@
-"""How the embedded frames of all modalities become one vector a clip; a fusion is a line here."""
+"""Fusion of the embedded frames of all modalities into one vector per clip; a line for each."""
 
 from mmattn.errors import UserError
 from mmattn.model.fusion.base import Fusion

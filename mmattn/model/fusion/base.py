@@ -1,4 +1,4 @@
-"""What a fusion is, and what it gives."""
+"""The interface of a fusion, and its output."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
@@ -13,32 +13,32 @@ from mmattn.model.layers import Training
 
 
 class Attended(NamedTuple):
-    """What the frames of one modality attend to in another."""
+    """Attention of the frames of one modality to another."""
 
-    weights: Array  # [B, T, K] mean over the heads; they sum to 1, or to 0 where no frame is near
+    weights: Array  # [B, T, K] mean over the heads; they sum to 1, or to 0 if no frame is near
     distance: Array  # [B, T, K] seconds from the frame to each of K neighbours, later ones positive
 
 
 class Fused(NamedTuple):
-    """One vector a clip, and what the fusion attended to."""
+    """One vector per clip, and the attention behind it."""
 
     features: Array  # [B, P]
     attention: dict[str, Array]  # [B, T] over time, of the valid frames, 0 elsewhere
-    attended: dict[str, dict[str, Attended]]  # by modality and other one; empty if there is none
-    pooled: dict[str, Array]  # [B, H] by modality; empty where they are not pooled one by one
+    attended: dict[str, dict[str, Attended]]  # by modality and other modality; may be empty
+    pooled: dict[str, Array]  # [B, H] by modality; empty if they are not pooled separately
 
 
 class Fusion(nnx.Module):
-    """Makes one vector a clip, of `features` numbers, from the embedded frames of modalities."""
+    """Makes one vector per clip, of dimension `features`, from all modalities' embedded frames."""
 
-    pools = False  # whether each encoder has temporal attention of its own; see `Encoder.pool`
+    pools = False  # whether each encoder has its own temporal attention; see `Encoder.pool`
     uses_times = False
-    late = False  # whether each modality is classified by itself; see `Late`
+    late = False  # whether each modality is classified separately; see `Late`
     features: int
 
     def __init__(self, features, config, geometry, numbers, rngs):
-        """Build from the feature dimensions of the embedded frames by modality, the configuration,
-        what `geometry` gave, numbers for dropout layers and the parameters' rngs."""
+        """Build from the feature dimensions of the embedded frames by modality, the config, the
+        result of `geometry`, numbers for dropout layers and the rngs of the parameters."""
 
     @staticmethod
     def geometry(
@@ -46,8 +46,8 @@ class Fusion(nnx.Module):
         config: ModelConfig,
         round_up: Callable[[int], int] = lambda n: n,
     ) -> Hashable:
-        """What must be known of the clips before the network is compiled, with numbers of frames
-        that may be rounded up: then it is the same for more clips."""
+        """What the network must know about the clips before it is compiled. Frame counts may be
+        rounded up, so that more sets of clips share a network."""
         return None
 
     def __call__(
@@ -57,5 +57,5 @@ class Fusion(nnx.Module):
         streams: Mapping[str, Stream],
         training: Training | None,
     ) -> Fused:
-        """Fuse the embeddings [T, B, H] that the encoders gave of the streams, all by modality."""
+        """Fuse the embeddings [T, B, H] of the streams, all by modality."""
         raise NotImplementedError

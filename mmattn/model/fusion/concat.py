@@ -1,4 +1,4 @@
-"""Each modality is pooled over time by itself, and the results are concatenated."""
+"""Each modality is pooled over time separately, and the results are concatenated."""
 
 import jax.numpy as jnp
 
@@ -6,12 +6,12 @@ from mmattn.model.fusion.base import Fused, Fusion
 
 
 class Concat(Fusion):
-    """The pooled branches side by side: blind to when things happen in which modality."""
+    """Concatenated pooled branches: ignores temporal alignment between modalities."""
 
     pools = True
 
     def __init__(self, features, config, geometry, numbers, rngs):
-        """See `Fusion`; nothing of its own, as the encoders have the attention."""
+        """See `Fusion`; it has no parameters, as the encoders do the attention."""
         self.features = sum(features.values())
 
     def __call__(self, encoders, embeddings, streams, training) -> Fused:

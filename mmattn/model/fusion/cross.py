@@ -1,7 +1,7 @@
-"""Fusion on a common time axis: frames of one modality attend to near frames of the others.
+"""Fusion on a common time axis: frames of one modality attend to nearby frames of the others.
 
-All streams carry their times in seconds, and only differences of times enter, so a shift of all of
-them changes nothing and a shift of one does.
+All streams have times in seconds, and only time differences enter: shifting all streams changes
+nothing, shifting one does.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -23,23 +23,23 @@ from mmattn.model.layers import Dropout, Linear, TemporalAttention
 
 CHUNK_S = 1.0  # seconds of frames that attend to the same slice of the other modality
 NARROWEST = 0.05  # seconds, initial width of the narrowest head
-ROUNDING = 1e-4  # seconds; a frame at the window's edge is near, however its time is rounded
+ROUNDING = 1e-4  # seconds; keeps a frame at the window's edge inside despite rounding
 
 
 class Window(NamedTuple):
     """How attention from one modality to another is cut into chunks."""
 
-    chunk: int  # frames of a chunk
+    chunk: int  # frames per chunk
     others: int  # frames of the other modality that a chunk can see
 
 
 def window_of(
     own: Ragged, other: Ragged, window: float, round_up: Callable[[int], int] = lambda n: n
 ) -> Window:
-    """The chunks with which frames of `own` see all of `other` within `window` seconds.
+    """The chunks in which frames of `own` see all frames of `other` within `window` seconds.
 
-    It serves the clips given, and the same clips at other tempos, which have the same mean spacing,
-    evenly, but other lengths. Clips may lack a modality.
+    It is valid for the given clips, and for the same clips at other tempos: these have the same
+    mean spacing, evenly, but other lengths. Clips may lack a modality.
     """
     chunk = round_up(max(own.most_within(CHUNK_S), 1))
     span = max(own.longest_span(chunk), (chunk - 1) * own.spacings().max(initial=0))
@@ -49,7 +49,7 @@ def window_of(
 
 
 class CrossAttention(nnx.Module):
-    """Multi-head attention from frames of one modality to those of the other within a window.
+    """Multi-head attention from frames of one modality to those of another within a window.
 
     Head h weighs a neighbour at distance δ (s) by softmax(q·k / √d - ½ ((δ - μ_h) / σ_h)²): content
     as in Vaswani et al. (2017), and a Gaussian bias whose centre and width are learned.
@@ -59,7 +59,7 @@ class CrossAttention(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, chunks: Window):
-        """Heads of graded widths, all centred on the frame itself; `chunks` are of `window_of`."""
+        """Heads of graded widths, all centred on the frame itself; `chunks` is from `window_of`."""
         heads, window = config.cross_heads, config.cross_window
         self.centre = nnx.Param(zeros(None, (heads,)))
         widths = np.geomspace(min(NARROWEST, window), window, heads)
@@ -71,10 +71,10 @@ class CrossAttention(nnx.Module):
     ) -> tuple[Array, Attended]:
         """Attend from query [B, T, D] at `times` [B, T] to key and value [B, S, D] at `others`.
 
-        Times are increasing seconds, `PADDING` in the padding; `valid` [B, S] is of the keys.
+        Times are increasing seconds, `PADDING` in the padding; `valid` [B, S] belongs to the keys.
 
         Returns:
-            [B, T, D], zeros where no valid frame is within the window; the weights.
+            [B, T, D], zeros if no valid frame is within the window; the weights.
         """
         clips, length, units = query.shape
         slots = min(self.chunks.others, key.shape[1])
@@ -106,11 +106,11 @@ class CrossAttention(nnx.Module):
 
 
 class Cross(Fusion):
-    """Each modality attends to each other, then temporal attention over the frames of all.
+    """Each modality attends to every other, then temporal attention over the frames of all.
 
-    With a frame's own projection u and what it attends to in the others a, its joint frame is
-    relu(u + W [a, u ⊙ a]): the product (Kim et al., 2017) tells a coincidence from its parts. In
-    the temporal attention all modalities have the same weight, whatever their frame rates.
+    With a frame's own projection u and its attention output a over the others, its joint frame is
+    relu(u + W [a, u ⊙ a]): the product (Kim et al., 2017) separates a coincidence from its parts.
+    In the temporal attention all modalities have equal weight, whatever their frame rates.
     """
 
     uses_times = True
@@ -118,7 +118,7 @@ class Cross(Fusion):
     def __init__(self, features, config, geometry, numbers, rngs):
         """See `Fusion`."""
         units, others = config.cross_units, len(features) - 1
-        # Query, key, value and own projection at once.
+        # Query, key, value and own projection in one layer.
         self.project = nnx.Dict(
             {name: Linear(size, 4 * units, rngs=rngs) for name, size in features.items()}
         )
@@ -164,7 +164,7 @@ class Cross(Fusion):
                 both = jnp.concatenate([*found, *(own * one for one in found)], axis=-1)
                 own = own + self.join[name](both)
             joint.append(jax.nn.relu(own))
-            # Scores by which as many frames as there are weigh as much as one.
+            # Biases that give each modality the same total weight, however many frames it has.
             count = jnp.maximum(valid.sum(1, keepdims=True), 1)
             bias.append(jnp.broadcast_to(-jnp.log(count), valid.shape))
         joint, bias = jnp.concatenate(joint, axis=1), jnp.concatenate(bias, axis=1)
@@ -176,5 +176,5 @@ class Cross(Fusion):
 
 
 def pair_name(name: str, other: str, modalities: Collection[str]) -> str:
-    """The name of the attention from one modality to another: of two, that of the first."""
-    return name if len(modalities) == 2 else f"{name}-{other}"  # no name has a -
+    """The name of the attention from one modality to another; with two, the first's name."""
+    return name if len(modalities) == 2 else f"{name}-{other}"  # no modality name has a -

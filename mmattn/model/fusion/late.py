@@ -1,4 +1,4 @@
-"""Late fusion: each modality is classified by itself, and their log-probabilities are averaged."""
+"""Late fusion: each modality is classified separately, and log-probabilities are averaged."""
 
 from collections.abc import Mapping
 
@@ -13,25 +13,25 @@ from mmattn.model.initial import zeros
 
 
 class Late(Concat):
-    """A classifier a modality, each with a loss of its own, joined by a logarithmic opinion pool.
+    """A classifier for each modality, with its own loss, joined by a logarithmic opinion pool.
 
         log p = Σ_m w_m log p_m + constant,  w = softmax(log_weights) over the clip's modalities
 
     (Genest & Zidek, Combining probability distributions, Statistical Science 1, 1986). A modality
-    that a clip lacks has no vote. Under one joint loss modalities compete: the network learns one
+    that a clip lacks is left out. Under one joint loss modalities compete: the network learns one
     and neglects the others (Huang et al., Modality competition, ICML 2022).
     """
 
     late = True
 
     def __init__(self, features, config, geometry, numbers, rngs):
-        """See `Fusion`; no weight is trained, the trainer may fit them on validation clips."""
+        """See `Fusion`; the weights are not trained, but may be fitted to validation clips."""
         super().__init__(features, config, geometry, numbers, rngs)
         self.log_weights = nnx.BatchStat(zeros(None, (len(features),)))
 
     def join(self, logits: Mapping[str, Array], streams: Mapping[str, Stream]) -> Array:
-        """Logits [B, K] of all modalities from those of each; equal ones where a clip has none."""
-        names = sorted(logits)  # as those of `log_weights`
+        """Joint logits [B, K] from those of each modality; uniform if a clip has no modality."""
+        names = sorted(logits)  # in the order of `log_weights`
         present = jnp.stack([streams[name].valid.any(1) for name in names], axis=1)
         weights = jax.nn.softmax(self.log_weights[...][None], where=present)
         votes = jnp.stack([jax.nn.log_softmax(logits[name]) for name in names], axis=1)
