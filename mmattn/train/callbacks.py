@@ -1,4 +1,4 @@
-"""What watches a training. What decides, such as the best epoch, is in the loop."""
+"""Callbacks, which only observe a training; decisions, e.g. the best epoch, are in the loop."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Watches a training; of several processes, the first alone calls it."""
+    """Observes a training; with several processes, only process 0 calls it."""
 
     def on_train_begin(self, run: "Run") -> None:
         """The training begins; after a resume, `run.history` is not empty."""
@@ -21,25 +21,25 @@ class Callback:
         """An epoch is over and its checkpoints are saved; `row` is the last of `run.history`."""
 
     def on_train_end(self, run: "Run") -> None:
-        """The training is over, also after an error or a stop: see `run.status`."""
+        """The training has ended, perhaps by an error or a stop: see `run.status`."""
 
 
 class JsonLines(Callback):
-    """Keeps metrics.jsonl in the run's folder, a line an epoch."""
+    """Keeps metrics.jsonl in the run's folder, one line per epoch."""
 
     def on_train_begin(self, run: "Run") -> None:
-        """Write what the run is resumed with."""
+        """Write the history that the run resumes with."""
         assert run.folder is not None  # a run in memory has no such callback
         text = "".join(json.dumps(row) + "\n" for row in run.history)
         write_text(run.folder / "metrics.jsonl", text)
 
     def on_epoch_end(self, run: "Run", row: dict[str, float]) -> None:
-        """Write all anew, so that the file is always complete."""
+        """Rewrite the file, so that it is always complete."""
         self.on_train_begin(run)
 
 
 class Console(Callback):
-    """Prints a line an epoch."""
+    """Prints one line per epoch."""
 
     def __init__(self, write: Callable[[str], None] = print):
         self.write = write

@@ -17,26 +17,26 @@ from mmattn.machine import c_function, cores, processor
 from mmattn.train import processes
 
 AXIS = "devices"
-# Of XLA's compiler for CPUs: half the time to compile and as quick a program, see
+# Options of XLA's CPU compiler: half the compile time, and the program is as fast; see
 # benchmarks/NOTES.md.
 QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def start_devices(devices: int | str, batch: int) -> int:
-    """Make JAX divide the CPU into devices; to be called before anything else starts JAX.
+    """Make JAX divide the CPU into devices; call it before anything else starts JAX.
 
     Args:
-        devices: a number, of all processes together, or "auto": the largest divisor of the batch
-            with not more for each process than it has cores, or every GPU where JAX has some.
-        batch: clips an optimiser step.
+        devices: their number over all processes, or "auto": the largest divisor of the batch that
+            gives no process more devices than cores, or every GPU if JAX has any.
+        batch: clips per optimiser step.
 
     Returns:
-        The number of devices to use, of all processes together; each has the same number.
+        The number of devices to use over all processes; each process has the same number.
 
     Raises:
-        UserError: there are fewer devices than asked for, or more than clips in a batch, or they
-            cannot be divided among the processes.
+        UserError: there are too few devices, more devices than clips in a batch, or the number is
+            not a multiple of the processes.
     """
     each = processes.count()
     fewest = min(processes.exchange(cores()))
@@ -61,15 +61,15 @@ def start_devices(devices: int | str, batch: int) -> int:
 
 
 def start(devices: int | str = "auto") -> None:
-    """Make this process quick: CPU devices, compilations kept on the disk, freed memory kept.
+    """Make this process fast: CPU devices, a compilation cache on disk, freed memory kept.
 
-    To be called before JAX is used; without it, a library leaves these as they are.
+    Call it before JAX is used. Without it, the library changes none of these.
 
     Args:
-        devices: into which JAX divides the CPU; "auto": one a core.
+        devices: number of devices to divide the CPU into; "auto": one per core.
 
     Raises:
-        UserError: JAX is at work already.
+        UserError: JAX has started already.
     """
     count = cores() if devices == "auto" else int(devices)
     if count < 1:
@@ -79,14 +79,14 @@ def start(devices: int | str = "auto") -> None:
     except RuntimeError as error:
         if jax.local_device_count() != count:
             raise UserError(
-                f"JAX is at work with {jax.local_device_count()} devices; call mmattn.start() first"
+                f"JAX started with {jax.local_device_count()} devices; call mmattn.start() first"
             ) from error
     _keep_compilations()
     _keep_memory()
 
 
 def fitting_devices(devices: int | str, batch: int) -> int:
-    """How many of JAX's devices to use: so many, or, if "auto", the most that divide the batch.
+    """How many of JAX's devices to use: `devices`, or for "auto" the most that divide the batch.
 
     Raises:
         UserError: JAX has fewer.
@@ -100,15 +100,15 @@ def fitting_devices(devices: int | str, batch: int) -> int:
 
 
 def most_dividing(devices: int, clips: float) -> int:
-    """The most of so many devices that divide the clips evenly; 1 if none does."""
+    """The largest number of up to `devices` that divides the clips; 1 if there is none."""
     return max((n for n in range(1, min(devices, int(clips)) + 1) if clips % n == 0), default=1)
 
 
 def _keep_compilations() -> None:
-    """Let a later start on such a processor find what this one compiled.
+    """Cache compilations on disk for later starts on this kind of processor.
 
-    JAX's own variables in the environment come first. Of several processes, JAX keeps what process
-    0 compiled; the others compile at each start.
+    JAX's environment variables take precedence. With several processes, JAX caches what process 0
+    compiled; the others compile at each start.
     """
     kind = hashlib.sha256(processor().encode()).hexdigest()[:16]
     for option, value in (
@@ -122,7 +122,7 @@ def _keep_compilations() -> None:
 def _keep_memory() -> None:
     """Make glibc keep freed memory: XLA frees its buffers after a call, and fresh pages are slow.
 
-    Everything comes from one heap that never shrinks, because only such memory is used again.
+    Everything comes from one heap that never shrinks, because only that memory is reused.
     """
     mallopt = c_function("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is not None:
@@ -133,7 +133,7 @@ def _keep_memory() -> None:
 def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = ()) -> Callable:
     """Compile `function` to run on each device with its shard of the leading axis.
 
-    Each process calls it with the shards of its own devices and gets theirs back.
+    Each process calls it with the shards of its own devices and gets their results.
     """
     mapped = jax.pmap(
         function,
@@ -146,17 +146,17 @@ def parallel(function: Callable, devices: int, in_axes: tuple, donate: tuple = (
 
 
 def quickly_compiled(function: jax.stages.Wrapped) -> Callable:
-    """A compiled function that is compiled quickly where it runs on the CPU of one process."""
-    # What XLA_FLAGS says comes first. Compiled ahead, programs of several processes would take
-    # arrays of all of them.
+    """A compiled function, compiled with fast options if it runs on the CPU in one process."""
+    # XLA_FLAGS takes precedence. Ahead-of-time compiled programs of several processes would need
+    # the arrays of all processes.
     told = "XLA_FLAGS" in os.environ or processes.count() > 1
     return function if told or jax.default_backend() != "cpu" else _QuicklyCompiled(function)
 
 
 class _QuicklyCompiled:
-    """What `jax.pmap` or `jax.jit` made, compiled with other options than XLA's own.
+    """A function of `jax.pmap` or `jax.jit`, compiled with non-default XLA options.
 
-    `jax.pmap` takes none, and those that `jax.jit` takes have to be known to it.
+    `jax.pmap` takes no options, and `jax.jit` only those that it knows.
     """
 
     def __init__(self, function: jax.stages.Wrapped):
@@ -176,7 +176,7 @@ class _QuicklyCompiled:
 
 
 def _chosen(devices: int) -> list[jax.Device]:
-    """Equally many devices of each process, the first process's first."""
+    """The same number of devices of each process, in order of the processes."""
     if processes.count() == 1:
         return jax.local_devices()[:devices]
     each = devices // processes.count()
@@ -188,53 +188,53 @@ def _chosen(devices: int) -> list[jax.Device]:
 
 
 def own_devices(devices: int) -> slice:
-    """Which of so many devices, those of all processes, are this one's."""
+    """The slice of the devices of all processes that are this process's."""
     each = devices // processes.count()
     start = jax.process_index() * each if processes.count() > 1 else 0
     return slice(start, start + each)
 
 
 def sum_over_devices(tree: Any) -> Any:
-    """Add up a tree of arrays over the devices; inside `parallel` alone."""
+    """Sum a tree of arrays over the devices; only inside `parallel`."""
     return jax.lax.psum(tree, AXIS)
 
 
 def device_number() -> jax.Array:
-    """This device's number, 0 to D - 1; inside `parallel` alone."""
+    """This device's number, 0 to D - 1; only inside `parallel`."""
     return jax.lax.axis_index(AXIS)
 
 
 def sum_and_scatter(vector: jax.Array) -> jax.Array:
-    """This device's shard of the sum over devices of [n]; inside `parallel` alone."""
+    """This device's shard of the sum over devices of [n]; only inside `parallel`."""
     return jax.lax.psum_scatter(vector, AXIS, tiled=True)
 
 
 def gather(shard: jax.Array) -> jax.Array:
-    """The vector of which each device has a shard; inside `parallel` alone."""
+    """The vector whose shards the devices hold; only inside `parallel`."""
     return jax.lax.all_gather(shard, AXIS, tiled=True)
 
 
 def own_shard(vector: jax.Array) -> jax.Array:
-    """This device's shard of a vector of which it has all; inside `parallel` alone."""
+    """This device's shard of a complete vector; only inside `parallel`."""
     return vector.reshape(jax.lax.axis_size(AXIS), -1)[device_number()]
 
 
 def all_gather(tree: Any) -> Any:
-    """What each process is to see of all devices, see `to_host`; inside `parallel` alone."""
+    """Give each process the arrays of all devices, see `to_host`; only inside `parallel`."""
     if processes.count() == 1:
         return tree
     return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS), tree)
 
 
 def to_host(tree: Any) -> Any:
-    """The NumPy arrays [D, …] of all devices that went through `all_gather`."""
+    """The NumPy arrays [D, …] of all devices, from the result of `all_gather`."""
     if processes.count() == 1:
         return jax.tree.map(np.asarray, tree)
     return first(tree)
 
 
 def fetch(tree: Any) -> Any:
-    """The NumPy arrays [D, …] of all devices; nothing else may be at work on them meanwhile."""
+    """The NumPy arrays [D, …] of all devices; the devices must be idle."""
     if processes.count() == 1:
         return jax.tree.map(np.asarray, tree)
     return multihost_utils.process_allgather(tree, tiled=True)
@@ -253,7 +253,7 @@ def place_own(tree: Any) -> Any:
 
 
 def replicate(tree: Any, devices: int) -> Any:
-    """A copy of a tree on each of the devices of all processes, of which this one gets its own."""
+    """A copy of a tree on each device of all processes; this process puts its own."""
     copies = jax.tree.map(lambda x: np.broadcast_to(x, (devices, *np.shape(x))), tree)
     return place_own(copies)
 

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices: made in a thread while the devices work on others."""
+"""Batches on their way to the devices: a thread prepares them while the devices work."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,13 +20,13 @@ from mmattn.data.corpus import Corpus
 from mmattn.data.normalise import Normaliser
 from mmattn.train import devices
 
-# Dispatches made ready while the devices work on another; before, as many are read from the disk.
+# Dispatches to prepare ahead of the devices; as many more are read from the disk before that.
 AHEAD = 2
 T = TypeVar("T")
 
 
 class Feed(NamedTuple):
-    """Makes dispatches of clips ready on the devices."""
+    """Prepares dispatches of clips on the devices."""
 
     corpus: Corpus
     normaliser: Normaliser
@@ -42,7 +42,7 @@ class Feed(NamedTuple):
     ) -> Iterator[tuple[Batch, Batch]]:
         """Yield each dispatch's arrays on the host and on the devices: [D, steps, B/D, …].
 
-        Of several processes each makes those of its own devices.
+        Each process makes those of its own devices.
         """
         own = devices.own_devices(self.devices)
 

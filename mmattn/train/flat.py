@@ -10,7 +10,7 @@ from jax import Array
 
 
 class FlatTree:
-    """The order of a tree's arrays in a vector, which is padded to a multiple of `parts`."""
+    """The layout of a tree's arrays in a vector, padded to a multiple of `parts`."""
 
     def __init__(self, like: Any, parts: int):
         leaves, self.structure = jax.tree.flatten(like)
@@ -19,13 +19,13 @@ class FlatTree:
         self.padding = -int(self.ends[-1]) % parts
 
     def ravel(self, tree: Any) -> Any:
-        """The tree's arrays one after the other and zeros at the end; NumPy stays NumPy."""
+        """The tree's arrays concatenated, with zeros at the end; NumPy stays NumPy."""
         leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
         numpy = np if isinstance(leaves[0], np.ndarray) else jnp
         return numpy.concatenate([*leaves, numpy.zeros(self.padding, leaves[0].dtype)])
 
     def unravel(self, vector: Any) -> Any:
-        """The tree of a vector."""
+        """The tree from a vector."""
         starts = (0, *self.ends[:-1])
         leaves = [
             vector[start:end].reshape(shape)

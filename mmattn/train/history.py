@@ -1,4 +1,4 @@
-"""What decides about a training, as functions of its history: a row of metrics.jsonl an epoch."""
+"""Decisions about a training, as functions of its history: a row of metrics.jsonl per epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ Row = Mapping[str, float]
 
 
 class Monitor(NamedTuple):
-    """What can select the epoch: title, best value (0.0 where lower is better), how to print it."""
+    """A score that can select the epoch: title, best value (0.0 if lower is better), text form."""
 
     title: str
     best: float
@@ -21,9 +21,9 @@ class Monitor(NamedTuple):
 
 
 def monitor_of(name: str) -> Monitor:
-    """Of a metric that needs no targets, or of the loss; UserError if there is none of that name.
+    """The monitor of a metric that needs no targets, or of the loss; UserError for other names.
 
-    A row has its value for the validation clips as validation_NAME.
+    A row holds its value on the validation clips as validation_NAME.
     """
     monitors = {key: Monitor(one.title, one.best) for key, one in METRICS.items() if not one.soft}
     monitors["loss"] = Monitor("loss", 0.0, ".4f")
@@ -33,18 +33,18 @@ def monitor_of(name: str) -> Monitor:
 
 
 def shown_scores(monitor: str) -> list[str]:
-    """What a line about an epoch shows: the loss, the monitor and one of UAR and accuracy."""
+    """The scores in an epoch's line: the loss, the monitor and one of UAR and accuracy."""
     return [*dict.fromkeys(("loss", monitor, "uar", "accuracy"))][:3]
 
 
 def by_split(row: Row, name: str) -> dict[str, float]:
-    """A score's values in a row: "validation", and "train" if it is measured in training."""
+    """A score's values in a row: "validation", and "train" if measured in training."""
     splits = [split for split in ("train", "validation") if f"{split}_{name}" in row]
     return {split: row[f"{split}_{name}"] for split in splits}
 
 
 def score_text(row: Row, name: str) -> str:
-    """A score's title and its values in a row, as `loss 1.4142 / 1.7321`."""
+    """A score's title and its values in a row, e.g. `loss 1.4142 / 1.7321`."""
     monitor = monitor_of(name)
     values = (format(value, monitor.form) for value in by_split(row, name).values())
     return f"{monitor.title} {' / '.join(values)}"
@@ -57,7 +57,7 @@ def best_epoch(history: Sequence[Row], monitor: str) -> int:
 
 
 def finished(history: Sequence[Row], config: TrainConfig) -> bool:
-    """Whether the last epoch is done or the monitor cannot, or long did not, get better."""
+    """Whether all epochs are done, or the monitor is perfect or out of patience."""
     if not history:
         return False
     best = best_epoch(history, config.monitor)

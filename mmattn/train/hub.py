@@ -1,8 +1,9 @@
-"""The line between processes that train together: JSON values, signs of life, JAX's own messages.
+"""The link between processes that train together: JSON values, heartbeats, JAX's own messages.
 
-Process 0 serves one TCP port, and each process, itself too, holds a connection to it. JAX aborts a
-process whose connection to JAX's coordinator closes; therefore these connections go through the
-same port and stay open at this end when process 0 is lost: this process reports it and ends.
+Process 0 serves one TCP port, and every process, including process 0, keeps a connection to it. JAX
+aborts a process whose connection to JAX's coordinator closes. Therefore these connections go
+through the same port and stay open at this end when process 0 is lost, so that this process can
+report the loss and exit.
 """
 
 import asyncio
@@ -25,16 +26,16 @@ from mmattn.errors import LostProcess, UserError
 
 LOST = 20.0  # seconds without a byte after which a process counts as lost
 BEAT = 1.0
-PARENT = "MMATTN_PARENT"  # the environment's name of the launcher, with which a process ends
+PARENT = "MMATTN_PARENT"  # environment variable of the launcher; a process ends with it
 LOOPBACK = "127.0.0.1"
 BYE, JAX = b"bye", b"JAX\n"
 Place = tuple[str, int]
 
 
 class Link:
-    """The connection of process `number` of `count` to the others, by way of process 0's `place`.
+    """The connection of process `number` of `count` to the others, through process 0's `place`.
 
-    When one of them is lost, or `mmattn launch` that started them, it ends this process.
+    If another process, or the `mmattn launch` that started them, is lost, it ends this process.
     """
 
     def __init__(self, place: Place, number: int, count: int):
@@ -47,10 +48,10 @@ class Link:
         Thread(target=self._outlive, args=(os.environ.get(PARENT),), daemon=True).start()
 
     def connect(self, bind: Place, timeout: float) -> str:
-        """Serve at `bind` if this is process 0; reach it; returns this machine's address there.
+        """Serve at `bind` if this is process 0, and connect; returns this machine's address.
 
         Raises:
-            OSError: nothing can listen at `bind`, or process 0 does not answer for so many seconds.
+            OSError: process 0 cannot listen at `bind`, or does not answer within `timeout` seconds.
         """
         if self._number == 0:
             self._hub = _Hub(self._count)
@@ -64,7 +65,7 @@ class Link:
         return self._writer.get_extra_info("sockname")[0]
 
     def coordinator(self) -> str:
-        """Where JAX reaches its coordinator here and, in process 0, has to serve it, at once."""
+        """The address of JAX's coordinator on this machine; process 0 must serve it at once."""
         if self._hub:
             place = self._hub.coordinator = LOOPBACK, free_port()
         else:
@@ -74,17 +75,17 @@ class Link:
         return "{}:{}".format(*place)
 
     def exchange(self, value: Any, timeout: float | None = None) -> list:
-        """Every process's JSON value, in their order; all have to call it.
+        """Every process's JSON value, in process order; all processes must call it.
 
         Raises:
-            TimeoutError: some have not, for so many seconds.
+            TimeoutError: some have not called it within `timeout` seconds.
             UserError: process 0 does not expect this process.
         """
         self._do(self._write(_line(value))).result()
         end = time.monotonic() + (math.inf if timeout is None else timeout)
         while True:
             try:
-                answer = self._answers.get(timeout=BEAT)  # Ctrl-C may just have missed the wait
+                answer = self._answers.get(timeout=BEAT)  # Ctrl-C may come before the wait
                 break
             except queue.Empty:
                 if time.monotonic() > end:
@@ -94,7 +95,7 @@ class Link:
         return answer
 
     def leave(self) -> None:
-        """Tell the others that this process ends as it should."""
+        """Tell the others that this process ends normally."""
         self._left = True
         self._do(self._write(BYE)).result()
 
@@ -103,7 +104,7 @@ class Link:
 
     async def _write(self, line: bytes) -> None:
         self._writer.write(line)
-        with suppress(OSError):  # the end of process 0, of which `_hear` tells
+        with suppress(OSError):  # process 0 ended, which `_hear` reports
             await self._writer.drain()
 
     def _take(self, line: bytes) -> None:
@@ -118,7 +119,7 @@ class Link:
         self._end("mmattn launch ended")
 
     def _end(self, why: str) -> None:
-        """End this process, whose main thread may wait in C++: an exception would not reach it."""
+        """End this process; no exception would reach a main thread that waits in C++."""
         if self._left:
             self._writer.close()
             return
@@ -129,7 +130,7 @@ class Link:
 
 
 class _Hub:
-    """What process 0 serves to so many processes."""
+    """The server in process 0 for `count` processes."""
 
     def __init__(self, count: int):
         self.coordinator: Place | None = None
@@ -139,7 +140,7 @@ class _Hub:
     async def attend(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Serve a connection until it ends."""
         greeting, number, count, expected = b"", -1, 0, len(self._given)
-        with suppress(OSError, ValueError, TypeError):  # of a stranger
+        with suppress(OSError, ValueError, TypeError):  # from an unknown client
             greeting = await reader.readline()
             number, count = json.loads(greeting)
         if greeting == JAX:
@@ -175,16 +176,16 @@ class _Hub:
 
 
 async def _hear(reader: StreamReader, number: int, take: Callable[[bytes], None]) -> str:
-    """Take the lines of a process until there are no more; returns what happened to it."""
+    """Take the lines of a process until its connection ends; returns the reason."""
     parts: list[bytes] = []
     try:
         while data := await asyncio.wait_for(reader.read(2**20), LOST):
             for index, part in enumerate(data.split(b"\n")):
-                if index and (line := b"".join(parts)):  # an empty one is a sign of life
+                if index and (line := b"".join(parts)):  # an empty line is a heartbeat
                     take(line)
                 parts = [part] if index else [*parts, part]
     except TimeoutError:
-        return f"nothing was heard of process {number} for {LOST:g} s: it ended or is cut off"
+        return f"process {number} sent nothing for {LOST:g} s: it ended or is unreachable"
     except OSError:
         pass
     return f"process {number} ended"
@@ -197,7 +198,7 @@ async def _show_life(writer: StreamWriter) -> None:
 
 
 async def _reach(place: Place, timeout: float) -> tuple[StreamReader, StreamWriter]:
-    """Connect to a place, where perhaps nothing listens yet; OSError after so many seconds."""
+    """Connect to a place where perhaps nothing listens yet; OSError after `timeout` seconds."""
     clock = asyncio.get_running_loop().time
     end = clock() + timeout
     while True:
@@ -212,7 +213,7 @@ async def _reach(place: Place, timeout: float) -> tuple[StreamReader, StreamWrit
 async def _tunnel(
     reader: StreamReader, writer: StreamWriter, place: Place, greeting: bytes = b""
 ) -> None:
-    """Connect a client to the server at a place; the server's end is not passed on."""
+    """Connect a client to the server at a place; do not forward the server's close."""
     with suppress(OSError):
         from_server, to_server = await _reach(place, LOST)
         to_server.write(greeting)
@@ -236,6 +237,6 @@ def _line(value: Any) -> bytes:
 
 
 def free_port() -> int:
-    """A port of the loopback at which nothing listens now."""
+    """A free port on the loopback interface."""
     with socket.create_server((LOOPBACK, 0)) as server:
         return server.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A trained network that is asked about clips: the same batches, the same call, for every use."""
+"""Predictions of a trained network: every use makes the same batches and the same call."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,26 +21,26 @@ from mmattn.train.checkpoints import Checkpoints, Exported, InMemory, Kind, abou
 from mmattn.train.feed import Feed
 from mmattn.train.step import NO_SUMS, Learner, Weights, compiled_learner
 
-SHORTEST, RUNG = 16, 1.25  # frames of the ladder's first step, and the ratio of neighbouring ones
-TOGETHER = 32  # clips that an ensemble is asked about at once
+SHORTEST, RUNG = 16, 1.25  # frames of the ladder's first step, and the ratio between steps
+TOGETHER = 32  # clips per call to an ensemble
 
 
 class ClipPredictions(NamedTuple):
-    """The network's outputs for n clips, in the order asked for."""
+    """The network's outputs for n clips, in the requested order."""
 
     loss: np.ndarray
     """[n]"""
     probabilities: np.ndarray
     """[n, K] float64"""
     attention: list[dict[str, np.ndarray]]
-    """Of each clip, by modality: [T], padding cut off."""
+    """Of each clip, by modality: [T], without padding."""
     votes: np.ndarray
-    """[n, M, K] log-probabilities of each modality by itself, in the order of their names, 0 where
-    a clip lacks it; M is 0 if the network has no classifiers of one modality."""
+    """[n, M, K] log-probabilities of each modality alone, sorted by name, 0 if a clip lacks it;
+    M is 0 if the network has no single-modality classifiers."""
 
 
 class ClipInspections(NamedTuple):
-    """Activations inside the network, of each of n clips, by modality; padding cut off."""
+    """Activations inside the network, of each of n clips, by modality; without padding."""
 
     embeddings: list[dict[str, np.ndarray]]
     """[T, H]"""
@@ -50,9 +50,9 @@ class ClipInspections(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network and a corpus of clips to ask it about, one of whose buckets fits the longest.
+    """A network and a corpus of clips to predict, whose longest clip fits the buckets.
 
-    learner: the compiled network; weights: on the devices; class_weights [K] enter the loss; feed:
+    learner: the compiled network; weights: on the devices; class_weights [K]: for the loss; feed:
     the corpus, the network's normalisation, the buckets.
     """
 
@@ -69,11 +69,11 @@ class Predictor:
 
     @property
     def normaliser(self) -> Normaliser:
-        """The network's."""
+        """The network's normaliser."""
         return self.feed.normaliser
 
     def with_corpus(self, corpus: Corpus, buckets: list[Bucket] | None = None) -> "Predictor":
-        """The same network for other clips, which must fit the buckets: these or its own."""
+        """The same network for other clips, which must fit `buckets`, or its own buckets."""
         feed = self.feed._replace(corpus=corpus, buckets=buckets or self.feed.buckets)
         return replace(self, feed=feed)
 
@@ -101,17 +101,17 @@ class Predictor:
         return ClipPredictions(loss, probabilities, attention, np.array(votes, np.float64))
 
     def predictions(self, clips: np.ndarray) -> Predictions:
-        """`predict` with the names, speakers and labels of the clips."""
+        """As `predict`, with the names, speakers and labels of the clips."""
         return predictions_of(self.corpus, clips, self.predict(clips).probabilities)
 
     def views(self, clips: np.ndarray) -> list[ClipView]:
-        """The clips at these positions [n] as the network sees them."""
+        """The clips at these positions [n], with attention and features, for display."""
         found = self.predict(clips)
         both = found.probabilities, found.attention
         return view_clips(self.corpus, clips, self.normaliser, *both)
 
     def inspect(self, clips: np.ndarray) -> ClipInspections:
-        """Look inside the network while it sees the clips at these positions [n]."""
+        """Activations of the network for the clips at these positions [n]."""
         embeddings: list = [None] * len(clips)
         gradient_input: list = [None] * len(clips)
         for row, found, cut in self._each_clip(
@@ -121,7 +121,7 @@ class Predictor:
         return ClipInspections(embeddings, gradient_input)
 
     def _each_clip(self, call: Callable, clips: np.ndarray) -> Iterator[tuple]:
-        """The clip's row, its slice of what `call` returns, and what cuts padding off [T, …]."""
+        """For each clip: its row, its slice of the result of `call`, a function to cut padding."""
         feed, rows = self.feed, {clip: row for row, clip in enumerate(clips)}
         plan = plan_epoch(feed.corpus, clips, feed.buckets, feed.batch, steps=1, rng=None)
         for dispatch, (_, placed) in zip(plan, feed(plan, steps=1), strict=True):
@@ -137,7 +137,7 @@ class Predictor:
 
 
 class Restored(NamedTuple):
-    """A network as a checkpoint keeps it."""
+    """A network as stored in a checkpoint."""
 
     about: dict
     weights: Weights
@@ -146,11 +146,11 @@ class Restored(NamedTuple):
 
     @property
     def config(self) -> ExperimentConfig:
-        """Of its training."""
+        """The config of its training."""
         return config_from_json(self.about["config"])
 
     def predictor(self, corpus: Corpus, clips: np.ndarray, device_count: int) -> Predictor:
-        """The network, ready to predict clips [n] of a corpus that `check_fits`."""
+        """The network, ready to predict clips [n] of a corpus that passes `check_fits`."""
         config = self.config
         learner = learner_for(config, corpus, device_count)
         weights = devices.replicate(self.weights, device_count)
@@ -163,7 +163,7 @@ class Restored(NamedTuple):
 def learner_for(
     config: ExperimentConfig, corpus: Corpus, device_count: int, *round_up: Callable[[int], int]
 ) -> Learner:
-    """The learner of a config for the clips of a corpus; of equal architectures it is the same."""
+    """The learner of a config for the clips of a corpus; equal architectures share one."""
     geometry = fusion_of(config.model.fusion).geometry(corpus.streams, config.model, *round_up)
     widths, classes = tuple(corpus.widths.items()), len(corpus.class_names)
     return compiled_learner(config.model, config.train, widths, classes, device_count, geometry)
@@ -175,7 +175,7 @@ def restore(
     corpus: Corpus,
     device_count: int = 1,
 ) -> Restored:
-    """The network of a checkpoint that fits a corpus, to be used on so many devices."""
+    """The network of a checkpoint that fits a corpus, for use on `device_count` devices."""
     about = about_of(checkpoints, kind)
     learner = learner_for(config_from_json(about["config"]), corpus, device_count)
     like = {
@@ -192,7 +192,7 @@ def check_fits(where: object, about: dict, corpus: Corpus, clips: np.ndarray) ->
     """Raise UserError if clips [n] do not have the features and classes of a checkpoint."""
     if corpus.widths != about["widths"]:
         raise UserError(
-            f"{where} was trained on features a frame {about['widths']}, the clips have "
+            f"{where} was trained on features of dimension {about['widths']}, the clips have "
             f"{corpus.widths}"
         )
     check_extractor(where, about, corpus, clips)
@@ -204,9 +204,9 @@ def check_fits(where: object, about: dict, corpus: Corpus, clips: np.ndarray) ->
 
 
 def check_extractor(where: object, about: dict, corpus: Corpus, clips: np.ndarray) -> None:
-    """Raise UserError if the features of the clips [n] were not made as those of a checkpoint.
+    """Raise UserError if the clips' [n] features come from another extractor than a checkpoint's.
 
-    Only the modalities that its network uses and the clips have are compared.
+    Only modalities that the network uses and the clips have are compared.
     """
     modalities = about["config"]["model"]["modalities"]
     used = [m for m in modalities if corpus.streams[m].lengths[clips].any()]
@@ -215,12 +215,12 @@ def check_extractor(where: object, about: dict, corpus: Corpus, clips: np.ndarra
     found = difference(*({m: own[m] for m in used if m in own} for own in both))
     if found:
         raise UserError(
-            f"{where}: the clips' features are not those that it was trained on: {found}"
+            f"{where}: the clips' features differ from those it was trained on: {found}"
         )
 
 
 class Ensemble:
-    """Networks of one architecture, one or several, that are asked together, on one device."""
+    """One or more networks of one architecture that predict together, on one device."""
 
     def __init__(self, networks: Sequence[Restored]):
         self.config = networks[0].config
@@ -228,17 +228,17 @@ class Ensemble:
         self.weights, self.normalisers = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *both))
 
     def predict(self, corpus: Corpus) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-        """Predict all clips of a corpus, whose classes and features are those of the networks.
+        """Predict all clips of a corpus with the networks' classes and features.
 
         Returns:
             Probabilities [n, N, K] float64 of n clips by N networks; attention of each clip, by
-            modality [N, T]. They are not finite where a network breaks.
+            modality [N, T]. They are not finite where a network diverges.
         """
         probabilities: list = [None] * len(corpus)
         attention: list = [None] * len(corpus)
         learner = learner_for(self.config, corpus, 1, rung)
         lengths = {name: stream.lengths for name, stream in corpus.streams.items()}
-        raw = neutral(corpus.widths)  # each network has its own
+        raw = neutral(corpus.widths)  # each network has its own normaliser
         for dispatch in plan_ladder(lengths):
             clips = dispatch.batches[0]
             size = 1 if len(clips) == 1 else TOGETHER
@@ -268,7 +268,7 @@ def plan_ladder(lengths: dict[str, np.ndarray]) -> Iterator[Dispatch]:
 
 
 def rung(frames: int) -> int:
-    """The lowest step of the ladder 16, 20, 25, … that is not below so many frames."""
+    """The lowest step of the ladder 16, 20, 25, … that is at least `frames`."""
     step = SHORTEST
     while step < frames:
         step = int(step * RUNG)

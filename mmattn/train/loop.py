@@ -30,14 +30,14 @@ from mmattn.train.step import NO_SUMS, Settings, StepCheck, Sums, TrainState, ra
 
 
 class Position(NamedTuple):
-    """Where a training is within an epoch."""
+    """The position of a training within an epoch."""
 
     state: TrainState
     sums: Sums
     dispatches: int = 0
-    """That are done."""
+    """Dispatches done."""
     norms: tuple[float, ...] = ()
-    """Of the gradient at each of their steps."""
+    """Norm of the gradient at each of their steps."""
 
 
 class Trainer:
@@ -78,23 +78,23 @@ class Trainer:
         return devices.replicate(NO_SUMS, self.device_count)
 
     def predictor(self, state: TrainState) -> Predictor:
-        """The network as it is in this state."""
+        """The network in this state."""
         weights = self.learner.weights(state)
         return Predictor(self.config, self.learner, weights, self.settings.class_weights, self.feed)
 
     @property
     def fits_weights(self) -> bool:
-        """Whether the modalities' weights are fitted to validation clips."""
+        """Whether modality weights are fitted to validation clips."""
         model = self.config.model
         return fusion_of(model.fusion).late and model.late_weights == "validation"
 
     def fit_weights(
         self, state: TrainState, clips: np.ndarray, votes: np.ndarray
     ) -> tuple[TrainState, dict[str, float], np.ndarray]:
-        """Weigh the modalities as suits their votes [n, M, K] for clips [n] best.
+        """Fit the modality weights to the votes [n, M, K] for clips [n].
 
         Returns:
-            The state with the weights; these, by modality, which sum to 1; probabilities [n, K].
+            The state with the weights; the weights by modality, of sum 1; probabilities [n, K].
         """
         labels = self.corpus.labels[clips]
         fitted = np.array(processes.from_first(lambda: log_weights(votes, labels).tolist()))
@@ -106,25 +106,25 @@ class Trainer:
     def save(
         self, checkpoints: Checkpoints | InMemory, kind: Kind, at: Position, about: dict
     ) -> None:
-        """Save a checkpoint of where the training is; `about` joins what holds for it."""
+        """Save a checkpoint of the training; `about` is added to its JSON."""
         state = self.learner.gather_state(at.state)
         about = {**about, "dispatches": at.dispatches, "gradient_norms": at.norms}
         arrays = self._arrays(state, devices.fetch(at.sums))
         checkpoints.save(kind, int(state.step), arrays, {**self.about, **about})
 
     def load(self, checkpoints: Checkpoints | InMemory, kind: Kind) -> tuple[TrainState, Sums]:
-        """A checkpoint's state and sums on the devices. UserError: it has another normaliser."""
+        """A checkpoint's state and sums on the devices; UserError if its normaliser differs."""
         count = about_of(checkpoints, kind)["devices"]
         sums = jax.tree.map(lambda x: np.repeat(x, count), NO_SUMS)
         arrays = checkpoints.load(kind, self._arrays(self.initial, sums))
         fitted = self.feed.normaliser
         if not all(np.array_equal(fitted[name], arrays["normaliser"][name]) for name in fitted):
-            raise UserError(f"{checkpoints}: the training clips are not those that it began with")
+            raise UserError(f"{checkpoints}: the training clips differ from those it began with")
         state = self.learner.shard_state(arrays["state"])
         return state, devices.place_own(self._spread(arrays["sums"]))
 
     def _spread(self, sums: Sums) -> Sums:
-        """Sums of as many devices as this trainer has; NumPy arrays [D]."""
+        """The sums for this trainer's number of devices; NumPy arrays [D]."""
         count = self.device_count
         if len(sums.clips) == count:
             return sums
@@ -139,7 +139,7 @@ class Trainer:
 def make_trainer(
     config: ExperimentConfig, corpus: Corpus, split: Split, device_count: int
 ) -> Trainer:
-    """A trainer whose normalisation and class weights come from the training clips alone."""
+    """A trainer whose normalisation and class weights come from the training clips only."""
     own = processes.own_part(BLOCKS)
     normaliser = fit_normaliser(corpus, split.train, own, processes.arrays_from_all)
     weights = None
@@ -162,24 +162,24 @@ def train(
     begin: Callable[[list[dict]], None] = lambda history: None,
     report: Callable[[list[dict]], None] = lambda history: None,
 ) -> list[dict]:
-    """Train to the end, from the latest checkpoint with `resume`; returns a row an epoch.
+    """Train to the end, from the latest checkpoint with `resume`; returns one row per epoch.
 
-    The best and the final checkpoint are in `checkpoints` afterwards. Every random choice depends
-    on the seed and the step or epoch, so a run that was killed and resumed ends the same.
+    Afterwards `checkpoints` has the best and the final checkpoint. Every random choice depends on
+    the seed and the step or epoch, so a run that was killed and resumed gives the same result.
 
     Args:
-        trainer: of the split's clips.
+        trainer: for the split's clips.
         split: of the trainer's corpus.
-        checkpoints: where they are kept.
-        resume: continue from the latest of them, if there is one.
+        checkpoints: where checkpoints are stored.
+        resume: continue from the latest checkpoint, if there is one.
         asked: whether to stop.
-        begin: called with the history before the first epoch, which is not empty after a resume.
-        report: called with it after each epoch, when its checkpoints are saved.
+        begin: called with the history before the first epoch; after a resume it is not empty.
+        report: called with the history after each epoch, when its checkpoints are saved.
 
     Raises:
         Diverged: a loss or gradient is not finite; checkpoints before it are kept.
         Stopped: `asked` was set; the state was saved.
-        UserError: the disk is full, or other training clips or features than before.
+        UserError: the disk is full, or the training clips or features have changed.
     """
     config = trainer.config.train
     history, at = [], Position(*trainer.start())
@@ -198,7 +198,9 @@ def train(
         found = trainer.predictor(at.state).predict(split.validation)
         if trainer.fits_weights:
             state, weights, shares = trainer.fit_weights(at.state, split.validation, found.votes)
-            at = at._replace(state=state)  # the losses, of each modality alone, are the same
+            at = at._replace(
+                state=state
+            )  # the losses are those of each modality alone, and stay the same
             found = found._replace(probabilities=shares)
         own = predictions_of(trainer.corpus, split.validation, found.probabilities)
         return float(found.loss.mean()), own
@@ -234,7 +236,7 @@ def train(
 def _train_epoch(
     trainer: Trainer, split: Split, at: Position, epoch: int, rate: float, stop: Callable[[], bool]
 ) -> Position:
-    """Train on the dispatches of an epoch (from 0) that are not done, until its end or a stop.
+    """Train on the remaining dispatches of an epoch (from 0), until its end or a stop.
 
     Each dispatch is checked while the devices work on the next one.
     """
@@ -273,17 +275,17 @@ def epoch_plan(trainer: Trainer, clips: np.ndarray, epoch: int) -> list[Dispatch
 
 
 def steps_an_epoch(split: Split, config: TrainConfig) -> int:
-    """Optimiser steps of an epoch: the last batch may be incomplete."""
+    """Optimiser steps per epoch: the last batch may be incomplete."""
     return -(-len(split.train) // config.batch)
 
 
 def gradient_norms(
     corpus: Corpus, check: StepCheck, dispatch: Dispatch, before: int, epoch: int
 ) -> tuple[float, ...]:
-    """The norm of each step's gradient; Diverged at the first that is not finite, or its loss.
+    """The norm of each step's gradient; Diverged at the first gradient or loss that is not finite.
 
     Args:
-        corpus: names the clips.
+        corpus: for the names of the clips.
         check: of all devices, with a leading axis D.
         dispatch: the clips of each step.
         before: steps before this dispatch.
@@ -302,7 +304,7 @@ def gradient_norms(
         raise Diverged(
             f"training diverged at step {before + number + 1} (epoch {epoch + 1}): the {what} is "
             f"not finite for {', '.join(names)}; expected finite numbers. Checkpoints of earlier "
-            "epochs are kept. A lower --train.learning-rate or an outlier in these clips may be it."
+            "epochs are kept. Try a lower --train.learning-rate; look for outliers in these clips."
         )
     norms = np.sqrt(squares.sum(axis=0, dtype=np.float64))
     return tuple(norms[: len(dispatch.batches)].tolist())
@@ -311,7 +313,7 @@ def gradient_norms(
 def _epoch_row(
     trainer: Trainer, at: Position, epoch: int, rate: float, loss: float, found: Predictions
 ) -> dict:
-    """What an epoch measured on the training and, as `found`, on the validation clips."""
+    """The row of an epoch: scores on the training and, from `found`, the validation clips."""
     total = jax.tree.map(lambda x: float(x.sum(dtype=np.float64)), devices.fetch(at.sums))
     values = metric_values(found)
     return {
@@ -330,7 +332,7 @@ def _epoch_row(
 
 
 def learning_rate(config: TrainConfig, history: list[dict]) -> float:
-    """The rate of the next epoch.
+    """The learning rate of the next epoch.
 
     Halved on a plateau of the validation loss, at least 1e-6; or a half cosine over the epochs.
     """
@@ -345,7 +347,7 @@ def learning_rate(config: TrainConfig, history: list[dict]) -> float:
 
 @lru_cache(1)
 def _plateau(config: TrainConfig) -> tuple[optax.contrib.ReduceLROnPlateauState, Callable]:
-    """The first state and a compiled update: as it is, optax compiles anew at each call."""
+    """The first state and a compiled update: plain optax recompiles at each call."""
     plateau = optax.contrib.reduce_on_plateau(
         factor=0.5, patience=config.plateau, min_scale=min(1.0, 1e-6 / config.learning_rate)
     )

@@ -18,7 +18,7 @@ def focal_loss(
     Args:
         logits: […, K].
         labels: […] integer class numbers.
-        gamma: focusing exponent γ ≥ 0.
+        gamma: focusing parameter γ ≥ 0.
         class_weights: [K] α, or None for 1.
 
     Returns:
@@ -30,7 +30,7 @@ def focal_loss(
     >>> focal_loss(jnp.array([0.0, 0.0]), jnp.array(0), gamma=2.0)  # (1/2)² log 2
     Array(0.1732868, dtype=float32)
     """
-    # Selected, not indexed: gather and scatter would take long to compile.
+    # Selected, not indexed: gather and scatter are slow to compile.
     own = labels[..., None] == jnp.arange(logits.shape[-1])
     loss = _focal(jnp.where(own, jax.nn.log_softmax(logits), 0).sum(-1), gamma)
     if class_weights is None:
@@ -47,12 +47,12 @@ def soft_focal_loss(
 
     It is linear in p: a one-hot p gives `focal_loss` of its label, and mixed targets give mixed
     losses. γ = 0 without weights is the cross-entropy of q to p. With γ > 0 the loss is not proper:
-    without weights, it is least at a q with the most probable class of p, but not at p itself.
+    without weights, its minimum has the most probable class of p, but is not at p itself.
 
     Args:
         logits: […, K] of the predicted distribution q.
         targets: […, K] distributions p.
-        gamma: focusing exponent γ ≥ 0.
+        gamma: focusing parameter γ ≥ 0.
         class_weights: [K] α, or None for 1.
 
     Returns:
@@ -61,7 +61,7 @@ def soft_focal_loss(
     References:
         Lin et al., 2017, as for `focal_loss`. Charoenphakdee et al., On Focal Loss for
         Class-Posterior Probability Estimation, CVPR 2021 (https://arxiv.org/abs/2011.09172), on
-        the mean over labels and on where it is least.
+        the mean over labels and on its minimum.
 
     >>> soft_focal_loss(jnp.array([0.0, 0.0]), jnp.array([0.5, 0.5]), gamma=2.0)  # (1/2)² log 2
     Array(0.1732868, dtype=float32)
@@ -76,7 +76,7 @@ def _focal(log_p: Array, gamma: float) -> Array:
     """-(1 - p)^γ log p of log p […]."""
     loss = -log_p
     if gamma:
-        # 1 - p without cancellation; kept off 0, where the power has no finite gradient for γ < 1.
+        # 1 - p without cancellation; kept above 0, where the power has no finite gradient if γ < 1.
         loss = loss * jnp.maximum(-jnp.expm1(log_p), jnp.finfo(log_p.dtype).tiny) ** gamma
     return loss
 
@@ -89,8 +89,8 @@ def balanced_class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 def soft_class_weights(targets: np.ndarray) -> np.ndarray:
     """Weights n / (k Σ_i p_ic) of the classes of target distributions p [n, k] -> [k] float32.
 
-    A class with less mass than one clip weighs as if it had one clip: else one vote of one rater
-    could weigh as much as all votes for another class.
+    A class with a mass below one clip is weighted as if it had one clip: otherwise one vote of one
+    rater could weigh as much as all votes for another class.
     """
     return _class_weights(len(targets), targets.sum(axis=0))
 

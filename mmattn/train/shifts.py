@@ -1,4 +1,4 @@
-"""What a trained network makes of a stream that comes late or runs at another tempo than others."""
+"""How a trained network responds to a stream that is delayed or has another tempo."""
 
 from dataclasses import replace
 
@@ -11,12 +11,12 @@ from mmattn.data.stream import Ragged, pack_streams
 from mmattn.model.fusion import fusion_of
 from mmattn.train.inference import Predictor
 
-OFFSETS = np.linspace(-0.4, 0.4, 9)  # seconds that the stream comes late
+OFFSETS = np.linspace(-0.4, 0.4, 9)  # seconds by which the stream is delayed
 TEMPOS = np.linspace(0.8, 1.2, 5)  # of the stream alone
 
 
 def measure_shifts(network: Predictor, test: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    """Whether each clip is right when one modality comes late, or runs at another tempo.
+    """Whether each clip is predicted correctly if one modality is delayed, or its tempo changed.
 
     right_at_offset [n, 9], right_at_tempo [n, 5].
     """
@@ -27,7 +27,7 @@ def measure_shifts(network: Predictor, test: np.ndarray, name: str) -> dict[str,
         return (found.probabilities.argmax(1) == corpus.labels[test]).astype(float)
 
     at_offset = []
-    # Without times, all offsets are the same to the network.
+    # A network that ignores times gives the same result at all offsets.
     for offset in OFFSETS if fusion_of(network.config.model.fusion).uses_times else [0.0]:
         late = {**streams, name: replace(streams[name], delay=offset)}
         at_offset.append(right(replace(corpus, streams=late), test))

@@ -1,4 +1,4 @@
-"""Pure functions of a training step and of a prediction, and the state they work on."""
+"""Pure functions for a training step and a prediction, and their state."""
 
 import zlib
 from collections.abc import Hashable, Mapping
@@ -26,19 +26,19 @@ from mmattn.train.loss import focal_loss, soft_focal_loss
 
 
 class TrainState(NamedTuple):
-    """All that a training step changes: trees, or as `Learner.shard_state` puts it on devices."""
+    """What a training step changes: trees, or on the devices as `Learner.shard_state` puts it."""
 
     step: AnyArray
     """int32, optimiser steps done."""
     params: Any
-    """nnx.State; on the devices: of all parameters in one flat vector, each device's shard."""
+    """nnx.State; on the devices: each device's shard of all parameters in one flat vector."""
     batch_stats: nnx.State
     opt_state: optax.OptState
-    """On the devices: moments in the form of params."""
+    """On the devices, moments have the form of params."""
 
 
 class Weights(NamedTuple):
-    """What a prediction needs of the state."""
+    """The part of the state that a prediction needs."""
 
     params: nnx.State
     batch_stats: nnx.State
@@ -53,10 +53,10 @@ class Sums(NamedTuple):
 
 
 class StepCheck(NamedTuple):
-    """What shows the step and the clips at which a training diverged."""
+    """Shows the step and clips at which training diverged."""
 
     finite_features: Array
-    """[S, B] bool, of each clip before the head: later the batch norm mixes the clips."""
+    """[S, B] bool, before the head, where batch norm mixes the clips."""
     finite_loss: Array
     """[S, B] bool."""
     gradient_square: Array
@@ -73,8 +73,8 @@ class Prediction(NamedTuple):
     attention: dict[str, Array]
     """By modality, [B, T]."""
     votes: dict[str, Array]
-    """By modality, [B, K] log-probabilities of its own classifier, 0 where a clip lacks it; none
-    if there are no such classifiers."""
+    """By modality, [B, K] log-probabilities of its own classifier, 0 if a clip lacks it; empty if
+    there are no such classifiers."""
 
 
 class Votes(NamedTuple):
@@ -96,10 +96,10 @@ class Inspection(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a run, not a compilation, decides: the same compiled step serves every fold and seed."""
+    """Settings that need no recompilation: one compiled step serves every fold and seed."""
 
     key: AnyArray
-    """Random key of dropout."""
+    """Random key for dropout."""
     class_weights: AnyArray
     """[K]"""
     learning_rate: AnyArray
@@ -112,13 +112,13 @@ class Learner:
     """The compiled training steps and prediction of one architecture on a number of devices.
 
     `train(state, sums, batches, count, settings)`, `predict(weights, batches, class_weights)` and
-    `inspect(weights, batches)` take arrays with a leading axis of devices, as `collate` makes and
-    `devices.place` puts them, but for the count of steps and the settings, which all devices
-    share; `weights(state)` are those of a state.
+    `inspect(weights, batches)` take arrays with a leading axis of devices, made by `collate` and
+    placed by `devices.place`, except the count of steps and the settings, which all devices share;
+    `weights(state)` are those of a state.
 
     Between steps each device keeps an equal shard of the parameters and of the optimiser's
     moments, both as flat vectors (Rajbhandari et al., ZeRO, 2020): a step gathers the parameters,
-    sums and scatters the gradient in one collective each, and no update is made twice.
+    sums and scatters the gradient, in one collective each, and no update is computed twice.
     """
 
     def __init__(
@@ -152,12 +152,12 @@ class Learner:
     def train(
         self, state: TrainState, sums: Sums, batches: Batch, count: np.int32, settings: Settings
     ) -> tuple[TrainState, Sums, StepCheck]:
-        """The first `count` of S steps, see above; state and sums are taken over."""
-        # Apart from the steps, random numbers are compiled once, not for each length of clips.
+        """The first `count` of S steps, see above; state and sums are donated."""
+        # Separate from the steps, so that it compiles once, not for each clip length.
         uniform = self.draw(state.step, batches.weight, settings.key)
         return self.steps(state, sums, batches, uniform, count, settings)
 
-    @threadpool_limits.wrap(limits=1)  # the matrices are small: threads would wait for each other
+    @threadpool_limits.wrap(limits=1)  # the matrices are small: more threads are slower
     def initial(self, seed: int) -> TrainState:
         """The state before the first step, as trees of NumPy arrays."""
         network = self._make_network(rngs=Keys(seed))
@@ -197,7 +197,7 @@ class Learner:
         )
 
     def with_log_weights(self, state: TrainState, log_weights: np.ndarray) -> TrainState:
-        """A state on the devices with other weights [M] of the modalities; see `Late`."""
+        """A state on the devices with these modality weights [M]; see `Late`."""
         batch_stats = jax.tree.map(lambda x: x, state.batch_stats)
         kept = batch_stats["fusion"]["log_weights"]
         kept.set_value(devices.replicate(log_weights.astype(np.float32), self.device_count))
@@ -208,9 +208,9 @@ class Learner:
         return Weights(self.flat.unravel(devices.gather(state.params)), state.batch_stats)
 
     def _draw_for_dropout(self, step: Array, weight: Array, key: Array) -> Array:
-        """The numbers [S, B, L, F] of S steps from this one on, for one device's clips [S, B].
+        """The numbers [S, B, L, F] for S steps from this one, for one device's clips [S, B].
 
-        A clip's key depends on the step and the clip's place over all devices.
+        A clip's key depends on the step and on the clip's place over all devices.
         """
         steps, clips = weight.shape
         places = devices.device_number() * clips + jnp.arange(clips)
@@ -266,7 +266,7 @@ class Learner:
         gradient, (output, loss, batch_stats) = jax.grad(mean_loss, has_aux=True)(params)
         gradient = devices.sum_and_scatter(self.flat.ravel(gradient))
         updates, opt_state = self.optimizer.update(gradient, state.opt_state)
-        if self.weight_decay:  # decoupled, of the kernels (Loshchilov & Hutter, 2019)
+        if self.weight_decay:  # decoupled, only of kernels (Loshchilov & Hutter, 2019)
             kernels = devices.own_shard(self.flat.mark(lambda shape: len(shape) > 1))
             updates += self.weight_decay * kernels * state.params
         correct = batch.weight @ (output.logits.argmax(-1) == batch.label)
@@ -286,10 +286,10 @@ class Learner:
     def loss(self, output: Output, batch: Batch, class_weights: Array) -> Array:
         """The training loss [B] of each clip: focal, plus cross-entropy of the linear classifier.
 
-        Each classifier has a loss of its own, so neither leaves its work to the other: those of the
-        modalities that the clip has are added up and, where there is one of all together, added to
-        its loss with the weight of the branches. Of a mixed clip it is the mean over both labels,
-        weighed by lambda (Zhang et al., 2018).
+        Each classifier has its own loss, so that none relies on another. The losses of the clip's
+        modalities are summed; if there is a joint classifier, the sum is added to its loss, times
+        the branch weight. For a mixed clip, it is the mean over both labels, weighted by lambda
+        (Zhang et al., 2018).
         """
 
         def mixed(logits, gamma):
@@ -328,7 +328,7 @@ class Learner:
         return jax.lax.map(predict, batches)
 
     def ask_ensemble(self, weights: Weights, normalisers: Normaliser, batch: Batch) -> Votes:
-        """What N networks, stacked on the leading axis, say of a batch as it is read [B, …]."""
+        """Outputs of N networks, stacked on the leading axis, for a batch [B, …] not normalised."""
 
         def ask(network):
             weights, normaliser = network
@@ -346,7 +346,7 @@ class Learner:
         return jax.lax.map(ask, (weights, normalisers))
 
     def _inspect(self, weights: Weights, batches: Batch) -> Inspection:
-        """Look inside for one device's batches [S, B, …]."""
+        """Activations for one device's batches [S, B, …]."""
         network = nnx.merge(self.graph, *weights)
 
         def inspect(batch):
@@ -370,7 +370,7 @@ def _is_state(x) -> bool:
 
 
 def random_key(seed: int, purpose: str) -> Array:
-    """A random key that depends on the seed and on what it is for."""
+    """A random key that depends on the seed and the purpose."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 

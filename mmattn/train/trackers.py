@@ -1,11 +1,12 @@
 """Trackers: callbacks that show a training in TensorBoard, MLflow or W&B.
 
 A tracker gets the config as hyperparameters once, each epoch's row (`train/loss`,
-`validation/uar`, …; the step is the epoch) and, of a complete training, the scores of the best
-checkpoint (`best/test/uar`) and pictures of the curves and the confusion matrix. It never gets
+`validation/uar`, …; the step is the epoch) and, after a complete training, the scores of the best
+checkpoint (`best/test/uar`) and plots of the curves and the confusion matrix. It never gets
 features, faces, tables of clips or weights.
 
-A resumed training continues its curves: it repeats epochs with equal values, which are logged once.
+A resumed training continues its curves: epochs that it repeats have equal values and are logged
+once.
 """
 
 import json
@@ -25,25 +26,25 @@ from mmattn.files import read_json, write_json
 from mmattn.train.callbacks import Callback
 
 IDS = "trackers.json"  # in a run's folder: the id of the run in each tracker
-LONGEST_PARAMETER = 250  # characters that every MLflow server takes
+LONGEST_PARAMETER = 250  # characters that every MLflow server accepts
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY")
 MLFLOW_STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-UPLOAD_SECONDS = 120  # that W&B may take at the end of a training; its server may be gone
+UPLOAD_SECONDS = 120  # that W&B may take at the end of a training; its server may be unreachable
 
 
 class Tracker(Callback):
-    """What the trackers share; one that fails says so once and is off, the training continues.
+    """Base of the trackers. One that fails warns once and is switched off; training continues.
 
     Subclasses set `name`, as in `TRACKERS` and the package's extras, and have `begin`, `log` and
-    `end`. Their constructors raise UserError where a library or a login is missing.
+    `end`. Their constructors raise UserError if a library or a login is missing.
     """
 
     name: str
     off = False
-    next_step = 1  # smaller ones are in the tracker already
+    next_step = 1  # the tracker already has all earlier steps
 
     def begin(self, run, known: str | None) -> tuple[str | None, int]:
-        """Open the run, the one with the `known` id if it is there; its id and next step."""
+        """Open the run, that with the `known` id if it exists; returns its id and next step."""
         raise NotImplementedError
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -51,7 +52,7 @@ class Tracker(Callback):
         raise NotImplementedError
 
     def end(self, run, scores: Mapping[str, float], pictures: list[Path]) -> None:
-        """Add scores and PNG files, none unless `run.status` is "complete", and close."""
+        """Add scores and PNG files, if `run.status` is "complete", and close."""
         raise NotImplementedError
 
     def on_train_begin(self, run) -> None:
@@ -70,7 +71,7 @@ class Tracker(Callback):
             work(*args)
         except Exception as error:
             self.off = True
-            warn(f"{self.name} is off, the training continues: {_reason(error)}")
+            warn(f"{self.name} is switched off, training continues: {_reason(error)}")
 
     def _begin(self, run) -> None:
         path = run.folder and run.folder / IDS
@@ -111,12 +112,12 @@ class TensorBoard(Tracker):
         folder = run.folder if self.folder is None else Path(self.folder) / run.name
         if folder is None:
             raise UserError("a run without a folder needs TensorBoard(folder)")
-        if run.folder is None:  # its name may be another run's
+        if run.folder is None:  # its name may be that of another run
             others = (folder.with_name(f"{folder.name}{number}") for number in count(2))
             folder = next(one for one in chain([folder], others) if not one.exists())
         folder.mkdir(parents=True, exist_ok=True)
         resumed = any(folder.glob("events.out.tfevents.*"))
-        # Not SummaryWriter: its thread dies on a full disk, and its queue then blocks for ever. The
+        # Not SummaryWriter: its thread dies on a full disk, and its queue then blocks forever. The
         # suffix, because a second file of the same second and name would overwrite the first.
         writer = self.library.event_file_writer.EventsWriter
         self.writer = writer(str(folder / "events"), f".{time.time_ns()}")
@@ -124,8 +125,8 @@ class TensorBoard(Tracker):
             _, start, _ = self.library.summary.hparams(_parameters(run), {})
             self._write(0, summary=start)
             return None, 1
-        # From this step on, readers drop what earlier files have. The last row of the history may
-        # not be there: the training may have been killed between its checkpoint and its callbacks.
+        # From this step on, readers drop the points of earlier files. The last row of the history
+        # may be missing: training may have been killed between its checkpoint and its callbacks.
         next_step = max(1, len(run.history))
         log = self.library.proto.event_pb2.SessionLog
         self._write(next_step, session_log=log(status=log.START))
@@ -154,9 +155,9 @@ class TensorBoard(Tracker):
 class MLflow(Tracker):
     """A run of MLflow's experiment "mmattn" or MLFLOW_EXPERIMENT_NAME, at MLFLOW_TRACKING_URI.
 
-    Without that variable it is where MLflow puts it: mlflow.db and mlruns/ of the working
-    directory. MLflow reports its own use unless MLFLOW_DISABLE_TELEMETRY=true, and asks a server
-    that is gone for minutes, as MLFLOW_HTTP_REQUEST_MAX_RETRIES tells; the training waits.
+    Without that variable, MLflow uses mlflow.db and mlruns/ in the working directory. MLflow sends
+    telemetry unless MLFLOW_DISABLE_TELEMETRY=true. It retries an unreachable server for minutes,
+    see MLFLOW_HTTP_REQUEST_MAX_RETRIES; meanwhile training waits.
     """
 
     name = "mlflow"
@@ -201,8 +202,8 @@ class MLflow(Tracker):
 class WandB(Tracker):
     """A run of the W&B project "mmattn" or WANDB_PROJECT; see W&B's other variables too.
 
-    With WANDB_MODE=offline it is in the run's folder until `wandb sync`. A resumed training then
-    begins a second folder, with the whole curves in it. Console output and code stay here.
+    With WANDB_MODE=offline it stays in the run's folder until `wandb sync`. A resumed training then
+    starts a second folder with the complete curves. Console output and code are not uploaded.
     """
 
     name = "wandb"
@@ -223,7 +224,7 @@ class WandB(Tracker):
             resume="allow",
             config=_parameters(run),
             dir=os.environ.get("WANDB_DIR", run.folder),
-            reinit="create_new",  # leaves a run of the user's own as it is
+            reinit="create_new",  # leaves the user's own run untouched
             settings=self.library.Settings(
                 console="off",
                 disable_code=True,
@@ -248,13 +249,13 @@ TRACKERS = {kind.name: kind for kind in (TensorBoard, MLflow, WandB)}
 
 
 def make_trackers(names: Iterable[str]) -> list[Tracker]:
-    """Trackers by name; UserError where a library or a login is missing."""
+    """Trackers by name; UserError if a library or a login is missing."""
     return [TRACKERS[name]() for name in names]
 
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn what a library raises, or that it is not there, into a UserError."""
+    """Turn an error of a library, or a missing library, into a UserError."""
     try:
         yield
     except ImportError as error:
@@ -266,7 +267,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line of at most 300 characters, without passwords."""
+    """An error on one line of at most 300 characters, without passwords."""
     text = re.sub(r"//[^/\s]*@", "//", f"{type(error).__name__}: {error}")
     for name in SECRETS:
         if secret := os.environ.get(name):
@@ -275,7 +276,7 @@ def _reason(error: Exception) -> str:
 
 
 def _curve(key: str) -> str:
-    """The name of a row's key in trackers: train/loss of train_loss."""
+    """The name of a row's key in trackers: train/loss for train_loss."""
     split, _, metric = key.partition("_")
     return f"{split}/{metric}" if split in ("train", "validation") else key
 
