@@ -1,8 +1,8 @@
-"""How accurate the attention of one clip is, where its cues are known, and how alike two are.
+"""How accurately attention points at known cues, and how similar two attentions are.
 
-Throughout: attention [T] ≥ 0, of which only the ratios matter; times [T] of the frames in seconds,
-increasing; valid [T] bool, the frames that count; cues [C], their true times in seconds, any order;
-tolerance in seconds to either side of a cue. NaN where there is nothing to measure: no valid frame,
+Throughout: attention [T] ≥ 0, of which only ratios matter; times [T] of the frames in seconds,
+increasing; valid [T] bool; cues [C], their true times in seconds, in any order; tolerance in
+seconds to either side of a cue. NaN if there is nothing to measure: no valid frame,
 no attention, no cue, no frame near a cue.
 """
 
@@ -22,13 +22,13 @@ def cue_measures(
     cues: np.ndarray,
     tolerance: float,
 ) -> dict[str, float]:
-    """How the attention points at the frames near cues: pointing, cue_mass, cue_auroc.
+    """How well attention points at the frames near cues: pointing, cue_mass, cue_auroc.
 
-    pointing: 1 if the frame of highest attention is near a cue, else 0; frames that share it count
-    by their share of hits, so uniform attention gets what chance gets (Zhang et al., Top-down
-    neural attention by excitation backprop, 2018). cue_mass: fraction of the attention near cues
-    over the fraction of valid frames there; uniform: 1. cue_auroc: area under the ROC curve of
-    attention as a detector of frames near cues; uniform: 0.5, NaN also where all are near a cue.
+    pointing: 1 if the frame of highest attention is near a cue, else 0; ties count by their
+    fraction of hits, so uniform attention scores at chance (Zhang et al., Top-down neural attention
+    by excitation backprop, 2018). cue_mass: fraction of the attention near cues over the fraction
+    of valid frames there; uniform: 1. cue_auroc: area under the ROC curve of attention as a
+    detector of frames near cues; uniform: 0.5; NaN also if all frames are near a cue.
     """
     attention, near = attention[valid], near_cues(times[valid], cues, tolerance)
     if not near.any() or not attention.any():
@@ -49,10 +49,10 @@ def centroid_error(
 ) -> float:
     """Mean distance (ms) from each cue to the centre of the attention around it.
 
-    One centre over the clip means nothing with several cues. So each cue has the frames within
-    `window` (s) that are nearest to it, and there the mean time weighted by the attention above
-    uniform (below it, nothing points anywhere). A cue without such attention is missed and counts
-    as off by the full window; one without a valid frame in its window drops out.
+    One centre over the clip is meaningless with several cues. So each cue gets the frames within
+    `window` (s) that are nearest to it, and its centre is their mean time weighted by the attention
+    above uniform. A cue without such attention counts as off by the full window; a cue without a
+    valid frame in its window is dropped.
     """
     attention, times = attention[valid], times[valid]
     if not len(cues) or not attention.any():
@@ -77,9 +77,9 @@ def agreement(
 ) -> float:
     """1 - Jensen-Shannon divergence (base 2) of two attentions over the same seconds.
 
-    1: the same distribution in time; 0: nowhere at once. Attention is zero on frames that do not
-    count. Each frame's attention is spread evenly over its duration, cut to the seconds that both
-    modalities cover, put into bins of about `bin_width` (s) and normalised there: frame rates do
+    1: the same distribution in time; 0: no overlap. Attention is zero on invalid frames. Each
+    frame's attention is spread evenly over its duration, cropped to the seconds that both
+    modalities cover, put into bins of about `bin_width` (s) and normalised, so that frame rates do
     not matter.
     """
     audio_edges, video_edges = _frame_edges(audio_times), _frame_edges(video_times)
@@ -99,7 +99,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, valid: np.ndarray) -> float:
     """Spearman's correlation of attentions a [T] and b [T] over the valid frames.
 
     For two seeds, or for trained against randomised weights (Adebayo et al., Sanity checks for
-    saliency maps, 2018). NaN where one is constant.
+    saliency maps, 2018). NaN if one is constant.
     """
     a, b = a[valid], b[valid]
     if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -119,6 +119,6 @@ def _frame_edges(times: np.ndarray) -> np.ndarray:
 
 
 def _binned(attention: np.ndarray, frame_edges: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Attention [T] of frames with edges [T + 1] that falls between each two of edges [N + 1]."""
+    """Attention [T], of frames with edges [T + 1], in each bin of edges [N + 1]."""
     cumulative = np.concatenate([[0], np.cumsum(attention, dtype=np.float64)])
     return np.diff(np.interp(edges, frame_edges, cumulative))

@@ -1,6 +1,6 @@
-"""Linear baselines: logistic regression on functionals over time, blind to order and alignment.
+"""Linear baselines: logistic regression on functionals over time, ignoring order and alignment.
 
-A temporal model has to beat them.
+A temporal model must beat them.
 """
 
 from collections.abc import Collection, Mapping
@@ -39,7 +39,7 @@ def functionals(stream: Stream) -> np.ndarray:
 
 
 def corpus_statistics(corpus: Corpus, modalities: Collection[str]) -> np.ndarray:
-    """Functionals over time of all clips [N, D], of one modality after the other."""
+    """Functionals over time of all clips [N, D], the modalities concatenated."""
     return np.stack(
         [
             np.concatenate(
@@ -61,8 +61,8 @@ def test_baselines(
         split: of the clips.
 
     Returns:
-        "linear", one model of all modalities together. Of several also "linear-MODALITY" of each
-        alone, and "linear-late", which pools the log-probabilities of these.
+        "linear", one model of all modalities. If there are several, also "linear-MODALITY" for
+        each alone, and "linear-late", which pools their log-probabilities.
     """
     together = np.concatenate([statistics[name] for name in sorted(statistics)], axis=1)
     if len(statistics) == 1:
@@ -106,10 +106,10 @@ def linear_baseline(
     """Class probabilities [N, K] of test_x [N, D] by multinomial logistic regression.
 
     x is [clips, D], y [clips] int in 0…K-1. The regularisation is chosen by validation UAR, then
-    the model is fitted again on training and validation clips together: the baseline's best case,
-    for a network gives its validation clips away to early stopping. Features are standardised on
-    the clips of each fit. A class that no clip to fit on has gets probability zero. Raises
-    ValueError if there is only one class to fit on.
+    the model is refitted on training and validation clips together. This favours the baseline: a
+    network uses its validation clips only for early stopping. Features are standardised on the
+    clips of each fit. A class without clips in the fit gets probability zero. Raises ValueError if
+    there is only one class.
     """
     strength = best_strength(train_x, train_y, validation_x, validation_y, classes)
     model = _fit(
@@ -127,7 +127,7 @@ def best_strength(
     validation_y: np.ndarray,
     classes: int,
 ) -> float:
-    """Of `STRENGTHS`, scikit-learn's C, the smallest with the highest validation UAR."""
+    """The smallest of `STRENGTHS` (scikit-learn's C) with the highest validation UAR."""
 
     def validation_uar(strength: float) -> float:
         predicted = _fit(train_x, train_y, strength).predict(validation_x)
@@ -136,7 +136,7 @@ def best_strength(
     return max(STRENGTHS, key=validation_uar)
 
 
-@threadpool_limits.wrap(limits=1)  # the problem is small: threads would wait for each other
+@threadpool_limits.wrap(limits=1)  # the problem is small: more threads are slower
 def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> Pipeline:
     regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
     return make_pipeline(StandardScaler(), regression).fit(x, y)

@@ -1,7 +1,7 @@
-"""What is fitted on validation clips and applied to any: a temperature, weights of a late fusion.
+"""Parameters fitted to validation clips: a temperature, and the weights of late fusion.
 
-Temperature scaling is one number that makes probabilities less sure, or surer (Guo et al., On
-calibration of modern neural networks, ICML 2017). The most probable class stays, and with it
+Temperature scaling makes probabilities less, or more, confident by one number (Guo et al., On
+calibration of modern neural networks, ICML 2017). It keeps the most probable class, and with it
 accuracy, UAR and F1.
 """
 
@@ -13,13 +13,13 @@ BOUNDS = (-10.0, 10.0)  # of log T and log weights, those of scikit-learn
 
 
 def temperature(predictions: Predictions) -> float:
-    """The T with which `calibrated` fits best the clips that have a label.
+    """The T with which `calibrated` best fits the labelled clips.
 
-    Above 1: the predictions were too sure. It minimises the summed log loss plus half the square of
-    log T, a standard normal prior: of a few clips that are all right, log loss alone would make
-    every probability 0 or 1.
+    Above 1: the predictions were overconfident. T minimises the summed log loss plus half the
+    square of log T, a standard normal prior. Without the prior, a few clips that are all predicted
+    correctly would make every probability 0 or 1.
     """
-    # Not with the others: who predicts would wait a quarter of a second for them.
+    # Imported here: it takes 0.25 s, and a prediction does not need it.
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
@@ -37,11 +37,11 @@ def temperature(predictions: Predictions) -> float:
 
 
 def log_weights(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The log weights [M] with which `pool_votes` fits best, at the temperature that suits them.
+    """The log weights [M] with which `pool_votes` fits best, fitted jointly with a temperature.
 
-    Of votes [N, M, K] for clips with labels [N], -1 for none, it minimises the summed log loss plus
+    For votes [N, M, K] on clips with labels [N], -1 for none, it minimises the summed log loss plus
     half the squares of log weights and log temperature: standard normal priors, which keep the
-    weights equal where the clips do not tell.
+    weights equal unless the clips show otherwise.
     """
     from scipy.optimize import minimize
     from scipy.special import log_softmax
@@ -60,12 +60,12 @@ def log_weights(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """p^(1/T) / Σ p^(1/T) [..., K] of probabilities p [..., K]: the softmax of log p / T.
 
-    A p below the smallest normal float32, to which a softmax in float32 rounds down to 0, counts
-    as that number. What was less probable than the most probable class, or equal to it, still is.
+    A p below the smallest normal float32, which a float32 softmax may round to 0, counts as that
+    number. A class less probable than the most probable one, or equal to it, stays so.
     """
     p = np.maximum(np.asarray(probabilities, np.float64), SMALLEST_PROBABILITY)
     ratio = p / p.max(axis=-1, keepdims=True)
-    # A power can round up to 1: it stays far enough below for the quotients to differ.
+    # A power can round up to 1: keep it far enough below for the quotients to differ.
     closest = 1 - 4 * np.finfo(np.float64).eps
     powers = np.minimum(ratio ** (1 / temperature), np.where(ratio < 1, closest, 1))
     return powers / powers.sum(axis=-1, keepdims=True)

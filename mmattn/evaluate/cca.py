@@ -1,11 +1,11 @@
-"""Canonical correlation analysis with a ridge: fitted on training pairs, measured on others."""
+"""Canonical correlation analysis with a ridge, fitted on training pairs, measured on others."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-MIN_PAIRS = 8  # a correlation of fewer is unreliable
-_CONSTANT = 1e-12  # variance over mean square of a column that only rounding moves
+MIN_PAIRS = 8  # with fewer, a correlation is unreliable
+_CONSTANT = 1e-12  # variance over mean square, below which a column is constant up to rounding
 
 
 class CCA(NamedTuple):
@@ -24,7 +24,7 @@ def fit_cca(x: np.ndarray, y: np.ndarray, components: int, ridge: float = 0.01) 
     mean variance added to its diagonal, so the scale of an embedding does not matter. `components`
     is at most min(Hx, Hy).
     """
-    from scipy.linalg import solve_triangular  # not with the others: a prediction does without
+    from scipy.linalg import solve_triangular  # imported here: a prediction does not need it
 
     x_mean, y_mean = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
     x, y = x - x_mean, y - y_mean
@@ -43,7 +43,7 @@ def fit_cca(x: np.ndarray, y: np.ndarray, components: int, ridge: float = 0.01) 
 def pearson(x: np.ndarray, y: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Correlation [..., K] of x [..., n, K] and y [..., n, K] over the rows kept [..., n].
 
-    NaN where a side does not vary, or of fewer than 8 rows.
+    NaN if one of them is constant, or with fewer than 8 rows.
     """
     weight, count = kept[..., None], kept.sum(axis=-1)[..., None]
 
@@ -62,6 +62,6 @@ def _factor(centred: np.ndarray, ridge: float) -> np.ndarray:
     """Lower Cholesky factor [H, H] of the covariance of centred [n, H] with its ridge."""
     covariance = centred.T @ centred / len(centred)
     variance = covariance.trace() / len(covariance)
-    # An embedding that is constant correlates with nothing, whatever it is divided by.
+    # A constant embedding correlates with nothing, whatever it is divided by.
     added = ridge * variance if variance else 1.0
     return np.linalg.cholesky(covariance + added * np.eye(len(covariance)))

@@ -1,7 +1,7 @@
-"""How well the frames of one modality tell those of the other: canonical correlation at a lag.
+"""How well one modality's frames predict the other's: canonical correlation at a lag.
 
-The projections are fitted on training clips; all else is measured on clips kept out. A correlation
-within a clip sees how the two move together over time, not how clips or speakers differ.
+Projections are fitted on training clips; everything else is measured on held-out clips. Correlation
+within a clip shows how the two vary together over time, not how clips or speakers differ.
 """
 
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ class Frames(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """Correlation of each clip, and of the same clip where nothing should be left of it."""
+    """Correlation of each clip, and of two controls in which it should vanish."""
 
     aligned: np.ndarray  # [n], lag 0
     shuffled: np.ndarray  # [n], with the audio of another clip
-    wrong_lag: np.ndarray  # [n], mean over lags that are far off
+    wrong_lag: np.ndarray  # [n], mean over lags far from 0
 
 
 def centred_pairs(clips: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of all clips, x [n, Ha] and y [n, Hv], less each clip's mean.
+    """Pairs of all clips, x [n, Ha] and y [n, Hv], minus each clip's mean.
 
-    Of the valid video frames within the audio, which is interpolated linearly between its frames.
-    What is fitted on them sees how the two move within a clip, as what is measured later does;
-    pooled as they are, the differences between clips and speakers would lead.
+    The pairs are the valid video frames within the audio, and the audio linearly interpolated at
+    their times. Centring makes the fit, like the later measures, depend on variation within clips;
+    otherwise differences between clips and speakers would dominate.
     """
     pairs = []
     for clip in clips:
@@ -49,13 +49,15 @@ def centred_pairs(clips: Sequence[Frames]) -> tuple[np.ndarray, np.ndarray]:
 def lag_curve(cca: CCA, clips: Sequence[Frames], lags: np.ndarray | Sequence[float]) -> np.ndarray:
     """Mean canonical correlation within each clip at each lag (s) [n, L]; NaN as in `pearson`.
 
-    Of pairs as in `centred_pairs`, the audio at the video's time + lag. Projections fitted at lag 0
-    favour lag 0 where an embedding holds its signal at several delays.
+    Pairs are as in `centred_pairs`, with the audio at the video's time + lag. Projections fitted at
+    lag 0 favour lag 0 if an embedding holds its signal at several delays.
     """
     lags = np.asarray(lags)
     curves = np.empty((len(clips), len(lags)))
     for row, clip in enumerate(clips):
-        x = (clip.audio - cca.x_mean) @ cca.x_projection  # interpolation is linear: K, not Ha, wide
+        x = (
+            clip.audio - cca.x_mean
+        ) @ cca.x_projection  # interpolation is linear, so it can use K columns, not Ha
         y = (clip.video[clip.valid] - cca.y_mean) @ cca.y_projection
         x, inside = _audio_at(x, clip.audio_times, clip.video_times[clip.valid] + lags[:, None])
         curves[row] = pearson(x, y, inside).mean(axis=-1)
@@ -63,10 +65,10 @@ def lag_curve(cca: CCA, clips: Sequence[Frames], lags: np.ndarray | Sequence[flo
 
 
 def shuffled(clips: Sequence[Frames], rng: np.random.Generator) -> list[Frames]:
-    """The clips, each with the audio of another one of them; there must be two at least."""
+    """The clips, each with the audio of another one; there must be at least two."""
     order = rng.permutation(len(clips))
     other = np.empty_like(order)
-    other[order] = np.roll(order, 1)  # one cycle: none keeps its own
+    other[order] = np.roll(order, 1)  # one cycle: no clip keeps its own audio
     return [
         clip._replace(audio=clips[n].audio, audio_times=clips[n].audio_times)
         for clip, n in zip(clips, other, strict=True)
@@ -80,9 +82,9 @@ def correlation_gain(
     wrong_lags: Sequence[float] = (-1.0, 1.0),
     shuffles: int = 5,
 ) -> Gain:
-    """Correlation at lag 0 beside its two baselines, for each clip [n].
+    """Correlation at lag 0 and its two baselines, for each clip [n].
 
-    Each baseline is a mean over the wrong lags (s), or over the shuffles, that have a value.
+    Each baseline is the mean over the wrong lags (s), or over the shuffles, that have a value.
     """
     others = [lag_curve(cca, shuffled(clips, rng), [0.0]) for _ in range(shuffles)]
     return Gain(
@@ -95,8 +97,8 @@ def correlation_gain(
 def peak_lag(curve: np.ndarray, lags: np.ndarray) -> np.ndarray:
     """Lag (ms) of the peak [...] of curves [..., L] at evenly spaced lags [L] (s).
 
-    The top of the parabola through the highest point and its neighbours; at either end of the
-    curve the end itself. NaN where a curve has a NaN. Above 0: the audio comes late.
+    The top of the parabola through the highest point and its neighbours; if the highest point is an
+    end of the curve, that end. NaN if a curve has a NaN. Above 0: the audio lags.
     """
     top = curve.argmax(axis=-1, keepdims=True)
     middle = np.clip(top, 1, len(lags) - 2)
@@ -115,9 +117,9 @@ def true_against_shifted_auc(
 ) -> np.ndarray:
     """Area under the ROC curve [n] of each clip's true pairs against its own shifted (s) ones.
 
-    The share of the shifts that correlate less than lag 0 does, ties counted half: chance is 0.5.
-    Within a clip, so that clips of high and low correlation do not blur it. Shifts without a
-    correlation drop out; NaN where none is left.
+    The fraction of the shifts with a lower correlation than lag 0, ties counted half: chance is
+    0.5. It is computed within a clip, so that differences between clips do not blur it. Shifts
+    without a correlation are dropped; NaN if none is left.
     """
     curve = lag_curve(cca, clips, [0.0, *shifts])
     true, moved = curve[:, :1], curve[:, 1:]
@@ -128,7 +130,7 @@ def true_against_shifted_auc(
 def _audio_at(
     audio: np.ndarray, audio_times: np.ndarray, times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Audio [..., H] interpolated at times [...] (s), and which of them lie inside the audio."""
+    """Audio [..., H] interpolated at times [...] (s), and which times lie inside the audio."""
     place = np.interp(times, audio_times, np.arange(len(audio_times)))
     left = place.astype(int)
     right = np.minimum(left + 1, len(audio) - 1)
@@ -138,7 +140,7 @@ def _audio_at(
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of the values that are not NaN; NaN where all are."""
+    """Mean over the last axis of the values that are not NaN; NaN if all are."""
     known = ~np.isnan(values)
     count = known.sum(axis=-1)
     return np.where(count, np.where(known, values, 0).sum(axis=-1) / np.maximum(count, 1), np.nan)

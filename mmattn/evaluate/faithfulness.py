@@ -1,17 +1,17 @@
-"""Whether scores of frames tell what the model used, and how much a fusion adds to a sum."""
+"""Whether frame scores show what the model used, and what a fusion adds to an additive model."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-FrameScores = Mapping[str, np.ndarray]  # modality to [T], one number a frame
+FrameScores = Mapping[str, np.ndarray]  # modality to [T], one number per frame
 FrameMask = Mapping[str, np.ndarray]  # modality to [T] bool
 
 
 def removed(scores: np.ndarray, valid: np.ndarray, share: float) -> np.ndarray:
-    """[T] bool: the frames of highest score [T] that make up `share` of the valid [T] ones.
+    """[T] bool: the highest-scoring fraction `share` of the valid [T] frames, by scores [T].
 
-    Rounded to the nearest count; of equal scores the earlier frames.
+    The count is rounded; among equal scores, earlier frames come first.
     """
     order = np.argsort(np.where(valid, -scores, np.inf), kind="stable")
     mask = np.zeros(len(scores), bool)
@@ -28,9 +28,9 @@ def deletion_and_insertion(
     """Areas under the deletion and insertion curves of n clips, [n] each (Petsiuk et al. 2018).
 
     `probability_of` gives the probability [n] of each clip's class with the frames of its mask
-    deleted. Deletion takes away the frames of highest score first: a low area is good. Insertion
-    begins with every valid frame deleted and brings those back first: a high area is good. The
-    same of `shares`, ascending from 0 to 1, is taken from each modality.
+    deleted. Deletion removes the highest-scoring frames first: a low area is good. Insertion starts
+    with all valid frames deleted and restores the highest-scoring first: a high area is good.
+    `shares`, ascending from 0 to 1, are the fractions removed from every modality.
     """
     deletion, insertion = [], []
     for share in shares:
@@ -50,8 +50,8 @@ def deletion_and_insertion(
 def emap(logits: np.ndarray) -> np.ndarray:
     """Logits [N, K] of the additive model nearest to a fusion's, for each of N clips.
 
-    `logits` [N, N, K] are those of the audio of clip i with the video of clip j at [i, j]. The
+    `logits` [N, N, K] at [i, j] are those of the audio of clip i with the video of clip j. The
     empirical multimodally-additive projection of Hessel & Lee (EMNLP 2020): mean over the videos
-    plus mean over the audios minus the mean of all, at [i, i].
+    plus mean over the audios minus the overall mean, at [i, i].
     """
     return logits.mean(axis=1) + logits.mean(axis=0) - logits.mean(axis=(0, 1))

@@ -1,9 +1,9 @@
 """Scores of predictions, with intervals from a bootstrap over speakers.
 
 Every score is a function of sums over clips (a confusion matrix, calibration bins, …), so sums per
-speaker are made once and a resample of speakers is a weighted sum of them. Confusion matrices
-are [true, predicted] throughout; leading axes, such as resamples, are free. `METRICS` is the one
-table of scores: what is in it is in summaries, tables and on the page.
+speaker are computed once, and a resample of speakers is a weighted sum of them. Confusion matrices
+are [true, predicted] throughout; leading axes, such as resamples, are free. `METRICS` is the only
+table of scores: its entries appear in summaries, tables and the report.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,11 +53,14 @@ class Metric(NamedTuple):
 METRICS = {
     "uar": Metric("UAR", "mean of the classes' recalls", 1.0, lambda sums: uar(sums.confusion)),
     "accuracy": Metric(
-        "accuracy", "share of right clips", 1.0, lambda sums: accuracy(sums.confusion)
+        "accuracy",
+        "fraction of clips predicted correctly",
+        1.0,
+        lambda sums: accuracy(sums.confusion),
     ),
     "top2": Metric(
         "top-2 accuracy",
-        "share of clips whose class is one of the two most probable",
+        "fraction of clips whose class is one of the two most probable",
         1.0,
         lambda sums: _mean(sums.hard, 1),
     ),
@@ -70,7 +73,7 @@ METRICS = {
     ),
     "brier": Metric(
         "Brier score",
-        "squared error of all classes' probabilities together, 0 to 2",
+        "squared error of the probabilities, summed over classes, 0 to 2",
         0.0,
         lambda sums: _mean(sums.hard, 3),
     ),
@@ -92,12 +95,12 @@ METRICS = {
 
 
 def scores(predictions: Predictions, seed: int = 0, resamples: int = 2000) -> dict[str, Score]:
-    """Each of `METRICS` that the predictions can have, as {"value", "low", "high"}.
+    """Each applicable metric of `METRICS`, as {"value", "low", "high"}.
 
     Low and high are the ends of the 95 % percentile interval over resamples of whole speakers
-    (clips of a speaker depend on each other). With fewer than two speakers, or an unknown one
-    among them, they are None. A value is None, and a resample left out, where there is no clip
-    to score. ECE grows when fewer different clips are drawn, so its interval sits high, at times
+    (clips of a speaker depend on each other). They are None with fewer than two speakers, or if a
+    speaker is unknown. Without a clip to score, a value is None, and a resample is left out. ECE
+    grows when fewer distinct clips are drawn, so its interval is biased upwards, and sometimes lies
     above the value.
     """
     sums = _speaker_sums(predictions)
@@ -111,19 +114,19 @@ class Paired(NamedTuple):
     """How far one model is ahead of another on the same clips."""
 
     differences: dict[str, Score]
-    """Of each metric that both have: its value less the other's, with a 95 % interval."""
+    """For each metric that both have: the difference of the values, with a 95 % interval."""
     mcnemar: float
-    """p of `mcnemar`."""
+    """The p-value of `mcnemar`."""
 
 
 def paired(one: Predictions, other: Predictions, seed: int = 0, resamples: int = 2000) -> Paired:
     """Compare the predictions of two models for the same clips, in any order.
 
     The interval is as in `scores`, but each resample of speakers is scored for both models, so
-    that what makes a speaker hard for both cancels. McNemar's test is about clips, whoever speaks.
+    that a speaker's difficulty for both cancels. McNemar's test is over clips, ignoring speakers.
 
     Raises:
-        UserError: the clips, their labels or the classes are not the same.
+        UserError: the clips, their labels or the classes differ.
     """
     other = other.like(one)
     sums = _speaker_sums(one), _speaker_sums(other)
@@ -145,11 +148,11 @@ def paired(one: Predictions, other: Predictions, seed: int = 0, resamples: int =
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
-    """Exact two-sided p that a and b are right equally often, of bools [n] over the same clips.
+    """Exact two-sided p-value of equal accuracy of a and b, bools [n] over the same clips.
 
     The binomial test on the clips that only one of them gets right (McNemar 1947); 1 if none.
     """
-    from scipy.stats import binomtest  # not with the others: a prediction does without
+    from scipy.stats import binomtest  # imported here: a prediction does not need it
 
     only_a = np.count_nonzero(right_a & ~right_b)
     only_one = np.count_nonzero(right_a != right_b)
@@ -157,7 +160,7 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
 
 
 def metric_values(predictions: Predictions) -> dict[str, np.ndarray]:
-    """The values of `scores` alone; NaN where there is no clip to score."""
+    """Only the values of `scores`; NaN if there is no clip to score."""
     return _total(_speaker_sums(predictions))
 
 
@@ -167,23 +170,23 @@ def group_scores(
     seed: int = 0,
     resamples: int = 2000,
 ) -> dict[str, dict[str, Any]]:
-    """Scores of the clips of each value of each group column, and how far they are apart.
+    """Scores of the clips of each value of each group column, and the differences between groups.
 
     Args:
         predictions: of N clips.
-        groups: the columns by name, each [N] str; an empty cell is of the group "unknown".
+        groups: the columns by name, each [N] str; an empty cell is in the group "unknown".
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
     Returns:
-        By column, {"values", "differences"}. Values: by name {"speakers", "clips", **scores}, the
-        speakers drawn within the group. Differences: by metric {"highest", "lowest", "value",
+        By column, {"values", "differences"}. Values: by name {"speakers", "clips", **scores}, with
+        speakers resampled within the group. Differences: by metric {"highest", "lowest", "value",
         "low", "high"}, the largest difference between two groups; the interval is that of these
-        two, so it may reach below 0. Of more than two groups that are alike, the largest
-        difference is above 0 by chance. Groups without an interval (fewer than two speakers) are
-        compared only where fewer than two have one; "unknown" never is. A column with one value,
-        with more than 100 or with fewer than 5 clips a value on average is not scored and has
-        {"left_out": the reason}.
+        two, so it may reach below 0. With more than two groups, the largest difference is above 0
+        by chance even if all groups are equal. Groups without an interval (fewer than two speakers)
+        are compared only if fewer than two have one; "unknown" is never compared. A column with one
+        value, with more than 100, or with fewer than 5 clips per value on average is not scored and
+        has {"left_out": the reason}.
     """
     return {
         column: _scores_of_column(predictions, np.asarray(cells, str), seed, resamples)
@@ -246,10 +249,10 @@ def _joint_draws(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All speakers [S] of groups, each [S_g] names, and how often each is drawn [R, S].
 
-    Drawn within each group; groups that share speakers are one, so that these count as often in
-    both and differences are paired.
+    Drawn within each group. Groups that share speakers are merged, so that these are drawn equally
+    often in both and differences are paired.
     """
-    # Not with the others: who predicts would wait for them.
+    # Imported here: a prediction does not need it.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -258,7 +261,7 @@ def _joint_draws(
     shape = (len(names) + len(groups),) * 2
     links = coo_array((np.ones(len(speaker)), (speaker, group)), shape=shape)
     block = connected_components(links, directed=False)[1][: len(names)]
-    rng = np.random.default_rng(seed)  # one for all: groups are drawn apart from each other
+    rng = np.random.default_rng(seed)  # one for all groups, which are drawn independently
     drawn = np.empty((resamples, len(names)))
     for own in (block == one for one in np.unique(block)):
         drawn[:, own] = _draws(own.sum(), rng, resamples)
@@ -270,7 +273,7 @@ def mean_over_clips(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean [...] of values [n, ...] over the clips of speakers [n]; the ends of its interval [...].
 
-    Low and high as in `scores`, from the same resamples of speakers; NaN where it has none.
+    Low and high as in `scores`, from the same resamples of speakers; NaN if there are none.
     """
     names, speaker = np.unique(speakers, return_inverse=True)
     sums = np.zeros((len(names), *values.shape[1:]))
@@ -289,10 +292,10 @@ def scores_by_speaker(predictions: Predictions) -> dict[str, np.ndarray]:
 
 
 def per_class(predictions: Predictions) -> list[dict[str, Any]]:
-    """A row a class: class, precision, recall, f1, clips (how many truly are of that class).
+    """A row for each class: class, precision, recall, f1, clips (the number of that class).
 
-    None stands for a ratio over no clips: precision where the class was never predicted, recall
-    where it has no clips, F1 where neither happened.
+    None means a ratio over no clips: precision if the class was never predicted, recall if it has
+    no clips, F1 if both.
     """
     counts = confusion(predictions)
     hits, clips, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
@@ -309,13 +312,13 @@ def per_class(predictions: Predictions) -> list[dict[str, Any]]:
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
-    """How many clips of each true class got each predicted class [K, K] int."""
+    """Confusion matrix [K, K] int: clips of each true class by predicted class."""
     classes = len(predictions.class_names)
     return confusion_counts(predictions.labels, predictions.predicted, classes)
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix [K, K] int of labels [N], -1 for a clip not to count, and predicted [N]."""
+    """Confusion matrix [K, K] int of labels [N], -1 for a clip to ignore, and predicted [N]."""
     labels, predicted = labels[labels >= 0], predicted[labels >= 0]
     pairs = np.bincount(labels * classes + predicted, minlength=classes**2)
     return pairs.reshape(classes, classes)
@@ -331,7 +334,7 @@ def uar(confusion: np.ndarray) -> np.ndarray:
 
 
 def accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Share of clips that are right [...] of confusion [..., K, K]; also called WAR."""
+    """Fraction of clips predicted correctly [...], of confusion [..., K, K]; also called WAR."""
     return _hits(confusion).sum(axis=-1) / confusion.sum(axis=(-2, -1))
 
 
@@ -362,8 +365,8 @@ def calibration_bins(predictions: Predictions) -> np.ndarray:
 def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Cross-entropy -Σ p log q (nats) [...] of probabilities q to targets p, both [..., K].
 
-    A q below the smallest normal float32, to which a softmax in float32 rounds down to 0, counts
-    as that number: no class costs more than 87.3 nats.
+    A q below the smallest normal float32, which a float32 softmax may round to 0, counts as that
+    number: no class costs more than 87.3 nats.
     """
     return -(targets * np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))).sum(axis=-1)
 
@@ -372,7 +375,7 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Brier score Σ_k (p_k - y_k)² [N] of probabilities p [N, K] for labels [N], y one-hot.
 
     From 0 to 2, as Brier defined it (Verification of forecasts expressed in terms of probability,
-    Monthly Weather Review 78, 1950); half of it is what some call so for two classes.
+    Monthly Weather Review 78, 1950); for two classes some authors use half of it.
     """
     return ((probabilities - np.eye(probabilities.shape[-1])[labels]) ** 2).sum(axis=-1)
 
@@ -380,8 +383,8 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def in_top_two(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether each label [N] is one of the two most probable classes [N] bool.
 
-    Of equal probabilities the first classes count, as in `Predictions.predicted`, so that top-2
-    accuracy is never below accuracy (scikit-learn's `top_k_accuracy_score` takes the last ones).
+    In a tie the first classes win, as in `Predictions.predicted`, so that top-2 accuracy is never
+    below accuracy (in scikit-learn's `top_k_accuracy_score` the last ones win).
     """
     order = np.argsort(-probabilities, axis=-1, kind="stable")
     return (order[:, :2] == labels[:, None]).any(axis=-1)
@@ -390,20 +393,20 @@ def in_top_two(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence (bits) [...] of distributions p and q, both [..., K].
 
-    (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2: 0 where they are equal, 1 where they have no
+    (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2: 0 if they are equal, 1 if they have no
     class in common (Lin, Divergence measures based on the Shannon entropy, IEEE Transactions on
     Information Theory 37, 1991).
     """
-    from scipy.special import rel_entr  # not with the others: a prediction does without
+    from scipy.special import rel_entr  # imported here: a prediction does not need it
 
     middle = (p + q) / 2
     return (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=-1) / (2 * np.log(2))
 
 
 def _has_interval(speakers: np.ndarray) -> bool:
-    """Whether there are two of the speakers [N] or more to resample, and none is unknown ("").
+    """Whether there are two or more speakers [N] to resample, and none is unknown ("").
 
-    Clips without a speaker are neither of one person nor each of another.
+    Clips without a speaker may be of one person or of several.
     """
     names = np.unique(speakers)
     return len(names) > 1 and names[0] != ""
@@ -416,7 +419,7 @@ def _draws(speakers: int, seed: int | np.random.Generator, resamples: int) -> np
 
 
 def _values(sums: Sums) -> dict[str, np.ndarray]:
-    """Each metric [...] of sums; NaN where there is no clip to score."""
+    """Each metric [...] of sums; NaN if there is no clip to score."""
     with np.errstate(invalid="ignore"):
         return {
             name: metric.value(sums)
@@ -431,7 +434,7 @@ def _total(sums: Sums) -> dict[str, np.ndarray]:
 
 
 def _resampled(sums: Sums, drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """Each metric [R] of the sums of speakers [S, ...] that are drawn [R, S] times."""
+    """Each metric [R] of the sums of speakers [S, ...] drawn [R, S] times."""
     return _values(Sums(*(np.tensordot(drawn, part, 1) for part in sums)))
 
 
@@ -469,7 +472,7 @@ def _calibration_bin(confidence: np.ndarray) -> np.ndarray:
 
 
 def _mean(sums: np.ndarray, column: int) -> np.ndarray:
-    """Mean [...] of what a column of sums [..., C] has the sum of; the first counts clips."""
+    """Mean [...] of a column of sums [..., C]; the first column counts clips."""
     return sums[..., column] / sums[..., 0]
 
 
@@ -478,7 +481,7 @@ def _hits(confusion: np.ndarray) -> np.ndarray:
 
 
 def _mean_over_present(values: np.ndarray, clips: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of values [..., K], of classes with clips [..., K] alone."""
+    """Mean over the last axis of values [..., K], over classes with clips [..., K] only."""
     present = clips > 0
     return (values * present).sum(axis=-1) / present.sum(axis=-1)
 

@@ -1,6 +1,6 @@
 """Plots of a run as PNG files: learning curves, confusion matrix, attention over time.
 
-`note` is drawn small under a plot: that the split leaks speakers, for one.
+`note` is drawn small under a plot, e.g. that the split leaks speakers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +22,12 @@ from mmattn.train.history import Row, best_epoch, by_split, monitor_of
 DPI = 120
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # Okabe & Ito, colour-blind
 COLOURS = {"audio": BLUE, "video": ORANGE}
-OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")  # of modalities that have no colour of their own
+OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")  # of other modalities
 DENSE = 100  # frames above which a line of attention has no markers
 
 
 def plot_curves(history: Sequence[Row], monitor: str, path: Path, note: str | None = None) -> None:
-    """The plots of `epoch_plots`; the best epoch is marked, and the monitor's value in it."""
+    """The plots of `epoch_plots`, with the best epoch and its monitor value marked."""
     figure = _figure(9, 4.2, note)
     best = best_epoch(history, monitor)
     for axes, names in zip(figure.subplots(1, 2), epoch_plots(monitor), strict=True):
@@ -47,9 +47,9 @@ def plot_curves(history: Sequence[Row], monitor: str, path: Path, note: str | No
 
 
 def epoch_plots(monitor: str) -> tuple[list[str], list[str]]:
-    """What is plotted over the epochs: the scores that shall be low, and those that shall be high.
+    """The scores to plot over the epochs: lower is better, and higher is better.
 
-    The monitor is among them.
+    They include the monitor.
     """
     low, high = ["loss"], ["accuracy", "uar"]
     side = high if monitor_of(monitor).best else low
@@ -59,7 +59,7 @@ def epoch_plots(monitor: str) -> tuple[list[str], list[str]]:
 
 
 def epoch_curves(history: Sequence[Row], names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Key, label and colour of the curves of scores: in validation, and in training if there."""
+    """Key, label and colour of each score's curves: validation and, if present, training."""
     for name, colour in zip(names, (BLUE, ORANGE, OTHERS[0]), strict=False):
         for split in by_split(history[0], name):
             own = ("training", GREY) if split == "train" else (split, colour)
@@ -67,7 +67,7 @@ def epoch_curves(history: Sequence[Row], names: Sequence[str]) -> Iterator[tuple
 
 
 def learning_rate_drops(history: Sequence[Row]) -> list[float]:
-    """Epochs that ran with a lower learning rate than the one before; none if most of them did.
+    """Epochs with a lower learning rate than the one before; none if most have one.
 
     A rate that falls all the time needs no marks.
     """
@@ -91,14 +91,14 @@ def _mark_epochs(axes: Axes, history: Sequence[Row], best: int) -> None:
 
 def _draw_curve(axes: Axes, history: Sequence[Row], key: str, colour: str, label: str) -> None:
     epochs = [epoch["epoch"] for epoch in history]
-    marker = "." if len(history) < 15 else None  # a single epoch is no line
+    marker = "." if len(history) < 15 else None  # a single epoch has no line
     axes.plot(epochs, [epoch[key] for epoch in history], color=colour, marker=marker, label=label)
 
 
 def plot_confusion(
     predictions: Predictions, path: Path, title: str, note: str | None = None
 ) -> None:
-    """Confusion matrix: counts written in, colour the share of the true class (the row)."""
+    """Confusion matrix: numbers are counts, colour is the fraction of the true class (row)."""
     counts = confusion(predictions)
     clips = counts.sum(axis=1)
     shares = counts / np.maximum(clips, 1)[:, None]
@@ -116,16 +116,16 @@ def plot_confusion(
     axes.tick_params(length=0)
     axes.set(xlabel="predicted", ylabel="true (clips)")
     axes.set_title(title, parse_math=False, fontsize=11)
-    figure.colorbar(image, shrink=0.8, label="share of the true class")
+    figure.colorbar(image, shrink=0.8, label="fraction of the true class")
     figure.savefig(path, dpi=DPI)
 
 
 def plot_attention(
     clips: Sequence[ClipView], class_names: tuple[str, ...], path: Path, note: str | None = None
 ) -> None:
-    """Attention over time, a row a clip, as a ratio to uniform attention over the valid frames.
+    """Attention over time, one row per clip, relative to uniform attention over the valid frames.
 
-    Vertical marks are true cues in the colour of their modality; grey shade is frames without data.
+    Vertical marks are true cues, in the colour of their modality; grey areas have no data.
     """
     colours = modality_colours(clips)
     figure = _figure(9, 0.9 + 1.65 * len(clips), note)
@@ -144,7 +144,7 @@ def plot_attention(
 
 
 def modality_colours(clips: Sequence[ClipView]) -> dict[str, str]:
-    """The colour of each modality of the clips and their cues, in the order that these come in."""
+    """The colour of each modality of the clips and their cues, in order of appearance."""
     names = dict.fromkeys(name for clip in clips for name in clip.streams)
     names |= dict.fromkeys(sorted(cue[0] for clip in clips for cue in clip.cues or ()))
     others = cycle(OTHERS)
@@ -161,7 +161,7 @@ def _draw_clip(axes: Axes, clip: ClipView, predicted: str, colours: Mapping[str,
     for modality, time, decoy in clip.cues or ():
         if not decoy:
             axes.axvline(time, color=colours[modality], linewidth=1, alpha=0.6, zorder=0)
-    verdict = "right" if clip.label == predicted else f"predicted {predicted}"
+    verdict = "correct" if clip.label == predicted else f"predicted {predicted}"
     text = f"{clip.clip}: {clip.label}, {verdict}"
     axes.set_title(text, parse_math=False, fontsize=9, loc="left", pad=3)
     axes.set_ylim(bottom=0)
@@ -171,7 +171,7 @@ def _draw_clip(axes: Axes, clip: ClipView, predicted: str, colours: Mapping[str,
 def _attention_legend(
     clips: Sequence[ClipView], colours: Mapping[str, str]
 ) -> list[Line2D | Patch]:
-    """An entry for each thing that occurs in some clip."""
+    """An entry for each modality, cue and gap that occurs in a clip."""
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=colour, label=name)
         for name, colour in colours.items()
@@ -188,7 +188,7 @@ def _attention_legend(
 
 
 def _figure(width: float, height: float, note: str | None) -> Figure:
-    """A figure of this size (inches) with the note small at its foot."""
+    """A figure of this size (inches), with the note small at the bottom."""
     figure = Figure(figsize=(width, height), layout="constrained")
     if note:
         figure.supxlabel(note, parse_math=False, fontsize=8, color=ORANGE, x=0.01, ha="left")

@@ -1,4 +1,4 @@
-"""A model's predictions for clips, and the CSV file that keeps them."""
+"""A model's predictions for clips, and their CSV file."""
 
 import csv
 import io
@@ -14,20 +14,20 @@ from mmattn.errors import UserError
 from mmattn.files import write_text
 
 FIXED_COLUMNS = ("clip", "speaker", "label", "predicted")
-TARGET = "target."  # begins the column of the fraction of raters for a class
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a float32 softmax, but for zero
-SUM_TOLERANCE = 1e-3  # float32 softmax is far within it, logits or counts are far outside
+TARGET = "target."  # prefix of columns: fraction of raters for a class
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a float32 softmax, except zero
+SUM_TOLERANCE = 1e-3  # a float32 softmax is far within it, logits or counts far outside
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Class probabilities of N clips over K classes; raises ValueError where they make no sense.
+    """Class probabilities of N clips over K classes; raises ValueError if they are invalid.
 
-    clips: N different names; speakers [N] str, "" where not known; labels [N] int, the true
-    classes; probabilities [N, K] float64, rows summing to one; class_names: K different names;
-    targets [N, K] float64, rows summing to one, or None: how the raters divide between the
-    classes. With targets, a label may be -1: the raters tie, and the clip counts only where
-    predictions are compared with targets. columns: of the corpus, [N] str each, to give scores by.
+    clips: N different names; speakers [N] str, "" if unknown; labels [N] int, the true classes;
+    probabilities [N, K] float64, rows summing to one; class_names: K different names; targets
+    [N, K] float64, rows summing to one, or None: the raters' distribution over the classes. With
+    targets, a label may be -1: the raters tie, and the clip counts only in metrics that compare
+    predictions with targets. columns: of the corpus, [N] str each, to report scores by.
     """
 
     clips: tuple[str, ...]
@@ -49,7 +49,7 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """Most probable class of each clip [N] int; the first one of a tie."""
+        """Most probable class of each clip [N] int; in a tie, the first."""
         return self.probabilities.argmax(axis=1)
 
     @property
@@ -70,15 +70,15 @@ class Predictions:
         )
 
     def like(self, other: "Predictions") -> "Predictions":
-        """The same in the order of the clips of another model's predictions.
+        """The same predictions in the clip order of another model's.
 
-        Raises UserError unless both are of the same clips, speakers, labels and classes.
+        Raises UserError unless both have the same clips, speakers, labels and classes.
         """
         row = {clip: number for number, clip in enumerate(self.clips)}
         if lacking := sorted(row.keys() ^ {*other.clips}):
             raise UserError(
                 f"only predictions of the same clips can be compared: of {len(row)} and "
-                f"{len(other.clips)} clips, {len(lacking)} are in one alone: {_some(lacking)}"
+                f"{len(other.clips)} clips, {len(lacking)} are in only one: {_some(lacking)}"
             )
         same = self.select(np.array([row[clip] for clip in other.clips]))
         for name in ("class_names", "speakers", "labels"):
@@ -91,7 +91,7 @@ class Predictions:
         return {name: self.columns[name] for name in names}
 
     def to_pandas(self):
-        """A data frame with the columns of predictions.csv, and those of the corpus."""
+        """A data frame with the columns of predictions.csv and of the corpus."""
         import pandas
 
         header, rows = table_of(self)
@@ -99,7 +99,7 @@ class Predictions:
         return pandas.DataFrame(rows, columns=header).assign(**others)
 
     def with_columns(self, corpus: Corpus) -> "Predictions":
-        """The same with the columns of the corpus that has the clips."""
+        """The same predictions with the corpus's columns."""
         row = {name: number for number, name in enumerate(corpus.names)}
         rows = [row[clip] for clip in self.clips]
         return replace(self, columns={name: of[rows] for name, of in corpus.columns.items()})
@@ -135,7 +135,7 @@ def _check_values(predictions: Predictions) -> None:
     for name in ("clips", "class_names"):
         if repeated := _repeated(getattr(predictions, name)):
             raise ValueError(f"{name} given twice: {_some(repeated)}")
-    # A cell or column of the file would mean two things.
+    # A cell or column of the file would be ambiguous.
     if bad := [name for name in predictions.class_names if not name or name.startswith(TARGET)]:
         raise ValueError(f"class names that are empty or begin with {TARGET}: {bad}")
     for name in ("probabilities", "targets"):
@@ -167,10 +167,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:
-    """Predictions of several test folds as one, in the order given.
+    """Predictions of several test folds as one, in the given order.
 
-    Raises UserError if a clip is in more than one of them, if their classes differ or if some have
-    targets and others do not.
+    Raises UserError if a clip is in more than one of them, if their classes differ, or if only some
+    have targets.
     """
     for part in parts[1:]:
         if part.class_names != parts[0].class_names:
@@ -188,8 +188,8 @@ def join(parts: Sequence[Predictions]) -> Predictions:
 def pool(probabilities: Sequence[np.ndarray]) -> np.ndarray:
     """The logarithmic opinion pool [..., K] of models that give [..., K] each.
 
-    Their geometric mean, normalised (Genest & Zidek, Statistical Science 1, 1986). Of calibrated
-    networks it is better calibrated than their mean, which is less sure than they are.
+    Their geometric mean, normalised (Genest & Zidek, Statistical Science 1, 1986). For calibrated
+    networks it is better calibrated than the arithmetic mean, which is underconfident.
     """
     if len(probabilities) == 1:
         return np.asarray(probabilities[0])
@@ -200,8 +200,8 @@ def pool(probabilities: Sequence[np.ndarray]) -> np.ndarray:
 def pool_votes(votes: np.ndarray, log_weights: np.ndarray | float = 0.0) -> np.ndarray:
     """Log-probabilities [..., K] of the pool of votes, log-probabilities [..., M, K] of M models.
 
-    Σ_m w_m log p_m, normalised, where w = softmax(log_weights) [M] over the votes that there are:
-    all log-probabilities of one that is missing are 0. As `Late` joins the modalities.
+    Σ_m w_m log p_m, normalised, where w = softmax(log_weights) [M] over the present votes; a
+    missing vote has all log-probabilities 0. `Late` joins modalities in this way.
     """
     weights = np.exp(log_weights) * votes.any(axis=-1)
     weights /= np.maximum(weights.sum(axis=-1, keepdims=True), SMALLEST_PROBABILITY)
@@ -211,7 +211,7 @@ def pool_votes(votes: np.ndarray, log_weights: np.ndarray | float = 0.0) -> np.n
 
 
 def combine(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions of a run's parts: for each clip the `pool` of those that predict it."""
+    """The predictions of a run's parts together: for each clip, the `pool` of its predictions."""
     places: dict[str, list[tuple[Predictions, int]]] = {}
     for part in parts:
         for row, clip in enumerate(part.clips):
@@ -234,7 +234,7 @@ def combine(parts: Sequence[Predictions]) -> Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write CSV, exactly readable and atomically; the columns are those of `table_of`."""
+    """Write CSV atomically, without loss of precision; the columns are those of `table_of`."""
     header, rows = table_of(predictions)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -245,10 +245,10 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def table_of(predictions: Predictions) -> tuple[list[str], list[list]]:
-    """The columns `clip,speaker,label,predicted,<class names>`, and a row a clip.
+    """The columns `clip,speaker,label,predicted,<class names>`, and a row per clip.
 
-    Label and predicted are class names, a label of -1 is empty; a column a class holds its
-    probability. With targets, a column `target.<class name>` a class follows.
+    Label and predicted are class names; a label of -1 is empty. Each class has a column of
+    probabilities and, with targets, a later column `target.<class name>`.
     """
     names = predictions.class_names
     shares, header = predictions.probabilities, [*FIXED_COLUMNS, *names]
@@ -279,7 +279,7 @@ def read_predictions(path: Path) -> Predictions:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not rows:
-        raise UserError(f"{path}: a header but no clips")
+        raise UserError(f"{path}: expected clips, found only a header")
     clips, speakers, labels, predicted, numbers = zip(*rows, strict=True)
     speakers, labels, shares = np.array(speakers), np.array(labels), np.array(numbers)
     targets = shares[:, len(names) :] if soft else None
@@ -295,7 +295,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def _columns(path: Path, header: list[str]) -> tuple[str, ...]:
-    """The columns of numbers: the class names and, if there are targets, theirs."""
+    """The columns of numbers: those of the classes and, if any, of targets."""
     fixed = len(FIXED_COLUMNS)
     if tuple(header[:fixed]) != FIXED_COLUMNS or len(header) == fixed:
         raise UserError(
@@ -318,5 +318,5 @@ def _parse(place: str, row: list[str], names: tuple[str, ...], numbers: int) -> 
     try:
         shares = [float(text) for text in row[len(FIXED_COLUMNS) :]]
     except ValueError as error:
-        raise UserError(f"{place}: a probability is no number: {error}") from error
+        raise UserError(f"{place}: a probability is not a number: {error}") from error
     return clip, speaker, known, names.index(predicted), shares

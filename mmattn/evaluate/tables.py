@@ -1,4 +1,4 @@
-"""Scores as tables, for the screen, the run's log and the page."""
+"""Scores as tables, for the screen, the run's log and the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -14,7 +14,7 @@ MOST_GROUPS = 12  # of a column in a table
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval; low and high are None where there is none."""
+    """A value and its 95 % interval; low and high are None if there is none."""
 
     value: float | None
     low: float | None = None
@@ -25,7 +25,7 @@ Cell = str | int | float | Interval | None
 
 
 class Table(NamedTuple):
-    """Rows of cells under the names of the columns; the note tells how to read it."""
+    """Rows of cells, the column names, and a note that explains the table."""
 
     title: str
     columns: Sequence[str]
@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 
 def cell_text(cell: Cell) -> str:
-    """`0.712 [0.650, 0.761]` of an interval, three decimals of a float, a dash of None."""
+    """`0.712 [0.650, 0.761]` for an interval, three decimals for a float, a dash for None."""
     match cell:
         case None | Interval(value=None):
             return "–"
@@ -57,7 +57,7 @@ def markdown(table: Table) -> Iterator[str]:
 
 
 def titles(*found: Mapping[str, Any]) -> dict[str, str]:
-    """The title of each metric that is among all of the scores found, in the order of `METRICS`."""
+    """The title of each metric that all of `found` have, in the order of `METRICS`."""
     return {
         name: metric.title
         for name, metric in METRICS.items()
@@ -70,7 +70,7 @@ def score_table(
 ) -> Table:
     """The scores of each split side by side, e.g. of {"validation": scores, "test": scores}.
 
-    Those of calibrated predictions, of the same splits, stand under the others of their metric.
+    The scores of calibrated predictions, if given, follow those of the same metric.
     """
     shown = titles(*splits.values())
     rows: list[Sequence[Cell]] = []
@@ -81,8 +81,8 @@ def score_table(
             rows.append((f"{title}, calibrated", *found))
     note = "; ".join(f"{title}: {METRICS[name].meaning}" for name, title in shown.items())
     lower = ", ".join(title for name, title in shown.items() if not METRICS[name].best)
-    note += f". Better when lower: {lower}" if lower else ""
-    note += ". In brackets: 95 % interval of a bootstrap over speakers."
+    note += f". Lower is better: {lower}" if lower else ""
+    note += ". In brackets: 95 % bootstrap interval over speakers."
     return Table("All classes.", ("", *splits), rows, note)
 
 
@@ -105,15 +105,16 @@ def paired_table(found: Sequence[tuple[str, Predictions]], seed: int = 0) -> Tab
         p = "< 0.0001" if compared.mcnemar < 1e-4 else f"{compared.mcnemar:.4f}"
         row[-2:] = Interval(**compared.differences["uar"]), p
     note = (
-        "UAR ahead: the first's less the row's, with a 95 % interval over speakers, paired. "
-        "McNemar: p of the exact test over clips."
+        "UAR ahead: the first model's UAR minus the row's, with a paired 95 % interval over "
+        "speakers. "
+        "McNemar: p-value of the exact test over clips."
     )
     columns = ("", *(METRICS[metric].title for metric in shown), "UAR ahead", "McNemar")
     return Table("Models on the same test clips.", columns, rows, note)
 
 
 def group_tables(groups: Mapping[str, Mapping]) -> list[Table]:
-    """What `group_scores` found, a table a column; of more than 12 groups those with most clips."""
+    """The results of `group_scores`, a table for each column; at most the 12 largest groups."""
     found = {column: one for column, one in groups.items() if "left_out" not in one}
     return [_group_table(column, **one) for column, one in found.items()]
 
@@ -128,12 +129,12 @@ def _group_table(column: str, values: Mapping[str, Mapping], differences: Mappin
         found = (*groups.values(), differences)
         rows.append((title, *(_interval(one.get(name, {})) for one in found)))
     note = (
-        "In brackets: 95 % interval over speakers, drawn within each group; who is in several is "
-        "drawn for all of them at once. The difference is that of the highest and the lowest group "
-        "with two speakers or more; of many groups it is above 0 by chance."
+        "In brackets: 95 % interval over speakers, resampled within each group; a speaker in "
+        "several is drawn for all of them at once. The difference is that of the highest and the "
+        "lowest group with two speakers or more; with many groups it is above 0 by chance."
     )
     if len(most) < len(values):
-        note += f" Shown are the {len(most)} of {len(values)} groups with the most clips."
+        note += f" Only the {len(most)} of {len(values)} groups with the most clips are shown."
     return Table(f"By {column}.", (column, *groups, "largest difference"), rows, note)
 
 
@@ -142,38 +143,38 @@ def _interval(score: Mapping[str, Any]) -> Interval:
 
 
 def class_table(predictions: Predictions) -> Table:
-    """Precision, recall and F1 of each class; a dash where there is nothing to divide by."""
+    """Precision, recall and F1 of each class; a dash if undefined."""
     rows = [tuple(row.values()) for row in per_class(predictions)]
-    note = "Precision: of the clips that were predicted to be of it; recall: of those that are."
+    note = "Precision: fraction of the clips predicted as the class; recall: fraction of its clips."
     return Table("Each class.", ("class", "precision", "recall", "F1", "clips"), rows, note)
 
 
 def say_scores(
     title: str, splits: Mapping[str, Scores], calibrated: Mapping[str, Scores] | None = None
 ) -> None:
-    """Say the scores of each split under a title of its own."""
+    """Print the scores of each split under a title."""
     say_wide(title, score_table(splits, calibrated))
 
 
 def ties_text(split: str, predictions: Predictions) -> str:
-    """How many clips have no label and where they count; empty if all have one."""
+    """How many clips have no label, and which metrics include them; empty if all have one."""
     if not predictions.ties:
         return ""
     soft = " and ".join(metric.title for metric in METRICS.values() if metric.soft)
     return (
         f"Raters tie in {predictions.ties} of {len(predictions.clips)} {split} clips: these have "
-        f"no label and count in {soft} alone."
+        f"no label and count only in {soft}."
     )
 
 
 def say_ties(predictions: Mapping[str, Predictions]) -> None:
-    """Say of each split how many clips have no label, if any."""
+    """Print, for each split, how many clips have no label, if any."""
     for text in filter(None, (ties_text(split, one) for split, one in predictions.items())):
         say(text)
 
 
 def say_groups(title: str, groups: Mapping[str, Mapping]) -> None:
-    """Say what `group_scores` found, and which columns it left out."""
+    """Print the results of `group_scores`, and the columns that it left out."""
     for table in group_tables(groups):
         say_wide(f"{title}, by {table.columns[0]}", table)
     for column, found in groups.items():
@@ -182,12 +183,12 @@ def say_groups(title: str, groups: Mapping[str, Mapping]) -> None:
 
 
 def say_per_class(predictions: Predictions, title: str = "Each class") -> None:
-    """Say precision, recall and F1 of each class."""
+    """Print precision, recall and F1 of each class."""
     say_wide(title, class_table(predictions))
 
 
 def say_wide(title: str, table: Table) -> None:
-    """Say a table under another title, in parts of as many columns as fit beside the first."""
+    """Print a table under another title, in parts of as many columns as fit beside the first."""
     texts = [table.columns, *([cell_text(cell) for cell in row] for row in table.rows)]
     first, *others = zip(*texts, strict=True)
     while others:

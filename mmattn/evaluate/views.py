@@ -1,4 +1,4 @@
-"""What is shown of a clip, in a plot and on the page: attention and features over time."""
+"""What plots and the report show of a clip: attention and features over time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mmattn.evaluate.predictions import Predictions
 class StreamView:
     """One modality of a clip, of T frames.
 
-    times [T] s, increasing; attention [T] as the model gives it; features [T, F] normalised;
+    times [T] s, increasing; attention [T], the model's output; features [T, F] normalised;
     valid [T] bool, None if all frames are.
     """
 
@@ -25,17 +25,17 @@ class StreamView:
 
     @property
     def ratio(self) -> np.ndarray:
-        """Attention as a ratio to uniform [T]."""
+        """Attention relative to uniform [T]."""
         return ratio_to_uniform(self.attention, self.known)
 
     @property
     def known(self) -> np.ndarray:
-        """The frames that are valid [T] bool."""
+        """The valid frames [T] bool."""
         return np.ones(len(self.times), bool) if self.valid is None else self.valid
 
     @property
     def gaps(self) -> list[tuple[float, float]]:
-        """Start and end (s) of each run of frames that are not valid."""
+        """Start and end (s) of each run of invalid frames."""
         return spans_without_data(self.times, self.known)
 
 
@@ -43,9 +43,9 @@ class StreamView:
 class ClipView:
     """What is shown of a clip.
 
-    speaker, label: the true class's name, None where they are not known; probabilities [K]; cues:
-    the (modality, time in s, is a decoy) of each, where they are known; streams: by modality, those
-    that the run and the clip have.
+    speaker and label (the true class's name): None if unknown; probabilities [K]; cues: the
+    (modality, time in s, is a decoy) of each, if known; streams: by modality, those that the run
+    and the clip have.
     """
 
     clip: str
@@ -84,9 +84,9 @@ def view_clips(
 
 
 def choose_rows(predictions: Predictions, count: int) -> np.ndarray:
-    """Up to `count` rows, increasing, evenly over right and wrong ones of each class.
+    """Up to `count` rows, increasing, balanced over correct and wrong clips of each class.
 
-    Each of these groups gives its first clip, then each its second, until there are enough.
+    Each group gives its first clip, then each its second, until there are enough.
     """
     labels = predictions.labels
     group = 2 * labels + (predictions.predicted == labels)
@@ -100,7 +100,7 @@ def choose_rows(predictions: Predictions, count: int) -> np.ndarray:
 def ratio_to_uniform(attention: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Attention [T] over its mean on the valid [T] frames; NaN on the others.
 
-    All NaN where the model attended to nothing: no valid frames.
+    All NaN without valid frames.
     """
     if not attention[valid].any():
         return np.full(len(attention), np.nan)
@@ -108,7 +108,7 @@ def ratio_to_uniform(attention: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def spans_without_data(times: np.ndarray, valid: np.ndarray) -> list[tuple[float, float]]:
-    """Start and end (s) of each run of frames that are not valid [T], half a frame wider."""
+    """Start and end (s) of each run of frames not valid [T], half a frame wider."""
     half = np.diff(times).mean() / 2 if len(times) > 1 else 0.0
     edges = np.flatnonzero(np.diff(np.concatenate([[False], ~valid, [False]]).astype(int)))
     return [
