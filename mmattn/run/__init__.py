@@ -1,1 +1,1 @@
-"""A run from options to results, and what is done with a run afterwards."""
+"""A run, from options to results, and its use afterwards."""

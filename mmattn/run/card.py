@@ -1,4 +1,4 @@
-"""A run to be shared: its model file, and a card that tells what it is and how far to trust it."""
+"""What is needed to share a run: its model file, and a model card."""
 
 import shlex
 from collections import Counter
@@ -24,12 +24,12 @@ from mmattn.train.devices import start_devices
 UNKNOWN = "not known: fill in"
 MISUSE = """\
 - **Decisions about people**: hiring, work, policing, borders, education, health, insurance, credit.
-  The European Union prohibits inferring emotions of people at work and in education, but for
+  The European Union prohibits inferring emotions of people at work and in education, except for
   medical or safety reasons (Regulation (EU) 2024/1689, article 5(1)(f)).
-- **Diagnosis**, or telling whether someone lies.
-- **Telling what someone feels**: a label is {labels}.
-- **Other speech than that of the data below**, unless its scores were measured there: expect lower
-  ones, and probabilities that are too sure."""
+- **Diagnosis**, or lie detection.
+- **Inferring what someone feels**: a label is {labels}.
+- **Speech unlike the data below**, unless its scores were measured on it: expect lower scores, and
+  overconfident probabilities."""
 USE = f"""\
 Written by `mmattn card`.
 
@@ -38,13 +38,13 @@ mmattn predict FOLDER CLIP        # FOLDER: where {MODEL} is
 ```
 """
 PER_CLASS = (
-    "Recall: of the clips of a class, those that are predicted to be of it, with its 95 % interval "
-    "over speakers. Precision: of the clips that are predicted to be of it, those that are."
+    "Recall: fraction of a class's clips that are predicted as the class, with its 95 % interval "
+    "over speakers. Precision: fraction of the clips predicted as a class that are of it."
 )
 
 
 class Data(NamedTuple):
-    """What is known of a corpus, of which so many clips trained or validated a network."""
+    """Facts about a corpus, and the number of its clips in training or validation."""
 
     corpus: str
     clips: int
@@ -58,7 +58,7 @@ def write_card(folder: Path, to: Path, half: bool = False) -> None:
     """Write the model file and the model card of a run.
 
     Args:
-        folder: of a complete run; its clips need not be there.
+        folder: of a complete run; its clips are not needed.
         to: the folder of both.
         half: see `write_shared`.
 
@@ -74,11 +74,11 @@ def write_card(folder: Path, to: Path, half: bool = False) -> None:
     command = f"mmattn predict {shlex.quote(str(to))} CLIP"
     say(f"{model}: {model.stat().st_size / 1e6:.2f} MB, for `{command}`")
     gaps = f", {count} times {UNKNOWN!r}" if (count := text.count(UNKNOWN)) else ""
-    say(f"{to / CARD}: look it over before you share it{gaps}")
+    say(f"{to / CARD}: read it before you share it{gaps}")
 
 
 def trust(run: Run) -> tuple[str, ...]:
-    """Lines on what a complete run is and how far to trust it, for who predicts with it."""
+    """Lines on what a complete run is and how far to trust it, for its users."""
     uar = read_json(run.saved_in / "summary.json")["test"]["uar"]
     data = _and(
         one.corpus if one.licence == UNKNOWN else f"{one.corpus} ({one.licence})"
@@ -88,8 +88,8 @@ def trust(run: Run) -> tuple[str, ...]:
     label = "" if UNKNOWN in (labels := _labels(run)) else f"; a label is {labels}"
     return (
         f"{run.config.name}: {count} classes from {modalities}, trained on {data}{label}.",
-        f"For speakers that it had not seen: UAR {cell_text(Interval(**uar))}, chance "
-        f"{1 / count:.3f}. Expect less of other speech, and do not decide about people by it.",
+        f"On unseen speakers: UAR {cell_text(Interval(**uar))}, chance {1 / count:.3f}. Expect "
+        "less on other speech, and do not use it for decisions about people.",
         *filter(None, [NOTES[run.split["leaking"]]]),
     )
 
@@ -111,10 +111,10 @@ def card(run: Run) -> str:
     return f"""\
 # Model card: {config.name}
 
-Tells {_and(run.class_names)} from {_and(config.model.modalities)}: {networks}. {USE}
+Predicts {_and(run.class_names)} from {_and(config.model.modalities)}: {networks}. {USE}
 Licence of the weights: {licences}{"" if UNKNOWN in licences else ", as of the data"}.
 
-## What it must not be used for
+## What not to use it for
 
 {MISUSE.format(labels=_labels(run))}
 
@@ -122,7 +122,7 @@ Licence of the weights: {licences}{"" if UNKNOWN in licences else ", as of the d
 
 {_text(Table("", columns, data))}
 
-{speakers} speakers; validation counts as training here.
+{speakers} speakers, including validation.
 
 ## Features
 
@@ -136,14 +136,14 @@ Licence of the weights: {licences}{"" if UNKNOWN in licences else ", as of the d
 {shlex.join(map(_without_folders, shlex.split(training_command(config, start))))}
 ```
 
-## Scores of unseen speakers
+## Scores on unseen speakers
 
 {_scores(run)}
 """
 
 
 def _without_folders(word: str) -> str:
-    """An option or its value; of an absolute path, which may tell who trained, the last name.
+    """An option or its value; an absolute path, which may identify the user, keeps its last name.
 
     >>> _without_folders("--data.roots=/home/anna/CLIPS")
     '--data.roots=CLIPS'
@@ -154,7 +154,7 @@ def _without_folders(word: str) -> str:
 
 
 def _data(run: Run) -> list[Data]:
-    """The corpora that trained a run, as far as the names of its clips tell."""
+    """The corpora that a run was trained on, as far as its clip names show."""
     splits = [one.split for one in run.networks]
     clips = {
         name for one in splits for part in ("train", "validation") for name in one[part]["clips"]
@@ -169,17 +169,19 @@ def _data(run: Run) -> list[Data]:
         elif options.roots:
             found.append(Data(_and(root.name for root in options.roots), count))
         else:
-            found.append(Data("built-in", count, "none: drawn numbers", "what was drawn"))
+            found.append(
+                Data("built-in", count, "none: random numbers", "the class that was drawn")
+            )
     return found
 
 
 def _seen(run: Run) -> list[dict]:
-    """Of each network, what split.json says of its training and validation clips."""
+    """For each network, the training and validation clips in its split.json."""
     return [one.split[name] for one in run.networks for name in ("train", "validation")]
 
 
 def _corpus_of(clip: str) -> str:
-    """The name of the corpus that names its clips so, "" if none does."""
+    """The corpus whose naming scheme a clip follows, "" if none."""
     try:
         return row_of(PurePath(clip).name)["corpus"]
     except ValueError:
@@ -191,7 +193,7 @@ def _labels(run: Run) -> str:
 
 
 def _features(run: Run) -> Table:
-    """Of each modality, what its features are made with."""
+    """For each modality, what its features are made with."""
     rows = []
     for modality in run.config.model.modalities:
         record = run.extractor.get(modality, {"name": UNKNOWN, "settings": {}})
@@ -217,8 +219,8 @@ def _scores(run: Run) -> str:
     said.append(f"{_of_speakers(test)}: {summary['what']}.")
     if run.parts and run.config.data.folds:
         said.append(
-            "Each clip was predicted by the networks of the fold that had not seen its speaker. "
-            "The file has those of all folds: some of them have seen that speaker."
+            "Each clip was predicted only by the networks of the fold that had not seen its "
+            "speaker. The file has the networks of all folds, and some of them have seen that speaker."
         )
     calibrated = summary["calibrated"] and {"test": summary["calibrated"]["test"]}
     tables = [score_table({"test": summary["test"]}, calibrated), *group_tables(summary["groups"])]

@@ -1,4 +1,4 @@
-"""Clips as the networks of a run may see them: read or extracted, cut, checked."""
+"""Clips ready for the networks of a run: read or extracted, cut, checked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from mmattn.media import explain_missing_library, is_feature_file
 
 
 class Clip(NamedTuple):
-    """A clip, of which a part may be meant: a raw one or a feature file."""
+    """A clip or a segment of it: a raw clip or a feature file."""
 
     path: Path
     start: float = np.nan
-    """Seconds; NaN where the clip begins with its file."""
+    """Seconds; NaN if the clip begins with its file."""
     end: float = np.nan
-    """Seconds; NaN where it ends with it."""
+    """Seconds; NaN if it ends with its file."""
 
     def cut(self, stream: Stream) -> Stream:
         """The frames from start to end. Raises BadClip if they are too few."""
@@ -44,7 +44,7 @@ class Failure(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A clip as the network may see it; a modality that it lacks has no frames."""
+    """A clip ready for the network; a missing modality has no frames."""
 
     path: Path
     streams: dict[str, Stream]
@@ -54,7 +54,7 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ClipReader:
-    """Makes of clips what the networks of a run may see.
+    """Prepares clips for the networks of a run.
 
     config: of the run; class_names, widths, extractor: what `Run` says; media: where the models
     for raw clips are; shared: the model file that the run comes from, if it comes from one.
@@ -84,17 +84,17 @@ class ClipReader:
             return Failure(path, str(error))
 
     def extraction(self) -> ExtractConfig:
-        """What takes from raw clips the features that the run was trained on.
+        """The config that extracts the run's features from raw clips.
 
         Raises:
-            UserError: their files do not tell what made them, or this version makes others.
+            UserError: the feature files do not name their extractor, or this version's differs.
         """
         used = self.config.model.modalities
         if unsaid := [name for name in used if name not in self.extractor]:
             raise UserError(
-                f"the run was trained on {' and '.join(unsaid)} features that do not say what made "
-                f"them, so it cannot be known how to extract the like from a raw clip; expected a "
-                f"feature file (.npz) made as they were"
+                f"the run was trained on {' and '.join(unsaid)} features that do not name their "
+                f"extractor, so they cannot be extracted from a raw clip; expected a feature file "
+                f"(.npz) made in the same way"
             )
         if self.shared:
             self._check_models({name: self.extractor[name]["settings"] for name in used})
@@ -103,19 +103,19 @@ class ClipReader:
         return config_like(self.extractor, self.media)
 
     def _check_models(self, settings: dict[str, dict]) -> None:
-        """UserError if a model file would, by its settings, have a model fetched unasked."""
+        """UserError if a model file's settings would download a model that the user did not name."""
         for modality, own in settings.items():
             for option in ("whisper_model", "hf_model"):
                 usual, given = getattr(ModelFiles, option), getattr(self.media, option)
                 if option in own and given == usual != own[option]:
                     raise UserError(
-                        f"{self.shared}: its {modality} features are made by the model "
-                        f"{own[option]!r}, which is not fetched unasked; if you trust it, add "
+                        f"{self.shared}: its {modality} features need the model "
+                        f"{own[option]!r}, which is not downloaded unasked; if you trust it, add "
                         f"--{option.replace('_', '-')} {own[option]}"
                     )
 
     def corpus(self, names: Sequence[str], clips: Sequence[dict[str, Stream]]) -> Corpus:
-        """Clips whose classes and speakers are not known."""
+        """A corpus of clips of unknown class and speaker."""
         return Corpus(
             description="clips to predict",
             names=tuple(names),
@@ -139,22 +139,22 @@ class ClipReader:
         extractor: dict[str, dict],
         notes: tuple[str, ...],
     ) -> Ready:
-        """Streams by modality as the network may see them. Raises BadClip."""
+        """Streams by modality, ready for the network. Raises BadClip."""
         used = self.config.model.modalities
         streams, blind = self._with_data(streams)
         there = [name for name in used if name in streams]
         if not there:
-            lacks = f"it has no {' and no '.join(used)}, from which the run predicts"
+            lacks = f"it has no {' and no '.join(used)}, which the run needs"
             raise BadClip("; ".join([lacks, *blind]))
         self._check_features({name: streams[name] for name in there}, extractor)
         streams = self._as_in_training(str(path), streams)
         missing = tuple(name for name in used if name not in there)
-        notes += tuple(f"no {name}: predicted from {' and '.join(there)} alone" for name in missing)
+        notes += tuple(f"no {name}: predicted from {' and '.join(there)} only" for name in missing)
         kept = {name: streams[name] if name in there else self._no(name) for name in self.widths}
         return Ready(path, kept, missing, (*blind, *notes))
 
     def _read(self, path: Path) -> tuple[dict[str, Stream], dict[str, dict], tuple[str, ...]]:
-        """The streams of a clip, what made them, both by modality, and notes. Raises BadClip."""
+        """The streams of a clip and their extractors, by modality, and notes. Raises BadClip."""
         if is_feature_file(path):
             return *read_features(path, self.config.data.rates, self.widths), ()
         with explain_missing_library():
@@ -172,7 +172,7 @@ class ClipReader:
         return found.streams, found.extractor, found.notes
 
     def _with_data(self, streams: dict[str, Stream]) -> tuple[dict[str, Stream], tuple[str, ...]]:
-        """The streams without those of which no frame has data, and notes about them."""
+        """The streams that have data, and notes about those that have none."""
         kept = {
             name: stream
             for name, stream in streams.items()
@@ -187,25 +187,25 @@ class ClipReader:
         return kept, tuple(blind)
 
     def _check_features(self, streams: dict[str, Stream], extractor: dict[str, dict]) -> None:
-        """BadClip where features are not such as the run was trained on."""
+        """BadClip if the features differ in kind from those the run was trained on."""
         both = (
             {name: made_by[name] for name in streams if name in made_by}
             for made_by in (extractor, self.extractor)
         )
         if differs := difference(*both):
-            raise BadClip(f"its features are not those that the run was trained on: {differs}")
+            raise BadClip(f"its features differ from those the run was trained on: {differs}")
         for name, stream in streams.items():
             count, width = stream.frames.shape
             if count < MIN_FRAMES:
                 raise BadClip(f"its {name} has {count} frames; expected {MIN_FRAMES}")
             if width != self.widths[name]:
                 raise BadClip(
-                    f"{name} has {width} features a frame, the run was trained on "
+                    f"{name} has {width} features per frame, the run was trained on "
                     f"{self.widths[name]}"
                 )
 
     def _as_in_training(self, name: str, streams: dict[str, Stream]) -> dict[str, Stream]:
-        """What the run's data options make of a clip. Raises BadClip."""
+        """Apply the run's data options to a clip. Raises BadClip."""
         try:
             corpus = crop_and_tile(self.corpus([name], [streams]), self.config.data)
         except UserError as error:

@@ -1,4 +1,4 @@
-"""The tests of a run: repeated from its checkpoints, by baselines, and beside other runs."""
+"""Tests of a run: repeated from its checkpoints, and compared to baselines and other runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,7 +48,7 @@ BASELINES = "baselines"  # folder of their test predictions below the run's
 def evaluate_run(
     folder: Path, kind: Chosen, device_count: int | str | None, other: OtherDataConfig
 ) -> None:
-    """Say the scores of a run, or of each of its parts and of all together.
+    """Print the scores of a run, or of each of its parts and of all together.
 
     Args:
         folder: the run's.
@@ -65,11 +65,11 @@ def evaluate_run(
 
 
 def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False) -> None:
-    """Train and test baselines on the splits of a run and say them beside it, paired.
+    """Train and test baselines on a run's splits, and print them with the run, paired.
 
-    They are linear models on functionals over time of the run's modalities. With folds, each is
-    trained by itself and the test predictions are pooled. The scores are written to baseline.json,
-    the predictions to baselines/.
+    They are linear models on functionals over time of the run's modalities. With folds, one is
+    trained for each fold and the test predictions are pooled. The scores are written to
+    baseline.json, the predictions to baselines/.
 
     Args:
         folder: the run's.
@@ -78,11 +78,11 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
             over time.
 
     Raises:
-        UserError: no run, or its clips are not there.
+        UserError: no run, or its clips are missing.
     """
     config = read_config(folder)
     corpus = corpus_of(folder, other, config.augment.variants if networks else ())
-    if networks:  # before JAX is at work
+    if networks:  # before JAX starts
         start_devices(config.devices, config.train.batch)
     run = load_run(folder, calibrated=False)
     statistics = {name: corpus_statistics(corpus, (name,)) for name in config.model.modalities}
@@ -116,10 +116,10 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
 
 
 def compare_runs(folders: Sequence[Path]) -> None:
-    """Say the test scores of runs and of the first one's baselines, and how far it is ahead.
+    """Print the test scores of runs and of the first one's baselines, with paired differences.
 
     Raises:
-        UserError: no run, or one with other test clips than the first.
+        UserError: no run, or test clips that differ from the first run's.
     """
     if not folders:
         raise UserError("RUN...: expected one run or more")
@@ -140,7 +140,7 @@ def _say_paired(title: str, found: list[tuple[str, Predictions]], seed: int) -> 
 def _by_part(
     run: Run, test: Callable[[Run], dict[str, Predictions]]
 ) -> dict[Run, dict[str, Predictions]]:
-    """Predictions by the name of a model, of each training of a run and of its parts together."""
+    """Predictions by model name, for each training of a run and for its parts together."""
     if not run.parts:
         return {run: test(run)}
     found: dict[Run, dict[str, Predictions]] = {}
@@ -167,7 +167,7 @@ def _without_lstm(corpus: Corpus, part: Run) -> dict[str, Predictions]:
 
 
 def _test(run: Run, corpus: Corpus, device_count: int) -> Predictions:
-    """Say the scores of a training, or of the parts of a run and then of all together."""
+    """Print the scores of a training, or of a run's parts and then of all together."""
     if not run.parts:
         return _test_network(run, corpus, device_count)
     predictions = combine([_test(part, corpus, device_count) for part in run.parts])
@@ -178,9 +178,9 @@ def _test(run: Run, corpus: Corpus, device_count: int) -> Predictions:
 
 
 def _test_network(run: Run, corpus: Corpus, device_count: int) -> Predictions:
-    """Say the scores of a training; returns the test's predictions."""
+    """Print the scores of a training; returns the test predictions."""
     splits, seed = _clips_to_evaluate(run.split, corpus), run.config.seed
-    # The padded lengths of the training, where its clips are there: the same numbers to the bit.
+    # Use the training's padded lengths if its clips are present: bit-identical results.
     own = set(run.split["train"]["clips"]) & set(corpus.names)
     training = [number for number, name in enumerate(corpus.names) if name in own]
     clips = np.concatenate([np.array(training, int), *splits.values()])
@@ -200,20 +200,20 @@ def _test_network(run: Run, corpus: Corpus, device_count: int) -> Predictions:
 
 
 def _clips_to_evaluate(document: dict, corpus: Corpus) -> dict[str, np.ndarray]:
-    """The run's own splits where the corpus has them, else the clips of speakers it never saw."""
+    """The run's own splits if the corpus has them, else the clips of unseen speakers."""
     index = {name: number for number, name in enumerate(corpus.names)}
     splits = {name: document[name]["clips"] for name in PREDICTIONS}
     if all(clip in index for clips in splits.values() for clip in clips):
         return {name: np.array([index[c] for c in clips]) for name, clips in splits.items()}
     used = document["train"], document["validation"]
     speakers, clips = ([one for part in used for one in part[of]] for of in ("speakers", "clips"))
-    # By name too: a corpus in another folder may call its speakers otherwise.
+    # By name too: a corpus in another folder may name its speakers differently.
     unseen = np.flatnonzero(~np.isin(corpus.speakers, speakers) & ~np.isin(corpus.names, clips))
     if not len(unseen):
         raise UserError(
-            f"{corpus.description}: the run's validation and test clips are not all there, and "
-            "every speaker, or clip by name, was in its training or validation; expected speakers "
-            "it never saw"
+            f"{corpus.description}: some of the run's validation or test clips are missing, and "
+            "every speaker or clip name was in its training or validation; expected all of these "
+            "clips, or unseen speakers"
         )
-    say(f"{len(unseen)} of {len(corpus)} clips are of speakers that the run never saw")
+    say(f"{len(unseen)} of {len(corpus)} clips are of unseen speakers")
     return {"unseen": unseen}

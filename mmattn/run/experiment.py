@@ -1,4 +1,4 @@
-"""Train and evaluate: from a config to a run's folder with all its results."""
+"""Train and evaluate: from a config to a run's folder with all results."""
 
 import hashlib
 import signal
@@ -60,7 +60,7 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
 
     Args:
         config: of the run; with `out` and `resume`.
-        default: the experiment's own config, against which a resumed run's options are read.
+        default: the experiment's own config; options that differ from it were given by the user.
 
     Raises:
         UserError: bad input or options, an existing folder, a full disk.
@@ -83,7 +83,7 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
 
 @contextmanager
 def sigterm_asks() -> Iterator[processes.AgreedStop]:
-    """An event that SIGTERM sets instead of ending the process, or any of several processes."""
+    """An event that SIGTERM to any process sets, instead of ending that process."""
     asked = processes.AgreedStop()
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
@@ -93,7 +93,7 @@ def sigterm_asks() -> Iterator[processes.AgreedStop]:
 
 
 def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: ExitStack) -> dict:
-    """Lock the run's folder and begin its log, until `held` ends; the config as JSON."""
+    """Lock the run's folder and start its log, until `held` ends; returns the config as JSON."""
     folder = config.out or Path("runs") / config.name / time.strftime("%Y%m%d-%H%M%S")
     if config.resume:
         config = config_to_resume(folder, config, default, processes.count())
@@ -109,7 +109,7 @@ def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: Exit
 
 
 def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedStop) -> None:
-    """Train and evaluate each part and put them together, until `asked` to stop."""
+    """Train and evaluate each part and combine them, until `asked` to stop."""
     corpus = _open_alike(config)
     groups = plan_parts(config, corpus, folder)
     config = replace(config, devices=start_devices(config.devices, config.train.batch))
@@ -129,15 +129,15 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
             of_part = replace(part.config, devices=config.devices)
             train_and_evaluate(of_part, corpus, part.split, part.folder, asked, folder, callbacks)
         networks = [Run(one.config, one.folder) for one in parts]
-        runs[fold_folder] = Run(config, fold_folder, networks if config.members > 1 else ())
-        if config.members > 1:
+        runs[fold_folder] = Run(config, fold_folder, networks if config.ensemble_size > 1 else ())
+        if config.ensemble_size > 1:
             _by_first(partial(pool_ensemble, runs[fold_folder], folder, corpus))
     if list(groups) != [folder]:
         _by_first(partial(pool_folds, Run(config, folder, [*runs.values()]), folder, corpus))
 
 
 def _by_first(work: Callable[[], None]) -> None:
-    """Let process 0 do some work alone, with its own devices, and the others wait for it."""
+    """Do some work only in process 0, with its own devices, while the others wait."""
 
     def do() -> None:
         with processes.alone():
@@ -147,7 +147,7 @@ def _by_first(work: Callable[[], None]) -> None:
 
 
 def _open_alike(config: ExperimentConfig) -> Corpus:
-    """The corpus, in process 0 first: the others find its cache, if they share the disk.
+    """The corpus, opened in process 0 first, so that others on the same disk find its cache.
 
     Raises UserError if a process finds other clips than process 0, or cannot read them.
     """
@@ -161,8 +161,8 @@ def _open_alike(config: ExperimentConfig) -> Corpus:
             found = _digest(opened[0])
     except UserError as error:
         failure = str(error)
-    for number, (digest, reason) in enumerate(said := processes.exchange([found, failure])):
-        if reason or digest != said[0][0]:
+    for number, (digest, reason) in enumerate(all_found := processes.exchange([found, failure])):
+        if reason or digest != all_found[0][0]:
             raise processes.agreed(
                 f"process {number}: {reason or 'has other clips than process 0'}"
             )
@@ -170,7 +170,7 @@ def _open_alike(config: ExperimentConfig) -> Corpus:
 
 
 def _digest(corpus: Corpus) -> str:
-    """Tells corpora apart by their clips' names, speakers, labels and lengths."""
+    """A digest of a corpus's clip names, speakers, labels and lengths."""
     texts = (corpus.names, corpus.class_names, corpus.speakers, *corpus.streams)
     arrays = [corpus.labels, *(stream.lengths for stream in corpus.streams.values())]
     if corpus.targets is not None:
@@ -182,7 +182,7 @@ def _digest(corpus: Corpus) -> str:
 
 
 class Part(NamedTuple):
-    """One training: of a fold, or of a network of its ensemble."""
+    """One training: of a fold, or of one network of a fold's ensemble."""
 
     folder: Path
     split: Split
@@ -200,18 +200,18 @@ def plan_parts(config: ExperimentConfig, corpus: Corpus, folder: Path) -> dict[P
         fold_folder = folder if data == config.data else folder / f"fold{fold}"
         groups[fold_folder] = [
             Part(
-                fold_folder / f"member{member}" if config.members > 1 else fold_folder,
-                make_split(corpus, data, config.seed, fold, member, config.members),
-                replace(config, data=data, seed=_network_seed(config, member), members=1),
+                fold_folder / f"member{member}" if config.ensemble_size > 1 else fold_folder,
+                make_split(corpus, data, config.seed, fold, member, config.ensemble_size),
+                replace(config, data=data, seed=_network_seed(config, member), ensemble_size=1),
             )
-            for member in range(config.members)
+            for member in range(config.ensemble_size)
         ]
     return groups
 
 
 def _network_seed(config: ExperimentConfig, member: int) -> int:
-    """The run's seed, or one of the network's own, unlike those of other seeds' networks."""
-    if config.members == 1:
+    """The run's seed, or for an ensemble a seed for each network, distinct across run seeds."""
+    if config.ensemble_size == 1:
         return config.seed
     return int(np.random.SeedSequence([config.seed, member]).generate_state(1)[0])
 
@@ -227,7 +227,7 @@ def train_and_evaluate(
 ) -> None:
     """Train on a split, then evaluate the best checkpoint on validation and test, once.
 
-    A split that the folder already has is resumed; a training that is complete stays as it is.
+    A split already in the folder is used to resume; a complete training is left untouched.
 
     Args:
         config: of the training.
@@ -235,8 +235,8 @@ def train_and_evaluate(
         split: of them.
         folder: of the training.
         asked: whether to stop.
-        root: the folder of the run that the training is a part of, or the same.
-        callbacks: what watches it.
+        root: the folder of the whole run, which may be the same.
+        callbacks: observe it.
     """
     if processes.from_first(lambda: (folder / "summary.json").exists()):
         say(f"{folder} is complete")
@@ -260,8 +260,8 @@ def train_and_evaluate(
 
 
 def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
-    """Write what came of a training; see `train_and_evaluate` and `write_results`."""
-    # Not with the others: the start would wait half a second for matplotlib.
+    """Write the results of a training; see `train_and_evaluate` and `write_results`."""
+    # Imported here: matplotlib would delay the start by half a second.
     from mmattn.evaluate.plots import plot_attention, plot_curves
 
     folder, history, test = run.saved_in, run.history, run.predictions["test"]
@@ -304,15 +304,15 @@ def write_results(
 ) -> None:
     """Write and print the results, summary.json last: with it, a run is complete.
 
-    The whole run also gets its page.
+    The whole run also gets its report page.
 
     Args:
         run: a training, fold or whole run.
         root: the folder of the whole run.
         predictions: by split.
-        corpus: where they come from.
+        corpus: of the clips.
         what: split and model in one line.
-        note: what is wrong with the split, shown with the scores and in the plot.
+        note: a warning about the split, shown with the scores and in the plot.
         about: more for the summary.
     """
     from mmattn.evaluate.plots import plot_confusion
@@ -346,7 +346,7 @@ def write_results(
 
 
 def pool_ensemble(run: Run, root: Path, corpus: Corpus) -> None:
-    """An ensemble's results: its networks pooled for the test clips, which all of them predict.
+    """An ensemble's results: its networks pooled on the test clips, which all of them predict.
 
     Each validation clip is predicted by the one network that was not trained on its speaker.
     """

@@ -1,4 +1,4 @@
-"""Train one network: what `mmattn.fit` and every training of an experiment do."""
+"""Train one network: used by `mmattn.fit` and by every training of an experiment."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -34,35 +34,37 @@ def fit(
     folder: Path | str | None = None,
     resume: bool = False,
 ) -> Run:
-    """Train a network on the training clips of a split; its best epoch is chosen on validation.
+    """Train a network on the training clips of a split; validation selects the best epoch.
 
     Ctrl-C, or a callback's `run.stop()`, ends it early with the best so far.
 
     Args:
         corpus: all clips.
-        split: of them; the test clips are not looked at.
-        config: of model, training and augmentation; its data options are the corpus's, but for
-            the buckets; out, resume and track are not read.
-        callbacks: what watches the training.
-        folder: where checkpoints and metrics.jsonl are kept; None: in memory, see `Run.save`.
+        split: of the corpus; the test clips are not used.
+        config: of model, training and augmentation; data options are those of the corpus, except
+            the buckets; out, resume and track are ignored.
+        callbacks: observe the training.
+        folder: where checkpoints and metrics.jsonl are stored; None: in memory, see `Run.save`.
         resume: continue the training in the folder.
 
     Raises:
-        UserError: an option cannot be, the split is none of the corpus, the folder holds something
-            else, or the split is not that which it began with.
+        UserError: an option is invalid, the split does not fit the corpus, the folder holds
+            something else, or the split differs from the one the training began with.
         Diverged: a loss or gradient is not finite; the checkpoints before it are kept.
     """
     config = config or ExperimentConfig()
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"config: expected mmattn.Config, found {type(config).__name__}")
-    config_from_json(config.to_json(), "the config")  # it would be read so from a run's folder
+    config_from_json(
+        config.to_json(), "the config"
+    )  # check it as when it is read from a run's folder
     if missing := {*config.model.modalities} - {*corpus.streams}:
         has = ", ".join(corpus.streams)
         raise UserError(f"model.modalities {', '.join(missing)}: the corpus has {has}")
     for asked in config.augment.variants:
         variants_named(asked, corpus.variants)
-    if config.members > 1 or config.distributed.address:
-        raise UserError("members, distributed: fit trains one network in one process")
+    if config.ensemble_size > 1 or config.distributed.address:
+        raise UserError("ensemble_size, distributed: fit trains one network in one process")
     count = fitting_devices(config.devices, config.train.batch)
     data = replace(corpus.data, buckets=config.data.buckets)
     config = replace(config, devices=count, data=data)
@@ -100,16 +102,16 @@ def train_run(
 ) -> None:
     """Train a run of one network to its end, from its latest checkpoint with `resume`.
 
-    The split that its folder already has comes before this one.
+    A split already in the folder takes precedence over this one.
 
     Args:
         run: with its config and, perhaps, folder.
         corpus: all clips.
         split: of them.
-        callbacks: hear of its begin, of each epoch, and of its end whatever happens.
+        callbacks: called at the start, after each epoch, and at the end, even after an error.
         resume: see `train`.
         asked: whether to stop.
-        finish: called with the split after the training, before the callbacks hear of the end.
+        finish: called with the split after the training, before the callbacks' end.
 
     Raises:
         see `train`.
@@ -146,12 +148,12 @@ def train_run(
         run.status = "failed"
         raise
     finally:
-        if processes.first():  # without the others, which may be gone
+        if processes.first():  # without the other processes, which may be lost
             call("on_train_end")
 
 
 def _keep_split(folder: Path, split: dict) -> dict:
-    """The split that a training's folder has, or this, which it has then; as JSON."""
+    """The split in a training's folder as JSON; if there is none, this one, which is stored."""
     path = folder / "split.json"
     stored = read_json(path) if path.exists() else split
     write_json(path, stored)

@@ -31,12 +31,12 @@ def check_new(folder: Path) -> None:
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a run; resume with --resume, or choose another --out")
     if str(folder.resolve()) != printable(str(folder.resolve())):
-        raise UserError(f"--out {folder}: expected a name in UTF-8, checkpoints need one")
+        raise UserError(f"--out {folder}: expected a name in UTF-8, which checkpoints need")
     check_empty(folder)
 
 
 def check_empty(folder: Path) -> None:
-    """UserError if there is more in the folder than what every start writes."""
+    """UserError if the folder holds more than what every start writes."""
     others = [path.name for path in folder.iterdir() if path.name != "train.log"]
     if others:
         raise UserError(f"--out {folder}: expected a new or empty folder, it has {others[0]}")
@@ -44,13 +44,13 @@ def check_empty(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, which gets no file for it; UserError if another process does."""
+    """Lock a run's folder, without a lock file; UserError if another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise UserError(f"{folder}: another process is at work on this run") from error
+        raise UserError(f"{folder}: another process is using this run") from error
     finally:
         os.close(descriptor)
 
@@ -68,7 +68,7 @@ def parts_of(folder: Path) -> list[Path]:
 
 
 def corpus_of(run: Path, other: OtherDataConfig, variants: Collection[str] = ()) -> Corpus:
-    """The clips of a run, or such as `other` names, with the run's classes; variants to train on.
+    """The clips of a run, or those that `other` names, with the run's classes and these variants.
 
     Raises UserError if there is no run, or its clips cannot be read.
     """
@@ -79,20 +79,22 @@ def corpus_of(run: Path, other: OtherDataConfig, variants: Collection[str] = ())
 
 
 def make_folder(folder: Path | str) -> Path:
-    """The folder, which is there then; UserError if it cannot be made."""
+    """The folder, created if needed; UserError if that fails."""
     folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: expected a folder or a place for one: {error}") from error
+        raise UserError(
+            f"{folder}: expected a folder, or a path where one can be made: {error}"
+        ) from error
     return folder
 
 
 def check_complete(folder: Path) -> None:
-    """UserError if a run, fold or ensemble has no summary, or not yet."""
+    """UserError if a run, fold or ensemble has no summary (yet)."""
     if not (folder / "summary.json").exists():
         by_fit = read_config(folder).name == ExperimentConfig.name
-        why = "mmattn.fit tests nothing" if by_fit else "it is not complete; resume with --resume"
+        why = "mmattn.fit does not test" if by_fit else "it is not complete; resume with --resume"
         raise UserError(f"{folder} has no summary.json: {why}")
 
 
@@ -103,14 +105,14 @@ def config_to_resume(
 
     Args:
         folder: the run's.
-        asked: by the command line.
+        asked: the config from the command line.
         default: the experiment's own.
-        processes: that resume it; if they are more or fewer than before, the number of devices is
-            that asked for.
+        processes: the number that resume it; if it has changed, the number of devices is that of
+            the command line.
 
     Raises:
-        UserError: there is no run, or an option was given that differs from the run's (one
-            given with the experiment's own value cannot be told from one that was not given).
+        UserError: there is no run, or an option differs from the run's. (An option with the
+            experiment's own value is indistinguishable from one not given.)
     """
     stored = read_config(folder)
     if stored.name != default.name:
@@ -126,12 +128,12 @@ def config_to_resume(
             and value != usual
             and value != kept
         ):
-            raise UserError(f"--{name} {value}: the run to resume has {kept}, and keeps it")
+            raise UserError(f"--{name} {value}: the run to resume has {kept}, which cannot change")
     return replace(stored, out=folder, resume=True)
 
 
 def _processes_before(folder: Path, now: int) -> int:
-    """How many processes last trained the run; as many as now, if it has no record."""
+    """How many processes last trained the run; `now` if there is no record."""
     path = folder / "environment.json"
     return read_json(path)["starts"][-1].get("processes", 1) if path.exists() else now
 
@@ -147,7 +149,7 @@ def _options(*configs, prefix: str = "") -> Iterator[tuple]:
 
 
 def write_config(folder: Path, config: ExperimentConfig) -> None:
-    """Write config.json; it is there from before the first step on."""
+    """Write config.json, before the first step."""
     write_json(folder / "config.json", replace(config, out=None, resume=False).to_json())
 
 
@@ -175,7 +177,7 @@ def environment() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that runs, with a + if files differ; None outside of one."""
+    """The commit of the running checkout, with a + if files differ; None outside of one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
         done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The table of a corpus written from its files, and what was understood of them."""
+"""Write a corpus manifest from its files, and summarise it."""
 
 import shlex
 from collections import Counter
@@ -17,7 +17,7 @@ from mmattn.data.manifest import write_manifest
 from mmattn.errors import UserError
 from mmattn.media import SUFFIXES
 
-SHOWN = 10  # files that are left out
+SHOWN = 10  # of the files left out
 
 
 def make_manifest(
@@ -30,22 +30,22 @@ def make_manifest(
     votes: str = "audio-visual",
     overwrite: bool = False,
 ) -> None:
-    """Write the table of the clips in a folder to `to`, and print what is in it.
+    """Write the manifest of the clips in a folder to `to`, and print a summary.
 
     Args:
         folder: raw clips or feature files.
         to: in the folder or above it.
-        corpus: one of CORPORA; this, `pattern` or `database` tells how to read the files.
+        corpus: one of CORPORA; exactly one of this, `pattern` and `database` is given.
         pattern: as in `folders.by_pattern`.
-        database: a folder in audformat; its paths begin at `folder`.
-        rated: CREMA-D's files of ratings, for `votes` of its raters.
-        overwrite: replace a table that is there.
+        database: a folder in audformat; its paths are relative to `folder`.
+        rated: folder of CREMA-D's rating files, for the `votes` of its raters.
+        overwrite: replace an existing table.
 
     Raises:
-        UserError: options do not go together, no clip is understood, or the table is there.
+        UserError: options conflict, no clip can be read, or the table exists.
     """
     if sum(way is not None for way in (corpus, pattern, database)) != 1:
-        raise UserError("expected one of --corpus, --pattern and --audformat: nothing is guessed")
+        raise UserError("expected exactly one of --corpus, --pattern and --audformat")
     if corpus not in (None, *CORPORA):
         raise UserError(f"--corpus {corpus}: expected {' or '.join(CORPORA)}")
     if rated and corpus != "crema-d":
@@ -67,7 +67,7 @@ def make_manifest(
         title = f"{len(left_out)} of {len(left_out) + len(rows)} clips left out{first}"
         say_table(title, ("file", "why"), left_out[:SHOWN], left=True)
     if not rows:
-        raise UserError(f"{folder}: no clip is left, nothing was written")
+        raise UserError(f"{folder}: no clips left; nothing was written")
     rows = [{"corpus": folder.resolve().name, **row} for row in rows]
     for row in rows:
         row["file"] = (below / row["file"]).as_posix()
@@ -76,11 +76,11 @@ def make_manifest(
 
 
 def agreement(rated: Mapping[str, Mapping[str, str]]) -> tuple[int, float, float, float]:
-    """Of the votes in `crema_d.ratings`: how they agree with the emotion that actors intended.
+    """How the votes in `crema_d.ratings` agree with the intended emotion.
 
     Returns:
-        Clips; fraction with the intended emotion as the only majority; fraction tied; mean entropy
-        of a clip's votes, -sum p log2 p, in bits (from about ten votes it is biased low).
+        Clips; fraction whose sole majority is the intended emotion; fraction tied; mean entropy of
+        a clip's votes, -sum p log2 p, in bits (biased low, with about ten votes).
     """
     votes = np.array([[int(cells[f"emotion.{name}"]) for name in SIX] for cells in rated.values()])
     p = votes / votes.sum(axis=1, keepdims=True)
@@ -93,17 +93,17 @@ def agreement(rated: Mapping[str, Mapping[str, str]]) -> tuple[int, float, float
 def _add_ratings(
     rows: Sequence[Row], folder: Path, votes: str
 ) -> tuple[list[Row], list[tuple[str, str]]]:
-    """The rows with the ratings of their clips, and clips without any, with the reason."""
+    """The rows with their clips' ratings, and the clips without ratings, with the reason."""
     rated = crema_d.ratings(folder, votes)
     here = {row["clip"]: rated[row["clip"]] for row in rows if row["clip"] in rated}
-    stated = []
+    table = []
     for name, some in (("all rated clips", rated), ("clips here", here)):
         if some:
             clips, agreed, tied, bits = agreement(some)
-            stated.append((name, clips, f"{agreed:.1%}", f"{tied:.1%}", f"{bits:.3f}"))
+            table.append((name, clips, f"{agreed:.1%}", f"{tied:.1%}", f"{bits:.3f}"))
     columns = ("", "clips", "intended", "tied", "entropy (bits)")
-    title = f"Votes for what is seen and heard ({votes}): majority = intended emotion"
-    say_table(title, columns, stated)
+    title = f"Raters' votes ({votes}): majority = intended emotion"
+    say_table(title, columns, table)
     unrated = [(row["file"], "no ratings") for row in rows if row["clip"] not in rated]
     return [row | here[row["clip"]] for row in rows if row["clip"] in here], unrated
 

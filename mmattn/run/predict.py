@@ -1,4 +1,4 @@
-"""The predictions of a run for new clips: on the screen, as JSON or CSV, as a page."""
+"""The predictions of a run for new clips: on the screen, as JSON, CSV or HTML."""
 
 import csv
 import glob
@@ -31,8 +31,8 @@ from mmattn.train.devices import start_devices
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-BAR = 50  # characters of a probability of 1
-LINE = 40  # characters of attention over time
+BAR = 50  # characters for a probability of 1
+LINE = 40  # characters for attention over time
 NO_DATA = "·"
 
 
@@ -46,14 +46,14 @@ def predict_run(
     html: Path | None = None,
     media: ExtractConfig | None = None,
 ) -> None:
-    """Say what a run predicts for clips; those that fail are listed at the end.
+    """Print a run's predictions for clips; failed clips are listed at the end.
 
     Args:
         folder: see `load_run`.
         given: one or more, see `find_given`.
         kind: which checkpoint.
         calibrated: see `load_run`.
-        as_json: print one JSON document and nothing else.
+        as_json: print only a JSON document.
         table: the CSV to write instead of printing each clip's predictions.
         html: the page to write, if any clip can be predicted.
         media: where the models for raw clips are.
@@ -98,10 +98,10 @@ def predict_run(
 
 
 def find_given(given: Sequence[Path]) -> list[Clip]:
-    """The clips given, those in folders and manifests given, and those that a pattern like
-    `clips/**/*.mp4` finds.
+    """The given clips, those in given folders and manifests, and those that match a pattern like
+    `clips/**/*.mp4`.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     if not given:
         raise UserError("CLIP...: expected one clip or more")
@@ -110,13 +110,13 @@ def find_given(given: Sequence[Path]) -> list[Clip]:
         if manifest := find_manifest(path):
             table = read_manifest(manifest, target=None)
             if "" not in table.files:
-                raise UserError(f"{manifest}: expected the column file, of clips to predict")
+                raise UserError(f"{manifest}: expected a column file that names the clips")
             found += map(Clip, map(Path, table.files[""]), table.start, table.end)
         elif path.is_dir():
             found += [Clip(path / below) for below in list_clips(path, (".npz", *SUFFIXES))]
         elif glob.has_magic(str(path)) and not path.exists():
             if not (matches := sorted(glob.glob(str(path), recursive=True))):
-                raise UserError(f"{path}: expected clips, the pattern finds none")
+                raise UserError(f"{path}: expected clips, but nothing matches the pattern")
             found += map(Clip, map(Path, matches))
         else:
             found.append(Clip(path))
@@ -152,7 +152,7 @@ def to_json(run: Run, outcome: Outcome) -> dict:
 
 
 def to_csv(run: Run, outcome: Outcome) -> str:
-    """An outcome as a table: a row a clip, failures last."""
+    """An outcome as a table: one row per clip, failures last."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["clip", "predicted", *run.class_names, "notes", "failure"])
@@ -165,7 +165,7 @@ def to_csv(run: Run, outcome: Outcome) -> str:
 
 
 def write_html(path: Path, run: Run, outcome: Outcome) -> None:
-    """Write the page of an outcome with a prediction or more; see `write_prediction_page`."""
+    """Write the page of an outcome with at least one prediction; see `write_prediction_page`."""
     predictions = outcome.predictions
     views = [
         ClipView(str(one.path), None, None, one.probabilities, one.streams) for one in predictions
@@ -208,14 +208,14 @@ def _say_outcome(run: Run, outcome: Outcome) -> None:
 
 
 def _about(run: Run) -> str:
-    """The networks that are asked, in words."""
-    said = f"{run.checkpoint} checkpoint{' of each' if run.parts else ''}"
-    said += ", calibrated" if run.is_calibrated else ", not calibrated"
+    """The networks that predict, in words."""
+    kind = f"{run.checkpoint} checkpoint{' of each' if run.parts else ''}"
+    kind += ", calibrated" if run.is_calibrated else ", not calibrated"
     if not run.parts:
-        return said
+        return kind
     names = [str(network.saved_in.relative_to(run.saved_in)) for network in run.networks]
     shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
-    return f"pool of {len(names)} networks ({', '.join(shown)}), {said}"
+    return f"pool of {len(names)} networks ({', '.join(shown)}), {kind}"
 
 
 def _count(number: int, what: str) -> str:
@@ -233,7 +233,7 @@ def bar(share: float, width: int = BAR) -> str:
 
 
 def bar_width(names: Sequence[str], room: int) -> int:
-    """Characters of a probability of 1, where the whole table has room for so many.
+    """Characters for a probability of 1, if the whole table has `room` characters.
 
     >>> bar_width(["calm", "surprised"], 60)
     34
@@ -242,9 +242,9 @@ def bar_width(names: Sequence[str], room: int) -> int:
 
 
 def attention_lines(streams: dict[str, StreamView]) -> Iterator[str]:
-    """Of each modality, attention over the same seconds in blocks, and where it is highest.
+    """For each modality, attention over time as blocks, and the time of its maximum.
 
-    The highest block is the highest attention of the modality; dots are frames without data.
+    The highest block is the modality's maximum; dots are frames without data.
     """
     ends = [stream.times[place] for stream in streams.values() for place in (0, -1)]
     if not ends:
@@ -261,7 +261,7 @@ def attention_lines(streams: dict[str, StreamView]) -> Iterator[str]:
 
 
 def _block(stream: StreamView, low: float, high: float) -> str:
-    """The highest attention from `low` to `high` (s), or of the next frame if there is none."""
+    """The highest attention from `low` to `high` (s), or the next frame's if it has no frame."""
     half = (high - low) / 2 + np.diff(stream.times).mean() / 2
     away = np.abs(stream.times - (low + high) / 2)
     inside = (stream.times >= low) & (stream.times <= high)

@@ -1,4 +1,4 @@
-"""The page of a run, report.html, made from its folder: at its end, and whenever asked again."""
+"""The report of a run, report.html, made from its folder when it ends, or on request."""
 
 import shlex
 from collections.abc import Iterator
@@ -26,18 +26,17 @@ from mmattn.train.inference import Predictor
 from mmattn.train.shifts import OFFSETS, TEMPOS, measure_shifts
 
 VIEWED = 60  # clips in the viewer
-SHIFTED = 2000  # clips of which the audio is shifted and made slower
+SHIFTED = 2000  # clips for the offset and tempo curves
 NOTES = {
     False: None,
-    True: "THE SPLIT LEAKS SPEAKERS: those in the test are in the training too. The scores say "
-    "nothing about new speakers.",
-    "unknown": "SPEAKERS UNKNOWN: those in the test may be in the training too; no interval can be "
-    "given.",
+    True: "THE SPLIT LEAKS SPEAKERS: test speakers are also in training. The scores say nothing "
+    "about new speakers.",
+    "unknown": "SPEAKERS UNKNOWN: test speakers may also be in training; no interval can be given.",
 }
 
 
 def report_run(folder: Path, device_count: int | str | None, other: OtherDataConfig) -> None:
-    """Write the page of a complete run again.
+    """Rewrite the report of a complete run.
 
     Args:
         folder: the run's.
@@ -55,9 +54,9 @@ def report_run(folder: Path, device_count: int | str | None, other: OtherDataCon
 
 
 def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
-    """Write report.html of a run whose results are there, but perhaps for its summary.
+    """Write report.html of a run that has its results; the summary may be missing.
 
-    The first network is asked about the clips in the viewer.
+    The first network predicts the clips in the viewer.
     """
     folder, config, part = run.saved_in, run.config, run.networks[0]
     of_part = part.saved_in
@@ -73,9 +72,9 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
         network = run.predictor(corpus, np.concatenate([*split.clips.values()]), device_count)
         test = split.test
         shown = test[choose_rows(read_predictions(of_part / PREDICTIONS["test"]), VIEWED)]
-        about = f"{len(shown)} of {len(test)} test clips, right and wrong ones of each class"
+        about = f"{len(shown)} of {len(test)} test clips, correct and wrong ones of each class"
         if not alone:
-            about += f", as {of_part.relative_to(folder)} alone sees them"
+            about += f", as predicted by {of_part.relative_to(folder)} alone"
         start = read_json(folder / "environment.json")["starts"][0]
         synthetic = "synthetic " if corpus.cues else ""
         tested = predictions["test"].with_columns(corpus)
@@ -102,24 +101,24 @@ def write_page(run: Run, corpus: Corpus, device_count: int) -> None:
 
 
 def _split_facts(run: Run) -> dict[str, str]:
-    """How the clips were divided, and the best epoch or the parts."""
+    """The split, and the best epoch or the parts."""
     split = run.split["description"]
     if not run.parts:
         best = f"{best_epoch(run.history, run.config.train.monitor)} of {len(run.history)}"
         return {"Split": split, "Best epoch": best}
     parts = [part.saved_in.name for part in run.parts]
-    ensembles = run.config.members > 1 and "fold" in parts[0]
-    each = f", each an ensemble of {run.config.members}" if ensembles else ""
-    return {"Parts, put together": ", ".join(parts) + each, "Split of the first": split}
+    ensembles = run.config.ensemble_size > 1 and "fold" in parts[0]
+    each = f", each an ensemble of {run.config.ensemble_size}" if ensembles else ""
+    return {"Parts, combined": ", ".join(parts) + each, "Split of the first": split}
 
 
 def training_command(config: ExperimentConfig, start: dict) -> str:
-    """That began a run; `start` is of environment.json."""
+    """The command that began a run; `start` is from environment.json."""
     return shlex.join(["python", "-m", f"experiments.{config.name}", *start["command"][1:]])
 
 
 def training_facts(config: ExperimentConfig, start: dict) -> dict[str, str]:
-    """What was trained, when, where and by which versions; `start` is of environment.json."""
+    """What was trained, when, where, with which versions; `start` is from environment.json."""
     versions, modalities = start["versions"], config.model.modalities
     joined = f"{', '.join(modalities[:-1])} and {modalities[-1]}, fusion {config.model.fusion}"
     return {
@@ -133,7 +132,7 @@ def training_facts(config: ExperimentConfig, start: dict) -> dict[str, str]:
 
 
 def _changes(config: AugmentConfig) -> str:
-    """What is asked for, by name."""
+    """The augmentations in use, by name."""
     texts = []
     for field in fields(config):
         value = getattr(config, field.name)
@@ -149,7 +148,7 @@ def _range(value: object) -> str:
 
 
 def _curves(network: Predictor, test: np.ndarray) -> Iterator[CurvePlot]:
-    """Accuracy over a test-time offset and tempo of the first modality; none of one alone."""
+    """Accuracy over a test-time offset and tempo of the first of several modalities."""
     name, *others = network.config.model.modalities
     if not others:
         return
@@ -164,13 +163,17 @@ def _curves(network: Predictor, test: np.ndarray) -> Iterator[CurvePlot]:
         accuracy = mean_over_clips(right[key], speakers, network.config.seed)
         return [Curve(network.config.name, x, *accuracy)]
 
-    of = f" {len(drawn)} of {len(test)} test clips, drawn." if len(drawn) < len(test) else ""
-    note = f"The {name} is dated so much later (right) or earlier than it was recorded.{of}"
+    of = (
+        f" On {len(drawn)} of {len(test)} test clips, drawn at random."
+        if len(drawn) < len(test)
+        else ""
+    )
+    note = f"The {name} is delayed (right) or advanced (left) at test time.{of}"
     fusion = network.config.model.fusion
     if not fusion_of(fusion).uses_times:
-        note += f" Fusion {fusion} reads no times, so that an offset changes nothing."
+        note += f" Fusion {fusion} ignores times, so an offset changes nothing."
     points, title = curve("right_at_offset", 1000 * OFFSETS), name.capitalize()
-    yield CurvePlot(f"{title} offset", f"{name} late by (ms)", "accuracy", points, note)
-    note = f"The {name} alone is made slower (left) or faster than it was recorded.{of}"
+    yield CurvePlot(f"{title} offset", f"{name} delay (ms)", "accuracy", points, note)
+    note = f"Only the {name} is slowed down (left) or sped up (right) at test time.{of}"
     points = curve("right_at_tempo", TEMPOS)
     yield CurvePlot(f"{title} tempo", f"tempo of the {name}", "accuracy", points, note)

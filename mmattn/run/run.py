@@ -1,4 +1,4 @@
-"""A trained run, of a folder or in memory: restores its networks once and predicts with them."""
+"""A trained run, in a folder or in memory: restores its networks once and predicts with them."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,17 +49,17 @@ from mmattn.train.processes import AgreedStop
 
 Status = Literal["running", "complete", "stopped", "failed"]
 CALIBRATED = ("ece", "log_loss", "brier")
-AT_ONCE = 256  # clips that are in memory at once
+AT_ONCE = 256  # clips in memory at once
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a run predicts for a clip.
+    """A run's prediction for a clip.
 
-    probabilities [K] of class_names; streams: of each modality that was predicted from, its times
-    [T] (s) and attention [T], with the features that the network saw; missing: the modalities that
-    the run uses and the clip lacks; notes: what was unusual about it. The attention sums to one
-    over the frames of a modality (fusions concat and late) or of all together (cross).
+    probabilities [K] of class_names; streams: for each modality that was used, its times [T] (s),
+    attention [T] and the features that the network saw; missing: the run's modalities that the clip
+    lacks; notes: anything unusual about the clip. The attention sums to one over the frames of a
+    modality (fusions concat and late) or of all together (cross).
     """
 
     path: Path
@@ -76,19 +76,19 @@ class Prediction:
 
 
 class Outcome(NamedTuple):
-    """Of the clips asked about, in their order, those that could be predicted and the others."""
+    """The clips that could be predicted, and the others, in their order."""
 
     predictions: list[Prediction]
     failures: list[Failure]
 
 
 class Run:
-    """A training, or several that belong together: of folds or of the networks of an ensemble.
+    """A training, or several that belong together: folds or the networks of an ensemble.
 
-    folder: or the model file that it comes from; None if the run is in memory alone; config; parts:
-    the runs of the folds or networks, none of a single training; checkpoint: which one it predicts
-    with; status; predictions: by split, as far as they were made in this process; trust: lines on
-    what it is and how far to trust it, where it comes from a model file.
+    folder: or the model file that it comes from; None if the run is only in memory; config; parts:
+    the runs of the folds or networks, empty for a single training; checkpoint: the one it predicts
+    with; status; predictions: by split, if made in this process; trust: lines on what it is and how
+    far to trust it, if it comes from a model file.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For people: the experiment and the folder."""
+        """A display name: the experiment and the folder."""
         if self.folder is None:
             return self.config.name
         parts = self.folder.parts
@@ -122,26 +122,26 @@ class Run:
 
     @property
     def saved_in(self) -> Path:
-        """Its folder or model file. UserError: it is in memory alone."""
+        """Its folder or model file; UserError if it is only in memory."""
         if self.folder is None:
-            raise UserError("the run is in memory alone, expected one in a folder; see Run.save")
+            raise UserError("the run is only in memory, expected one in a folder; see Run.save")
         return self.folder
 
     @property
     def complete(self) -> bool:
-        """Whether its training came to its end."""
+        """Whether its training is complete."""
         return self.status == "complete"
 
     def save(self, folder: Path | str) -> None:
-        """Write a run that is in memory to a new folder, as if it had been trained there.
+        """Write a run in memory to a new folder, as if it had been trained there.
 
-        While it is in training, the folder gets a copy of the best so far.
+        During training, the folder gets a copy of the best so far.
 
         Raises:
             UserError: it has a folder, the new one is not empty, or the disk is full.
         """
         if not isinstance(self.checkpoints, InMemory):
-            raise UserError(f"the run is in {self.folder} already")
+            raise UserError(f"the run is already in {self.folder}")
         check_new(folder := make_folder(folder))
         copy = Run(self.config, folder)
         copy.history, checkpoints = self.history, Checkpoints(folder)
@@ -155,12 +155,12 @@ class Run:
             self.folder, self.checkpoints = folder, checkpoints
 
     def take(self, history: list[dict]) -> None:
-        """Go on from the rows and checkpoints that its training has now."""
+        """Update to the rows and checkpoints that its training has now."""
         self.history, self._network, self._ensemble = history, None, None
         self.__dict__.pop("about", None)
 
     def stop(self) -> None:
-        """End its training after this epoch."""
+        """Stop its training after this epoch."""
         self.asked.set()
 
     @property
@@ -170,40 +170,40 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict]:
-        """The rows of metrics.jsonl, one an epoch; of several trainings there are none."""
+        """The rows of metrics.jsonl, one per epoch; empty for several trainings."""
         path = self.saved_in / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     @cached_property
     def split(self) -> dict:
-        """What split.json says of the clips of the first training. UserError: it is a model file,
-        which has none."""
+        """The content of the first training's split.json; UserError for a model file, which has
+        none."""
         if isinstance(self.networks[0].checkpoints, Exported):
             raise UserError(f"{self.folder}: a shared model has no clips; expected a run's folder")
         return read_json(self.networks[0].saved_in / "split.json")
 
     @cached_property
     def about(self) -> dict:
-        """What the checkpoint of the first network says. UserError: there is none."""
+        """The JSON of the first network's checkpoint; UserError if there is none."""
         return about_of(self.networks[0].checkpoints, self.checkpoint)
 
     def restored(self) -> list[Restored]:
-        """Its networks as their checkpoints keep them."""
+        """Its networks as stored in their checkpoints."""
         return [network._restored(self._reader.corpus(["none"], [{}])) for network in self.networks]
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the probabilities."""
+        """The classes, in the order of the probabilities."""
         return tuple(self.about["class_names"])
 
     @property
     def widths(self) -> dict[str, int]:
-        """Features of a frame, by modality."""
+        """Feature dimension by modality."""
         return self.about["widths"]
 
     @property
     def extractor(self) -> dict[str, dict]:
-        """What made the features that it was trained on, by modality, as far as files tell."""
+        """The extractors of the features it was trained on, by modality, if the files name them."""
         return self.about.get("extractor", {})
 
     def predictor(self, corpus: Corpus, clips: np.ndarray, device_count: int = 1) -> Predictor:
@@ -245,7 +245,7 @@ class Run:
         """Predict one clip, raw or a feature file.
 
         Raises:
-            UserError: it cannot be predicted; the message tells why.
+            UserError: it cannot be predicted; the message gives the reason.
         """
         predictions, failures = self.predict_all([path])
         for failure in failures:
@@ -257,14 +257,14 @@ class Run:
         clips: Sequence[Path | str | Clip],
         advance: Callable[[int], None] = lambda count: None,
     ) -> Outcome:
-        """Predict clips at once, which is much faster than one by one.
+        """Predict several clips, which is much faster than one by one.
 
         Args:
-            clips: or paths of raw clips or feature files.
-            advance: called with 1 after each clip that was read.
+            clips: clips, or paths of raw clips or feature files.
+            advance: called with 1 after each clip is read.
 
         Raises:
-            UserError: something is wrong with the run or with what raw clips need.
+            UserError: the run, or something that raw clips need, is unusable.
         """
         reader = self._reader
 
@@ -283,20 +283,20 @@ class Run:
         """Predict clips whose streams, by modality, are in memory, as `predict_all` does files.
 
         Args:
-            clips: made as the run's own features are, which `extraction` tells; times in seconds.
-            names: that their predictions and failures have for a path (default: 0, 1, …).
+            clips: features from the run's own extractor, see `extraction`; times in seconds.
+            names: the path in their predictions and failures (default: 0, 1, …).
 
         Returns:
-            In the order of the clips, what is predicted, or why it cannot be.
+            In the order of the clips, predictions or failures.
         """
         reader, named = self._reader, zip(names or map(str, count()), clips, strict=False)
         return self._ask(reader.take(Path(name), streams) for name, streams in named)
 
     def extraction(self) -> ExtractConfig:
-        """What takes from raw clips the features that the run was trained on.
+        """The config that extracts the run's features from raw clips.
 
         Raises:
-            UserError: their files do not tell what made them, or this version makes others.
+            UserError: the feature files do not name their extractor, or this version's differs.
         """
         return self._reader.extraction()
 
@@ -308,11 +308,11 @@ class Run:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether it predicts with a temperature, that of each network."""
+        """Whether it predicts with each network's temperature."""
         return self._calibrated and all(one.about.get("temperature") for one in self.networks)
 
     def calibrated(self, split: str) -> Predictions | None:
-        """What predictions.csv would be with its temperatures; None if a network has none."""
+        """The stored predictions with its temperatures applied; None if a network has none."""
         if self.parts:
             found = [one for part in self.parts if (one := part.calibrated(split))]
             return combine(found) if len(found) == len(self.parts) else None
@@ -338,12 +338,12 @@ class Run:
         return self._network
 
     def _calibrate(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities […, K] of a single training as they are to be given."""
+        """Probabilities […, K] of a single training, calibrated if so set."""
         temperature = self.about.get("temperature") if self._calibrated else None
         return calibrated(probabilities, temperature) if temperature else probabilities
 
     def _ask(self, clips: Iterable[Ready | Failure]) -> list[Prediction | Failure]:
-        """Ask the networks about clips; those that failed already stay as they are."""
+        """Predict the clips; those that failed already are kept."""
         clips, found = iter(clips), []
         while some := list(islice(clips, AT_ONCE)):
             views = iter(self._views([one for one in some if isinstance(one, Ready)]))
@@ -361,7 +361,7 @@ class Run:
         return Prediction(clip.path, self.class_names, *found, clip.missing, clip.notes)
 
     def _views(self, clips: Sequence[Ready]) -> list[ClipView | None]:
-        """Each clip as the networks see it, in their mean; None where that is not finite."""
+        """Each clip with the networks' mean attention; None where that is not finite."""
         if not clips:
             return []
         names, streams = [str(one.path) for one in clips], [one.streams for one in clips]
@@ -396,12 +396,12 @@ def load_run(
     """A run of a folder or a model file, ready to predict clips.
 
     Args:
-        folder: the run's; the networks of folds or an ensemble are pooled. Or what `mmattn card`
-            wrote, a model file or its folder; or starter, the network that comes with the package.
+        folder: the run's; the networks of folds or an ensemble are pooled. Or a model file written
+            by `mmattn card`, or its folder; or starter, the model that comes with the package.
         checkpoint: of each network.
-        media: where the models for raw clips are, if not in their usual places.
-        calibrated: give probabilities of the temperature that fits the validation clips, where
-            there is one (of each network, before they are pooled); else as the network does.
+        media: where the models for raw clips are, if not in the default places.
+        calibrated: calibrate probabilities by the temperature fitted to the validation clips, if
+            there is one (for each network, before pooling).
         apart: have another process read the checkpoints, so that this one is 45 MB smaller.
 
     Raises:
@@ -441,7 +441,7 @@ def _restore(folder: Path, checkpoint: Chosen) -> list[Restored]:
 
 
 def _load(folder: Path, config: ExperimentConfig, **options: Any) -> Run:
-    """The run of a folder; only those of a whole run and of a training have a config of theirs."""
+    """The run of a folder; only a whole run and a training have their own config."""
     parts = parts_of(folder)
     if parts:
         check_complete(folder)
@@ -454,7 +454,7 @@ def _load(folder: Path, config: ExperimentConfig, **options: Any) -> Run:
 
 
 def _from_file(path: Path, **options: Any) -> Run:
-    """The run of a model file; its networks have names below it, as if it were a folder."""
+    """The run of a model file; its networks are named as if it were a folder."""
     config, trust, networks = read_shared(path)
     parts = [Run(config, path / name, exported=one, **options) for name, one in networks.items()]
     run = parts[0] if len(parts) == 1 else Run(config, path, parts, **options)

@@ -1,6 +1,6 @@
-"""A model file: a run in one .npz, to be shared, with all that a prediction needs and no pickle.
+"""A model file: a run in one .npz to share, with all that a prediction needs and no pickle.
 
-Each array holds those of all networks, stacked; `about` is the JSON of an `About`.
+Each array stacks those of all networks; `about` is the JSON of an `About`.
 """
 
 import io
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MODEL, CARD = "model.npz", "CARD.md"  # what `mmattn card` writes to a folder
-STARTER = "starter"  # the folder of the network that comes with the package
+STARTER = "starter"  # the folder of the model that comes with the package
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Member:
 
 @dataclass(frozen=True)
 class About:
-    """What a model file tells beside the arrays."""
+    """The content of a model file besides the arrays."""
 
     format: int
     config: dict
@@ -51,14 +51,14 @@ class About:
     trust: list[str]
 
     def check(self) -> None:
-        """Raise ValueError unless a prediction can be made of it and its text be shown."""
+        """Raise ValueError unless it allows a prediction and its text can be displayed."""
         texts = [*self.class_names, *self.widths, *self.trust, *(one.name for one in self.networks)]
         if odd := [text for text in texts if not text.isprintable()]:
             raise ValueError(f"expected printable text, found {odd[0]!r}")
         if len({one.name for one in self.networks}) < max(1, len(self.networks)):
-            raise ValueError("expected one network or more, each with a name of its own")
+            raise ValueError("expected one or more networks with distinct names")
         if len({*self.class_names}) < max(1, len(self.class_names)):
-            raise ValueError("expected one class or more, each with a name of its own")
+            raise ValueError("expected one or more classes with distinct names")
         if not all(width > 0 for width in self.widths.values()):
             raise ValueError(f"expected widths above 0, found {self.widths}")
         if not all(one.temperature is None or one.temperature > 0 for one in self.networks):
@@ -67,8 +67,8 @@ class About:
 
 
 def find_shared(path: Path) -> Path | None:
-    """The model file that a path is, that lies in the folder that it is, or that `starter` means
-    where nothing else is named so; None if it is none of these."""
+    """The model file at a path or in the folder at that path; or the package's, for `starter` if
+    no such path exists; None if there is none."""
     if path == Path(STARTER) and not path.exists():
         path = Path(str(files("mmattn") / STARTER))
     if path.is_dir() and not (path / "config.json").exists():
@@ -83,7 +83,7 @@ def write_shared(path: Path, run: "Run", trust: Sequence[str], half: bool = Fals
         path: of the file.
         run: whose networks are stored.
         trust: lines on what it is and how far to trust it.
-        half: store parameters as float16, what normalises the features as it is.
+        half: store parameters, but not the normalisation, as float16.
     """
     config, data = run.config, run.config.data
     roots, folds = (Path(root.name) for root in data.roots), data.folds and Path(data.folds).name
@@ -114,7 +114,7 @@ def write_shared(path: Path, run: "Run", trust: Sequence[str], half: bool = Fals
 def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str, Exported]]:
     """The config of the run in a model file, its lines on trust, and its networks by name.
 
-    Raises UserError where it is damaged or something else.
+    Raises UserError if it is damaged or not a model file.
     """
     try:
         archive = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
@@ -131,10 +131,12 @@ def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str
     except UserError as error:
         raise UserError(f"{path}: its config: {error}") from error
     if missing := {*config.model.modalities} - {*about.widths}:
-        raise UserError(f"{path}: expected the width of {', '.join(sorted(missing))}, found none")
+        raise UserError(
+            f"{path}: expected the feature dimension of {', '.join(sorted(missing))}, found none"
+        )
     numbers = sum(stacked[0].size for stacked in arrays.values())
     if (most := _most_numbers(config.model, about.widths)) > numbers:
-        raise UserError(f"{path}: expected {most} numbers or more a network, found {numbers}")
+        raise UserError(f"{path}: expected {most} or more numbers per network, found {numbers}")
     common = {
         "config": about.config,
         "class_names": about.class_names,
@@ -150,17 +152,19 @@ def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str
 
 
 def _most_numbers(model: ModelConfig, widths: dict[str, int]) -> int:
-    """In the largest of some of a network's arrays, to be known before it takes memory."""
+    """Numbers in the largest of some of a network's arrays, checked before it takes memory."""
     sizes = [*widths.values()]
     for name in model.modalities:
-        units = [size for size in model.units_of(name) for _ in range(2)]  # from step to step too
+        units = [
+            size for size in model.units_of(name) for _ in range(2)
+        ]  # the recurrent kernels too
         joint = len(model.modalities) * [model.cross_units] if model.fusion == "cross" else []
         sizes += map(math.prod, pairwise([widths[name], *units, *joint, *model.head_units]))
     return max(sizes)
 
 
 def _parse(arrays: dict[str, np.ndarray]) -> About:
-    """What `about` tells, which is taken out of the arrays. Raises ValueError, among others."""
+    """Take `about` out of the arrays and parse it. Raises ValueError, among others."""
     if "about" not in arrays:
         raise ValueError(f"it has no about, but {', '.join(arrays) or 'nothing'}")
     value = json.loads(arrays.pop("about").item())
@@ -172,6 +176,6 @@ def _parse(arrays: dict[str, np.ndarray]) -> About:
         if stacked.dtype.kind != "f" or not np.isfinite(stacked).all():
             raise ValueError(f"{name}: expected finite numbers, found {stacked.dtype}")
         if stacked.shape[:1] != (len(about.networks),):
-            expected = f"those of {len(about.networks)} networks"
+            expected = f"arrays of {len(about.networks)} networks"
             raise ValueError(f"{name}: expected {expected}, found shape {stacked.shape}")
     return about
