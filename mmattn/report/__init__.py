@@ -1,1 +1,1 @@
-"""The page of a run or of a study: one HTML file that is read offline."""
+"""The report of a run or of a study: one HTML file that works offline."""

@@ -1,4 +1,4 @@
-"""Clips for the page's viewer, packed small: arrays as base64, equal ones kept once."""
+"""Clips for the report's viewer, compact: arrays in base64, equal ones stored once."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.report.footage import Footage
 
 STEP = 0.05  # of a normalised feature, whose standard deviation is 1
-LARGEST = 127 * STEP  # features beyond ±6.35 are kept as ±6.35
+LARGEST = 127 * STEP  # features are clipped to ±6.35
 
 
 def pack_viewer(
@@ -21,9 +21,9 @@ def pack_viewer(
 ) -> dict[str, Any]:
     """The same clips as seen by each arm, as JSON values that `page.js` reads.
 
-    Times (s) and attention (as a ratio to uniform) are float32 [T]; features int8 [F, T] in units
-    of STEP, within ±LARGEST. Each array is an index into `pool`. `footage`, if any, is of each
-    clip.
+    Times (s) and attention (relative to uniform) are float32 [T]; features int8 [F, T] in units
+    of STEP, within ±LARGEST. Each array is an index into `pool`. `footage`, if any, has an
+    entry for each clip.
 
     Raises:
         ValueError: the arms show different clips.
@@ -31,7 +31,9 @@ def pack_viewer(
     first = next(iter(arms.values()))
     for arm, views in arms.items():
         if [view.clip for view in views] != [view.clip for view in first]:
-            raise ValueError(f"expected the same clips in the same order of every arm, also {arm}")
+            raise ValueError(
+                f"expected the same clips in the same order from every arm, also {arm}"
+            )
     pool: dict[str, int] = {}
     clips = [
         _pack_clip(views, list(class_names), pool) for views in zip(*arms.values(), strict=True)
@@ -107,5 +109,5 @@ def _pack_footage(footage: Footage, pool: dict[str, int]) -> dict[str, Any]:
 
 
 def _keep(array: np.ndarray, pool: dict[str, int]) -> int:
-    """Where the pool holds this array, put there if it is new."""
+    """The index of this array in the pool; added if new."""
     return pool.setdefault(base64.b64encode(array.tobytes()).decode(), len(pool))

@@ -1,4 +1,4 @@
-"""The HTML of a page: text, tables and figures, all escaped, and what goes in its head."""
+"""The HTML of a page: text, tables and figures, all escaped, and its head."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ from mmattn.evaluate.tables import Cell, Table, cell_text
 
 
 def table(content: Table) -> str:
-    """A table that scrolls in its own box; columns without text are set to the right."""
+    """A table that scrolls in its own box; columns without text are right-aligned."""
     numeric = [
         not any(isinstance(row[place], str) for row in content.rows)
         for place in range(len(content.columns))
@@ -44,7 +44,7 @@ def paragraphs(texts: Iterable[str]) -> str:
 
 
 def facts(about: Mapping[str, str]) -> str:
-    """Names and what they are, side by side."""
+    """Names and values, side by side."""
     pairs = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in about.items()
     )
@@ -52,7 +52,7 @@ def facts(about: Mapping[str, str]) -> str:
 
 
 def section(name: str, title: str, *content: str) -> str:
-    """A section that the contents of the page link to."""
+    """A section that the table of contents links to."""
     return (
         f'<section id="{name}" aria-labelledby="{name}-title">'
         f'<h2 id="{name}-title">{escape(title)}</h2>{"".join(content)}</section>'
@@ -75,11 +75,11 @@ def document(
         sections: by name, the title (text) and content (HTML) of each.
         foot: HTML.
         payload: JSON values that the page's script draws.
-        name: page, of the plots; or another script in this package, with a style of its own, which
-            may play files beside the page.
+        name: page, for the plots; or another script in this package, with its own style, which may
+            play files next to the page.
 
-    Its Content-Security-Policy allows these very scripts and nothing from anywhere else, so that
-    it stays offline whatever stands in the names of clips.
+    Its Content-Security-Policy allows only these scripts and nothing from elsewhere, so that the
+    page stays offline whatever the names of clips contain.
     """
     here = files("mmattn.report")
     own = name != "page"
@@ -112,7 +112,7 @@ def document(
 {introduction}
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 </header>
-<noscript><p class="note">What this page draws and plays needs JavaScript.</p></noscript>
+<noscript><p class="note">The plots and players of this page need JavaScript.</p></noscript>
 <main>
 {"".join(section(name, text, content) for name, (text, content) in sections.items())}
 </main>
@@ -125,7 +125,7 @@ def document(
 
 
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # it takes 30 MB
+    from plotly.offline import get_plotlyjs  # imported here: it takes 30 MB
 
     return get_plotlyjs()
 
@@ -135,6 +135,6 @@ def _text(file: Traversable) -> str:
 
 
 def _source(script: str) -> str:
-    """How a Content-Security-Policy names an inline script."""
+    """The name of an inline script in a Content-Security-Policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"

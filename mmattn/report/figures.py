@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
 
 class CurvePlot(NamedTuple):
-    """A plot of one or more arms' curves; the note tells how to read it."""
+    """A plot of one or more arms' curves; the note explains it."""
 
     title: str
     x_label: str
@@ -56,7 +56,7 @@ class Forest(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A Plotly figure with what stands around it."""
+    """A Plotly figure with its title and caption."""
 
     title: str
     data: list[dict[str, Any]]
@@ -95,7 +95,7 @@ def _epoch_figure(history: Sequence[Row], monitor: str, names: Sequence[str]) ->
         caption += f" Best: epoch {best}, validation {monitor_of(monitor).title} {value:.3f}."
     caption += " The vertical line marks the best epoch, whose network is tested."
     if learning_rate_drops(history):
-        caption += " Dotted lines: the learning rate fell."
+        caption += " Dotted lines: the learning rate was lowered."
     title = " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
     return Figure(title[0].upper() + title[1:], data, layout, caption)
 
@@ -104,7 +104,7 @@ def _epoch_line(history: Sequence[Row], key: str, name: str, colour: str) -> dic
     dash = {GREY: "dot", BLUE: "solid"}.get(colour, "dash")
     return {
         "type": "scatter",
-        "mode": "lines+markers" if len(history) < 15 else "lines",  # one epoch is no line
+        "mode": "lines+markers" if len(history) < 15 else "lines",  # one epoch has no line
         "x": [epoch["epoch"] for epoch in history],
         "y": [_number(epoch[key]) for epoch in history],
         "name": name,
@@ -144,7 +144,7 @@ def _epoch_layout(history: Sequence[Row], best: int, label: str) -> dict[str, An
 
 
 def confusion_figure(predictions: Predictions) -> Figure:
-    """Counts written in, colour the share of the true class."""
+    """Numbers are counts, colour is the fraction of the true class."""
     counts = confusion(predictions)
     clips = counts.sum(axis=1)
     shares = counts / np.maximum(clips, 1)[:, None]
@@ -157,7 +157,7 @@ def confusion_figure(predictions: Predictions) -> Figure:
         "texttemplate": "%{text}",
         "customdata": [[[row, column] for column in names] for row in names],
         "hovertemplate": (
-            "%{customdata[0]} taken for %{customdata[1]}<br>"
+            "%{customdata[0]} predicted as %{customdata[1]}<br>"
             "%{text} clips, %{z:.1%} of the class<extra></extra>"
         ),
         "colorscale": BLUES,
@@ -179,8 +179,8 @@ def confusion_figure(predictions: Predictions) -> Figure:
         },
     }
     caption = (
-        "A row is a true class, a column a predicted one; the number counts clips, the "
-        "colour is their share of the row. Right answers lie on the diagonal."
+        "Rows are true classes, columns predicted ones. The number counts clips, the colour is "
+        "their fraction of the row. Correct predictions are on the diagonal."
     )
     return Figure("Confusion matrix", [data], layout, caption)
 
@@ -232,15 +232,15 @@ def reliability_figure(predictions: Predictions) -> Figure:
         "shapes": [{**ideal, "line": {"color": GREY, "dash": "dash", "width": 1.5}}],
     }
     caption = (
-        "How often the network is right (bars) when it is this sure; diamonds stand at the bin's "
-        "mean confidence. On the dashed line confidence is honest, below it is too high. Expected "
+        "Accuracy (bars) by confidence; diamonds mark each bin's mean confidence. Points on the "
+        "dashed line are calibrated, those below it are overconfident. Expected "
         f"calibration error over {CALIBRATION_BINS} bins: {ece(bins):.3f}."
     )
     return Figure(f"Reliability, ECE {ece(bins):.3f}", data, layout, caption)
 
 
 def curves_figure(plot: CurvePlot) -> Figure:
-    """A line and a band an arm."""
+    """A line and a band for each arm."""
     data = []
     for number, curve in enumerate(plot.curves):
         data += _curve(curve, number)
@@ -257,12 +257,12 @@ def curves_figure(plot: CurvePlot) -> Figure:
     }
     caption = f"{plot.note} Bands are 95 % intervals."
     if several:
-        caption += " Click an arm in the legend to hide it, twice to see it alone."
+        caption += " Click an arm in the legend to hide it; double-click to show only that arm."
     return Figure(plot.title, data, layout, caption.strip(), _curve_table(plot))
 
 
 def _curve(curve: Curve, number: int) -> list[dict[str, Any]]:
-    """The band, where there is one, and the line of a curve."""
+    """The band, if any, and the line of a curve."""
     colour = CYCLE[number % len(CYCLE)]
     x, y, low, high = (np.asarray(part, float) for part in curve[1:])
     known = np.isfinite(low) & np.isfinite(high)
@@ -296,7 +296,7 @@ def _curve(curve: Curve, number: int) -> list[dict[str, Any]]:
 
 
 def _curve_table(plot: CurvePlot) -> Table:
-    """A row for each x, a column an arm."""
+    """A row for each x, a column for each arm."""
     cells: dict[float, dict[str, Interval]] = {}
     for curve in plot.curves:
         for x, *interval in zip(*map(np.ndarray.tolist, map(np.asarray, curve[1:])), strict=True):
@@ -307,7 +307,7 @@ def _curve_table(plot: CurvePlot) -> Table:
 
 
 def forest_figure(forest: Forest) -> Figure:
-    """A row an arm, the first on top; a filled marker where the interval leaves zero out."""
+    """A row for each arm, the first on top; filled markers: the interval excludes zero."""
     arms = [plain(arm) for arm, _ in forest.differences]
     value, low, high = np.array([tuple(interval) for _, interval in forest.differences], float).T
     clear = (low > 0) | (high < 0)
@@ -352,8 +352,8 @@ def forest_figure(forest: Forest) -> Figure:
         },
     }
     caption = (
-        f"{forest.note} Points are paired differences, bars their 95 % intervals; a filled point's "
-        "interval leaves zero out."
+        f"{forest.note} Points are paired differences, bars their 95 % intervals; the interval "
+        "of a filled point excludes zero."
     )
     table = Table(
         forest.title, ["arm", forest.x_label], [[arm, gap] for arm, gap in forest.differences]
@@ -362,12 +362,12 @@ def forest_figure(forest: Forest) -> Figure:
 
 
 def plain(text: str) -> str:
-    """Text as it is, for Plotly, which else reads tags and entities in it."""
+    """Escaped text for Plotly, which otherwise interprets tags and entities."""
     return html.escape(text, quote=False)
 
 
 def _number(value: float | None) -> float | None:
-    """A JSON number, or None where it is not finite."""
+    """A JSON number, or None if it is not finite."""
     return float(value) if value is not None and np.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""What a page shows of a clip itself beside what the network saw of it: its audio, its faces."""
+"""What a page shows of the clip itself: its audio and faces."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -11,16 +11,16 @@ from PIL import Image
 from mmattn.config import ExtractConfig
 from mmattn.evaluate.views import StreamView
 
-BINS = 600  # of an envelope: about one for each pixel that it is drawn on
+BINS = 600  # of an envelope: about one per pixel
 SHOTS = 5
-APART = 0.2  # seconds between two faces that are shown
+APART = 0.2  # minimum seconds between two faces shown
 SIDE = 112  # pixels of a face
-MARGIN = 0.25  # of a face's larger side, around it
+MARGIN = 0.25  # around a face, as a fraction of its larger side
 
 
 @dataclass(frozen=True, eq=False)
 class Envelope:
-    """How far the samples of the audio reach from 0: times [n] s, loudness [n] ≥ 0."""
+    """The envelope of the audio: times [n] s, largest magnitude [n] ≥ 0."""
 
     times: np.ndarray
     loudness: np.ndarray
@@ -28,7 +28,7 @@ class Envelope:
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face at a moment (s) of a clip, with the attention there as a ratio to uniform."""
+    """A face at a moment (s) of a clip, with the attention there, relative to uniform."""
 
     time: float
     attention: float
@@ -37,9 +37,9 @@ class Face:
 
 @dataclass(frozen=True, eq=False)
 class Footage:
-    """Of one clip; a feature file has neither audio nor faces.
+    """Audio and faces of one clip; a feature file has neither.
 
-    notes: what was unusual about the clip.
+    notes: anything unusual about the clip.
     """
 
     notes: tuple[str, ...] = ()
@@ -62,9 +62,9 @@ def envelope(samples: np.ndarray, rate: int, start: float) -> Envelope:
 
 
 def most_attended(stream: StreamView) -> np.ndarray:
-    """Frames, increasing, of the highest attention: up to SHOTS, each APART or more from the rest.
+    """Frames, increasing, of highest attention: up to SHOTS, each at least APART from the others.
 
-    Frames that are not valid are left out.
+    Invalid frames are left out.
     """
     chosen: list[int] = []
     for frame in np.argsort(-stream.ratio, kind="stable"):
@@ -77,7 +77,7 @@ def most_attended(stream: StreamView) -> np.ndarray:
 
 
 def portrait(frame: np.ndarray, box: Iterable[float]) -> bytes:
-    """The JPEG of a square around a face.
+    """A JPEG of the square around a face.
 
     Args:
         frame: [H, W, 3] uint8.
@@ -100,7 +100,7 @@ def footage_of(
 
     Args:
         path: of the clip.
-        video: what was predicted from, if there is any.
+        video: the video stream that was used, if any.
         config: how it was extracted.
         notes: about the clip.
 
@@ -122,12 +122,12 @@ def audio_envelope(path: Path) -> Envelope | None:
 
 
 def faces_of(path: Path, video: StreamView, config: ExtractConfig) -> tuple[Face, ...]:
-    """The face where the attention is highest, in the order of time.
+    """The faces where attention is highest, in time order.
 
     Args:
         path: of the clip.
-        video: what was predicted from, extracted from this clip.
-        config: how.
+        video: the video stream that was used, extracted from this clip.
+        config: how it was extracted.
 
     Raises:
         BadMedia: the clip cannot be read.

@@ -9,7 +9,7 @@
   // ColorBrewer's PRGn, safe for the colour-blind; its middle is the page's panel.
   const DIVERGING = ["#762a83", "#af8dc3", null, "#7fbf7b", "#1b7837"];
 
-  // Text for Plotly, which else reads tags and entities in it.
+  // Escaped text for Plotly, which otherwise interprets tags and entities.
   const plain = (text) =>
     text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -35,7 +35,7 @@
         },
         legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12 } },
         margin: { l: 55, r: 12, t: 28, b: 45 },
-        dragmode: touch ? false : "zoom", // a finger scrolls the page
+        dragmode: touch ? false : "zoom", // on a touch screen, dragging scrolls the page
         xaxis: axis,
         yaxis: axis,
       },
@@ -66,10 +66,10 @@
     const predicted = (view) => view.probabilities.indexOf(Math.max(...view.probabilities));
     const armName = (arm) => plain(arms[arm]);
     const known = (clip) => clip.label !== null;
-    // The true class, or the predicted one where the true one is unknown.
+    // The true class, or the predicted one if the true one is unknown.
     const classOf = (clip) => classes[known(clip) ? clip.label : predicted(clip.views[0])];
 
-    // How many of the shown arms are right about the clip.
+    // How many of the shown arms predict the clip correctly.
     const rightArms = (clip) =>
       shownArms().filter((arm) => predicted(clip.views[arm]) === clip.label).length;
     const FILTERS = {
@@ -97,7 +97,7 @@
       byId("arms").hidden = arms.length < 2;
     }
 
-    // The clips that match; draws where the clip is another one or `redraw` says so.
+    // Lists the clips that match; draws if the clip has changed or `redraw` is set.
     function list(redraw) {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       listed = clips.filter((clip) => {
@@ -125,7 +125,7 @@
       byId("previous").disabled = place <= 0;
       byId("next").disabled = place < 0 || place === listed.length - 1;
       if (!clip || !shownArms().length) {
-        byId("clip-title").textContent = clip ? "No arm is chosen." : "No such clip.";
+        byId("clip-title").textContent = clip ? "No arm is selected." : "No such clip.";
         byId("clip-about").textContent = "";
         byId("key").replaceChildren();
         drawFaces([]);
@@ -135,7 +135,7 @@
       }
       const said = shownArms().map((arm) => {
         const answer = predicted(clip.views[arm]);
-        const verdict = answer === clip.label ? "right" : `predicted ${classes[answer]}`;
+        const verdict = answer === clip.label ? "correct" : `predicted ${classes[answer]}`;
         return arms.length > 1 ? `${arms[arm]} ${verdict}` : verdict;
       });
       const truth = known(clip) ? [classOf(clip)] : [];
@@ -202,7 +202,7 @@
       );
     }
 
-    // One column of panels over the same seconds: audio, attention of each arm, features of each
+    // One column of panels on a common time axis: audio, attention of each arm, features of each
     // modality.
     function drawTime(clip) {
       const shown = shownArms();
@@ -243,7 +243,7 @@
       let below = inner;
       let highest = 0;
       const attentionAxes = [];
-      // Panels, in paper coordinates, that the cues of each modality are drawn in.
+      // Panels, in paper coordinates, in which the cues of each modality are drawn.
       const spans = Object.fromEntries(modalities.map((modality) => [modality, []]));
       panels.forEach((panel, number) => {
         const top = below - gap + 8;
@@ -309,7 +309,7 @@
       return arms.length > 1 ? `attention, <b>${armName(arm)}</b>` : "attention (1 = uniform)";
     }
 
-    // Adds a line a modality, returns the highest value.
+    // Adds a line for each modality, returns the highest value.
     function addAttention(data, streams, yaxis) {
       let highest = 0;
       for (const [modality, stream] of Object.entries(streams)) {
@@ -330,7 +330,7 @@
       return highest;
     }
 
-    // The outline of the waveform: up along the loudness, back along its mirror image.
+    // The outline of the waveform: forward along the envelope, back along its mirror image.
     function addWaveform(data, audio, yaxis) {
       const x = Array.from(floats(audio.times));
       const y = Array.from(floats(audio.loudness));
@@ -341,7 +341,7 @@
       data.push({ ...trace, y, fill: "tonexty", fillcolor: css("--quiet"), hovertemplate });
     }
 
-    // Marks on the attention where the faces below are from.
+    // Marks the times of the faces below on the attention.
     function addFaces(data, faces, yaxis) {
       if (faces.length) {
         data.push({

@@ -1,4 +1,4 @@
-"""The pages of a run, of a study and of predictions, each one HTML file that is read offline."""
+"""The pages of a run, of a study and of predictions, each one HTML file that works offline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +37,8 @@ from mmattn.train.history import Row
 
 VIEWER_COLOURS = {"right": GREEN, "arms": CYCLE}
 FOOT = (
-    "<p>In every plot: point to read values, drag to zoom, double-click to see all again. This "
-    "page is one file and asks nothing of the network.</p>"
+    "<p>In every plot: point to read values, drag to zoom, double-click to reset. This page is "
+    "one file and works offline.</p>"
 )
 SIGNS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
 
@@ -54,12 +54,12 @@ class Verdict(NamedTuple):
 
 @dataclass
 class _Plots:
-    """The figures of a page, numbered as they come; the page's script draws them."""
+    """The figures of a page, numbered in order; the page's script draws them."""
 
     drawn: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, figure: Figure) -> str:
-        """The HTML of a figure, with its numbers as a table to unfold."""
+        """The HTML of a figure, with its numbers in an expandable table."""
         name, title = f"plot-{len(self.drawn)}", escape(figure.title)
         self.drawn.append({"id": name, "data": figure.data, "layout": figure.layout})
         numbers = ""
@@ -92,19 +92,19 @@ def write_run_page(
 
     Args:
         path: of the page.
-        title: tells what the run is, and that its data is synthetic if it is.
+        title: names the run; says if its data is synthetic.
         about: facts by name: data, split, best epoch, network, date, versions.
-        scores: what `metrics.scores` gives, by the split's name.
+        scores: of `metrics.scores`, by split.
         predictions: of the test set.
-        command: that makes the run again.
-        history: rows of metrics.jsonl; none for a run of several trainings.
-        monitor: what selected the epoch.
+        command: that repeats the run.
+        history: rows of metrics.jsonl; empty for several trainings.
+        monitor: the score that selected the epoch.
         clips: for the viewer.
-        about_clips: paragraphs: which clips they are and what network sees them.
+        about_clips: paragraphs: which clips these are, and which network predicts them.
         curves: over a test-time offset and tempo.
-        note: a warning at the top: that the split leaks speakers, for one.
-        groups: what `metrics.group_scores` gives for the test set, if there are any.
-        calibrated: as `scores`, of calibrated predictions, if there are any.
+        note: a warning at the top, e.g. that the split leaks speakers.
+        groups: of `metrics.group_scores` for the test set, if any.
+        calibrated: as `scores`, for calibrated predictions, if any.
     """
     plots = _Plots()
     shown = table(score_table(scores, calibrated)) + table(class_table(predictions))
@@ -144,20 +144,20 @@ def write_study_page(
     running_time: str,
     note: str | None = None,
 ) -> None:
-    """Write the page of a study, atomically; what there is none of is left out.
+    """Write the page of a study, atomically, without its empty sections.
 
     Args:
         path: of the page.
-        title: tells what the study is, and that its data is synthetic if it is.
+        title: names the study; says if its data is synthetic.
         introduction: paragraphs of text.
         verdicts: on each claim in each setting.
-        tables: a measure's, or all measures', numbers by arm.
+        tables: the numbers of one or all measures, by arm.
         forests: paired differences to the baseline arm.
         curves: over a test-time offset and tempo.
-        clips: for the viewer, the same ones by each arm.
+        clips: for the viewer, the same for each arm.
         class_names: of the clips' probabilities.
-        command: that makes the study again.
-        running_time: that it took, with the machine.
+        command: that repeats the study.
+        running_time: of the study, with the machine.
         note: a warning at the top.
 
     Raises:
@@ -199,13 +199,13 @@ def write_prediction_page(
 
     Args:
         path: of the page.
-        title: tells what was predicted.
+        title: says what was predicted.
         about: facts by name: the run, its checkpoint and networks.
         clips: one or more.
         footage: of each clip.
         class_names: of the clips' probabilities.
         failures: clips that could not be predicted, with the reason.
-        command: that makes the page again.
+        command: that rewrites the page.
     """
     rows: list[list[Cell]] = [
         [view.clip, class_names[int(view.probabilities.argmax())], *map(float, view.probabilities)]
@@ -266,13 +266,13 @@ def _viewer(bold: str) -> str:
 <figure><div id="clip-time" class="drawing" role="img" aria-label="Attention and features over time"
 ></div>
 <ol id="faces" class="faces" aria-label="Faces where the attention to the video is highest" hidden>
-</ol><figcaption>All on one time axis. Attention is a ratio to uniform attention over the clip's
-valid frames: 1 (dotted) is indifferent. Features are normalised, so 0 is their mean over the
-training frames and 1 a standard deviation; colours end at ±3, values at
+</ol><figcaption>All panels share one time axis. Attention is relative to uniform attention over the
+clip's valid frames, 1 (dotted). Features are normalised: 0 is the mean over the training frames, 1
+a standard deviation; colours are clipped at ±3, values at
 ±{LARGEST:g}. Point at a frame to read its values.</figcaption></figure>
 <figure><div id="clip-classes" class="drawing" role="img" aria-label="Class probabilities"></div>
 <figcaption>Probability of each class; the {bold} one is in bold.</figcaption></figure>
 </div>
-<p class="hint">The keys ← and → go from clip to clip.</p>
+<p class="hint">The keys ← and → move between clips.</p>
 </form>
 """
