@@ -1,6 +1,6 @@
 """Audio-visual emotion recognition with branched LSTMs and temporal attention, in JAX.
 
-What notebooks need is here, imported when it is first used; docs/tour.ipynb shows it.
+The interface for notebooks, imported lazily; docs/tour.ipynb shows it.
 """
 
 import importlib

@@ -22,12 +22,12 @@ from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
 
 OPTIONS = ConstructorRegistry()
-FILLED = "filled"  # a marker of what has gone through the rule below
+FILLED = "filled"  # marks what the rule below has already handled
 
 
 @OPTIONS.struct_rule
 def _filled(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Options as tyro has them, but for line breaks of the source in their help."""
+    """Options as tyro makes them, but without the source's line breaks in their help."""
     if FILLED in info.markers:
         return None
     marked = replace(info, markers=(*info.markers, FILLED))
@@ -38,7 +38,7 @@ def _filled(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _fill(text: str | Callable[[], str | None] | None) -> str | None:
-    """A help text in one line."""
+    """A help text on one line."""
     text = text() if callable(text) else text
     return text and " ".join(text.split())
 
@@ -59,7 +59,7 @@ def experiment(default: ExperimentConfig, description: str) -> None:
 
 
 def _interrupt_again(dropped: Any) -> None:
-    """An interrupt inside a callback of the garbage collector, where Python drops it, comes again.
+    """Repeat an interrupt that came in a callback of the garbage collector, where Python drops it.
 
     JAX has such a callback.
     """
@@ -108,7 +108,7 @@ def parse_experiment(
     config = tyro.cli(
         ExperimentConfig, description=description, default=default, prog=prog, args=words
     )
-    # What the experiment itself sets of a modality that is left out was not asked for.
+    # Drop the experiment's own settings for modalities that the user left out.
     for (part, name, of), (*_, own) in zip(
         config.by_modality(), default.by_modality(), strict=True
     ):
@@ -122,20 +122,20 @@ def parse_experiment(
 
 
 def main() -> None:
-    """The `mmattn` command: what is no experiment."""
+    """The `mmattn` command: everything but experiments."""
     from mmattn.commands import COMMANDS
 
     named = [Annotated[one, tyro.conf.subcommand(one.__name__.lower())] for one in COMMANDS]
     run_command(
         Union[tuple(named)],  # noqa: UP007
         prog="mmattn",
-        description="Evaluate runs and make data. Training: python -m experiments.no_aug. An "
+        description="Prepare data; evaluate and use runs. Training: python -m experiments.no_aug. An "
         "extra, such as [media], is installed by: pip install 'mmattn[media]'",
     )
 
 
 def run_command(command: Any, prog: str, description: str | None) -> None:
-    """Build a command, which is called without arguments, from its options, and run it."""
+    """Build a command from its options, and call it without arguments."""
 
     def work():
         with _cut_short(), OPTIONS:
@@ -148,11 +148,11 @@ def run_command(command: Any, prog: str, description: str | None) -> None:
 
 
 def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys.exit) -> None:
-    """Do the work; user errors are shown as one message and give an exit code.
+    """Do the work; a user error is shown as one message and sets the exit code.
 
     Args:
-        work: to be done.
-        leave: ends the process with a code, if the work did not end well.
+        work: what to do.
+        leave: ends the process with an exit code if the work fails.
     """
     start_logging()
     try:

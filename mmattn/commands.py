@@ -1,4 +1,4 @@
-"""The commands of `mmattn`: of each the options, and the function of the library that it calls.
+"""The commands of `mmattn`: the options of each, and the library function that it calls.
 
 Nothing heavy is imported before a command is called, so that `--help` is quick.
 """
@@ -15,21 +15,21 @@ from mmattn.machine import cores
 from mmattn.media import explain_missing_library
 from mmattn.server import explain_missing_server
 
-REQUIRED = {"help_behavior_hint": "(required)"}  # in the place of an empty default
+REQUIRED = {"help_behavior_hint": "(required)"}  # instead of an empty default
 Workers = int | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AsksRun:
-    """The options of what predicts with a run."""
+    """The options of the commands that predict with a run."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder; the networks of folds or an ensemble are pooled. Or a model file that
-    `mmattn card` wrote; or starter, the network that comes with this package: eight emotions from
-    audio alone (extra [media], `mmattn download audio-models`)."""
+    """The run's folder; the networks of folds or an ensemble are pooled. Or a model file written by
+    `mmattn card`; or starter, the model that comes with this package: eight emotions from audio
+    alone (extra [media], `mmattn download audio-models`)."""
     checkpoint: Literal["best", "final"] = "best"
     calibrated: bool = True
-    """Give probabilities of the temperature that fits the run's validation clips."""
+    """Calibrate probabilities by the temperature fitted to the run's validation clips."""
     media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
 
     @property
@@ -46,7 +46,7 @@ class Evaluate:
     """The run's folder, e.g. runs/no_aug/20260101-120000."""
     checkpoint: Literal["best", "final"] = "best"
     devices: int | Literal["auto"] | None = None
-    """Devices to divide the clips over (default: as many as the run had)."""
+    """Devices to divide the clips over (default: as many as the run used)."""
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
@@ -57,19 +57,19 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(AsksRun):
-    """Predict clips of unknown class: raw ones (with the extra [media]) or feature files."""
+    """Predict the emotions of clips: raw clips (extra [media]) or feature files."""
 
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
-    """Clips (.npz are feature files; from others the run's own features are extracted), folders of
-    them, manifests, or patterns in quotes like 'clips/**/*.mp4'."""
+    """Clips (.npz are feature files; from others the run's features are extracted), folders of
+    clips, manifests, or quoted patterns like 'clips/**/*.mp4'."""
     json: bool = False
-    """Print one JSON document and nothing else."""
+    """Print only a JSON document."""
     csv: Path | None = None
-    """A table to write, a row a clip, in place of each clip's predictions on the screen."""
+    """Write a table, one row per clip, instead of printing each clip's predictions."""
     html: Path | None = None
-    """A page to write: attention over the audio, faces where it is highest."""
+    """Write an HTML page: attention over the audio, and the faces where it is highest."""
 
     def __call__(self) -> None:
         from mmattn.run.predict import predict_run
@@ -197,12 +197,13 @@ class Serve(AsksRun):
 
 @dataclass(frozen=True)
 class Baseline:
-    """Train and test baselines on the clips and splits of a run, and show how far it is ahead."""
+    """Train and test baselines on a run's clips and splits, and compare the run to them."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
     networks: bool = False
-    """Beside linear models, train the run's network without LSTM: attention and mean pooling."""
+    """Besides linear models, train the run's network without its LSTM, with attention and with mean
+    pooling."""
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
@@ -213,12 +214,12 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Compare:
-    """Show how far a run is ahead of its baselines, and of other runs with the same test clips."""
+    """Compare a run to its baselines and to other runs with the same test clips."""
 
     runs: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", **REQUIRED)
     ]
-    """The folders of the runs, first that which the others are compared to."""
+    """The folders of the runs; the others are compared to the first."""
 
     def __call__(self) -> None:
         from mmattn.run.evaluate import compare_runs
@@ -228,12 +229,12 @@ class Compare:
 
 @dataclass(frozen=True)
 class Report:
-    """Write the page of a run, report.html, again."""
+    """Rewrite a run's report page, report.html."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
     devices: int | Literal["auto"] | None = None
-    """Devices to divide the clips over (default: as many as the run had)."""
+    """Devices to divide the clips over (default: as many as the run used)."""
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
@@ -244,14 +245,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Card:
-    """Write what it takes to share a run: its networks in one file, and a model card."""
+    """Write the files to share a run: its networks in one file, and a model card."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a complete run."""
     to: Annotated[Path | None, TOLD] = None
-    """Folder of model.npz and CARD.md (default: RUN/shared)."""
+    """Folder for model.npz and CARD.md (default: RUN/shared)."""
     half: bool = False
-    """Store parameters with half the precision (float16), in half the space."""
+    """Store parameters in half precision (float16)."""
 
     def __call__(self) -> None:
         from mmattn.run.card import write_card
@@ -271,7 +272,7 @@ class Export:
     jax.export, with what is told about it in FILE.json."""
     checkpoint: Literal["best", "final"] = "best"
     calibrated: bool = True
-    """Give probabilities of the temperature that fits the run's validation clips."""
+    """Calibrate probabilities by the temperature fitted to the run's validation clips."""
 
     def __call__(self) -> None:
         from mmattn.export.export import export_run
@@ -281,24 +282,24 @@ class Export:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Write the table of a corpus, a row a clip, and show what was understood of its files."""
+    """Write a corpus manifest, one row per clip, and summarise what was read from its files."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Raw clips or feature files."""
     corpus: str | None = None
-    """Whose file names these are: ravdess or crema-d."""
+    """Corpus whose naming scheme the files follow: ravdess or crema-d."""
     pattern: str | None = None
-    """Or the parts of the paths, without suffix: '{emotion}/{speaker}_{take}'."""
+    """Or a pattern for the paths, without suffix: '{emotion}/{speaker}_{take}'."""
     audformat: Path | None = None
-    """Or a database in audformat, whose paths begin at FOLDER (extra [audformat])."""
+    """Or a database in audformat, with paths relative to FOLDER (extra [audformat])."""
     ratings: Path | None = None
-    """With crema-d: folder of its tabulatedVotes.csv and VideoDemographics.csv."""
+    """With crema-d: the folder of tabulatedVotes.csv and VideoDemographics.csv."""
     votes: Literal["audio-visual", "voice", "face"] = "audio-visual"
-    """Which votes --ratings adds: of raters who saw and heard, only heard or only saw the clip."""
+    """Votes that --ratings adds: of raters who saw and heard, only heard, or only saw the clip."""
     to: Path | None = None
-    """The table (default: FOLDER/manifest.csv); .tsv has tabs."""
+    """The manifest (default: FOLDER/manifest.csv); .tsv is tab-separated."""
     overwrite: bool = False
-    """Replace a table that is there."""
+    """Replace an existing manifest."""
 
     def __call__(self) -> None:
         from mmattn.run.manifest import make_manifest
@@ -317,17 +318,17 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Extract:
-    """Make feature files from raw clips: mp4, flv, avi, mkv, wav and others (extra [media])."""
+    """Extract feature files from raw clips: mp4, flv, avi, mkv, wav and others (extra [media])."""
 
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
-    """Clips, and folders to search for them."""
+    """Clips, and folders to search for clips."""
     to: Path
-    """Folder of the feature files; those that are there already stay."""
+    """Folder for the feature files; existing ones are kept."""
     features: tyro.conf.OmitArgPrefixes[ExtractConfig] = field(default_factory=ExtractConfig)
     workers: Workers = "auto"
-    """Clips at once (default: as many as there are cores)."""
+    """Clips to process in parallel (default: the number of cores)."""
 
     def __call__(self) -> None:
         with explain_missing_library():
@@ -337,7 +338,7 @@ class Extract:
 
 @dataclass(frozen=True)
 class Probe:
-    """Show a clip's streams, what of them `mmattn extract` uses, and what may go wrong."""
+    """Show a clip's streams, which of them `mmattn extract` uses, and possible problems."""
 
     clip: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
     """A raw clip (extra [media])."""
@@ -350,21 +351,21 @@ class Probe:
 
 @dataclass(frozen=True)
 class Align:
-    """Check that audio and mouth of clips go together; lists those that surely do not."""
+    """Check that audio and mouth movement are in sync; list clips that clearly are not."""
 
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
-    """Raw clips (extra [media]), feature files of --audio log-mel --video face-mesh, and folders of
-    them."""
+    """Raw clips (extra [media]), feature files made with --audio log-mel --video face-mesh, or
+    folders of them."""
     plot: Path | None = None
-    """A PNG to write: loudness and mouth opening of the clip that is furthest apart."""
+    """Write a PNG: loudness and mouth opening of the clip that is furthest out of sync."""
     csv: Path | None = None
-    """A table to write, a row a clip."""
+    """Write a table, one row per clip."""
     workers: Workers = "auto"
-    """Clips at once (default: as many as there are cores)."""
+    """Clips to process in parallel (default: the number of cores)."""
     models: Path = ExtractConfig.models
-    """Where `mmattn download models` put the model files."""
+    """The folder where `mmattn download models` put the model files."""
 
     def __call__(self) -> None:
         with explain_missing_library():
@@ -374,17 +375,18 @@ class Align:
 
 @dataclass(frozen=True)
 class Download:
-    """Fetch the models that features need, or RAVDESS's clips; called again, it resumes."""
+    """Download models for feature extraction, or RAVDESS's clips; a second call resumes."""
 
     what: Annotated[
         Literal["models", "face-models", "audio-models", "ravdess"], tyro.conf.Positional
     ]
-    """models: what the default features, face-mesh and `mmattn align` need (108 MB); face-models
-    (37 MB), audio-models (71 MB): the two parts of that; ravdess: its speech clips."""
+    """models: those that the default features, face-mesh and `mmattn align` need (108 MB);
+    face-models (37 MB), audio-models (71 MB): the two parts of these; ravdess: its speech clips."""
     to: Path | None = None
-    """Folder of the clips; models go to ~/.cache/mmattn/models unless it is given."""
+    """Folder for the download (default for models: ~/.cache/mmattn/models)."""
     only: Annotated[tuple[str, ...], TOLD] = ()
-    """Actors: Actor_01 Actor_02; Audio is the audio alone of all (default: everything)."""
+    """Actors: Actor_01 Actor_02; Audio: the audio-only clips of all actors (default:
+    everything)."""
 
     def __call__(self) -> None:
         with explain_missing_library():
@@ -394,14 +396,14 @@ class Download:
 
 @dataclass(frozen=True)
 class Launch:
-    """Train with several processes on this machine, as one job: its cores are divided."""
+    """Train with several processes on this machine, as one job; they share its cores."""
 
     command: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...", **REQUIRED)
     ]
     """After --, an experiment and its options: -- experiments.no_aug --seed 1."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2
-    """Processes."""
+    """Number of processes."""
 
     def __call__(self) -> None:
         from mmattn.launch import launch
@@ -430,7 +432,7 @@ COMMANDS = (
 
 
 def worker_count(workers: Workers) -> int:
-    """Processes to work with; UserError if there are none."""
+    """The number of processes to use; UserError if it is below 1."""
     if workers == "auto":
         return cores()
     if workers < 1:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 LOG = logging.getLogger("mmattn")
 WIDTH = 100
-PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
+PLAIN_INTERVAL = 10.0  # seconds between progress lines without a terminal
 screen = Console(file=sys.stdout, width=WIDTH if not sys.stdout.isatty() else None, soft_wrap=True)
 
 
@@ -26,20 +26,20 @@ class _ScreenHandler(logging.Handler):
     """Prints through rich, so that a message does not tear a progress bar."""
 
     def emit(self, record):
-        # On a terminal, lines break between words; elsewhere they are not broken.
+        # On a terminal, wrap lines between words; elsewhere do not wrap.
         soft = not screen.is_terminal
         screen.print(self.format(record), markup=False, highlight=False, soft_wrap=soft)
 
 
 class _LogFile(logging.FileHandler):
-    """A log that cannot be written is an error like any other."""
+    """Raises if the log cannot be written, instead of printing a traceback."""
 
     def handleError(self, record):
         raise
 
 
 def start_logging() -> None:
-    """Send messages to the screen; once a process. A library's messages go nowhere."""
+    """Send messages to the screen, once per process. Messages of libraries are dropped."""
     if not _is_command():
         LOG.addHandler(_ScreenHandler())
         LOG.setLevel(logging.INFO)
@@ -54,15 +54,15 @@ def _is_command() -> bool:
 
 
 def be_quiet() -> None:
-    """Show nothing on the screen, as in a process that works for another; logs are written."""
+    """Show nothing on the screen, as in a worker process; logs are still written."""
     screen.quiet = True
     start_logging()
 
 
 def keep_libraries_off_the_screen() -> None:
-    """Let what C++ libraries print on the standard output go nowhere; `screen` stays.
+    """Discard what C++ libraries print on standard output; `screen` stays.
 
-    Also what Orbax logs before it raises it, with the traceback.
+    Also discard the traceback that Orbax logs before it raises the error.
     """
     import absl.logging  # noqa: F401  (it would set the level itself when Orbax imports it)
 
@@ -76,7 +76,7 @@ def keep_libraries_off_the_screen() -> None:
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Append messages to `path` with the time as well, and what ended the block if not itself."""
+    """Append messages, with the time, to `path`, and the exception that ends the block, if any."""
     handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     LOG.addHandler(handler)
@@ -96,14 +96,14 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """One message, as `say`, or in a library, which says nothing, as a warning."""
+    """One message, as `say`; in a library, which prints nothing, as a Python warning."""
     say(message)
     if not _is_command():
         warnings.warn(message, stacklevel=2)
 
 
 def note(message: str) -> None:
-    """One message, in the log alone."""
+    """One message, only in the log."""
     record = LOG.makeRecord(LOG.name, logging.INFO, "", 0, message, (), None)
     for handler in LOG.handlers:
         if isinstance(handler, _LogFile):
@@ -112,7 +112,7 @@ def note(message: str) -> None:
 
 
 def complain(message: str) -> None:
-    """One message on the standard error."""
+    """One message on standard error."""
     console = Console(stderr=True)
     soft = not console.is_terminal
     console.print(message, markup=False, highlight=False, soft_wrap=soft)
@@ -123,7 +123,7 @@ def say_table(
 ) -> None:
     """A title and a table, at most 100 wide.
 
-    The first column stands to the left, others to the right, unless `left`: of words, not numbers.
+    The first column is left-aligned, others right-aligned, unless `left`: words, not numbers.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.show_header = any(columns)
@@ -139,7 +139,7 @@ def say_table(
 
 @contextmanager
 def progress(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[float], None]]:
-    """A bar with rate and time left, or a plain line every ten seconds where there is no terminal.
+    """A bar with rate and time left, or a plain line every ten seconds without a terminal.
 
     Yields `advance(count)`, to be called as work gets done.
     """
@@ -161,7 +161,7 @@ def progress(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say what is waited for, with a sign of life on a terminal."""
+    """Show what the process waits for, with a spinner on a terminal."""
     say(what)
     if screen.is_terminal and _is_command():
         with screen.status(what):

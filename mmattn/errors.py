@@ -1,18 +1,18 @@
-"""Errors that a user can mend: shown as one message, without a traceback."""
+"""Errors that a user can fix: shown as one message, without a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Bad input or a bad option; the message tells what was expected and what came."""
+    """Bad input or a bad option; the message gives the expected and the actual value."""
 
     exit_code = 2
     label = "error"
 
 
 class Diverged(UserError):
-    """Training met a number that is not finite."""
+    """Training diverged: a number is not finite."""
 
     exit_code = 3
 
@@ -32,14 +32,14 @@ class LostProcess(UserError):
 
 
 class Incomplete(UserError):
-    """Some clips could not be used; what could be done with the others is done."""
+    """Some clips could not be used; all others were processed."""
 
     exit_code = 1
     label = "incomplete"
 
 
 class Misaligned(UserError):
-    """Audio and video of some clips are apart."""
+    """Audio and video of some clips are out of sync."""
 
     exit_code = 4
     label = "misaligned"
@@ -47,7 +47,7 @@ class Misaligned(UserError):
 
 @contextmanager
 def explain_missing(what: str, extra: str) -> Iterator[None]:
-    """Turn the lack of a library into a message that says which extra of the package has it."""
+    """Turn a missing library into a message that names the extra that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:

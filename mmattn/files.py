@@ -1,4 +1,4 @@
-"""Files that are either complete or not there, and a message for when the disk is full."""
+"""Files that are either complete or absent, and a message for a full disk."""
 
 import errno
 import json
@@ -14,15 +14,15 @@ CACHE = Path("~/.cache/mmattn")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, also after a crash, sees the old or the new one, complete.
+    """Write a file atomically: a reader, even after a crash, sees the old or the new one.
 
-    Bytes of a file name that are not UTF-8 are written as `printable` has them.
+    Bytes of a file name that are not UTF-8 are escaped as by `printable`.
     """
     write_bytes(path, printable(text).encode())
 
 
 def printable(text: str) -> str:
-    r"""A text with every lone surrogate, as of a byte in a name that is not UTF-8, escaped.
+    r"""A text with every lone surrogate escaped; a file name that is not UTF-8 has them.
 
     >>> print(printable(os.fsdecode(b"J\xfcrgen")))
     J\udcfcrgen
@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> None:
 def check_place(option: str, path: Path) -> None:
     """Raise UserError unless a file can be written there, as an option asks for."""
     if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--{option} {path}: expected a file in a folder that is there")
+        raise UserError(f"--{option} {path}: expected a file in an existing folder")
     check_folder(path.parent)
 
 

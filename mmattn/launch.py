@@ -17,7 +17,7 @@ from mmattn.machine import own_cores, pin
 from mmattn.train.hub import LOOPBACK, PARENT, free_port
 
 GRACE = 10.0  # seconds in which processes may end before they are killed
-STOP_GRACE = 120.0  # the same after SIGTERM: a step and a checkpoint
+STOP_GRACE = 120.0  # the same after SIGTERM: time for a step and a checkpoint
 POLL = 0.02
 LAST_LINES = 15
 INTERRUPTED = 128 + signal.SIGINT
@@ -25,24 +25,24 @@ SAID = (UserError.exit_code, Diverged.exit_code, Stopped.exit_code)
 
 
 def launch(count: int, command: Sequence[str]) -> None:
-    """Run `python -m MODULE …` as `count` processes until they all end; signals go to them.
+    """Run `python -m MODULE …` as `count` processes until they all end; forward signals to them.
 
     Args:
-        count: processes; the cores of this one are divided among them.
+        count: processes; they share the cores of this one.
         command: the module and its options.
 
     Raises:
-        UserError: a bad number or no command; or a process ended otherwise than with 0, and the
-            others are ended too. The exit code is then that of the process, or 128 and the signal.
+        UserError: the number or command is invalid; or a process failed, and the others were ended
+            too. The exit code is then that of the process, or 128 + the signal.
     """
     if count < 1:
         raise UserError(f"-n {count}: expected 1 process or more")
     if not command:
         raise UserError("expected a module after --, e.g. mmattn launch -n 2 -- experiments.no_aug")
     if own := [word for word in command if word.startswith("--distributed.")]:
-        raise UserError(f"{own[0]}: mmattn launch gives its processes these options itself")
+        raise UserError(f"{own[0]}: mmattn launch sets these options itself")
     if command[0] == "experiments.compare":
-        raise UserError(f"{command[0]} is a study, which trains on all cores without mmattn launch")
+        raise UserError(f"{command[0]} is a study, which uses all cores without mmattn launch")
     with ExitStack() as stack:
         asked: list[int] = []
         for kind in (signal.SIGINT, signal.SIGTERM):
@@ -59,7 +59,7 @@ def launch(count: int, command: Sequence[str]) -> None:
             own = cores[number * len(cores) // count : (number + 1) * len(cores) // count]
             own = own or [cores[number % len(cores)]]
             output = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
-            outputs.append(output)  # process 0 prints where this one does
+            outputs.append(output)  # process 0 prints to this process's output
             words = [*command, *shared, str(number)]
             members.append(_start(words, own, output if number else None))
         guilty = _wait(members, asked)
@@ -68,7 +68,7 @@ def launch(count: int, command: Sequence[str]) -> None:
 
 
 def _start(command: Sequence[str], own: list[int], output: IO[str] | None) -> subprocess.Popen:
-    """Start a process on its own cores or, where the system leaves no choice, on as many."""
+    """Start a process on its own cores, or on as many where the system cannot pin."""
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         env={
@@ -80,13 +80,13 @@ def _start(command: Sequence[str], own: list[int], output: IO[str] | None) -> su
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        start_new_session=True,  # a signal from the terminal comes through this process, once
+        start_new_session=True,  # signals from the terminal come once, from this process
         preexec_fn=partial(pin, own),
     )
 
 
 def _wait(members: Sequence[subprocess.Popen], asked: list[int]) -> int | None:
-    """Pass signals on until all have ended, with one that ends badly; the number of that one."""
+    """Forward signals until all have ended; end all if one fails, and return its number."""
     passed, deadline, guilty = 0, math.inf, None
     while any(member.poll() is None for member in members):
         for number in asked[passed:]:
@@ -103,20 +103,20 @@ def _wait(members: Sequence[subprocess.Popen], asked: list[int]) -> int | None:
             _kill(members)
         time.sleep(POLL)
     if signal.SIGINT in asked:
-        if members[0].returncode == INTERRUPTED:  # and has said so
+        if members[0].returncode == INTERRUPTED:  # and has reported it
             raise SystemExit(INTERRUPTED)
         raise KeyboardInterrupt
     return _guilty(members) if guilty is None else guilty
 
 
 def _guilty(members: Sequence[subprocess.Popen]) -> int | None:
-    """The first that ended badly, but one that ended because of another only if it is alone."""
+    """The first that failed; one that failed because of another only if there is no other."""
     bad = [number for number, member in enumerate(members) if member.poll()]
     return min(bad, key=lambda n: members[n].returncode == LostProcess.exit_code, default=None)
 
 
 def _report(guilty: int, members: Sequence[subprocess.Popen], output: IO[str]) -> None:
-    """Raise what ended the job; what process 0 said of itself has been seen."""
+    """Raise what ended the job; process 0 has already printed its own error."""
     code = members[guilty].returncode
     if code in SAID and code == members[0].returncode:
         raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""What notebooks call beside `fit` and `load_run`: clips, splits, scores."""
+"""What notebooks call besides `fit` and `load_run`: clips, splits, scores."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ MODALITIES = ("audio", "video")
 
 
 class LeakWarning(UserWarning):
-    """Speakers of the test set are in the training too, or it is not known."""
+    """Test speakers are also in training, or may be: speakers are unknown."""
 
 
 def load_corpus(
@@ -30,19 +30,19 @@ def load_corpus(
     variants: Sequence[str] = (),
     **data: Any,
 ) -> Corpus:
-    """The clips of manifests and folders; without any, the built-in synthetic corpus.
+    """The clips of manifests and folders; without paths, the built-in synthetic corpus.
 
     Args:
         paths: manifests, or folders that have one or are named as RAVDESS or CREMA-D.
-        labels: classes in order, as "neutral=neutral,calm"; by default all of a manifest, and six
-            of files named as RAVDESS or CREMA-D.
-        target: the manifest's column of the label.
-        modalities: that every clip must have.
-        variants: augmented copies that training is to mix in, see `AugmentConfig.variants`.
+        labels: classes in order, e.g. "neutral=neutral,calm"; by default all of a manifest, and six
+            for files named as RAVDESS or CREMA-D.
+        target: the manifest column that holds the label.
+        modalities: those that every clip must have.
+        variants: augmented copies for training to mix in, see `AugmentConfig.variants`.
         data: other fields of `DataConfig`.
 
     Raises:
-        UserError: an option cannot be, or clips cannot be read; the message names the first.
+        UserError: an option is invalid, or clips cannot be read; the message names the first.
     """
     roots = tuple(Path(path).expanduser().resolve() for path in paths)
     data = {name: _several(of) if name in ("tile", "groups") else of for name, of in data.items()}
@@ -64,8 +64,8 @@ def split(
         corpus: all clips.
         validation: fraction of the speakers.
         test: fraction of the speakers.
-        disjoint: columns of which no value may be in two of the splits.
-        seed: of the draw; the same for the same names, labels and seed.
+        disjoint: columns whose values may not occur in two splits.
+        seed: of the random draw; the split depends only on names, labels and seed.
 
     Raises:
         UserError: too few speakers.
@@ -78,14 +78,14 @@ def split(
 def folds(
     corpus: Corpus, by: str = "speaker", validation: float = 0.15, seed: int = 0
 ) -> Iterator[Split]:
-    """A split for each fold: its clips are the test set, and each clip is in one of them.
+    """A split for each fold; the fold's clips are the test set. Each clip is in one fold.
 
     Args:
         corpus: all clips.
-        by: a column of the manifest, one fold a value ("speaker" leaves one speaker out); "ravdess"
-            or "crema-d", as published; or a JSON file of test speakers.
+        by: a column of the manifest, one fold for each value ("speaker": leave one speaker out);
+            "ravdess" or "crema-d", as published; or a JSON file of test speakers.
         validation: fraction of the other speakers.
-        seed: of the validation speakers.
+        seed: of the draw of validation speakers.
 
     Raises:
         UserError: there are no such folds, or too few speakers.
@@ -97,7 +97,7 @@ def folds(
 
 
 def _several(names: str | Iterable[str]) -> tuple[str, ...]:
-    """The names, or the one."""
+    """Several names, or one, as a tuple."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -109,9 +109,9 @@ def _warned(one: Split) -> Split:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores with their 95 % intervals over speakers: of all clips, or of each group.
+    """Scores of all clips, or of each group, with 95 % intervals over speakers.
 
-    rows: by group (all clips: "all"), by metric, {"value", "low", "high"}; differences: of the
+    rows: by group (all clips: "all") and metric, {"value", "low", "high"}; differences: between the
     highest and the lowest group, by metric, if there are groups.
     """
 
@@ -122,12 +122,12 @@ class Scores:
         """The value of a metric over all clips; UserError if there is none, or only groups."""
         found = self.rows.get("all", {})
         if metric not in found:
-            expected = ", ".join(found) or "scores without `by`; those of groups are in .rows"
+            expected = ", ".join(found) or "scores without `by`; group scores are in .rows"
             raise UserError(f"scores[{metric!r}]: expected {expected}")
         return found[metric]["value"]
 
     def to_pandas(self):
-        """A data frame with a row a group and metric: value, low, high."""
+        """A data frame with one row per group and metric: value, low, high."""
         import pandas
 
         rows = [
@@ -149,8 +149,8 @@ def scores(
 
     Args:
         predictions: of clips whose classes are known.
-        by: a column of the manifest, several (each combination is a group), or the edges that
-            divide a column of numbers, as {"age": (30, 50)}.
+        by: a column of the manifest, several (each combination is a group), or bin edges for a
+            numeric column, e.g. {"age": (30, 50)}.
         seed: of the bootstrap over speakers.
 
     Raises:
@@ -174,9 +174,9 @@ def scores(
 
 
 def _binned(cells: np.ndarray, edges: Sequence[float]) -> np.ndarray:
-    """Cells [N] str of numbers as the bins that the edges make, "" where there is no number."""
+    """The bin [N] str of each cell, by the edges; "" where the cell is no number."""
     if not len(edges) or (np.diff(edges) <= 0).any():
-        raise UserError(f"by: expected edges that rise, one or more, found {list(edges)}")
+        raise UserError(f"by: expected increasing edges, one or more, found {list(edges)}")
     ends = [f"{edge:g}" for edge in edges]
     names = [f"below {ends[0]}", *map("{} to {}".format, ends, ends[1:]), f"from {ends[-1]}"]
 

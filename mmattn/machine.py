@@ -1,4 +1,4 @@
-"""The machine: its cores, its processor, and what only some systems have."""
+"""The machine: its cores, its processor, and functions that only some systems have."""
 
 import ctypes
 import multiprocessing
@@ -23,7 +23,7 @@ def own_cores() -> list[int]:
 
 
 def cores() -> int:
-    """How many cores this process may use; NPROC in the environment tells it to XLA too."""
+    """How many cores this process may use; NPROC in the environment, which XLA reads too."""
     said = os.environ.get("NPROC", "")
     return int(said) if said.isdecimal() and int(said) else len(own_cores())
 
@@ -36,12 +36,12 @@ def pin(to: Collection[int]) -> None:
 
 
 def processor() -> str:
-    """What the processor can do: code that was compiled for one may not run on another."""
+    """The processor's features: code compiled for one may not run on another."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
                 return line
-    with suppress(OSError):  # macOS has no list of all, but a name
+    with suppress(OSError):  # macOS has a name instead of a list of features
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         name = subprocess.run(command, capture_output=True, text=True).stdout.strip()
         if name:
@@ -50,9 +50,9 @@ def processor() -> str:
 
 
 def c_function(name: str, *arguments: type) -> Callable[..., int] | None:
-    """A function of the C library with arguments of these ctypes; None where it has none such.
+    """A function of the C library with arguments of these ctypes; None if there is none.
 
-    Other threads run while it is at work.
+    Other threads run during a call.
     """
     try:
         function = getattr(ctypes.CDLL(None), name, None)
@@ -64,9 +64,9 @@ def c_function(name: str, *arguments: type) -> Callable[..., int] | None:
 
 
 def give_large_memory_back() -> None:
-    """Let the system have blocks of a megabyte and more, as frames of video, once they are freed.
+    """Return freed blocks of 1 MB or more, such as video frames, to the system at once (glibc).
 
-    Of glibc, which otherwise comes to keep them: 12 MB where 1280 x 720 is decoded.
+    Otherwise glibc keeps them: 12 MB when decoding 1280 x 720.
     """
     if mallopt := c_function("mallopt", ctypes.c_int, ctypes.c_int):
         mallopt(M_MMAP_MAX, 1 << 16)
@@ -74,7 +74,7 @@ def give_large_memory_back() -> None:
 
 
 def give_memory_back() -> None:
-    """Let the system have what is freed but kept by the C library, as after compiling; of glibc."""
+    """Return memory that glibc has freed but kept, e.g. after compiling, to the system."""
     if trim := c_function("malloc_trim", ctypes.c_size_t):
         trim(0)
 

@@ -143,7 +143,7 @@ def test_a_library_that_lacks_is_named(ensemble, tmp_path, monkeypatch):
 def test_what_is_refused(ensemble, tmp_path):
     with pytest.raises(UserError, match=r"model\.pt: expected a name that ends in \.onnx or"):
         export_run(ensemble, tmp_path / "model.pt")
-    with pytest.raises(UserError, match="expected a file in a folder that is there"):
+    with pytest.raises(UserError, match="expected a file in an existing folder"):
         export_run(ensemble, tmp_path / "none/model.onnx")
     with pytest.raises(UserError, match="expected a run's folder"):
         export_run(tmp_path, tmp_path / "model.onnx")
