@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmattn.errors import explain_missing
 
-# Of clips in folders, video before audio; a clip that is named may have any.
+# Suffixes of clips in folders, video before audio; a clip given by name may have any suffix.
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".flv", ".f4v", ".avi", ".dv", ".mkv", ".webm", ".wmv", ".asf"),
     *(".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".mod", ".ts", ".mts", ".m2ts", ".mxf", ".divx"),
@@ -14,10 +14,10 @@ SUFFIXES = (
     *(".mka", ".weba", ".mp2", ".mp3", ".aac", ".ac3", ".ogg", ".oga", ".opus", ".spx", ".wma"),
     *(".amr", ".wv", ".tta"),
 )
-# By the name of a kind of features, what they are made with and its licence, for model cards.
+# By feature kind: what the features are made with, and its licence, for model cards.
 LICENCES = {
     "log-mel": "no model",
-    "egemaps": "openSMILE: for research alone, the features too",
+    "egemaps": "openSMILE: for research only, including the features",
     "whisper": "a Whisper model: OpenAI's are MIT",
     "hf": "the model's own",
     "face-mesh": "MediaPipe's BlazeFace and Face Mesh: Apache-2.0",
@@ -29,7 +29,7 @@ LICENCES = {
 
 
 def explain_missing_library() -> AbstractContextManager[None]:
-    """Turn the lack of a library for raw clips into a message that says what to install."""
+    """Turn a missing library for raw clips into a message that says what to install."""
     return explain_missing("raw clips need", "media")
 
 

@@ -13,42 +13,44 @@ from mmattn.media.mesh import OPENING_COLUMN
 from mmattn.media.survey import BadMedia
 
 LAGS = np.linspace(-0.6, 0.6, 121)  # seconds
-SMOOTH = 0.05  # seconds; syllables are five times as long
-APART = 0.15  # seconds from which another peak is another answer
-# From these on an offset can be told; set and measured by tests/media/test_align.py.
+SMOOTH = 0.05  # seconds; a syllable is five times as long
+APART = 0.15  # seconds; a peak further away is a competing answer
+# Thresholds of a clear offset; set and measured by tests/media/test_align.py.
 LEAST_CORRELATION = 0.5
 LEAST_CONFIDENCE = 0.2
-# ms that the audio may come late: viewers notice no less (ITU-R BT.1359). It is not even around 0,
-# and nor is speech, in which a mouth opens up to 0.1 s before it is heard.
+# Range of audio delays (ms) that viewers do not notice (ITU-R BT.1359). It is not symmetric, nor is
+# speech: a mouth opens up to 0.1 s before it is heard.
 ALIGNED = (-45.0, 125.0)
-_SAME = CCA(np.zeros(1), np.zeros(1), np.ones((1, 1)), np.ones((1, 1)))  # compares as they are
+_SAME = CCA(
+    np.zeros(1), np.zeros(1), np.ones((1, 1)), np.ones((1, 1))
+)  # compares without projection
 
 
 class Movement(NamedTuple):
-    """What moves in a clip, of two modalities, at times in seconds."""
+    """Mouth opening and loudness over a clip, at times in seconds."""
 
     opening: Stream
-    """[T, 1] distance of the inner lips over the head's size; 0 where no face is seen."""
+    """[T, 1] distance of the inner lips over the head's size; 0 without a face."""
     loudness: Stream
     """[T, 1] amplitude, smoothed."""
 
 
 class Alignment(NamedTuple):
-    """How the mouth and the audio of a clip go together."""
+    """The alignment of mouth and audio in a clip."""
 
     offset: float
-    """ms that the audio comes late; below 0, early."""
+    """Delay of the audio (ms); below 0, it is early."""
     correlation: float
     """Pearson's r at that offset."""
     confidence: float
-    """By how much r is higher there than at any other peak, 150 ms or more away."""
+    """How much higher r is there than at any other peak, 150 ms or more away."""
     curve: np.ndarray
     """[L] r at each of LAGS."""
 
     @property
     def sure(self) -> bool:
-        """Whether the offset can be told: not from a weak peak, nor from one at either end of LAGS,
-        of which one flank is not seen."""
+        """Whether the offset is clear: its peak is neither weak nor at an end of LAGS, which cuts
+        off one flank."""
         return (
             self.correlation >= LEAST_CORRELATION
             and self.confidence >= LEAST_CONFIDENCE
@@ -57,7 +59,7 @@ class Alignment(NamedTuple):
 
     @property
     def suspect(self) -> bool:
-        """Whether the audio is surely more than 45 ms early or 125 ms late."""
+        """Whether the audio is clearly more than 45 ms early or 125 ms late."""
         return self.sure and not ALIGNED[0] <= self.offset <= ALIGNED[1]
 
 
@@ -78,7 +80,7 @@ def _stream_by(
 ) -> Stream:
     """The stream of a kind that an extractor made. Raises BadMedia."""
     makers = {
-        modality: extractor.get(modality, {}).get("name", "one that the file does not name")
+        modality: extractor.get(modality, {}).get("name", "an unnamed extractor")
         for modality in streams
         if kind_of(modality) == kind
     }
@@ -94,16 +96,16 @@ def _stream_by(
 
 
 def smooth_loudness(log_mel: Stream) -> Stream:
-    """The loudness [T, 1] of audio by its log-mel frames [T, bands], smoothed."""
+    """The smoothed loudness [T, 1] of audio, from its log-mel frames [T, bands]."""
     hop = np.diff(log_mel.times).mean()
     smooth = _smoothed(loudness(log_mel.frames), SMOOTH / hop)
     return log_mel._replace(frames=smooth[:, None])
 
 
 def _smoothed(values: np.ndarray, deviation: float) -> np.ndarray:
-    """Values [n] under a Gaussian, mirrored at their ends, as SciPy's `gaussian_filter1d`.
+    """Values [n] smoothed by a Gaussian, mirrored at the ends, as by SciPy's `gaussian_filter1d`.
 
-    Importing that takes 20 MB.
+    Importing SciPy's takes 20 MB.
     """
     reach = round(4 * deviation)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
@@ -112,27 +114,27 @@ def _smoothed(values: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def align(clip: Movement) -> Alignment:
-    """The offset at which loudness goes best with mouth opening.
+    """The offset at which loudness and mouth opening correlate best.
 
-    Raises BadMedia where one of them does not vary, or the clip is shorter than the lags.
+    Raises BadMedia if one of them does not vary, or the clip is shorter than the lags.
     """
     curve = _curve(clip, LAGS)
     if np.isnan(curve).any():
-        raise BadMedia("mouth or audio do not move, or both last less than 1.2 s")
+        raise BadMedia("mouth or audio do not vary, or both last less than 1.2 s")
     return read_curve(curve)
 
 
 def agreement(clip: Movement) -> float:
     """The highest r of mouth opening and loudness at offsets that viewers do not notice.
 
-    0 where one of them does not move.
+    0 if one of them does not vary.
     """
     first, end = np.searchsorted(1000 * LAGS, ALIGNED)
     return float(np.nan_to_num(_curve(clip, LAGS[first:end])).max())
 
 
 def _curve(clip: Movement, lags: np.ndarray) -> np.ndarray:
-    """r [L] at lags [L] (s); NaN where it has none."""
+    """r [L] at lags [L] (s); NaN if undefined."""
     opening, audio = clip
     valid = opening.frames[:, 0] > 0
     frames = Frames(audio.frames, audio.times, opening.frames, opening.times, valid)
@@ -140,7 +142,7 @@ def _curve(clip: Movement, lags: np.ndarray) -> np.ndarray:
 
 
 def read_curve(curve: np.ndarray) -> Alignment:
-    """The offset that a curve [L] of r over LAGS tells."""
+    """The offset, from a curve [L] of r over LAGS."""
     offset, top = float(peak_lag(curve, LAGS)), curve.argmax()
     inner = np.r_[False, (curve[1:-1] >= curve[:-2]) & (curve[1:-1] >= curve[2:]), False]
     other = curve[(inner | (np.abs(LAGS) == LAGS[-1])) & (np.abs(LAGS - LAGS[top]) >= APART)]

@@ -10,14 +10,14 @@ import numpy as np
 from mmattn.data.stream import Stream, make_stream
 from mmattn.media.survey import BadMedia
 
-BLOCK = 4096  # windows at once: hours of audio need no more memory than minutes
+BLOCK = 4096  # windows per block, so that hours of audio need no more memory than minutes
 LONGEST = 30  # seconds that encoders were trained on
-FLOOR = 1e-8  # of the power: silence has a logarithm, a quiet room is hardly louder
+FLOOR = 1e-8  # of the power: gives silence a logarithm, near that of a quiet room
 
 
 @dataclass(frozen=True)
 class LogMel:
-    """Logarithm of the power in bands of equal width in mel.
+    """Log power in bands of equal width in mel.
 
     Triangular filters (Davis & Mermelstein 1980) on the HTK mel scale, m = 2595 log10(1 + f / 700),
     over the squared magnitude of frames under a Hann window.
@@ -34,11 +34,11 @@ class LogMel:
         return {"name": "log-mel", "version": 2, "settings": asdict(self)}
 
     def start(self) -> Callable[[np.ndarray, int], Stream]:
-        """There is nothing to load: it is called itself."""
+        """Nothing to load: returns itself."""
         return self
 
     def __call__(self, samples: np.ndarray, rate: int) -> Stream:
-        """Frames [T, bands] of samples [n]; their times are the middles of the windows, in seconds.
+        """Frames [T, bands] of samples [n]; their times are the centres of the windows, in seconds.
 
         Raises BadMedia if the audio is shorter than a window.
         """
@@ -51,7 +51,7 @@ class LogMel:
 
 
 def check_lasts(samples: np.ndarray, rate: int, seconds: float) -> None:
-    """Raise BadMedia if samples [n] last less than a window of so many seconds."""
+    """Raise BadMedia if samples [n] are shorter than a window of `seconds`."""
     if len(samples) < round(seconds * rate):
         raise BadMedia(
             f"its audio lasts {1000 * len(samples) / rate:.1f} ms; expected "
@@ -62,10 +62,9 @@ def check_lasts(samples: np.ndarray, rate: int, seconds: float) -> None:
 def in_windows(
     encode: Callable[[np.ndarray, int], Stream],
 ) -> Callable[[np.ndarray, int], Stream]:
-    """An encoder that was made for up to LONGEST seconds, for audio of any length.
+    """Apply an encoder made for up to LONGEST seconds to audio of any length.
 
-    Longer audio is cut into the fewest windows of equal length; each is encoded by itself, as if it
-    were a clip.
+    Longer audio is cut into the fewest windows of equal length, each encoded as a separate clip.
     """
 
     def encode_all(samples: np.ndarray, rate: int) -> Stream:
@@ -81,7 +80,7 @@ def in_windows(
 def band_powers(samples: np.ndarray, length: int, hop: int, filters: np.ndarray) -> np.ndarray:
     """Power [T, bands] of samples [n] under a periodic Hann window of `length`, each `hop`.
 
-    `filters` [bands, size / 2 + 1] weigh the bins of a Fourier transform of `size` samples.
+    `filters` [bands, size / 2 + 1] weight the bins of a Fourier transform of `size` samples.
     """
     windows = np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
     powers = np.empty((len(windows), len(filters)))
@@ -108,8 +107,8 @@ def mel_filters(bands: int, lowest: float, highest: float, size: int, rate: int)
 def triangles(corners: np.ndarray, size: int, rate: int) -> np.ndarray:
     """Weights [bands, size / 2 + 1] of the bins of a Fourier transform of `size` samples.
 
-    Each triangle is 1 at its middle and 0 at the middles of its neighbours; `corners` [bands + 2]
-    (Hz) are these middles, the outer ones included.
+    Each triangle is 1 at its centre and 0 at the centres of its neighbours; `corners` [bands + 2]
+    (Hz) are these centres, including the outer ones.
     """
     bins = np.fft.rfftfreq(size, 1 / rate)
     left, middle, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]

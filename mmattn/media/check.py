@@ -1,4 +1,4 @@
-"""`mmattn align`: the offsets of many clips, those that are suspect, and a plot of one."""
+"""`mmattn align`: the offsets of clips, the suspect ones, and a plot of one."""
 
 import csv
 import io
@@ -21,9 +21,9 @@ from mmattn.media.mesh import OPENING
 from mmattn.media.parallel import DIED, SUFFIXES, Job, find_clips, run_jobs
 from mmattn.media.survey import BadMedia
 
-RATE = 30.0  # fps: an offset is no finer than a frame
-SHOWN = 20  # clips up to which all are in the table
-COLUMNS = ("clip", "audio late by (ms)", "r", "confidence", "")
+RATE = 30.0  # fps: the resolution of an offset is a frame
+SHOWN = 20  # maximum clips to list all of
+COLUMNS = ("clip", "audio delay (ms)", "r", "confidence", "")
 
 
 class Checked(NamedTuple):
@@ -36,17 +36,17 @@ class Checked(NamedTuple):
 def check_clips(
     clips: Sequence[Path], models: Path, workers: int, plot: Path | None, table: Path | None
 ) -> None:
-    """Report how audio and mouth of clips, or of those in folders, are aligned.
+    """Report the alignment of audio and mouth in clips, or in the clips of folders.
 
     Args:
         clips: raw clips, feature files (.npz), folders.
         models: folder of the face models.
         workers: processes.
-        plot: a PNG to write, of the clip that is furthest apart.
-        table: a CSV file to write, a row a clip.
+        plot: a PNG to write, of the clip furthest out of sync.
+        table: a CSV file to write, one row per clip.
 
     Raises:
-        UserError: no clips, a model file that is missing.
+        UserError: no clips, or a missing model file.
         Incomplete: some clips have no audio or face, or cannot be read.
         Misaligned: in some clips the audio is more than 45 ms early or 125 ms late.
     """
@@ -81,9 +81,9 @@ def check_clip(job: Job, config: ExtractConfig) -> Checked:
         return Checked(align(_movement(job.clip, config)))
     except (BadMedia, BadClip) as error:
         return Checked(failure=str(error))
-    except (UserError, OSError):  # of the models: no clip could be checked
+    except (UserError, OSError):  # missing models: no clip could be checked
         raise
-    except Exception as error:  # one clip never stops the others, whatever FFmpeg makes of it
+    except Exception as error:  # no error of one clip stops the others
         return Checked(failure=repr(error))
 
 
@@ -115,7 +115,7 @@ def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
 
 
 def _cells(one: Alignment) -> tuple[str, str, str, str]:
-    word = "suspect" if one.suspect else "" if one.sure else "cannot be told"
+    word = "suspect" if one.suspect else "" if one.sure else "unclear"
     return f"{one.offset:+.0f}", f"{one.correlation:.2f}", f"{one.confidence:.2f}", word
 
 
@@ -124,12 +124,12 @@ def _say_summary(found: Sequence[Alignment]) -> None:
     if sure:
         low, middle, high = np.percentile(sure, (25, 50, 75))
         say(
-            f"audio late by {middle:+.0f} ms in the median, {low:+.0f} to {high:+.0f} ms in half "
-            f"of the {len(sure)} clips of {len(found)} that tell"
+            f"audio delay: median {middle:+.0f} ms, quartiles {low:+.0f} and {high:+.0f} ms, "
+            f"of the {len(sure)} of {len(found)} clips with a clear offset"
         )
     together = read_curve(np.mean([one.curve for one in found], axis=0))
     say(f"all clips together: {together.offset:+.0f} ms, r {together.correlation:.2f}")
-    say("above 0 the audio is late; a mouth opens up to 0.1 s before it is heard, by nature")
+    say("above 0 the audio is late; a mouth naturally opens up to 0.1 s before it is heard")
 
 
 def _csv(found: dict[Path, Alignment]) -> str:
@@ -143,8 +143,8 @@ def _csv(found: dict[Path, Alignment]) -> str:
 
 
 def plot_alignment(title: str, clip: Movement, found: Alignment, path: Path) -> None:
-    """A PNG of loudness and mouth opening of a clip on one axis, and their r at each lag."""
-    # Not with the others: a start without a plot need not wait for matplotlib.
+    """A PNG of a clip's loudness and mouth opening on one axis, and their r at each lag."""
+    # Imported here: without a plot, matplotlib is not needed.
     from matplotlib.figure import Figure
 
     from mmattn.evaluate.plots import BLUE, DPI, GREEN, GREY, ORANGE
@@ -160,12 +160,12 @@ def plot_alignment(title: str, clip: Movement, found: Alignment, path: Path) -> 
     above.set_title(title, parse_math=False, fontsize=11)
     above.legend(loc="upper right", ncols=2, frameon=False)
     above.set_ylim(top=1.2 * above.get_ylim()[1])
-    below.axvspan(*ALIGNED, color=GREY, alpha=0.2, linewidth=0, label="not noticed")
+    below.axvspan(*ALIGNED, color=GREY, alpha=0.2, linewidth=0, label="not noticeable")
     below.plot(1000 * LAGS, found.curve, color="black")
     label = f"{found.offset:+.0f} ms, r {found.correlation:.2f}" + (
-        "" if found.sure else ", cannot be told"
+        "" if found.sure else ", unclear"
     )
     below.plot(found.offset, found.correlation, "*", color=GREEN, markersize=13, label=label)
-    below.set(xlabel="audio later than the mouth by (ms)", ylabel="r", xlim=(-600, 600))
+    below.set(xlabel="audio delay against the mouth (ms)", ylabel="r", xlim=(-600, 600))
     below.legend(loc="best", frameon=False)
     figure.savefig(path, dpi=DPI, format="png")

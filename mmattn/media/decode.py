@@ -1,9 +1,9 @@
-"""Video frames of a clip with the times at which they are seen, and what decodes any stream.
+"""Video frames of a clip with their presentation times, and the decoding of any stream.
 
-They are read by a clip's Plan, to which is added what was done and what the user should know.
+A clip is read by its Plan, which also records what was done and what the user should know.
 
 Both streams keep their own times: seconds on the container's clock, which starts with the earlier
-of the two. A stream that starts late (in FLV by 25 ms, say) is late here too.
+of the two. A stream that starts late (e.g. by 25 ms in FLV) is late here too.
 """
 
 from collections import deque
@@ -18,20 +18,20 @@ from av.format import Flags
 
 from mmattn.media.survey import UNKNOWN, BadMedia, Plan, opened, survey
 
-DARK = 64  # of 255, that 95 % of the pixels of each frame stay below: hardly a face
+DARK = 64  # of 255: if 95 % of the pixels stay below, a face is hardly visible
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions, by their number in ITU-T H.273
-FLATTEST = 4  # aspect ratio of a pixel, or its inverse; beyond it a header is wrong
-_EARLY = 1e-3  # seconds that a frame may come before it is due, for times that are rounded
+FLATTEST = 4  # aspect ratio of a pixel, or its inverse; beyond, the header is wrong
+_EARLY = 1e-3  # seconds that a frame may come early, because times are rounded
 
 
 def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndarray]]:
     """Times (s) and video frames [H, W, 3] uint8 RGB of a clip, at most `rate` (fps).
 
-    Nothing for a clip without video. Turned upright, as a telephone's clips ask for, and with
-    square pixels: where they are not, the shorter side is stretched.
+    Nothing for a clip without video. Frames are rotated upright, as the metadata of phone clips
+    asks, and non-square pixels are made square by stretching the shorter side.
 
     Args:
-        clip: its path, or its plan by `survey`, to which is added at the end what was done.
+        clip: its path, or its plan by `survey`, which records at the end what was done.
         rate: fps.
 
     Raises:
@@ -41,13 +41,13 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
     if not plan.of("video"):
         return
     videos = [n for n in plan.of("video") if plan.tracks[n].form != UNKNOWN] or plan.of("video")
-    number = max(videos, key=lambda n: plan.tracks[n].packets)  # one of one frame is a picture
+    number = max(videos, key=lambda n: plan.tracks[n].packets)  # a stream of one frame is an image
     with opened(plan.path, plan.edits) as container:
         stream = decoded_stream(container, number)
         stream.codec_context.thread_count = 1  # clips are read in parallel, each on a core
-        # Frames come out of a decoder in the order in which they are shown. Where packets have no
-        # other times than those of decoding, the frames have these in turn. AVI has no others, and
-        # frame n is shown at the time of packet n; elsewhere they rise though the codec reorders.
+        # A decoder outputs frames in presentation order. If packets have only decoding times, the
+        # frames take these in order: in AVI, frame n is shown at the time of packet n; in other
+        # formats such times increase although the codec reorders frames.
         avi, reorders = container.format.name == "avi", stream.codec_context.has_b_frames
         in_turn = reorders and (avi or plan.tracks[number].rising)
         reordered = False
@@ -60,7 +60,7 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
                 decoded.append((packet.pts, packet.dts if avi else packet.pts))
             for frame in frames:
                 if in_turn:
-                    # Packets before that of the first frame give none.
+                    # Packets before the first frame's output nothing.
                     if clock.due is None and any(frame.pts == own for own, _ in decoded):
                         while decoded[0][0] != frame.pts:
                             decoded.popleft()
@@ -100,11 +100,11 @@ def read_frames(clip: Path | Plan, rate: float) -> Iterator[tuple[float, np.ndar
                 f"its video is dark: 95 % of all pixels are below {brightest:.0f} of 255"
             )
         if transfer := HDR.get(stream.codec_context.color_trc):
-            plan.notes.append(f"its video is HDR ({transfer}), taken as it is: colours look flat")
+            plan.notes.append(f"its video is HDR ({transfer}), not converted: colours look flat")
 
 
 class Broken:
-    """Decodes a stream, and counts its packets that cannot be decoded: they are skipped."""
+    """Decodes a stream; skips and counts the packets that cannot be decoded."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -113,7 +113,7 @@ class Broken:
     def decode(
         self, container: av.container.InputContainer, stream: av.stream.Stream, clock: "Clock"
     ) -> Iterator[tuple[av.Packet, list[Any]]]:
-        """Each packet that can be decoded, with the frames, of the stream's kind, that come out."""
+        """Each packet that can be decoded, with the frames that it yields."""
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
@@ -126,20 +126,20 @@ class Broken:
                 yield packet, frames
 
     def reason(self, kind: str) -> str | None:
-        """Why nothing could be decoded, if packets were there."""
+        """Why nothing could be decoded, if there were packets."""
         return f"no {kind} can be decoded: {self.error.strerror}" if self.error else None
 
     def said(self, kind: str) -> list[str]:
-        """What to note."""
+        """Notes for the user."""
         packets = "1 packet" if self.count == 1 else f"{self.count} packets"
         return [f"{packets} of its {kind} cannot be decoded: left out"] if self.count else []
 
 
 class Clock:
-    """Times of frames, in seconds of the clip; one without is dated from the frame before.
+    """Times of frames, in seconds of the clip; a frame without one follows the frame before.
 
-    Formats like MP3 and WAV have no times: FFmpeg counts frames, wrongly where the rate changes.
-    Of those, frames after the first are dated so too.
+    Formats like MP3 and WAV have no times: FFmpeg counts frames, wrongly if the rate changes. There
+    too, frames after the first follow the frame before.
     """
 
     def __init__(self, container: av.container.InputContainer, start: float):
@@ -160,7 +160,7 @@ class Clock:
         return time
 
     def skip(self, lasts: float) -> None:
-        """What lasts so many seconds is missing."""
+        """Skip a missing part of this duration (s)."""
         if self.due is not None:
             self.due += lasts
 
@@ -170,7 +170,7 @@ class Clock:
 
 
 def _aspect(stream: av.VideoStream, plan: Plan) -> Fraction:
-    """Width over height of a pixel; 1 where the header says nonsense."""
+    """Width over height of a pixel; 1 if the header's value is impossible."""
     said = stream.sample_aspect_ratio  # a Fraction, from PyAV 19 on another kind of number
     aspect = Fraction(said.numerator, said.denominator) if said else Fraction(1)
     if 1 / FLATTEST <= aspect <= FLATTEST:
@@ -185,12 +185,12 @@ def _square(frame: av.VideoFrame, aspect: Fraction) -> np.ndarray:
         return frame.to_ndarray(format="rgb24")
     width = round(frame.width * max(aspect, Fraction(1)))
     height = round(frame.height / min(aspect, Fraction(1)))
-    # FFmpeg's default, bilinear, moves landmarks twice as far from those of a square copy.
+    # FFmpeg's default, bilinear, has twice the landmark error against a square copy.
     return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="LANCZOS")
 
 
 def decoded_stream(container: av.container.InputContainer, number: int) -> Any:
-    """The stream of a number, of whatever kind; BadMedia if FFmpeg has no decoder for it."""
+    """The stream with this number; BadMedia if FFmpeg has no decoder for it."""
     stream = container.streams[number]
     if stream.codec_context is None:
         raise BadMedia(f"its {stream.type} is of an unknown codec")

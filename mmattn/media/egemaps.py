@@ -11,11 +11,11 @@ from mmattn.media.audio import check_lasts
 
 LICENCE = (
     "eGeMAPS is computed by openSMILE, copyright audEERING GmbH. Its licence is for research, "
-    "teaching and private use; a product, paid or free, needs another one, also where it holds no "
-    "more than the features or a model trained on them."
+    "teaching and private use; a product, paid or free, needs another one, even if it contains "
+    "only the features or a model trained on them."
 )
 SHORTEST = 0.06  # seconds, the window of the pitch
-_MIDDLE = 0.01  # seconds from a frame's start to the middle of its 20 ms window
+_MIDDLE = 0.01  # seconds from a frame's start to the centre of its 20 ms window
 _LOUDEST = 1 - 2**-15  # openSMILE turns 1 into the integer 32768, which wraps to full negative
 
 
@@ -25,8 +25,8 @@ class EGeMAPS:
 
     Loudness, spectrum, cepstrum and formants come from windows of 20 ms, pitch and voice quality
     from windows of 60 ms with the same start, and openSMILE smooths them over three frames. The
-    time of a frame is the middle of its 20 ms; pitch and voice quality come 20 ms early.
-    Most values depend on the sampling rate: compare audio of one rate only.
+    time of a frame is the centre of its 20 ms; pitch and voice quality are 20 ms early. Most values
+    depend on the sampling rate: compare only audio of the same rate.
     """
 
     def record(self) -> dict:
@@ -36,9 +36,9 @@ class EGeMAPS:
     def start(self) -> Callable[[np.ndarray, int], Stream]:
         """Load openSMILE: frames [T, 25] of samples [n] and their times in seconds.
 
-        T is floor((d - 0.06) / 0.01) + 2 for d seconds of audio; the last frame is made by the
-        smoothing. Raises UserError without openSMILE; what it gives, BadMedia if the audio is
-        shorter than 60 ms.
+        T is floor((d - 0.06) / 0.01) + 2 for d seconds of audio; the last frame comes from the
+        smoothing. Raises UserError without openSMILE; the returned function raises BadMedia if the
+        audio is shorter than 60 ms.
         """
         try:
             import opensmile
@@ -54,7 +54,7 @@ class EGeMAPS:
         def features(samples: np.ndarray, rate: int) -> Stream:
             check_lasts(samples, rate, SHORTEST)
             table = smile.process_signal(np.clip(samples, -1, _LOUDEST), rate)
-            # Only the starts: the ends do not tell the windows, and the last is that of the audio.
+            # Only the starts: the ends are not those of the windows, and the last is the audio's.
             starts = table.index.get_level_values("start").total_seconds().to_numpy()
             return make_stream(table.to_numpy(np.float32), starts + _MIDDLE)
 

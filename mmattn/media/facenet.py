@@ -1,4 +1,4 @@
-"""FaceNet's embedding of a face, from a file of weights that the user has."""
+"""FaceNet's face embedding, from a weights file that the user provides."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class FaceNet:
     """The 512 values of FaceNet (Schroff et al. 2015), of length 1.
 
     An Inception-ResNet-v1 trained on VGGFace2 (Cao et al. 2018), with the weights of
-    facenet-pytorch and its way to cut a face out, without a margin.
+    facenet-pytorch and its way of cropping a face, without a margin.
     """
 
     weights: Path | None = field(repr=False)
@@ -31,7 +31,7 @@ class FaceNet:
         """Load the network: the embedding [512] float32 of a face in a frame [H, W, 3] uint8.
 
         None for a face outside the frame. Raises UserError if torch or the file of weights is
-        missing, or the file is not the right one.
+        missing, or the file is the wrong one.
         """
         if self.weights is None:
             raise UserError(
@@ -73,7 +73,7 @@ class FaceNet:
 
 
 def cut_out(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The part of a frame [H, W, 3] within a box [4] that may reach over its edges; a copy."""
+    """A copy of the part of a frame [H, W, 3] within a box [4], which may cross its edges."""
     height, width = frame.shape[:2]
     left, top, right, bottom = np.clip(box, 0, [width, height, width, height]).astype(int)
     return frame[top:bottom, left:right].copy()

@@ -1,4 +1,4 @@
-"""Faces in video frames, by MediaPipe's BlazeFace (Bazarevsky et al. 2019); which one to follow."""
+"""Faces in video frames, by MediaPipe's BlazeFace (Bazarevsky et al. 2019), and their tracking."""
 
 import os
 import sys
@@ -10,10 +10,10 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
-SIZE = 128  # pixels a side that the detector sees
+SIZE = 128  # pixels, side of the detector's input
 LEAST_SCORE = 0.5
-FORGOTTEN = 15  # frames without the face after which any other may be followed: a cut
-SAME = 0.3  # overlap from which two boxes show the same face
+FORGOTTEN = 15  # frames without the face after which another may be tracked: a cut
+SAME = 0.3  # overlap above which two boxes show the same face
 
 
 class Face(NamedTuple):
@@ -22,13 +22,13 @@ class Face(NamedTuple):
     box: np.ndarray
     """[4] left, top, right, bottom."""
     points: np.ndarray
-    """[6, 2] x, y of right eye, left eye, nose, mouth, right ear, left ear; its own right."""
+    """[6, 2] x, y of right eye, left eye, nose, mouth, right ear, left ear (the person's own)."""
     score: float
-    """How sure the detector is, 0 to 1."""
+    """The detector's confidence, 0 to 1."""
 
 
 class Model:
-    """A TensorFlow Lite model on one core: it gives the same numbers every time."""
+    """A TensorFlow Lite model on one core, so that it gives the same numbers every time."""
 
     def __init__(self, content: bytes):
         with _quiet():
@@ -47,7 +47,7 @@ class Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what C++ code writes to the standard error: the name of the delegate it created."""
+    """Suppress what C++ code writes to standard error: the name of the delegate."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -66,9 +66,9 @@ class FaceDetector:
         self._model, self._anchors = Model(model), anchors()
 
     def __call__(self, frame: np.ndarray) -> list[Face]:
-        """The faces in a frame [H, W, 3] uint8, the surest first.
+        """The faces in a frame [H, W, 3] uint8, the most confident first.
 
-        Where none is large enough to be seen in the whole, both ends and the middle are looked at.
+        If the whole frame shows none, because they are small, search both ends and the middle.
         """
         height, width = frame.shape[:2]
         found = self._look(frame, 0, 0)
@@ -84,7 +84,7 @@ class FaceDetector:
         return merge_boxes(*found)
 
     def _look(self, frame: np.ndarray, left: int, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """Middle, size and points [n, 8, 2] of faces in a part of a frame, and scores [n]."""
+        """Centre, size and points [n, 8, 2] of faces in a part of a frame, and scores [n]."""
         height, width = frame.shape[:2]
         scale = SIZE / max(height, width)
         small = Image.fromarray(np.ascontiguousarray(frame)).resize(
@@ -108,12 +108,12 @@ class FaceDetector:
 
 
 def logistic(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), as SciPy's `expit`; importing that takes 13 MB."""
+    """1 / (1 + exp(-x)), as SciPy's `expit`, whose import takes 13 MB."""
     return 1 / (1 + np.exp(-np.maximum(x, -80)))  # float32 has no exp(89)
 
 
 def anchors() -> np.ndarray:
-    """Middles [896, 2] (x, y in 0 to 1) of the places where BlazeFace looks for a face."""
+    """Centres [896, 2] (x, y in 0 to 1) of BlazeFace's anchors."""
     places = []
     for cells, each in ((16, 2), (8, 6)):
         middles = (np.arange(cells) + 0.5) / cells
@@ -123,9 +123,9 @@ def anchors() -> np.ndarray:
 
 
 def merge_boxes(found: np.ndarray, scores: np.ndarray) -> list[Face]:
-    """One face for all that overlap, their mean weighed by scores [n], as BlazeFace's paper has it.
+    """Merge overlapping faces into their mean weighted by scores [n], as in BlazeFace's paper.
 
-    `found` [n, 8, 2] is middle, size and six points of each, (x, y) in pixels.
+    `found` [n, 8, 2] is centre, size and six points of each, (x, y) in pixels.
     """
     boxes = np.concatenate([found[:, 0] - found[:, 1] / 2, found[:, 0] + found[:, 1] / 2], axis=1)
     order, faces = list(np.argsort(-scores, kind="stable")), []
@@ -140,15 +140,15 @@ def merge_boxes(found: np.ndarray, scores: np.ndarray) -> list[Face]:
 
 
 def area(face: Face) -> float:
-    """Pixels of a face's box."""
+    """Area of a face's box in pixels."""
     return float(np.prod(face.box[2:] - face.box[:2]))
 
 
 def cut_square(frame: np.ndarray, face: Face, margin: float, size: int) -> Image.Image | None:
     """The square around a face's box, `size` pixels a side; None for a face outside the frame.
 
-    Its side in the frame [H, W, 3] uint8 is `margin` times the longer one of the box. It is black
-    where it reaches over the frame's edges.
+    Its side in the frame [H, W, 3] uint8 is `margin` times the box's longer side. It is black
+    outside the frame.
     """
     middle = (face.box[:2] + face.box[2:]) / 2
     half = margin * (face.box[2:] - face.box[:2]).max() / 2
@@ -171,17 +171,17 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class FaceTracker:
-    """Follows one face through a clip: the first time the largest, then the one that overlaps it.
+    """Tracks one face through a clip: first the largest, then the one that overlaps it.
 
-    After frames without it, where it was last seen counts; after many, it is the largest again.
+    After frames without it, its last position is used; after many, the largest face again.
     """
 
     def __init__(self) -> None:
-        self._last: np.ndarray | None = None  # its box
+        self._last: np.ndarray | None = None  # its last box
         self._missed = 0  # frames since then
 
     def __call__(self, faces: Sequence[Face]) -> Face | None:
-        """Which of the faces in the next frame it is; None if it is not seen."""
+        """The tracked face among those of the next frame; None if it is not there."""
         last = self._last
         if last is None:
             chosen = max(faces, key=area, default=None)

@@ -1,4 +1,4 @@
-"""Hidden states of a speech encoder of Hugging Face transformers: WavLM, HuBERT, wav2vec 2.0 …"""
+"""Hidden states of a speech encoder from Hugging Face: WavLM, HuBERT, wav2vec 2.0, …"""
 
 import hashlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from mmattn.errors import UserError
 from mmattn.media.audio import check_lasts, in_windows
 from mmattn.media.sound import RATE
 
-UNUSED = "masked_spec_embed"  # a weight of training alone, which some files lack
+UNUSED = "masked_spec_embed"  # a weight used only in training, which some files lack
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class HuggingFace:
     """Hidden states of one layer of a speech encoder."""
 
     model: str | None  # a folder or a name on the Hugging Face Hub
-    layer: int  # 0 is what goes into the first, -1 what comes out of the last
+    layer: int  # 0 is the input of the first, -1 the output of the last
 
     def record(self) -> dict:
         """What a feature file records of its audio features. Raises UserError as `start`."""
@@ -38,10 +38,10 @@ class HuggingFace:
     def start(self) -> Callable[[np.ndarray, int], Stream]:
         """Load the encoder: states [T, F] of samples [n] at 16 kHz, and their times.
 
-        The time (s) of a state is the middle of what the convolutions before the first layer see;
-        where these are no simple ones, of an equal part of the audio. Raises UserError if
-        transformers or the model is missing, or it is none for this; what it gives, BadMedia if the
-        audio is shorter than what a state sees.
+        The time (s) of a state is the centre of the receptive field of the convolutions before the
+        first layer; if these are not plain, the centre of an equal part of the audio. Raises
+        UserError if transformers or the model is missing, or the model is unsuitable; the returned
+        function raises BadMedia if the audio is shorter than a receptive field.
         """
         prepare, network, _ = _load(self.model)
         import torch
@@ -73,7 +73,7 @@ class HuggingFace:
         return self.layer % count
 
     def _rhythm(self, states: Callable[[np.ndarray], np.ndarray], config: Any) -> tuple[float, ...]:
-        """Samples that a state sees, and samples from one state to the next."""
+        """Samples in the receptive field of a state, and from one state to the next."""
         one, two = (len(states(np.zeros(count * RATE, np.float32))) for count in (1, 2))
         if one == two:
             raise UserError(
@@ -92,7 +92,7 @@ class HuggingFace:
 
 @lru_cache(1)
 def _load(model: str | None) -> tuple[Callable, Any, str]:
-    """What prepares audio for a model, its encoder, and the SHA-256 of the weights."""
+    """The audio preprocessor of a model, its encoder, and the SHA-256 of the weights."""
     if model is None:
         raise UserError(
             "--hf-model is missing: expected a folder or a name on the Hugging Face Hub, such as "
@@ -107,14 +107,14 @@ def _load(model: str | None) -> tuple[Callable, Any, str]:
             f"--audio hf needs transformers ({error}): pip install 'mmattn[transformers]'"
         ) from error
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # heads that are left out; what is lacking is an error below
+    logging.set_verbosity_error()  # hides warnings on unused heads; missing weights raise below
     place = str(Path(model).expanduser())
     try:
         prepare = AutoFeatureExtractor.from_pretrained(place)
         network, info = AutoModel.from_pretrained(
             place, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:  # no network, no such name, weights in pickle alone
+    except (OSError, ValueError) as error:  # no network, no such name, weights only in pickle
         reason = str(error).partition("\n")[0]
         raise UserError(f"--hf-model {model}: cannot be loaded: {reason}") from error
     if lacking := {*info["missing_keys"]} - {UNUSED}:

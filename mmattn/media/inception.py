@@ -1,6 +1,6 @@
-"""Inception-ResNet-v1 (Szegedy et al. 2017) as FaceNet has it, in torch.
+"""Inception-ResNet-v1 (Szegedy et al. 2017) as in FaceNet, in torch.
 
-The parameters are named as in facenet-pytorch, so that its weights fit.
+Parameters are named as in facenet-pytorch, so that its weights fit.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,7 @@ EPSILON = 1e-3  # of the batch normalisation, as in the TensorFlow model that th
 
 
 def inception_resnet_v1() -> nn.Sequential:
-    """The network without its classes: frames [B, 3, 160, 160] to embeddings [B, 512]."""
+    """The network without its classifier: frames [B, 3, 160, 160] to embeddings [B, 512]."""
     return nn.Sequential(
         OrderedDict(
             conv2d_1a=_conv(3, 32, 3, stride=2),
@@ -37,7 +37,7 @@ def inception_resnet_v1() -> nn.Sequential:
 
 
 class _Branches(nn.Module):
-    """Branches side by side, their channels joined."""
+    """Parallel branches with concatenated channels."""
 
     def __init__(self, *branches: nn.Module):
         super().__init__()
@@ -50,7 +50,7 @@ class _Branches(nn.Module):
 
 
 class _Residual(_Branches):
-    """x + scale · (the joined branches, brought to the channels of x), then the activation."""
+    """x + scale · (the branches, projected to the channels of x), then the activation."""
 
     def __init__(self, joined: int, channels: int, scale: float, activation: nn.Module, *branches):
         super().__init__(*branches)

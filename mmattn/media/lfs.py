@@ -1,9 +1,9 @@
-"""What git-lfs leaves in the place of a file that was not fetched."""
+"""Pointers that git-lfs leaves in place of files that were not fetched."""
 
 from pathlib import Path
 
 _FIRST_LINE = b"version https://git-lfs.github.com/spec/v1"
-POINTER = "a pointer of git-lfs, not a clip; fetch the clips: git lfs pull, in their repository"
+POINTER = "a git-lfs pointer, not a clip; fetch the clips: git lfs pull, in their repository"
 
 
 def is_pointer(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """A face's geometry: distances between points of MediaPipe's face mesh (Kartynnik et al. 2019).
 
-All are distances in three dimensions over the size of the head, so that where the head is, how far
-away and how it is rolled changes nothing, and how it is turned changes little.
+All are distances in three dimensions over the size of the head. They do not change with the head's
+position, distance and roll, and change little when it turns.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from PIL import Image
 from mmattn.media.faces import Face, Model, logistic
 from mmattn.media.models import FACE_MESH, model_file
 
-SIDE = 192  # pixels that the mesh model sees
-WIDER = 1.5  # side of the frame's part that it sees over that of the face
+SIDE = 192  # pixels, side of the mesh model's input
+WIDER = 1.5  # side of its input over that of the face
 LEAST_SCORE = 0.5
-ROUNDS = 2  # the second looks where the first found the face, which takes out the box's jitter
+ROUNDS = 2  # the second starts from the first's result, which removes the jitter of the box
 
 # Points of the mesh that do not move with the expression: corners of the eyes, bridge of the nose.
 RIGID = (33, 133, 362, 263, 168, 6, 197)
 OPENING = "mouth opening"
-# What is measured between which two points; the person's own right and left. In brackets the action
-# unit of the Facial Action Coding System (Ekman & Friesen 1978) that moves it most.
+# The two points of each distance; right and left from the person's view. Comments: the action unit
+# of the Facial Action Coding System (Ekman & Friesen 1978) that changes it most.
 DISTANCES = {
     OPENING: (13, 14),  # 25-27
     "mouth opening right": (82, 87),
@@ -72,9 +72,9 @@ class FaceMesh:
         return {"name": "face-mesh", "version": 2, "settings": {"features": list(DISTANCES)}}
 
     def start(self) -> Callable[[np.ndarray, Face], np.ndarray | None]:
-        """Load the model: the features [32] of a face in a frame, None if it is none after all.
+        """Load the model: the features [32] of a face in a frame, None if the mesh finds no face.
 
-        Raises UserError if the model file is missing or not the right one.
+        Raises UserError if the model file is missing or the wrong one.
         """
         model = Model(model_file(FACE_MESH, self.models).read_bytes())
 
@@ -86,7 +86,7 @@ class FaceMesh:
 
 
 def find_mesh(model: Model, frame: np.ndarray, face: Face) -> np.ndarray | None:
-    """The mesh [468, 3] of a face: x, y, depth in pixels of the frame; None if it is none."""
+    """The mesh [468, 3] of a face: x, y, depth in pixels of the frame; None if there is no face."""
     image = Image.fromarray(np.ascontiguousarray(frame))
     box, (right, left) = face.box.reshape(2, 2), face.points[:2]
     for _ in range(ROUNDS):
@@ -115,7 +115,7 @@ def find_mesh(model: Model, frame: np.ndarray, face: Face) -> np.ndarray | None:
 def distances(points: np.ndarray) -> np.ndarray:
     """The distances [32] float32 in a mesh [468, 3], in units of the head's size.
 
-    Its size is the root mean square distance of the RIGID points from their middle.
+    Its size is the root mean square distance of the RIGID points from their centre.
     """
     rigid = points[list(RIGID)]
     size = np.sqrt(((rigid - rigid.mean(axis=0)) ** 2).sum(axis=1).mean())

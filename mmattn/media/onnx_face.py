@@ -1,4 +1,4 @@
-"""What a network of the user's own makes of a face, as an embedding: a file in ONNX's format."""
+"""A face embedding by the user's own network, an ONNX file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,7 +71,9 @@ class OnnxFace:
                 pixels = pixels[..., ::-1]
             return run(((pixels / np.float32(255) - mean) / std).transpose(order)[None])
 
-        embed(np.zeros((size, size, channels), np.uint8))  # so that a wrong one fails at once
+        embed(
+            np.zeros((size, size, channels), np.uint8)
+        )  # so that an unsuitable network fails at once
 
         def features(frame: np.ndarray, face: Face) -> np.ndarray | None:
             square = cut_square(frame, face, self.margin, size)
@@ -107,7 +109,7 @@ class OnnxFace:
 
 
 def _read(path: Path | None, read: Callable[[Path], Found]) -> Found:
-    """What a function reads in the network's file. Raises UserError without the file."""
+    """Apply a function to the network's file. Raises UserError without the file."""
     if path is None:
         raise UserError("--onnx-model is missing: --video onnx needs the file of a network")
     try:
@@ -117,7 +119,7 @@ def _read(path: Path | None, read: Callable[[Path], Found]) -> Found:
 
 
 def _load(path: Path | None) -> tuple[Callable[[np.ndarray], np.ndarray], list[int | str | None]]:
-    """What gives the first output as one row float32, and the shape of the input."""
+    """A function that returns the first output as one row float32, and the input's shape."""
     content = _read(path, Path.read_bytes)
     try:
         import onnxruntime
@@ -127,12 +129,12 @@ def _load(path: Path | None) -> tuple[Callable[[np.ndarray], np.ndarray], list[i
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # clips are extracted in parallel, each on a core
-    options.log_severity_level = 4  # what fails is in the error
+    options.log_severity_level = 4  # failures are in the error
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         entry, output = session.get_inputs()[0], session.get_outputs()[0]
     except Exception as error:  # onnxruntime has a class for each cause, and names none publicly
-        raise UserError(f"--onnx-model {path}: no ONNX network: {error}") from error
+        raise UserError(f"--onnx-model {path}: not an ONNX network: {error}") from error
 
     def run(pixels: np.ndarray) -> np.ndarray:
         try:

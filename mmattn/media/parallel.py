@@ -1,4 +1,4 @@
-"""Many clips at once: over all cores, resuming where it stopped, past clips that fail."""
+"""Many clips in parallel: it resumes where it stopped, and continues past clips that fail."""
 
 import multiprocessing
 import os
@@ -46,39 +46,37 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What became of a clip."""
+    """The result of a clip."""
 
-    seconds: float = 0.0  # that the clip lasts
+    seconds: float = 0.0  # duration of the clip
     notes: tuple[str, ...] = ()
     failure: str | None = None
-    work: float = 0.0  # seconds of a core that it took
-    memory: int = 0  # bytes, the most that the process has had
+    work: float = 0.0  # core seconds
+    memory: int = 0  # bytes, peak of the process
 
 
 def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, workers: int) -> None:
-    """Extract clips, and those in folders, to feature files below the folder `to`.
+    """Extract clips, and the clips of folders, to feature files below the folder `to`.
 
-    Those that are there already and newer than their clip stay.
+    Existing feature files newer than their clip are kept.
 
     Raises:
-        UserError: no clips, two for one feature file, features of another extractor in `to`, a
-            model file or library that is missing, a full disk.
+        UserError: no clips, two clips for one feature file, features of another extractor in `to`,
+            a missing model file or library, a full disk.
         Incomplete: some clips failed; the others are done.
     """
     if not 0 < config.video_rate <= FASTEST:
         raise UserError(f"--video-rate {config.video_rate}: expected above 0, at most {FASTEST:g}")
     if not (config.audio or config.video):
-        raise UserError("--audio none --video none: expected one of them")
+        raise UserError("--audio none --video none: expected at least one modality")
     if variants_of(config.augment_audio) and not config.audio:
-        raise UserError(
-            "--audio none: expected audio features, of which --augment-audio makes more"
-        )
+        raise UserError("--audio none: expected audio features, which --augment-audio needs")
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
     jobs = find_jobs([path for path in clips if path not in tables], to, listed)
     left = [job for job in jobs if not _is_done(job, config)]
     if len(left) < len(jobs):
-        say(f"{len(jobs) - len(left)} of {len(jobs)} clips are in {to} already")
+        say(f"{len(jobs) - len(left)} of {len(jobs)} clips are already in {to}")
     if "egemaps" in config.audio.values():
         say(egemaps.LICENCE)
     if not left:
@@ -96,16 +94,16 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
 
 
 def find_jobs(clips: Sequence[Path], to: Path, tables: Sequence[Manifest] = ()) -> list[Job]:
-    """Each clip with its feature file, which lies in `to` as the clip lies in the folder given, or
-    in that of a table.
+    """Each clip with its feature file; paths below `to` mirror those below the given folder, or the
+    folder of a table.
 
-    Raises UserError, also where two clips would have one file.
+    Raises UserError, also if two clips would have the same file.
     """
     owners: dict[Path, Path] = {}
     found = find_clips(clips, SUFFIXES) if clips or not tables else []
     for table in tables:
         if table.path is None or "" not in table.files:
-            raise UserError(f"{table.path}: expected the column file, of raw clips")
+            raise UserError(f"{table.path}: expected a column file that names raw clips")
         paths = map(Path, dict.fromkeys(table.files[""]))
         found += [(path, path.relative_to(table.path.parent)) for path in paths]
     for clip, below in found:
@@ -116,9 +114,9 @@ def find_jobs(clips: Sequence[Path], to: Path, tables: Sequence[Manifest] = ()) 
 
 
 def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
-    """The rows of the clips that are extracted, as a table of their feature files.
+    """Write the rows of the extracted clips as a table of their feature files.
 
-    Raises UserError if there is a table with other rows: the user may have edited it.
+    Raises UserError if a table with other rows exists: the user may have edited it.
     """
     if not tables:
         return
@@ -133,8 +131,8 @@ def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> 
         row not in rows for row in rows_of(read_manifest(path, target=None).columns)
     ):
         raise UserError(
-            f"{path} has other rows than {' and '.join(str(table.path) for table in tables)} "
-            "would give; move it away, and the same command writes it anew"
+            f"{path}: its rows differ from {' and '.join(str(table.path) for table in tables)}; "
+            "move it away, and the same command writes a new one"
         )
     write_manifest(path, rows, overwrite=True)
     command = f"python -m experiments.no_aug --data.roots {shlex.quote(str(to))}"
@@ -142,17 +140,17 @@ def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> 
 
 
 def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
-    """The clips given and those in the folders given, each with its path below that folder.
+    """The given clips and those in the given folders, each with its path below that folder.
 
-    Of a RAVDESS take, folders give only the fullest file: audio and video (01-*) before video
-    (02-*) before audio (03-*).
+    Of a RAVDESS take, only the most complete file in a folder is used: audio and video (01-*)
+    before video (02-*) before audio (03-*).
 
     Args:
         given: clips and folders.
         suffixes: of clips in folders.
 
     Raises:
-        UserError: one of them is not there, or a folder has no clips.
+        UserError: one does not exist, or a folder has no clips.
     """
     if not given:
         raise UserError("CLIP...: expected clips or folders of clips, one or more")
@@ -160,7 +158,7 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
     for path in given:
         if path.is_dir():
             listed = [path / below for below in list_clips(path, suffixes)]
-            # Of one name the clip with the first suffix.
+            # Of clips with the same name, use the first suffix.
             inside = sorted({clip.with_suffix(""): clip for clip in reversed(listed)}.values())
             for clip in sorted({*listed} - {*inside}):
                 say(f"{clip} is left out: its name is another's but for the suffix")
@@ -170,15 +168,15 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
         elif path.exists():
             found.append((path, Path(path.name)))
         else:
-            raise UserError(f"{path}: expected a clip or a folder of clips, there is none")
+            raise UserError(f"{path}: expected a clip or a folder of clips, found nothing")
     if left_out:
         files = "1 file is" if left_out == 1 else f"{left_out} files are"
-        say(f"{files} left out: there are files with more of the same takes (01-, 02-, 03-*)")
+        say(f"{files} left out: more complete files of the same takes exist (01-, 02-, 03-*)")
     return found
 
 
 def _fullest(paths: Sequence[Path]) -> list[Path]:
-    """The paths without those of RAVDESS takes that a path with a lower first number has too."""
+    """The paths, with only the lowest first number of each RAVDESS take."""
     takes: dict[str, str] = {}
     for stem in (path.stem for path in paths if ravdess.row(path.stem)):
         takes[stem[3:]] = min(takes.get(stem[3:], stem), stem)
@@ -188,7 +186,7 @@ def _fullest(paths: Sequence[Path]) -> list[Path]:
 
 
 def _is_done(job: Job, config: ExtractConfig) -> bool:
-    """Whether the feature file is there, whole and newer than the clip.
+    """Whether the feature file exists, is complete and newer than the clip.
 
     UserError if another extractor made it: nothing is overwritten.
     """
@@ -198,16 +196,15 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
         _, extractor = read_features(job.target)
     except BadClip as error:
         raise UserError(
-            f"{job.target} is no feature file ({error}); choose another --to"
+            f"{job.target} is not a feature file ({error}); choose another --to"
         ) from error
     made = extractor_of(config)
     wanted = {name: made[name] for name in made if name.partition(VARIANT)[0] in extractor}
     if extractor != wanted or not extractor:
         raise UserError(
-            f"{job.target} holds other features than asked for "
-            f"({difference(extractor, wanted) or 'it does not say which'}); "
-            "choose another --to, ask for the same by --audio and --video, or delete what is to be "
-            "extracted again"
+            f"{job.target} holds other features than requested "
+            f"({difference(extractor, wanted) or 'it does not name them'}); choose another --to, "
+            "the same --audio and --video, or delete the files to extract again"
         )
     sources = [job.clip, *filter(None, [audio_beside(job.clip)])]
     return job.target.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
@@ -219,13 +216,13 @@ def run_jobs(
     config: ExtractConfig,
     workers: int,
 ) -> Iterator[tuple[Job, Result | None]]:
-    """Each job with its result, as they end; None if its process died.
+    """Each job with its result, as jobs end; None if its process died.
 
-    Where a process dies (a decoder that crashes, no memory), those jobs that it may have been at
-    are done again one by one, so that the job that kills fails and no other.
+    If a process dies (a decoder crashes, out of memory), the jobs that it may have been running are
+    repeated one by one, so that only the job that kills its process fails.
 
     Args:
-        work: what a process does with a job and the config; a function of a module.
+        work: what a process does with a job and the config; a module-level function.
         jobs: to do.
         config: of the features.
         workers: processes.
@@ -233,7 +230,7 @@ def run_jobs(
     left = list(jobs)
     while left:
         broken = yield from _run(work, left, config, workers)
-        begun = 2 * workers + 1  # jobs are begun in order, and the pool hands out one ahead
+        begun = 2 * workers + 1  # jobs start in order, and the pool hands out one ahead
         for job in broken[:begun]:
             if (yield from _run(work, [job], config, 1)):
                 yield job, None
@@ -244,7 +241,7 @@ def _run(
     work: Callable[..., Result], jobs: Sequence[Job], config: ExtractConfig, workers: int
 ) -> Generator[tuple[Job, Result], None, list[Job]]:
     """Yields as `run_jobs`; returns the jobs, in order, that are left because a process died."""
-    context = multiprocessing.get_context("spawn")  # a fork of threads and models is not safe
+    context = multiprocessing.get_context("spawn")  # forking with threads and models is unsafe
     pool = ProcessPoolExecutor(workers, context, _start_process)
     try:
         with without_interrupt():
@@ -256,7 +253,7 @@ def _run(
             except BrokenProcessPool:
                 broken.add(futures[future])
         return [job for job in jobs if job in broken]
-    except BaseException:  # Ctrl-C too: what is begun need not end, its file is not there yet
+    except BaseException:  # Ctrl-C too: started jobs have no file yet and may be dropped
         end_children()
         raise
     finally:
@@ -266,17 +263,18 @@ def _run(
 def _do(work: Callable[..., Result], job: Job, config: ExtractConfig) -> Result:
     try:
         return work(job, config)
-    except SystemExit:  # of SIGTERM: the pool would take it for the job's result, and continue
+    except SystemExit:  # from SIGTERM: the pool would take it as the job's result
         os._exit(1)
 
 
 def _start_process() -> None:
     be_quiet()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # half a file is removed
+    except BaseException:  # Ctrl-C too: started jobs have no file yet and may be dropped
+        end_children()
 
 
 def extract_to_file(job: Job, config: ExtractConfig) -> Done:
-    """Extract one clip and write its feature file; what is wrong with the clip is a failure."""
+    """Extract one clip and write its feature file; a bad clip gives a failure."""
     begin = time.process_time()
     try:
         found = extract_clip(job.clip, config)
@@ -284,9 +282,9 @@ def extract_to_file(job: Job, config: ExtractConfig) -> Done:
         write_features(job.target, found)
     except BadMedia as error:
         return Done(failure=str(error))
-    except (UserError, OSError):  # of the options or the disk: all clips would fail
+    except (UserError, OSError):  # wrong options or a disk error: all clips would fail
         raise
-    except Exception as error:  # one clip never stops the others, whatever FFmpeg makes of it
+    except Exception as error:  # no error of one clip stops the others
         return Done(failure=repr(error))
     return Done(found.seconds, found.notes, None, time.process_time() - begin, _most_memory())
 
@@ -297,25 +295,25 @@ def _most_memory() -> int:
 
 
 def _say_results(found: dict[Job, Done], seconds: float, workers: int, to: Path) -> None:
-    """Say what is worth a word of each clip, and how fast it went; Incomplete if clips failed."""
+    """Print notes on clips, and the speed; raises Incomplete if clips failed."""
     results = sorted(found.items())
     noted = [(job.clip, "; ".join(done.notes)) for job, done in results if done.notes]
     failed = [(job.clip, done.failure) for job, done in results if done.failure]
     if noted:
-        say_table(f"{len(noted)} clips to note", ("clip", "note"), noted, left=True)
+        say_table(f"{len(noted)} clips with notes", ("clip", "note"), noted, left=True)
     if failed:
         say_table(f"{len(failed)} clips failed", ("clip", "reason"), failed, left=True)
     good = [done for done in found.values() if not done.failure]
     if good:
         played, work = sum(done.seconds for done in good), sum(done.work for done in good)
         say(
-            f"{len(good)} clips of {played:.0f} s in {seconds:.0f} s: on a core a second of clip "
-            f"takes {work / played:.2f} s; {workers} at once, at most "
+            f"{len(good)} clips of {played:.0f} s in {seconds:.0f} s: {work / played:.2f} core "
+            f"seconds per second of clip; {workers} in parallel, at most "
             f"{max(done.memory for done in good) / 1e6:.0f} MB each; features in {to}"
         )
     if failed:
         others = f", the others are in {to}" if good else ""
         raise Incomplete(
             f"{len(failed)} of {len(found)} clips failed (see the table){others}; the same command "
-            "tries again"
+            "retries them"
         )

@@ -1,4 +1,4 @@
-"""`mmattn probe`: what a clip holds, what of it extraction uses, and what may go wrong."""
+"""`mmattn probe`: a clip's streams, those that extraction uses, and possible problems."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from mmattn.media.survey import BadMedia, survey
 
 
 def probe_clip(path: Path, rate: float) -> None:
-    """Decode a clip as extraction does, and show its streams and what is done with each.
+    """Decode a clip as extraction does, and show its streams and how each is used.
 
     Args:
         path: of the clip.
@@ -43,5 +43,5 @@ def probe_clip(path: Path, rate: float) -> None:
         raise Incomplete(f"{path}: {error}") from error
     used = [(kind, "; ".join(done) or "nothing") for kind, done in plan.done.items()]
     say_table("What extraction uses", ("", ""), used, left=True)
-    notes = [(note,) for note in plan.notes] or [("nothing; `mmattn align` compares both streams",)]
-    say_table("What may go wrong", ("",), notes, left=True)
+    notes = [(note,) for note in plan.notes] or [("none; `mmattn align` compares both streams",)]
+    say_table("Possible problems", ("",), notes, left=True)

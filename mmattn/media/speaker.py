@@ -1,4 +1,4 @@
-"""Which of several faces in a clip is followed: the one whose mouth follows the audio."""
+"""Which of several faces in a clip to track: the one whose mouth moves with the audio."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from mmattn.media.align import Movement, agreement
 from mmattn.media.faces import Face, FaceTracker
 from mmattn.media.people import People
 
-MOST = 4  # faces of a frame that are looked at, the largest; more are a crowd
-# From these on it can be told who speaks; set and measured by tests/media/test_speaker.py.
+MOST = 4  # faces of a frame to consider, the largest; more are a crowd
+# Thresholds of a clear speaker; set and measured by tests/media/test_speaker.py.
 LEAST_CORRELATION = 0.4
-LEAST_LEAD = 0.2  # of the speaker's r over that of others
-BRIEF = 15  # frames beside other faces; what is seen in fewer is a false find, or passes by
+LEAST_LEAD = 0.2  # of the speaker's r over that of the others
+BRIEF = 15  # frames beside other faces; fewer are a false detection, or someone passing by
 
 
 class Seen(NamedTuple):
@@ -22,16 +22,16 @@ class Seen(NamedTuple):
 
     face: Face
     features: dict[str, np.ndarray | None]
-    """By modality that is asked for [F]; None where it is no face after all."""
+    """By requested modality [F]; None if it turned out to be no face."""
     opening: float
-    """Of the mouth, over the head's size; 0 where it is not measured, as in a face alone."""
+    """Opening of the mouth over the head's size; 0 if not measured, e.g. for a single face."""
 
 
 Track = dict[int, Seen]  # by the number of the frame, increasing
 
 
 def follow_largest(frames: Sequence[Sequence[Seen]]) -> list[Seen | None]:
-    """In each frame the face that a FaceTracker follows."""
+    """In each frame, the face that a FaceTracker tracks."""
     track = FaceTracker()
     followed = [track([one.face for one in seen]) for seen in frames]
     return [
@@ -43,19 +43,19 @@ def follow_largest(frames: Sequence[Sequence[Seen]]) -> list[Seen | None]:
 def follow_speaker(
     times: np.ndarray, frames: Sequence[Sequence[Seen]], loudness: Callable[[], Stream | None]
 ) -> tuple[list[Seen | None], str | None]:
-    """In each frame the face of who speaks; if that cannot be told, as `follow_largest` has it.
+    """In each frame, the face of the speaker; if that is unclear, as `follow_largest`.
 
-    Of the faces seen beside others in 15 frames or more, it is the one whose mouth opens most as
-    the audio gets loud. Those seen while the speaker is never count; before and after, as beyond a
-    cut, the largest is followed.
+    Of the faces seen beside others in 15 frames or more, it is the one whose mouth opening
+    correlates best with loudness. Other faces seen at the same time are ignored; before and after,
+    e.g. beyond a cut, the largest face is tracked.
 
     Args:
         times: [T] of the frames (s).
         frames: the faces of each.
-        loudness: gives [Ta, 1] amplitude of the audio, None without; called if it is needed.
+        loudness: returns [Ta, 1] amplitude of the audio, None without; called if needed.
 
     Returns:
-        The faces followed; and where there are several, a note of which and why.
+        The tracked faces; and if there are several, a note on which and why.
     """
     several = any(len(seen) > 1 for seen in frames)
     tracks = find_tracks(frames) if several else []
@@ -63,17 +63,17 @@ def follow_speaker(
     if len(beside) < 2:
         return follow_largest(frames), None
     if (heard := loudness()) is None:
-        return _noted(follow_largest(frames), "the largest, for there is no audio")
+        return _noted(follow_largest(frames), "the largest, as there is no audio")
     found, best, next_best = find_speaker(beside, times, heard)
     if found is None:
-        why = f"the largest, for who speaks cannot be told (r {best:.2f} and {next_best:.2f})"
+        why = f"the largest, as it is unclear who speaks (r {best:.2f} and {next_best:.2f})"
         return _noted(follow_largest(frames), why)
     speaker = beside[found]
     listeners = {id(one) for track in tracks if _meet(track, speaker) for one in track.values()}
     left = [[one for one in seen if id(one) not in listeners] for seen in frames]
     first, end = min(speaker), max(speaker) + 1
     spoken = [speaker.get(number) for number in range(first, end)]
-    why = f"the one whose mouth follows the audio (r {best:.2f}, of others {next_best:.2f})"
+    why = f"the one whose mouth moves with the audio (r {best:.2f}, others {next_best:.2f})"
     return _noted([*follow_largest(left[:first]), *spoken, *follow_largest(left[end:])], why)
 
 
@@ -87,22 +87,22 @@ def find_tracks(frames: Sequence[Sequence[Seen]]) -> list[Track]:
 
 
 def is_beside(track: Track) -> bool:
-    """Whether a face is seen beside others for long enough to tell whether it speaks."""
+    """Whether a face is seen beside others long enough to decide whether it speaks."""
     return sum(one.opening > 0 for one in track.values()) >= BRIEF
 
 
 def find_speaker(
     tracks: Sequence[Track], times: np.ndarray, loudness: Stream
 ) -> tuple[int | None, float, float]:
-    """Which of the faces speaks: the one whose mouth opens most as the audio gets loud.
+    """Which face speaks: the one whose mouth opening correlates best with loudness.
 
     Args:
-        tracks: of faces that are seen beside others, one or more.
+        tracks: of faces seen beside others, one or more.
         times: [T] of the frames (s).
         loudness: [Ta, 1] amplitude of the audio.
 
     Returns:
-        Its place, None if it cannot be told; its r; the highest r of others that are there then.
+        Its index, None if unclear; its r; the highest r of the others present at that time.
     """
     found = [agreement(_movement(track, times, loudness)) for track in tracks]
     best = max(found)
@@ -119,7 +119,7 @@ def _movement(track: Track, times: np.ndarray, loudness: Stream) -> Movement:
 
 
 def _meet(track: Track, other: Track) -> bool:
-    """Whether two tracks, of two faces, are there at the same time."""
+    """Whether two tracks, of two faces, share a frame."""
     return track is not other and min(track) <= max(other) and min(other) <= max(track)
 
 
@@ -128,4 +128,4 @@ def _noted(followed: list[Seen | None], why: str) -> tuple[list[Seen | None], st
     left, top, right, bottom = np.median(boxes, axis=0)
     x, y = (left + right) / 2, (top + bottom) / 2
     place = f"{right - left:.0f} pixels wide around ({x:.0f}, {y:.0f})"
-    return followed, f"several faces are seen; {why}, is followed: {place}"
+    return followed, f"several faces are seen; {why}, is used: {place}"

@@ -1,4 +1,4 @@
-"""What a clip holds, and what of it is used: the Plan by which it is decoded."""
+"""A clip's streams, and which of them are used: the Plan by which it is decoded."""
 
 import io
 from collections import Counter
@@ -13,21 +13,21 @@ import numpy as np
 
 from mmattn.media.lfs import POINTER, is_pointer
 
-SHORT = 0.5  # seconds that may be missing of what the header promises …
-SHORT_SHARE = 0.1  # … or this share of it, whichever is more
+SHORT = 0.5  # seconds that may be missing of the header's duration …
+SHORT_SHARE = 0.1  # … or this fraction of it, whichever is more
 UNKNOWN = "unknown codec"
-HIDDEN = 0.1  # seconds that an edit list hides; less is the delay of an audio encoder
-# Containers whose headers say how long their streams are. Of others FFmpeg guesses it from the bit
-# rate, or takes it from the last packet.
+HIDDEN = 0.1  # seconds hidden by an edit list; less is the delay of an audio encoder
+# Containers whose headers give the duration of their streams. For others, FFmpeg guesses it from
+# the bit rate, or takes it from the last packet.
 _SAY_LENGTH = {"mov", "flv", "avi", "matroska", "asf", "wav", "w64", "aiff", "au", "caf", "flac"}
-_ENDLESS = 1 << 30  # frames in the header of an AVI that is written to a pipe
-_EARLY = 1e-3  # seconds before the start of a clip that are no rounding
-# PyAV 19 needs no word to take metadata that is not UTF-8.
+_ENDLESS = 1 << 30  # frames in the header of an AVI written to a pipe
+_EARLY = 1e-3  # seconds before the start of a clip that are not rounding
+# PyAV 19 needs no option to accept metadata that is not UTF-8.
 _LENIENT: dict = {} if int(av.__version__.split(".")[0]) > 18 else {"metadata_errors": "replace"}
 
 
 class BadMedia(Exception):
-    """A clip that cannot be used; the message says why."""
+    """A clip that cannot be used; the message gives the reason."""
 
 
 class Track(NamedTuple):
@@ -35,26 +35,26 @@ class Track(NamedTuple):
 
     kind: str  # audio, video, subtitle, data, …, or picture: the cover of a song
     form: str  # codec and format, in words
-    start: float  # seconds, when the first packet starts and …
-    end: float  # … the last one ends; both 0 without packets
-    rising: bool  # whether each packet's time is later than that of the packet before
+    start: float  # seconds, start of the first packet and …
+    end: float  # … end of the last one; both 0 without packets
+    rising: bool  # whether packet times increase
     packets: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a clip holds, what of it is used, and what was done when it was read."""
+    """A clip's streams, which of them are used, and what was done when it was read."""
 
     path: Path
     form: str  # of the container
     tracks: tuple[Track, ...]
-    claimed: float | None  # seconds that audio and video last by the header, if it says so
-    start: float  # seconds, the time of the container's packets at which the clip starts
-    edits: bool  # whether an edit list hides parts of the clip: they are not used
+    claimed: float | None  # seconds, duration by the header, if it gives one
+    start: float  # seconds, the container time at which the clip starts
+    edits: bool  # whether an edit list hides parts of the clip, which are not used
     done: dict[str, list[str]] = field(default_factory=lambda: {"audio": [], "video": []})
-    """By modality, what was done to its stream."""
+    """By modality, what was done to its stream, in words."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know: why features may be worse than of other clips."""
+    """Notes for the user: why features may be worse than those of other clips."""
 
     def of(self, kind: str) -> list[int]:
         """The numbers of the tracks of a kind."""
@@ -66,16 +66,16 @@ class Plan:
         return max((self.tracks[n].end for n in self.of("audio") + self.of("video")), default=0.0)
 
     def check_length(self) -> None:
-        """Raise BadMedia if the clip ends well before its header says that it does."""
+        """Raise BadMedia if the clip ends well before the duration in its header."""
         if not (said := self.claimed):
             return
-        end = self.end + max(self.start, 0.0)  # headers count from 0, where the clip starts later
+        end = self.end + max(self.start, 0.0)  # headers count from 0, even if the clip starts later
         if said - end > max(SHORT, SHORT_SHARE * said):
-            raise BadMedia(f"cut short: its header says {said:.1f} s, it ends at {end:.1f} s")
+            raise BadMedia(f"truncated: its header says {said:.1f} s, it ends at {end:.1f} s")
 
 
 def survey(path: Path) -> Plan:
-    """Look through the header and the packets of a clip; nothing is decoded. Raises BadMedia."""
+    """Read the header and packets of a clip, without decoding. Raises BadMedia."""
     with opened(path, edits=False) as container:
         if not _edits_hide(path, container):
             return _plan(path, container, edits=False)
@@ -84,7 +84,7 @@ def survey(path: Path) -> Plan:
 
 
 def _plan(path: Path, container: av.container.InputContainer, edits: bool) -> Plan:
-    """The plan of a clip that is opened with its edit list followed or not."""
+    """The plan of a clip, opened with or without applying its edit list."""
     start = (container.start_time or 0) / av.time_base
     times: dict[int, tuple[float, float, float]] = {}  # of a track: first, last, latest end
     falling, packets = set(), Counter[int]()
@@ -112,12 +112,12 @@ def _plan(path: Path, container: av.container.InputContainer, edits: bool) -> Pl
 
 
 class _Clip(io.FileIO):
-    """A file that FFmpeg reads without its name, by which it would find others and formats."""
+    """A file that FFmpeg reads without its name, so that it opens no other files or formats."""
 
     name = "clip"
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Where it is then; -1, which FFmpeg takes for an error, where it cannot be."""
+        """The new position; -1, which means an error to FFmpeg, if impossible."""
         try:
             return super().seek(offset, whence)
         except (OSError, ValueError):
@@ -126,10 +126,9 @@ class _Clip(io.FileIO):
 
 @contextmanager
 def opened(path: Path, edits: bool) -> Iterator[av.container.InputContainer]:
-    """A clip as FFmpeg reads it, if `edits` without what its edit list hides.
+    """A clip opened by FFmpeg; with `edits`, without the parts that its edit list hides.
 
-    FFmpeg may open nothing else, whatever a list of other files asks for: a clip is what is in its
-    own file.
+    FFmpeg may open no other files, even if a playlist names them: a clip is only its own file.
     """
     options = {"protocol_whitelist": "none", "advanced_editlist": str(int(edits))}
     try:
@@ -142,7 +141,7 @@ def opened(path: Path, edits: bool) -> Iterator[av.container.InputContainer]:
     except av.FFmpegError as error:
         raise BadMedia(f"no audio or video can be read: {error.strerror}") from error
     except IndexError as error:  # PyAV's own, of a stream that the header does not list
-        raise BadMedia("no audio or video can be read: its packets are of no stream") from error
+        raise BadMedia("no audio or video can be read: its packets belong to no stream") from error
     except (ValueError, MemoryError) as error:  # PyAV's own, of frames that do not fit
         raise BadMedia(f"no audio or video can be read: {error}") from error
     except OSError as error:
@@ -168,14 +167,16 @@ def _describe(stream: av.stream.Stream) -> str:
 
 
 def _claimed(container: av.container.InputContainer) -> float | None:
-    """Seconds that audio and video last by the header; None where it does not say so.
+    """Duration (s) of audio and video by the header; None if it gives none.
 
-    The container's own length is another where other streams last longer, such as subtitles.
+    The container's duration may differ, if other streams such as subtitles last longer.
     """
     if not _SAY_LENGTH & set(container.format.name.split(",")):
         return None
     streams = [one for one in container.streams if _kind(one) in ("audio", "video")]
-    if container.format.name == "avi":  # FFmpeg corrects lengths by the file's; the count stays
+    if (
+        container.format.name == "avi"
+    ):  # FFmpeg adjusts durations to the file size, but not the frame count
         videos = [one for one in streams if one.type == "video" and one.frames < _ENDLESS]
         return max((_seconds(one, one.frames) for one in videos), default=None)
     said = [said for stream in streams if (said := _stream_seconds(stream)) is not None]
@@ -193,7 +194,7 @@ def _seconds(stream: av.stream.Stream, ticks: int) -> float:
 def _stream_seconds(stream: av.stream.Stream) -> float | None:
     if stream.duration is not None:
         return _seconds(stream, stream.duration)
-    try:  # of Matroska: hours, minutes and seconds
+    try:  # Matroska: hours, minutes and seconds
         hours, minutes, seconds = map(float, stream.metadata["DURATION"].split(":"))
         return 3600 * hours + 60 * minutes + seconds
     except (KeyError, ValueError):
@@ -203,9 +204,9 @@ def _stream_seconds(stream: av.stream.Stream) -> float | None:
 def _edits_hide(path: Path, container: av.container.InputContainer) -> bool:
     """Whether an MP4's edit list hides parts of the clip: more than the delay of its encoders.
 
-    Where it hides nothing, what it says is a shift of all times, no more. Otherwise FFmpeg drops
-    RAVDESS's last frame and shows the others a frame (33 ms) too early, for their list does not
-    make up for the delay of the encoder; the audio, which is delayed as much, stays where it is.
+    If it hides nothing, it only shifts all times. If it were applied then, FFmpeg would drop
+    RAVDESS's last frame and show the others a frame (33 ms) too early, because the list does not
+    compensate the delay of the encoder; the audio, which has the same delay, would stay.
     """
     if "mov" not in container.format.name:
         return False

@@ -1,4 +1,4 @@
-"""Augmented copies of a clip's audio: another tempo or pitch by FFmpeg's filters, or noise."""
+"""Augmented copies of a clip's audio: tempo or pitch by FFmpeg's filters, or noise."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -11,23 +11,23 @@ import numpy as np
 
 from mmattn.errors import UserError
 
-TAIL = 0.25  # seconds of silence after the audio, for filters that hold the end back
+TAIL = 0.25  # seconds of silence after the audio, to flush filters that delay the end
 Filters = list[tuple[str, float]]  # names and arguments of FFmpeg's filters, in their order
 
 
 def _resampled(factor: float, rate: int) -> Filters:
-    """Tempo and pitch together, as a tape that runs faster."""
+    """Tempo and pitch together, like a tape that runs faster."""
     return [("asetrate", round(rate * factor)), ("aresample", rate)]
 
 
 def _shifted(semitones: float, rate: int) -> Filters:
-    """Pitch alone: resampled, and the tempo put right by as much."""
+    """Pitch alone: resampled, with the tempo corrected."""
     played = _resampled(2 ** (semitones / 12), rate)
     return [*played, ("atempo", rate / played[0][1])]
 
 
 class Kind(NamedTuple):
-    """What can be done to audio, with one value."""
+    """A kind of augmentation, with one value."""
 
     low: float
     high: float
@@ -52,7 +52,7 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As in a feature file, `MODALITY__NAME_features`.
+        """The NAME in a feature file's `MODALITY__NAME_features`.
 
         >>> Variant("pitch", -1.5).name
         'pitch_minus_1_5'
@@ -62,11 +62,11 @@ class Variant(NamedTuple):
 
     @property
     def tempo(self) -> float:
-        """How many times as fast as the original it is."""
+        """The speed relative to the original."""
         return self.value if KINDS[self.kind].changes_tempo else 1.0
 
     def of(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        """The copy [m] of samples [n], float32: m = n / tempo. The same samples give the same."""
+        """The copy [m] of samples [n], float32: m = n / tempo. Deterministic."""
         filters = KINDS[self.kind].filters
         if filters is None:
             seed = zlib.crc32(self.name.encode(), zlib.crc32(samples.tobytes()))
@@ -79,7 +79,7 @@ class Variant(NamedTuple):
 
 
 def variants_of(asked: Mapping[str, tuple[float, ...]]) -> list[Variant]:
-    """The copies that --augment-audio asks for. UserError at the first that cannot be made."""
+    """The copies that --augment-audio requests; UserError at the first invalid one."""
     for name, values in asked.items():
         if name not in KINDS:
             raise UserError(f"--augment-audio {name}: expected some of {', '.join(KINDS)}")
@@ -95,7 +95,7 @@ def variants_of(asked: Mapping[str, tuple[float, ...]]) -> list[Variant]:
 
 
 def _filter(samples: np.ndarray, rate: int, filters: Filters) -> np.ndarray:
-    """What FFmpeg makes of samples [n], with one filter after the other."""
+    """Samples [n] filtered by FFmpeg, one filter after the other."""
     graph = av.filter.Graph()
     source = graph.add_abuffer(
         sample_rate=rate, format="flt", layout="mono", time_base=Fraction(1, rate)

@@ -1,4 +1,4 @@
-"""Whisper's encoder states: what a network that was trained to write down speech hears in it."""
+"""Hidden states of Whisper's encoder."""
 
 import mmap
 import os
@@ -23,17 +23,17 @@ from mmattn.media.sound import RATE
 TINY = WHISPER.removeprefix("whisper-")
 FILES = ["model.bin", "config.json", "preprocessor_config.json"]
 WORDS = 8  # of the decoder's vocabulary, and rows of its matrices
-STATE = 0.02  # seconds that a state stands for
-WINDOW, HOP = 400, 160  # samples of a mel frame; two frames become a state
+STATE = 0.02  # seconds per state
+WINDOW, HOP = 400, 160  # samples of a mel frame; two frames give one state
 
 
 @dataclass(frozen=True)
 class Whisper:
     """States of Whisper's encoder (Radford et al. 2022), every 20 ms, by CTranslate2.
 
-    Those of a layer before the last are of an encoder that ends there: they go through the layer
-    norm that follows the last. The states of up to 30 s see all of the audio and nothing else: it
-    is not padded to 30 s, as for transcription; longer audio is cut.
+    States of an earlier layer come from an encoder truncated there, and pass through the final
+    layer norm. Up to 30 s, the states see all of the audio and nothing else: it is not padded to
+    30 s, as for transcription. Longer audio is cut into windows.
     """
 
     model: str  # tiny.en, a folder or a name on the Hugging Face Hub
@@ -55,23 +55,25 @@ class Whisper:
     def start(self) -> Callable[[np.ndarray, int], Stream]:
         """Load the encoder: states [T, F] of samples [n] at 16 kHz, T is n // 320, and their times.
 
-        A state's time (s) is the middle of its 20 ms. F is 384 for tiny, 512 for base, … Raises
-        UserError if CTranslate2 or a model file is missing, or is no Whisper with that layer; what
-        it gives, BadMedia if the audio is shorter than 20 ms.
+        A state's time (s) is the centre of its 20 ms. F is 384 for tiny, 512 for base, … Raises
+        UserError if CTranslate2 or a model file is missing, or is no Whisper with that layer; the
+        returned function raises BadMedia if the audio is shorter than 20 ms.
         """
-        # Weights laid out for MKL take 22 MB more of tiny.en and make it no quicker.
+        # Weights packed for MKL take 22 MB more for tiny.en and make it no faster.
         os.environ.setdefault("CT2_PACKED_GEMM", "0")
         with explain_missing_library():  # it takes half a second to import
             from ctranslate2 import StorageView, models
         folder = self._folder()
         try:  # clips are extracted in parallel, each on a core
-            # What CTranslate2 is given in memory stays there beside the model.
+            # A model given to CTranslate2 in memory would stay there, next to its own copy.
             with TemporaryDirectory() as cut:
                 self._write_cut(folder, Path(cut))
                 options = {"compute_type": "float32", "inter_threads": 1, "intra_threads": 1}
                 network = models.Whisper(cut, **options)
         except (RuntimeError, ValueError, struct.error) as error:  # ValueError: an empty file
-            raise UserError(f"--whisper-model {self.model}: no Whisper model: {error}") from error
+            raise UserError(
+                f"--whisper-model {self.model}: not a Whisper model: {error}"
+            ) from error
 
         def encode(samples: np.ndarray, rate: int) -> Stream:
             check_lasts(samples, rate, STATE)
@@ -82,24 +84,24 @@ class Whisper:
         return in_windows(encode)
 
     def _write_cut(self, folder: Path, to: Path) -> None:
-        """Write what CTranslate2 reads of the folder, without most of what is not used."""
+        """Write the files that CTranslate2 reads, without most of the unused weights."""
         weights, *others = FILES
         for name in others:
             if (folder / name).exists():
                 shutil.copy(folder / name, to)
         (to / "vocabulary.txt").write_text("".join(f"{number}\n" for number in range(WORDS)))
         with open(folder / weights, "rb") as file, open(to / weights, "wb") as cut:
-            # Read, 75 MB would stay in the heap, whose free parts are not always given back.
+            # Reading it would leave 75 MB in the heap, which is not always returned to the system.
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             cut.writelines(self._cut(content))
 
     def _cut(self, content: memoryview) -> list[bytes | memoryview]:
-        """The content of model.bin without the layers of the encoder after the one asked for, and
-        without the decoder but for WORDS rows of its first layer and of its vocabulary, which
-        CTranslate2 asks for and does not use.
+        """The content of model.bin without the encoder layers after the requested one, and without
+        the decoder, except WORDS rows of its first layer and of its vocabulary, which CTranslate2
+        requires but does not use.
 
-        CTranslate2 counts the layers that it finds. The file has 4 bytes of its version, a name,
-        4 bytes of a revision, the number of variables, these, and names for the same variables.
+        CTranslate2 counts the layers that it finds. The file has 4 bytes of version, a name, 4
+        bytes of revision, the number of variables, the variables, and aliases of variables.
         """
         place = 4 + 2 + struct.unpack_from("<H", content, 4)[0] + 4
         (count,) = struct.unpack_from("<I", content, place)
@@ -145,13 +147,13 @@ class Whisper:
         if not (folder / "model.bin").is_file():
             raise UserError(
                 f"--whisper-model {self.model}: expected model.bin in the folder, a Whisper in "
-                "CTranslate2's form (ct2-transformers-converter makes one)"
+                "CTranslate2 format (ct2-transformers-converter makes one)"
             )
         return folder
 
 
 def _fetch(name: str) -> Path:
-    """The folder of a model of the Hugging Face Hub, by its name there or Whisper's."""
+    """The folder of a model on the Hugging Face Hub, by its name there or Whisper's."""
     repository = name if "/" in name else f"Systran/faster-whisper-{name}"
     try:
         from huggingface_hub import snapshot_download
@@ -159,19 +161,19 @@ def _fetch(name: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=FILES))
     except ImportError as error:
         reason = f"{error}: pip install huggingface_hub"
-    except (OSError, ValueError) as error:  # no network, no such name, no name at all
+    except (OSError, ValueError) as error:  # no network, no such name, an invalid name
         reason = str(error).partition("\n")[0]
     raise UserError(
         f"--whisper-model {name}: expected {TINY}, a folder, or a name on the Hugging Face Hub; "
-        f"{repository} cannot be fetched: {reason}"
+        f"{repository} cannot be downloaded: {reason}"
     )
 
 
 def log_mel(samples: np.ndarray, bands: int) -> np.ndarray:
-    """What Whisper hears of samples [n]: [bands, 2 (n // 320)] float32.
+    """Whisper's log-mel input for samples [n]: [bands, 2 (n // 320)] float32.
 
-    Decimal logarithms of the power in bands of 25 ms each 10 ms, those more than 8 below the
-    highest raised to there, over 4.
+    Decimal logarithm of the band power in windows of 25 ms, every 10 ms; values x are clipped at 8
+    below the highest, then scaled to (x + 4) / 4.
     """
     padded = np.pad(samples, WINDOW // 2, mode="reflect")
     powers = band_powers(padded, WINDOW, HOP, slaney_filters(bands))[: len(samples) // 320 * 2]

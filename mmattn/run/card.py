@@ -220,7 +220,7 @@ def _scores(run: Run) -> str:
     if run.parts and run.config.data.folds:
         said.append(
             "Each clip was predicted only by the networks of the fold that had not seen its "
-            "speaker. The file has the networks of all folds, and some of them have seen that speaker."
+            "speaker. The file has the networks of all folds; some of them have seen that speaker."
         )
     calibrated = summary["calibrated"] and {"test": summary["calibrated"]["test"]}
     tables = [score_table({"test": summary["test"]}, calibrated), *group_tables(summary["groups"])]

@@ -103,7 +103,7 @@ class ClipReader:
         return config_like(self.extractor, self.media)
 
     def _check_models(self, settings: dict[str, dict]) -> None:
-        """UserError if a model file's settings would download a model that the user did not name."""
+        """UserError if a model file's settings would download a model not named by the user."""
         for modality, own in settings.items():
             for option in ("whisper_model", "hf_model"):
                 usual, given = getattr(ModelFiles, option), getattr(self.media, option)
