@@ -47,7 +47,7 @@ def test_help_is_light(module, command, word):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["mmattn", "predict"], "file that `mmattn card` wrote; or starter"),
+        (["mmattn", "predict"], "file written by `mmattn card`; or starter"),
         (["experiments.no_aug"], "six (these and disgust, fear, sad) or ravdess8"),
     ],
 )

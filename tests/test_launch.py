@@ -18,7 +18,7 @@ from mmattn.launch import launch
         (
             2,
             ["experiments.no_aug", "--distributed.timeout", "9"],
-            "--distributed.timeout: mmattn launch gives",
+            "--distributed.timeout: mmattn launch sets",
         ),
     ],
 )

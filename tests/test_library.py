@@ -111,7 +111,7 @@ def test_scores_by_groups(corpus, run):
         by_sex["uar"]
     with pytest.raises(UserError, match=r"scores\['acc'\]: expected uar, accuracy"):
         mmattn.scores(found)["acc"]
-    with pytest.raises(UserError, match="expected edges that rise"):
+    with pytest.raises(UserError, match="expected increasing edges"):
         mmattn.scores(found, by={"age": (45, 30)})
     with pytest.raises(UserError, match="by height: expected columns of the corpus: sex, age"):
         mmattn.scores(found, by="height")

@@ -57,9 +57,7 @@ def test_feature_files_and_a_table_above_the_folder(commands, clips, tmp_path):
     assert "SPEAKERS UNKNOWN" in text and f"--data.roots '{to}'" in text
     manifest = read_manifest(to)
     assert manifest.clips[0] == "clips/bored/00_0" and set(manifest.columns["corpus"]) == {"clips"}
-    assert "is there already; --overwrite" in commands.run(
-        "mmattn", "manifest", clips, *options, code=2
-    )
+    assert "exists; --overwrite" in commands.run("mmattn", "manifest", clips, *options, code=2)
     commands.run("mmattn", "manifest", clips, *options, "--overwrite")
 
 
@@ -99,7 +97,7 @@ def test_ratings_of_crema_d(commands, tmp_path):
         ((), "expected one of --corpus, --pattern and --audformat"),
         (("--corpus", "ravdess", "--pattern", "{a}"), "expected one of --corpus"),
         (("--corpus", "cremad"), "--corpus cremad: expected ravdess or crema-d"),
-        (("--corpus", "ravdess"), "no clip is left, nothing was written"),
+        (("--corpus", "ravdess"), "no clips left; nothing was written"),
         (("--pattern", "emotion"), "expected names of columns in braces"),
         (("--pattern", "{emotion}/{take}", "--ratings", "x"), "expected --corpus crema-d"),
         (("--corpus", "crema-d", "--ratings", "/nowhere"), "/nowhere/VideoDemographics.csv"),

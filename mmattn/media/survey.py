@@ -71,7 +71,7 @@ class Plan:
             return
         end = self.end + max(self.start, 0.0)  # headers count from 0, even if the clip starts later
         if said - end > max(SHORT, SHORT_SHARE * said):
-            raise BadMedia(f"truncated: its header says {said:.1f} s, it ends at {end:.1f} s")
+            raise BadMedia(f"cut short: its header says {said:.1f} s, it ends at {end:.1f} s")
 
 
 def survey(path: Path) -> Plan:

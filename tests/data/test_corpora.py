@@ -127,7 +127,7 @@ def test_clips_of_a_folder(tmp_path):
     files, others = find_clips(tmp_path, (".npz", ".mp4", ".wav"))
     assert files == ["elsewhere/0.wav", "1.npz", "a/2.mp4", "b/2.WAV", "linked/3.npz"]
     assert others == {".txt": 1, "": 1, ".mp4": 1}
-    with pytest.raises(UserError, match=r"\(\.flac\), found files of other kinds alone: .*2 \.mp4"):
+    with pytest.raises(UserError, match=r"\(\.flac\), found only other files: .*2 \.mp4"):
         find_clips(tmp_path, (".flac",))
 
 

@@ -273,13 +273,13 @@ def test_clips_of_several_extractors(corpus_folder, options, write_clip):
     with pytest.raises(UserError) as caught:
         open_both(options(corpus_folder))
     assert str(caught.value) == (
-        f"{paths[2]}: its features are of another extractor than those of {paths[0]}: audio hop "
-        "0.01 instead of 0.02, video: face-mesh version 1 instead of face-mesh version 2. Extract "
-        "the clips of such files (1) again: mmattn extract CLIPS --to FOLDER; or name others "
-        "(--data.roots)"
+        f"{paths[2]}: its features are from another extractor than those of {paths[0]}: audio "
+        "hop 0.01 instead of 0.02, video: face-mesh version 1 instead of face-mesh version 2. "
+        "Extract the clips of these files (1) again: mmattn extract CLIPS --to FOLDER; or use "
+        "other --data.roots"
     )
     paths[2].unlink()
-    with pytest.raises(UserError, match=r"one that the files do not name instead of log-mel"):
+    with pytest.raises(UserError, match=r"an unnamed one instead of log-mel"):
         open_both(options(corpus_folder))
 
 

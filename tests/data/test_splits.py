@@ -118,10 +118,10 @@ def test_folds_of_a_file(twelve, tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "cannot be read so"),
-        ("[]", "cannot be read so"),
-        ("{}", "cannot be read so: KeyError"),
-        ('{"test_speakers": 1}', "cannot be read so: TypeError"),
+        ("{", "is none of these"),
+        ("[]", "is none of these"),
+        ("{}", "is none of these: KeyError"),
+        ('{"test_speakers": 1}', "is none of these: TypeError"),
         ('{"test_speakers": ["ravdess-01"]}', "expected a list of lists of text"),
         ('{"test_speakers": [[1, 2]]}', "expected a list of lists of text"),
         ('{"test_speakers": [["a"], ["b", "a"]]}', "expected each speaker once, not a"),

@@ -299,7 +299,7 @@ def test_of_two_builders_the_second_waits_and_finds_the_pack_of_the_first(
         while not said:
             assert not second.done()
             time.sleep(0.01)
-        assert said == [f"another process packs into {tmp_path / 'cache'}: waiting for it"]
+        assert said == [f"waiting for another process that packs into {tmp_path / 'cache'}"]
         (tmp_path / "go").touch()
         assert end_of(slow) == (0, "")
         assert len(second.result()) == 32

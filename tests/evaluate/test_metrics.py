@@ -535,7 +535,7 @@ def test_two_models_whose_errors_differ_by_hand():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda p: p.select(np.arange(299)), "of 299 and 300 clips, 1 are in one alone: clip299"),
+        (lambda p: p.select(np.arange(299)), "of 299 and 300 clips, 1 are in only one: clip299"),
         (lambda p: replace(p, labels=p.labels[::-1]), "different labels"),
         (lambda p: replace(p, speakers=p.speakers[::-1]), "different speakers"),
         (lambda p: replace(p, class_names=("a", "b", "c", "d")), "different class_names"),

@@ -184,7 +184,7 @@ SOFT = HEADER.strip() + ",target.happy,target.sad\n"
         ("", "expected the header .* got nothing"),
         ("clip,label,happy\n", "expected the header .* got clip,label,happy"),
         ("clip,speaker,label,predicted\n", "expected the header"),
-        (HEADER, "a header but no clips"),
+        (HEADER, "expected clips, found only a header"),
         (
             HEADER + "a1,a,happy,happy,0.7,0.3\na2,a,happy,happy,0.7\n",
             ":3: expected 6 fields, got 5",

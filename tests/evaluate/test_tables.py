@@ -91,7 +91,7 @@ def test_a_new_metric_is_in_the_tables(monkeypatch):
     table = score_table({"test": found})
     assert table.rows[-1] == ("error rate", Interval(**found["error"]))
     assert "error rate: share of wrong clips" in table.note
-    assert "Better when lower: ECE, log loss, Brier score, error rate." in table.note
+    assert "Lower is better: ECE, log loss, Brier score, error rate." in table.note
     (groups,) = group_tables(group_scores(many(), {"sex": np.array(["f", "m"] * 30)}))
     assert groups.rows[-1][0] == "error rate"
 

@@ -415,7 +415,7 @@ def test_hdr_is_noted(tmp_path):
         file.mux(stream.encode(None))
     plan = survey(tmp_path / "hdr.mp4")
     list(read_frames(plan, 30))
-    assert plan.notes == ["its video is HDR (PQ), taken as it is: colours look flat"]
+    assert plan.notes == ["its video is HDR (PQ), not converted: colours look flat"]
 
 
 def test_a_probe_is_one_screen(talking, tmp_path, caplog):
@@ -428,7 +428,7 @@ def test_a_probe_is_one_screen(talking, tmp_path, caplog):
     text = "\n".join(lines)
     assert len(lines) < 24 and max(map(len, lines)) <= 100
     assert "h264, 320 x 320, 30 fps" in text and "44100 to 16000 Hz" in text
-    assert "What may go wrong" in text
+    assert "Possible problems" in text
 
 
 def test_a_clip_whose_audio_cannot_be_decoded_has_its_video(tmp_path, talking, config):

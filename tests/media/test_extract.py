@@ -277,5 +277,7 @@ def test_features_of_another_version_cannot_be_made(config, change, words):
 
 def test_another_modality_cannot_be_made(config):
     asked = {"text": {"name": "bert", "version": 1, "settings": {}}}
-    with pytest.raises(UserError, match="text features by 'bert' are not made here; expected fea"):
+    with pytest.raises(
+        UserError, match="text features by 'bert' cannot be extracted; expected fea"
+    ):
         config_like(asked, config)

@@ -20,7 +20,7 @@ def test_a_pointer_is_named_as_such(name, tmp_path):
         lambda path: list(read_frames(path, 15)),
         lambda path: extract_clip(path, ExtractConfig(video={})),
     ):
-        with pytest.raises(BadMedia, match=r"pointer of git-lfs.*git lfs pull"):
+        with pytest.raises(BadMedia, match=r"git-lfs pointer.*git lfs pull"):
             read(path)
 
 

@@ -97,7 +97,7 @@ def test_a_wheel_with_other_files(index, tmp_path, members, reason):
 
 
 def test_an_index_without_the_wheel(index, tmp_path):
-    with pytest.raises(UserError, match=r"pip cannot fetch mediapipe==0\.10\.21.*No matching"):
+    with pytest.raises(UserError, match=r"pip cannot download mediapipe==0\.10\.21.*No matching"):
         fetch_models("face-models", tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
@@ -106,7 +106,7 @@ def test_a_python_without_pip(tmp_path, monkeypatch):
     bare = tmp_path / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     monkeypatch.setattr(sys, "executable", str(bare / "bin" / "python"))
-    with pytest.raises(UserError, match=r"pip cannot fetch mediapipe.*No module named pip"):
+    with pytest.raises(UserError, match=r"pip cannot download mediapipe.*No module named pip"):
         fetch_models("face-models", tmp_path / "models")
 
 

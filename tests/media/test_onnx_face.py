@@ -107,7 +107,7 @@ def test_files_that_are_no_network_for_pixels(network, tmp_path):
     with pytest.raises(UserError, match=r"network\.onnx: .*expected: \(tensor\(double\)\)"):
         face_of(path).start()
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"network\.onnx: no ONNX network: "):
+    with pytest.raises(UserError, match=r"network\.onnx: not an ONNX network: "):
         face_of(path).start()
 
 

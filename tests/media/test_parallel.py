@@ -35,7 +35,7 @@ def folder(tmp_path, talking, faulty_clips, lacking_clips) -> Path:
 def test_bad_clips_are_listed_and_the_others_done(folder, config, tmp_path, caplog):
     to = tmp_path / "features"
     caplog.set_level("INFO", "mmattn")
-    with pytest.raises(Incomplete, match=r"3 of 6 clips failed .* the same command tries again"):
+    with pytest.raises(Incomplete, match=r"3 of 6 clips failed .* the same command retries them"):
         extract_clips([folder], to, config, 2)
     assert {str(path.relative_to(to)) for path in to.rglob("*")} == {
         *("1001_DFA_ANG_XX.npz", "inner", "inner/two words é.npz", "mute.npz")
@@ -78,7 +78,7 @@ def test_features_of_another_kind_are_not_overwritten(folder, config, tmp_path):
         extract_clips([clip], to, other, 1)
     assert (to / "1001_DFA_ANG_XX.npz").read_bytes() == before
     (to / "1001_DFA_ANG_XX.npz").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"is no feature file .* choose another --to"):
+    with pytest.raises(UserError, match=r"is not a feature file .* choose another --to"):
         extract_clips([clip], to, config, 1)
     assert (to / "1001_DFA_ANG_XX.npz").read_bytes() == b"mine"
 
@@ -100,7 +100,7 @@ def test_bad_options_are_named(folder, config, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     for clips, words in (
-        ([tmp_path / "none"], "none: expected a clip or a folder of clips, there is none"),
+        ([tmp_path / "none"], "none: expected a clip or a folder of clips, found nothing"),
         ([empty], r"empty: expected clips \(\.mp4, .*\), found none"),
         ([], "CLIP...: expected clips or folders of clips, one or more"),
     ):
@@ -272,4 +272,4 @@ def test_linked_folders_are_searched_and_other_files_are_counted(tmp_path, monke
     (folder / "anna/circle").symlink_to(folder, target_is_directory=True)
     below = {path.as_posix() for _, path in find_clips([folder], SUFFIXES)}
     assert below == {"ben/a.MTS", "b.m4a", "anna/c.3gp"}
-    assert messages == [f"{folder}: other files, not taken for clips: 1 without suffix, 1 .txt"]
+    assert messages == [f"{folder}: other files, which are ignored: 1 without suffix, 1 .txt"]

@@ -68,11 +68,11 @@ def test_tracks_are_the_boxes_that_overlap():
             OPENING,
             STILL,
             0,
-            r"the one whose mouth follows the audio .* 60 pixels wide around \(30,",
+            r"the one whose mouth moves with the audio .* 60 pixels wide around \(30,",
         ),
         (STILL, OPENING, 200, r"the one whose mouth .* 100 pixels wide around \(250, 50\)"),
-        (STILL, STILL[::-1], 200, r"the largest, for who speaks cannot be told .* around \(250,"),
-        (OPENING, OPENING, 200, "the largest, for who speaks cannot be told"),
+        (STILL, STILL[::-1], 200, r"the largest, as it is unclear who speaks .* around \(250,"),
+        (OPENING, OPENING, 200, "the largest, as it is unclear who speaks"),
     ],
     ids=["small", "large", "nobody", "both"],
 )
@@ -85,7 +85,7 @@ def test_the_face_whose_mouth_follows_the_audio_is_followed(small, large, left, 
 def test_without_audio_it_is_the_largest():
     followed, note = follow(pair(OPENING, STILL), None)
     assert lefts(followed) == [200] * len(TIMES)
-    assert "the largest, for there is no audio, is followed" in note
+    assert "the largest, as there is no audio, is used" in note
 
 
 def test_one_face_is_followed_as_ever_and_no_audio_is_read():
@@ -103,7 +103,7 @@ def test_beyond_a_cut_whoever_is_there_is_followed():
     frames = [*shot, *alone, *pair(OPENING, STILL)[25:-10], *shot[:10]]
     followed, note = follow(frames)
     assert lefts(followed) == [600] * 20 + [None] * 5 + [0] * (len(TIMES) - 35) + [600] * 10
-    assert "whose mouth follows the audio" in note
+    assert "whose mouth moves with the audio" in note
 
 
 def test_who_speaks_is_seldom_taken_for_another():
@@ -139,8 +139,8 @@ def clip_of_two(spoken, tmp_path_factory):
 @pytest.mark.parametrize(
     ("speaking", "face", "x", "words"),
     [
-        ("small", "speaker", 480, "the one whose mouth follows the audio"),
-        ("none", "speaker", 160, "the largest, for who speaks cannot be told"),
+        ("small", "speaker", 480, "the one whose mouth moves with the audio"),
+        ("none", "speaker", 160, "the largest, as it is unclear who speaks"),
         ("small", "largest", 160, None),
     ],
 )

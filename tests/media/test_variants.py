@@ -107,7 +107,7 @@ def test_the_original_stays_as_it_is_without_copies(click):
 def test_files_without_the_copies_are_not_done(click, tmp_path):
     """They are not passed over as if they had them."""
     write_features(tmp_path / "click.npz", extract_clip(click, PLAIN))
-    with pytest.raises(UserError, match="holds other features than asked for"):
+    with pytest.raises(UserError, match="holds other features than requested"):
         extract_clips([click], tmp_path, CONFIG, 1)
 
 
@@ -131,5 +131,5 @@ def test_a_copy_asked_for_twice_is_made_once():
 
 def test_copies_of_no_audio(click, tmp_path):
     config = ExtractConfig(audio={}, augment_audio={"noise": (20.0,)})
-    with pytest.raises(UserError, match="--audio none: expected audio features, of which --augm"):
+    with pytest.raises(UserError, match="--audio none: expected audio features, which --augm"):
         extract_clips([click], tmp_path, config, 1)

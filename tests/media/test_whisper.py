@@ -119,7 +119,7 @@ def test_a_name_is_fetched_from_the_hub(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
     assert Whisper("small", FOLDER).record()["settings"]["whisper_model"] == "small"
-    with pytest.raises(UserError, match="mine/big cannot be fetched: no network"):
+    with pytest.raises(UserError, match="mine/big cannot be downloaded: no network"):
         Whisper("mine/big", FOLDER).record()
 
 

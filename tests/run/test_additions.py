@@ -35,7 +35,7 @@ class Halved(Concat):
 CORPORA["own"] = SimpleNamespace(TITLE="OWN", EXAMPLE="own-anna-happy-1", FOLDS=[], row=row)
 FUSIONS["halved"] = Halved
 METRICS["error"] = Metric(
-    "error rate", "share of wrong clips", 0.0, lambda sums: 1 - METRICS["accuracy"].value(sums)
+    "error rate", "fraction of wrong clips", 0.0, lambda sums: 1 - METRICS["accuracy"].value(sums)
 )
 experiment(replace(CONFIG, name="own"), __doc__)
 '''

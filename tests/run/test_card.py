@@ -39,7 +39,7 @@ def shared(commands, ensemble, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared") / "ours"
     text = commands.run("mmattn", "card", ensemble, "--to", folder)
     assert f"{folder}/model.npz: 0." in text and f"`mmattn predict {folder} CLIP`" in text
-    assert f"{folder}/CARD.md: look it over before you share it, " in text
+    assert f"{folder}/CARD.md: read it before you share it, " in text
     return folder
 
 
@@ -79,7 +79,7 @@ def test_the_screen_says_how_far_to_trust_it(commands, ensemble, shared, corpus,
     first, second, third, *_ = text.splitlines()
     assert first.startswith("no_aug: 6 classes from audio and video, trained on built-in")
     uar = Interval(**read_json(ensemble / "summary.json")["test"]["uar"])
-    assert f"had not seen: UAR {cell_text(uar)}, chance 0.167." in second
+    assert f"On unseen speakers: UAR {cell_text(uar)}, chance 0.167." in second
     assert third == f"Its card: {shared}/CARD.md"
     assert f"{shared}/model.npz: pool of 2 networks (member0, member1)" in text
     assert text.count("chance 0.167") == 1 and "chance 0.167" in page.read_text()
@@ -165,18 +165,24 @@ BIAS = "state.params.classifier.bias.value"
         (lambda arrays, about: about.update(more=1), "more"),
         (lambda arrays, about: about.update(class_names="anger"), "class_names"),
         (lambda arrays, about: about["trust"].append("\x1b[2J"), "expected printable text"),
-        (lambda arrays, about: about.update(networks=[]), "one network or more"),
-        (lambda arrays, about: about["networks"].pop(), "expected those of 1 networks"),
+        (lambda arrays, about: about.update(networks=[]), "one or more networks"),
+        (lambda arrays, about: about["networks"].pop(), "expected arrays of 1 networks"),
         (lambda arrays, about: about["networks"][0].update(temperature=-1.0), "above 0"),
         (lambda arrays, about: about["config"].update(rate=1), "does not fit this version"),
-        (lambda arrays, about: about["class_names"].append("anger"), "name of its own"),
+        (lambda arrays, about: about["class_names"].append("anger"), "distinct names"),
         (lambda arrays, about: about["widths"].update(audio=0), "widths above 0"),
-        (lambda arrays, about: about["widths"].pop("video"), "expected the width of video"),
+        (
+            lambda arrays, about: about["widths"].pop("video"),
+            "expected the feature dimension of video",
+        ),
         (lambda arrays, about: about["config"]["model"].update(head_units=[0]), "--model.head-"),
-        (lambda arrays, about: about["widths"].update(audio=10**13), "expected [0-9]+ numbers"),
+        (
+            lambda arrays, about: about["widths"].update(audio=10**13),
+            "expected [0-9]+ or more numbers",
+        ),
         (
             lambda arrays, about: about["config"]["model"].update(units={"audio": [10**5] * 2}),
-            "expected 10000000000 numbers or more a network, found [0-9]",
+            "expected 10000000000 or more numbers per network, found [0-9]",
         ),
         (lambda arrays, about: arrays[BIAS].fill(np.nan), "expected finite numbers"),
         (lambda arrays, about: arrays.update({BIAS: np.array(["a"] * 2)}), "expected finite"),
@@ -196,10 +202,10 @@ def test_no_model_that_a_file_names_is_fetched_unasked(shared, tmp_path):
     }
     changed = altered(shared, lambda arrays, about: about.update(extractor=records))
     (tmp_path / "model.npz").write_bytes(changed)
-    with pytest.raises(UserError, match=r"fetched unasked.*add --whisper-model someone/else"):
+    with pytest.raises(UserError, match=r"downloaded unasked.*add --whisper-model someone/else"):
         load_run(tmp_path).extraction()
     given = ExtractConfig(whisper_model=str(tmp_path / "mine"))
-    with pytest.raises(UserError, match="'none' are not made here"):  # what comes after it
+    with pytest.raises(UserError, match="'none' cannot be extracted"):  # what comes after it
         load_run(tmp_path, media=given).extraction()
 
 

@@ -96,7 +96,7 @@ def test_the_page_of_folds_has_the_pooled_scores(commands, run):
     assert "<h1>no_aug: 48 synthetic test clips</h1>" in page
     assert all(cell_text(Interval(**score)) in page for score in summary["test"].values())
     assert "fold0, fold1, each an ensemble of 2" in page
-    assert "24 of 24 test clips" in page and "as fold0/member0 alone sees them." in page
+    assert "24 of 24 test clips" in page and "as predicted by fold0/member0 alone." in page
     assert "Learning curves" not in page
     commands.run("mmattn", "report", run)
     assert (run / "report.html").read_bytes() == before
@@ -108,6 +108,6 @@ def test_the_page_of_an_ensemble(commands, ensemble):
     page = before.decode()
     for name in ("validation", "test"):
         assert all(cell_text(Interval(**score)) in page for score in summary[name].values())
-    assert "as member0 alone sees them" in page
+    assert "as predicted by member0 alone" in page
     commands.run("mmattn", "report", ensemble)
     assert (ensemble / "report.html").read_bytes() == before

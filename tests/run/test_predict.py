@@ -272,7 +272,7 @@ def test_raw_clips_need_a_run_that_knows_its_extractor(tiny_run, clip_files, tmp
     raw.write_bytes(b"")
     (one,), (failure,) = mmattn.load(tiny_run).predict_all([raw, clip_files[0]])
     assert one.path == clip_files[0]
-    assert "audio and video features that do not say what made them" in failure.reason
+    assert "audio and video features that do not name their extractor" in failure.reason
     assert "expected a feature file (.npz)" in failure.reason
 
 

@@ -124,7 +124,7 @@ def test_two_processes_cannot_share_a_folder(commands, tmp_path):
     process = go_on(commands, tmp_path / "run")
     wait_until((tmp_path / "run" / "train.log").exists, process)
     text = commands.run("experiments.no_aug", "--out", tmp_path / "run", code=2)
-    assert "another process is at work on this run" in text
+    assert "another process is using this run" in text
     process.kill()
     process.communicate()
 

@@ -431,7 +431,7 @@ def test_a_tracker_that_fails_says_so_once_and_is_off(name, make, run):
         tracker.on_epoch_end(run, row(3))
     tracker.on_train_end(run)
     (message,) = (str(one.message) for one in told)
-    assert message.startswith(f"{name} is off, the training continues: ")
+    assert message.startswith(f"{name} is switched off, training continues: ")
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_messages_have_no_secrets(make, run, monkeypatch):
         Failing().on_train_begin(run)
     expected = "OSError: Bearer *** at postgresql://host/db: refused"
     (message,) = (str(one.message) for one in told)
-    assert message == f"failing is off, the training continues: {expected}"
+    assert message == f"failing is switched off, training continues: {expected}"
 
 
 def test_importing_callbacks_and_trackers_is_quick():
