@@ -94,8 +94,8 @@ def test_ratings_of_crema_d(commands, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "expected one of --corpus, --pattern and --audformat"),
-        (("--corpus", "ravdess", "--pattern", "{a}"), "expected one of --corpus"),
+        ((), "expected exactly one of --corpus, --pattern and --audformat"),
+        (("--corpus", "ravdess", "--pattern", "{a}"), "expected exactly one of --corpus"),
         (("--corpus", "cremad"), "--corpus cremad: expected ravdess or crema-d"),
         (("--corpus", "ravdess"), "no clips left; nothing was written"),
         (("--pattern", "emotion"), "expected names of columns in braces"),
