@@ -1,11 +1,11 @@
-"""What does each part of `ravdess_best` bring: its features, pooling, LSTM and fusion?
+"""Ablation of `ravdess_best`: its features, pooling, LSTM and fusion.
 
 python -m experiments.ablation --data.roots FOLDER --features audio+video audio_log_mel+video
 
-Every model is trained on the same folds of unseen speakers under the same seeds, which also draw
-the validation speaker of each fold: one network a fold, not an ensemble. All are compared, speaker
-by speaker, to the first: LSTM and attention, concat, on the first features. The same command with
-the same --out goes on where it stopped.
+Every model is trained on the same folds of unseen speakers with the same seeds, which also draw the
+validation speaker of each fold: one network per fold, not an ensemble. All are compared, paired by
+speaker, to the first: LSTM and attention, concat, on the first features. The same command with the
+same --out resumes.
 """
 
 import time
@@ -31,7 +31,7 @@ FUSIONS = ("concat", "late", "cross")
 
 
 def models(base: ExperimentConfig, features: str) -> Iterator[tuple[str, ExperimentConfig]]:
-    """The networks on such features, MODALITY or MODALITY+MODALITY, the whole one first."""
+    """The networks on these features, MODALITY or MODALITY+MODALITY, the complete one first."""
     modalities = tuple(features.split("+"))
     base = replace(
         base,
@@ -47,21 +47,23 @@ def models(base: ExperimentConfig, features: str) -> Iterator[tuple[str, Experim
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen of the ablation."""
+    """Options of the ablation."""
 
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
     features: Annotated[tuple[str, ...], TOLD] = ("audio+video",)
-    """Modalities joined by +, as the files have them (NAME_features) (default: audio+video)."""
+    """Modalities joined by +, named as in the feature files (default: audio+video)."""
     out: Path | None = None
-    """Its folder, new or to resume (default: runs/ablation/<time>)."""
+    """The ablation's folder, new or to resume (default: runs/ablation/<time>)."""
     seeds: int = 3
-    """Seeds of each model."""
+    """Number of seeds for each model."""
     workers: int | Literal["auto"] = "auto"
-    """Trainings at once, each on a core of its own (default: as many as there are cores)."""
+    """Trainings in parallel, each on its own core (default: the number of cores)."""
 
     def __call__(self) -> None:
-        """Train what is not done yet, then compare. UserError: bad options or input."""
-        from experiments.alignment.ablation import run_ablation  # heavy: not for --help
+        """Train what is not done yet, then compare. UserError if options or input are bad."""
+        from experiments.alignment.ablation import (
+            run_ablation,
+        )  # slow to import, and --help does not need it
 
         workers = worker_count(self.workers)
         if self.seeds < 1:

@@ -1,8 +1,8 @@
-"""`no_aug` with augmentation that leaves time as it is: what changes is what each frame holds.
+"""`no_aug` with augmentation that does not change time, only the content of frames.
 
 python -m experiments.aligned_aug [--data.roots FOLDER …]
 
-Audio noise and gain; video noise, features that are missing, short gaps without a face.
+Audio noise and gain; video noise, missing features, short gaps without a face.
 """
 
 from mmattn.cli import experiment

@@ -1,8 +1,8 @@
-"""`no_aug` with the earlier system's augmentation: audio alone, so that it leaves the video.
+"""`no_aug` with the earlier system's augmentation: audio only, which breaks alignment.
 
 python -m experiments.audio_aug [--data.roots FOLDER …]
 
-Noise, scale ("pitch") and tempo of the audio features: one of the three or all, by chance.
+Noise, scale ("pitch") and tempo of the audio features: at random one of the three or all.
 """
 
 from mmattn.cli import experiment

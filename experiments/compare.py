@@ -1,13 +1,13 @@
-"""Compare augmentations: what does audio-only augmentation, which breaks alignment, really do?
+"""Compare augmentations: what is the effect of audio-only augmentation, which breaks alignment?
 
-    python -m experiments.compare                       (synthetic corpora whose truth is known)
+    python -m experiments.compare                       (synthetic corpora with known truth)
     python -m experiments.compare --data.roots FOLDER   (RAVDESS features, folds of unseen speakers)
     python -m experiments.compare --data.roots FOLDER --arms waveform waveform_aligned
                                 (features of augmented audio: mmattn extract --augment-audio)
 
-Every arm is trained under the same seeds for the same number of optimiser steps, measured on clean
-test clips, and compared to `no_aug` speaker by speaker. The same command with the same --out goes
-on where it stopped.
+Every arm is trained with the same seeds for the same number of optimiser steps, measured on clean
+test clips, and compared to `no_aug`, paired by speaker. The same command with the same --out
+resumes.
 """
 
 from dataclasses import dataclass, field, replace
@@ -43,8 +43,8 @@ ARMS = {
     "sync_aug": SYNC,
     "aligned_aug": aligned_aug.CONFIG.augment,
     "feature_aug": feature_aug.CONFIG.augment,
-    # Of files with copies of the audio: as it is, another tempo, another pitch, noise, a quarter
-    # each; or another tempo in two thirds of the clips.
+    # For files with augmented copies: a quarter each of the original, another tempo, another pitch
+    # and noise; or another tempo in two thirds of the clips.
     "waveform": AugmentConfig(variants=COPIES, variant_times="own"),
     "waveform_aligned": AugmentConfig(variants=COPIES),
     "waveform_tempo": AugmentConfig(variants={"tempo": 2 / 3}, variant_times="own"),
@@ -72,8 +72,8 @@ UNIMODAL = replace(
 )
 COINCIDENCE = Block(
     "coincidence",
-    "Synthetic. The class is which audio cue meets which video cue within 80 ms; neither modality "
-    "alone tells it.",
+    "Synthetic. The class is which audio cue coincides with which video cue within 80 ms; one "
+    "modality alone carries no information.",
     SYNTHETIC,
     ("cross",),
     ARMS,
@@ -83,8 +83,8 @@ BLOCKS = (
     replace(COINCIDENCE, name="coincidence-pooled", fusions=("concat",), arms=CONTROLS),
     Block(
         "unimodal",
-        "Synthetic. Cues of each modality tell the class by themselves: a control in which "
-        "alignment does not matter.",
+        "Synthetic. The cues of each modality determine the class: a control in which alignment "
+        "does not matter.",
         UNIMODAL,
         ("cross",),
         CONTROLS,
@@ -92,7 +92,7 @@ BLOCKS = (
     Block(
         "tiled",
         "Synthetic. As unimodal, with each clip's audio replaced by its mean, like the earlier "
-        "system's audio features: a control in which tempo can break nothing.",
+        "system's audio features: a control in which tempo has no effect on alignment.",
         replace(UNIMODAL, data=replace(UNIMODAL.data, tile=("audio",))),
         ("cross",),
         CONTROLS,
@@ -127,28 +127,30 @@ RAVDESS_STUDY = Study((RAVDESS,), seeds=5)
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen of the study."""
+    """Options of the study."""
 
     out: Path | None = None
     """The study's folder, new or to resume (default: runs/compare/<time>)."""
     quick: bool = False
-    """Two arms and seeds on the synthetic corpus: minutes instead of an hour; it decides little."""
+    """Two arms and two seeds on the synthetic corpus: minutes, not an hour, but few conclusions."""
     arms: Annotated[tuple[str, ...], TOLD] = ()
-    """What is compared to no_aug (default: the study's); X is also compared to X_aligned."""
+    """Arms to compare to no_aug (default: the study's); X is also compared to X_aligned."""
     fusions: Annotated[tuple[Literal["concat", "cross"], ...], TOLD] = ()
-    """Networks to train (default: the study's)."""
+    """Fusions to train (default: the study's)."""
     seeds: int | None = None
-    """Seeds of each arm (default: 5)."""
+    """Number of seeds for each arm (default: 5)."""
     workers: int | Literal["auto"] = "auto"
-    """Trainings at once, each on a core of its own (default: as many as there are cores)."""
+    """Trainings in parallel, each on its own core (default: the number of cores)."""
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
 
     def __call__(self) -> None:
-        """Run the study that is asked for; UserError if options do not go together."""
-        from experiments.alignment.study import run_study  # heavy: not for --help
+        """Run the chosen study; UserError if options conflict."""
+        from experiments.alignment.study import (
+            run_study,
+        )  # slow to import, and --help does not need it
 
         if self.quick and self.data.roots:
-            raise UserError("--quick: expected without --data.roots, it is on the synthetic corpus")
+            raise UserError("--quick: expected no --data.roots, as it uses the synthetic corpus")
         study = QUICK_STUDY if self.quick else RAVDESS_STUDY if self.data.roots else SYNTHETIC_STUDY
         if unknown := {*self.arms} - {*ARMS}:
             raise UserError(f"--arms {min(unknown)}: expected some of {', '.join(ARMS)}")

@@ -1,8 +1,8 @@
-"""`no_aug` with masks and mixtures of features, the same seconds in audio and video.
+"""`no_aug` with masks and mixup of features, at the same times in audio and video.
 
 python -m experiments.feature_aug [--data.roots FOLDER …]
 
-Time masks over both modalities at once, feature masks, modality dropout, mixup.
+Time masks over both modalities, feature masks, modality dropout, mixup.
 """
 
 from mmattn.cli import experiment

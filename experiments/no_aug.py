@@ -2,7 +2,7 @@
 
 python -m experiments.no_aug [--data.roots FOLDER …]   (default: the built-in synthetic corpus)
 
-On the built-in corpus: all test clips right (UAR 1.00, chance 0.17), 2 minutes on 2 cores.
+On the built-in corpus: all test clips correct (UAR 1.00, chance 0.17), 2 minutes on 2 cores.
 """
 
 from mmattn.cli import experiment

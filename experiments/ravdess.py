@@ -1,6 +1,6 @@
-"""The model of `no_aug` as it is, on RAVDESS: eight classes, four unseen speakers a fold.
+"""The model of `no_aug` on RAVDESS: eight classes, four unseen speakers per fold.
 
-python -m experiments.ravdess --data.roots FOLDER   (the published folds whose speakers are there)
+python -m experiments.ravdess --data.roots FOLDER   (the published folds whose speakers are present)
 
 Three folds of 12 actors: UAR 0.59, below a linear model's 0.64: it overfits.
 """

@@ -1,11 +1,10 @@
-"""The best that was found for RAVDESS with features that carry emotion: eight classes, four unseen
-speakers a fold.
+"""The best configuration found for RAVDESS: eight classes, four unseen speakers per fold.
 
 python -m experiments.ravdess_best --data.roots FOLDER
 
-On Whisper's encoder states and expression posteriors: the ensemble of `ravdess_tuned`, longer and
-with masks of features and of the same seconds in both modalities. docs/accuracy.md tells how it was
-chosen, on validation speakers alone, and what it reaches; a fold takes about 4 minutes on a core.
+On Whisper's encoder states and expression posteriors: the ensemble of `ravdess_tuned`, trained
+longer, with feature masks and time masks over both modalities. docs/accuracy.md has its results,
+and how it was chosen, on validation speakers only; a fold takes about 4 minutes on a core.
 """
 
 from dataclasses import replace

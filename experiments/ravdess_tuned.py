@@ -1,4 +1,4 @@
-"""A small, regularised ensemble for RAVDESS: eight classes, four unseen speakers a fold.
+"""A small, regularised ensemble for RAVDESS: eight classes, four unseen speakers per fold.
 
 python -m experiments.ravdess_tuned --data.roots FOLDER
 

@@ -1,12 +1,12 @@
-"""The network that comes with the package, mmattn/starter: audio alone, on Whisper's features.
+"""The model that comes with the package, mmattn/starter: audio only, on Whisper's states.
 
     mmattn extract RAVDESS --to FEATURES --audio whisper --video none
     python -m experiments.starter --data.roots FEATURES --out runs/starter
     mmattn card runs/starter --to mmattn/starter --half
 
-Eight classes of RAVDESS; three folds of four unseen speakers each, whose networks are all stored:
-small ones, so that the twelve take less than 2 MB. UAR 0.703 [0.618, 0.776] with 12 actors, in 5
-minutes on two cores that other work shared.
+Eight classes of RAVDESS; three folds of four unseen speakers each. All twelve networks are stored;
+they are small and take less than 2 MB. UAR 0.703 [0.618, 0.776] with 12 actors, in 5 minutes on two
+shared cores.
 """
 
 from dataclasses import replace

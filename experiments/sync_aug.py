@@ -2,7 +2,7 @@
 
 python -m experiments.sync_aug [--data.roots FOLDER …]
 
-Both streams are resampled through the same map of time, so what was simultaneous stays so.
+Both streams are resampled with the same time map, so they stay aligned.
 """
 
 from mmattn.cli import experiment

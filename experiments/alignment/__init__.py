@@ -1,1 +1,1 @@
-"""Studies: the same training under many arms, measured alike, compared with intervals."""
+"""Studies: the same training in many arms, with the same measures, compared with intervals."""

@@ -1,4 +1,4 @@
-"""Trains the models of an ablation on each fold under each seed, and compares them to the first."""
+"""Trains the models of an ablation on each fold with each seed, and compares them to the first."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ from mmattn.evaluate.predictions import join, read_predictions, write_prediction
 from mmattn.evaluate.tables import Interval, Table, markdown, say_wide
 from mmattn.files import write_text
 
-LINEAR = ("linear", "linear-late")  # of the baselines, those of all modalities; of one the first
-DONE = "done"  # in a folder that has all its predictions
+LINEAR = ("linear", "linear-late")  # baselines on all modalities; for one modality only the first
+DONE = "done"  # file in a folder that has all its predictions
 
 Grid = dict[str, dict[str, ExperimentConfig]]  # by features, by model
 
 
 class Row(NamedTuple):
-    """A model: its UAR, and how far the first model is ahead, over speakers and seeds."""
+    """A model: its UAR, and the first model's lead, over speakers and seeds."""
 
     features: str
     model: str
@@ -46,7 +46,7 @@ def run_ablation(grid: Grid, folder: Path, seeds: int, workers: int) -> None:
         grid: configs that differ in model and augmentation; the first is the reference.
         folder: of the ablation, new or to resume.
         seeds: of each model.
-        workers: trainings at once, each with a core of its own.
+        workers: trainings in parallel, each on its own core.
 
     Raises:
         UserError: bad input; see also `run_tasks`.
@@ -74,13 +74,13 @@ def run_ablation(grid: Grid, folder: Path, seeds: int, workers: int) -> None:
             for features, models in grid.items()
         },
     }
-    say(f"ablation {folder}: {len(tasks)} trainings, {workers} at once")
+    say(f"ablation {folder}: {len(tasks)} trainings, {workers} in parallel")
     run_tasks(folder, about, tasks, DONE, workers)
     _write_results(list(_rows(grid, folder, seeds, folds)), folder, seeds)
 
 
 def _train_and_test(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
-    """Train one network and keep its test predictions alone."""
+    """Train one network and keep only its test predictions."""
     _, predictor, split = train_part(folder, config, fold, config.seed)
     write_predictions(folder / f"{folder.parent.name}.csv", predictor.predictions(split.test))
     shutil.rmtree(folder / "checkpoints")
@@ -115,7 +115,7 @@ def _rows(grid: Grid, folder: Path, seeds: int, folds: list[int | None]) -> Iter
 
 
 def _by_speaker(folder: Path, name: str, seed: int, folds: list[int | None]) -> np.ndarray:
-    """UAR of each test speaker [P], of a model of one seed."""
+    """UAR of each test speaker [P], for a model with one seed."""
     tests = [read_predictions(folder / part_name(seed, fold) / f"{name}.csv") for fold in folds]
     return scores_by_speaker(join(tests))["uar"]
 
@@ -123,8 +123,9 @@ def _by_speaker(folder: Path, name: str, seed: int, folds: list[int | None]) -> 
 def _write_results(rows: list[Row], folder: Path, seeds: int) -> None:
     """results.md, results.png and the table on the screen."""
     note = (
-        f"UAR over the speakers of all test folds, mean of {seeds} seeds of one network a fold; in "
-        "brackets: 95 % interval over speakers and seeds. Ahead: how far the first row is, paired."
+        f"UAR over the speakers of all test folds, mean of {seeds} seeds, one network per fold; in "
+        "brackets: 95 % interval over speakers and seeds. Ahead: the first row minus this row, "
+        "paired."
     )
     columns = ("features", "model", "UAR", "first row ahead")
     table = Table("Ablation", columns, rows, note)
@@ -137,7 +138,7 @@ def _write_results(rows: list[Row], folder: Path, seeds: int) -> None:
 
 
 def _plot(rows: list[Row], path: Path) -> None:
-    """UAR of each model with its interval, the features side by side."""
+    """UAR of each model with its interval, a panel for each kind of features."""
     features = list(dict.fromkeys(row.features for row in rows))
     figure = Figure(figsize=(1.5 + 3.2 * len(features), 4.2))
     figure.set_layout_engine("constrained")

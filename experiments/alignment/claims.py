@@ -1,8 +1,8 @@
-"""What a study claims, how it is decided, and the paired comparison of its arms.
+"""The claims of a study, the rule for their verdicts, and the paired comparison of its arms.
 
-Measures and the rule of `verdict` were fixed before any run. That a claim can be impossible to
-decide (`_undecidable`), that agreement of the modalities' attention is no claim, and that the
-canonical correlation is fitted within clips came after the first results: see docs/alignment.md.
+Measures and the rule of `verdict` were fixed before any run. Three changes came after the first
+results, see docs/alignment.md: claims that cannot be decided (`_undecidable`), no claim about the
+agreement of the modalities' attention, and canonical correlation fitted within clips.
 """
 
 from typing import Literal, NamedTuple
@@ -27,11 +27,11 @@ class Measure(NamedTuple):
     key: str
     title: str
     smallest: float | None = None
-    """The smallest effect that would be worth a claim; None: no claim is about this measure."""
+    """The smallest relevant effect; None: no claim is about this measure."""
     nothing: float | Literal["chance"] = 0.0
-    """Its value where there is nothing to measure; chance: of one class in all."""
+    """Its value without any effect; chance: that of a guess."""
     most: float = np.inf
-    """The largest value that it can have."""
+    """Its maximum."""
 
 
 MEASURES = (
@@ -55,17 +55,17 @@ MEASURES = (
     Measure("random_weights", "rank correlation with random weights"),
     Measure("emap_gap", "accuracy above the additive model (EMAP)"),
 )
-BENEFITS = {  # the measure that a claim of it is about
+BENEFITS = {  # the measure of each claimed benefit
     "feature correlation": "correlation_gain",
     "accuracy of attention": "cue_auroc",
     "interpretability": "faithfulness",
     "accuracy": "uar",
 }
-HARMFUL = (  # what harms according to the claim
+HARMFUL = (  # harmful according to the claim
     *("audio_aug", "audio_tempo"),
     *("waveform", "waveform_tempo"),
 )
-HELPFUL = ("sync_aug", "aligned_aug", "feature_aug")  # what it proposed next
+HELPFUL = ("sync_aug", "aligned_aug", "feature_aug")  # the proposed alternatives
 
 
 class Row(NamedTuple):
@@ -77,17 +77,17 @@ class Row(NamedTuple):
     difference: Difference | None
     """Paired, to the reference; None for itself."""
     adjusted_p: float
-    """Holm over the arms and the measures that claims are about, or over those that are not."""
+    """By Holm, over the arms and the measures of claims, or all other measures."""
     reference: str = REFERENCE
 
     @property
     def title(self) -> str:
-        """For people: the arm, and what it is compared to if that is another than `REFERENCE`."""
-        return self.arm if self.reference == REFERENCE else f"{self.arm} beside {self.reference}"
+        """A display name: the arm, and its reference if that is not `REFERENCE`."""
+        return self.arm if self.reference == REFERENCE else f"{self.arm} against {self.reference}"
 
 
 class Claim(NamedTuple):
-    """One claim and what became of it."""
+    """One claim and its verdict."""
 
     text: str
     row: Row
@@ -97,7 +97,7 @@ class Claim(NamedTuple):
 def compare_arms(values: dict[str, dict[str, np.ndarray]]) -> list[Row]:
     """Means and paired differences of all arms, with Holm's correction in two families.
 
-    An arm X is compared to `REFERENCE`, and to X_aligned where there is one: the same, aligned.
+    An arm X is compared to `REFERENCE`, and to its aligned version X_aligned, if there is one.
     """
     pairs = [(arm, REFERENCE) for arm in values]
     pairs += [(arm, f"{arm}_aligned") for arm in values if f"{arm}_aligned" in values]
@@ -123,7 +123,7 @@ def compare_arms(values: dict[str, dict[str, np.ndarray]]) -> list[Row]:
 
 
 def claims(rows: list[Row], chance: float) -> list[Claim]:
-    """The claims that the arms at hand can answer, each with its verdict.
+    """The claims that the given arms can decide, each with its verdict.
 
     Args:
         rows: from `compare_arms`.
@@ -146,8 +146,8 @@ def claims(rows: list[Row], chance: float) -> list[Claim]:
 def _undecidable(row: Row, reference: Interval, sign: int, chance: float) -> bool:
     """Whether arithmetic decides, not the data.
 
-    Neither arm is above nothing by the smallest effect, so that there is nothing to lose; or the
-    reference is within the smallest effect of the most that there is.
+    Neither arm exceeds the value without effect by the smallest effect, so there is nothing to
+    lose; or the reference is within the smallest effect of the maximum.
     """
     measure = row.measure
     nothing = chance if measure.nothing == "chance" else measure.nothing

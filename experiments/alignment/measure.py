@@ -1,7 +1,6 @@
-"""Everything that is measured on a trained network: arrays with a row a test clip.
+"""All measures of a trained network: arrays with a row for each test clip.
 
-The clips are the test clips as they are, without augmentation. What is costly is measured on
-`FEW` clips of each speaker; the others have NaN there.
+Test clips are not augmented. Costly measures use `FEW` clips of each speaker; others have NaN.
 """
 
 from collections import defaultdict
@@ -22,11 +21,11 @@ from mmattn.train.inference import ClipInspections, ClipPredictions, Predictor
 from mmattn.train.shifts import clips_of, measure_shifts
 
 FEW = 6  # clips of each speaker for the costly measures
-FITTED = 120  # training clips that the canonical correlation is fitted on
+FITTED = 120  # training clips to fit the canonical correlation on
 COMPONENTS = 4
 LAGS = np.linspace(-0.4, 0.4, 21)  # seconds
 SHARES = np.linspace(0, 1, 6)  # of the frames deleted
-PAIRED = 36  # clips whose streams are exchanged with each other's
+PAIRED = 36  # clips whose streams are combined with each other's
 
 Measures = dict[str, np.ndarray]
 
@@ -70,7 +69,7 @@ def few_of_each(speakers: np.ndarray, count: int) -> np.ndarray:
 
 
 def meeting_times(corpus: Corpus, clips: np.ndarray) -> np.ndarray:
-    """When the cues that tell the class meet (s) [n]; NaN where there is no one such moment."""
+    """Time (s) [n] at which the cues that determine the class coincide; NaN if not unique."""
     times = np.full(len(clips), np.nan)
     for row, clip in enumerate(clips):
         true = true_cues(corpus, clip, "audio") + true_cues(corpus, clip, "video")
@@ -105,7 +104,7 @@ def measure_correlation(
 
 
 def measure_attention(corpus: Corpus, test: np.ndarray, found: ClipPredictions) -> Measures:
-    """Attention of both modalities against each other and against the cues that tell the class.
+    """Attention of both modalities against each other and against the cues of the class.
 
     agreement, and with known cues the mean over modalities of pointing, cue_mass, cue_auroc,
     cue_error (ms): [n] each.
@@ -126,7 +125,7 @@ def measure_attention(corpus: Corpus, test: np.ndarray, found: ClipPredictions) 
 
 
 def true_cues(corpus: Corpus, clip: int, modality: str) -> list[float]:
-    """Times (s) of a clip's cues that tell the class; none where the cues are not known."""
+    """Times (s) of the cues that determine a clip's class; none if cues are unknown."""
     cues = corpus.cues[clip] if corpus.cues else ()
     return [cue.time for cue in cues if cue.modality == modality and not cue.decoy]
 
@@ -141,8 +140,8 @@ def measure_faithfulness(
 ) -> Measures:
     """Deletion and insertion areas of the predicted class, for three scores of frames [few].
 
-    deletion_X and insertion_X of X attention, gradient (× input), random; faithfulness: how much
-    better attention is than random, mean over both curves; faithfulness_gradient likewise.
+    deletion_X and insertion_X for X attention, gradient (× input), random; faithfulness: attention
+    against random, mean over both curves; faithfulness_gradient likewise.
     """
     corpus, clips = network.corpus, test[few]
     valid = [
@@ -194,14 +193,14 @@ def compare_with_random_weights(
 
 
 def rank_agreement(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
-    """Mean over modalities of the rank correlation of two attentions, where either is not 0."""
+    """Mean over modalities of the rank correlation of two attentions, where one is not 0."""
     return float(
         np.mean([attention.rank_correlation(a[m], b[m], (a[m] > 0) | (b[m] > 0)) for m in a])
     )
 
 
 def keep_attention(found: ClipPredictions, few: np.ndarray) -> Measures:
-    """attention_audio and attention_video [few, T], NaN after the end: to compare seeds."""
+    """attention_audio and attention_video [few, T], NaN after the end, to compare seeds."""
     return {
         f"attention_{name}": _padded([found.attention[row][name] for row in few])
         for name in ("audio", "video")
@@ -211,9 +210,9 @@ def keep_attention(found: ClipPredictions, few: np.ndarray) -> Measures:
 def measure_interaction(
     network: Predictor, test: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, Measures]:
-    """The rows measured and emap_gap: right as it is, less right by the nearest additive model.
+    """The rows measured, and emap_gap: accuracy minus that of the nearest additive model.
 
-    Audio of each clip is paired with the video of each other one, so n clips make n² pairs.
+    The audio of each clip is paired with the video of every clip, so n clips make n² pairs.
     """
     corpus = network.corpus
     rows = np.sort(rng.permutation(len(test))[:PAIRED])
@@ -246,7 +245,7 @@ def _frames(corpus: Corpus, clips: np.ndarray, inside: ClipInspections) -> list[
 def _with_mean(
     stream: Ragged, clips: np.ndarray, masks: Sequence[np.ndarray], mean: np.ndarray
 ) -> Ragged:
-    """The clips alone, with the mean in the place of the masked frames."""
+    """Only these clips, with masked frames replaced by the mean."""
     changed = []
     for clip, mask in zip(clips, masks, strict=True):
         one = stream.clip(clip)

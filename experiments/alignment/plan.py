@@ -1,4 +1,4 @@
-"""What a study compares: blocks of one corpus, each with arms, fusions, folds and seeds."""
+"""The plan of a study: blocks of one corpus, each with arms, fusions, folds and seeds."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,16 +8,16 @@ from typing import Literal, NamedTuple
 from mmattn.config import AugmentConfig, ExperimentConfig
 
 REFERENCE = "no_aug"
-SPLIT_SEED = 0  # the same speakers are tested under every seed, so that seeds can be compared
+SPLIT_SEED = 0  # the same test speakers for every seed, so that seeds can be compared
 
 
 @dataclass(frozen=True)
 class Block:
-    """One corpus and how it is trained on; arms differ in augmentation alone."""
+    """One corpus and its training; arms differ only in augmentation."""
 
     name: str
     about: str
-    """One sentence for tables and page: what the data are, and whether they are synthetic."""
+    """A description for tables and page: what the data are, and whether they are synthetic."""
     config: ExperimentConfig
     fusions: tuple[Literal["concat", "cross"], ...]
     arms: Mapping[str, AugmentConfig]
@@ -27,13 +27,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Study:
-    """Blocks and seeds; each block's arms are compared among themselves."""
+    """Blocks and seeds; arms are compared within each block."""
 
     blocks: tuple[Block, ...]
     seeds: int
 
     def cells(self) -> Iterator["Cell"]:
-        """Every training; those that share compilations follow each other, seed by seed."""
+        """Every training, ordered so that those with shared compilations are adjacent."""
         for block in self.blocks:
             for fusion in block.fusions:
                 for seed in range(self.seeds):
@@ -46,7 +46,7 @@ class Study:
         return next(block for block in self.blocks if block.name == name)
 
     def config(self, cell: "Cell") -> ExperimentConfig:
-        """What a cell trains."""
+        """The config of a cell."""
         block = self.block(cell.block)
         config = block.config
         data = config.data if cell.fold is None else replace(config.data, fold=cell.fold)
@@ -84,10 +84,10 @@ class Cell(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Its place below the study's folder."""
+        """Its path below the study's folder."""
         return f"{self.block}/{self.fusion}/{self.arm}/{part_name(self.seed, self.fold)}"
 
 
 def part_name(seed: int, fold: int | None) -> str:
-    """What a training of a seed and perhaps a fold is called."""
+    """The name of a training with a seed and perhaps a fold."""
     return f"seed{seed}" + ("" if fold is None else f"-fold{fold}")

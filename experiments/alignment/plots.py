@@ -15,11 +15,11 @@ from mmattn.evaluate.plots import BLUE, DPI, GREEN, ORANGE
 from mmattn.train.shifts import OFFSETS, TEMPOS
 
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00")
-CLEAR = (REFERENCE, "audio_tempo", "audio_aug", "sync_tempo", "sync_aug")  # few enough to see
+CLEAR = (REFERENCE, "audio_tempo", "audio_aug", "sync_tempo", "sync_aug")  # few enough to read
 
 
 def plot_differences(found: Comparison, path: Path) -> None:
-    """Paired differences to the reference with 95 % intervals, a panel a measure of claims."""
+    """Paired differences to the reference with 95 % intervals, a panel for each claimed measure."""
     measures = [
         measure
         for measure in MEASURES
@@ -49,14 +49,14 @@ def plot_curves_over(found: Comparison, path: Path) -> None:
     middles = (CUE_TIMES[:-1] + CUE_TIMES[1:]) / 2
     arms = [arm for arm in CLEAR if arm in found.block.arms]
     panels = [
-        (1000 * OFFSETS, "audio late by (ms)", _of(found.at_offset, arms)),
-        (TEMPOS, "tempo of the audio alone", _of(found.at_tempo, arms)),
+        (1000 * OFFSETS, "audio delay (ms)", _of(found.at_offset, arms)),
+        (TEMPOS, "audio tempo", _of(found.at_tempo, arms)),
     ]
     if not np.isnan(found.by_cue_time[0].points[0].value):
-        label = "cues meet at (s); "
-        panels.append((middles, f"{label}clips as they are", _of(found.by_cue_time, arms)))
+        label = "time of coincidence (s); "
+        panels.append((middles, f"{label}clean clips", _of(found.by_cue_time, arms)))
         tempos = found.by_cue_time_at_tempo
-        panels.append((middles, f"{label}{REFERENCE}, audio at a tempo", tempos))
+        panels.append((middles, f"{label}{REFERENCE}, audio at another tempo", tempos))
     figure = Figure(figsize=(4.2 * min(len(panels), 2), 3.4 * -(-len(panels) // 2)))
     figure.set_layout_engine("constrained")
     grid = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).ravel()

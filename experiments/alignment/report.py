@@ -1,4 +1,4 @@
-"""What a study found: tables on the screen, results.csv, results.md and report.html."""
+"""The results of a study: tables on the screen, results.csv, results.md and report.html."""
 
 import csv
 import io
@@ -29,11 +29,11 @@ from mmattn.train.shifts import OFFSETS, TEMPOS
 
 VIEWED = 12  # clips in the viewer
 RULE = (
-    "The rule: a claim is supported if the 95 % interval of the paired difference lies on its side "
-    "of 0 and Holm's adjusted p is below 0.05; refuted if the interval excludes an effect of the "
-    "size that would be worth it (0.02 in each measure); inconclusive otherwise, and where there "
-    "is nothing to compare or no room to gain: neither arm is shown to be above chance by 0.02, or "
-    "the reference is within 0.02 of the most. (All but this last part was fixed before any run.)"
+    "The rule: a claim is supported if the 95 % interval of the paired difference is on its side "
+    "of 0 and Holm's adjusted p is below 0.05; refuted if the interval excludes the smallest "
+    "relevant effect (0.02 in each measure); inconclusive otherwise, and if there is nothing to "
+    "compare or to gain: neither arm is shown to be above chance by 0.02, or the reference is "
+    "within 0.02 of the maximum. (All but this last part was fixed before any run.)"
 )
 
 
@@ -56,7 +56,7 @@ def write_results(study: Study, folder: Path, command: str) -> None:
 
 
 def claim_table(found: Comparison) -> Table:
-    """The verdicts of a block with a fusion."""
+    """The verdicts for a block and a fusion."""
     rows = [
         (claim.text, _signed(claim.row.difference), f"{claim.row.adjusted_p:.3f}", claim.verdict)
         for claim in found.claims
@@ -66,7 +66,7 @@ def claim_table(found: Comparison) -> Table:
 
 
 def main_table(found: Comparison) -> Table:
-    """Means of the arms for the measures that claims are about."""
+    """Means of the arms for the measures of claims."""
     keys = [row.measure for row in found.rows if row.measure.smallest is not None]
     measures = [measure for measure in MEASURES if measure in keys]
     rows = [
@@ -79,7 +79,7 @@ def main_table(found: Comparison) -> Table:
 
 
 def measure_tables(found: Comparison) -> Iterator[Table]:
-    """A table a measure: each arm's mean and its paired difference."""
+    """A table for each measure: each arm's mean and its paired difference."""
     for measure in MEASURES:
         rows = [
             (
@@ -98,7 +98,7 @@ def measure_tables(found: Comparison) -> Iterator[Table]:
 
 
 def baseline_table(found: Comparison) -> Table:
-    """UAR beside the linear baseline, McNemar's test and validation."""
+    """UAR against the linear baseline, McNemar's test and validation."""
     rows = [
         (
             arm,
@@ -112,24 +112,24 @@ def baseline_table(found: Comparison) -> Table:
     columns = ("arm", "validation UAR", "UAR above linear", "p", f"McNemar p to {REFERENCE}")
     best = max(found.validation_uar, key=found.validation_uar.get)
     return Table(
-        f"{_setting(found)}: beside the linear baseline (UAR {cell_text(Shown(*found.baseline))}); "
-        f"best arm by validation: {best}",
+        f"{_setting(found)}: compared to the linear baseline "
+        f"(UAR {cell_text(Shown(*found.baseline))}); best arm by validation: {best}",
         columns,
         rows,
     )
 
 
 def cue_tables(found: Comparison) -> Iterator[Table]:
-    """Accuracy by when the cues meet; none where they do not."""
+    """Accuracy by the time of coincidence; none if cues do not coincide."""
     columns = ("", *(f"{a:g} to {b:g} s" for a, b in pairwise(CUE_TIMES)))
     for title, curves in (
-        ("accuracy on clean clips by the time at which the cues meet", found.by_cue_time),
+        ("accuracy on clean clips by time of coincidence", found.by_cue_time),
         (
-            f"that accuracy less that of {REFERENCE}, paired",
+            f"that accuracy minus that of {REFERENCE}, paired",
             found.cost_by_cue_time,
         ),
         (
-            f"accuracy of {REFERENCE} by the time at which the cues meet, audio at another tempo",
+            f"accuracy of {REFERENCE} by time of coincidence, audio at another tempo",
             found.by_cue_time_at_tempo,
         ),
     ):
@@ -141,7 +141,7 @@ def cue_tables(found: Comparison) -> Iterator[Table]:
 def curve_tables(found: Comparison) -> Iterator[Table]:
     """Accuracy over a test-time offset and tempo of the audio."""
     for title, places, unit, curves in (
-        ("accuracy with the audio late by (ms)", OFFSETS * 1000, "{:+.0f}", found.at_offset),
+        ("accuracy by audio delay (ms)", OFFSETS * 1000, "{:+.0f}", found.at_offset),
         ("accuracy with the audio at tempo", TEMPOS, "{:.1f}", found.at_tempo),
     ):
         columns = ("arm", *(unit.format(place) for place in places))
@@ -150,7 +150,7 @@ def curve_tables(found: Comparison) -> Iterator[Table]:
 
 
 def all_tables(found: Comparison) -> list[Table]:
-    """Every table of numbers, the most telling first."""
+    """Every table of numbers, the most important first."""
     first = main_table(found), baseline_table(found)
     return [*first, *cue_tables(found), *curve_tables(found), *measure_tables(found)]
 
@@ -164,7 +164,7 @@ def to_markdown(found: Sequence[Comparison]) -> Iterator[str]:
 
 
 def to_csv(found: Sequence[Comparison]) -> str:
-    """One line a block, fusion, measure and arm, all digits."""
+    """A line for each block, fusion, measure and arm, with all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     difference = ("difference", "difference_low", "difference_high", "p")
@@ -229,13 +229,13 @@ def _forests(found: Comparison) -> Iterator[Forest]:
 def _plots(found: Comparison) -> Iterator[CurvePlot]:
     middles = (CUE_TIMES[:-1] + CUE_TIMES[1:]) / 2
     for title, x, x_label, y_label, curves in (
-        ("Offset at test time", OFFSETS * 1000, "audio late by (ms)", "accuracy", found.at_offset),
+        ("Offset at test time", OFFSETS * 1000, "audio delay (ms)", "accuracy", found.at_offset),
         ("Audio tempo at test time", TEMPOS, "tempo of the audio", "accuracy", found.at_tempo),
-        ("Lag", LAGS * 1000, "audio late by (ms)", "canonical correlation", found.at_lag),
-        ("Time of the cues", middles, "cues meet at (s)", "accuracy", found.by_cue_time),
+        ("Lag", LAGS * 1000, "audio delay (ms)", "canonical correlation", found.at_lag),
+        ("Time of the cues", middles, "time of coincidence (s)", "accuracy", found.by_cue_time),
         (
             f"Time of the cues, audio of {REFERENCE} at another tempo",
-            *(middles, "cues meet at (s)", "accuracy"),
+            *(middles, "time of coincidence (s)", "accuracy"),
             found.by_cue_time_at_tempo,
         ),
     ):
@@ -254,7 +254,7 @@ def _corpus(block: Block) -> Corpus:
 
 
 def _views(study: Study, folder: Path, fusion: str) -> dict[str, list[ClipView]]:
-    """Some test clips of the first block as its arms see them, under seed 0."""
+    """Some test clips of the first block with the attention of its arms, for seed 0."""
     block = study.blocks[0]
     fold = block.folds[0]
     corpus = _corpus(block)
@@ -286,7 +286,7 @@ def _setting(found: Comparison) -> str:
 
 
 def _size(found: Comparison) -> str:
-    return f"{found.clips} test clips of {found.speakers} unseen speakers under each seed."
+    return f"{found.clips} test clips of {found.speakers} unseen speakers for each seed."
 
 
 def _signed(difference: Difference) -> str:

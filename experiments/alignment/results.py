@@ -1,8 +1,9 @@
 """From the measures of all trainings to paired differences and verdicts.
 
-Everything becomes a value a seed and speaker [S, P]: the mean over the speaker's test clips (UAR
-and macro-F1: over the speaker's own confusion matrix, ECE likewise over its own clips). Where all
-speakers have the same clips of each class, as here, the mean of their UARs is the UAR of all clips.
+Everything becomes a value for each seed and speaker [S, P]: the mean over the speaker's test clips
+(UAR and macro-F1: from the speaker's confusion matrix, ECE: from the speaker's clips). As all
+speakers here have equally many clips of each class, the mean of their UARs is the UAR of all
+clips.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Comparison(NamedTuple):
     block: Block
     fusion: str
     seconds: float
-    """That its trainings and measures took, on a core each."""
+    """Core seconds of its trainings and measures."""
     speakers: int
     clips: int
     rows: list[Row]
@@ -52,15 +53,15 @@ class Comparison(NamedTuple):
     at_tempo: list[CurveOf]
     at_lag: list[CurveOf]
     by_cue_time: list[CurveOf]
-    """Accuracy of each arm on the clean test clips, by when their cues meet."""
+    """Accuracy of each arm on the clean test clips, by time of coincidence."""
     cost_by_cue_time: list[CurveOf]
     """Paired difference of that accuracy to `REFERENCE`, of each other arm."""
     by_cue_time_at_tempo: list[CurveOf]
-    """Accuracy of `REFERENCE`, by when the cues meet, with the audio at each tempo."""
+    """Accuracy of `REFERENCE` by time of coincidence, with the audio at each tempo."""
     mcnemar: dict[str, float]
     """p of each arm against `REFERENCE`, by the seeds' mean prediction of each clip."""
     validation_uar: dict[str, float]
-    """Of each arm, mean over seeds and folds: by it the best arm is chosen."""
+    """Of each arm, mean over seeds and folds; selects the best arm."""
     baseline: Interval
     """UAR of the linear baseline."""
     above_baseline: dict[str, Difference]
@@ -129,7 +130,7 @@ def _compare(study: Study, folder: Path, block: Block, fusion: str) -> Compariso
 
 
 def _load_arm(study: Study, folder: Path, block: Block, fusion: str, arm: str) -> list[Measures]:
-    """The measures of an arm's trainings, a seed each, their folds joined."""
+    """The measures of an arm's trainings, by seed, with folds joined."""
     cells = [cell for cell in study.cells() if cell[:3] == (block.name, fusion, arm)]
     return [
         join_folds([load_measures(folder / cell.folder) for cell in cells if cell.seed == seed])
@@ -138,7 +139,7 @@ def _load_arm(study: Study, folder: Path, block: Block, fusion: str, arm: str) -
 
 
 def join_folds(folds: list[Measures]) -> Measures:
-    """Measures of all folds' test clips, one after the other; `right` [n] is added."""
+    """Measures of all folds' test clips, concatenated; adds `right` [n]."""
     joined = {}
     for name, first in folds[0].items():
         parts = [fold[name] for fold in folds]
@@ -170,7 +171,7 @@ def values_of(seeds: list[Measures]) -> dict[str, np.ndarray]:
 
 
 def by_speaker(run: Measures, values: np.ndarray) -> np.ndarray:
-    """Mean over each speaker's clips of [n, …], without NaN: [P, …], speakers in order."""
+    """Mean of [n, …] over each speaker's clips, ignoring NaN: [P, …], speakers in order."""
     speakers = np.unique(run["speaker"])
     own = (np.moveaxis(values[run["speaker"] == speaker], 0, -1) for speaker in speakers)
     return np.stack([_mean_of_known(part.astype(float)) for part in own])
@@ -187,9 +188,10 @@ def speaker_scores(run: Measures) -> dict[str, np.ndarray]:
 def seed_agreement(seeds: list[Measures]) -> np.ndarray:
     """[S, P] mean rank correlation of two seeds' attention, as jackknife pseudo-values.
 
-    Each pair belongs to two seeds, so rows of plain means would depend on each other: pseudo-values
-    S θ - (S - 1) θ_(s), of the mean θ over all pairs and over those without seed s, have the mean
-    and, nearly, the independence that intervals need (Arvesen 1969). NaN of fewer than 3 seeds.
+    Each pair belongs to two seeds, so rows of plain means would be dependent. The pseudo-values
+    S θ - (S - 1) θ_(s), with the mean θ over all pairs and θ_(s) over those without seed s, have
+    the right mean and are nearly independent, as intervals need (Arvesen 1969). NaN with fewer than
+    3 seeds.
     """
     speakers = len(np.unique(seeds[0]["speaker"]))
     count = len(seeds)
@@ -214,14 +216,14 @@ def seed_agreement(seeds: list[Measures]) -> np.ndarray:
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without NaN; NaN where there is nothing else."""
+    """Mean over the last axis, ignoring NaN; NaN if all are NaN."""
     known = ~np.isnan(values)
     count = known.sum(-1)
     return np.where(count > 0, np.where(known, values, 0).sum(-1) / np.maximum(count, 1), np.nan)
 
 
 def _curve(arm: str, values: list[np.ndarray], seeds: list[Measures]) -> CurveOf:
-    """Means with intervals at each place of [n, X] values of each seed."""
+    """Means with intervals at each of X places, of values [n, X] for each seed."""
     stacked = np.stack([by_speaker(run, one) for run, one in zip(seeds, values, strict=True)])
     return CurveOf(arm, [mean_with_interval(stacked[..., x]) for x in range(stacked.shape[-1])])
 
@@ -246,6 +248,6 @@ def _by_cue_time(run: Measures, right: np.ndarray) -> np.ndarray:
 
 
 def _right_together(seeds: list[Measures]) -> np.ndarray:
-    """Whether the mean of the seeds' probabilities is right [n]."""
+    """Whether the mean of the seeds' probabilities predicts correctly [n]."""
     mean = np.mean([run["probabilities"] for run in seeds], axis=0)
     return mean.argmax(1) == seeds[0]["label"]

@@ -1,4 +1,4 @@
-"""Runs the trainings of a study over all cores; what is done stays done."""
+"""Runs the trainings of a study over all cores; finished ones are kept."""
 
 import io
 import multiprocessing
@@ -41,12 +41,12 @@ def run_cells(study: Study, folder: Path, workers: int) -> None:
     """Train and measure every cell, and the linear baseline of every fold, that is not done.
 
     Args:
-        study: what to do; a folder that holds another study is refused.
+        study: the plan; a folder that holds another study is rejected.
         folder: of the study.
-        workers: processes, each with a core of its own.
+        workers: processes, each on its own core.
 
     Raises:
-        UserError: another study, a process that was killed, a training that diverged, a full disk.
+        UserError: another study, a killed process, diverged training, a full disk.
     """
     run_tasks(folder, study.to_json(), _tasks(study, folder), MEASURES, workers)
 
@@ -54,14 +54,14 @@ def run_cells(study: Study, folder: Path, workers: int) -> None:
 def run_tasks(
     folder: Path, about: dict, tasks: Sequence["Task"], result: str, workers: int
 ) -> None:
-    """Do each task of a study in whose own folder there is no file `result` yet.
+    """Do each task of a study whose folder has no file `result` yet.
 
     Args:
         folder: of the study.
-        about: all that decides its results, as plain values; another study's folder is refused.
+        about: all that decides its results, as plain values; another study's folder is rejected.
         tasks: a function, and its folder, config and fold.
         result: name of the file that a function writes last.
-        workers: processes, each with a core of its own.
+        workers: processes, each on its own core.
 
     Raises:
         UserError: see `run_cells`.
@@ -74,20 +74,20 @@ def run_tasks(
 
 
 def load_measures(path: Path) -> Measures:
-    """What a cell or a baseline measured."""
+    """The measures of a cell or a baseline."""
     with np.load(path / MEASURES, allow_pickle=False) as archive:
         return dict(archive)
 
 
 def baseline_folder(block: str, fold: int | None) -> str:
-    """Where a block's baseline lies below the study's folder."""
+    """The path of a block's baseline below the study's folder."""
     return f"{block}/baseline" + ("" if fold is None else f"/fold{fold}")
 
 
 def train_part(
     folder: Path, config: ExperimentConfig, fold: int | None, split_seed: int
 ) -> tuple[Run, Predictor, Split]:
-    """A network that is trained on a core of its own, ready to predict the clips of its split."""
+    """A network, trained on one core, ready to predict the clips of its split."""
     with log_to(folder / "train.log"):
         corpus = kept_corpus(config.data, config.streams, tuple(config.augment.variants))
         split = make_split(corpus, config.data, split_seed, fold)
@@ -97,7 +97,7 @@ def train_part(
 
 
 def train_and_measure(folder: Path, config: ExperimentConfig, fold: int | None) -> None:
-    """Train one cell, measure the best checkpoint on the test clips, keep the measures alone."""
+    """Train one cell, measure the best checkpoint on the test clips, keep only the measures."""
     begin = time.perf_counter()
     run, predictor, split = train_part(folder, config, fold, SPLIT_SEED)
     measures = measure(predictor, split, config.seed)
@@ -169,7 +169,7 @@ def _run(tasks: list[Task], workers: int) -> None:
                 advance(1)
     except BrokenProcessPool as error:
         raise UserError(
-            "a process of the study was killed (out of memory?); the same command continues, "
+            "a process of the study was killed (out of memory?); the same command resumes; "
             "--workers 1 needs the least memory"
         ) from error
     finally:
@@ -177,9 +177,9 @@ def _run(tasks: list[Task], workers: int) -> None:
 
 
 def _start_worker(cores: multiprocessing.Queue) -> None:
-    """Take a core for this process: threads of several trainings would only be in the way.
+    """Pin this process to a core, so that threads of several trainings do not compete.
 
-    It ends with the study, in whatever way that ends: another may be at work in the folder next.
+    It ends with the study, however that ends: another may use the folder next.
     """
     study = multiprocessing.parent_process()
     threading.Thread(target=lambda: (study.join(), os._exit(1)), daemon=True).start()
@@ -189,7 +189,7 @@ def _start_worker(cores: multiprocessing.Queue) -> None:
 
 
 def _do(work: Callable, folder: Path, config: ExperimentConfig, fold: int | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed one left
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
     folder.mkdir(parents=True)
     work(folder, config, fold)
 

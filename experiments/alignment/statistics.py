@@ -1,11 +1,11 @@
 """The statistics of the study: intervals, paired differences and the verdict on a claim.
 
-Values are [S, P]: of S seeds and P speakers, a mean over the speaker's clips in each cell. NaN is
-a speaker without a value. Seeds and speakers are crossed random effects, so both are resampled
-(the pigeonhole bootstrap: Owen, Annals of Applied Statistics 2007). Of few seeds a bootstrap makes
-too little: five of one sign give it the smallest p there is, which chance gives once in 16. So an
-interval is at least as wide, and p at least as large, as Student's t of the seeds' means has it.
-With one seed the interval is about other speakers alone, not about other seeds.
+Values are [S, P] for S seeds and P speakers: the mean over the speaker's clips; NaN means no value.
+Seeds and speakers are crossed random effects, so both are resampled (the pigeonhole bootstrap:
+Owen, Annals of Applied Statistics 2007). With few seeds a bootstrap is overconfident: five seeds of
+one sign give the smallest possible p, which chance gives once in 16. So an interval is at least as
+wide, and p at least as large, as by Student's t of the seeds' means. With one seed, the interval is
+only over speakers, not over seeds.
 """
 
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ from scipy.stats import t
 
 RESAMPLES = 10_000
 INTERVAL = (0.025, 0.975)
-FEWEST_SPEAKERS = 5  # four speakers agree in sign by chance once in eight
+FEWEST_SPEAKERS = 5  # four speakers have the same sign by chance once in eight
 SIGNIFICANCE = 0.05
 
 Verdict = Literal["supported", "refuted", "inconclusive"]
@@ -41,10 +41,10 @@ class Difference(NamedTuple):
 def two_way_weights(
     seeds: int, speakers: int, resamples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How often each resample R draws each seed [R, S] and, apart from that, each speaker [R, P].
+    """How often each resample draws each seed [R, S] and, independently, each speaker [R, P].
 
-    One less is drawn than there are: n draws of n would give a variance (n - 1) / n times the
-    right one (McCarthy & Snowden 1985), a fifth too little for five seeds. One alone is drawn.
+    It draws one fewer than there are: n draws of n would give a variance (n - 1) / n times the
+    correct one (McCarthy & Snowden 1985), a fifth too small for five seeds. A single one is drawn.
     """
     return _draws(seeds, resamples, rng), _draws(speakers, resamples, rng)
 
@@ -60,7 +60,7 @@ def paired_difference(
 ) -> Difference:
     """Mean of values - reference, both [S, P] of the same seeds and speakers.
 
-    A cell that is NaN in one drops out of both. p is the larger of that of Student's t over the
+    A cell that is NaN in one is dropped from both. p is the larger of that of Student's t over the
     seeds and, over the R resampled differences d*,
     2 · min(#(d* ≤ 0) + 1, #(d* ≥ 0) + 1) / (R + 1), at most 1.
     """
@@ -87,10 +87,10 @@ def verdict(
 ) -> Verdict:
     """The rule for a claim that a difference has a sign, fixed before any run.
 
-    supported: the interval lies wholly on the claimed side of 0, and adjusted p < 0.05.
-    refuted: not supported, and the interval lies wholly below `smallest` in the claimed direction:
-    the smallest effect (> 0) that would make the claim worth it is excluded.
-    inconclusive: anything else, NaN among it.
+    supported: the interval is entirely on the claimed side of 0, and adjusted p < 0.05.
+    refuted: not supported, and the interval is entirely below `smallest` in the claimed direction:
+    the smallest relevant effect (> 0) is excluded.
+    inconclusive: anything else, including NaN.
     """
     low, high = sorted((claimed_sign * difference.low, claimed_sign * difference.high))
     if low > 0 and adjusted_p < SIGNIFICANCE:
@@ -103,7 +103,7 @@ def _draws(units: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, np.ndarray]:
-    """Mean of values [S, P] and of each resample [R] that has any; no resamples of few speakers."""
+    """Mean of values [S, P] and of each resample [R] with values; empty with few speakers."""
     known = ~np.isnan(values)
     filled = np.where(known, values, 0.0)
     value = float(filled.sum() / known.sum()) if known.any() else np.nan

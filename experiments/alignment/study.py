@@ -27,10 +27,10 @@ def run_study(
     """Run what is not done yet, then compare.
 
     Args:
-        study: as its module has it.
+        study: as defined in its module.
         out: its folder; None for a new one.
-        seeds: instead of the study's.
-        workers: trainings at once, or "auto": one a core.
+        seeds: their number, if not the study's.
+        workers: trainings in parallel, or "auto": one per core.
         data: where the clips are.
 
     Raises:
@@ -47,13 +47,13 @@ def run_study(
     )
     folder = out or Path("runs") / "compare" / time.strftime("%Y%m%d-%H%M%S")
     trainings = sum(1 for _ in study.cells())
-    say(f"study {folder}: {trainings} trainings, {count} at once")
+    say(f"study {folder}: {trainings} trainings, {count} in parallel")
     run_cells(study, folder, count)
     write_results(study, folder, shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]]))
 
 
 def _at_hand(block: Block, data: OtherDataConfig) -> Block:
-    """The block with the clips and folds that are there; configs and copies are checked."""
+    """The block with the clips and folds that exist; checks configs and copies."""
     config = replace(block.config, data=data.apply(block.config.data))
     roots = tuple(root.expanduser().resolve() for root in config.data.roots)
     config = replace(config, data=replace(config.data, roots=roots))

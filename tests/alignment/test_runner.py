@@ -140,7 +140,7 @@ def test_the_real_studies_are_sound():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--quick", "--data.roots", "x"], "--quick: expected without --data.roots"),
+        (["--quick", "--data.roots", "x"], "--quick: expected no --data.roots"),
         (["--data.roots", "/nowhere"], "there is no folder or manifest /nowhere"),
         (["--arms", "audio_aug", "x"], "--arms x: expected some of no_aug, audio_noise, "),
         (["--arms", "waveform"], "--augment.variants noise: expected augmented"),
