@@ -1,4 +1,4 @@
-"""A headless Chromium whose camera and microphone are a clip, over and over."""
+"""A headless Chromium whose camera and microphone play a clip in a loop."""
 
 import os
 import shutil
@@ -20,9 +20,9 @@ ALLOWED = "--use-fake-ui-for-media-stream"  # every page may use camera and micr
 
 @contextmanager
 def chromium(*arguments: str) -> Iterator[webdriver.Chrome]:
-    """A browser with a profile of its own, started with more arguments.
+    """A browser with its own profile and further arguments.
 
-    Raises UserError where there is no Chromium.
+    Raises UserError if there is no Chromium.
     """
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (program and driver):
@@ -44,8 +44,8 @@ def chromium(*arguments: str) -> Iterator[webdriver.Chrome]:
 
 
 def fake_devices(clip: Path, folder: Path) -> list[str]:
-    """The arguments that make a clip Chromium's camera and microphone; its frames and samples are
-    written to a folder, uncompressed."""
+    """The arguments that make a clip Chromium's camera and microphone; writes its frames and
+    samples, uncompressed, to a folder."""
     camera, microphone = folder / "camera.y4m", folder / "microphone.wav"
     with av.open(clip) as file, open(camera, "wb") as frames:
         video = file.streams.video[0]

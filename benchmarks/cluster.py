@@ -1,9 +1,9 @@
-"""What a training step would take on N machines, from what was measured on one: pure functions.
+"""Estimates of a training step on N machines, from measurements on one: pure functions.
 
-A step is compute, a + b · clips on each device, and then its collectives, one after the other.
-Inside one process a collective is a rendezvous and copies. As soon as there are several, every
-device is a rank of gloo by itself: sums and gathers go round a ring of all devices, also between
-those of one process; sum and scatter halves the vector with ever farther partners.
+A step is compute, a + b · clips on each device, then its collectives, one after the other. Inside
+one process a collective is a rendezvous and copies. With several processes, every device is a
+separate gloo rank: sums and gathers use a ring of all devices, even between those of one process;
+sum and scatter is recursive halving with increasing distance.
 """
 
 import re
@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 from benchmarks.full_size import CLIPS, RATES, SECONDS, WIDTHS
 
 MACHINE, VCPUS = "c5.24xlarge", 96
-ON_DEMAND, DISK = 4.08, 0.08 / 730  # dollars an hour of it, and of a GiB of gp3, in us-east-1
+ON_DEMAND, DISK = 4.08, 0.08 / 730  # dollars per hour, for it and for a GiB of gp3, in us-east-1
 PRICES = "2026-01"  # when these were published
 MOST = 64  # machines
 KINDS = ("all-reduce", "all-gather", "reduce-scatter")
@@ -36,94 +36,94 @@ class Collective(NamedTuple):
 
 
 class Link(NamedTuple):
-    """What a collective takes: start + messages · latency + bytes / rate."""
+    """Time of a collective: start + messages · latency + bytes / rate."""
 
     start: float
-    """Seconds, once a collective; none inside a process."""
+    """Seconds, once per collective; none inside a process."""
     latency: float
-    """Seconds of a message; inside a process, for each doubling of the devices that meet."""
+    """Seconds per message; inside a process, per doubling of the devices."""
     rate: float
-    """Bytes a second."""
+    """Bytes per second."""
 
 
 class Fitted(NamedTuple):
-    """What the measurements say."""
+    """The fitted constants."""
 
     step: float
-    """Seconds of compute a step whatever the clips: a."""
+    """Seconds of compute per step, independent of the clips: a."""
     clip: float
-    """Seconds of compute a clip on one device, when all cores are busy: b."""
+    """Seconds of compute per clip on one device, with all cores busy: b."""
     process: Link
     """Between devices of one process."""
     loopback: Link
-    """Between ranks of gloo on one machine."""
+    """Between gloo ranks on one machine."""
     collectives: tuple[Collective, ...]
     dispatch: int
-    """Steps a dispatch."""
+    """Steps per dispatch."""
     batches: float
-    """Clips a second that one process makes ready for its devices."""
+    """Clips per second that one process prepares for its devices."""
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What was not measured."""
+    """Assumptions, not measured."""
 
     cores: int = VCPUS // 2
-    """Physical cores of a machine, a device each; hyperthreads bring nothing."""
+    """Physical cores of a machine, with a device each; no gain from hyperthreads."""
     speed: float = 1.0
-    """Of a core there, with all at work, as a multiple of one here."""
+    """Speed of a core there, with all busy, relative to one here."""
     latency: float = 75e-6
-    """Seconds of a message between machines of one placement group, gloo included."""
+    """Seconds of a message between machines of one placement group, including gloo."""
     network: float = 25e9 / 8
-    """Bytes a second of a machine."""
+    """Bytes per second of a machine's network."""
     flow: float = 10e9 / 8
-    """Bytes a second of one TCP connection in a placement group (EC2's documentation)."""
+    """Bytes per second of one TCP connection in a placement group (EC2's documentation)."""
     memory: float = 200e9
-    """Bytes a second of a machine's memory; a collective moves each byte four times."""
+    """Bytes per second of a machine's memory; a collective moves each byte four times."""
     cache: float = 150e9
     """Bytes of a machine's 192 GiB that can hold clips."""
     disk: float = 125e6
-    """Bytes a second of a machine's gp3 volume, as `fab deploy` makes it: nothing is added."""
+    """Bytes per second of a machine's gp3 volume, as `fab deploy` makes it, with no extra."""
     reads: float = 3e3
-    """Reads a second of it; a clip takes four, of 128 KiB at most."""
+    """Reads per second of the volume; a clip takes four, of at most 128 KiB."""
     joined: bool = False
-    """What if each process added up its own devices first, so that only processes are ranks?"""
+    """If each process first summed over its own devices, so that only processes are ranks."""
     clips: int = 10**7
     epochs: int = 30
     spot: float = 1.56
-    """Dollars an hour of a spot machine."""
+    """Dollars per hour of a spot machine."""
     dearer: float = 1.5
-    """Machines stop paying when a clip costs more than so many times what it costs on one."""
+    """Machines stop paying off when a clip costs more than this multiple of its cost on one."""
 
     @property
     def on_demand(self) -> float:
-        """Dollars an hour of a machine."""
+        """Dollars per hour of a machine."""
         return ON_DEMAND
 
     @property
     def volume(self) -> float:
-        """Dollars an hour of a gp3 volume for the corpus, its throughput and reads (us-east-1)."""
+        """Dollars per hour of a gp3 volume for the corpus, its throughput and reads (us-east-1)."""
         gib = corpus_bytes(self) / 2**30
         extra = 0.04 * max(0, self.disk / 1e6 - 125) + 0.005 * max(0, self.reads - 3000)
         return gib * DISK + extra / 730
 
 
 class Plan(NamedTuple):
-    """The quickest way for N machines to train on batches of one size."""
+    """The fastest way for N machines to train with one batch size."""
 
     machines: int
     devices: int
-    """Of each machine."""
+    """Devices per machine."""
     batch: int
-    """Clips a step, of all machines."""
+    """Clips per step, over all machines."""
     seconds: float
-    """A step."""
+    """Seconds per step."""
     limit: str
-    """What most of the step is."""
+    """The bottleneck of a step."""
 
     @property
     def rate(self) -> float:
-        """Clips a second."""
+        """Clips per second."""
         return self.batch / self.seconds
 
 
@@ -131,9 +131,9 @@ class Plan(NamedTuple):
 
 
 def read_program(text: str, ranks: int) -> list[Collective]:
-    """The collectives in the text of a compiled program (HLO); those of its loop are a step's.
+    """The collectives in the text of a compiled program (HLO); those in its loop are per step.
 
-    Each array of a collective is a message of its own.
+    Each array of a collective is a separate message.
     """
     found, often = [], "step"
     for line in text.splitlines():
@@ -150,9 +150,9 @@ def read_program(text: str, ranks: int) -> list[Collective]:
 def fit_link(
     timings: Iterable[tuple[int, Sequence[str], int, float]], sockets: bool, without: str = ""
 ) -> Link:
-    """The link with the least relative error: of (ranks, kinds, bytes, seconds).
+    """The link with the least relative error on (ranks, kinds, bytes, seconds).
 
-    One can be asked for that has no "start" or no "latency".
+    It can be fitted without "start" or without "latency".
     """
     units = Link(Link(1, 0, inf), Link(0, 1, inf), Link(0, 0, 1))
     rows = [
@@ -169,7 +169,7 @@ def fit_link(
 
 
 def fit_compute(seconds: Mapping[int, float], exchange: float) -> tuple[float, float]:
-    """The a and b of steps of several numbers of clips, less what is exchanged in them."""
+    """The a and b of steps with several numbers of clips, minus their exchange."""
     times = np.array([max(time - exchange, 1e-9) for time in seconds.values()])
     rows = np.stack([np.ones(len(times)), np.array(list(seconds))], axis=1)
     (step, clip), _ = nnls(rows / times[:, None], np.ones(len(times)))
@@ -177,19 +177,19 @@ def fit_compute(seconds: Mapping[int, float], exchange: float) -> tuple[float, f
 
 
 def inside(one: Collective, ranks: int, link: Link, sockets: bool) -> float:
-    """Seconds on one machine, between ranks of gloo (through sockets) or inside a process."""
+    """Seconds on one machine, between gloo ranks (through sockets) or inside a process."""
     if ranks == 1:
         return 0.0
     tours = 2 if one.kind == "all-reduce" else 1
     moved = tours * one.size
-    if not sockets:  # each device reads a part of all and writes to all, or the other way round
+    if not sockets:  # each device reads a part of all and writes to all, or vice versa
         return log2(ranks) * link.latency + moved / link.rate
     messages = ceil(log2(ranks)) if one.kind == "reduce-scatter" else tours * (ranks - 1)
     return link.start + messages * link.latency + moved * (ranks - 1) / ranks / link.rate
 
 
 def predict(fitted: Fitted, processes: int, each: int, clips: int, cores: int) -> float:
-    """Seconds of a step of so many clips a device on the machine that was measured."""
+    """Seconds of a step with `clips` per device on the measured machine."""
     ranks = processes * each
     link = fitted.loopback if processes > 1 else fitted.process
     exchange = _a_step(fitted, lambda one: inside(one, ranks, link, processes > 1))
@@ -197,7 +197,7 @@ def predict(fitted: Fitted, processes: int, each: int, clips: int, cores: int) -
 
 
 def turns(ranks: int, cores: int) -> float:
-    """How much longer all takes where there are more devices than cores."""
+    """The factor on time if there are more devices than cores."""
     return max(1.0, ranks / cores)
 
 
@@ -207,12 +207,12 @@ def turns(ranks: int, cores: int) -> float:
 def collective_seconds(
     one: Collective, machines: int, each: int, fitted: Fitted, assumed: Assumed
 ) -> float:
-    """Seconds of a collective between `each` devices of so many machines.
+    """Seconds of a collective between `each` devices of several machines.
 
-    All-gather: R - 1 messages, one after the other, take a part from device to device round the
-    ring of R; all-reduce: twice that. A part that goes round passes between machines as often as
-    there are machines, and all parts share one connection there. Reduce-scatter: log2 R messages,
-    the larger ones between near devices; all connections to another machine share its network.
+    All-gather: R - 1 sequential messages pass a part around the ring of R devices; all-reduce:
+    twice that. A part passes between machines as often as there are machines, and all parts share one
+    connection there. Reduce-scatter: log2 R messages, the larger ones between near devices; all
+    connections to another machine share its network.
     """
     most = assumed.memory / (4 * each)
     process, loopback = (
@@ -236,7 +236,7 @@ def collective_seconds(
 
 
 def _a_step(fitted: Fitted, seconds) -> float:
-    """The collectives of a step, with its part of those of a dispatch."""
+    """Seconds of the collectives per step, with its part of those per dispatch."""
     return sum(
         seconds(one) / (fitted.dispatch if one.often == "dispatch" else 1)
         for one in fitted.collectives
@@ -244,7 +244,7 @@ def _a_step(fitted: Fitted, seconds) -> float:
 
 
 def plan(fitted: Fitted, assumed: Assumed, machines: int, batch: int) -> Plan | None:
-    """The quickest number of devices a machine; None if there are more machines than clips."""
+    """The fastest number of devices per machine; None if there are more machines than clips."""
     found = [
         _plan(fitted, assumed, machines, each, batch)
         for each in range(1, min(assumed.cores, batch // machines) + 1)
@@ -258,8 +258,8 @@ def _plan(fitted: Fitted, assumed: Assumed, machines: int, each: int, batch: int
     exchange = _a_step(fitted, lambda one: collective_seconds(one, machines, each, fitted, assumed))
     read = reading(assumed)
     made = 1 / (fitted.batches * assumed.speed)
-    # While the devices train, clips are read and then made ready. Reading ahead is taken to keep
-    # the volume busy (`mmattn/train/predict.py`).
+    # While the devices train, clips are read and prepared. Reading ahead is assumed to keep the
+    # volume busy (`mmattn/train/feed.py`).
     training = {"compute": compute, "collectives": exchange}
     slower = max(
         training,
@@ -271,7 +271,7 @@ def _plan(fitted: Fitted, assumed: Assumed, machines: int, each: int, batch: int
 
 
 def reading(assumed: Assumed) -> float:
-    """Seconds in which the volume reads a clip, of which memory holds some."""
+    """Seconds in which the volume reads a clip; memory holds some of the clips."""
     missing = 1 - min(1, assumed.cache / corpus_bytes(assumed))
     return missing * max(clip_bytes() / assumed.disk, 4 / assumed.reads)
 
@@ -287,7 +287,7 @@ def paying(plans: Iterable[Plan], assumed: Assumed) -> Plan:
 
 
 def plans(fitted: Fitted, assumed: Assumed, batch: int | None, weak: int) -> list[Plan]:
-    """For each number of machines; without a batch, `weak` clips a core."""
+    """A plan for each number of machines; without `batch`, `weak` clips per core."""
     found = (
         plan(fitted, assumed, machines, batch or weak * assumed.cores * machines)
         for machines in range(1, MOST + 1)
@@ -296,18 +296,18 @@ def plans(fitted: Fitted, assumed: Assumed, batch: int | None, weak: int) -> lis
 
 
 def hours(one: Plan, assumed: Assumed) -> float:
-    """Hours of all epochs over the corpus, and of the copying before them."""
+    """Hours for all epochs over the corpus, including the copying before."""
     training = assumed.epochs * assumed.clips / one.rate / 3600
     return training + copying(assumed)
 
 
 def copying(assumed: Assumed) -> float:
-    """Hours in which each machine, all at once, copies the corpus from a bucket to its volume."""
+    """Hours in which all machines, in parallel, copy the corpus from a bucket to their volumes."""
     return corpus_bytes(assumed) / min(assumed.disk, assumed.network) / 3600
 
 
 def dollars(one: Plan, assumed: Assumed, spot: bool = False) -> float:
-    """Of these hours, machines and volumes."""
+    """Cost of machines and volumes for these hours."""
     an_hour = (assumed.spot if spot else assumed.on_demand) + assumed.volume
     return one.machines * an_hour * hours(one, assumed)
 

@@ -1,13 +1,13 @@
-"""What processes cost and bring: collectives by message size, and scaling of the training step.
+"""Cost and gain of processes: collectives by message size, and scaling of the training step.
 
 python -m benchmarks.distributed [--shapes 1x1 1x2 2x1 …] [--batch 24] [--json FILE]
 
-A shape is processes × devices of each; the processes are real ones with gloo between them, on this
-machine's loopback. The cores are divided among them, so that beyond the number of cores all devices
-add up. Exchange: the two large collectives of a step, sum and scatter of the gradient and gathering
-of the parameters; total: the small one, a sum; both of vectors of several lengths. Scaling: clips/s
-of the real training step on full-size clips, strong (one batch divided over the devices) and weak
-(12 clips a device).
+A shape is processes × devices of each; the processes are real, with gloo between them on this
+machine's loopback. The cores are divided among them, so more devices than cores take turns.
+Exchange: the two large collectives of a step, sum and scatter of the gradient and gathering of the
+parameters; total: the small one, a sum; both for vectors of several lengths. Scaling: clips/s of
+the real training step on full-size clips, strong (one batch divided over the devices) and weak (12
+clips per device).
 """
 
 import json
@@ -30,26 +30,26 @@ from mmattn.machine import cores
 
 @dataclass(frozen=True)
 class Result:
-    """What one shape takes."""
+    """Measurements of one shape."""
 
     processes: int
     devices: int
-    """Of all processes together."""
+    """Devices of all processes together."""
     parameters: int
     frames: dict[str, int]
     """Padded length of the clips by modality."""
     dispatch: int
-    """Steps a dispatch."""
+    """Steps per dispatch."""
     exchange: dict[int, float]
-    """Seconds to sum, scatter and gather, by the number of float32 in the vector."""
+    """Seconds to sum, scatter and gather, by vector length (float32)."""
     total: dict[int, float]
-    """Seconds to sum, by the number of float32 in the vector."""
+    """Seconds to sum, by vector length (float32)."""
     steps: dict[int, float]
-    """Seconds of a training step by the clips on a device."""
+    """Seconds of a training step by clips per device."""
     batches: float
-    """Clips a second that a process makes ready for its devices."""
+    """Clips per second that a process prepares for its devices."""
     collectives: list[Collective]
-    """Those of the compiled training."""
+    """Collectives of the compiled training."""
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Result:
         return f"{self.processes} × {self.devices // self.processes}"
 
     def rate(self, clips: int) -> float:
-        """Clips a second with so many on a device."""
+        """Clips per second with this number per device."""
         return clips * self.devices / self.steps[clips]
 
 
@@ -68,17 +68,17 @@ class Options:
     shapes: tuple[str, ...] = ("1x1", "1x2", "2x1", "2x2", "4x1", "2x4")
     """Processes × devices of each."""
     batch: int = CONFIG.train.batch
-    """Clips an optimiser step, for strong scaling."""
+    """Clips per optimiser step, for strong scaling."""
     clips: tuple[int, ...] = (1, 2, 4, 12, 24)
-    """Clips a device to measure too, where there are no more devices than cores."""
+    """Further numbers of clips per device to measure, if there are no more devices than cores."""
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000, 3_000_000)
-    """Lengths of the vectors that are exchanged, in float32."""
+    """Lengths of the exchanged vectors (float32)."""
     rounds: int = 5
-    """Each number is the median of so many."""
+    """Measurements of each number, of which the median is reported."""
     model: ModelConfig = CONFIG.model
     """The network to train."""
     json: Path | None = None
-    """Where to write everything measured."""
+    """File to write all measurements to."""
 
     def __call__(self) -> None:
         check_json(self.json)
@@ -101,7 +101,7 @@ class Options:
         return counts[0], counts[1]
 
     def measure(self, count: int, each: int) -> Result:
-        """Start so many processes and read what process 0 found."""
+        """Start the processes and read the result of process 0."""
         say(f"{count} × {each} …")
         clips = {self.batch // (count * each), WEAK, *(self.clips * (count * each <= cores()))}
         with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ class Options:
 
 
 def read_result(found: dict) -> Result:
-    """A result of JSON, whose keys are text."""
+    """A result from JSON, whose keys are text."""
     for name in ("exchange", "total", "steps"):
         found[name] = {int(key): value for key, value in found[name].items()}
     found["collectives"] = [Collective(*one) for one in found["collectives"]]
@@ -128,7 +128,7 @@ def read_result(found: dict) -> Result:
 
 
 def bytes_sent(size: int, devices: int) -> int:
-    """What each device sends in an exchange or a total: 2 (D - 1) / D of the vector."""
+    """Bytes that each device sends in an exchange or a total: 2 (D - 1) / D of the vector."""
     return 2 * (devices - 1) * 4 * size // devices
 
 

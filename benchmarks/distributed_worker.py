@@ -23,7 +23,7 @@ from mmattn.config import DistributedConfig, ModelConfig
 from mmattn.console import be_quiet
 from mmattn.train import devices, processes
 
-REPEATS = 8  # exchanges a call, so that dispatch counts little
+REPEATS = 8  # exchanges per call, so that dispatch matters little
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
 
     devices: int
     clips: tuple[int, ...]
-    """Of each device in a step."""
+    """Clips per device in a step."""
     sizes: tuple[int, ...]
     rounds: int
     out: Path
@@ -70,8 +70,8 @@ class Job:
         return make_work(batch, batch * config.train.steps_per_dispatch, config).middle()
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """The median time of some work, the first time left out."""
-        processes.exchange(None)  # one may have compiled for longer than gloo waits
+        """The median time of some work, without the first."""
+        processes.exchange(None)  # one may compile for longer than gloo waits
         times = []
         for _ in range(self.rounds + 1):
             begin = perf_counter()
@@ -80,7 +80,7 @@ class Job:
         return median(times[1:])
 
     def repeated(self, once: Callable, size: int) -> float:
-        """Seconds of something done to a vector of so many float32 on each device."""
+        """Seconds of an operation on a vector of `size` float32 on each device."""
         compiled = devices.parallel(
             lambda vector: jax.lax.fori_loop(0, REPEATS, lambda _, x: once(x), vector),
             self.devices,
@@ -102,10 +102,10 @@ def total(vector: jax.Array) -> jax.Array:
 
 
 def training(contestant: Contestant, work: Work) -> tuple[Callable[[], str], Callable[[], Any]]:
-    """Training on clips that are placed already: the text of its program, and a call of it."""
+    """Training on clips already on the devices: the text of its program, and a call."""
     ((batches, count),) = contestant.place(work)
     learner, settings = contestant.learner, contestant.settings
-    sums = jax.tree.map(lambda x: x.copy(), contestant.no_sums)  # the step takes it over
+    sums = jax.tree.map(lambda x: x.copy(), contestant.no_sums)  # the step donates it
     held = [learner.shard_state(learner.initial(CONFIG.seed)), sums]
 
     def text():

@@ -1,4 +1,4 @@
-"""Extract one clip again and again in one process: how fast on a core, and whether memory grows.
+"""Extract one clip repeatedly in one process: speed on a core, and growth of memory.
 
 python -m benchmarks.extraction CLIP --times 1000
 """
@@ -21,7 +21,7 @@ PARTS = 10  # rows of the table
 
 @dataclass(frozen=True)
 class Options:
-    """Extract one clip again and again."""
+    """Extract one clip repeatedly."""
 
     clip: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
     times: int = 1000
@@ -48,7 +48,7 @@ class Options:
                     rows.append((self.times * (part + 1) // PARTS, f"{work:.3f}", resident()))
         except BadMedia as error:
             raise UserError(f"{self.clip}: {error}") from error
-        columns = ("clips so far", "core seconds a second of clip", "resident MB")
+        columns = ("clips so far", "core seconds per second of clip", "resident MB")
         say_table(f"{self.clip.name}, {seconds:.1f} s, {self.times} times", columns, rows)
 
 

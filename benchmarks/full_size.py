@@ -36,7 +36,7 @@ class Options:
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A new or empty folder."""
     clips: int = sum(CLIPS.values())
-    """Fewer: a random part of both corpora."""
+    """Number of clips; fewer give a random subset of both corpora."""
     seed: int = 0
 
     def __call__(self) -> None:
@@ -44,10 +44,10 @@ class Options:
 
 
 def write_full_size(folder: Path, clips: int = sum(CLIPS.values()), seed: int = 0) -> None:
-    """Write `clips` feature files (fewer: a random part of both corpora) below `folder`.
+    """Write `clips` feature files (fewer: a random subset of both corpora) below `folder`.
 
     The frames are noise with a weak offset for the emotion: sizes are real, contents are not.
-    Raises UserError if the folder holds anything already.
+    Raises UserError if the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; a new folder is needed")

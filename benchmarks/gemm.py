@@ -1,6 +1,6 @@
-"""The machine's best rate of matrix products, the ceiling of what an LSTM step can reach.
+"""The machine's best rate of matrix products, the upper bound for an LSTM step.
 
-`python -m benchmarks.gemm LIBRARY` measures one library in a process of its own.
+`python -m benchmarks.gemm LIBRARY` measures one library in its own process.
 """
 
 import json

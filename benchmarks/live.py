@@ -1,8 +1,8 @@
 """The delay of `mmattn live`, by the page's own clock: from the last audio and frame of a window to
 the moment when the screen with its prediction was painted.
 
-In Chromium without a screen, with a clip for camera and microphone, on the cores that `mmattn live`
-has too. The hop is not in it: what is shown is up to that much older still.
+In headless Chromium, with a clip as camera and microphone, on the same cores as `mmattn live`. The
+hop is not included: a shown prediction may be older by up to one hop.
 """
 
 import os
@@ -33,13 +33,13 @@ class Live:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """As of `mmattn live`."""
     clip: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
-    """With audio and video, of a few seconds."""
+    """A clip of a few seconds with audio and video."""
     seconds: float = 60.0
-    """How long it is measured, after the first ten predictions."""
+    """Seconds to measure, after the first ten predictions."""
     hop: float = 0.5
     """As of `mmattn live`."""
     json: Path | None = None
-    """A file for the machine and every delay."""
+    """File to write the machine and every delay to."""
 
     def __call__(self) -> None:
         """Measure and print."""
@@ -62,7 +62,7 @@ class Live:
         machine.write_json(self.json, about, {"delays_ms": delays.tolist(), "left_out": left_out})
 
     def _measure(self, server: subprocess.Popen) -> tuple[list[dict], float]:
-        """What was shown of the clip, and the cores that the server kept busy meanwhile."""
+        """The predictions shown, and the cores that the server used meanwhile."""
         urls = (found[0] for line in server.stdout if (found := re.search(r"http\S+", line)))
         if (url := next(urls, None)) is None:
             raise UserError(f"mmattn live {self.run} does not start")

@@ -1,4 +1,4 @@
-"""The machine, and what the commands of this package share: options in, table and JSON out."""
+"""The machine, and shared parts of the benchmark commands: options in, table and JSON out."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def command(options: type[Callable[[], None]], name: str, description: str) -> N
 
 
 def describe() -> dict[str, Any]:
-    """When, where, with which versions and by which command something is measured."""
+    """Time, machine, versions and command of a measurement."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": cpu_model(),
@@ -48,20 +48,20 @@ def cpu_model() -> str:
 
 
 def bytes_from_disk() -> int:
-    """What this process has made the system read from a disk; what was in memory is left out."""
+    """Bytes that the system read from disk for this process, without what was in memory."""
     counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(counters["read_bytes"])
 
 
 def forget(paths: Iterable[str | Path]) -> None:
-    """Drop the system's copies in memory of files, so that the next to read them needs the disk.
+    """Drop files from the page cache, so that the next read needs the disk.
 
-    What some process has mapped stays, and so do files that live in memory (tmpfs).
+    Pages mapped by a process stay, and so do files in memory (tmpfs).
     """
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(handle)  # what is not on the disk yet cannot be dropped
+            os.fsync(handle)  # dirty pages cannot be dropped
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)

@@ -1,16 +1,15 @@
-"""From feature files to the training step: how fast clips come, and how long the step waits.
+"""From feature files to the training step: the rate of clips, and how long the step waits.
 
 python -m benchmarks.pipeline [--clips 8882] [--corpus FOLDER] [--json FILE]
 
-Reading: all feature files are read, checked and packed into a new cache, first with the system's
-copies of them in memory dropped, then with them; then the corpus is opened from the cache, and
-the normalisation is fitted, which reads the cache once.
-Feeding: the batches of an epoch are made and placed with nothing training; clips are in memory, and
-then on the disk, read ahead or not.
-Training: epochs of the real loop, in turn with the feed as it is, with each dispatch made only
-when the loop asks for it, and with all of them made beforehand. The wait is the time that the
-loop spends in asking for the next dispatch. The devices work on the one before meanwhile, so they
-idle for less than that.
+Reading: all feature files are read, checked and packed into a new cache, first with a cold page
+cache, then with a warm one; then the corpus is opened from the cache, and the normalisation is
+fitted, which reads the cache once.
+Feeding: the batches of an epoch are made and placed without training; clips are in memory, then on
+disk, with and without reading ahead.
+Training: epochs of the real loop, in turn with the normal feed, with each dispatch made only on
+request, and with all dispatches made beforehand. The wait is the time that the loop spends asking
+for the next dispatch. The devices work on the previous one meanwhile, so they idle for less.
 """
 
 import mmap
@@ -52,7 +51,7 @@ from mmattn.train.devices import start_devices
 from mmattn.train.feed import Feed
 from mmattn.train.loop import Trainer, epoch_plan, make_trainer, train
 
-GOAL = 0.02  # share of the training that the loop may wait
+GOAL = 0.02  # fraction of the training time that the loop may wait
 PLACED = "normalise, pad and place on the devices"
 T = TypeVar("T")
 Deliver = Callable[[list[Dispatch], int, Augmentation], Iterable]
@@ -60,19 +59,19 @@ Deliver = Callable[[list[Dispatch], int, Augmentation], Iterable]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Measure reading, feeding and what the training loop waits for."""
+    """Measure reading, feeding and the waiting of the training loop."""
 
     clips: int = 8882
-    """Feature files to write."""
+    """Number of feature files to write."""
     corpus: Path | None = None
-    """A folder of feature files to read instead of writing some."""
+    """Folder of existing feature files to read instead."""
     devices: int | Literal["auto"] = CONFIG.devices
     dispatches: int = 12
-    """Dispatches of a measured epoch, about."""
+    """Approximate dispatches per measured epoch."""
     rounds: int = 3
-    """Epochs with each feed, with and without training, of which the median counts."""
+    """Epochs with each feed, with and without training, of which the median is reported."""
     json: Path | None = None
-    """Write the results to this file as well."""
+    """File to also write the results to."""
 
     def __call__(self, config: ExperimentConfig = CONFIG) -> None:
         """Measure and report; the config is smaller in tests."""
@@ -113,7 +112,7 @@ class Pipeline:
         }
 
     def _part(self, split: Split, config: ExperimentConfig) -> Split:
-        """As many of the training clips as make the dispatches of a measured epoch."""
+        """As many training clips as give the dispatches of a measured epoch."""
         wanted = self.dispatches * config.train.steps_per_dispatch * config.train.batch
         train = np.random.default_rng(config.seed).permutation(split.train)[:wanted]
         return replace(split, train=np.sort(train), validation=split.validation[: len(train)])
@@ -176,7 +175,7 @@ def say_reading(found: dict[str, Any]) -> None:
 
 
 def measure_feeding(trainer: Trainer, split: Split, rounds: int) -> dict[str, Any]:
-    """{"clips", "batches", "rows"}: a row for each part of the work, medians of so many rounds."""
+    """{"clips", "batches", "rows"}: a row for each part of the work, medians over rounds."""
     feed, steps = trainer.feed, trainer.config.train.steps_per_dispatch
     unprepared = feed._replace(corpus=read_when_needed(feed.corpus))
     plan = epoch_plan(trainer, split.train, 0)
@@ -185,7 +184,7 @@ def measure_feeding(trainer: Trainer, split: Split, rounds: int) -> dict[str, An
         for dispatch in plan:
             yield collate(feed.corpus, dispatch, feed.normaliser, feed.devices, feed.batch, steps)
 
-    ways = {  # and whether the clips are on the disk
+    ways = {  # and whether the clips are on disk
         "normalise and pad": (collated, False),
         PLACED: (lambda: feed(plan, steps), False),
         "the same: cache on disk, nothing read ahead": (lambda: unprepared(plan, steps), True),
@@ -214,7 +213,7 @@ def measure_feeding(trainer: Trainer, split: Split, rounds: int) -> dict[str, An
 
 
 def read_when_needed(corpus: Corpus) -> Corpus:
-    """The corpus, but it reads nothing ahead."""
+    """The corpus, without reading ahead."""
 
     class NothingAhead(Ragged):
         def read_ahead(self, index):
@@ -228,7 +227,7 @@ def read_when_needed(corpus: Corpus) -> Corpus:
 
 
 def forget_corpus(corpus: Corpus, cache: Path) -> None:
-    """Drop what is in memory of a corpus and of the cache that it is mapped from."""
+    """Drop a corpus and its memory-mapped cache from memory."""
     for stream in corpus.streams.values():
         for array in (stream.frames, stream.times):
             array.base.base.madvise(mmap.MADV_DONTNEED)
@@ -258,11 +257,11 @@ def say_feeding(found: dict[str, Any]) -> None:
 def measure_training(
     trainer: Trainer, split: Split, folder: Path, rounds: int
 ) -> list[dict[str, Any]]:
-    """A row for each feed: clips/s and the share of the time that the loop waits.
+    """A row for each feed: clips/s and the fraction of the time that the loop waits.
 
     Args:
         trainer: of one epoch.
-        split: whose training clips a measured epoch has.
+        split: its training clips make a measured epoch.
         folder: for the checkpoints of each epoch.
         rounds: epochs with each feed, after one that compiles.
     """
@@ -291,7 +290,7 @@ def measure_training(
 def train_watched(
     trainer: Trainer, split: Split, folder: Path, deliver: Deliver
 ) -> tuple[float, float]:
-    """Clips/s of an epoch, and the share of its time that the loop waited for `deliver`."""
+    """Clips/s of an epoch, and the fraction of its time that the loop waited for `deliver`."""
     waits: list[float] = []
     own, trainer.feed = trainer.feed, watched(trainer.feed, deliver, waits)
     folder.mkdir(parents=True)
@@ -304,7 +303,7 @@ def train_watched(
 
 
 def watched(feed: Feed, deliver: Deliver, waits: list[float]) -> Feed:
-    """A feed whose first use, the training, is served by `deliver`, its consumer's waits noted."""
+    """A feed whose first use, the training, is served by `deliver`; records the waits."""
 
     class Watched(Feed):
         def __call__(self, dispatches, steps, augmentation=UNCHANGED):
@@ -315,7 +314,7 @@ def watched(feed: Feed, deliver: Deliver, waits: list[float]) -> Feed:
 
 
 def timed(items: Iterable[T], waits: list[float]) -> Iterator[T]:
-    """The same items; the seconds that each was waited for are appended to `waits`."""
+    """The same items; appends the seconds waited for each to `waits`."""
     items = iter(items)
     while True:
         begin = time.perf_counter()
@@ -329,7 +328,7 @@ def timed(items: Iterable[T], waits: list[float]) -> Iterator[T]:
 
 
 def say_training(rows: list[dict[str, Any]], feeding: dict[str, Any]) -> float:
-    """Print the table and what it means; returns the share that the loop waits as it is."""
+    """Print the table and what it means; returns the fraction that the normal loop waits."""
     say_table(
         "Training, by how dispatches are made",
         ("", "clips/s", "waiting"),

@@ -1,8 +1,8 @@
 """Predictions of this project and of its peers, side by side: one clip, its file, and many clips.
 
-Timed from padded arrays in memory to probabilities in memory, each batch by itself; and from a
-feature file to probabilities, by this project as users call it, `load_run(RUN).predict(FILE)`,
-by its peers as quickly as can be. Then the command, in a process of its own.
+Timed from padded arrays in memory to probabilities in memory, for each batch; and from a feature
+file to probabilities: with this project's user call, `load_run(RUN).predict(FILE)`, and as fast as
+possible with its peers. Then the command, in its own process.
 """
 
 import shutil
@@ -40,11 +40,11 @@ class Predict(Comparison):
     """Options of the command."""
 
     contenders: tuple[str, ...] = (*contenders.DEFAULT, "onnxruntime")
-    """Who takes part; +jemalloc after a name loads that allocator."""
+    """Contenders; +jemalloc after a name loads that allocator."""
     batch: int = 64
-    """Clips at once for the throughput."""
+    """Batch size for throughput."""
     singles: int = 8
-    """Clips of each length bucket that are predicted alone in a round, up to 8."""
+    """Single clips of each length bucket to predict in a round, up to 8."""
 
     def compare(self, names: Sequence[str]) -> dict[str, Any]:
         """A table of latencies and one of throughput."""
@@ -91,8 +91,8 @@ class Predict(Comparison):
 
 
 def command_seconds() -> dict[str, float]:
-    """Seconds of `mmattn predict RUN FILE` of full size, with XLA's cache empty and then filled;
-    and of what `mmattn export` wrote, with ONNX Runtime, if that is installed."""
+    """Seconds of a full-size `mmattn predict RUN FILE`, with XLA's cache empty and then filled;
+    and of `mmattn export`'s file with ONNX Runtime, if installed."""
     seconds = {}
     with TemporaryDirectory() as folder:
         script = "import sys, pathlib, benchmarks.contenders.ours as ours\n"
@@ -112,7 +112,7 @@ def command_seconds() -> dict[str, float]:
 
 
 def latency(record: Record) -> dict[str, float]:
-    """Seconds of a batch in all rounds: the median and what 95 % stay below."""
+    """Seconds of a batch over all rounds: the median and the 95th percentile."""
     seconds = np.concatenate(record.rounds)
     return {"median_s": float(np.median(seconds)), "p95_s": float(np.quantile(seconds, 0.95))}
 

@@ -1,15 +1,15 @@
-"""How training scales with devices, and what devices cost beside the work on clips.
+"""How training scales with devices, and the overhead of devices.
 
 python -m benchmarks.scaling [--devices 1 2 …] [--batch 24] [--simulated 8 16 …] [--json FILE]
 
 Scaling: clips/s of the real training step, strong (one batch divided over the devices) and weak
-(12 clips a device), each number of devices in a process of its own, in turn. The answer is what
+(12 clips per device), each number of devices in its own process, in turn. The answer is what
 `--devices auto` should give on this machine.
 
-Overhead: more devices than cores, each with one clip of one frame, so that little but dispatch,
-sums over devices, copies of the state and the optimiser is left. What forward and backward take
-without any of these is measured too and subtracted. On a machine with fewer cores than devices
-all devices' work adds up: linear growth is the least there can be.
+Overhead: more devices than cores, each with one clip of one frame, so that mostly dispatch, sums
+over devices, copies of the state and the optimiser remain. Forward and backward alone are measured
+too and subtracted. With fewer cores than devices, all devices' work adds up: growth is at least
+linear.
 """
 
 import json
@@ -44,19 +44,19 @@ from mmattn.console import progress, say, say_table
 from mmattn.errors import UserError
 from mmattn.machine import cores
 
-WEAK = 12  # clips a device
+WEAK = 12  # clips per device
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the process of one number of devices is to do."""
+    """The job of the process for one number of devices."""
 
     task: Literal["train", "overhead"]
     devices: int
     batches: tuple[int, ...]
-    """Clips an optimiser step over all devices; each is measured."""
+    """Clips per optimiser step over all devices; each is measured."""
     steps: tuple[int, ...]
-    """Optimiser steps a dispatch, in increasing order; each is measured."""
+    """Optimiser steps per dispatch, in increasing order; each is measured."""
     config: ExperimentConfig
     scale: Scale
     one_core: bool = False
@@ -81,17 +81,17 @@ class Scaling:
     """Measure how training scales with devices."""
 
     devices: tuple[int, ...] | None = None
-    """Numbers of devices to train on; empty: none (default: powers of two up to the number of
-    cores, that number, and the divisors of the batch next to them)."""
+    """Numbers of devices to train on; may be empty (default: powers of two up to the number of
+    cores, that number, and the nearest divisors of the batch)."""
     batch: int = CONFIG.train.batch
-    """Clips an optimiser step in strong scaling."""
+    """Clips per optimiser step in strong scaling."""
     steps_per_dispatch: tuple[int, ...] = (1, CONFIG.train.steps_per_dispatch)
     simulated: tuple[int, ...] = (8, 16, 32, 64, 96)
-    """Numbers of devices whose overhead to measure; empty: none."""
+    """Numbers of devices whose overhead to measure; may be empty."""
     rounds: int = 5
-    """Measurements of each, of which the median counts."""
+    """Measurements of each, of which the median is reported."""
     json: Path | None = None
-    """Write the results to this file as well."""
+    """File to also write the results to."""
 
     def __call__(self, config: ExperimentConfig = CONFIG, scale: Scale | None = None) -> None:
         """Measure and report; config and scale are smaller in tests."""
@@ -112,7 +112,7 @@ class Scaling:
         write_json(self.json, about, results)
 
     def check(self) -> None:
-        """Raise UserError at the first option whose value cannot be."""
+        """Raise UserError at the first invalid option."""
         for option, values, least in (
             ("devices", self.devices or (), 1),
             ("batch", (self.batch,), 2),
@@ -184,8 +184,8 @@ def say_scaling(rows: list[dict], batch: int) -> None:
     """Print a table of each kind of scaling."""
     columns = ("devices", "cores", "steps/dispatch", "clips/s", "spread", "ratio", "efficiency")
     for kind, title in (
-        ("strong", f"Strong scaling: {batch} clips a step"),
-        ("weak", f"Weak scaling: {WEAK} clips a device and step"),
+        ("strong", f"Strong scaling: {batch} clips per step"),
+        ("weak", f"Weak scaling: {WEAK} clips per device and step"),
     ):
         say_table(title, columns, [_cells(row, rows) for row in rows if row["scaling"] == kind])
     say(
@@ -218,11 +218,11 @@ def _cells(row: dict, rows: list[dict]) -> tuple[str, ...]:
 def best_devices(rows: list[dict], auto: int) -> dict[str, Any]:
     """The number of devices with most clips/s in strong scaling, and what `auto` loses to it.
 
-    Of the numbers of steps a dispatch only the largest counts: a run makes as many as it can.
+    Of the numbers of steps per dispatch only the largest is used, as in a run.
 
     Returns:
-        {"devices", "auto", "auto_slower"}: the last is 0.1 where auto has 0.9 of the clips/s, and
-        None where it was not measured.
+        {"devices", "auto", "auto_slower"}: the last is 0.1 if auto has 0.9 of the clips/s, and
+        None if it was not measured.
     """
     steps = max(row["steps_per_dispatch"] for row in rows)
     rates = {
@@ -247,7 +247,7 @@ def say_best(best: dict[str, Any]) -> None:
 
 
 def auto_devices(batch: int) -> int:
-    """What `--devices auto` gives here; asked in a process of its own, for it starts JAX."""
+    """What `--devices auto` gives here; asked in a separate process, as it starts JAX."""
     code = f"from mmattn.train.devices import start_devices; print(start_devices('auto', {batch}))"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -259,7 +259,7 @@ def auto_devices(batch: int) -> int:
 
 
 def measure_overhead(options: Scaling, config: ExperimentConfig, scale: Scale) -> list[dict]:
-    """A row for each number of devices; times in milliseconds a step, memory in MB.
+    """A row for each number of devices; times in milliseconds per step, memory in MB.
 
     One process after the other: 96 devices take several GB.
     """
@@ -311,18 +311,18 @@ def say_overhead(rows: list[dict]) -> dict[str, float]:
     growth = {name: growth_exponent(counts, values) for name, values in columns.items()}
     cells.append(("growth", *(f"{value:.2f}" for value in growth.values()), ""))
     say_table(
-        f"Overhead of simulated devices on {cores()} cores: ms a step (dispatch: ms a call)",
+        f"Overhead of simulated devices on {cores()} cores: ms per step (dispatch: ms per call)",
         ("devices", *columns, "state MB/device"),
         cells,
     )
     say(
-        "Overhead: a step of one frame a device, less forward and backward alone. Exchange: sum, "
+        "Overhead: a step with one frame per device, minus forward and backward. Exchange: sum, "
         f"scatter and gather of one vector of the {rows[0]['parameters']:,} parameters. Growth: "
         "exponent of the number of devices, by least squares of logarithms; 1 is linear. Memory: "
-        "the process's peak beyond JAX without arrays, compilation included."
+        "the process's peak above JAX without arrays, including compilation."
     )
     slope = np.polyfit(counts, columns["memory MB"], 1)[0]
-    say(f"Memory grows by {slope:.0f} MB a device.")
+    say(f"Memory grows by {slope:.0f} MB per device.")
     return growth
 
 
@@ -335,7 +335,7 @@ def growth_exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def measure(jobs: list[Job], rounds: int, title: str) -> list[list[dict]]:
-    """Of each job the answers of its process, round after round in turn."""
+    """For each job, the answers of its process; jobs take turns in each round."""
     with ExitStack() as stack:
         processes = [stack.enter_context(worker(job)) for job in jobs]
         with progress(title, len(jobs) * (1 + rounds), "answers") as advance:
@@ -345,12 +345,12 @@ def measure(jobs: list[Job], rounds: int, title: str) -> list[list[dict]]:
                     time.sleep(SETTLE)
                     answers.append(next(process))
                     advance(1)
-    return [answers[1:] for answers in found]  # the first only tells that it is ready
+    return [answers[1:] for answers in found]  # the first only says that it is ready
 
 
 @contextmanager
 def worker(job: Job) -> Iterator[Iterator[dict]]:
-    """A process at work on a job: its answers, each measured when it is asked for."""
+    """A process for a job: its answers, each measured on request."""
     here, there = os.pipe()
     start = [sys.executable, "-m", "benchmarks.scaling_worker", str(there), job.to_json()]
     process = subprocess.Popen(

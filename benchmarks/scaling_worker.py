@@ -1,7 +1,7 @@
-"""The process of one number of devices: JAX divides the CPU once in a process.
+"""The process for one number of devices: JAX can divide the CPU only once per process.
 
-Started by `benchmarks.scaling`. When it is ready, and for each line on its standard input, it
-writes a line of JSON to a pipe of its own.
+Started by `benchmarks.scaling`. When it is ready, and for each line on standard input, it writes a
+line of JSON to its own pipe.
 """
 
 import json
@@ -47,10 +47,10 @@ def training(job: Job) -> Callable[[], dict[str, Any]]:
 
 
 def middle_work(job: Job, batch: int) -> Work:
-    """One dispatch of max(job.steps) batches, of the middle one of the padded shapes.
+    """One dispatch of max(job.steps) batches of the middle padded shape.
 
-    One shape, to compile once a variant: the best number of devices does not depend on a few
-    frames more or less.
+    One shape, so that each variant compiles once: the best number of devices does not depend on a
+    few frames.
     """
     most = max(job.steps)
     return make_work(batch, batch * most, _config(job, batch), job.scale).middle()
@@ -62,7 +62,7 @@ def _config(job: Job, batch: int) -> ExperimentConfig:
 
 
 def _trainer(contestant: Contestant, work: Work, steps: int) -> Callable[[], Any]:
-    """Train on the batches of a work's only dispatch, `steps` a dispatch; compiled already."""
+    """Train on the batches of a work's only dispatch, `steps` per dispatch; already compiled."""
     (dispatch,) = work.dispatches
     train = replace(work.config.train, steps_per_dispatch=steps)
     parts = [
@@ -76,10 +76,10 @@ def _trainer(contestant: Contestant, work: Work, steps: int) -> Callable[[], Any
 
 
 def overhead(job: Job) -> Callable[[], dict[str, Any]]:
-    """A round measures, in seconds, what devices cost beside the work on clips.
+    """A round measures, in seconds, the overhead of devices.
 
-    A device has one clip of one frame a step, so that the work on clips, `compute`, is little
-    more than reading the parameters; it is measured by itself as well, to be subtracted.
+    A device has one clip of one frame per step, so that the work on clips, `compute`, is little
+    more than reading the parameters; it is measured separately too, to be subtracted.
     """
     most = max(job.steps)
     work = one_frame_work(_config(job, job.devices), job.scale)
@@ -118,7 +118,7 @@ def overhead(job: Job) -> Callable[[], dict[str, Any]]:
 
 
 def one_frame_work(config: ExperimentConfig, scale: Scale) -> Work:
-    """A dispatch of batches with one clip of one frame a device."""
+    """A dispatch of batches with one clip of one frame per device."""
     steps, batch = config.train.steps_per_dispatch, config.train.batch
     corpus = draw_corpus(replace(scale, clips=steps * batch), config.seed)
     one = np.ones(len(corpus), np.int64)
@@ -147,7 +147,7 @@ def gradients_alone(network: Network, contestant: Contestant, work: Work) -> Cal
                 model = nnx.merge(graph, params, statistics, copy=True)
                 return model(batch, Training(uniform, lambda tree: tree)).logits.sum()
 
-            # All gradients have a say in the result, or XLA would leave them out.
+            # Use all gradients in the result, or XLA would remove them.
             return total + sum(jnp.vdot(g, g) for g in jax.tree.leaves(jax.grad(loss)(params)))
 
         return jax.lax.fori_loop(0, steps, body, 0.0)
@@ -161,7 +161,7 @@ def gradients_alone(network: Network, contestant: Contestant, work: Work) -> Cal
 
 
 def _repeated(function: Callable, value: np.ndarray, count: int, times: int) -> Callable[[], Any]:
-    """Apply a function `times` in one dispatch to each device's array, which it takes over."""
+    """Apply a function `times` in one dispatch to each device's array, which is donated."""
     compiled = devices.parallel(
         lambda x: jax.lax.fori_loop(0, times, lambda _, x: function(x), x),
         count,

@@ -1,4 +1,4 @@
-"""`mmattn serve` under load: whether an answer is lost or wrong, how fast, and if memory grows.
+"""`mmattn serve` under load: lost or wrong answers, speed, and growth of memory.
 
 python -m benchmarks.serve CLIP... --requests 200 --clients 8
 """
@@ -31,14 +31,14 @@ PARTS = 5  # rows of the table
 
 @dataclass(frozen=True)
 class Options:
-    """Have several clients at once ask `mmattn serve` for predictions."""
+    """Send requests of several parallel clients to `mmattn serve`."""
 
     clips: Annotated[
         tuple[Path, ...],
         tyro.conf.Positional,
         tyro.conf.arg(metavar="CLIP...", help_behavior_hint="(required)"),
     ]
-    """Clips or feature files, and folders of them; they are sent in turn."""
+    """Clips or feature files, or folders of them; they are sent in turn."""
     run: Path = Path("starter")
     requests: int = 200
     clients: int = 8
@@ -75,7 +75,7 @@ class Options:
                     rows.append(
                         (len(answers), f"{rate:.1f}", f"{middle:.0f}", f"{late:.0f}", *memory)
                     )
-        columns = ("requests so far", "a second", "median ms", "95 % ms", "server MB")
+        columns = ("requests so far", "per second", "median ms", "95 % ms", "server MB")
         numbers = [f"process {number + 1} MB" for number in range(self.workers)]
         title = f"{self.requests} requests of {self.clients} clients, {len(paths)} clips"
         say_table(title, (*columns, *numbers), rows)
@@ -85,13 +85,13 @@ class Options:
         )
         refused = sum(answer.refused for answer in answers)
         lost = self.requests - len(answers)
-        say(f"{lost} lost, {wrong} wrong, {refused} times 503 and asked again")
+        say(f"{lost} lost, {wrong} wrong, {refused} times 503 and retried")
         if lost or wrong:
             raise UserError("answers were lost or wrong")
 
 
 class Answer(NamedTuple):
-    """What came of a request: the JSON, the seconds it took in all, how often it got 503."""
+    """The result of a request: the JSON, the total seconds, how often it got 503."""
 
     body: dict
     seconds: float
@@ -99,7 +99,7 @@ class Answer(NamedTuple):
 
 
 def ask(address: str, path: Path) -> Answer:
-    """Send a clip, again where the server is full."""
+    """Send a clip; retry if the server is full."""
     begin, refused = time.perf_counter(), 0
     while True:
         connection = http.client.HTTPConnection(address, timeout=600)
@@ -116,7 +116,7 @@ def ask(address: str, path: Path) -> Answer:
 
 
 def expected_answers(run: Path, paths: Sequence[Path]) -> list[dict[str, float] | str]:
-    """By clip, the probabilities that the library gives, or the reason why there are none."""
+    """By clip, the probabilities from the library, or the reason for a failure."""
     from mmattn.run.run import load_run
 
     predictions, failures = load_run(run).predict_all(paths)
@@ -129,7 +129,7 @@ def expected_answers(run: Path, paths: Sequence[Path]) -> list[dict[str, float] 
 
 
 def agrees(body: dict, expected: dict[str, float] | str) -> bool:
-    """Whether an answer is that of the library, but for rounding."""
+    """Whether an answer equals the library's, up to rounding."""
     if isinstance(expected, str):
         return body.get("detail") == expected
     found = body["predictions"][0]["probabilities"] if "predictions" in body else {}
@@ -140,7 +140,7 @@ def agrees(body: dict, expected: dict[str, float] | str) -> bool:
 
 @contextmanager
 def serving(run: Path, workers: int) -> Iterator[tuple[subprocess.Popen, str]]:
-    """The command and its address; when it has ended, no file of it may be left."""
+    """The command and its address; it may leave no files when it ends."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--port", "0", "--workers", str(workers)]
         process = subprocess.Popen(
@@ -162,7 +162,7 @@ def serving(run: Path, workers: int) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
-    """The processes that predict, of a server."""
+    """The worker processes of a server."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [
         int(child)

@@ -22,18 +22,18 @@ from mmattn.console import progress, say
 from mmattn.errors import UserError
 
 OURS = "ours"
-# Threads of the one who worked before may still spin, in wait for more (OpenMP: 0.2 s).
+# Threads of the previous contender may still spin, waiting for work (OpenMP: 0.2 s).
 SETTLE = 0.3
-# Another process may start while there is room for this many of the largest so far.
+# Another process may start if there is room for this many of the largest so far.
 ROOM = 1.5
 
 
 @dataclass
 class Record:
-    """What is known of a contender, and of the anchor beside it in the same rounds."""
+    """Measurements of a contender, and of the anchor in the same rounds."""
 
     start_s: float
-    """From the start of the process to the end of the first step and the placing of all data."""
+    """From the start of the process until the first step and the placement of all data."""
     peak_mb: float
     rounds: list[list[float]] = field(default_factory=list)
     """Seconds of each timed piece of each round."""
@@ -50,11 +50,11 @@ class Record:
         }
 
     def median_s(self) -> float:
-        """Seconds of the usual round."""
+        """Seconds of the median round."""
         return median(map(sum, self.rounds))
 
     def rates(self, clips: int) -> tuple[str, ...]:
-        """Clips/s of the usual, the slowest and the fastest round, of so many clips each."""
+        """Clips/s of the median, the slowest and the fastest round, each with `clips` clips."""
         seconds = [sum(found) for found in self.rounds]
         return tuple(f"{clips / of(seconds):.1f}" for of in (median, max, min))
 
@@ -78,13 +78,13 @@ class Worker:
         """Start it and wait for its first step.
 
         Args:
-            job: what it does.
-            environment: variables beside those that the contender needs.
+            job: its job.
+            environment: variables besides those that the contender needs.
         """
         self.name = job.contender
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        # No start finds what XLA compiled for an earlier one, unless the caller asks it; the C++
-        # kernel is there, as after a first run.
+        # XLA's cache starts empty, unless the caller sets one; the C++ kernel is built, as after a
+        # first run.
         self.compilations = tempfile.TemporaryDirectory()
         fresh = {"JAX_COMPILATION_CACHE_DIR": self.compilations.name}
         answers, pipe = os.pipe()
@@ -112,7 +112,7 @@ class Worker:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer, which does not come, tells the rest
+            pass  # the missing answer is reported below
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -150,9 +150,9 @@ class Comparison(ABC):
     rounds: int = 5
     """Rounds of each contender, after a warm-up."""
     contenders: tuple[str, ...] = contenders.DEFAULT
-    """Who takes part; +jemalloc after a name loads that allocator."""
+    """Contenders; +jemalloc after a name loads that allocator."""
     json: Path | None = None
-    """Where to write the results."""
+    """File to write the results to."""
 
     @abstractmethod
     def compare(self, names: Sequence[str]) -> dict[str, Any]:
@@ -187,10 +187,10 @@ def check_positive(option: str, *values: int) -> None:
 
 
 def measure(jobs: Sequence[Job], rounds: int, advance: Callable[[int], None]) -> dict[str, Record]:
-    """Measure jobs of the same work, each beside this project with the same allocator.
+    """Measure jobs of the same work, each against this project with the same allocator.
 
-    After a warm-up round of each, all work in turn. If memory does not hold all processes, they
-    come in groups; this project's processes stay, so that each group has its own comparison.
+    After a warm-up round of each, all take turns. If memory does not hold all processes, they run
+    in groups; this project's processes stay, so that each group has its own comparison.
 
     Args:
         jobs: one for each contender.
@@ -243,7 +243,7 @@ def _work_in_turn(
             record = records[worker.name]
             record.rounds.append(answer["seconds"])
             record.peak_mb = max(record.peak_mb, answer["peak_mb"])
-            if len(record.rounds) <= rounds:  # those that stay for all groups count once
+            if len(record.rounds) <= rounds:  # those in all groups count once
                 advance(1)
         for name in seconds:
             anchor = OURS + JEMALLOC if name.endswith(JEMALLOC) else OURS

@@ -1,7 +1,7 @@
-"""How long a user waits for training to begin: `python -m experiments.no_aug` in fresh processes.
+"""The time until training begins: `python -m experiments.no_aug` in fresh processes.
 
 Seconds from the start of the process to the end of the first step, with XLA's cache empty and then
-filled, and the clips/s of the first epoch, in which programs are compiled. With --other, another
+filled, and the clips/s of the first epoch, which includes compilation. With --other, another
 working copy of this project takes turns with this one.
 """
 
@@ -52,7 +52,7 @@ class Startup:
     other: Path | None = None
     """Another working copy."""
     json: Path | None = None
-    """Where to write the results."""
+    """File to write the results to."""
 
     def __call__(self) -> None:
         """Measure in turn, print medians, write."""
@@ -74,7 +74,7 @@ class Startup:
 
 
 def measure(copy: Path) -> tuple[float, float, float]:
-    """What `COLUMNS` say of a working copy."""
+    """The values of `COLUMNS` for a working copy."""
     with tempfile.TemporaryDirectory() as folder:
         empty, filled = (first_step(copy, Path(folder), number) for number in range(2))
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +85,7 @@ def measure(copy: Path) -> tuple[float, float, float]:
 
 
 def first_step(copy: Path, folder: Path, number: int) -> float:
-    """Seconds of a process until it has made one optimiser step."""
+    """Seconds from the start of a process to the end of its first optimiser step."""
     options = ["--out", f"{folder}/{number}", "--train.steps-per-dispatch", "1"]
     begin = time.time()
     text = start(copy, folder, ["-c", FIRST_STEP, *options])
@@ -93,7 +93,7 @@ def first_step(copy: Path, folder: Path, number: int) -> float:
 
 
 def start(copy: Path, folder: Path, words: list[str]) -> str:
-    """Run this Python on a working copy, with XLA's cache in a folder; what it printed."""
+    """Run this Python on a working copy, with XLA's cache in a folder; returns its output."""
     result = subprocess.run(
         [sys.executable, *words],
         cwd=copy,

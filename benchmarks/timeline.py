@@ -1,4 +1,4 @@
-"""A timeline of a long recording: how fast it is made, and whether memory grows with its length.
+"""A timeline of a long recording: speed, and growth of memory with its length.
 
 python -m benchmarks.timeline RUN CLIP --minutes 15
 """
@@ -22,7 +22,7 @@ SIZES = ("resident MB", "own MB", "most MB")
 
 @dataclass(frozen=True)
 class Options:
-    """Make the timeline of a clip that is repeated for minutes."""
+    """Make the timeline of a clip repeated for minutes."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     clip: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CLIP")]
@@ -64,20 +64,20 @@ class Options:
             except BadMedia as error:
                 raise UserError(f"{self.clip}: {error}") from error
             finally:  # Ctrl-C too: an hour is long
-                columns = ("minute", "seconds a second", "core seconds a second", *SIZES)
+                columns = ("minute", "seconds per second", "core seconds per second", *SIZES)
                 say_table(f"{self.run}, {self.clip.name} for {self.minutes} minutes", columns, rows)
         say(f"{len(timeline['windows'])} windows of {len(timeline['people'])} people")
 
 
 def megabytes(name: str) -> int:
-    """A size of this process in /proc/self/status: VmRSS is all, RssAnon without files as the code
-    of libraries, VmHWM the most there ever was."""
+    """A size of this process in /proc/self/status: VmRSS is all, RssAnon without files such as the
+    code of libraries, VmHWM the peak."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return round(int(lines[name].split()[0]) * 1024 / 1e6)
 
 
 def repeat_clip(clip: Path, to: Path, seconds: float) -> None:
-    """Write a file that plays a clip again and again for so long; nothing is encoded anew."""
+    """Write a file that repeats a clip for `seconds`, without re-encoding."""
     with av.open(clip) as source, av.open(to, "w") as file:
         streams = {one.index: file.add_stream_from_template(one) for one in source.streams}
         packets = [packet for packet in source.demux() if packet.dts is not None]

@@ -1,7 +1,7 @@
 """Training steps of this project and of its peers, side by side, on the same ragged batches.
 
-A round trains once on the same batches of each length bucket, which lie ready in the form that
-the framework takes; every contender works in a process of its own and one at a time.
+A round trains once on the same batches of each length bucket, which are already in the framework's
+form; every contender runs in its own process, one at a time.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ class TrainStep(Comparison):
     """Options of the command."""
 
     batches: tuple[int, ...] = (24, 64, 256)
-    """Clips an optimiser step; a table each."""
+    """Clips per optimiser step; one table for each."""
     clips: int = 96
     """Clips of each length bucket in a round, rounded up to whole batches."""
 
@@ -62,7 +62,7 @@ class TrainStep(Comparison):
             )
             for name, record in records.items()
         ]
-        title = f"Training, batch {batch}: {work.clips} clips a round, {self.rounds} rounds"
+        title = f"Training, batch {batch}: {work.clips} clips per round, {self.rounds} rounds"
         say_table(title, COLUMNS, rows)
         if cached is not None:
             say(f"1st step of ours with a filled compilation cache: {cached:.1f} s")
@@ -76,7 +76,7 @@ class TrainStep(Comparison):
 
 
 def cached_start(job: Job) -> float:
-    """Seconds from the start of a process to its first step, when an earlier one compiled it."""
+    """Seconds from the start of a process to its first step, with a filled XLA cache."""
     with tempfile.TemporaryDirectory() as folder:
         cache = {
             "JAX_COMPILATION_CACHE_DIR": folder,

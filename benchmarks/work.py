@@ -1,7 +1,7 @@
 """The work that all contenders share: ragged batches of the full-size corpus, and its FLOP.
 
-The lengths are those that `benchmarks.full_size` draws for RAVDESS and CREMA-D together; clips are
-grouped by the project's own buckets, so a batch has the padded shape that it has in training.
+Lengths are those that `benchmarks.full_size` draws for RAVDESS and CREMA-D together; clips are
+grouped by the project's own buckets, so batches have the padded shapes of training.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,15 +28,15 @@ class Scale:
     """How large the clips are; the default is full size."""
 
     clips: int = round(TRAINING_SHARE * sum(CLIPS.values()))
-    """In the corpus; the buckets depend on all their lengths."""
+    """Clips in the corpus; the buckets depend on all their lengths."""
     widths: dict[str, int] = field(default_factory=lambda: dict(WIDTHS))
-    """Features of a frame, by modality."""
+    """Feature dimension by modality."""
     rates: dict[str, float] = field(default_factory=lambda: dict(RATES))
-    """Frames a second, by modality."""
+    """Frames per second, by modality."""
 
 
 class Work(NamedTuple):
-    """What a contender builds, and on what it is measured."""
+    """What a contender builds, and the batches it is measured on."""
 
     config: ExperimentConfig
     """The experiment; its `train.batch` is the batch size."""
@@ -48,7 +48,7 @@ class Work(NamedTuple):
 
     @property
     def widths(self) -> dict[str, int]:
-        """Features of a frame, by modality."""
+        """Feature dimension by modality."""
         return self.corpus.widths
 
     @property
@@ -81,7 +81,7 @@ class Work(NamedTuple):
         return found
 
     def singles(self) -> list["Work"]:
-        """Each batch as work of its own."""
+        """Each batch as separate work."""
         return [
             self._replace(dispatches=[Dispatch(dispatch.bucket, [batch])])
             for dispatch in self.dispatches
@@ -89,7 +89,7 @@ class Work(NamedTuple):
         ]
 
     def middle(self) -> "Work":
-        """Its dispatch of the middle one of the padded shapes: a single shape compiles once."""
+        """Its dispatch of the middle padded shape: a single shape compiles once."""
         return self._replace(dispatches=[self.dispatches[len(self.dispatches) // 2]])
 
     def _batches(self) -> list[np.ndarray]:
@@ -105,7 +105,7 @@ def _batch_at(batch: Batch, step: int) -> Batch:
 
 
 def blank_normaliser(work: Work) -> Normaliser:
-    """Leaves the frames, which are normal noise, as they are."""
+    """A normaliser that leaves the frames, standard normal noise, unchanged."""
     kinds = {"mean": np.zeros, "std": np.ones}
     return {
         f"{name}_{kind}": make(width, np.float32)
@@ -117,10 +117,10 @@ def blank_normaliser(work: Work) -> Normaliser:
 def make_work(
     batch: int, per_bucket: int, config: ExperimentConfig = CONFIG, scale: Scale | None = None
 ) -> Work:
-    """The same work for all who ask with the same arguments.
+    """The work; the same for the same arguments.
 
     Args:
-        batch: clips a batch.
+        batch: clips per batch.
         per_bucket: clips of each bucket, rounded up to whole batches, at most one dispatch.
         config: the experiment.
         scale: of the clips, full size by default.
@@ -133,7 +133,7 @@ def make_work(
     rng = np.random.default_rng(config.seed)
     plan = plan_epoch(corpus, clips, buckets, batch, steps, rng)
     dispatches = [_first_full(plan, bucket, batch, steps) for bucket in buckets]
-    # Unequal, so that a contender that left them out would be found out.
+    # Unequal, so that tests notice a contender that ignores them.
     class_weights = np.linspace(0.5, 1.5, len(corpus.class_names), dtype=np.float32)
     return Work(config, corpus, dispatches, class_weights)
 
@@ -146,7 +146,7 @@ def _first_full(plan: list[Dispatch], bucket: Bucket, batch: int, steps: int) ->
 
 
 def draw_corpus(scale: Scale, seed: int) -> Corpus:
-    """Clips with the lengths of both corpora; they share a block of noise, to take no memory."""
+    """Clips with the lengths of both corpora; they share a block of noise to save memory."""
     rng = np.random.default_rng(seed)
     shares = np.array(list(CLIPS.values())) / sum(CLIPS.values())
     means = np.array(list(SECONDS.values()))[rng.choice(len(CLIPS), scale.clips, p=shares)]
@@ -188,11 +188,11 @@ def clip_flop(model: ModelConfig, widths: dict[str, int], frames: dict[str, int]
     """FLOP of the matrix products of the LSTM layers for one clip, forward and backward.
 
     A direction of a layer multiplies [T, F] by [F, 4H] and, over the steps, [T, H] by [H, 4H].
-    Backward takes twice as much, but for the gradient of the network's input, which is not used.
+    Backward takes twice as much, except for the gradient of the network's input, which is not used.
 
     Args:
         model: the layers.
-        widths: features of a frame, by modality.
+        widths: feature dimension by modality.
         frames: without padding, by modality.
 
     >>> clip_flop(ModelConfig(), {"audio": 89, "video": 512}, {"audio": 380, "video": 57})

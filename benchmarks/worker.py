@@ -1,8 +1,8 @@
 """The process of one contender: builds it, takes its first step, then works when asked.
 
 Started by `benchmarks.side_by_side` as `python -m benchmarks.worker JOB`. Each line on the
-standard input asks for one round; answers are lines of JSON on a pipe of their own, because
-frameworks print what they like.
+standard input asks for one round; answers are lines of JSON on a separate pipe, because frameworks
+print to standard output.
 """
 
 import json
@@ -26,7 +26,7 @@ from mmattn.config import ExperimentConfig, config_from_json
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is to do."""
+    """The job of a worker."""
 
     contender: str
     task: Literal["train", "predict", "file", "check"]
@@ -53,7 +53,7 @@ def job_from_json(text: str) -> Job:
 
 
 def training(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]:
-    """A round trains on all batches, placed beforehand; the first step has been made."""
+    """A round trains on all batches, placed beforehand, after the first step."""
     contender.train(contender.place(work.singles()[0]))
     placed = contender.place(work)
 
@@ -82,7 +82,7 @@ def predicting(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]
 
 
 def predicting_files(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]:
-    """A round predicts each clip from its feature file, as a user does; each was once before."""
+    """A round predicts each clip from its feature file, as a user does, after one warm-up."""
     folder = tempfile.TemporaryDirectory()
     paths = []
     for batch in work.singles():
@@ -104,9 +104,9 @@ def predicting_files(contender: Contender, work: Work) -> Callable[[], dict[str,
 
 
 def checking(contender: Contender, work: Work) -> Callable[[], dict[str, Any]]:
-    """A round tells what the network computes from parameters that all contenders share.
+    """A round returns what the network computes from parameters shared by all contenders.
 
-    Of one that only predicts, the probabilities.
+    For a contender that only predicts, the probabilities.
     """
     contender.load(draw_parameters(work))
 
@@ -144,8 +144,8 @@ def main(pipe: int, born: float, job: Job) -> None:
 
     Args:
         pipe: the file descriptor for the answers.
-        born: when the process was started, as of `time.time`.
-        job: what to do.
+        born: start time of the process, by `time.time`.
+        job: its job.
     """
     with os.fdopen(pipe, "w") as out:
 

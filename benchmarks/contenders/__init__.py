@@ -1,4 +1,4 @@
-"""Who is compared: one module a contender, imported only in the contender's own process."""
+"""The contenders: one module for each, imported only in the contender's own process."""
 
 from importlib import import_module
 from pathlib import Path
@@ -20,10 +20,10 @@ class Needs(NamedTuple):
     """What a contender's process needs."""
 
     packages: tuple[str, ...] = ()
-    """Beside those of the project."""
+    """Packages besides those of the project."""
     environment: tuple[tuple[str, str], ...] = ()
     module: str | None = None
-    """Where its class is, if not in the module of its name."""
+    """The module of its class, if it has another name."""
 
 
 _QUIET_TENSORFLOW = ("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -68,7 +68,7 @@ def environment(name: str) -> dict[str, str]:
 
 
 def missing(name: str) -> str | None:
-    """What a contender lacks on this machine and the command that installs it, or None."""
+    """What a contender is missing on this machine, with the install command, or None."""
     needs = CONTENDERS[name.removesuffix(JEMALLOC)]
     lacking = [package for package in needs.packages if not installed(package)]
     if lacking:

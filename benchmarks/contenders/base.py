@@ -1,4 +1,4 @@
-"""What every contender can do, and what is the same for all of them."""
+"""The interface of contenders, and their common parts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Contender(ABC):
 
     @abstractmethod
     def place(self, work: Work) -> Any:
-        """The batches as arrays of the framework, where the steps need them."""
+        """The batches as arrays of the framework, placed for the steps."""
 
     @abstractmethod
     def train(self, placed: Any) -> float:
@@ -44,7 +44,7 @@ class Contender(ABC):
         """Probabilities [n, K] of all clips, in order, from padded arrays [B, …]."""
 
     def predict_file(self, path: Path) -> np.ndarray:
-        """Probabilities [K] of a feature file, read as quickly as can be, without any check."""
+        """Probabilities [K] of a feature file, read as fast as possible, without checks."""
         streams = {}
         with np.load(path) as arrays:
             for name in arrays:
@@ -108,7 +108,7 @@ def parameter_shapes(work: Work) -> dict[str, tuple[int, ...]]:
 
 
 def draw_parameters(work: Work) -> dict[str, np.ndarray]:
-    """Random parameters, the same for everyone, none of them 0 or 1."""
+    """Random parameters, the same for all contenders, none of them 0 or 1."""
     rng = np.random.default_rng(0)
     return {
         name: rng.uniform(-1, 1, shape).astype(np.float32) + ("scale" in name)

@@ -1,4 +1,4 @@
-"""The network in Keras 3, for either backend; how a training step is compiled is open."""
+"""The network in Keras 3, for either backend; subclasses compile the training step."""
 
 from abc import abstractmethod
 from typing import Any

@@ -1,6 +1,6 @@
-"""ONNX Runtime: the file of `mmattn export`; it predicts, and trains nothing. A thread a core.
+"""ONNX Runtime: the file of `mmattn export`; it only predicts. One thread per core.
 
-Its first second includes the export, which another process makes: a user's has no JAX.
+Its first step includes the export, in another process, as a user's process has no JAX.
 """
 
 from concurrent.futures import ProcessPoolExecutor

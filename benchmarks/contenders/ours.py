@@ -56,7 +56,7 @@ class Contestant(Contender):
         ]
 
     def train(self, placed: list[tuple[Batch, np.int32]]) -> float:
-        sums = jax.tree.map(lambda x: x.copy(), self.no_sums)  # the step takes its argument over
+        sums = jax.tree.map(lambda x: x.copy(), self.no_sums)  # the step donates its argument
         for batches, count in placed:
             self.state, sums, _ = self.learner.train(
                 self.state, sums, batches, count, self.settings
@@ -98,7 +98,7 @@ class Contestant(Contender):
 
 
 def untrained_run(work: Work) -> Run:
-    """A run as a training in memory leaves it, with initial parameters."""
+    """A run as after training in memory, with initial parameters."""
     run = Run(work.config)
     clips = np.arange(1)
     trainer = Trainer(work.config, work.corpus, blank_normaliser(work), None, clips, 1)
@@ -107,7 +107,7 @@ def untrained_run(work: Work) -> Run:
 
 
 def write_untrained(folder: Path) -> None:
-    """Write the folder `run` of such a run, `clip.npz` to predict and, if it can, `model.onnx`."""
+    """Write such a run to `run`, a `clip.npz` to predict and, if possible, `model.onnx`."""
     work = make_work(1, 1)
     run = untrained_run(work)
     run.history, run.split = [], {}

@@ -1,4 +1,4 @@
-"""The network in PyTorch: time-major, one thread a core; how a layer meets padding is open."""
+"""The network in PyTorch: time-major, one thread per core; subclasses handle padding."""
 
 from abc import abstractmethod
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Frames(NamedTuple):
     length: Tensor
     """[B] int64"""
     mirror: Tensor
-    """[T B] the row of the flattened frames to take, for each clip backwards in its own length."""
+    """[T B] rows of the flattened frames that reverse each clip within its own length."""
 
 
 class TorchBatch(NamedTuple):
@@ -45,7 +45,7 @@ class TorchBatch(NamedTuple):
 
 
 class Branch(nn.Module):
-    """LSTM layers, of which subclasses say how they run, and temporal attention."""
+    """LSTM layers, run by subclasses, and temporal attention."""
 
     def __init__(self, pairs: list[tuple[Layer, Layer]], rates: list[float], pooled_rate: float):
         super().__init__()
@@ -79,7 +79,7 @@ class Branch(nn.Module):
 
 
 def name_lstm(layer: Layer, lstm: nn.LSTM, suffix: str = "") -> dict[str, Tensor]:
-    """The parameters of a direction, of whose two biases one stays out."""
+    """The parameters of a direction, without one of its two biases."""
     found = {
         f"{layer.name}.input_kernel": f"weight_ih_l0{suffix}",
         f"{layer.name}.recurrent_kernel": f"weight_hh_l0{suffix}",

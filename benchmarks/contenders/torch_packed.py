@@ -1,7 +1,7 @@
 """PyTorch on packed sequences: no arithmetic on padding, but no fused layer either.
 
 The backward pass of the step's `narrow` fills a gradient of all frames with zeros at each time
-step, so the time grows with the square of the length where clips differ in length
+step, so the time is quadratic in length if clips differ in length
 (https://github.com/pytorch/pytorch/issues/149194).
 """
 

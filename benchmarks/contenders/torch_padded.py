@@ -1,7 +1,7 @@
-"""PyTorch on padded frames, which take its fused layer.
+"""PyTorch on padded frames, with its fused layer.
 
 A bidirectional `nn.LSTM` would start the backward direction in the padding, so each direction is
-a layer of its own and the frames of each clip are turned round within its length.
+a separate layer and the frames of each clip are reversed within its length.
 """
 
 import torch
@@ -12,7 +12,7 @@ from benchmarks.contenders.torch_network import Branch, Frames, TorchContender, 
 
 
 class _Mirror(torch.autograd.Function):
-    """Take rows of the flattened [T B, F] frames; the rows undo themselves, so also backward."""
+    """Take rows of the flattened [T B, F] frames; the rows are their own inverse."""
 
     @staticmethod
     def forward(ctx, x, rows):
@@ -26,7 +26,7 @@ class _Mirror(torch.autograd.Function):
 
 
 class PaddedBranch(Branch):
-    """Two layers of one direction each, side by side."""
+    """Two layers of one direction each, concatenated."""
 
     def build(self, pairs: list[tuple[Layer, Layer]]) -> None:
         self.layers = nn.ModuleList()

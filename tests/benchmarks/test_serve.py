@@ -14,7 +14,7 @@ def test_clients_at_once(commands, tmp_path):
     options = ("--requests", 10, "--clients", 2, "--workers", 1)
     text = commands.run("benchmarks.serve", tmp_path, *options)
     assert "10 requests of 2 clients, 2 clips" in text
-    assert "0 lost, 0 wrong, 0 times 503 and asked again" in text
+    assert "0 lost, 0 wrong, 0 times 503 and retried" in text
 
 
 def test_what_agrees():

@@ -357,7 +357,7 @@ def test_options_that_are_wrong(server, folder, commands):
         download("ravdess", folder, ("Actor_01", "1001"))
     with pytest.raises(UserError, match="--to: expected a folder for the clips of ravdess"):
         download("ravdess", None)
-    with pytest.raises(UserError, match="--only: expected without models"):
+    with pytest.raises(UserError, match="--only: not for models"):
         download("models", None, ("Actor_01",))
     assert server.requests == []
     assert not folder.exists()
