@@ -210,7 +210,7 @@ def collective_seconds(
     """Seconds of a collective between `each` devices of several machines.
 
     All-gather: R - 1 sequential messages pass a part around the ring of R devices; all-reduce:
-    twice that. A part passes between machines as often as there are machines, and all parts share one
+    twice that. A part passes between machines as often as there are machines; all parts share one
     connection there. Reduce-scatter: log2 R messages, the larger ones between near devices; all
     connections to another machine share its network.
     """

@@ -124,8 +124,8 @@ def test_a_stored_config_comes_back_whole():
         (("host:99999", 2, 0), "--distributed.coordinator host:99999: expected HOST:PORT"),
         (("host:1", 0, 0), "--distributed.num-processes 0: expected 1 or more"),
         (("host:1", 2, 2), "--distributed.process-id 2: expected 0 to 1"),
-        ((None, None, None, 0.0), "--distributed.timeout 0.0: expected above 0 seconds"),
-        ((None, None, None, math.inf), "--distributed.timeout inf: expected above 0 seconds"),
+        ((None, None, None, 0.0), "--distributed.timeout 0.0: expected above 0 and at most"),
+        ((None, None, None, math.inf), "--distributed.timeout inf: expected above 0 and at most"),
     ],
 )
 def test_processes_whose_options_do_not_fit_together(values, message):

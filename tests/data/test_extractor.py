@@ -20,7 +20,7 @@ def but(modality: str, **changes) -> dict:
     return records
 
 
-NAMELESS = "one that the files do not name"
+NAMELESS = "an unnamed one"
 CASES = {
     "nothing": (BOTH, copy.deepcopy(BOTH), ""),
     "nothing known": ({}, {}, ""),

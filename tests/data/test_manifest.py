@@ -159,7 +159,7 @@ def test_every_fault_is_named_with_line_and_column(table, faults):
         (8, "file", "a\\2.npz", portable),
         (8, "start", "inf", number),
         (9, "file", "nothing", below),
-        (10, "file", "a", f"{below} (a is no file)"),
+        (10, "file", "a", f"{below} (a is not a file)"),
         (11, "", "3 cells", "6, as in the header"),
         (12, "file", "a/1.npz", "once, it is in line 2"),
     ]
@@ -262,7 +262,7 @@ def test_what_is_written_is_read_again(table, name):
     manifest = read_manifest(path)
     assert manifest.emotions == ["sad, or not", ""]
     assert manifest.speakers == ["", 'corpus-the "other"']
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists; --overwrite"):
         write_manifest(path, rows)
     write_manifest(path, rows[:1], overwrite=True)
     assert len(read_manifest(path)) == 1

@@ -329,7 +329,7 @@ def test_many_builders_at_once(corpus_folder, options, tmp_path):
 
 def test_a_cache_that_cannot_be_made(corpus_folder, options, tmp_path):
     (tmp_path / "file").touch()
-    reason = r"cannot write the cache .*/file/cache: Not a directory; about 0\.\d MB.*--data.cache"
+    reason = r"cannot write the cache .*/file/cache: Not a directory; it needs about 0\.\d MB.*--data.cache"
     with pytest.raises(UserError, match=reason):
         open_both(options(corpus_folder, cache=tmp_path / "file" / "cache"))
 
@@ -337,7 +337,7 @@ def test_a_cache_that_cannot_be_made(corpus_folder, options, tmp_path):
 def test_a_disk_that_gets_full(corpus_folder, options, tmp_path):
     code, message = end_of(run_builder("full", corpus_folder, tmp_path / "cache", 9000))
     assert code == 1
-    assert "File too large; about 0." in message
+    assert "File too large; it needs about 0." in message
     assert builds(tmp_path / "cache") == packs(tmp_path / "cache") == []
     shutil.rmtree(tmp_path / "cache")
     assert len(open_both(options(corpus_folder))) == 32

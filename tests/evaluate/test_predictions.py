@@ -190,7 +190,7 @@ SOFT = HEADER.strip() + ",target.happy,target.sad\n"
             ":3: expected 6 fields, got 5",
         ),
         (HEADER + "a1,a,glad,happy,0.7,0.3\n", ":2: class 'glad' is none of happy, sad"),
-        (HEADER + "a1,a,happy,happy,0.7,x\n", ":2: a probability is no number"),
+        (HEADER + "a1,a,happy,happy,0.7,x\n", ":2: a probability is not a number"),
         (HEADER + "a1,a,happy,happy,0.7,0.7\n", "do not sum to 1"),
         (HEADER + "a1,a,happy,happy,nan,0.7\n", "not finite: a1"),
         (HEADER + "a1,a,happy,sad,0.7,0.3\n", "predicted is not the most probable class: a1"),

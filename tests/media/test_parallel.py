@@ -116,7 +116,9 @@ def test_bad_options_are_named(folder, config, tmp_path):
     with pytest.raises(UserError, match="--video-rate 0: expected above 0"):
         extract_clips([folder], tmp_path / "to", rate, 1)
     nothing = replace(config, audio={}, video={})
-    with pytest.raises(UserError, match="--audio none --video none: expected one of them"):
+    with pytest.raises(
+        UserError, match="--audio none --video none: expected at least one modality"
+    ):
         extract_clips([folder], tmp_path / "to", nothing, 1)
     assert not (tmp_path / "to").exists()
 

@@ -136,7 +136,7 @@ def test_the_record_tells_the_model_and_not_where_it_lies(tmp_path):
 
 def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"no model")
-    with pytest.raises(UserError, match=f"--whisper-model {tmp_path}: no Whisper model"):
+    with pytest.raises(UserError, match=f"--whisper-model {tmp_path}: not a Whisper model"):
         Whisper(str(tmp_path), FOLDER).start()
     (tmp_path / "model.bin").write_bytes(bytes(18))  # without variables
     with pytest.raises(UserError, match="--whisper-layer -2: expected 1 to 0"):

@@ -396,7 +396,7 @@ def test_a_study_shows_a_clip_under_the_chosen_arms(browser, study_page):
     assert len(browser.data("clip-classes")) == 2
     browser.click('#arms input[value="0"]')
     browser.click('#arms input[value="2"]')
-    assert browser.text("#clip-title") == "No arm is chosen."
+    assert browser.text("#clip-title") == "No arm is selected."
     assert browser.complaints() == []
 
 

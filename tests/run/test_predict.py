@@ -233,7 +233,7 @@ LATE = changed(WHOLE, "video", times=WHOLE["video"].times + 1.3)
     [
         (WHOLE, {**EXTRACTOR, "audio": FASTER}, "was trained on: audio hop 0.01 instead of 0.05"),
         (WHOLE, None, "audio: one that the files do not name instead of log-mel version 1"),
-        (NARROW, EXTRACTOR, "audio has 4 features a frame, the run was trained on 5"),
+        (NARROW, EXTRACTOR, "audio has 4 features per frame, the run was trained on 5"),
         ({}, EXTRACTOR, "no array NAME_features; the file has extractor"),
         (FACELESS, EXTRACTOR, "it has no audio and no video, from which the run predicts; "),
         (FACELESS, EXTRACTOR, "; no face in any of its 23 video frames"),
