@@ -329,7 +329,7 @@ def test_many_builders_at_once(corpus_folder, options, tmp_path):
 
 def test_a_cache_that_cannot_be_made(corpus_folder, options, tmp_path):
     (tmp_path / "file").touch()
-    reason = r"cannot write the cache .*/file/cache: Not a directory; it needs about 0\.\d MB.*--data.cache"
+    reason = r"cannot write the cache .*/cache: Not a directory; it needs about 0\.\d MB.*--data.ca"
     with pytest.raises(UserError, match=reason):
         open_both(options(corpus_folder, cache=tmp_path / "file" / "cache"))
 
