@@ -149,8 +149,8 @@ def serving(run: Path, workers: int) -> Iterator[tuple[subprocess.Popen, str]]:
             text=True,
         )
         try:
-            said = iter(process.stdout.readline, "")
-            line = next((line for line in said if "POST clips" in line), None)
+            lines = iter(process.stdout.readline, "")
+            line = next((line for line in lines if "POST clips" in line), None)
             if line is None:
                 raise UserError(f"mmattn serve {run}: it ended with {process.wait()}")
             yield process, line.partition(": POST")[0].removeprefix("http://")

@@ -182,13 +182,13 @@ class _Rate(TextColumn):
 class _PlainProgress:
     def __init__(self, title: str, total: int, unit: str):
         self.title, self.total, self.unit, self.done = title, total, unit, 0.0
-        self.start = self.said = time.monotonic()
+        self.start = self.shown = time.monotonic()
 
     def advance(self, count: float) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.said >= PLAIN_INTERVAL:
-            self.said = now
+        if now - self.shown >= PLAIN_INTERVAL:
+            self.shown = now
             rate = self.done / (now - self.start)
             left = max(self.total - self.done, 0.0) / rate if rate else float("nan")
             say(

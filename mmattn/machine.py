@@ -24,8 +24,8 @@ def own_cores() -> list[int]:
 
 def cores() -> int:
     """How many cores this process may use; NPROC in the environment, which XLA reads too."""
-    said = os.environ.get("NPROC", "")
-    return int(said) if said.isdecimal() and int(said) else len(own_cores())
+    count = os.environ.get("NPROC", "")
+    return int(count) if count.isdecimal() and int(count) else len(own_cores())
 
 
 def pin(to: Collection[int]) -> None:

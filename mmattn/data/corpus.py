@@ -311,8 +311,8 @@ def _labelled(
     targets = soft_labels(classes, votes) if data.soft else None
     kept = labels >= 0 if targets is None else targets.any(axis=1)
     if not kept.any():
-        said = " ".join(data.labels) or "of the table"
-        raise UserError(f"no clips are left of {len(table)} for the labels {said}")
+        names = " ".join(data.labels) or "of the table"
+        raise UserError(f"no clips are left of {len(table)} for the labels {names}")
     targets = targets if targets is None else targets[kept]
     return np.array(clips)[kept], labels[kept], tuple(classes), targets
 
@@ -342,9 +342,9 @@ def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> s
     titles = [CORPORA[name].TITLE if name in CORPORA else name for name in corpora.tolist()]
     clips = " and ".join(f"{count} {title}" for title, count in Counter(titles).items())
     unknown = np.count_nonzero(speakers == "")
-    said = f"{len({*speakers} - {''})} speakers"
-    said += f" and {unknown} clips, SPEAKERS UNKNOWN," if unknown else ""
-    return f"{clips} clips of {said} from {', '.join(map(str, roots))}"
+    who = f"{len({*speakers} - {''})} speakers"
+    who += f" and {unknown} clips, SPEAKERS UNKNOWN," if unknown else ""
+    return f"{clips} clips of {who} from {', '.join(map(str, roots))}"
 
 
 def _synthetic_corpus(data: DataConfig, modalities: Sequence[str]) -> Corpus:

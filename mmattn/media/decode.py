@@ -171,8 +171,8 @@ class Clock:
 
 def _aspect(stream: av.VideoStream, plan: Plan) -> Fraction:
     """Width over height of a pixel; 1 if the header's value is impossible."""
-    said = stream.sample_aspect_ratio  # a Fraction, from PyAV 19 on another kind of number
-    aspect = Fraction(said.numerator, said.denominator) if said else Fraction(1)
+    stored = stream.sample_aspect_ratio  # a Fraction, from PyAV 19 on another kind of number
+    aspect = Fraction(stored.numerator, stored.denominator) if stored else Fraction(1)
     if 1 / FLATTEST <= aspect <= FLATTEST:
         return aspect
     plan.done["video"].append(f"pixels of {aspect}, by the header, are taken for square")

@@ -312,8 +312,8 @@ def _hear(plan: Plan, config: ExtractConfig) -> dict[str, Stream]:
     """The audio features by modality."""
     if not config.audio:
         return {}
-    audio, said = heard_audio(plan.path, read_audio(plan))
-    plan.notes.extend(said)
+    audio, notes = heard_audio(plan.path, read_audio(plan))
+    plan.notes.extend(notes)
     if audio is None:
         return {}
     models, (samples, rate, _) = audio_models(config), audio

@@ -30,8 +30,8 @@ def probe_clip(path: Path, rate: float) -> None:
         title = f"{path}: {plan.form}, {plan.end:.2f} s{claimed}"
         say_table(title, ("stream", "kind", "codec", "seconds"), rows, left=True)
         plan.check_length()
-        audio, said = heard_audio(path, read_audio(plan))
-        plan.notes.extend(said)
+        audio, heard = heard_audio(path, read_audio(plan))
+        plan.notes.extend(heard)
         if audio is not None:
             plan.done["audio"].append(f"{audio.start:.2f} to {audio.end:.2f} s")
         times = [time for time, _ in read_frames(plan, rate)]

@@ -67,11 +67,11 @@ class Plan:
 
     def check_length(self) -> None:
         """Raise BadMedia if the clip ends well before the duration in its header."""
-        if not (said := self.claimed):
+        if not (claimed := self.claimed):
             return
         end = self.end + max(self.start, 0.0)  # headers count from 0, even if the clip starts later
-        if said - end > max(SHORT, SHORT_SHARE * said):
-            raise BadMedia(f"cut short: its header says {said:.1f} s, it ends at {end:.1f} s")
+        if claimed - end > max(SHORT, SHORT_SHARE * claimed):
+            raise BadMedia(f"cut short: its header says {claimed:.1f} s, it ends at {end:.1f} s")
 
 
 def survey(path: Path) -> Plan:
@@ -179,10 +179,10 @@ def _claimed(container: av.container.InputContainer) -> float | None:
     ):  # FFmpeg adjusts durations to the file size, but not the frame count
         videos = [one for one in streams if one.type == "video" and one.frames < _ENDLESS]
         return max((_seconds(one, one.frames) for one in videos), default=None)
-    said = [said for stream in streams if (said := _stream_seconds(stream)) is not None]
+    durations = [one for stream in streams if (one := _stream_seconds(stream)) is not None]
     whole = container.duration and container.duration / av.time_base
-    if said and len(said) == len(streams):
-        return min(max(said), whole or np.inf)
+    if durations and len(durations) == len(streams):
+        return min(max(durations), whole or np.inf)
     return whole if all(one.type in ("audio", "video") for one in container.streams) else None
 
 

@@ -1,13 +1,13 @@
 // The LSTM layer of lstm.py as XLA FFI calls for the CPU: forward and backward of one direction,
 // and both directions forward, for predictions.
 //
-// What makes it quick: weights are packed once a call, not at every time step; the gates are worked
-// out in registers as the matrix product leaves them; the gate gradients are used for all their
+// Why it is fast: weights are packed once per call, not at every time step; the gates are computed
+// in registers from the results of the matrix product; the gate gradients are used for all their
 // products while they are still in the cache and never go to memory; rows whose clip has ended are
 // skipped. A direction has one thread: the devices of data parallelism share the cores.
 //
 // Arrays are row-major and time-major: [T, B, ...]. Gates lie in the order i, f, o, g, and
-// sigma(z) = tanh(z/2)/2 + 1/2, so what is kept of a gate is t, a tanh.
+// sigma(z) = tanh(z/2)/2 + 1/2, so only t, a tanh, is stored of a gate.
 
 #include <algorithm>
 #include <atomic>
@@ -128,7 +128,7 @@ struct Layer {
   bool any_inside(int64_t now, int64_t row, int rows) const {
     return std::any_of(length + row, length + row + rows, [now](int32_t n) { return now < n; });
   }
-  // The same of rows [t, b] of all times.
+  // The same for rows [t, b] of all times.
   bool any_of_all(int64_t row, int rows) const {
     for (int r = 0; r < rows; ++r)
       if (inside((row + r) / batch, (row + r) % batch)) return true;
@@ -140,7 +140,7 @@ struct Layer {
 int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
 // A kernel [depth, 4 units] as panels [units / LANES, depth, 4 gates, LANES]; the sigmoid gates
-// halved. Lanes past the last unit hold what was there: nothing reads their sums.
+// halved. Lanes past the last unit are not set: their sums are never read.
 void pack_gates(const float* kernel, int64_t depth, int64_t units, float* to) {
   for (int64_t unit = 0; unit < units; unit += LANES)
     for (int64_t k = 0; k < depth; ++k)
@@ -162,7 +162,7 @@ void pack_transposed(const float* kernel, int64_t rows, int64_t depth, float* to
 void project(const Layer& layer, int64_t first_step, int64_t steps, const float* x,
              const float* packed, const float* bias, float* t) {
   const int64_t units = layer.units;
-  // A tile may hold rows of several times: of one clip it would else have a single row.
+  // A tile may hold rows of several times; otherwise one clip would give a single row.
   const int64_t start =
       std::min(layer.place(first_step), layer.place(first_step + steps - 1)) * layer.batch;
   const int64_t end = start + steps * layer.batch;
@@ -261,7 +261,7 @@ void run_both(ffi::ThreadPool pool, First first, Second second) {
     std::promise<void> done;
   };
   auto shared = std::make_shared<Shared>();
-  // A thread that comes late finds it taken: nobody ever waits for a thread to be free.
+  // A thread that comes late finds it taken, so no call ever waits for a free thread.
   pool.Schedule([shared, &second] {
     if (shared->taken.exchange(true)) return;
     second();

@@ -213,12 +213,12 @@ def _of_speakers(test: Predictions) -> str:
 
 def _scores(run: Run) -> str:
     """The section of the card: over all clips, by group, by class."""
-    summary, test, said = read_json(run.saved_in / "summary.json"), _test(run), []
+    summary, test, parts = read_json(run.saved_in / "summary.json"), _test(run), []
     if warning := NOTES[run.split["leaking"]]:
-        said.append(f"**{warning}**")
-    said.append(f"{_of_speakers(test)}: {summary['what']}.")
+        parts.append(f"**{warning}**")
+    parts.append(f"{_of_speakers(test)}: {summary['what']}.")
     if run.parts and run.config.data.folds:
-        said.append(
+        parts.append(
             "Each clip was predicted only by the networks of the fold that had not seen its "
             "speaker. The file has the networks of all folds; some of them have seen that speaker."
         )
@@ -226,7 +226,7 @@ def _scores(run: Run) -> str:
     tables = [score_table({"test": summary["test"]}, calibrated), *group_tables(summary["groups"])]
     columns = ("class", "recall", "precision", "clips")
     tables.append(Table("", columns, [*_by_class(test, run.config.seed)], PER_CLASS))
-    return "\n\n".join([*said, *map(_text, tables)])
+    return "\n\n".join([*parts, *map(_text, tables)])
 
 
 def _by_class(test: Predictions, seed: int) -> Iterator[tuple]:
