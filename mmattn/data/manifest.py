@@ -165,7 +165,7 @@ def _read_columns(path: Path, rename: Mapping[str, str]) -> tuple[Columns, list[
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: expected CSV: {error}") from error
     if not lines and not faults:
-        raise UserError(f"{path}: expected a row a clip, found none")
+        raise UserError(f"{path}: expected a row for each clip, found none")
     return {name: cells[at :: len(header)] for at, name in enumerate(header)}, lines, faults
 
 

@@ -201,7 +201,7 @@ def test_votes_that_cannot_be_shares(table, faults, votes, found):
         (ROWS.replace("bored", "gelöst").encode("latin-1"), ["line 2", "0xf6", "iconv", "UTF-8"]),
         (ROWS.encode("utf-16"), ["line 1", "0xff", "UTF-8"]),
         ("", ["file or file.audio"]),
-        ("file,emotion\n", ["a row a clip"]),
+        ("file,emotion\n", ["a row for each clip"]),
         ("path,emotion\na/1.npz,sad\n", ["file or file.audio", "path,emotion"]),
         ("file,file.audio,emotion\na/1.npz,,sad\n", ["file or file.audio", "file,file.audio"]),
         ("file,emotion,emotion\na/1.npz,sad,sad\n", ["each column once"]),

@@ -138,7 +138,7 @@ def test_confidence_is_what_the_next_peak_lacks():
 def test_what_does_not_move_is_refused():
     clip = drawn(0)
     still = make_stream(np.ones_like(clip.opening.frames), clip.opening.times)
-    with pytest.raises(BadMedia, match="do not move"):
+    with pytest.raises(BadMedia, match="do not vary"):
         align(clip._replace(opening=still))
 
 
@@ -147,7 +147,7 @@ def test_other_features_are_refused():
     log_mel = {"name": "log-mel", "version": 1, "settings": {}}
     with pytest.raises(BadMedia, match="no video"):
         movement({"audio": stream}, {"audio": log_mel})
-    with pytest.raises(BadMedia, match="video features are by one that the file does not name"):
+    with pytest.raises(BadMedia, match="video features are by an unnamed extractor"):
         movement({"audio": stream, "video": stream}, {"audio": log_mel})
 
 
@@ -197,7 +197,9 @@ def test_suspects_are_listed_plotted_and_fail(talking, config, lacking_clips, tm
 
 def test_a_wrong_place_for_results_is_said_before_the_work(face_models, tmp_path):
     for options in ((tmp_path / "none/a.png", None), (None, tmp_path / "none/a.csv")):
-        with pytest.raises(UserError, match=r"--(plot|csv) .*: expected a file in a folder"):
+        with pytest.raises(
+            UserError, match=r"--(plot|csv) .*: expected a file in an existing folder"
+        ):
             check_clips([tmp_path], face_models, 1, *options)
 
 

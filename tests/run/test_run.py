@@ -184,7 +184,7 @@ def test_other_clips_are_those_of_speakers_never_seen(tiny_run):
     np.testing.assert_array_equal(_clips_to_evaluate(document, moved)["unseen"], split.test)
     seen = np.isin(corpus.speakers, document["train"]["speakers"])
     all_seen = np.where(seen, corpus.speakers, document["train"]["speakers"][0])
-    with pytest.raises(UserError, match="never saw"):
+    with pytest.raises(UserError, match="unseen speakers"):
         _clips_to_evaluate(document, replace(renamed, speakers=all_seen))
 
 
