@@ -129,8 +129,8 @@ def main() -> None:
     run_command(
         Union[tuple(named)],  # noqa: UP007
         prog="mmattn",
-        description="Prepare data; evaluate and use runs. Training: python -m experiments.no_aug. An "
-        "extra, such as [media], is installed by: pip install 'mmattn[media]'",
+        description="Prepare data; evaluate and use runs. Training: python -m experiments.no_aug. "
+        "Install an extra, such as [media], with: pip install 'mmattn[media]'",
     )
 
 

@@ -269,8 +269,7 @@ def _do(work: Callable[..., Result], job: Job, config: ExtractConfig) -> Result:
 
 def _start_process() -> None:
     be_quiet()
-    except BaseException:  # Ctrl-C too: started jobs have no file yet and may be dropped
-        end_children()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a partial file is removed
 
 
 def extract_to_file(job: Job, config: ExtractConfig) -> Done:
