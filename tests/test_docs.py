@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import tyro
 from fabric.main import program
 
 import mmattn
@@ -86,8 +87,9 @@ def commands_of(text: str) -> Iterator[list[str]]:
 @pytest.fixture
 def read_only(monkeypatch):
     """`read_only(words)`: a command reads its options and does nothing; what it prints."""
-    for module in (cli, tasks):
-        monkeypatch.setattr(module, "end_process_after", lambda *_: None)
+    monkeypatch.setattr(tasks, "end_process_after", lambda *_: None)
+    parse = tyro.cli
+    monkeypatch.setattr(tyro, "cli", lambda *of, **as_: parse(*of, **as_) and sys.exit())
     extras = configparser.ConfigParser()
     extras.read(ROOT / "setup.cfg")
 

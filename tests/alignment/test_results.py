@@ -79,9 +79,9 @@ def test_an_arm_is_also_compared_to_the_same_without_loss_of_alignment():
     worse = {"waveform": arm(right=0.6), "waveform_aligned": arm(right=0.6)}
     decided = verdicts(compare_arms({REFERENCE: arm()} | worse))
     assert decided["waveform lowers accuracy"] == "supported"
-    assert decided["waveform beside waveform_aligned lowers accuracy"] == "refuted"
+    assert decided["waveform against waveform_aligned lowers accuracy"] == "refuted"
     decided = verdicts(compare_arms({REFERENCE: arm()} | worse | {"waveform_aligned": arm()}))
-    assert decided["waveform beside waveform_aligned lowers accuracy"] == "supported"
+    assert decided["waveform against waveform_aligned lowers accuracy"] == "supported"
     assert not any(text.startswith("waveform_aligned") for text in decided)
 
 

@@ -262,7 +262,7 @@ def test_names_of_extractors_on_the_command_line():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "openface"}, "video features by 'openface' are not made here"),
+        ({"name": "openface"}, "video features of 'openface' cannot be extracted"),
         ({"version": 9}, "video: face-mesh version 2 instead of face-mesh version 9"),
         ({"settings": {"rate": 30.0, "features": []}}, "video features"),
     ],
@@ -278,6 +278,6 @@ def test_features_of_another_version_cannot_be_made(config, change, words):
 def test_another_modality_cannot_be_made(config):
     asked = {"text": {"name": "bert", "version": 1, "settings": {}}}
     with pytest.raises(
-        UserError, match="text features by 'bert' cannot be extracted; expected fea"
+        UserError, match="text features of 'bert' cannot be extracted; expected fea"
     ):
         config_like(asked, config)

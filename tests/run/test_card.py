@@ -93,7 +93,7 @@ def test_the_card_has_the_numbers_of_the_run(ensemble, shared):
         assert f"| {title} | {cell_text(Interval(**summary[split][name]))} |" in text
     for row in per_class(read_predictions(ensemble / "predictions.csv")):
         assert f"| {row['class']} | {cell_text(row['recall'])}" in text
-    for words in ("must not", "2 networks, pooled by", "experiments.no_aug"):
+    for words in ("What not to use it for", "2 networks, pooled by", "experiments.no_aug"):
         assert words in text
     assert "| built-in |" in text and "not known: fill in" in text
 

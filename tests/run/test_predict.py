@@ -177,7 +177,7 @@ def test_a_missing_video_is_like_one_without_a_face(tiny_run, clip_files, tmp_pa
     predictor = mmattn.load(tiny_run)
     (first, second, whole), _ = predictor.predict_all([without, faceless, clip_files[0]])
     assert first.missing == second.missing == ("video",)
-    assert first.notes == ("no video: predicted from audio alone",)
+    assert first.notes == ("no video: predicted from audio only",)
     frames = len(streams["video"].times)
     assert second.notes == (f"no face in any of its {frames} video frames", *first.notes)
     assert list(first.streams) == list(second.streams) == ["audio"]
@@ -189,7 +189,7 @@ def test_a_missing_audio_is_said_and_the_rest_predicted(file_run, tmp_path):
     path = write_features(tmp_path / "a.npz", {"video": draw(1, 1)["video"]}, {"video": VIDEO})
     one = mmattn.load(file_run).predict(path)
     assert one.missing == ("audio",) and list(one.streams) == ["video"]
-    assert one.notes == ("no audio: predicted from video alone",)
+    assert one.notes == ("no audio: predicted from video only",)
     assert one.probabilities.sum() == pytest.approx(1)
     assert one.streams["video"].times[0] == 0.1  # there is nothing to crop to
 
@@ -212,7 +212,7 @@ def test_a_run_of_one_modality_needs_that_one(file_run, tmp_path):
         write_features(tmp_path / "wide.npz", {**streams, "video": wide}, other),
     ]
     (both, wide), ((path, reason),) = run.predict_all(paths)
-    assert (path, reason) == (paths[0], "it has no audio, from which the run predicts")
+    assert (path, reason) == (paths[0], "it has no audio, which the run needs")
     assert both.missing == () and list(both.streams) == ["audio"]
     np.testing.assert_allclose(wide.probabilities, both.probabilities, rtol=1e-6)
 
@@ -232,10 +232,10 @@ LATE = changed(WHOLE, "video", times=WHOLE["video"].times + 1.3)
     ("streams", "extractor", "reason"),
     [
         (WHOLE, {**EXTRACTOR, "audio": FASTER}, "was trained on: audio hop 0.01 instead of 0.05"),
-        (WHOLE, None, "audio: one that the files do not name instead of log-mel version 1"),
+        (WHOLE, None, "audio: an unnamed one instead of log-mel version 1"),
         (NARROW, EXTRACTOR, "audio has 4 features per frame, the run was trained on 5"),
         ({}, EXTRACTOR, "no array NAME_features; the file has extractor"),
-        (FACELESS, EXTRACTOR, "it has no audio and no video, from which the run predicts; "),
+        (FACELESS, EXTRACTOR, "it has no audio and no video, which the run needs; "),
         (FACELESS, EXTRACTOR, "; no face in any of its 23 video frames"),
         (LATE, EXTRACTOR, "the streams overlap from 1.40 to 1.60 s; expected 5 or more"),
     ],
@@ -300,7 +300,7 @@ def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch)
     (talk, silent, same), failures = predictor.predict_all([*paths, features])
     assert asked == 3 * [(EXTRACTOR, like)]
     np.testing.assert_allclose(talk.probabilities, same.probabilities, rtol=1e-6)
-    assert silent.notes == ("it has no audio track", "no audio: predicted from video alone")
+    assert silent.notes == ("it has no audio track", "no audio: predicted from video only")
     assert failures == [(paths[2], "no audio or video can be read")]
 
 
@@ -405,7 +405,7 @@ def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_fi
     assert re.search(r"^audio  [▁-█]{40}  0\.0 to \d\.\d s, most at", first, re.MULTILINE)
     assert re.search(r"^video  ", first, re.MULTILINE)
     assert not re.search(r"^video  ", second, re.MULTILINE)
-    assert "no video: predicted from audio alone" in second
+    assert "no video: predicted from audio only" in second
     assert re.search(r"lost\.npz +unreadable: No such file", text)
     assert text.endswith("1 of 3 clips could not be predicted; the table gives the reasons\n")
     folders = str(tiny_run.parent), str(lacking.parent)  # of the tests, and long
@@ -560,7 +560,7 @@ def test_streams_in_memory_get_what_their_files_get(tiny_run, clip_files):
         np.testing.assert_array_equal(one.probabilities, same.probabilities)
     assert [str(one.path) for one in found] == ["0", "1", "2", "3", "4", "5"]
     assert found[1].reason == "its audio has 4 frames; expected 5"
-    assert found[2].reason == "it has no audio and no video, from which the run predicts"
+    assert found[2].reason == "it has no audio and no video, which the run needs"
     assert found[5].missing == ("audio",)
     assert str(run.predict_streams([{}], ["two.mp4"])[0].path) == "two.mp4"
 

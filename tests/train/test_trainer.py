@@ -286,7 +286,7 @@ def test_checkpoints_name_the_extractor_and_refuse_features_of_another(corpus, k
     reason = rf"{known}.*trained on: audio hop 0\.01 instead of 0\.02$"
     with pytest.raises(UserError, match=reason):
         run.predictor(replace(corpus, extractor=OTHER), clips, 2)
-    with pytest.raises(UserError, match="audio: one that the files do not name instead of log-mel"):
+    with pytest.raises(UserError, match="audio: an unnamed one instead of log-mel"):
         run.predictor(corpus, clips, 2)
 
 
@@ -318,5 +318,5 @@ def test_a_checkpoint_of_before_says_nothing(corpus):
     check_extractor(folder, about(), corpus, clips)
     check_extractor(folder, about(extractor={}), corpus, clips)
     known = replace(corpus, extractor=RECORDS)
-    with pytest.raises(UserError, match="audio: log-mel version 1 instead of one that the files"):
+    with pytest.raises(UserError, match="audio: log-mel version 1 instead of an unnamed one"):
         check_extractor(folder, about(), known, clips)
