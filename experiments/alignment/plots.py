@@ -53,10 +53,10 @@ def plot_curves_over(found: Comparison, path: Path) -> None:
         (TEMPOS, "audio tempo", _of(found.at_tempo, arms)),
     ]
     if not np.isnan(found.by_cue_time[0].points[0].value):
-        label = "time of coincidence (s); "
+        label = "time of the cues (s); "
         panels.append((middles, f"{label}clean clips", _of(found.by_cue_time, arms)))
         tempos = found.by_cue_time_at_tempo
-        panels.append((middles, f"{label}{REFERENCE}, audio at another tempo", tempos))
+        panels.append((middles, f"{label}{REFERENCE}, other audio tempo", tempos))
     figure = Figure(figsize=(4.2 * min(len(panels), 2), 3.4 * -(-len(panels) // 2)))
     figure.set_layout_engine("constrained")
     grid = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).ravel()
