@@ -296,6 +296,9 @@ def _labelled(
     classes = parse_labels(asked, there, every=not known)
     if not (data.labels or known):  # so that a corpus of four emotions has four classes
         lacking = [name for name, of in classes.items() if there.isdisjoint(of)]
+        if len(lacking) == len(classes) - 1:
+            (only,) = classes.keys() - lacking
+            raise UserError(f"all clips are of one class, {only}; expected two classes or more")
         if 0 < len(lacking) < len(classes):
             classes = {name: of for name, of in classes.items() if name not in lacking}
             say(f"no clips of {', '.join(lacking)}: the classes are {', '.join(classes)}")

@@ -124,6 +124,11 @@ def test_a_corpus_of_four_emotions_has_four_classes(corpus_folder, options, mess
     assert corpus.class_names == ("anger", "happy", "neutral", "sad")
     assert messages[0].startswith("no clips of disgust, fear: the classes are anger, ")
     assert len(open_both(options(corpus_folder, labels=("six",))).class_names) == 6
+    for path in corpus_folder.rglob("*.npz"):
+        if path.stem[6:8] != "05":
+            path.unlink()
+    with pytest.raises(UserError, match="all clips are of one class, anger; expected two classes"):
+        open_both(options(corpus_folder, labels=()))
 
 
 def test_the_commonest_width_is_right(corpus_folder, options, tables, write_clip):
