@@ -43,7 +43,7 @@ TINY = (
 
 
 # Files whose tests take longest, in the order in which they are started.
-LONGEST = ("test_whole.py", "test_predict.py", "test_cli.py", "test_serve.py", "test_parts.py")
+LONGEST = ("test_whole.py", "test_predict.py", "test_cli.py", "test_serve.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

@@ -100,6 +100,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_trainings_end_with_a_study_that_is_killed(tmp_path):
     """Else they would write on into what the next study makes in the same folder."""
     (tmp_path / "hanging.py").write_text(HANGING)

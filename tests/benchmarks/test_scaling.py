@@ -111,6 +111,7 @@ def test_wrong_options(options, words):
         Scaling(**options)(TINY, SMALL)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_an_error(capfd):
     with pytest.raises(UserError, match="3 devices: exit code 1"):
         measure([Job("train", 3, (2,), (1,), TINY, SMALL)], 1, "Failing")

@@ -203,6 +203,7 @@ def test_a_wrong_place_for_results_is_said_before_the_work(face_models, tmp_path
             check_clips([tmp_path], face_models, 1, *options)
 
 
+@pytest.mark.slow
 def test_real_clips_are_near_zero(config, ravdess):
     """Natural speech: the mouth is some 50 ms ahead of what is heard."""
     curves, low, high = [], *np.percentile([manner(talk(seed)) for seed in range(100)], (0, 100), 0)

@@ -11,6 +11,8 @@ from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import Interval, cell_text
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(commands, tmp_path_factory):

@@ -104,6 +104,7 @@ def test_what_is_too_large_is_refused_at_the_limit(server):
     assert server.predict(bytes(SMALL), "a.wav")[0] == 422  # just small enough
 
 
+@pytest.mark.slow
 def test_fifty_clients_at_once(server, run, tmp_path):
     contents = [clip_of(run, number) for number in range(50)]
     paths = [tmp_path / f"{number}.npz" for number in range(50)]
@@ -156,6 +157,7 @@ def test_a_warning_where_others_can_reach_it(commands, clip, tmp_path):
         assert (one.end(signal.SIGINT)[-1], one.process.returncode) == ("stopped", 0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_said_at_once(commands):
     for options, expected in (
         (("nowhere",), "nowhere: expected a run's folder"),

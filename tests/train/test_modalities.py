@@ -67,9 +67,8 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    "fusion", ["late", *(pytest.param(one, marks=pytest.mark.slow) for one in ("concat", "cross"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["late", "concat", "cross"])
 def test_it_trains_with_a_third_modality(root, tmp_path, fusion):
     data = replace(CONFIG.data, roots=(root,), cache=tmp_path / "cache")
     model = replace(CONFIG.model, fusion=fusion, late_weights="validation")
