@@ -19,16 +19,16 @@ RUN = "name of the run (default: the latest that was not torn down)"
 def order(iterable: Sequence[str] = (), **about: str) -> Callable:
     """A Fabric task whose errors are one message, and whose result is the exit code.
 
-    `iterable` are the options that may be repeated, `about` is the help for each, but for --run.
+    `iterable` names the options that may be repeated; `about` has each option's help, except --run.
     """
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def work(context, *args, **kwargs):
             if context.config.run.dry or isinstance(context, Connection):
-                sys.exit("-R, -H: expected `fab deploy` with --dry-run, --host; nothing was done")
-            if HERE in Path.cwd().parents:  # .fab and the code are there
-                sys.exit(f"expected to be called in {HERE}; nothing was done")
+                sys.exit("-R, -H: use --dry-run, --host of `fab deploy` instead; nothing was done")
+            if HERE in Path.cwd().parents:  # .fab and the code are in HERE
+                sys.exit(f"run fab in {HERE}; nothing was done")
 
             def call():
                 if code := function(context, *args, **kwargs):
@@ -44,7 +44,7 @@ def order(iterable: Sequence[str] = (), **about: str) -> Callable:
 
 
 def _default(name: str) -> str | bool | list:
-    """What Fabric has of an option that is not given; "" for none."""
+    """Fabric's default of an option; "" for none."""
     value = getattr(DEFAULTS, name)
     return value if name in ("data", "spot") else f"{value or ''}".removesuffix(".0")
 
@@ -57,7 +57,7 @@ HELP = {
 
 
 def _with_options(function: Callable) -> Callable:
-    """A function that has, for Fabric, a parameter for each of OPTIONS."""
+    """Give a function, for Fabric, a parameter for each of OPTIONS."""
     context, *own, _ = inspect.signature(function).parameters.values()
     asked = [
         inspect.Parameter(parameter, context.kind, default=_default(name))
@@ -67,10 +67,10 @@ def _with_options(function: Callable) -> Callable:
     return function
 
 
-@order(["data"], **HELP, yes="do not ask", dry_run="show the plan and its cost, and stop")
+@order(["data"], **HELP, yes="do not ask", dry_run="show the plan and its cost, and exit")
 @_with_options
 def deploy(context, yes=False, dry_run=False, **asked):
-    """Make a machine, send code and data, start the training; called again, it continues."""
+    """Start a machine, send code and data, start training; run it again to continue."""
     from mmattn.remote import deploy as remote
     from mmattn.remote.plan import new_run
 
@@ -80,7 +80,7 @@ def deploy(context, yes=False, dry_run=False, **asked):
     remote.deploy(new_run(**given), yes, dry_run)
 
 
-@order(quick="one report, then stop", follow="the job's log, byte for byte, instead of the screen")
+@order(quick="print one report and exit", follow="copy the job's log instead of the screen")
 def monitor(context, run="", quick=False, follow=False):
     """Show state, curves, machine, cost and log until the job ends; exit with its code."""
     from mmattn.remote.monitor import monitor as watch
@@ -89,11 +89,11 @@ def monitor(context, run="", quick=False, follow=False):
 
 
 @order(
-    watch="fetch whatever comes, until the job has ended",
-    then_teardown="when all is here, end the machine and remove all that was made for it",
+    watch="keep fetching until the job has ended",
+    then_teardown="after that, run `fab teardown`",
 )
 def fetch(context, run="", watch=False, then_teardown=False):
-    """Bring checkpoints, log, metrics and plots here, verified; at any time."""
+    """Download and verify checkpoints, log, metrics and plots; at any time."""
     from mmattn.remote.fetch import fetch as bring
     from mmattn.remote.teardown import teardown as remove
 
@@ -104,19 +104,19 @@ def fetch(context, run="", watch=False, then_teardown=False):
 
 
 @order(
-    region="where a run is that this computer does not know",
-    force="even if the job runs or its results are not fetched",
+    region="region of a run that this computer does not know",
+    force="even if the job is running or its results are not fetched",
 )
 def teardown(context, run="", region="", force=False):
-    """End the machine and remove all that was made for it; fails if anything is left."""
+    """Terminate the machine and delete all that was made for it; fails if anything is left."""
     from mmattn.remote.teardown import teardown as remove
 
     remove(run or None, region or None, force)
 
 
-@order(region="another to look in, besides those of the runs in .fab")
+@order(region="also look in this region, besides those of the runs in .fab")
 def ls(context, region=""):
-    """List your runs: machines by their tags, cost so far, what was fetched."""
+    """List your runs: machines (found by their tags), cost so far, what was fetched."""
     from mmattn.remote.teardown import list_runs
 
     list_runs(region or None)
@@ -124,15 +124,15 @@ def ls(context, region=""):
 
 @order()
 def stop(context, run=""):
-    """Let the job save and end; without --results the machine stays for a while."""
+    """Let the job save and end; without --results the machine stays up for a while."""
     from mmattn.remote import jobs
 
     jobs.stop(Run.find(run))
 
 
-@order(yes="do not ask before a new machine is made")
+@order(yes="do not ask before starting a new machine")
 def resume(context, run="", yes=False):
-    """Continue a stopped job; if its machine is lost, on a new one from disk, bucket or fetched."""
+    """Continue a stopped job; on a new machine, from disk, bucket or fetched results, if lost."""
     from mmattn.remote import deploy as remote
 
     remote.resume(Run.find(run), yes)

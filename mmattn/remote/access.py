@@ -1,4 +1,4 @@
-"""From where machines may be reached: this computer, as the world sees it, or a network."""
+"""The addresses that may reach machines: this computer's public address, or a given network."""
 
 import http.client
 import ipaddress
@@ -11,7 +11,7 @@ from mmattn.remote.ssh import RemoteError
 
 SERVICE = "https://checkip.amazonaws.com"
 WIDEST = 16  # bits of the prefix
-# What a computer has behind its router. No machine on the Internet sees such an address.
+# Private and reserved addresses, which no machine on the Internet sees.
 _INSIDE = [
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
     *("172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3"),
@@ -19,7 +19,7 @@ _INSIDE = [
 
 
 class _OverIPv4(urllib.request.HTTPSHandler):
-    """From an IPv4 address, as machines are reached, also where IPv6 would be preferred."""
+    """Connects over IPv4, as to the machines, even where IPv6 is preferred."""
 
     def https_open(self, request):
         connection = partial(http.client.HTTPSConnection, source_address=("0.0.0.0", 0))
@@ -27,25 +27,25 @@ class _OverIPv4(urllib.request.HTTPSHandler):
 
 
 def own_network() -> str:
-    """This computer's public address as a network of one: a.b.c.d/32; RemoteError if unknown."""
+    """This computer's public address as a network, a.b.c.d/32; RemoteError if unknown."""
     url = os.environ.get("MMATTN_IP_SERVICE", SERVICE)
     try:
         with urllib.request.build_opener(_OverIPv4).open(url, timeout=10) as answer:
             return _public(f"{answer.read(100).decode('ascii', 'replace').strip()}/32")
     except (OSError, ValueError) as error:
         raise RemoteError(
-            f"{url} does not tell this computer's IPv4 address: {error}; MMATTN_IP_SERVICE names "
-            "another such service, --allow-from a network to let in"
+            f"{url} did not return this computer's IPv4 address: {error}; set MMATTN_IP_SERVICE "
+            "to another such service, or --allow-from to the network to let in"
         ) from error
 
 
 def network(text: str) -> str:
-    """The IPv4 network of --allow-from; UserError if it is no public one, or too wide."""
+    """The IPv4 network of --allow-from; UserError if it is not public or too wide."""
     try:
         return _public(text)
     except ValueError as error:
         raise UserError(
-            f"--allow-from {text}: expected an IPv4 network, as 203.0.113.0/24: {error}"
+            f"--allow-from {text}: expected an IPv4 network, e.g. 203.0.113.0/24: {error}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""One AWS session a process, and AWS's errors in plain words."""
+"""One AWS session per process, and AWS's errors in plain words."""
 
 import functools
 import os
@@ -20,14 +20,14 @@ from botocore.parsers import ResponseParserError as ParserError
 from mmattn.errors import UserError
 from mmattn.remote.ssh import RemoteError
 
-# The AWS CLI's: whoever gave it an MFA code is not asked again here before its session ends.
+# The AWS CLI's cache: an MFA code given to the CLI counts here until its session ends.
 ROLE_SESSIONS = "~/.aws/cli/cache"
 CONFIG = botocore.config.Config(
     retries={"mode": "standard", "max_attempts": 6}, connect_timeout=10, read_timeout=30
 )
 
 _THROTTLED = "RequestLimitExceeded|Throttling"
-_ADVICE = {  # by AWS's code, where its own message does not tell what to do
+_ADVICE = {  # by AWS's error code, where its own message does not say what to do
     "Expired": "the AWS credentials have expired, or this computer's clock is wrong: log in again "
     "(`aws sso login`)",
     "AuthFailure|InvalidClientTokenId|SignatureDoesNotMatch|UnrecognizedClient": "AWS does not "
@@ -40,7 +40,7 @@ _ADVICE = {  # by AWS's code, where its own message does not tell what to do
 
 
 class CloudError(RemoteError):
-    """AWS refused, with its own `code`, or did not answer; `refused`: surely nothing was done."""
+    """AWS refused, with its own `code`, or did not answer; `refused`: certainly nothing changed."""
 
     def __init__(self, message: str, code: str = "", refused: bool = False):
         super().__init__(message)
@@ -49,8 +49,8 @@ class CloudError(RemoteError):
 
 @functools.cache
 def session() -> boto3.Session:
-    """The process's session: it finds credentials, and asks for an MFA code, once."""
-    warnings.simplefilter("error", GetPassWarning)  # where a code would be shown, none is asked for
+    """The process's session: finds credentials, and asks for an MFA code, once."""
+    warnings.simplefilter("error", GetPassWarning)  # do not ask where the code would be shown
     made = botocore.session.get_session()
     roles = made.get_component("credential_provider").get_provider("assume-role")
     roles.cache = JSONFileCache(os.path.expanduser(ROLE_SESSIONS))
@@ -59,14 +59,14 @@ def session() -> boto3.Session:
 
 @functools.cache
 def client(service: str, region: str | None = None) -> Any:
-    """A service's client, made once, which takes a moment; without a region, the user's own."""
-    region = region or os.environ.get("AWS_REGION")  # which boto3 does not read
+    """A service's client, cached because making one is slow; by default of the user's region."""
+    region = region or os.environ.get("AWS_REGION")  # boto3 does not read it
     return session().client(service, region_name=region, config=CONFIG)
 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn boto3's errors, also that credentials or a region lack, into one CloudError each."""
+    """Turn boto3's errors, including missing credentials or region, into a CloudError."""
     try:
         yield
     except UserError:
@@ -77,26 +77,26 @@ def explained(what: str) -> Iterator[None]:
         advice = [one for codes, one in _ADVICE.items() if re.search(codes, code)]
         text = f"{advice[0]} ({text})" if advice else text
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-        # AWS counts a lack of capacity among its own failures (5xx).
+        # AWS reports a lack of capacity as its own failure (5xx).
         refused = 400 <= status < 500 or code.startswith("Insufficient")
         refused &= not re.search(f"IdempotentParameterMismatch|{_THROTTLED}", code)
         raise CloudError(f"{what}: {text}", code, refused) from error
     except (failures.SSOError, failures.TokenRetrievalError) as error:
         profile = os.environ.get("AWS_PROFILE", "default")
         raise CloudError(
-            f"AWS: the single sign-on has expired: `aws sso login --profile {profile}`"
+            f"AWS: the single sign-on has expired: run `aws sso login --profile {profile}`"
         ) from error
     except (EOFError, GetPassWarning) as error:
         raise CloudError(
-            "AWS: the profile's role needs an MFA code, and there is no terminal to ask at: call "
-            "`aws sts get-caller-identity` at one; its session counts here until it ends"
+            "AWS: the profile's role needs an MFA code, and there is no terminal to ask at: run "
+            "`aws sts get-caller-identity` in one; fab uses its session until it ends"
         ) from error
     except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
         raise CloudError(f"{what}: {str(error)[:300]}") from error
 
 
 def explains(cls: type) -> type:
-    """A class each of whose methods is `explained`."""
+    """Wrap each method of a class in `explained`."""
     for name, method in [*vars(cls).items()]:
         if callable(method):
             setattr(cls, name, explained("AWS")(method))
@@ -105,7 +105,7 @@ def explains(cls: type) -> type:
 
 @contextmanager
 def suppressed(*codes: str) -> Iterator[None]:
-    """Pass over these of AWS's refusals: what was wanted is so already."""
+    """Ignore AWS's errors with these codes: the wanted state already holds."""
     try:
         yield
     except failures.ClientError as error:
@@ -114,12 +114,12 @@ def suppressed(*codes: str) -> Iterator[None]:
 
 
 def persistent(*codes: str, attempts: int = 20) -> tenacity.Retrying:
-    """Calls again, every three seconds, what AWS refuses with one of these codes."""
+    """Retries, every three seconds, calls that AWS refuses with one of these codes."""
 
     def passes(error: BaseException) -> bool:
         if not isinstance(error, failures.ClientError):
             return False
-        # A new instance profile that is not known yet has no code of its own.
+        # A new instance profile that EC2 does not know yet has no error code of its own.
         message = error.response["Error"].get("Message", "")
         return error_code(error) in codes or "iamInstanceProfile" in message
 
@@ -132,5 +132,5 @@ def persistent(*codes: str, attempts: int = 20) -> tenacity.Retrying:
 
 
 def error_code(error: failures.ClientError) -> str:
-    """AWS's word for a refusal."""
+    """AWS's code for an error."""
     return error.response["Error"]["Code"]

@@ -1,6 +1,6 @@
-"""The bucket of --results and --data, seen from the laptop: checks, and the machine's rights.
+"""The bucket of --results and --data, from this computer: checks, and the machine's permissions.
 
-A machine reaches it by the run's instance profile, which permits the run's URIs and nothing else.
+A machine gets access by the run's instance profile, which permits the run's URIs and nothing else.
 """
 
 import json
@@ -15,17 +15,17 @@ URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[A-Za-z0
 
 
 def parse_uri(option: str, text: str) -> str:
-    """The URI, without a slash at its end; UserError if it is none."""
+    """The URI, without a trailing slash; UserError if it is not valid."""
     if not URI.fullmatch(text):
         raise UserError(
-            f"{option}: expected s3://BUCKET/PREFIX, with letters, digits and _.=+@- between the "
-            f"slashes, found {text!r}"
+            f"{option}: expected s3://BUCKET/PREFIX, with only letters, digits and _.=+@- between "
+            f"the slashes, found {text!r}"
         )
     return text.rstrip("/")
 
 
 def check(option: str, uri: str, region: str, write: bool) -> tuple[int, int]:
-    """The number of files there and their bytes; UserError if a machine could not write or read."""
+    """The number of files there and their bytes; UserError if a machine cannot read or write."""
     with explained(f"{option} {uri}"):
         bucket = Bucket(uri, client("s3"))
         sizes = [one["Size"] for name, one in bucket.list().items() if not name.endswith("/")]
@@ -36,7 +36,7 @@ def check(option: str, uri: str, region: str, write: bool) -> tuple[int, int]:
     if found != region:
         raise UserError(
             f"{option} {uri}: expected a bucket in the machine's region, {region}, found one in "
-            f"{found}: --region {found} puts the machine there"
+            f"{found}: use --region {found}"
         )
     if not write and not sizes:
         raise UserError(f"{option} {uri}: expected files, found none")
@@ -51,7 +51,7 @@ def is_complete(uri: str) -> bool:
 
 
 def ensure_profile(label: str, results: str | None, data: str | None, tags: dict[str, str]) -> None:
-    """The instance profile, made once, by which machines reach these URIs, and its role."""
+    """Create the instance profile, and its role, that give machines access to these URIs."""
     with explained(f"role {label}"):
         iam = client("iam")
         partition = iam.meta.partition
@@ -66,7 +66,7 @@ def ensure_profile(label: str, results: str | None, data: str | None, tags: dict
         iam.put_role_policy(RoleName=label, PolicyName="bucket", PolicyDocument=permitted)
         with suppressed("EntityAlreadyExists"):
             iam.create_instance_profile(InstanceProfileName=label, Tags=listed)
-        with suppressed("LimitExceeded"):  # a profile has one role at most
+        with suppressed("LimitExceeded"):  # a profile has at most one role
             iam.add_role_to_instance_profile(InstanceProfileName=label, RoleName=label)
         iam.get_waiter("instance_profile_exists").wait(InstanceProfileName=label)
 
@@ -76,7 +76,7 @@ def _document(statements: list[dict]) -> str:
 
 
 def _statements(results: str | None, data: str | None, partition: str) -> list[dict]:
-    """What a machine may: read and list under both URIs, write and delete under the results'."""
+    """A machine may read and list under both URIs, and write and delete under the results'."""
     made = []
     for uri, verbs in ((results, ("Get", "Put", "Delete")), (data, ("Get",))):
         if uri is not None:
@@ -90,7 +90,7 @@ def _statements(results: str | None, data: str | None, partition: str) -> list[d
 
 
 def delete_profile(label: str) -> None:
-    """Delete the run's instance profile and role; what is gone is no error."""
+    """Delete the run's instance profile and role, if they exist."""
     iam, profile, role = client("iam"), {"InstanceProfileName": label}, {"RoleName": label}
     for step, names in (
         (iam.remove_role_from_instance_profile, profile | role),
@@ -103,7 +103,7 @@ def delete_profile(label: str) -> None:
 
 
 def profile_remains(label: str) -> dict[str, list[str]]:
-    """The run's role, if it is there: it is the first of them that is made, the last to go."""
+    """The run's role, if it exists: it is made before the profile and deleted after it."""
     with explained(f"role {label}"), suppressed("NoSuchEntity"):
         client("iam").get_role(RoleName=label)
         return {"role": [label]}

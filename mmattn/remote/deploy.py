@@ -1,4 +1,4 @@
-"""From a plan to a training machine at work, in steps that can be cut and repeated anywhere."""
+"""From a plan to a machine that trains, in steps that survive an interruption at any point."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,10 +19,10 @@ from mmattn.remote.ssh import check_tools
 
 
 def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
-    """Make a machine and start the training there, or continue where an earlier call was cut.
+    """Start a machine and the training on it, or continue an interrupted deployment.
 
-    That is if a run with the options of the one that is asked for is unfinished. Unless `yes`, ask
-    first; after the plan of a dry run, stop. An error tells what exists, its cost, and what next.
+    A deployment continues if it had the same options. Asks first unless `yes`; a dry run stops
+    after the plan. An error says what exists, what it costs, and the next command.
     """
     check_tools()
     with ExitStack() as held:
@@ -41,10 +41,10 @@ def deploy(asked: Run, yes: bool, dry_run: bool) -> None:
 
 
 def resume(run: Run, yes: bool) -> None:
-    """Continue a run that stopped, on its machine or a new one; UserError if it runs or is done."""
+    """Continue a stopped run, on its machine or a new one; UserError if it runs or is complete."""
     check_tools()
     if any((run.results / name).exists() for name in SUMMARIES):
-        raise UserError(f"{run.name} is complete, in {run.results}: there is nothing to resume")
+        raise UserError(f"{run.name} is complete, in {run.results}: nothing to resume")
     if run.uri and is_complete(run.uri):
         raise UserError(f"{run.name} is complete, in {run.uri}: `fab fetch` brings the results")
     with changing("resume", run):
@@ -61,16 +61,16 @@ def resume(run: Run, yes: bool) -> None:
         about = [machine.call("snapshot") for machine in machines]
         ends = [one["job"]["exit_code"] for one in about if one["job"]["state"] != "running"]
         if about[0]["job"]["state"] == "running" and all(code == 0 for code in ends):
-            raise UserError(f"{run.name} runs: `fab monitor`; `fab stop` lets it save and end")
+            raise UserError(f"{run.name} is running: `fab monitor` shows it, `fab stop` ends it")
         if about[0]["complete"]:
             raise UserError(f"{run.name} is complete: `fab fetch` brings the results")
-        with telling(run):  # with the code, data and environment that it began with
+        with telling(run):  # with its original code, data and environment
             start_training(run, machines, again=True)
         _say_started(run)
 
 
 def _confirm(run: Run, yes: bool, dry_run: bool = False) -> tuple[Plan | None, dict[str, str]]:
-    """The plan, None for a host, and what is to be sent; shown and asked, if no machine is made."""
+    """The plan (None for a host) and the files to send; asks unless the machines exist already."""
     plan, manifest = None, survey(run)
     if run.host is None:
         if run.folder.exists() and not dry_run:
@@ -86,14 +86,14 @@ def _confirm(run: Run, yes: bool, dry_run: bool = False) -> tuple[Plan | None, d
     if dry_run:
         return plan, manifest
     if plan and plan.price is None:
-        confirm("The price is unknown. Deploy?", "--yes is not enough where the price is unknown")
+        confirm("The price is unknown. Deploy?", "--yes is not enough if the price is unknown")
     elif not yes:
         confirm("Deploy?")
     return plan, manifest
 
 
 def _work(run: Run, plan: Plan | None, manifest: dict[str, str]) -> None:
-    """All steps that are not done yet."""
+    """Do all steps that are not done yet."""
     if plan is not None:
         run.save()
         make_instance(run, plan)
@@ -105,7 +105,7 @@ def _work(run: Run, plan: Plan | None, manifest: dict[str, str]) -> None:
         if run.host is None:
             check_end(run, machine)
             renew_host_key(run, machine)
-    if not run.is_past("there"):  # a host; of one that let nobody in, there is no run
+    if not run.is_past("there"):  # a host: its run exists once a login worked
         run.to("there")
     machines = run.machines()
     settle(run, machines)
@@ -119,7 +119,7 @@ def _work(run: Run, plan: Plan | None, manifest: dict[str, str]) -> None:
 
 @contextmanager
 def telling(run: Run) -> Iterator[None]:
-    """Add to a failure what exists, if anything may."""
+    """Add to an error what may exist now."""
     try:
         yield
     except BaseException as error:  # Ctrl-C above all
@@ -132,8 +132,8 @@ def telling(run: Run) -> Iterator[None]:
 
 
 def what_exists(run: Run) -> str:
-    """What there is of a run as far as this computer knows, its cost, and the next command."""
-    lost = run.state == "lost" and run.began_with is not None  # no deployment any more
+    """What exists of a run as far as this computer knows, its cost, and the next command."""
+    lost = run.state == "lost" and run.began_with is not None  # its deployment was finished
     again = f"`fab resume --run {run.name}`" if lost else "The same command"
     again += f" continues from here; `fab teardown --run {run.name}` removes it all."
     if run.host is not None:
@@ -141,7 +141,7 @@ def what_exists(run: Run) -> str:
     parts = []
     if run.deadline:
         count = len(run.members) or run.instances
-        unsure = f"perhaps {count} whose start was asked for"
+        unsure = f"perhaps {count} whose start was requested"
         which = ", ".join(one.id for one in run.members) or unsure
         price = f"{'at most ' * run.spot}${count * (run.price or 0):.2f} an hour"
         price = "unknown price" if run.price is None else price
@@ -153,9 +153,9 @@ def what_exists(run: Run) -> str:
 
 
 def _unfinished(asked: Run) -> Run | None:
-    """The run whose deployment was cut, if it is what is asked for.
+    """The run with these options whose deployment was interrupted.
 
-    UserError if it is another, and perhaps has a machine that no process works on.
+    UserError if one with other options was, and may have a machine that no process works on.
     """
     for run in reversed(runs()):
         over = run.state == "removed" or (run.state == "lost" and run.began_with is not None)
@@ -168,17 +168,17 @@ def _unfinished(asked: Run) -> Run | None:
             with suppress(Busy), locked("deploy", run.folder):
                 was = ", ".join(f"--{flag(name)} {getattr(run, name)}" for name in differing)
                 raise UserError(
-                    f"the deployment of {run.name} was cut and is not finished: it had {was}; with "
-                    f"the same options it continues, `fab teardown --run {run.name}` removes it"
+                    f"the deployment of {run.name} was interrupted: it had {was}; repeat it with "
+                    f"these options, or remove it with `fab teardown --run {run.name}`"
                 )
     return None
 
 
 def _say_started(run: Run) -> None:
     say(
-        f"{run.name} trains. `fab monitor` shows it, `fab fetch --watch` brings the results as "
-        "they come; this computer may be shut."
+        f"{run.name} is training. `fab monitor` shows it, `fab fetch --watch` downloads results "
+        "as they appear; you may shut this computer down."
     )
     if run.deadline is not None:
-        kept = "" if run.uri else "; its disk is kept until it is complete and here"
+        kept = "" if run.uri else "; its disk is kept until the run is complete and fetched"
         say(f"It ends by {clock(run.deadline)}, or {end_text(run)}{kept}.")

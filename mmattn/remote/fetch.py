@@ -1,7 +1,7 @@
-"""Results from the machine: consistent, verified, and never in the place of something better.
+"""Results from the machine: consistent, verified, and never replacing something better.
 
-The machine, or the bucket, lists a consistent copy (`agent/outbox.py`). What is not here yet goes
-to a folder beside the run's, is verified there, and only then moved in.
+The machine, or the bucket, lists a consistent copy (`agent/outbox.py`). New files go to a staging
+folder beside the run's, are verified there, and only then moved.
 """
 
 import os
@@ -32,20 +32,20 @@ from mmattn.remote.ssh import RemoteError, Unreachable, persistent
 POLL_S = 15.0
 MB = 1_000_000
 OUTBOX_S = 300.0  # to hash everything
-DROPS = (failures.ConnectionError, failures.HTTPClientError)  # of a connection to a bucket
+DROPS = (failures.ConnectionError, failures.HTTPClientError)  # lost connections to a bucket
 
 
 class Entry(NamedTuple):
-    """A file of the results, as the machine has it."""
+    """A file of the results on the machine."""
 
     path: Path  # in the folder of the results
     size: int
     sha256: str
-    growing: bool  # a log: the size and hash are of what was there, more may follow
+    growing: bool  # a log: size and hash are of its beginning
 
     @property
     def step(self) -> Path | None:
-        """The folder of the checkpoint that it belongs to: [part/]checkpoints/<kind>/<step>."""
+        """The folder of its checkpoint, [part/]checkpoints/<kind>/<step>; None outside of one."""
         parts = self.path.parts
         if "checkpoints" not in parts[:-3]:
             return None
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
         return folder if folder.name.isdigit() else None
 
     def is_in(self, folder: Path) -> bool:
-        """Whether a folder has what the machine has, or begins with it if it grows."""
+        """Whether a folder has the same content, or for a growing file the same beginning."""
         path = folder / self.path
         size = path.stat().st_size if path.is_file() else -1
         fits = size >= self.size if self.growing else size == self.size
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What the machine had when it was asked, and how its job was."""
+    """The results on the machine, and the state of its job, at a time."""
 
     entries: list[Entry]
     complete: bool
@@ -75,9 +75,9 @@ class Results(NamedTuple):
 
 
 def fetch(run: Run, watch: bool) -> None:
-    """Fetch what there is of a run's results into `run.results`, verified, and report it.
+    """Fetch a run's results so far into `run.results`, verified, and report them.
 
-    With `watch`, fetch again what is new until the job has ended, through any drop.
+    With `watch`, keep fetching until the job has ended, and reconnect after any drop.
     """
     attempt = persistent(_attempt)
     if watch:
@@ -85,7 +85,7 @@ def fetch(run: Run, watch: bool) -> None:
     said = None
     with locked("fetch", run.folder / "fetch"):
         while True:
-            gone = watch and _pushes_no_more(run)  # asked first: what it pushed last is then there
+            gone = watch and _pushes_no_more(run)  # before the fetch, which then has its last push
             found = attempt(run, "" if said else "results")
             made = _made(run, found)
             if watch and made != said:
@@ -96,20 +96,20 @@ def fetch(run: Run, watch: bool) -> None:
             time.sleep(POLL_S)
     if found.complete and run.instance_id and not run.uri:
         try:
-            run.cloud().keep_volume(run.instance_id, False)  # all of it is here
+            run.cloud().keep_volume(run.instance_id, False)  # all results are here
         except UserError as error:
             say(f"its disk is still kept: {error}")
     _report(run, found)
 
 
 def fetched_all(run: Run) -> bool:
-    """Whether everything that the machine has now is here, verified and on the disk."""
-    os.sync()  # the machine's may be deleted next
+    """Whether all results on the machine are here, verified and on the disk."""
+    os.sync()  # the machine's copy may be deleted next
     return all(entry.is_in(run.results) for entry in _ask(run).entries)
 
 
 def _attempt(run: Run, title: str) -> Results:
-    """Fetch once; Unreachable if trying again may help, RemoteError if the machine is no more."""
+    """Fetch once; Unreachable if a retry may help, RemoteError if the machine is gone."""
     try:
         return fetch_once(run, title)
     except Unreachable as error:
@@ -122,7 +122,7 @@ def _attempt(run: Run, title: str) -> Results:
 
 
 def _pushes_no_more(run: Run) -> bool:
-    """Whether the machine, which takes its results to a bucket, is known to be gone."""
+    """Whether the machine pushes to a bucket and is known to be gone."""
     try:
         return bool(run.uri) and not ask_cloud(run, 0)
     except RemoteError as error:
@@ -131,19 +131,19 @@ def _pushes_no_more(run: Run) -> bool:
 
 
 def fetch_once(run: Run, title: str = "results") -> Results:
-    """Fetch the results as they are now, and note it in the run's state; the title is shown.
+    """Fetch the results as they are now, and note it in the run's state; `title` is shown.
 
-    Unreachable if the connection dropped, or a file arrived otherwise than it is there: what came
-    is kept for the next time. UserError if the local disk is full, or the training continued here.
+    Unreachable if the connection dropped or a file arrived damaged: what was transferred is kept
+    for the next attempt. UserError if the local disk is full, or the training continued here.
     """
     results, staging = run.results, run.results.with_name(f".{run.results.name}.fetching")
     found = _ask(run)
     _check_not_older(found, results)
     missing = [entry for entry in found.entries if not entry.is_in(results)]
-    with explain_full_disk(f"{staging}; what was fetched before is intact"):
+    with explain_full_disk(f"{staging}; earlier results are intact"):
         staging.mkdir(parents=True, exist_ok=True)
         wanted = {staging / entry.path for entry in missing}
-        for path in staging.rglob("*"):  # what earlier transfers left
+        for path in staging.rglob("*"):  # left by earlier transfers
             if path.is_file() and path not in wanted:
                 path.unlink()
         away = [entry for entry in missing if not entry.is_in(staging)]
@@ -154,7 +154,7 @@ def fetch_once(run: Run, title: str = "results") -> Results:
                 _bring(run, away, staging, title)
         bad = [entry.path for entry in missing if not entry.is_in(staging)]
         if bad:
-            raise Unreachable(f"{bad[0]} arrived otherwise than it was there; nothing was replaced")
+            raise Unreachable(f"{bad[0]} was damaged on the way; nothing was replaced")
         _install(missing, found.steps, staging, results)
         shutil.rmtree(staging)
     run.fetched = "complete" if found.complete else "partial"
@@ -162,14 +162,14 @@ def fetch_once(run: Run, title: str = "results") -> Results:
 
 
 def _ask(run: Run) -> Results:
-    """What there is now on the machine, or in the bucket."""
+    """List the results on the machine, or in the bucket."""
     with explained(run.uri or run.name):
         if run.uri:
             manifest = Bucket(run.uri, client("s3")).manifest()
         else:
             manifest = checked(run.machine().call("outbox", timeout=OUTBOX_S))
     if manifest is None:
-        raise RemoteError(f"{run.uri}: nothing there yet")
+        raise RemoteError(f"{run.uri}: no results yet")
     try:
         files = [Entry(**{**file, "path": Path(file["path"])}) for file in manifest["files"]]
         return Results(files, manifest["complete"], manifest["job"], manifest["time"])
@@ -180,7 +180,7 @@ def _ask(run: Run) -> Results:
 
 
 def _check_not_older(found: Results, results: Path) -> None:
-    """UserError if a local checkpoint is of a later step than the machine's."""
+    """UserError if a local checkpoint has a later step than the machine's."""
     for step in found.steps:
         newest = max(_numbers(results / step.parent), default=0)
         if newest > int(step.name):
@@ -200,11 +200,11 @@ def _bring(run: Run, entries: Sequence[Entry], staging: Path, title: str) -> Non
     names, machine = run.folder / "fetch" / "names", run.machine()
     write_text(names, "".join(f"{entry.path}\0" for entry in entries))
     machine.rsync(
-        # That they differ is known; same size and second need not mean the same content.
+        # The files are known to differ, even if size and time (in seconds) are equal.
         *("--ignore-times", "--no-links", "--from0", f"--files-from={names}"),
-        # Not within a checkpoint, which is moved in as it is.
+        # Not within a checkpoint, whose folder is moved as a whole.
         f"--partial-dir={names.parent.resolve()}",
-        # Of a file of which there is an older one, only what is new is sent.
+        # Of a file with an older copy here, only what is new is sent.
         f"--compare-dest={run.results.resolve()}",
         *(machine.remote("outbox/"), f"{staging}/"),
         progress=title,
@@ -216,7 +216,7 @@ def _download(uri: str, entries: Sequence[Entry], staging: Path) -> None:
     bucket, total = Bucket(uri, client("s3")), sum(entry.size for entry in entries)
 
     def one(entry: Entry) -> None:
-        with suppressed("404", "NoSuchKey"):  # there is a newer manifest
+        with suppressed("404", "NoSuchKey"):  # replaced, with a newer manifest
             bucket.save(f"{entry.path}@{entry.sha256}", staging / entry.path, entry.sha256)
         advance(entry.size / MB)
 
@@ -228,10 +228,10 @@ def _download(uri: str, entries: Sequence[Entry], staging: Path) -> None:
 
 
 def _install(missing: Sequence[Entry], steps: Sequence[Path], staging: Path, results: Path) -> None:
-    """Move what is in staging into the results so that a stop at any point leaves them usable.
+    """Move files from staging into the results; a stop at any point leaves those usable.
 
-    New checkpoints come before the old ones go, the best before the latest, and summaries last:
-    with its summary a run is complete.
+    New checkpoints come before old ones are deleted, the best before the latest, and summaries
+    last: a run with a summary is complete.
     """
     for step in steps:
         if not (results / step).exists():
@@ -248,7 +248,7 @@ def _install(missing: Sequence[Entry], steps: Sequence[Path], staging: Path, res
 
 
 def _report(run: Run, found: Results) -> None:
-    """Say what is here now, how the job was, and how to evaluate it."""
+    """Print what is here now, the state of the job, and the command that evaluates the run."""
     rows = [
         ("training", _made(run, found)),
         ("summary", "yes" if found.complete else "not yet"),
@@ -258,13 +258,13 @@ def _report(run: Run, found: Results) -> None:
     say_table(title, ("", ""), rows, left=True)
     best = any(step.parts[:2] == ("checkpoints", "best") for step in found.steps)
     if (found.complete or best) and not run.is_study:  # parts are evaluated together
-        roots = ["FOLDER" if is_uri(one) else one for one in run.data]  # it reads no bucket
+        roots = ["FOLDER" if is_uri(one) else one for one in run.data]  # evaluate reads no bucket
         options = ["--data.roots", *roots] if roots else []
         say(f"next: {shlex.join(['mmattn', 'evaluate', str(run.results), *options])}")
 
 
 def _made(run: Run, found: Results) -> str:
-    """How many checkpoints and epochs are here, of all parts together."""
+    """How many checkpoints and epochs are here, over all parts."""
     counts = Counter(step.parent.name for step in found.steps)
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())) or "none"
     metrics = [path.read_text(encoding="utf-8") for path in run.results.rglob("metrics.jsonl")]

@@ -1,4 +1,4 @@
-"""Jobs on a run's machines, which outlive every connection: the environment and the training."""
+"""Jobs on a run's machines, which outlive connections: building the environment, training."""
 
 import time
 
@@ -8,12 +8,12 @@ from mmattn.remote.runs import Run, changing, is_uri
 from mmattn.remote.screen import log_lines
 from mmattn.remote.ssh import Machine, RemoteError, persistent
 
-FIRST_LOOK_S = 3  # time to fail at once
+FIRST_LOOK_S = 3  # after which an immediate failure is visible
 SAVE_S = 120
-PORT = 8476  # of the first process, at the private address: nothing there asks who calls
+PORT = 8476  # of the first process, at its private address: without authentication
 MEET_S, MEET_EACH_S = 120, 15  # the processes are started one after the other
-# What listens at its machine's name, as Gloo does, would be out of reach where cloud-init or an
-# installer has given that name to the loopback.
+# Gloo listens at its machine's name, which is out of reach if cloud-init or an installer has
+# mapped that name to the loopback.
 NAME = r"""
 name=$(uname -n)
 means() {{ getent ahosts $name | awk 'NR == 1 {{ print $1 }}'; }}
@@ -24,7 +24,7 @@ means
 
 
 def build_environment(run: Run, machines: list[Machine]) -> None:
-    """The virtual environments, made detached: it continues if this computer goes away."""
+    """Build the virtual environments, detached: it continues if this computer disconnects."""
     if not run.is_past("built"):
         make = ["bash", "../agent/environment.sh", "no" if run.host else "yes"]
         make += ["boto3"] * run.uses_bucket
@@ -33,7 +33,7 @@ def build_environment(run: Run, machines: list[Machine]) -> None:
 
 
 def take_from_bucket(run: Run, machines: list[Machine]) -> None:
-    """Data, and to the first machine the results of an earlier one, from the bucket."""
+    """Copy data, and to the first machine the results of an earlier one, from the bucket."""
     for number, one in enumerate(run.data):
         if is_uri(one):
             pull = _in_venv(run, "data", one, f"../data/{number}")
@@ -46,7 +46,7 @@ def take_from_bucket(run: Run, machines: list[Machine]) -> None:
 
 
 def _in_venv(run: Run, *words: str) -> list[str]:
-    """The command of the agent's program for the bucket, which needs the run's environment."""
+    """The command of the agent's bucket program, which needs the run's environment."""
     region = f"AWS_DEFAULT_REGION={run.region}"
     return ["env", region, "../venv/bin/python", "../agent", "bucket", "../job", *words]
 
@@ -70,9 +70,9 @@ def _failure(machine: Machine, job: str, what: str) -> RemoteError:
 
 
 def start_training(run: Run, machines: list[Machine], again: bool = False) -> None:
-    """The training on all machines, if it is due on one, with --resume where a run is already.
+    """Start the training on all machines, unless it runs on all; with --resume if a run exists.
 
-    With `again`, also where it had ended; RemoteError if it ends at once with an error.
+    With `again`, also if it had ended. RemoteError if it fails at once.
     """
     jobs = [machine.call("snapshot")["job"] for machine in machines]
     due = ("absent", "lost", "ended") if again else ("absent", "lost")
@@ -82,7 +82,7 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
         begun = bool(machines[0].run(f"test ! -e {run.base}/run/config.json || echo yes").strip())
         run.began_with = run.began_with if begun else run.uploaded
         run.save()
-        if run.uri:  # an old one would take the new job's results for pushed
+        if run.uri:  # an old push would mark the new job's results as pushed
             stop_jobs(machines[:1], "push")
         check_names(run, machines)
         for machine in machines:
@@ -97,12 +97,12 @@ def start_training(run: Run, machines: list[Machine], again: bool = False) -> No
         code = machine.call("snapshot")["job"]["exit_code"]
         if code:
             if not again:
-                run.to("built")  # the next deployment starts it, on the same machine
+                run.to("built")  # the next deployment starts it on the same machine
             raise _failure(machine, "job", f"the job ended at once with exit code {code}")
 
 
 def _command(run: Run, begun: bool, rank: int) -> list[str]:
-    """What trains on the machine of this rank, in the folder of the code."""
+    """The training command of the machine of this rank, for its folder `code`."""
     words = ["../venv/bin/python", "-m", f"experiments.{run.experiment}", "--out", "../run"]
     if begun and not run.is_study:
         words += ["--resume"]
@@ -117,23 +117,23 @@ def _command(run: Run, begun: bool, rank: int) -> list[str]:
 
 
 def settle(run: Run, machines: list[Machine]) -> None:
-    """End jobs of an earlier set of machines; what another one led was fetched, kept or pushed."""
+    """End jobs of an earlier set of machines; the results of its leader were kept elsewhere."""
     if run.leader is None or run.is_past("sent"):
         return
     stop_jobs(machines)
     if run.leader != run.instance_id:
-        say(f"the machine with the results is gone: {run.instance_id} takes its place")
+        say(f"the machine with the results is gone: {run.instance_id} replaces it")
         machines[0].run(f"rm -rf {run.base}/run {run.base}/job", timeout=300)
         run.leader = None
         run.to("there")
 
 
 def stop_jobs(machines: list[Machine], job: str = "job") -> None:
-    """Let the jobs save and end, all at the same time, the first, which leads, last; or kill them.
+    """Let all jobs save and end together, or kill them; the first, which leads, is asked last.
 
-    That a machine is out of reach keeps no other from it.
+    A machine out of reach does not keep the others from it.
     """
-    for order, patience in (("stop", 0), ("end", SAVE_S)):  # a job that saves is not asked again
+    for order, patience in (("stop", 0), ("end", SAVE_S)):  # a job that is saving is not re-asked
         for machine in reversed(machines):
             try:
                 machine.call("job", order, str(patience), job=job, timeout=patience + 30)
@@ -142,22 +142,22 @@ def stop_jobs(machines: list[Machine], job: str = "job") -> None:
 
 
 def check_names(run: Run, machines: list[Machine]) -> None:
-    """Let the name of each of several machines mean its private address, not the loopback."""
+    """Make the name of each of several machines resolve to its private address, not loopback."""
     for machine in machines if len(machines) > 1 else ():
         private = run.members[machine.rank].private
         found = machine.run(NAME.format(address=private)).strip()
         if found != private:
             raise RemoteError(
-                f"machine {machine.rank}: expected its name to mean {private} "
+                f"machine {machine.rank}: expected its name to resolve to {private} "
                 f"(`getent ahosts $(uname -n)`), found {found}"
             )
 
 
 def stop(run: Run) -> None:
-    """`fab stop`: let the job save and end; UserError if there was none, or it is lost."""
+    """`fab stop`: let the job save and end; UserError if no job was started, or it is lost."""
     with changing("stop", run):
         machines = run.machines()
-        with waiting(f"asking {run.name} to save and end, for {SAVE_S} s at most"):
+        with waiting(f"letting {run.name} save and end, for at most {SAVE_S} s"):
             stop_jobs(machines)
         job = machines[0].call("snapshot")["job"]
     if job["state"] != "ended":
@@ -165,11 +165,11 @@ def stop(run: Run) -> None:
     code = job["exit_code"]
     say(f"the job has ended with exit code {code}{'; `fab resume` continues it' if code else ''}")
     if run.host is None and run.uri is None:
-        say(f"The machine ends itself {run.grace_minutes:g} min after that; its disk is kept")
+        say(f"The machine ends itself {run.grace_minutes:g} min later; its disk is kept")
 
 
 def wait_for(machine: Machine, job: str) -> dict:
-    """Poll while a job runs, through lost connections; returns how it is then."""
+    """Poll until a job has ended, through lost connections; returns its state."""
     look = persistent(lambda: machine.call("snapshot", job=job)["job"])
     while (found := look())["state"] == "running":
         time.sleep(2)

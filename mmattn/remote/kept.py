@@ -1,4 +1,4 @@
-"""The disk that outlives its machine: without a bucket, what was not fetched is on it alone."""
+"""The disk that outlives its machine: without a bucket, the only copy of unfetched results."""
 
 from typing import Any
 
@@ -29,9 +29,9 @@ cd && sudo umount /mnt/kept
 
 
 def kept_disks(run: Run) -> list[dict[str, Any]]:
-    """The disks of a run that no machine boots from, in EC2's own form.
+    """The disks of a run that no machine boots from, as EC2 describes them.
 
-    The results are on the oldest: a newer one is that of a machine which never finished copying.
+    The oldest has the results: newer ones are of machines that never finished copying it.
     """
     if run.host is not None or run.uri is not None:
         return []
@@ -39,7 +39,7 @@ def kept_disks(run: Run) -> list[dict[str, Any]]:
     gone = [one.id for one in cloud.instances(run=run.name) if one.state in GONE]
 
     def is_left(one: dict[str, Any]) -> bool:
-        """By an instance that is going and does not take it along, or one that copies it."""
+        """Whether a gone instance leaves it behind, or an instance has it attached for a copy."""
         leaves = one["InstanceId"] in gone and not one.get("DeleteOnTermination")
         return one["Device"] == DEVICE or leaves
 
@@ -49,13 +49,13 @@ def kept_disks(run: Run) -> list[dict[str, Any]]:
 
 
 def take_up(run: Run, machine: Machine) -> None:
-    """Copy the results from a kept disk to the run's first machine, then delete the disks."""
+    """Copy the results from the kept disk to the run's first machine, then delete the disks."""
     disks = kept_disks(run) if run.leader is None else []
     if not disks:
         return
     disk, *others = disks
     cloud, name, first = run.cloud(), disk["VolumeId"], run.members[0].id
-    with waiting(f"taking up the results on {name}"):
+    with waiting(f"copying the results from {name}"):
         if first not in [one["InstanceId"] for one in disk["Attachments"]]:
             cloud.attach(name, first, DEVICE)
         machine.run(COPY.format(name=name.replace("-", ""), base=run.base), COPY_S)

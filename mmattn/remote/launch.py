@@ -1,4 +1,4 @@
-"""The run's instances: made once, found again, waited for, checked."""
+"""The run's instances: started once, found again, waited for, checked."""
 
 import time
 from typing import Any
@@ -22,15 +22,15 @@ from mmattn.remote.ssh import (
 )
 from mmattn.remote.user_data import GUARD, TIMER, user_data
 
-LOST_ANSWER_S = 600  # so long an instance may exist before EC2 lists it
-FULL = ("InsufficientInstanceCapacity", "SpotMaxPriceTooLow", "Unsupported")  # of one zone
+LOST_ANSWER_S = 600  # an instance may exist this long before EC2 lists it
+FULL = ("InsufficientInstanceCapacity", "SpotMaxPriceTooLow", "Unsupported")  # in one zone
 
 
 def make_instance(run: Run, plan: Plan) -> None:
-    """Instance profile, key pair, security group, instances and alarms, each made once."""
+    """Make instance profile, key pair, security group, instances and alarms, each once."""
     cloud = run.cloud()
     adopt(run)
-    network = run.allow_from or own_network()  # before anything is made
+    network = run.allow_from or own_network()  # may fail: before anything is made
     if run.uses_bucket:
         ensure_profile(run.label, run.uri, run.data_uri, run.tags)
     say(f"key pair and security group {run.label}")
@@ -43,7 +43,7 @@ def make_instance(run: Run, plan: Plan) -> None:
     untried = list(plan.subnets)
     while not run.members:
         if run.deadline is None:
-            # Kept before the start: the same call again asks for the same instance.
+            # Saved before the start: a repeated call requests the same instance.
             run.deadline = float(int(time.time() + run.hours * 3600))
             run.price = plan.price
             run.request = _request(run, plan, untried.pop(0), group)
@@ -56,11 +56,11 @@ def make_instance(run: Run, plan: Plan) -> None:
         with waiting(f"waiting until {member.id} runs"):
             _wait_for_address(run, member)
         if run.uri is None:
-            cloud.keep_volume(member.id, keep=rank == 0)  # the results are on the first
+            cloud.keep_volume(member.id, keep=rank == 0)  # the first has the results
 
 
 def _request(run: Run, plan: Plan, subnet: dict, group: str) -> dict[str, Any]:
-    """The parameters of RunInstances, but for user data and token."""
+    """The parameters of RunInstances, except user data and token."""
     tags = {**run.tags, DEADLINE: f"{run.deadline:.0f}", PRICE: str(run.price or "")}
     door = {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "Groups": [group]}
     door |= {"DeleteOnTermination": True, "AssociatePublicIpAddress": True}
@@ -75,10 +75,10 @@ def _request(run: Run, plan: Plan, subnet: dict, group: str) -> dict[str, Any]:
 
 
 def adopt(run: Run) -> None:
-    """Take up instances whose start was answered to no one here; give up those that are gone.
+    """Adopt instances whose start request got no answer; drop those that are gone.
 
-    The run then has instances, perhaps fewer than were asked for, or a deadline alone, with which
-    the start may be asked for again, or neither.
+    The run then has instances, perhaps fewer than were requested; or only a deadline, if the start
+    may be requested again; or neither.
     """
     cloud = run.cloud()
     if run.members:
@@ -88,9 +88,9 @@ def adopt(run: Run) -> None:
             needed = f"{left} of {run.instances} are left" if left else "a new machine is needed"
             say(f"{member.id} is gone: {needed}")
         if len(gone) == len(run.members):
-            cloud.terminate([one.id for one in gone])  # waits until they have left their disks
+            cloud.terminate([one.id for one in gone])  # waits until their disks are free
             _forget(run)
-        elif gone:  # a job on those that are left has to be started anew
+        elif gone:  # the job on the others must be restarted
             run.members = [one for one in run.members if one not in gone]
             run.to("there")
     elif run.deadline is not None:
@@ -110,20 +110,20 @@ def _is_gone(member: Member, state: str | None) -> bool:
 
 
 def _forget(run: Run, to: str = "lost") -> None:
-    """Machines that are gone, or were never there; the next are asked for anew."""
+    """Forget machines that are gone or never existed; the next start is a new request."""
     run.attempt += 1
     run.to(to)
 
 
 def _launch(run: Run, untried: list[dict]) -> None:
-    """Start the instances; where EC2 has none free, return to ask in a zone that is untried."""
+    """Start the instances; if the zone is full, return so that the next one is tried."""
     say(f"starting {'a' if run.instances == 1 else run.instances} {run.instance_type}")
     token = f"{run.name}-{run.attempt}"
     asked = {**(run.request or {}), "UserData": user_data(run), "ClientToken": token}
     try:
         ids = run.cloud().launch(asked)
     except CloudError as error:
-        if error.refused:  # otherwise there may be instances all the same
+        if error.refused:  # otherwise there may be instances
             _forget(run, "planned" if run.began_with is None else "lost")
         if error.code not in FULL or not untried:
             raise
@@ -141,13 +141,13 @@ def _wait_for_address(run: Run, member: Member) -> None:
         raise
     found = run.cloud().instance(member.id)
     if found is None or found.address is None:
-        raise CloudError(f"{member.id} has no public address: its subnet gave it none")
+        raise CloudError(f"{member.id} has no public address: its subnet assigned none")
     member.address, member.private, member.launched = found.address, found.private, found.launched
     run.save()
 
 
 def _check_alive(run: Run, member: Member) -> None:
-    """CloudError if an instance has ended; the run then has it no longer."""
+    """CloudError if an instance has ended; it is then dropped from the run."""
     found = run.cloud().instance(member.id)
     if found and found.state in GONE:
         adopt(run)
@@ -155,7 +155,7 @@ def _check_alive(run: Run, member: Member) -> None:
 
 
 def wait_for_login(run: Run, machine: Machine) -> None:
-    """Until the machine lets this key log in, has booted and what a run needs; else RemoteError."""
+    """Wait until the machine has booted and accepts the key; RemoteError if it lacks a program."""
 
     def look_at_ec2(_) -> None:
         if run.host is None:
@@ -163,7 +163,7 @@ def wait_for_login(run: Run, machine: Machine) -> None:
 
     patience = PATIENCE_S if run.host is None else 30
     for attempt in Retrying(
-        retry=retry_if_exception_type((Unreachable, NotLoggedIn)),  # it boots, and knows no key yet
+        retry=retry_if_exception_type((Unreachable, NotLoggedIn)),  # booting, without the key yet
         stop=stop_after_delay(patience),
         wait=wait_fixed(2),
         before_sleep=look_at_ec2,
@@ -176,11 +176,11 @@ def wait_for_login(run: Run, machine: Machine) -> None:
     try:
         machine.run(f"command -v python3 && (command -v rsync || {install})", timeout=300)
     except CommandFailed as error:
-        raise RemoteError(f"{machine.access.name}: expected python3 and rsync there") from error
+        raise RemoteError(f"{machine.access.name}: expected python3 and rsync") from error
 
 
 def renew_host_key(run: Run, machine: Machine) -> None:
-    """Give the machine a host key that was never in its user data; until it is seen, both count."""
+    """Replace the host key of the user data by one made there; both count until it is seen."""
     member = run.members[machine.rank]
     if member.sealed:
         return
@@ -198,14 +198,14 @@ def renew_host_key(run: Run, machine: Machine) -> None:
 
 
 def check_end(run: Run, machine: Machine) -> None:
-    """That the machine will end itself; one that would not is ended here, with a RemoteError."""
+    """Check that the machine will end itself; otherwise terminate it and raise RemoteError."""
     try:
-        for unit in (TIMER, GUARD):  # of several units, systemctl is content with one
+        for unit in (TIMER, GUARD):  # given several units, is-active needs only one of them
             machine.run(f"systemctl is-active {unit}")
     except CommandFailed as error:
         member = run.members[machine.rank].id
         run.cloud().terminate([member])
         adopt(run)
         raise RemoteError(
-            f"{member} was ended: its {unit} is {error.output}, so it might not have ended itself"
+            f"{member} was terminated: its {unit} is {error.output}; it might never end itself"
         ) from error

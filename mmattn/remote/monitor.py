@@ -1,4 +1,4 @@
-"""`fab monitor`: watch a run through any drop for as long as its job may live."""
+"""`fab monitor`: watch a run until its job ends, through any drop of the connection."""
 
 import base64
 import os
@@ -24,18 +24,18 @@ from mmattn.remote.ssh import CommandFailed, Machine, NotLoggedIn, RemoteError, 
 
 POLL_S = 2.0
 CALL_S = 15.0  # for the machine's answer, once connected
-HALTED = ("stopping", "stopped")  # by a user: what ends by itself is terminated
-FIRST_S, LONGEST_S = 1.0, 20.0  # between calls while out of touch
-TAIL = (-8 * 1024, 8 * 1024)  # offset into the log and bytes of it, for reports
-CHUNK = 256 * 1024  # bytes of the log a call, for --follow
+HALTED = ("stopping", "stopped")  # by a user: a machine that ends itself is terminated
+FIRST_S, LONGEST_S = 1.0, 20.0  # between calls while disconnected
+TAIL = (-8 * 1024, 8 * 1024)  # offset into the log and bytes to read, for reports
+CHUNK = 256 * 1024  # bytes of the log per call, for --follow
 
 
 def monitor(run: Run, quick: bool, follow: bool) -> int:
     """Show a run until its job ends; with `quick`, one report; with `follow`, the log's bytes.
 
-    Returns the job's exit code; 70 if none is known; with `quick`, 0 while it runs; 130 after
-    Ctrl-C; 141 when the log has no reader any more. UserError if there is no job, or no news of
-    it: with `quick`, at the first try.
+    Returns the job's exit code; 70 if unknown; with `quick`, 0 while it runs; 130 after Ctrl-C;
+    141 when the log's reader is gone. UserError if there is no job, or the machine cannot answer;
+    with `quick`, without a retry.
     """
     if quick and follow:
         raise UserError("--quick --follow: expected one of them")
@@ -59,56 +59,56 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
                     time.sleep(POLL_S)
         job = link.last["job"]
         if job["state"] == "absent":
-            raise UserError(f"{run.name}: no job was started; `fab deploy` continues")
+            raise UserError(f"{run.name}: no job was started; `fab deploy` continues it")
         if follow:
             complain(f"the job: {job_text(job, link.last['now'])[0]}")
         else:
             console.print(draw(spare=2))  # for the prompt
         return {"running": 0, "lost": os.EX_SOFTWARE}.get(job["state"], job["exit_code"])
     except KeyboardInterrupt:
-        complain(f"left; {run.name} continues: `fab monitor --run {run.name}` shows it again")
+        complain(f"{run.name} continues: `fab monitor --run {run.name}` shows it again")
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Python would complain once more when it flushes at its end.
+        # Python would raise it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
 def copy_log(link: "Link", out: BinaryIO) -> None:
-    """Write each byte of the job's log once, until it has ended."""
+    """Write each byte of the job's log once, until the job has ended."""
     offset, state = 0, "running"
     while state == "running":
         snapshot = link.snapshot((offset, CHUNK))
         log, data = snapshot["log"], base64.b64decode(snapshot["log"]["data"])
         if log["offset"] != offset:
-            complain("the log was cut on the machine: from its new beginning")
+            complain("the log was truncated on the machine: continuing from its new beginning")
         out.write(data)
         out.flush()
         offset = log["offset"] + len(data)
-        if offset >= log["size"]:  # else there is more to ask for at once
+        if offset >= log["size"]:  # else ask for more at once
             state = snapshot["job"]["state"]
             time.sleep(POLL_S)
 
 
 class Link:
-    """Asks a run's machines for snapshots; `tell` hears when touch is lost and found again."""
+    """Asks a run's machines for snapshots; calls `tell` when the connection drops or is back."""
 
     def __init__(self, run: Run, tell: Callable[[str], None]):
         self.run, self.machines, self.tell = run, run.machines(), tell
-        self.last: Any = None  # of the first machine; the others' are in its own
+        self.last: Any = None  # of the first machine; contains the others'
         self.touch = Touch()
 
     def snapshot(self, piece: tuple[int, int], stop: Callable = stop_never) -> dict:
         """A snapshot with a piece of the log (offset, bytes), however long that takes.
 
-        RemoteError at `stop`, or if a machine is gone, not the known one, or lets no one in.
+        RemoteError at `stop`, or if a machine is gone, has another host key or refuses the login.
         """
         retry = retry_if_exception(self._may_pass)
         wait = wait_random_exponential(2 * FIRST_S, LONGEST_S, min=FIRST_S)
         return Retrying(stop=stop, wait=wait, retry=retry, reraise=True)(self._ask, piece)
 
     def _may_pass(self, error: BaseException) -> bool:
-        # A machine that has answered and now refuses is going down, or short of memory.
+        # A machine that answered before and refuses now is going down, or short of memory.
         refused = self.last is not None and isinstance(error, CommandFailed | NotLoggedIn)
         return refused or isinstance(error, Unreachable)
 
@@ -118,7 +118,7 @@ class Link:
             found = self.machines[0].call("snapshot", *map(str, piece), timeout=CALL_S)
         except RemoteError as error:
             if touch.since is None and self._may_pass(error):
-                self.tell(f"out of touch, trying again: {error}")
+                self.tell(f"connection lost, trying again: {error}")
             since = touch.since or touch.heard or time.time()
             self.touch = Touch(touch.heard, since, str(error))
             error.args = (f"{error}{ask_cloud(self.run, 0, self.last)}",)
@@ -129,11 +129,11 @@ class Link:
             self.last = {**found, "others": list(others)}
         self.touch = Touch(heard=time.time())
         if touch.since is not None:
-            self.tell(f"in touch again after {duration(time.time() - touch.since)}")
+            self.tell(f"connected again after {duration(time.time() - touch.since)}")
         return self.last
 
     def _other(self, machine: Machine, first: dict) -> dict:
-        """What is known of another machine; RemoteError if it is gone and the first needs it."""
+        """The state of another machine; RemoteError if it is gone and the first needs it."""
         rank = self.machines.index(machine)
         before = self.last["others"][rank - 1]["snapshot"] if self.last else None
         try:
@@ -143,30 +143,30 @@ class Link:
             done = before and before["job"]["exit_code"] == 0
             works = first["state"] == "running" and not done
             state = ask_cloud(self.run, rank, self.last) if works else ""
-            return {"rank": rank, "snapshot": before, "trouble": f"out of touch: {error}{state}"}
+            return {"rank": rank, "snapshot": before, "trouble": f"no connection: {error}{state}"}
 
 
 def ask_cloud(run: Run, rank: int, last: dict | None = None) -> str:
-    """To add to a message: EC2's state of a silent machine; RemoteError if it runs no more."""
+    """EC2's state of a silent machine, to add to a message; RemoteError if it does not run."""
     if not run.members:
         return ""
     machine = run.members[rank].id
     try:
         found = run.cloud().instance(machine)
-    except UserError as error:  # this computer may be offline altogether
+    except UserError as error:  # this computer may be offline
         return f"; EC2 cannot be asked: {error}"
-    state = found.state if found else "terminated and forgotten"
+    state = found.state if found else "terminated and no longer listed"
     if found and state not in (*GONE, *HALTED):
-        return f"; it is {state} at EC2"
+        return f"; EC2 says {state}"
     why = f" ({found.reason})" if found and found.reason else ""
     if rank == 0 and last and last["guard"] and last["guard"]["reason"]:
         why += f"; its guard had reported: {GUARD_REASONS[last['guard']['reason']]}"
     if state in HALTED:
         then = "Its disk costs: start it in EC2's console and `fab resume`, or `fab teardown`"
     elif rank:
-        then = "`fab resume` restarts the job on what is left"
+        then = "`fab resume` restarts the job on the other machines"
     elif run.uri:
-        then = f"`fab resume` continues from {run.uri}, `fab fetch` brings what is there"
+        then = f"`fab resume` continues from {run.uri}, `fab fetch` downloads what is there"
     else:
         then = "`fab resume` continues from its disk, which is kept and costs until `fab teardown`"
     raise RemoteError(f"machine {rank}, {machine}, is {state} at EC2{why}. {then}")

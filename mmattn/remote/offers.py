@@ -1,4 +1,4 @@
-"""What EC2 offers for a run, at what price, and what stands against it: before anything is made."""
+"""What EC2 offers for a run, at what price, and what it would refuse, before anything is made."""
 
 import json
 import re
@@ -18,18 +18,18 @@ MACHINE = {  # attributes in AWS's Price List
     "preInstalledSw": "NA",
 }
 DISK = {"productFamily": "Storage", "volumeApiName": "gp3"}
-ADDRESS = 0.005  # dollars an hour of a public IPv4 address, in every region
-STANDARD = {"a", "c", "d", "h", "i", "im", "is", "m", "r", "t", "z"}  # EC2's families
+ADDRESS = 0.005  # dollars per hour of a public IPv4 address, in every region
+STANDARD = {"a", "c", "d", "h", "i", "im", "is", "m", "r", "t", "z"}  # EC2's standard families
 QUOTAS = ("L-1216C47A", "L-34B43A08")  # of their vCPUs: on demand, spot
 
 
 class MachineType(NamedTuple):
-    """What an instance type has."""
+    """Facts of an instance type."""
 
     name: str
     vcpus: int
-    cores: int  # processors that the job will find
-    one_thread: bool  # threads are switched off, so that each core is one processor
+    cores: int  # processors that the job will see
+    one_thread: bool  # hyper-threading is off: each core is one processor
     gib: float  # of memory
     architecture: str
     free: bool = False  # an account on the free plan may start it
@@ -40,19 +40,19 @@ class MachineType(NamedTuple):
 
 
 def machine_type(cloud: Cloud, name: str, count: int = 1, spot: bool = False) -> MachineType:
-    """What an instance type has; UserError if it cannot train, so many together, or as spot."""
+    """Look up an instance type; UserError if it cannot train, not `count` together or as spot."""
     with explained(f"--instance-type {name}"):
         (found,) = cloud.ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
     architectures = {"arm64", "x86_64"} & set(found["ProcessorInfo"]["SupportedArchitectures"])
     others = {"Gpu", "Fpga", "InferenceAccelerator", "MediaAccelerator", "Neuron"}
     if not architectures or {f"{one}Info" for one in others} & found.keys():
-        raise UserError(f"--instance-type {name}: expected one that runs Linux, with CPUs alone")
+        raise UserError(f"--instance-type {name}: expected one that runs Linux, with CPUs only")
     if spot and "spot" not in found["SupportedUsageClasses"]:
         raise UserError(f"--spot: expected a type with spot machines, {name} has none")
     if count > 1 and "cluster" not in found["PlacementGroupInfo"]["SupportedStrategies"]:
-        raise UserError(f"--instances {count}: expected a type that can be placed near others")
+        raise UserError(f"--instances {count}: expected a type that allows a placement group")
     cpu = found["VCpuInfo"]
-    # Two threads of a core share what computes, so that a device on each brings nothing.
+    # Two threads of a core share its arithmetic units: a device on each gains nothing.
     one_thread = cpu.get("ValidThreadsPerCore") == [1, 2]
     return MachineType(
         name,
@@ -66,7 +66,7 @@ def machine_type(cloud: Cloud, name: str, count: int = 1, spot: bool = False) ->
 
 
 def image(cloud: Cloud, machine: MachineType, image_id: str | None) -> dict[str, Any]:
-    """This image, or the current Amazon Linux, in EC2's own form."""
+    """This image, or the current Amazon Linux, as EC2 describes it."""
     if image_id is None:
         name = IMAGE.format(machine.architecture)
         with explained(f"the image {name}"):
@@ -81,7 +81,7 @@ def image(cloud: Cloud, machine: MachineType, image_id: str | None) -> dict[str,
 def subnets(
     cloud: Cloud, instance_type: str, subnet_id: str | None, zone: str | None = None
 ) -> list[dict[str, Any]]:
-    """This subnet, or the default VPC's, one a zone (or in this one), where a type is offered.
+    """This subnet, or the default VPC's (one per zone, or in `zone`), that offer a type.
 
     UserError if there is none.
     """
@@ -107,9 +107,9 @@ def subnets(
 
 
 def price(region: str, **attributes: str) -> float | None:
-    """By AWS's Price List, the highest price of what has these attributes; None if unknown.
+    """The highest price of products with these attributes in AWS's Price List; None if unknown.
 
-    MACHINE and an instanceType: dollars an hour. DISK: dollars a GiB and month.
+    MACHINE and an instanceType: dollars per hour. DISK: dollars per GiB and month.
     """
     asked = {"regionCode": region, **attributes}.items()
     terms = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in asked]
@@ -127,7 +127,7 @@ def price(region: str, **attributes: str) -> float | None:
 
 
 def check_quota(cloud: Cloud, machine: MachineType, count: int, spot: bool) -> str:
-    """The account's limit of vCPUs; UserError if the machines alone are above it."""
+    """The account's vCPU quota; UserError if the machines alone exceed it."""
     if re.split("[^a-z]", machine.name)[0] not in STANDARD:
         return "unknown for this type"
     ask = cloud.client("service-quotas").get_service_quota
@@ -137,11 +137,11 @@ def check_quota(cloud: Cloud, machine: MachineType, count: int, spot: bool) -> s
     most, needed = found["Quota"]["Value"], count * machine.vcpus
     if needed > most:
         raise UserError(
-            f"the account's limit in {cloud.region} is {most:g} vCPUs ({QUOTAS[spot]}); {needed} "
-            "are needed: ask for more under Service Quotas, EC2, or choose a smaller "
+            f"the account's quota in {cloud.region} is {most:g} vCPUs ({QUOTAS[spot]}); {needed} "
+            "are needed: request more under Service Quotas, EC2, or choose a smaller "
             "--instance-type"
         )
-    return f"{needed} of {most:g} vCPUs, less what runs"
+    return f"{needed} of {most:g} vCPUs, less those in use"
 
 
 def check_account(machine: MachineType) -> str:
@@ -158,7 +158,7 @@ def check_account(machine: MachineType) -> str:
 
 
 def _answer(call: Callable, **asked: Any) -> dict[str, Any] | str:
-    """What AWS answers, or why that is unknown."""
+    """AWS's answer, or why it is unknown."""
     try:
         with explained("AWS"):
             return call(**asked)

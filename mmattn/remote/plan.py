@@ -1,4 +1,4 @@
-"""What a deployment will make and cost: checked and shown before anything is made."""
+"""What a deployment would make and cost, checked and shown before anything is made."""
 
 import importlib
 import math
@@ -24,27 +24,25 @@ from mmattn.remote.kept import kept_disks
 from mmattn.remote.offers import MachineType
 from mmattn.remote.runs import DEFAULTS, OF_EC2, Run, flag, is_uri, parse_host
 
-# An alarm can count no further than a week.
+# An alarm cannot look back more than a week.
 MOST = {"hours": 24 * 6, "grace_minutes": 60 * 24 * 6, "instances": 64}
 _NAME = re.compile("[A-Za-z0-9_]+")  # it becomes part of the run's name
 _OWN_OPTIONS = ("--out", "--resume", "--data.roots")
 
 
 class Plan(NamedTuple):
-    """What EC2 will be asked for, and what was found out about it."""
+    """What EC2 will be asked for, and the results of the checks."""
 
-    request: dict[str, Any]  # parameters of RunInstances, but for place, key and rights
-    subnets: list[dict[str, Any]]  # one a zone, in the order of trying
-    price: float | None  # dollars an hour of one machine, on demand; None if unknown
-    rows: list[tuple[str, str]]  # to be shown: what will be made, what was asked, the cost
+    request: dict[str, Any]  # parameters of RunInstances, except place, key and permissions
+    subnets: list[dict[str, Any]]  # one per zone, in the order to try
+    price: float | None  # dollars per hour of one machine, on demand; None if unknown
+    rows: list[tuple[str, str]]  # to show: what will be made, the checks, the cost
 
 
 def new_run(experiment: str, **asked: Any) -> Run:
     """A run from the options of `fab deploy`, all checked on this computer.
 
-    Args:
-        experiment: of experiments/.
-        asked: the other OPTIONS as text, by their fields; "" for those that were not given.
+    `experiment` is one of experiments/; `asked` has the other OPTIONS as text, "" if not given.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     run = Run(f"{experiment}-{stamp}-{os.urandom(2).hex()}", experiment)
@@ -54,13 +52,13 @@ def new_run(experiment: str, **asked: Any) -> Run:
     run.args = _split(asked.get("args", ""))
     run.data = [parse_uri("--data", one) if is_uri(one) else _data_folder(one) for one in run.data]
     if sum(map(is_uri, run.data)) > 1:
-        raise UserError("--data: expected one s3://BUCKET/PREFIX at most, besides folders")
+        raise UserError("--data: expected at most one s3://BUCKET/PREFIX, besides folders")
     run.is_study = check_experiment(experiment, run.args, run.data)
     if run.host:
         parse_host(run.host)
         wrong = [flag(name) for name in OF_EC2 if getattr(run, name) != getattr(DEFAULTS, name)]
         for option in [*wrong, *[f"data {run.data_uri}"] * bool(run.data_uri)]:
-            raise UserError(f"--{option}: expected no --host, which is no machine of EC2")
+            raise UserError(f"--{option} is for EC2: expected no --host")
         return run
     run.results_uri = run.results_uri and parse_uri("--results", run.results_uri)
     run.allow_from = run.allow_from and network(run.allow_from)
@@ -70,7 +68,7 @@ def new_run(experiment: str, **asked: Any) -> Run:
 
 
 def check_experiment(name: str, words: Sequence[str], data: Sequence[str]) -> bool:
-    """Read an experiment's options, on these data, as it will on the machine.
+    """Parse an experiment's options, with these data, as the machine will.
 
     Returns whether it is a study of many trainings; UserError if its name or options are wrong.
     """
@@ -80,7 +78,7 @@ def check_experiment(name: str, words: Sequence[str], data: Sequence[str]) -> bo
         raise UserError(f"--experiment {name}: expected one of {', '.join(known) or 'none here'}")
     for word in words:
         if word.split("=")[0] in _OWN_OPTIONS or word.startswith("--distributed."):
-            raise UserError(f"--args {word}: the deployment sets it; data come by --data")
+            raise UserError(f"--args {word}: fab deploy sets it itself; use --data for data")
     options = _options(name, [*words, *(["--data.roots", *data] if data else [])])
     if isinstance(options, ExperimentConfig):
         options.check()
@@ -94,14 +92,14 @@ def _options(name: str, words: Sequence[str]) -> Any:
         if hasattr(module, "CONFIG"):
             return parse_experiment(module.CONFIG, "", words)
         return tyro.cli(module.Options, args=words)
-    except SystemExit as error:  # the parser has told what is wrong
-        raise UserError(f"--args: not what experiments.{name} takes, see above") from error
+    except SystemExit as error:  # the parser has printed what is wrong
+        raise UserError(f"--args: not options of experiments.{name}, see above") from error
 
 
 def make_plan(run: Run, cloud: Cloud) -> Plan:
-    """Ask EC2 for all that the run needs, and, if it has no machine yet, whether it may start.
+    """Look up what the run needs on EC2 and, if it has no machine yet, whether it may start one.
 
-    UserError if something stands against it.
+    UserError if a check fails.
     """
     kind = offers.machine_type(cloud, run.instance_type, run.instances, run.spot)
     image = offers.image(cloud, kind, run.ami)
@@ -115,14 +113,14 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
         checks[run.data_uri] = f"{count} files, {there / 1e6:.0f} MB"
     if run.uri:
         bucket.check("--results", run.uri, cloud.region, write=True)
-        checks[run.uri] = "can be written"
+        checks[run.uri] = "writable"
     disks = [one["Ebs"]["VolumeSize"] for one in image["BlockDeviceMappings"] if "Ebs" in one]
-    # The data, as much again for the packed cache, half of it spare; code, environment, results.
+    # The data, the same again for the packed cache, half as much spare; code, environment, results.
     gib = max([*disks, 20 + math.ceil(2.5 * size / 2**30)])
     price = offers.price(cloud.region, instanceType=kind.name, **offers.MACHINE)
     disk = offers.price(cloud.region, **offers.DISK)
     request = instance_request(run, kind, image, gib, price)
-    if run.deadline is None:  # else what was asked for counts among what is in use
+    if run.deadline is None:  # otherwise the requested machines already count as in use
         quota = offers.check_quota(cloud, kind, run.instances, run.spot)
         checks |= {"vCPUs of the account": quota, "its plan": offers.check_account(kind)}
         cloud.try_launch({**request, "SubnetId": subnets[0]["SubnetId"]})
@@ -133,7 +131,7 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
         ("the job uses", devices_text(run, kind)),
         ("image", image["ImageId"]),
         ("disk", f"{_each(run)}{gib} GiB, encrypted, {kept}"),
-        ("who can reach it", f"{run.allow_from or 'this computer alone'}, port 22"),
+        ("who can reach it", f"{run.allow_from or 'this computer only'}, port 22"),
         ("it ends itself", f"{run.hours:g} h after its start, or {end_text(run)}"),
         ("zones", ", ".join(one["AvailabilityZone"] for one in subnets)),
         *checks.items(),
@@ -145,12 +143,12 @@ def make_plan(run: Run, cloud: Cloud) -> Plan:
 def instance_request(
     run: Run, kind: MachineType, image: dict[str, Any], disk_gib: int, price: float | None
 ) -> dict[str, Any]:
-    """Parameters of RunInstances, but for place, key and rights.
+    """Parameters of RunInstances, except place, key and permissions.
 
-    A spot machine may cost `price` dollars an hour; None leaves the bound to EC2.
+    A spot machine may cost `price` dollars per hour; None leaves the bound to EC2.
     """
     disk = {"VolumeSize": disk_gib, "VolumeType": "gp3", "Encrypted": True}
-    # Without a bucket, what was not fetched is on it alone.
+    # Without a bucket, it has the only copy of results that were not fetched.
     disk["DeleteOnTermination"] = run.results_uri is not None
     request = {
         "MinCount": run.instances,
@@ -173,7 +171,7 @@ def instance_request(
 
 def say_plan(run: Run, plan: Plan | None, files: int) -> None:
     """Show what will be sent and made, and what it costs; `plan` is None with a --host."""
-    host = [("machine", f"{run.host}, which exists and is not ended afterwards")]
+    host = [("machine", f"{run.host}, which exists and keeps running afterwards")]
     rows = [
         ("run", run.name),
         ("experiment", shlex.join([f"experiments.{run.experiment}", *run.args])),
@@ -187,7 +185,7 @@ def say_plan(run: Run, plan: Plan | None, files: int) -> None:
 def end_text(run: Run) -> str:
     """When its machines end themselves before their deadline."""
     if run.uri:
-        return f"when its job has ended and all is in {run.uri}"
+        return f"when its job has ended and all results are in {run.uri}"
     return f"{run.grace_minutes:g} min after its job"
 
 
@@ -196,9 +194,9 @@ def _each(run: Run) -> str:
 
 
 def devices_text(run: Run, machine: MachineType) -> str:
-    """How much of its machines the job uses, and what would fill them if it leaves half idle."""
+    """How many cores the job uses, and the batch that uses all if more than half are idle."""
     if run.is_study:
-        return f"{machine.cores} trainings at once, each on a core (--workers)"
+        return f"{machine.cores} trainings at once, one per core (--workers)"
     config = _options(run.experiment, run.args)
     batch, there, used = config.train.batch, machine.cores * run.instances, config.devices
     if used == "auto":
@@ -208,24 +206,24 @@ def devices_text(run: Run, machine: MachineType) -> str:
     text = f"{used} devices on {there} cores, with a batch of {batch} clips"
     if 2 * used > there:
         return text
-    return f"{text}: {there - used} idle; --train.batch {there} uses all, but trains otherwise"
+    return f"{text}: {there - used} idle; --train.batch {there} uses all, but trains differently"
 
 
 def cost_text(run: Run, price: float | None, disk: float | None) -> str:
-    """The highest cost of a run, from dollars an hour of one machine on demand and of its disk."""
+    """The highest cost of a run, from dollars per hour of one on-demand machine and its disk."""
     if price is None:
-        return f"unknown: AWS names no price of {run.instance_type} in {run.region}"
+        return f"unknown: AWS lists no price of {run.instance_type} in {run.region}"
     text = f"{_each(run)}${price:.2f} an hour (on demand in {run.region}"
     text += ", the most that the spot machine may cost)" if run.spot else ")"
     if disk is None:
-        return f"{text}; that of the disk is unknown"
+        return f"{text}; the disk's price is unknown"
     bound = run.instances * run.hours * (price + offers.ADDRESS + disk)
     kept = "" if run.uri else f"; the kept disk ${24 * disk:.2f} a day"
-    return f"{text}{kept}; at most ${bound:.2f} with its address and disk, without traffic"
+    return f"{text}{kept}; at most ${bound:.2f} with address and disk, without traffic"
 
 
 def confirm(question: str, how: str = "give --yes") -> None:
-    """Ask; UserError if the answer is no, or there is no terminal to ask at: then `how` helps."""
+    """Ask; UserError if the answer is no, or, with the advice `how`, if there is no terminal."""
     try:
         answer = input(f"{question} [y/N] ")
     except EOFError as error:

@@ -1,6 +1,6 @@
 """Remote runs as this computer knows them: `.fab/<run>/` with state, keys and known hosts.
 
-The state is a cache, written before and after each step; the tags of the instances are the truth.
+The state is a cache, written before and after each step; the tags of the instances decide.
 """
 
 import fcntl
@@ -21,16 +21,16 @@ from mmattn.remote.cloud import OWNER, RUN, Cloud
 from mmattn.remote.ssh import Access, Machine, make_key
 
 FOLDER = Path(".fab")
-NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # it becomes part of paths and commands
+NAME = re.compile(r"[A-Za-z0-9_]+-\d{8}-\d{6}-[0-9a-f]{4}")  # becomes part of paths and commands
 LOGIN = "ec2-user"  # of Amazon Linux
 NO_MACHINE = ("lost", "removed")
 
 
-# The states of a run, in docs/remote.md too; the last column is what `Run.to` permits.
+# The states of a run, also in docs/remote.md; the last column is what `Run.to` permits.
 TABLE = """\
-| state | what is so | what costs | next |
+| state | meaning | what costs | next |
 |---|---|---|---|
-| planned | no machine was asked for yet, or none was given | nothing | asked, there, removed |
+| planned | no machine was requested yet, or EC2 refused | nothing | asked, there, removed |
 | asked | EC2 was asked for the machines; its answer may have been lost | perhaps the machines | \
 there, planned, lost, removed |
 | there | the machines are known | the machines | sent, lost, removed |
@@ -39,47 +39,47 @@ there, planned, lost, removed |
 removed |
 | started | the job was started; it runs or has ended | the machines | there, built, lost, removed |
 | lost | the machines are gone; their first volume may be kept | the volume | asked, removed |
-| removed | nothing is left but what was fetched, or is in the bucket | the bucket | asked, there |
+| removed | only what was fetched, or is in the bucket, is left | the bucket | asked, there |
 """
 _ROWS = [row.strip("| ").split(" | ") for row in TABLE.splitlines()[2:]]
-STATES = {row[0]: row[-1].split(", ") for row in _ROWS}  # those that may come next, by state
+STATES = {row[0]: row[-1].split(", ") for row in _ROWS}  # by state, the possible next ones
 
 
 class Busy(UserError):
-    """Another command is at work (75 is EX_TEMPFAIL)."""
+    """Another command holds the lock (75 is EX_TEMPFAIL)."""
 
     exit_code = 75
 
 
 @dataclass
 class Member:
-    """A machine of a run, by EC2's last account."""
+    """A machine of a run, as EC2 last described it."""
 
     id: str
     address: str | None = None  # where this computer reaches it
-    private: str | None = None  # where the run's other machines do
+    private: str | None = None  # where the run's other machines reach it
     launched: float | None = None
-    proof: str | None = None  # the host key that was made on it; the first was in its user data
-    sealed: bool = False  # the first key counts no more
+    proof: str | None = None  # the host key made on it; the first one was in its user data
+    sealed: bool = False  # the first key is no longer trusted
 
 
 # The options of `fab deploy`, by the field of `Run` that each fills; those after `host` are EC2's.
 OPTIONS = {
-    "experiment": "a file of experiments/",
+    "experiment": "name of a file in experiments/",
     "args": "the experiment's options, e.g. '--train.epochs 40'",
     "data": "folder of feature files to send, or s3://BUCKET/PREFIX for the machine to read; "
     "may be repeated (default: the built-in corpus)",
-    "hours": "the machine ends itself after this long, whatever happens",
-    "grace_minutes": "the machine ends itself this long after its job has ended",
-    "host": "user@address[:port], or its name in ~/.ssh/config, of a machine that exists",
-    "results_uri": "s3://BUCKET/PREFIX for results as they are made (default: the machine's disk)",
-    "instance_type": "EC2's name for the machine",
-    "instances": "how many such machines train together",
-    "spot": "a spot machine: a third of the price, but it may be taken away",
-    "region": "of EC2 (default: that of your AWS configuration)",
-    "subnet": "of your own VPC (default: those of the default VPC)",
+    "hours": "hours after which the machine ends itself in any case",
+    "grace_minutes": "minutes after the end of its job when the machine ends itself",
+    "host": "existing machine to use: [user@]address[:port], or its name in ~/.ssh/config",
+    "results_uri": "s3://BUCKET/PREFIX to push results to (default: the machine's disk)",
+    "instance_type": "EC2 instance type",
+    "instances": "number of such machines that train together",
+    "spot": "use a spot machine: a third of the price, but EC2 may take it away",
+    "region": "EC2 region (default: that of your AWS configuration)",
+    "subnet": "subnet of your own VPC (default: those of the default VPC)",
     "ami": "image to boot, an Amazon Linux 2023 (default: the newest)",
-    "allow_from": "IPv4 network that may reach it (default: this computer's address alone)",
+    "allow_from": "IPv4 network that may reach it (default: only this computer's address)",
 }
 OF_EC2 = list(OPTIONS)[list(OPTIONS).index("host") + 1 :]
 
@@ -91,7 +91,7 @@ def flag(name: str) -> str:
 
 @dataclass
 class Run:
-    """One training on machines, or others after them; what was asked for and how far it came."""
+    """One training on machines or their replacements: its options and its state."""
 
     name: str
     experiment: str  # from here on OPTIONS
@@ -109,28 +109,28 @@ class Run:
     ami: str | None = None
     allow_from: str | None = None
     is_study: bool = False  # many trainings, which the same command continues
-    owner: str | None = None  # who pays: ARN of the caller who made it
+    owner: str | None = None  # ARN of the caller who made it, and pays
     state: str = "planned"  # one of STATES
     attempt: int = 1  # counts the starts of machines
-    price: float | None = None  # dollars an hour of one machine, on demand
-    # When this attempt's machines end themselves (Unix time); set before they are asked for.
+    price: float | None = None  # dollars per hour of one machine, on demand
+    # When this attempt's machines end themselves (Unix time); set before they are requested.
     deadline: float | None = None
-    request: dict | None = None  # this attempt's parameters of RunInstances, but for user data
-    # By rank: the results are on the first, which leads the others.
+    request: dict | None = None  # this attempt's parameters of RunInstances, except user data
+    # By rank: the first leads the others and has the results.
     members: list[Member] = field(default_factory=list)
     leader: str | None = None  # id of the machine with the results, once a job was started
-    uploaded: str | None = None  # digest of what was sent to the machines
-    began_with: str | None = None  # digest of what the first of its jobs was started with
+    uploaded: str | None = None  # digest of the files sent to the machines
+    began_with: str | None = None  # digest of the files that its first job was started with
 
     def __post_init__(self):
-        self._cloud: Cloud | None = None  # its API, once it was asked for
-        self.folder = FOLDER / self.name  # where this computer keeps its state and keys
-        self.key = self.folder / "key"  # that logs in
-        self.host_key = self.folder / "host_key"  # that the instance proves itself with
+        self._cloud: Cloud | None = None  # its API, once used
+        self.folder = FOLDER / self.name  # its state and keys on this computer
+        self.key = self.folder / "key"  # to log in with
+        self.host_key = self.folder / "host_key"  # the instance's first
         self.label = f"mmattn-{self.name}"  # of its key pair, security group and alarms
         self.base = f"mmattn/{self.name}"  # on the machine, in the login user's home
         time = self.name.removeprefix(f"{self.experiment}-")
-        self.results = Path("runs") / self.experiment / time  # where what is fetched goes
+        self.results = Path("runs") / self.experiment / time  # fetched results
 
     @classmethod
     def find(cls, name: str | None = None) -> "Run":
@@ -147,7 +147,7 @@ class Run:
         return ([run for run in found if run.state != "removed"] or found)[-1]
 
     def to(self, state: str) -> None:
-        """Go to another state, or stay, and write it down."""
+        """Change the state, or keep it, and save."""
         assert state == self.state or state in STATES[self.state], (self.state, state)
         self.state = state
         if state in NO_MACHINE or state == "planned":
@@ -156,39 +156,39 @@ class Run:
         self.save()
 
     def is_past(self, state: str) -> bool:
-        """Whether it is on its way and in a state or further; a lost or removed run is not."""
+        """Whether it has reached a state or a later one; a lost or removed run has not."""
         way = list(STATES)[: list(STATES).index("lost")]
         return self.state in way and way.index(self.state) >= way.index(state)
 
     @property
     def uri(self) -> str | None:
-        """Where its results are in the bucket; None without one."""
+        """The URI of its results in the bucket; None without one."""
         return self.results_uri and f"{self.results_uri}/{self.name}"
 
     @property
     def data_uri(self) -> str | None:
-        """The data that are in a bucket; None if there are none."""
+        """The data in a bucket; None if there are none."""
         return next((one for one in self.data if is_uri(one)), None)
 
     @property
     def uses_bucket(self) -> bool:
-        """Whether its machines need the rights to a bucket."""
+        """Whether its machines need permissions for a bucket."""
         return bool(self.results_uri or self.data_uri)
 
     @property
     def instance_id(self) -> str | None:
-        """The instance of its first machine, on which the results are."""
+        """The instance of its first machine, which has the results."""
         return self.members[0].id if self.members else None
 
     @property
     def tags(self) -> dict[str, str]:
-        """Of all that is made for it."""
+        """The tags of all that is made for it."""
         return {RUN: self.name, OWNER: self.owner, "Name": self.label}
 
     @property
     def fetched(self) -> str | None:
         """Whether the results were fetched "complete" or "partial"; None if not at all."""
-        # A file of its own, because `fab fetch` writes it while other commands have the state.
+        # In a separate file, because `fab fetch` writes it while other commands hold the state.
         path = self.folder / "fetched"
         return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
@@ -210,23 +210,23 @@ class Run:
         return self._cloud
 
     def machines(self) -> list[Machine]:
-        """All its machines, by rank."""
+        """Its machines, by rank."""
         return [self.machine(rank) for rank in range(max(1, len(self.members)))]
 
     def machine(self, rank: int = 0) -> Machine:
-        """Its machine of this rank; UserError if it has none, or the keys are gone."""
+        """Its machine of this rank; UserError if there is none, or the keys are gone."""
         if self.host is not None:
             return Machine(parse_host(self.host), self.folder, self.base)
         return Machine(self._access(rank), self.folder, self.base, lambda: self._way_in(rank), rank)
 
     def _access(self, rank: int) -> Access:
-        """How to log in to an instance of it."""
+        """How to log in to its instance of this rank."""
         member = self.members[rank] if self.members else None
         if member is None or member.address is None:
-            raise UserError(f"{self.name} has no machine: `fab deploy` continues, or `fab resume`")
+            raise UserError(f"{self.name} has no machine: use `fab deploy` or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
             raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")
-        self.key.chmod(0o600)  # OpenSSH takes no other
+        self.key.chmod(0o600)  # OpenSSH rejects any other mode
         known = self.folder / ("known_hosts" if rank == 0 else f"known_hosts-{rank}")
         first = None if member.sealed else " ".join(make_key(self.host_key).split()[:2])
         proofs = filter(None, (first, member.proof))
@@ -234,7 +234,7 @@ class Run:
         return Access(member.address, LOGIN, own=(known, self.key))
 
     def _way_in(self, rank: int) -> Access | None:
-        """Let in this computer's new address, and find the machine's; None if both are the old."""
+        """Let in this computer's address and look up the machine's; None if neither changed."""
         cloud, member = self.cloud(), self.members[rank]
         found, group = cloud.instance(member.id), cloud.group(self.label)
         if group is None or found is None or found.state != "running":
@@ -250,18 +250,18 @@ DEFAULTS = Run("", "no_aug")  # what `fab deploy` asks for without options
 
 
 def is_uri(data: str) -> bool:
-    """Whether data are in a bucket, and not in a folder here."""
+    """Whether data are in a bucket rather than in a local folder."""
     return data.startswith("s3://")
 
 
 def runs() -> list[Run]:
-    """The runs that this computer knows, the oldest first."""
+    """The runs that this computer knows, oldest first."""
     found = []
     for path in FOLDER.glob("*/state.json"):
         try:
             found.append(read_run(path))
-        except UserError as error:  # what it was is still to be ended, by its tags
-            complain(f"passed over: {error}")
+        except UserError as error:  # its machines can still be found by their tags
+            complain(f"skipped: {error}")
     return sorted(found, key=lambda run: run.name[-20:])
 
 
@@ -275,7 +275,7 @@ def read_run(path: Path) -> Run:
 
 
 def parse_host(host: str) -> Access:
-    """How to log in at `[user@]address[:port]`, or a name in ~/.ssh/config; UserError otherwise."""
+    """How to log in to `[user@]address[:port]` or a name in ~/.ssh/config; UserError if invalid."""
     word = r"(?:([A-Za-z_][\w.-]*)@)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][\w.-]*)(?::(\d+))?"
     found = re.fullmatch(word, host)
     if not found:
@@ -285,7 +285,7 @@ def parse_host(host: str) -> Access:
 
 @contextmanager
 def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
-    """Hold the right to change a run, or which runs there are; Busy names who has it."""
+    """Lock a run, or the list of runs; Busy names the command that holds the lock."""
     FOLDER.mkdir(exist_ok=True, mode=0o700)
     folder.mkdir(exist_ok=True, mode=0o700)
     with open(folder / "lock", "a+", encoding="utf-8") as file:
@@ -294,7 +294,7 @@ def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise Busy(
-                f"{file.read()} is at work here: it holds {folder / 'lock'}; wait for it or stop it"
+                f"{file.read()} is running and holds {folder / 'lock'}; wait for it or stop it"
             ) from error
         file.truncate(0)
         file.write(f"`fab {what}` (process {os.getpid()})")
@@ -304,7 +304,7 @@ def locked(what: str, folder: Path = FOLDER) -> Iterator[None]:
 
 @contextmanager
 def changing(what: str, run: Run) -> Iterator[None]:
-    """`locked` for a run, which is read anew: another command may have changed it."""
+    """`locked` for a run, whose state is read again: another command may have changed it."""
     with locked(what, run.folder):
         vars(run).update(vars(read_run(run.folder / "state.json")))
         yield

@@ -1,4 +1,4 @@
-"""A run on one screen, drawn from a snapshot of its machine; nothing here asks, waits or prints."""
+"""A run on one screen, drawn from a snapshot of its machine, without any I/O."""
 
 import base64
 import math
@@ -20,7 +20,7 @@ from mmattn.train.history import best_epoch, by_split, monitor_of, shown_scores
 
 LOG_LINES = 8
 GUARD_SILENT_S = 60
-BARS, CURVE = "▁▂▃▄▅▆▇█", 10  # bars at most
+BARS, CURVE = "▁▂▃▄▅▆▇█", 10  # at most so many bars
 ENDINGS = {0: "ended well", 3: "diverged", 75: "stopped and saved: `fab resume` continues"}
 GUARD_REASONS = {
     "deadline": "its deadline has come",
@@ -30,7 +30,7 @@ GUARD_REASONS = {
 
 
 class Touch(NamedTuple):
-    """When the last snapshot came; since when, and why, there is none (this computer's time)."""
+    """When the last snapshot came; since when and why none came (this computer's time)."""
 
     heard: float | None = None
     since: float | None = None
@@ -40,10 +40,10 @@ class Touch(NamedTuple):
 def report(
     run: Run, snapshot: dict | None, touch: Touch, now: float, height: int | None = None
 ) -> RenderableType:
-    """Everything worth knowing about a run, at most 100 columns wide.
+    """The screen of a run, at most 100 columns wide.
 
-    The snapshot is the last one, None before the first; `now` is this computer's time, the
-    machine's clock may differ; lines of the log give way to the height of the terminal.
+    `snapshot` is the last one, None before the first; `now` is this computer's time, from which
+    the machine's clock may differ; the log gets the lines that are left of `height`.
     """
     rows = [*_head(run, touch, now)]
     if snapshot is not None:
@@ -57,13 +57,13 @@ def report(
 
 
 def cost(run: Run, then: float) -> float:
-    """Dollars that the machines have cost at a time, or will have by then, at the run's price."""
+    """Dollars that the machines cost up to a time, past or future, at the run's price."""
     began = [one.launched for one in run.members if one.launched is not None]
     return sum(max(0.0, then - one) for one in began) / 3600 * (run.price or 0)
 
 
 def duration(seconds: float) -> str:
-    """A time span as one says it.
+    """A readable time span.
 
     >>> [duration(seconds) for seconds in (-3, 119.4, 120, 3599, 3600, 100_000)]
     ['0 s', '119 s', '2 min', '59 min', '1 h 00 min', '27 h 46 min']
@@ -80,11 +80,11 @@ def clock(moment: float) -> str:
 
 
 def job_text(job: dict, then: float) -> tuple[str, str]:
-    """The state of a snapshot's job at a time of the machine, in words, and their style."""
+    """The state of a job at a time of the machine's clock, in words, and their style."""
     if job["state"] == "absent":
         return "no job was started: `fab deploy` continues", "yellow"
     if job["state"] == "lost":
-        return "lost: killed, and no exit code is known; `fab resume` continues", "bold red"
+        return "lost: killed, exit code unknown; `fab resume` continues", "bold red"
     if job["state"] == "running":
         again = f" (start {job['start']})" if job["start"] > 1 else ""
         return f"running for {duration(then - job['started'])}{again}", "green"
@@ -99,10 +99,10 @@ def job_text(job: dict, then: float) -> tuple[str, str]:
 
 
 def guard_text(snapshot: dict, then: float, now: float) -> tuple[str, str]:
-    """What the machine's guard announces at a time there, `then`, and here, and its style."""
+    """The guard's report at a time there, `then`, and here, `now`, in words, and their style."""
     guard, works = snapshot["guard"], snapshot["job"]["state"] == "running"
     if guard is None:
-        return "has not reported: the deadline alone ends this machine", "bold red"
+        return "has not reported: only the deadline ends this machine", "bold red"
     if guard["reason"]:
         return f"is ending the machine: {GUARD_REASONS[guard['reason']]}", "bold red"
     if (silent := snapshot["now"] - guard["beat"]) > GUARD_SILENT_S:
@@ -110,12 +110,12 @@ def guard_text(snapshot: dict, then: float, now: float) -> tuple[str, str]:
     if works:
         return "watches", ""
     off = guard["off_at"]
-    off = f"at {clock(now + off - then)}" if off else "when its grace is over"
+    off = f"at {clock(now + off - then)}" if off else "after the grace period"
     return f"powers off {off} unless that changes: no job, no user logged in", "yellow"
 
 
 def log_lines(log: bytes, count: int) -> list[str]:
-    """The last lines of a log as a terminal may show them: nothing in it can move the cursor.
+    """The last lines of a log, without control characters.
 
     >>> log_lines(b"old\\nepoch 1\\r\\x1b[31mepoch 2\\x1b[0m\\x07\\na\\tb\\xff", 2)
     ['epoch 2', 'a   b\ufffd']
@@ -126,7 +126,7 @@ def log_lines(log: bytes, count: int) -> list[str]:
 
 
 class _Page:
-    """Facts and the log's end, which gives way where the height is limited."""
+    """Facts, and as much of the log's end as the height allows."""
 
     def __init__(self, facts: Table, snapshot: dict, height: int | None):
         self.facts, self.snapshot, self.height = facts, snapshot, height or 10**6
@@ -141,7 +141,7 @@ class _Page:
 
 
 def curve(values: Sequence[float]) -> str:
-    """Values over the epochs as bars from the lowest to the highest, some of them if many.
+    """Values over the epochs as bars from the lowest to the highest, subsampled if many.
 
     >>> curve([0.0, 0.1, math.nan, 0.5, 1.0]), curve([2.0]), len(curve(range(99)))
     ('▁▂▅█', '▁', 10)
@@ -159,7 +159,7 @@ def _head(run: Run, touch: Touch, now: float) -> Iterator[tuple]:
     where = [run.host] if run.host else [kind, f"{run.instance_id} at {run.members[0].address}"]
     yield "run", name, *where
     if touch.since is not None:
-        text = f"out of touch for {duration(now - touch.since)}, trying again"
+        text = f"no connection for {duration(now - touch.since)}, trying again"
         yield "link", Text(f"{text}\n{touch.reason}", "bold yellow")
     elif touch.heard is None:
         yield "link", "connecting"
@@ -191,7 +191,7 @@ def _facts(run: Run, snapshot: dict, then: float, now: float) -> Iterator[tuple]
         yield "deadline", f"{clock(run.deadline + now - then)}, in {left}: the machine ends itself"
         yield "guard", Text(*guard_text(snapshot, then, now))
     if job["state"] in ("ended", "lost"):
-        yield "next", "`fab fetch` brings the results, `fab teardown` removes the rest"
+        yield "next", "`fab fetch` downloads the results, `fab teardown` removes the rest"
 
 
 def _training(snapshot: dict) -> Iterator[tuple]:
@@ -203,7 +203,7 @@ def _training(snapshot: dict) -> Iterator[tuple]:
     epochs, part = snapshot["epochs"], [snapshot["part"]] if snapshot["part"] else []
     epoch = f"epoch {last['epoch']} of {epochs}" if epochs else f"epoch {last['epoch']}"
     texts = [*part, epoch, f"{last['clips_per_s']:.0f} clips/s"]
-    if epochs and snapshot["job"]["state"] == "running":  # each as long as the last at most
+    if epochs and snapshot["job"]["state"] == "running":  # no epoch longer than the last
         texts.append(f"at most {duration((epochs - last['epoch']) * last['seconds'])} left")
     yield "training", *texts
     for name in shown_scores(monitor)[:2]:

@@ -1,4 +1,4 @@
-"""Code, data and earlier results to the machines, verified there against a manifest."""
+"""Send code, data and earlier results to the machines, verified there against a manifest."""
 
 import hashlib
 import subprocess
@@ -15,17 +15,17 @@ from mmattn.remote.runs import Run, is_uri
 from mmattn.remote.ssh import CommandFailed, Machine, RemoteError, persistent
 
 AGENT = Path(agent.__file__).parent
-OWN = ("mmattn", "pip", "setuptools", "wheel")  # versions of which do not matter
+OWN = ("mmattn", "pip", "setuptools", "wheel")  # whose versions do not matter
 MANIFEST, CONSTRAINTS = "manifest.sha256", "constraints.txt"
 
 
 def folders(run: Run) -> list[tuple[int, str]]:
-    """The data that are sent from here, with their numbers among the data."""
+    """The data folders to send from here, with their numbers among the data."""
     return [(number, one) for number, one in enumerate(run.data) if not is_uri(one)]
 
 
 def survey(run: Run) -> dict[str, str]:
-    """The sha256 of agent, code that git does not ignore, and data, by paths on the machine."""
+    """The SHA-256 of agent, code that git does not ignore, and data, by path on the machine."""
     sources = {f"agent/{path.name}": path for path in sorted(AGENT.iterdir()) if path.is_file()}
     sources |= {f"code/{path}": Path(path) for path in _code_files()}
     for number, folder in folders(run):
@@ -33,7 +33,7 @@ def survey(run: Run) -> dict[str, str]:
         sources |= {f"data/{number}/{path.relative_to(folder)}": path for path in inside}
     for name, path in sources.items():
         if not name.isprintable():
-            raise UserError(f"{str(path)!r}: expected a name in UTF-8, without line breaks")
+            raise UserError(f"{str(path)!r}: expected a UTF-8 name without line breaks")
     with progress("hashing", len(sources), "files") as advance, ThreadPoolExecutor() as pool:
         found = {}
         for name, digest in zip(sources, pool.map(sha256, sources.values()), strict=True):
@@ -45,13 +45,13 @@ def survey(run: Run) -> dict[str, str]:
 
 
 def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
-    """What was surveyed, and what was fetched of an earlier machine."""
+    """Send the files of the manifest, and results that were fetched from an earlier machine."""
     text = "".join(f"{digest}  {path}\n" for path, digest in manifest.items())
     digest = hashlib.sha256(text.encode()).hexdigest()
     if run.is_past("sent") and run.uploaded == digest:
         return
     if run.began_with not in (None, digest):
-        say("code or data are not those that the run began with: the results mix both")
+        say("code or data differ from those that the run began with: the results mix both")
     write_text(run.folder / MANIFEST, text)
     write_text(run.folder / CONSTRAINTS, constraints())
     code = [name[5:] for name in manifest if name.startswith("code/")]
@@ -63,15 +63,15 @@ def send(run: Run, machines: list[Machine], manifest: dict[str, str]) -> None:
             machine.run(check, timeout=3600)
         except CommandFailed as error:
             raise RemoteError(
-                f"files differ on {machine.access.name} from those here: did they change while "
-                f"they were sent?\n{error.output}"
+                f"files on {machine.access.name} differ from those here: did they change during "
+                f"the transfer?\n{error.output}"
             ) from error
     run.uploaded = digest
-    run.to("sent")  # also from "built": what the environment needs may have changed
+    run.to("sent")  # also from "built": the required packages may have changed
 
 
 def _send(run: Run, machine: Machine) -> None:
-    """Send everything that the machine does not have yet."""
+    """Send to a machine all that it does not have yet."""
     names = ["code", "data", "job", *(["run"] if machine.rank == 0 else [])]
     machine.run(f"umask 077 && mkdir -p {' '.join(f'{run.base}/{name}' for name in names)}")
     send_agent(machine)
@@ -83,7 +83,7 @@ def _send(run: Run, machine: Machine) -> None:
     if machine.rank == 0 and not run.uri and (run.results / "config.json").exists():
         earlier = ("--ignore-existing", "--exclude=/job", f"{run.results}/", machine.remote("run/"))
         _copy(machine, *earlier, progress="earlier results")
-        log = run.results / "job" / "job.log"  # keeps growing there
+        log = run.results / "job" / "job.log"  # continues there
         if log.exists():
             _copy(machine, "--ignore-existing", str(log), machine.remote("job/"))
     lists = (str(run.folder / CONSTRAINTS), str(run.folder / MANIFEST))
@@ -91,23 +91,23 @@ def _send(run: Run, machine: Machine) -> None:
 
 
 def constraints() -> str:
-    """The versions that are installed here, for pip: the machine gets the same."""
+    """The package versions installed here, for pip on the machine."""
     found = {one.metadata["Name"].lower(): one.version for one in distributions()}
     return "".join(
         f"{name}=={version}\n"
         for name, version in sorted(found.items())
-        if name not in OWN and "+" not in version  # a local version is in no index
+        if name not in OWN and "+" not in version  # no index has a local version
     )
 
 
 def send_agent(machine: Machine) -> None:
-    """The programs that look after the job; of their own, they need the system's Python alone."""
+    """Send the programs that look after the job; they need only the system's Python."""
     _copy(machine, "--delete", "--exclude=__pycache__", f"{AGENT}/", machine.remote("agent/"))
 
 
 @persistent
 def _copy(machine: Machine, *arguments: str, progress: str = "") -> None:
-    machine.run("true")  # lets this computer in, should its address have changed
+    machine.run("true")  # lets this computer in if its address has changed
     machine.rsync(*arguments, progress=progress)
 
 
@@ -116,5 +116,5 @@ def _code_files() -> list[str]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"fab deploy sends what git does not ignore: {done.stderr.strip()}")
+        raise UserError(f"fab deploy sends files that git lists: {done.stderr.strip()}")
     return [path for path in done.stdout.split("\0") if path and Path(path).is_file()]

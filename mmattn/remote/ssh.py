@@ -1,6 +1,6 @@
-"""A machine by SSH: commands and transfers through OpenSSH and rsync, host keys always verified.
+"""A machine over SSH: commands and transfers by OpenSSH and rsync, host keys always verified.
 
-Each command is short and under a deadline: a peer that goes silent would never end a stream.
+Each command is short and has a timeout: a peer that goes silent would never end a stream.
 """
 
 import json
@@ -22,20 +22,20 @@ from mmattn.remote.agent import MARKER
 
 CONNECT_S = 10
 SSH_FAILED = 255
-DISK_RSYNC = 11  # error in file input or output; rsync does not always tell which
+DISK_RSYNC = 11  # error in file I/O; rsync does not always say which
 CUT_RSYNC = {10, 12, 20, 30, 35, SSH_FAILED}  # protocol stream, socket, timeouts; ssh itself
 
 
 class RemoteError(UserError):
-    """Something went wrong at the cloud or on the machine."""
+    """An error in the cloud or on the machine."""
 
 
 class Unreachable(RemoteError):
-    """No connection, or a silent peer: trying again may help."""
+    """No connection, or a silent peer: a retry may help."""
 
 
 class NotLoggedIn(RemoteError):
-    """The machine does not accept the key (yet: while it boots, it may not have it)."""
+    """The machine does not accept the key (yet: it may still be booting)."""
 
 
 class CommandFailed(RemoteError):
@@ -46,22 +46,22 @@ class CommandFailed(RemoteError):
         self.exit_code, self.output = exit_code, output
 
 
-# What OpenSSH says, what kind of error that is, and what it means.
+# A message of OpenSSH, the kind of error, and what it means.
 SSH_ERRORS: tuple[tuple[str, type[RemoteError], str], ...] = (
     (
         "HOST IDENTIFICATION HAS CHANGED",
         RemoteError,
-        "shows another host key than the known one: it is not the machine it was, or someone sits "
-        "between; nothing was sent",
+        "has a different host key than before: it is another machine, or someone intercepts the "
+        "connection; nothing was sent",
     ),
     (
         "Host key verification failed",
         RemoteError,
-        "has a host key that is not known here: log in once with ssh, compare the key with the "
-        "machine's own, and try again",
+        "has an unknown host key: log in once with ssh, compare the key with the machine's own, "
+        "and try again",
     ),
     ("Permission denied", NotLoggedIn, "refuses the key"),
-    ("", Unreachable, "is out of reach"),
+    ("", Unreachable, "is unreachable"),
 )
 
 persistent = retry(
@@ -71,7 +71,7 @@ persistent = retry(
     before_sleep=lambda state: say(f"{state.outcome and state.outcome.exception()}; continuing"),
     reraise=True,
 )
-"""For a call that is cut: a transfer keeps what came, and the next attempt continues from it."""
+"""Retries lost connections; a transfer continues from what already arrived."""
 
 
 class Access(NamedTuple):
@@ -85,12 +85,12 @@ class Access(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The machine's name in messages."""
         user = f"{self.user}@" if self.user else ""
         return f"{user}{self.address}" + (f":{self.port}" if self.port not in (None, 22) else "")
 
     def settings(self) -> str:
-        """As OpenSSH reads them: the first value of a setting counts."""
+        """The ssh_config; of several values of a setting the first counts."""
         lines = ["BatchMode yes", "StrictHostKeyChecking yes", "ForwardAgent no", "LogLevel ERROR"]
         lines += ["ServerAliveInterval 5", "ServerAliveCountMax 3", f"ConnectTimeout {CONNECT_S}"]
         if self.user:
@@ -114,7 +114,7 @@ class Machine:
         access: how to log in.
         folder: local folder of the run, for the generated ssh_config.
         base: folder of the run on the machine, relative to the login user's home.
-        on_silence: called when it is out of reach; returns how to log in if that has changed.
+        on_silence: called when it is unreachable; returns how to log in if that has changed.
         rank: of the machine among the run's.
     """
 
@@ -141,16 +141,16 @@ class Machine:
         return f"{f'[{address}]' if ':' in address else address}:{self.base}/{path}"
 
     def run(self, command: str, timeout: float = 30) -> str:
-        """Run a shell command in the login user's home and return what it printed.
+        """Run a shell command in the login user's home and return its output.
 
-        Unreachable without a connection or an end within `timeout` seconds; CommandFailed if its
-        exit code is not 0; RemoteError for a wrong host key, or no permission to log in.
+        Unreachable without a connection, or after `timeout` seconds; CommandFailed if its exit
+        code is not 0; RemoteError for a wrong host key or a refused login.
         """
         try:
             return self._run(command, timeout)
         except Unreachable:
             access = None
-            with suppress(UserError):  # offline, say; that it is unreachable remains the news
+            with suppress(UserError):  # e.g. offline: report the machine as unreachable
                 access = self._on_silence()
             if access is None:
                 raise
@@ -165,17 +165,17 @@ class Machine:
             raise Unreachable(f"{self.access.name} is silent for {timeout:g} s") from error
         if done.returncode == SSH_FAILED or done.returncode < 0:
             _, kind, meaning = next(one for one in SSH_ERRORS if one[0] in done.stderr)
-            # The last words: without names, addresses and numbers.
+            # The last part of the message: without names, addresses and numbers.
             why = done.stderr.strip().rpartition("\n")[2].rpartition(": ")[2].strip()
-            raise kind(f"{self.access.name} {meaning}: {why or 'no reason was told'}")
+            raise kind(f"{self.access.name} {meaning}: {why or 'no reason given'}")
         if done.returncode:
             raise CommandFailed(command, done.returncode, tail(done.stderr or done.stdout))
         return done.stdout
 
     def call(self, program: str, *options: str, job: str = "job", timeout: float = 30) -> dict:
-        """Run a program of mmattn.remote.agent there and return the JSON it printed; as `run`."""
+        """Run a program of mmattn.remote.agent and return the JSON it printed; as `run`."""
         words = shlex.join(["python3", "agent", program, job, *options])
-        nothing = "echo 'nothing of this run is there yet: `fab deploy` continues' >&2; exit 1"
+        nothing = "echo 'it has no files of this run yet: `fab deploy` continues' >&2; exit 1"
         text = self.run(f"cd {self.base}/agent/.. 2>&- || {{ {nothing}; }}; {words}", timeout)
         try:
             return json.loads(text.rpartition(MARKER)[2])
@@ -185,10 +185,10 @@ class Machine:
             ) from error
 
     def rsync(self, *arguments: str, progress: str = "") -> None:
-        """Transfer files with rsync; on a terminal, one with a title shows its progress.
+        """Transfer files with rsync; shows `progress`, and on a terminal how far it is.
 
-        Arguments are options, sources and destination. Unreachable if it was cut: what came is
-        kept and resumed from. CommandFailed if rsync refused, e.g. no space left on the machine.
+        Arguments are options, sources and destination. Unreachable if the connection was lost: a
+        repeated call resumes. CommandFailed if rsync failed, e.g. without space on the machine.
         """
         command = ["rsync", "--archive", "--no-owner", "--no-group", "--partial-dir=.rsync-partial"]
         command += ["--timeout=30", "-e", f'ssh -F "{self.ssh_config}"']
@@ -200,20 +200,20 @@ class Machine:
         complaint = tail(done.stderr)
         if done.returncode in CUT_RSYNC:
             why = done.stderr.partition("\nrsync")[0].strip().rpartition("\n")[2]
-            raise Unreachable(f"{self.access.name} is out of reach: {why}")
+            raise Unreachable(f"{self.access.name} is unreachable: {why}")
         if done.returncode == DISK_RSYNC or "No space left" in complaint:
-            complaint = f"no space left on the disk that receives, or it fails: {complaint}"
+            complaint = f"the receiving disk is full or failing: {complaint}"
         if done.returncode:
             raise CommandFailed("rsync", done.returncode, complaint)
 
     def shell(self) -> None:
         """Replace this process by an interactive shell on the machine."""
-        self.run("true")  # lets this computer in, should its address have changed
+        self.run("true")  # lets this computer in if its address has changed
         os.execvp("ssh", ["ssh", "-F", str(self.ssh_config), "-t", self.access.address])
 
 
 def _ran(command: list[str], out: int | None = None, timeout: float | None = None) -> Any:
-    """A command that has ended, with what it has said, in English."""
+    """Run a command, with messages in English."""
     english: Any = {"env": {**os.environ, "LC_ALL": "C"}, "encoding": "utf-8", "errors": "replace"}
     return subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=timeout, **english)
 
@@ -230,17 +230,17 @@ def check_tools() -> None:
 
 
 def make_key(path: Path) -> str:
-    """An ed25519 key pair without a passphrase, made once; returns the public half."""
+    """Make an ed25519 key pair without a passphrase, once; returns the public key."""
     if not path.exists():
         made = path.with_name(f".{path.name}.new")
         made.unlink(missing_ok=True)
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mmattn", "-f", str(made)]
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL, capture_output=True)
         os.replace(f"{made}.pub", f"{path}.pub")
-        os.replace(made, path)  # last: with it, the pair is complete
+        os.replace(made, path)  # last: it marks the pair as complete
     return Path(f"{path}.pub").read_text(encoding="utf-8").strip()
 
 
 def tail(text: str, length: int = 400) -> str:
-    """The end of what a program printed."""
+    """The end of a program's output."""
     return text.strip()[-length:]

@@ -1,4 +1,4 @@
-"""The end of a run's machine, and what there is by the tags."""
+"""`fab teardown` and `fab ls`."""
 
 import shutil
 import time
@@ -15,16 +15,16 @@ from mmattn.remote.runs import FOLDER, NAME, Run, changing, locked, runs
 from mmattn.remote.ssh import RemoteError
 
 SETTLE_S = 15  # until EC2 lists a new instance
-HELP_FORCE = "--force removes all the same"
+HELP_FORCE = "--force removes it anyway"
 
 
 def teardown(name: str | None, region: str | None, force: bool) -> None:
-    """End a run's machine and delete all that was made for it; UserError if something is left.
+    """Terminate a run's machine and delete all that was made for it; UserError if any is left.
 
-    None is the latest run; one without local state is found by its tags, in a region. Unless
-    `force`, it is refused while results are not fetched.
+    Name None is the latest run; a run without local state is found by its tags in `region`. Without
+    `force`, UserError while results are not fetched.
     """
-    if name is not None and not NAME.fullmatch(name):  # EC2 would take * for any
+    if name is not None and not NAME.fullmatch(name):  # EC2 reads * as any
         raise UserError(f"--run {name}: expected a run's full name, e.g. from `fab ls`")
     if name is None or any(run.name == name for run in runs()):
         run = Run.find(name)
@@ -35,8 +35,8 @@ def teardown(name: str | None, region: str | None, force: bool) -> None:
                 _end(run, force)
     elif not force:
         raise UserError(
-            f"--run {name}: {FOLDER} knows no such run, so no results of it can be fetched from "
-            f"here; {HELP_FORCE} what AWS has of it"
+            f"--run {name}: not in {FOLDER}, so its results cannot be fetched from here; --force "
+            "removes what AWS has of it"
         )
     else:
         with locked("teardown"):
@@ -44,37 +44,37 @@ def teardown(name: str | None, region: str | None, force: bool) -> None:
 
 
 def _end(run: Run, force: bool) -> None:
-    """End a run's machines on EC2 and delete what was made for them."""
+    """Terminate a run's machines on EC2 and delete what was made for them."""
     cloud = run.cloud()
     remains = _remains(run, cloud)
     unanswered = not run.members and run.deadline is not None and "instance" not in remains
     if unanswered:
-        with waiting("a start was asked for whose answer never came: looking for the instance"):
+        with waiting("a start request got no answer: looking for its instance"):
             time.sleep(SETTLE_S)
         remains = _remains(run, cloud)
     known = bool(run.experiment)
     if not (known or remains):
-        raise UserError(f"--run {run.name}: {cloud.region} knows no such run, nor does {FOLDER}")
+        raise UserError(f"--run {run.name}: no such run in {cloud.region}, nor in {FOLDER}")
     if not force:
         _check_results(run, cloud)
     with telling(run):
         _remove(run, cloud, remains)
     if known:
-        run.attempt += 1  # of which EC2 knows no start yet
+        run.attempt += 1  # a new start, for EC2
         run.to("removed")
     if left := _remains(run, cloud):
         names = "; ".join(f"{kind} {', '.join(names)}" for kind, names in left.items())
         raise CloudError(
-            f"still there in {cloud.region}: {names}. Call `fab teardown --run {run.name}` again "
-            "in a minute"
+            f"still in {cloud.region}: {names}. Run `fab teardown --run {run.name}` again in a "
+            "minute"
         )
     say(f"{run.name}: nothing is left in {cloud.region}")
     if unanswered and "instance" not in remains:
-        say("EC2 may list an instance only minutes after its start: look again with `fab ls`")
+        say("EC2 may take minutes to list an instance: check again with `fab ls`")
 
 
 def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
-    """What EC2 and IAM list of a run, also an instance that EC2 does not list by its tags yet."""
+    """What EC2 and IAM list of a run, and known instances not yet listed by their tags."""
     found = cloud.remains(run.name, run.label)
     if run.uses_bucket or not run.experiment:
         found |= profile_remains(run.label)
@@ -85,33 +85,33 @@ def _remains(run: Run, cloud: Cloud) -> dict[str, list[str]]:
 
 
 def _check_results(run: Run, cloud: Cloud) -> None:
-    """UserError if a machine or its disk has results that are perhaps not here."""
+    """UserError if a machine or its disk has results that may not be here."""
     if run.began_with and run.fetched != "complete" and (kept := kept_disks(run)):
         raise UserError(
-            f"{kept[0]['VolumeId']} has results of {run.name} that were perhaps not fetched: `fab "
+            f"{kept[0]['VolumeId']} has results of {run.name} that may not have been fetched: `fab "
             f"resume` continues from it; {HELP_FORCE}"
         )
-    first = run.members[0] if run.members else None  # which the results are on
+    first = run.members[0] if run.members else None  # it has the results
     if first and first.address and cloud.state(first.id) not in (None, *GONE):
         _check_fetched(run)
 
 
 def _check_fetched(run: Run) -> None:
-    """UserError if the machine has results that are not here, or does not tell."""
+    """UserError if the machine has results that are not here, or does not answer."""
     if not (run.is_past("sent") or run.leader is not None):
-        return  # the deployment never came so far that there could be results
+        return  # no job was started: there are no results
     try:
         machine = run.machine()
         state = machine.call("snapshot")["job"]["state"]
         if state == "running":
-            raise UserError(f"{run.name} still trains: `fab stop` first; {HELP_FORCE}")
+            raise UserError(f"{run.name} is still training: `fab stop` first; {HELP_FORCE}")
         if state == "absent":
             return
         pushed = f"test ! -e {run.base}/job/pushed || echo yes"
         fetched = machine.run(pushed).strip() if run.uri else fetched_all(run)
     except RemoteError as error:
         raise UserError(
-            f"{error}\nWhether all results were fetched cannot be asked; {HELP_FORCE}"
+            f"{error}\nCannot check whether all results were fetched; {HELP_FORCE}"
         ) from error
     if not fetched:
         why = "were not fetched: `fab fetch` first"
@@ -136,12 +136,12 @@ def _remove(run: Run, cloud: Cloud, remains: dict[str, list[str]]) -> None:
 
 
 def _clear_host(run: Run, force: bool) -> None:
-    """Delete a run's files from a machine that is not ours to end; with `force`, forget the run."""
+    """Delete a run's files from a --host; with `force`, forget the run in any case."""
     if not force:
         _check_fetched(run)
     try:
         machine = run.machine()
-        for job in ("build", "job"):  # either would write on into what is being deleted
+        for job in ("build", "job"):  # either would keep writing into the deleted folder
             stop_jobs([machine], job)
         machine.run(f"rm -rf {run.base}", timeout=300)
         say(f"{run.name}: nothing is left on {run.host}")
@@ -154,10 +154,7 @@ def _clear_host(run: Run, force: bool) -> None:
 
 
 def list_runs(region: str | None) -> None:
-    """Say every run of this user, in the regions of those known here and this one.
-
-    Machines and leftovers are found by their tags.
-    """
+    """Print this user's runs in `region` and the regions of runs known here, by their tags."""
     here = {run.name: run for run in runs()}
     regions = {run.region for run in here.values() if run.host is None}
     if region or not here:

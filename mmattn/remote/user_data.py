@@ -1,4 +1,4 @@
-"""What the instance is told at its first boot, through cloud-init: its host key and its end."""
+"""The user data of an instance, for cloud-init at its first boot: host key, timer and guard."""
 
 import base64
 import gzip
@@ -12,7 +12,7 @@ from mmattn.remote.ssh import make_key
 
 TIMER, GUARD = "mmattn-deadline.timer", "mmattn-guard.service"
 LIMIT = 16 * 1024  # of EC2, before its own encoding
-STOP_S = 85  # for the job to save: a spot machine has 120 s, the rest is for fetching that
+STOP_S = 85  # for the job to save: a spot machine has 120 s, the rest is to fetch the results
 _AGENT = "/opt/mmattn/agent"
 _MODULES = ("__init__.py", "__main__.py", "job.py", "guard.py")
 
@@ -20,8 +20,8 @@ _MODULES = ("__init__.py", "__main__.py", "job.py", "guard.py")
 def user_data(run: Run) -> str:
     """The cloud-config of an instance (JSON, which is YAML too); the same at each call.
 
-    Its host key is made here, so that no machine is trusted at first sight. A timer ends it at the
-    deadline, and a guard also when its job is over or it is about to be taken away.
+    Its host key is made here, so that the first connection is verified too. A timer ends it at the
+    deadline; a guard does so too, or when its job is over or EC2 takes it away.
     """
     public = make_key(run.host_key)
     keys = {"ed25519_private": run.host_key.read_text(encoding="utf-8"), "ed25519_public": public}
@@ -34,7 +34,7 @@ def user_data(run: Run) -> str:
     end = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.deadline))
     files = {
         "/etc/mmattn/guard.json": json.dumps(guard),
-        # The guard counts connections: those of a computer that has vanished must end.
+        # The guard looks at connections: those of a vanished computer must end.
         "/etc/ssh/sshd_config.d/10-mmattn.conf": "ClientAliveInterval 30\nClientAliveCountMax 10\n",
         f"/etc/systemd/system/{TIMER}": (
             "[Unit]\nDescription=the machine's absolute deadline\n"
@@ -65,5 +65,5 @@ def user_data(run: Run) -> str:
 
 
 def _packed(text: str) -> str:
-    # Without a time stamp: the same files give the same launch parameters, and so the same token.
+    # Without a time stamp, so that the launch parameters of a token stay the same.
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()

@@ -1,3 +1,3 @@
-"""What runs on the rented machine: Python 3.9's standard library, and nothing else of mmattn."""
+"""Programs for the rented machine: Python 3.9's standard library, nothing else of mmattn."""
 
-MARKER = "mmattn:"  # what a noisy .bashrc prints comes before it
+MARKER = "mmattn:"  # follows whatever a noisy .bashrc prints

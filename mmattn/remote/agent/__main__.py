@@ -1,6 +1,6 @@
-"""Starts a program of this folder by its path: `python3 .../agent NAME ARGS`.
+"""Runs a program of this folder by its path: `python3 .../agent NAME ARGS`.
 
-What the program answers, if anything, is printed as JSON after the marker.
+Prints the program's answer, if any, as JSON after the marker.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""What is under a URI s3://BUCKET/PREFIX: for the laptop, and on the machine in the run's venv.
+"""Files under a URI s3://BUCKET/PREFIX: for this computer, and on the machine in the run's venv.
 
-`bucket JOB push URI [--once]` keeps the results there until the job has ended and `pushed` in JOB
-tells how; after SIGTERM it looks once more. `bucket JOB pull URI` brings a run's results here,
-`bucket JOB data URI FOLDER` all files under a URI. Each may be started again at any time.
+`bucket JOB push URI [--once]` pushes the results until the job has ended, then writes its state to
+`pushed` in JOB; on SIGTERM it pushes once more. `bucket JOB pull URI` downloads a run's results,
+`bucket JOB data URI FOLDER` all files under a URI. Each may be restarted at any time.
 
-Of a run, there is `manifest.json`, which names files, and an object PATH@SHA256 for each of them,
-never replaced by other content: a manifest is true at every moment.
+A run has a `manifest.json` that lists its files, and an object PATH@SHA256 for each of them, never
+overwritten with other content: the manifest is valid at any moment.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from .outbox import make_outbox, sha256
 
 MANIFEST = "manifest.json"
 OF_A_FILE = re.compile(r".+@[0-9a-f]{64}", re.DOTALL)
-TAKEN = ".taken"  # in JOB: what is in the bucket comes from here, or was brought here
+TAKEN = ".taken"  # in JOB: the bucket's results come from here, or were pulled
 THREADS = 8
-ONE_THREAD = TransferConfig(use_threads=False)  # a file
+ONE_THREAD = TransferConfig(use_threads=False)  # per file
 POLL_S = 15.0
 
 
 class Damaged(ValueError):
-    """Something in the bucket is not what it should be."""
+    """Unexpected content in the bucket."""
 
 
 TROUBLE = (Boto3Error, BotoCoreError, ClientError, Damaged, OSError)
 
 
 def main() -> dict:
-    """Push or pull; returns how the job is, or what was looked for. Exits with 1 if it failed."""
+    """Push or pull; returns the job's state, or the count of files. Exits with 1 on failure."""
     job, order, uri, *more = sys.argv[1:]
     folder, bucket = Path(job).resolve(), Bucket(uri, boto3.client("s3"))
     if order == "push":
@@ -60,20 +60,20 @@ def main() -> dict:
 
 
 def keep_pushing(folder: Path, bucket: Bucket, once: bool) -> dict:
-    """Push until the job has ended, or once; returns how the job is."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it waits until a look is over
+    """Push until the job has ended, or once; returns the job's state."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # wait until a push is over
     (folder / PUSHED).unlink(missing_ok=True)
     last = once
     while True:
         try:
             job = push(folder, bucket)
-            same = describe_job(folder) == job  # else another has been started meanwhile
+            same = describe_job(folder) == job  # else another was started meanwhile
             if job["state"] in ("ended", "lost") and same and not once:
                 write_json(folder / PUSHED, job)
                 last = True
             if last:
                 return job
-        except Exception as error:  # whatever it is: it must not end before the job
+        except Exception as error:  # no error may end it before the job
             print(f"push: {error!r}", file=sys.stderr, flush=True)
             if last:
                 sys.exit(1)
@@ -81,10 +81,10 @@ def keep_pushing(folder: Path, bucket: Bucket, once: bool) -> dict:
 
 
 def push(folder: Path, bucket: Bucket) -> dict:
-    """Have in the bucket what the job in this folder has made until now; returns how the job is."""
+    """Push what the job in this folder has made so far; returns the job's state."""
     made, there = make_outbox(folder, ".pushing"), bucket.list()
     if MANIFEST in there and not (folder / TAKEN).exists():
-        sys.exit("push: another machine's results are there: `pull` first")
+        sys.exit("push: the bucket has another machine's results: `pull` first")
     (folder / TAKEN).touch()
     named = {name_of(file): file for file in made["files"]}
 
@@ -95,13 +95,13 @@ def push(folder: Path, bucket: Bucket) -> dict:
 
     in_parallel(upload, named.keys() - there.keys())
     bucket.put(MANIFEST, json.dumps(made).encode())
-    with suppress(*TROUBLE):  # what is old may stay
+    with suppress(*TROUBLE):  # old objects may stay
         bucket.delete(filter(OF_A_FILE.fullmatch, there.keys() - named.keys()))
     return made["job"]
 
 
 def pull(folder: Path, bucket: Bucket) -> dict:
-    """The results, and the job's logs, once: what is made here is newer. A file here stays."""
+    """Download the results and the job's logs, once, except files that exist here."""
     manifest = None if (folder / TAKEN).exists() else bucket.manifest()
     paths = {}
     for file in manifest["files"] if manifest else ():
@@ -115,7 +115,7 @@ def pull(folder: Path, bucket: Bucket) -> dict:
 
 
 def pull_data(bucket: Bucket, folder: Path) -> dict:
-    """All files under the URI, but for those that are here in the same size and not older."""
+    """Download all files under the URI, except those here with the same size and not older."""
     files = {name: one for name, one in bucket.list().items() if not name.endswith("/")}
     bad = [name for name in files if not is_inside(name)]
     if bad or not files:
@@ -132,7 +132,7 @@ def pull_data(bucket: Bucket, folder: Path) -> dict:
 
 
 class Bucket:
-    """The objects under a URI, by their names below it. Every method raises TROUBLE."""
+    """The objects under a URI, by their names below it. Methods raise TROUBLE."""
 
     def __init__(self, uri: str, client: Any):
         self.bucket, _, prefix = uri[len("s3://") :].partition("/")
@@ -147,7 +147,7 @@ class Bucket:
 
     def manifest(self) -> dict | None:
         """The run's manifest; None if there is none."""
-        if MANIFEST not in self.list():  # a machine may be refused to ask for what is not there
+        if MANIFEST not in self.list():  # the machine's policy may hide "not found"
             return None
         answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + MANIFEST)
         try:
@@ -156,18 +156,18 @@ class Bucket:
             raise Damaged(f"{MANIFEST}: {error}") from error
 
     def put(self, name: str, content: bytes, digest: str | None = None) -> None:
-        """Upload an object of at most 5 GB; S3 refuses content with another SHA-256 than told."""
+        """Upload an object of at most 5 GB; S3 refuses content that does not match its SHA-256."""
         found = bytes.fromhex(digest) if digest else hashlib.sha256(content).digest()
         checksum, key = base64.b64encode(found).decode(), self.prefix + name
         self.client.put_object(Bucket=self.bucket, Key=key, Body=content, ChecksumSHA256=checksum)
 
     def save(self, name: str, path: Path, digest: str | None = None) -> None:
-        """Download an object to a path, where it is complete, with this SHA-256, or not at all."""
+        """Download an object to a path, atomically; Damaged if its SHA-256 differs."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial, key = path.with_name(f".{path.name}.partial"), self.prefix + name
         self.client.download_file(self.bucket, key, str(partial), Config=ONE_THREAD)
         if digest not in (None, sha256(partial)):
-            raise Damaged(f"{name} arrived otherwise than it was uploaded")
+            raise Damaged(f"{name} was damaged on the way")
         os.replace(partial, path)
 
     def delete(self, names: Iterable[str]) -> None:
@@ -177,7 +177,7 @@ class Bucket:
 
 
 def checked(manifest: dict) -> dict:
-    """The manifest; Damaged if it is none, or leads out of the folder of the results."""
+    """The manifest; Damaged if it is invalid, or has paths outside of the results' folder."""
     try:
         bad = [one["path"] for one in manifest["files"] if not is_inside(one["path"])]
     except (KeyError, TypeError) as error:
@@ -193,7 +193,7 @@ def name_of(file: dict) -> str:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name, as a path in a folder, is that of a file in the folder.
+    """Whether a name, as a relative path, stays inside its folder.
 
     >>> [is_inside(name) for name in ("a/b", "../b", "a/../b", "/b", "a//b", ".", "a/")]
     [True, False, False, False, False, False, False]
@@ -204,7 +204,7 @@ def is_inside(name: str) -> bool:
 
 
 def in_parallel(function: Callable[[Any], object], items: Iterable) -> None:
-    """Call a function for each; after an error no further ones are begun."""
+    """Call a function for each item; after an error no more are started."""
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(function, items):
             pass

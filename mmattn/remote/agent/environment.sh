@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the run's virtual environment: environment.sh yes|no [PACKAGE...]; may sudo install programs?
-# Runs in the run's folder code/ as a job; may be run again after any interruption.
+# Make the run's virtual environment: environment.sh yes|no [PACKAGE...] (yes: may install programs
+# by sudo). Runs in the run's folder code/ as a job; may be run again after any interruption.
 set -euo pipefail
 may_install=$1
 shift
@@ -17,7 +17,7 @@ usable_python() {
 
 if [ "$may_install" = yes ] && command -v dnf >/dev/null; then  # Amazon Linux
     usable_python >/dev/null || sudo dnf install -y python3.11
-    # A C++ compiler makes training faster; without one it works all the same.
+    # A C++ compiler makes training faster, but is not needed.
     command -v c++ >/dev/null || sudo dnf install -y gcc-c++ || echo "no C++ compiler"
 fi
 if ! python=$(usable_python); then
@@ -26,5 +26,5 @@ if ! python=$(usable_python); then
 fi
 echo "$python: $("$python" --version)"
 "$python" -m venv ../venv
-# Modules are compiled when they are first imported: most never are.
+# No bytecode: most modules are never imported.
 ../venv/bin/python -m pip install --no-compile --constraint ../constraints.txt --editable . "$@"

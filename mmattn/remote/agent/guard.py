@@ -1,4 +1,4 @@
-"""Powers the machine off when its purpose is over: `guard [CONFIG]`, as root, from boot on."""
+"""Powers the machine off when it is no longer needed: `guard [CONFIG]`, as root, from boot on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from . import job as jobs
 CONFIG = "/etc/mmattn/guard.json"
 METADATA, METADATA_S = "http://169.254.169.254", 3.0
 BEAT_S = 5.0
-PUSH_S = 20.0  # for the last round, at least
-OFF_S = 5.0  # to power off in order before EC2 takes the machine away
+PUSH_S = 20.0  # at least, for the last push
+OFF_S = 5.0  # to power off cleanly before EC2 takes the machine away
 
 
 class Config(NamedTuple):
@@ -27,26 +27,26 @@ class Config(NamedTuple):
 
     job: str
     deadline: float
-    grace_s: float  # how long the machine stays when nothing wants it
+    grace_s: float  # how long the machine stays when nothing needs it
     stop_s: float  # how long a job may take to save
 
 
 class Seen(NamedTuple):
-    """One look at the machine."""
+    """One observation of the machine."""
 
-    wall: float  # Unix time, for what has a date alone: it may jump
+    wall: float  # Unix time, for absolute dates: it may jump
     clock: float  # monotonic time, for durations
-    running: bool  # a job lives: the training's, or what prepares or follows it
+    running: bool  # a job is alive: the training, or one before or after it
     connected: bool
-    pushed: bool  # the job has ended and all that it made is in the bucket
-    taken: float | None  # when EC2 takes the machine away (Unix time), if it has told so
+    pushed: bool  # the job has ended and all its results are in the bucket
+    taken: float | None  # when EC2 takes the machine away (Unix time), if announced
 
 
 def decide(config: Config, seen: Seen, wanted: float) -> tuple[str | None, float]:
-    """The reason to end the machine now, if any, and the clock when anything last wanted it.
+    """The reason to end the machine now, if any, and the clock when it was last needed.
 
-    It is wanted while a job runs or a user is connected; this does not count past the deadline or
-    when the machine is taken away.
+    It is needed while a job runs or a user is connected, but ends anyway at the deadline or when
+    EC2 takes it away.
     """
     if seen.running or seen.connected:
         wanted = seen.clock
@@ -86,7 +86,7 @@ def connected() -> bool:
 
 
 def taken_away(address: str) -> float | None:
-    """When a spot machine will end (Unix time), which EC2's metadata service tells 120 s before."""
+    """When a spot machine will end (Unix time); EC2's metadata service says so 120 s before."""
     ask = build_opener(ProxyHandler({})).open
     header = "X-aws-ec2-metadata-token"
     token = Request(address + "/latest/api/token", method="PUT")
@@ -103,7 +103,7 @@ def taken_away(address: str) -> float | None:
 
 
 def beat(config: Config, wanted: float) -> float:
-    """Look, tell, and end the machine if it is time; returns when anything last wanted it."""
+    """Observe, report, and end the machine if it is time; returns when it was last needed."""
     job = Path(config.job)
     seen = look(job)
     reason, wanted = decide(config, seen, wanted)
@@ -118,7 +118,7 @@ def beat(config: Config, wanted: float) -> float:
 
 
 def end_jobs(config: Config, seen: Seen, reason: str) -> None:
-    """Let the jobs save, then what brings to the bucket what they save, then whoever fetches."""
+    """Let the jobs save, then the push finish, then leave the rest of the time to a fetch."""
     base = Path(config.job).parent
     end = seen.clock + max(config.stop_s, (seen.taken or 0.0) - OFF_S - seen.wall)
     push = base / "push"
@@ -130,16 +130,16 @@ def end_jobs(config: Config, seen: Seen, reason: str) -> None:
 
 
 def power_off() -> None:
-    """End the machine; returns only if nothing has helped."""
+    """End the machine; returns only if that failed."""
     for force in ([], ["-ff"]):
-        # Not subprocess.run: it would wait for ever for a command that hangs with the disk.
+        # Not subprocess.run, which would wait forever for a command that hangs with the disk.
         with suppress(OSError, subprocess.TimeoutExpired):
             if subprocess.Popen(["systemctl", "poweroff", *force]).wait(timeout=20) == 0:
                 time.sleep(180)
 
 
 def main() -> None:
-    """Beat for ever: an error in one beat does not end the next."""
+    """Beat forever; an error in one beat does not prevent the next."""
     config = Config(**json.loads(Path((sys.argv[1:] or [CONFIG])[0]).read_text()))
     wanted = time.monotonic()
     while True:

@@ -1,8 +1,7 @@
 """A job of a run on this machine: `job JOB start COMMAND...`, and `stop` or `end SECONDS`.
 
-A process of ours waits for the job's end, under systemd where this user may ask for that. A job
-lives while its `lock` is held, which its processes inherit; `status.json` tells how it began and
-ended.
+An attendant process waits for the job's end, under systemd if this user may start units. A job is
+alive while its `lock`, which its processes inherit, is held; `status.json` has its start and end.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from pathlib import Path
 from typing import IO
 
 LOCK, STATUS, LOG, PUSHED = "lock", "status.json", "job.log", "pushed"
-SAVE_S = 120  # after which systemd kills what was told to end
+SAVE_S = 120  # after which systemd kills a stopping job
 POLL_S, KILL_S, PATIENCE_S = 0.1, 5.0, 10.0
-# When memory runs out, the job goes before anything that looks after it.
+# When memory runs out, the kernel kills the job before the processes that look after it.
 RUN = 'echo 500 >/proc/self/oom_score_adj; exec "$@"'
-SUMMARIES = ("summary.json", "results.md")  # what a training, or a study, writes last
+SUMMARIES = ("summary.json", "results.md")  # the last file of a training, of a study
 SHOWN = ("start", "exit_code", "started", "ended", "out_of_memory")
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
 
 
 def main() -> dict:
-    """Do as the command line says; returns how the job is then."""
+    """Do what the command line says; returns the job's state afterwards."""
     folder, order, *words = sys.argv[1:]
     folder = Path(folder).resolve()
     if order in ("stop", "end"):
@@ -40,7 +39,7 @@ def main() -> dict:
 
 
 def start(folder: Path, command: list[str]) -> None:
-    """Start a command in the run's folder `code`; one that lives is left alone."""
+    """Start a command in the run's folder `code`, unless the job is alive."""
     if is_held(folder / LOCK):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,17 +54,17 @@ def start(folder: Path, command: list[str]) -> None:
     try:
         words = [word.replace("$", "$$") for word in attendant]  # systemd expands variables
         subprocess.run([*under_systemd, *words], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):  # none runs here, or it is not ours to order
+    except (OSError, subprocess.CalledProcessError):  # no systemd, or not permitted
         no = subprocess.DEVNULL
         subprocess.Popen(attendant, start_new_session=True, stdin=no, stdout=no, stderr=no)
     while starts(folder) == begun:
         if time.monotonic() > end:
-            sys.exit(f"the job did not begin within {PATIENCE_S:.0f} s; is there room on the disk?")
+            sys.exit(f"the job did not start within {PATIENCE_S:.0f} s; is the disk full?")
         time.sleep(POLL_S)
 
 
 def attend(folder: Path, command: list[str]) -> None:
-    """Run the command, and write down how it began and ended."""
+    """Run the command, and record how it began and ended."""
     with open(folder / LOCK, "a") as lock, open(folder / LOG, "ab") as log:
         take(lock)
         (folder / PUSHED).unlink(missing_ok=True)
@@ -81,11 +80,11 @@ def attend(folder: Path, command: list[str]) -> None:
             start_new_session=True,
             pass_fds=[lock.fileno()],
         )
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # when the machine goes off
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # when the machine powers off
         update(folder, pid=child.pid)
         code = child.wait()
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # what it has left behind
+            os.killpg(child.pid, signal.SIGKILL)  # its remaining children
         update(
             folder,
             ended=time.time(),
@@ -95,12 +94,12 @@ def attend(folder: Path, command: list[str]) -> None:
 
 
 def take(lock: IO) -> None:
-    """Take a lock, which those who ask whether it is held also have for a moment."""
+    """Take a lock; retries, because `is_held` holds it for a moment too."""
     for _ in range(20):
         with suppress(BlockingIOError):
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(POLL_S)
-    sys.exit("the job runs already")
+    sys.exit("the job is already running")
 
 
 def starts(folder: Path) -> int:
@@ -109,7 +108,7 @@ def starts(folder: Path) -> int:
 
 
 def stop(folders: list[Path], patience_s: float) -> None:
-    """Ask jobs to save and end; unless the patience is 0, see to it that they do."""
+    """Ask jobs to save and end; unless the patience is 0, make sure that they do."""
     for folder in folders:
         send(folder, signal.SIGTERM)
     if patience_s:
@@ -117,7 +116,7 @@ def stop(folders: list[Path], patience_s: float) -> None:
 
 
 def end(folders: list[Path], patience_s: float) -> None:
-    """Wait until jobs that were asked have ended; after a while, kill what is left of them."""
+    """Wait until jobs that were asked to end have ended; then kill the rest."""
     for wait_s in (patience_s, KILL_S):
         until = time.monotonic() + wait_s
         while living := [one for one in folders if is_held(one / LOCK)]:
@@ -138,9 +137,9 @@ def send(folder: Path, number: int) -> None:
 
 
 def describe(folder: Path) -> dict:
-    """State of the job: absent, running, ended, or lost, if no one saw how it ended."""
+    """The job's state: absent, running, ended, or lost, if its end was not recorded."""
     state = "running" if is_held(folder / LOCK) else "lost"
-    status = read_json(folder / STATUS)  # after that: what has ended by now says so
+    status = read_json(folder / STATUS)  # after the lock: has the end of a job that just ended
     if status is None:
         state = "absent"
     elif "exit_code" in status:
@@ -149,7 +148,7 @@ def describe(folder: Path) -> dict:
 
 
 def changed(path: Path) -> float:
-    """When a file was changed; 0 if there is none."""
+    """When a file was last changed; 0 if there is none."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -157,7 +156,7 @@ def changed(path: Path) -> float:
 
 
 def read_json(path: Path) -> dict | None:
-    """What a file holds; None if it is missing or broken."""
+    """The content of a JSON file; None if it is missing or broken."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -166,14 +165,14 @@ def read_json(path: Path) -> dict | None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Replace a file, with room for more where it stands; on a full disk the old one stays."""
+    """Replace a file, padded so that `update` fits in place; on a full disk the old one stays."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(value).ljust(1000) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def update(folder: Path, **news: object) -> None:
-    """Add to the status where it stands: its block is there even when the disk is full."""
+    """Add to the status in place, which works on a full disk too."""
     status = json.dumps({**(read_json(folder / STATUS) or {}), **news})
     with open(folder / STATUS, "r+b", buffering=0) as file:
         file.write(status.ljust(os.fstat(file.fileno()).st_size).encode())
@@ -192,6 +191,6 @@ def is_held(path: Path) -> bool:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory."""
+    """How many processes the kernel has killed for lack of memory."""
     lines = Path("/proc/vmstat").read_text().splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -1,7 +1,7 @@
 """A consistent copy of a run's results: `outbox JOB` for `fab fetch`; the push makes one too.
 
-The copy is made of hard links in a folder beside the job's: it takes no space, and training may
-replace or delete its files while they are being sent.
+The copy consists of hard links in a folder beside the job's: it takes no space, and training may
+replace or delete its files during a transfer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .job import SUMMARIES
 from .job import describe as describe_job
 
 CHECKPOINTS = "checkpoints"
-STATE = {"lock", "guard.json", "pushed"}  # of a job at the moment: no results
+STATE = {"lock", "guard.json", "pushed"}  # state of a job, not results
 
 
 def main() -> dict:
@@ -28,15 +28,15 @@ def main() -> dict:
     try:
         return make_outbox(Path(sys.argv[1]).resolve(), "outbox")
     except OSError as error:
-        sys.exit(f"the results cannot be linked, is the disk full? {error}")
+        sys.exit(f"cannot link the results, is the disk full? {error}")
 
 
 def make_outbox(folder: Path, name: str) -> dict:
-    """Link the results of the job in `folder` anew, into the folder `name` beside it.
+    """Link the results of the job in `folder` into a new folder `name` beside it.
 
-    Returns the manifest: how the `job` was before, and the `time` then; whether the run is
-    `complete`, with its summary and the job ended; and `files` as `describe` has them, the job's
-    own in `job/`.
+    Returns the manifest: the state of the `job` before, and the `time` then; whether the run is
+    `complete`: has a summary, and the job has ended; and `files`, see `describe`, the job's in
+    `job/`.
     """
     job, now, outbox = describe_job(folder), time.time(), folder.with_name(name)
     with open(folder / f".{name}.lock", "a") as lock:
@@ -54,8 +54,8 @@ def make_outbox(folder: Path, name: str) -> dict:
 def link_results(folder: Path, outbox: Path) -> None:
     """Link all results into a new outbox.
 
-    A summary comes before all that it tells of. Of each kind of checkpoint the newest is taken,
-    "latest" before "best": a best one that is newer is what a killed training leaves too.
+    Summaries come first. Of each kind of checkpoint the newest is taken, "latest" before "best": a
+    killed training, too, may leave a best one that is newer than the latest.
     """
     run = folder.with_name("run")
     files, kinds = survey(run)
@@ -69,7 +69,7 @@ def link_results(folder: Path, outbox: Path) -> None:
 
 
 def survey(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files outside of checkpoints, and folders of checkpoints; hidden ones are not finished."""
+    """Files outside of checkpoints, and folders of checkpoints; hidden ones are unfinished."""
     files, kinds = [], []
     for top, folders, names in os.walk(folder):
         if Path(top).name == CHECKPOINTS:
@@ -81,22 +81,22 @@ def survey(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def link_newest(run: Path, outbox: Path, kind: Path) -> None:
-    """Link the newest checkpoint of a kind, again if it was changed meanwhile."""
+    """Link the newest checkpoint of a kind; again if a newer one came meanwhile."""
     while step := newest(kind):
         link(run, outbox, (Path(top, name) for top, _, names in os.walk(step) for name in names))
-        if newest(kind) == step:  # a newer one is there before this one loses its first file
+        if newest(kind) == step:  # training deletes no file of it before a newer one exists
             return
         shutil.rmtree(outbox / step.relative_to(run), ignore_errors=True)
 
 
 def newest(kind: Path) -> Path | None:
-    """The checkpoint of a kind with the highest step; an unfinished one has another name."""
+    """The checkpoint of a kind with the highest step; unfinished ones have no number as name."""
     steps = [path for path in kind.glob("*") if path.name.isdigit()]
     return max(steps, key=lambda path: int(path.name), default=None)
 
 
 def link(base: Path, outbox: Path, paths: Iterable[Path]) -> None:
-    """Link files of a folder into another one, but for those that are gone."""
+    """Link files of a folder into another one, except those that are gone."""
     for path in paths:
         copy = outbox / path.relative_to(base)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -105,14 +105,14 @@ def link(base: Path, outbox: Path, paths: Iterable[Path]) -> None:
 
 
 def describe(outbox: Path, path: Path) -> dict:
-    """A file's entry in the manifest; a log that grows is read as far as it goes now."""
+    """A file's entry in the manifest; of a growing log, what it has now."""
     name, size = path.relative_to(outbox).as_posix(), path.stat().st_size
     growing = path.suffix == ".log"
     return {"path": name, "size": size, "sha256": sha256(path, size), "growing": growing}
 
 
 def sha256(path: Path, size: int | None = None) -> str | None:
-    """The digest of a file's content, or its first bytes, in hexadecimal; None if unreadable."""
+    """The hex digest of a file, or of its first `size` bytes; None if unreadable."""
     digest = hashlib.sha256()
     left = sys.maxsize if size is None else size
     try:

@@ -1,4 +1,4 @@
-"""Everything that `fab monitor` shows, in one answer: `snapshot JOB [OFFSET LIMIT]`, of its log."""
+"""All that `fab monitor` shows, with a piece of the log: `snapshot JOB [OFFSET LIMIT]`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def main() -> dict:
     """The snapshot that the command line asks for."""
     job, *piece = sys.argv[1:]
     folder, (offset, limit) = Path(job).resolve(), map(int, piece or (0, 0))
-    about = describe(folder)  # before the log: that of a job which has ended is then all there
+    about = describe(folder)  # before the log, which is then complete if the job has ended
     return {**about, "log": read_log(folder / "job.log", offset, limit)}
 
 
 def describe(folder: Path) -> dict:
-    """State of the job, of the part of the run that is being trained, and of the machine."""
+    """State of the job, of the part of the run that trains now, and of the machine."""
     run = folder.parent / "run"
     parts = [run, *(path for pattern in PARTS for path in run.glob(pattern))]
     part = max(parts, key=lambda path: changed(path / "metrics.jsonl"))
@@ -55,13 +55,13 @@ def describe(folder: Path) -> dict:
 
 
 def describe_machine(base: Path) -> dict:
-    """Load of the processor, use of memory and of the disk that the run is on, in bytes."""
+    """CPU load, and use of memory and of the run's disk in bytes."""
     lines = re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text())
     memory = {name: int(value) * 1024 for name, value in lines}
     disk = shutil.disk_usage(base)
     return {
         "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],  # threads that want to run, over the last minute
+        "load": os.getloadavg()[0],  # runnable threads, mean of the last minute
         "memory_used": memory["MemTotal"] - memory["MemAvailable"],
         "memory_total": memory["MemTotal"],
         "disk_used": disk.used,
@@ -70,9 +70,9 @@ def describe_machine(base: Path) -> dict:
 
 
 def read_log(path: Path, offset: int, limit: int) -> dict:
-    """A piece of a log that may not be there: its offset, data (base64) and the log's size.
+    """A piece of a log: its offset, data (base64) and the log's size, 0 if there is no log.
 
-    It begins at `offset`, with -K at the last K bytes; of a log that ends before that, which was
+    It begins at `offset`; -K means the last K bytes; if the log is shorter, because it was
     truncated, at its beginning.
     """
     size = path.stat().st_size if path.exists() else 0
