@@ -88,29 +88,29 @@ class Predict(AsksRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline(AsksRun):
-    """Predict over time in recordings of any length, of each person (extra [media])."""
+    """Predict over time in recordings of any length, for each person (extra [media])."""
 
     recordings: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECORDING...", **REQUIRED)
     ]
     """Audio or video, and folders to search for them."""
     to: Path = Path("timelines")
-    """Folder of NAME.timeline.json and what is made of it; recordings whose timelines are there
-    already are left out."""
+    """Folder for NAME.timeline.json and the files made from it; recordings whose timeline exists
+    are skipped."""
     csv: bool = False
-    """Make NAME.csv, a row for each window and person. Of --csv, --html, --srt, none means all."""
+    """Make NAME.csv, a row for each window and person. Without --csv, --html and --srt: all."""
     html: bool = False
-    """Make NAME.html: click a moment, and the recording plays there."""
+    """Make NAME.html: click a moment, and the recording plays from there."""
     srt: bool = False
     """Make NAME.srt, subtitles."""
     window: float = 3.0
-    """Seconds of a window: the clips that the run was trained on last about as long."""
+    """Length of a window in seconds; should be about that of the training clips."""
     hop: float = 0.5
     """Seconds from the start of a window to that of the next."""
     silence: float = -55.0
-    """dB of full scale; a window that is louder for less than a twentieth of its time is silent."""
+    """dB of full scale; a window is silent if less than a twentieth of it is louder."""
     partial: bool = False
-    """Also predict windows that lack one of the run's modalities, from the others; else they are
+    """Predict windows that lack one of the run's modalities from the others; by default they are
     gaps."""
 
     def __call__(self) -> None:
@@ -130,17 +130,17 @@ class Timeline(AsksRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Live(AsksRun):
-    """Show in the browser what a run predicts of camera and microphone (extra [live])."""
+    """Show a run's predictions from camera and microphone in the browser (extra [live])."""
 
     port: int = 8080
-    """Of 127.0.0.1, which no other computer can reach; 0 takes any that is free."""
+    """Port on 127.0.0.1, which no other computer can reach; 0 takes any free one."""
     browser: bool = True
     """Open the page in your browser; with --no-browser, open the printed address yourself."""
     record: Path | None = None
-    """Folder for a feature file and a table of predictions of each session (default: nothing of
-    what is seen and heard is stored)."""
+    """Folder for a feature file and a table of predictions of each session (default: nothing is
+    stored)."""
     window: float = 3.0
-    """Seconds that a prediction is made from."""
+    """Seconds of audio and video for a prediction."""
     hop: float = 0.5
     """Seconds from one prediction to the next."""
 
@@ -163,22 +163,22 @@ class Live(AsksRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(AsksRun):
-    """Predict clips that programs send over HTTP (extra [live]); GET /docs tells how."""
+    """Predict clips that programs send over HTTP (extra [live]); GET /docs describes the API."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; with another than loopback, other machines can send clips."""
+    """Address to listen on; unless it is a loopback address, other machines can send clips."""
     port: int = 8000
-    """Port to listen on; 0: any free one."""
+    """Port to listen on; 0 takes any free one."""
     workers: int = 2
-    """Processes that predict, of up to 1 GB each."""
+    """Number of worker processes, of up to 1 GB each."""
     queue: int = 16
-    """Requests that may wait for a process; others get 503 and are to try again later."""
+    """Maximum number of waiting requests; further ones get 503 and should retry later."""
     max_size: float = 100
-    """MB that a request may have; larger ones get 413."""
+    """Maximum size of a request in MB; larger ones get 413."""
     timeout: float = 60
-    """Seconds that an upload may take (then 408), and a prediction (then 504)."""
+    """Maximum seconds for an upload (then 408), and for a prediction (then 504)."""
     memory: float = 4
-    """GB that a process may take for models and a clip, beside what it has at its start (Linux)."""
+    """GB that a process may allocate for models and a clip after its start (Linux only)."""
 
     def __call__(self) -> None:
         with explain_missing_server():
@@ -262,14 +262,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run as one file for other programs, after a comparison with its networks."""
+    """Write a run as one file for other programs, after comparing it with its networks."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a complete run, a model file that `mmattn card` wrote, or starter; the networks
     of folds or an ensemble are pooled inside."""
     to: Path
     """FILE.onnx, for ONNX Runtime in any language (extra [export]); or FILE.stablehlo, for
-    jax.export, with what is told about it in FILE.json."""
+    jax.export, with its metadata in FILE.json."""
     checkpoint: Literal["best", "final"] = "best"
     calibrated: bool = True
     """Calibrate probabilities by the temperature fitted to the run's validation clips."""

@@ -1,1 +1,1 @@
-"""A run as a file that predicts elsewhere: ONNX without JAX, StableHLO with JAX alone."""
+"""A run as a file for prediction elsewhere: ONNX without JAX, StableHLO with only JAX."""

@@ -1,4 +1,4 @@
-"""How far a file is from its networks on drawn clips of many lengths."""
+"""The difference between an exported file and its networks, on random clips of many lengths."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from mmattn.evaluate.calibration import calibrated
 from mmattn.evaluate.predictions import pool
 from mmattn.train.inference import Ensemble, Restored
 
-SHORT, LONG = 48, 200  # frames: clips of every length up to the first, and one of the second
+SHORT, LONG = 48, 200  # frames: clips of every length up to SHORT, and one of LONG
 
 Arrays = dict[str, np.ndarray]
 
@@ -20,10 +20,10 @@ Arrays = dict[str, np.ndarray]
 def draw_clips(
     modalities: Sequence[str], normaliser: Normaliser, data: DataConfig, class_names: Sequence[str]
 ) -> Corpus:
-    """Noise of the features' mean and deviation, of every length from 1 frame, without a label.
+    """Unlabelled noise with the features' mean and standard deviation, of every length.
 
-    Some clips lack a modality. Of a modality in which zeros are a gap, a fifth of the frames are
-    zeros, and all of the second clip's.
+    Some clips lack a modality. If zeros are a gap in a modality, a fifth of its frames are zero,
+    and all of them in the second clip.
     """
     rng, every = np.random.default_rng(0), 1 + np.arange(SHORT)
     lengths = [[LONG] * len(modalities), [SHORT] * len(modalities)]
@@ -52,7 +52,7 @@ def draw_clips(
 
 
 def inputs_of(corpus: Corpus) -> Arrays:
-    """All clips of a corpus as `mmattn.export.onnx_file` says, NaN in the padding."""
+    """All clips of a corpus as inputs of `onnx_model`, with NaN in the padding."""
     inputs = {}
     for name, ragged in corpus.streams.items():
         shape = len(corpus), ragged.lengths.max(initial=0)
@@ -71,12 +71,14 @@ def largest_difference(
     temperatures: Sequence[float | None],
     corpus: Corpus,
 ) -> float:
-    """Of probabilities and attention, between a file and its networks; NaN if one is not finite.
+    """The largest difference of probabilities and attention between a file and its networks.
+
+    NaN if a value is not finite.
 
     Args:
         call: the function of the file.
-        networks: that are in it, of one architecture.
-        temperatures: theirs, None for none.
+        networks: in the file, of one architecture.
+        temperatures: of the networks, None for none.
         corpus: the clips, from `draw_clips`.
     """
     each, attention = Ensemble(networks).predict(corpus)

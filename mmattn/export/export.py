@@ -1,4 +1,4 @@
-"""`mmattn export`: a run as one file, which is compared to its networks before it is written."""
+"""`mmattn export`: a run as one file, compared with its networks before it is written."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from mmattn.run.shared import CARD, find_shared
 from mmattn.train.devices import start_devices
 
 FORMATS = (".onnx", ".stablehlo")
-USE_HERE = "Exported by `mmattn export`; `before` in the metadata tells what to do with clips.\n"
+USE_HERE = "Exported by `mmattn export`; `before` in the metadata says how to prepare clips.\n"
 TOLERANCE = 1e-4
 
 
@@ -28,13 +28,13 @@ def export_run(
 
     Args:
         folder: see `load_run`.
-        to: FILE.onnx, or FILE.stablehlo, which gets FILE.json with what is told about it.
+        to: FILE.onnx, or FILE.stablehlo with its metadata in FILE.json.
         checkpoint: of each network.
         calibrated: see `load_run`.
 
     Raises:
-        UserError: no complete run, another suffix, a lacking library, or the file would not predict
-            what the networks do; FILE.json is there and not of an export.
+        UserError: no complete run, another suffix, a missing library, a file that predicts other
+            than the networks, or an existing FILE.json that is not of an export.
     """
     if to.suffix not in FORMATS:
         raise UserError(f"--to {to}: expected a name that ends in {' or '.join(FORMATS)}")
@@ -42,7 +42,7 @@ def export_run(
     if to.suffix == ".stablehlo" and (beside := to.with_suffix(".json")).exists():
         there = read_json(beside)
         if not (isinstance(there, dict) and {"before", "mmattn"} <= there.keys()):
-            raise UserError(f"--to {to} would overwrite {beside}, which is of no export")
+            raise UserError(f"--to {to} would overwrite {beside}, which is not from an export")
     shared = find_shared(folder)
     if not shared:
         check_complete(folder)
@@ -52,7 +52,7 @@ def export_run(
 
 
 def write_export(to: Path, run: Run, text: str) -> None:
-    """Write a run with the text of its card; see `export_run`."""
+    """Write a run, with `text` as its model card; see `export_run`."""
     networks = run.restored()
     temperatures = [one.about.get("temperature") if run.is_calibrated else None for one in networks]
     modalities, data = run.config.model.modalities, run.config.data
@@ -70,22 +70,22 @@ def write_export(to: Path, run: Run, text: str) -> None:
 
             content = stablehlo(networks, temperatures, corpus)
         worst = largest_difference(call(content), networks, temperatures, corpus)
-    except ImportError as error:  # JAX has words of its own for what it lacks
+    except ImportError as error:  # not explain_missing: JAX raises its own messages
         raise UserError(
             f"--to {to} needs more libraries: pip install 'mmattn[export]' ({error})"
         ) from error
     if not worst <= TOLERANCE:
         raise UserError(
-            f"{to} was not written: it would differ from the networks by {worst:.1e} on drawn "
-            f"clips, expected {TOLERANCE:.0e} at most"
+            f"{to} was not written: it differs from the networks by {worst:.1e} on random clips, "
+            f"expected at most {TOLERANCE:.0e}"
         )
     with explain_full_disk(str(to)):
         write_bytes(to, content)
         if to.suffix == ".stablehlo":
             write_json(to.with_suffix(".json"), about)
     say(
-        f"{to}: {to.stat().st_size / 1e6:.2f} MB, differs from the networks by {worst:.0e} at most"
-        f" on {len(corpus)} drawn clips"
+        f"{to}: {to.stat().st_size / 1e6:.2f} MB, differs from the networks by at most {worst:.0e}"
+        f" on {len(corpus)} random clips"
     )
 
 
@@ -96,7 +96,7 @@ def _card_of(shared: Path) -> str:
 
 
 def _metadata(run: Run, text: str) -> dict[str, str]:
-    """What is told in the file, as text or JSON."""
+    """The file's metadata, as text or JSON."""
     licence = re.search(r"^Licence of the weights: (.+)\.$", text, re.MULTILINE)
     modalities = run.config.model.modalities
     return {
@@ -114,11 +114,11 @@ def _metadata(run: Run, text: str) -> dict[str, str]:
 
 
 def _before(run: Run) -> list[str]:
-    """What a program has to do by itself before it asks the file, in the order of doing."""
+    """The steps that a program must do itself before it calls the file, in order."""
     data, modalities = run.config.data, run.config.model.modalities
-    steps = ["Extract the features as `extractor` tells; do not normalise them."]
+    steps = ["Extract the features as in `extractor`; do not normalise them."]
     if data.overlap and len(modalities) > 1:
         steps.append("Crop the modalities of a clip to the time that they have in common.")
     if tiled := [name for name in modalities if name in data.tile]:
-        steps.append(f"Replace every frame of {' and '.join(tiled)} by the mean of the clip's.")
+        steps.append(f"Replace every frame of {' and '.join(tiled)} by the mean over the clip.")
     return [*steps, "The length of a modality that a clip lacks is 0."]

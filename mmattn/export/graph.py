@@ -11,16 +11,16 @@ from onnx import TensorProto, helper
 from mmattn.model.layers import BatchNorm, TemporalAttention
 from mmattn.model.lstm import LSTM
 
-# Versions that releases of ONNX Runtime since 1.12 (2022) read.
+# Versions that ONNX Runtime reads since 1.12 (2022).
 OPSET, IR_VERSION = 17, 8
-LEAST = np.finfo(np.float32).min  # a score that softmax makes 0
-GATES = [0, 2, 1, 3]  # of the order i, f, o, g here: that of ONNX, i, o, f, c
+LEAST = np.finfo(np.float32).min  # a score whose softmax is 0
+GATES = [0, 2, 1, 3]  # permutes our order i, f, o, g into that of ONNX, i, o, f, c
 
 Value = str | np.ndarray | np.generic | list[int]
 
 
 class Graph:
-    """Nodes and constants in the order in which they are made; values go by their names."""
+    """Nodes and constants in the order of their creation; values are identified by name."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -55,7 +55,7 @@ class Graph:
         return name
 
     def model(self, name: str, metadata: dict[str, str]) -> onnx.ModelProto:
-        """All of it, with what is told about it."""
+        """The whole model, with its metadata."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.constants)
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
@@ -63,33 +63,33 @@ class Graph:
         return model
 
     def cast(self, value: str, kind: int = TensorProto.FLOAT) -> str:
-        """Another type."""
+        """Cast to another type."""
         return self("Cast", value, to=kind)
 
     def sum(self, value: str, axis: int, keep: bool = False) -> str:
-        """The sum over an axis, which may be empty."""
+        """The sum over an axis, possibly empty."""
         return self("ReduceSum", value, [axis], keepdims=int(keep))
 
     def any(self, value: str, axis: int, keep: bool = False) -> str:
-        """Whether any is true over an axis, which may be empty."""
+        """Whether any is true over an axis, possibly empty."""
         return self("Greater", self.sum(self.cast(value), axis, keep), np.float32(0))
 
     def softmax(self, scores: Value, where: str, axis: int) -> str:
-        """Softmax where so; 0 elsewhere, also if it is nowhere so."""
+        """Masked softmax: 0 outside `where`, even if all is masked."""
         found = self("Softmax", self("Where", where, scores, LEAST), axis=axis)
         return self("Where", where, found, np.float32(0))
 
     def log_softmax(self, logits: str) -> str:
-        """Over the classes, the last axis."""
+        """Log-softmax over the classes, the last axis."""
         return self("LogSoftmax", logits, axis=-1)
 
     def linear(self, x: str, layer: nnx.Linear) -> str:
-        """x W + b, or x W, of any number of axes."""
+        """x W + b, or x W, for any number of axes."""
         found = self("MatMul", x, np.asarray(layer.kernel[...]))
         return found if layer.bias is None else self("Add", found, np.asarray(layer.bias[...]))
 
     def batch_norm(self, x: str, norm: BatchNorm) -> str:
-        """By the running statistics."""
+        """Batch normalisation by the running statistics."""
         scale, bias, mean, var = (
             np.asarray(one[...], np.float64) for one in (norm.scale, norm.bias, norm.mean, norm.var)
         )
@@ -98,7 +98,7 @@ class Graph:
         return self("Add", self("Mul", centred, factor), bias.astype(np.float32))
 
     def lstm(self, x: str, length: str, pair: Sequence[LSTM]) -> str:
-        """Both directions of a layer side by side: [T, B, F] and length [B] -> [T, B, 2 H]."""
+        """Both directions of a layer, concatenated: [T, B, F] and length [B] -> [T, B, 2 H]."""
 
         def both(number: int) -> np.ndarray:
             found = []

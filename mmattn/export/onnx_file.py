@@ -1,4 +1,4 @@
-"""Networks as one ONNX file: what they predict of raw features, pooled as a run pools them."""
+"""Networks as one ONNX file: predictions from raw features, pooled as in a run."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ ZERO = np.float32(0)
 
 
 class Part(NamedTuple):
-    """A network with what lies before and behind it; temperature is None if it has none."""
+    """A network with its normaliser and its temperature, None for none."""
 
     network: Network
     normaliser: Normaliser
@@ -31,13 +31,13 @@ class Part(NamedTuple):
 
 
 class Frames(NamedTuple):
-    """One modality of the clips, by the names of its values; [T, B, …] but for the length [B]."""
+    """One modality of the clips: names of values, [T, B, …] except the length [B]."""
 
     frames: str  # 0 where not valid
     valid: str
     length: str
-    times: str | None  # seconds, where the fusion uses them
-    given: str  # [1] T, but 0 where a frame of padding was added
+    times: str | None  # seconds, if the fusion uses them
+    given: str  # [1] T, or 0 if a frame of padding was added
 
 
 def onnx_model(
@@ -48,16 +48,16 @@ def onnx_model(
 ) -> onnx.ModelProto:
     """The graph of networks of one architecture.
 
-    Inputs, for each modality NAME: NAME [batch, NAME_frames, F] float32 features as they are in
-    feature files, padded with anything; NAME_length [batch] int32, 0 where a clip lacks it; with a
-    fusion that uses times, NAME_times [batch, NAME_frames] float32 seconds.
+    Inputs, for each modality NAME: NAME [batch, NAME_frames, F] float32 features as in feature
+    files, with any padding; NAME_length [batch] int32, 0 if a clip lacks it; with a fusion that
+    uses times, NAME_times [batch, NAME_frames] float32 seconds.
 
     Outputs: probabilities [batch, K], calibrated and pooled; NAME_attention [batch, NAME_frames],
     the mean of all networks, 0 in the padding.
 
     Args:
         networks: in the file.
-        temperatures: theirs, None for none.
+        temperatures: of the networks, None for none.
         corpus: clips with their features and classes.
         metadata: see `Graph.model`.
     """
@@ -106,13 +106,13 @@ def call_onnx(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, np.
 
 
 def _read(g: Graph, name: str, width: int, zero_is_gap: bool, timed: bool) -> Frames:
-    """The inputs of a modality, without what lies in the padding, of a frame at least."""
+    """The inputs of a modality, with zeros in the padding, and at least one frame."""
     shape = ["batch", f"{name}_frames"]
     x = g.input(name, TensorProto.FLOAT, [*shape, width])
     length = g.input(f"{name}_length", TensorProto.INT32, ["batch"])
     x = g("Transpose", x, perm=[1, 0, 2])
     given = g("Gather", g("Shape", x), [0])
-    # Operators may fail where there is no frame at all.
+    # Operators may fail without any frame.
     lacks = g.cast(g("Equal", given, [0]), TensorProto.INT64)
     x = g("Pad", x, g("Concat", [0, 0, 0], lacks, [0, 0], axis=0))
     count = g("Gather", g("Shape", x), np.int64(0))
@@ -130,7 +130,7 @@ def _read(g: Graph, name: str, width: int, zero_is_gap: bool, timed: bool) -> Fr
 
 
 def _predict(g: Graph, part: Part, raw: dict[str, Frames]) -> tuple[str, dict[str, str]]:
-    """Logits [B, K] of a network, and by modality its attention [T, B]."""
+    """The logits [B, K] of a network, and its attention [T, B] by modality."""
     network, streams, embeddings = part.network, {}, {}
     for name, encoder in network.branches.items():
         mean, deviation = (part.normaliser[f"{name}_{of}"] for of in ("mean", "std"))
@@ -159,7 +159,7 @@ def _predict(g: Graph, part: Part, raw: dict[str, Frames]) -> tuple[str, dict[st
 
 
 def _classify(g: Graph, classifier: Classifier, x: str, streams: list[Frames]) -> str:
-    """See `Classifier.classify`: its logits [B, K]."""
+    """Logits [B, K], see `Classifier.classify`."""
     for dense, norm in zip(classifier.dense, classifier.norms, strict=True):
         x = g.batch_norm(g("Relu", g.linear(x, dense)), norm)
     head, beside = g.linear(x, classifier.classifier), classifier.statistics
@@ -170,7 +170,7 @@ def _classify(g: Graph, classifier: Classifier, x: str, streams: list[Frames]) -
     both = [g.log_softmax(one) for one in (head, g.linear(x, beside.linear))]
     most = g("Max", *both)
     shares = g("Sum", *(g("Exp", g("Sub", one, most)) for one in both))
-    return g("Add", most, g("Log", shares))  # of log 2 less, which softmax does not see
+    return g("Add", most, g("Log", shares))  # without -log 2, which softmax ignores
 
 
 def _late(
@@ -187,10 +187,10 @@ def _late(
 def _cross(
     g: Graph, fusion: Cross, embeddings: dict[str, str], streams: dict[str, Frames]
 ) -> tuple[str, dict[str, str]]:
-    """See `Cross`: [B, D], and by modality the attention [T, B].
+    """See `Cross`: [B, D], and the attention [T, B] by modality.
 
-    Without its chunks: every frame is compared to all of the other modality, of which those
-    outside of the window count nothing.
+    Not in chunks: every frame is compared with all frames of the other modality; those outside of
+    the window are masked.
     """
     parts = {}
     for name, x in sorted(embeddings.items()):
@@ -230,7 +230,7 @@ def _cross(
 
 
 def _cross_attend(g: Graph, attention: CrossAttention, units: int, own: tuple, other: tuple) -> str:
-    """See `CrossAttention`: of `units` features in all.
+    """See `CrossAttention`, of `units` features in total.
 
     Args:
         own: query [T, B, D] and times [T, B].

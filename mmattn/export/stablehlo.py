@@ -1,4 +1,4 @@
-"""Networks as one file of StableHLO, which `jax.export` writes and reads: for who has JAX."""
+"""Networks as one StableHLO file, which `jax.export` writes and reads: for programs with JAX."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,20 +20,20 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def stablehlo(
     networks: Sequence[Restored], temperatures: Sequence[float | None], corpus: Corpus
 ) -> bytes:
-    """The networks as a function of a dict of arrays to one; see `onnx_model` for both.
+    """The networks as a function from a dict of arrays to a dict; see `onnx_model` for both.
 
-    Batch and frames are of any size, but for 0 frames: a modality that all clips lack has frames of
+    Batch and frames have any size, except 0 frames: a modality that all clips lack has frames of
     padding. `corpus` is one that the networks can predict.
 
     Raises:
-        UserError: its fusion needs to know the clips' times.
+        UserError: the fusion needs the clips' times.
     """
     ensemble = Ensemble(networks)
     model, data = ensemble.config.model, ensemble.config.data
     if model.fusion == "cross":
         raise UserError(
-            "fusion cross cannot be exported to StableHLO, as it is compiled for the times of its "
-            "clips; expected concat or late, or --to FILE.onnx, which has it"
+            "fusion cross cannot be exported to StableHLO, because it is compiled for the times of "
+            "its clips; expected concat or late, or --to FILE.onnx"
         )
     learner = learner_for(ensemble.config, corpus, 1)
     scale = np.array([1 / (one or 1) for one in temperatures], np.float32)[:, None, None]
@@ -76,7 +76,7 @@ def call_stablehlo(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str
 
 
 def _stream(frames: Array, length: Array, zero_is_gap: bool) -> Stream:
-    """A batch of one modality, without what lies in the padding."""
+    """A batch of one modality, with zeros in the padding."""
     inside = jnp.arange(frames.shape[1]) < length[:, None]
     frames = jnp.where(inside[..., None], frames, 0)
     valid = frames.any(-1) if zero_is_gap else inside

@@ -1,4 +1,4 @@
-"""Who is who: the faces of frame after frame, of which each is taken for one person."""
+"""Assigns the faces of successive frames to people."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from mmattn.media.faces import FORGOTTEN, overlap
 
 
 class People:
-    """Numbers the faces of one frame after another, from 0 in the order in which they come.
+    """Numbers the people in one frame after another, from 0 in order of appearance.
 
-    Faces whose boxes overlap from one frame to the next are of one person. After `forgotten` frames
-    without a person, a face in the same place is another's.
+    Faces whose boxes overlap from one frame to the next are the same person. After `forgotten`
+    frames without a person, a face in the same place is a new one.
     """
 
     def __init__(self, forgotten: int = FORGOTTEN):
         self._forgotten, self._frame, self._count = forgotten, 0, 0
-        self._known: dict[int, tuple[int, np.ndarray]] = {}  # where and when each was seen last
+        self._known: dict[int, tuple[int, np.ndarray]] = {}  # frame and box when last seen
 
     def __call__(self, boxes: Sequence[np.ndarray]) -> list[int]:
         """The number of each face in the next frame, by their boxes [4]."""

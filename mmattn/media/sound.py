@@ -1,4 +1,4 @@
-"""The audio of a clip: one channel of 16 kHz, whole or block by block.
+"""The audio of a clip: one channel at 16 kHz, whole or block by block.
 
 Times are seconds on the container's clock, see `mmattn.media.decode`.
 """
@@ -15,13 +15,15 @@ import numpy as np
 from mmattn.media.decode import Broken, Clock, decoded_stream
 from mmattn.media.survey import BadMedia, Plan, opened, survey
 
-RATE = 16000  # Hz; speech above 8 kHz tells little of emotion
-SILENT = 1e-3  # of full scale: a track that never moves further from its middle has no audio
-CANCELLED = 0.25  # of the power that channels have together which do not resemble each other …
-CANCELLED_SHARE = 0.25  # … in as much of the audio, by power
-GAP = 0.04  # seconds that samples may be ahead of their time, or late: more is no rounding
+RATE = 16000  # Hz; speech above 8 kHz says little about emotion
+SILENT = 1e-3  # of full scale: a track that never deviates more from its centre is silent
+# Channels cancel each other out if their mean has less than this fraction of the power that it
+# would have if they were uncorrelated …
+CANCELLED = 0.25
+CANCELLED_SHARE = 0.25  # … in more than this fraction of the audio, by power
+GAP = 0.04  # seconds that samples may be early or late: more is not rounding
 LONGEST_GAP = 60.0
-_OVERLAP = 0.05  # seconds that a frame may begin before the end of the one before
+_OVERLAP = 0.05  # seconds that a frame may overlap the one before
 
 
 class Audio(NamedTuple):
@@ -38,31 +40,31 @@ class Audio(NamedTuple):
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is heard, as in the silent track of RAVDESS's 02-* clips."""
+        """Whether it is silent, as the audio track of RAVDESS's 02-* clips."""
         return not len(self.samples) or float(np.ptp(self.samples)) < 2 * SILENT
 
 
 def read_audio(clip: Path | Plan) -> Audio | None:
-    """The audio of a clip as one channel of 16 kHz; None if the clip has no audio track.
+    """The audio of a clip as one channel at 16 kHz; None if the clip has no audio track.
 
-    It is that of the first track that can be decoded and is not silent, and the mean of its
-    channels; or the loudest channel, if they cancel each other out. Samples lie where their
-    timestamps say: where packets were lost it is silent.
+    It is the mean of the channels of the first track that can be decoded and is not silent; or the
+    loudest channel, if they cancel each other out. Samples are placed by their timestamps: lost
+    packets become silence.
 
     Args:
-        clip: its path, or its plan by `survey`, to which is added what is done.
+        clip: its path, or its plan by `survey`, to which steps and notes are added.
 
     Raises:
-        BadMedia: nothing can be decoded, and there is no video; where there is, a note says so.
+        BadMedia: no audio can be decoded and there is no video; with video it becomes a note.
     """
     return _first_heard(clip if isinstance(clip, Plan) else survey(clip), _join)
 
 
 def audio_blocks(clip: Path | Plan) -> Iterator[Audio]:
-    """The audio of a clip as `read_audio` gives it, block by block: hours need no more memory.
+    """The audio of a clip as by `read_audio`, block by block: hours need no more memory.
 
-    It is decoded twice, the first time to find which track and channels are heard. A block may
-    begin before the end of the one before, by 50 ms at most.
+    It is decoded twice, first to choose the track and its channels. A block may overlap the one
+    before by up to 50 ms.
 
     Raises:
         BadMedia: as `read_audio`.
@@ -74,9 +76,9 @@ def audio_blocks(clip: Path | Plan) -> Iterator[Audio]:
 
 
 class _Heard(NamedTuple):
-    """What `audio_blocks` has to know of a track before."""
+    """What `audio_blocks` needs to know of a track in advance."""
 
-    track: tuple[int, int | None]  # its number and that of the channel
+    track: tuple[int, int | None]  # numbers of the track and of the channel
     start: float  # seconds
     silent: bool
 
@@ -97,9 +99,9 @@ def _listen(track: "_Track") -> _Heard:
 
 
 def _first_heard(plan: Plan, use: Callable[["_Track"], Any]) -> Any:
-    """What `use` makes of the first track that is not `silent`, or else of the first.
+    """The result of `use` on the first track that is not `silent`, or else on the first.
 
-    What is done and what is to note is added to the plan. Raises BadMedia.
+    Adds its steps and notes to the plan. Raises BadMedia.
     """
     tracks, silent = plan.of("audio"), None
     unused: dict[int, str] = {}
@@ -134,10 +136,10 @@ def _first_heard(plan: Plan, use: Callable[["_Track"], Any]) -> Any:
 
 
 class _Track:
-    """A track that is decoded as one channel of RATE.
+    """A track, decoded as one channel at RATE.
 
-    start: seconds, of the first sample; done, notes: what was done and what is to note; they are
-    known when all parts have come.
+    start: time of the first sample (s); done, notes: the steps done, and notes; complete once all
+    parts have come.
     """
 
     def __init__(self, plan: Plan, number: int, channel: int | None = None):
@@ -147,7 +149,7 @@ class _Track:
         self.notes: list[str] = []
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Samples [n] float32, each with the place of the first. Raises BadMedia."""
+        """Blocks of samples [n] float32, each with the index of its first. Raises BadMedia."""
         plan, mono, number = self.plan, self.mono, self.number
         filled = dropped = due = 0.0  # seconds
         with opened(plan.path, plan.edits) as container:
@@ -187,8 +189,8 @@ class _Track:
         self.done += clock.said()
         if rate < RATE:
             self.notes.append(
-                f"its audio of {rate} Hz has nothing above {rate / 2000:g} kHz, others have up to "
-                f"{RATE / 2000:g} kHz: their features differ"
+                f"its audio of {rate} Hz has nothing above {rate / 2000:g} kHz, other clips reach "
+                f"{RATE / 2000:g} kHz: the features differ"
             )
         if filled:
             self.notes.append(f"its audio lacks {filled:.2f} s by its timestamps: silence there")
@@ -201,26 +203,26 @@ class _Track:
 
 
 class _Mono:
-    """Puts frames of audio together as one channel of RATE: the mean of theirs, or one."""
+    """Joins frames of audio into one channel at RATE: the mean of their channels, or one."""
 
     def __init__(self, channel: int | None):
         self.form: tuple | None = None
         self.resampler: av.AudioResampler | None = None
         self.placed: list[tuple[int, np.ndarray]] = []
         self.at, self.channel = 0, channel
-        # Power that the mean would have if no two channels were alike, and that of parts in which
-        # they cancel each other out; of each channel.
+        # Power that the mean would have if the channels were uncorrelated: in total, and in parts
+        # where they cancel each other out; and the power of each channel.
         self.unlike = self.lost = 0.0
         self.powers: Counter[int] = Counter()
 
     def begin(self, frame: av.AudioFrame, time: float) -> None:
-        """What follows, in the form of `frame`, starts at a time, in seconds."""
+        """Start a part in the format of `frame`, at a time in seconds."""
         self.end()
         self.at = max(0, round(time * RATE))
         self.form, self.resampler = _form(frame), av.AudioResampler("fltp", rate=RATE)
 
     def add(self, frame: av.AudioFrame | None) -> None:
-        """Add a frame; None for what the resampler still holds."""
+        """Add a frame; None flushes the resampler."""
         assert self.resampler  # of `begin`
         for part in self.resampler.resample(frame):
             channels = part.to_ndarray()
@@ -237,12 +239,12 @@ class _Mono:
             self.at += len(one)
 
     def taken(self) -> list[tuple[int, np.ndarray]]:
-        """What was added since this was asked last: samples, and the place of the first."""
+        """What was added since the last call: blocks of samples, and the index of the first."""
         taken, self.placed = self.placed, []
         return taken
 
     def end(self) -> None:
-        """Nothing more is added in this form."""
+        """End the part."""
         if self.resampler:
             self.add(None)
             self.resampler = None

@@ -1,4 +1,4 @@
-"""Sliding windows over what is heard and seen, of a recording or live, in constant memory."""
+"""Sliding windows over audio and faces, recorded or live, in constant memory."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,33 +16,33 @@ from mmattn.media.sound import GAP, RATE, Audio, audio_blocks
 from mmattn.media.speaker import Seen, Track, find_speaker, is_beside
 from mmattn.media.survey import BadMedia, Plan
 
-SLACK = 0.1  # seconds that the last window may lack at the end
-EARLY = 1e-3  # seconds that a frame may come before its window, for times that are rounded
-LOUD_SHARE = 0.05  # of the audio that is louder than silence, at least
-LOUD_STEP = round(0.02 * RATE)  # samples of which the level is measured
-SEEN_SHARE = 0.5  # of a window's frames in which a person is seen, at least
-RETURN = 5.0  # seconds in which a face in the same place is the same person's
+SLACK = 0.1  # seconds that may be missing at the end of the last window
+EARLY = 1e-3  # seconds that a frame may be before its window: times are rounded
+LOUD_SHARE = 0.05  # minimum fraction of the audio that is louder than silence
+LOUD_STEP = round(0.02 * RATE)  # samples per measurement of the level
+SEEN_SHARE = 0.5  # minimum fraction of a window's frames in which a person is visible
+RETURN = 5.0  # seconds within which a face in the same place is of the same person
 SILENCE, NO_AUDIO, NO_FACE = "silence", "no audio", "no face"
 OTHER_SPEAKS, UNCLEAR = "another person speaks", "it cannot be told who speaks"
 
 
 class Person(NamedTuple):
-    """What a window has of one person, or of the audio alone."""
+    """The data of one person in a window, or of the audio only."""
 
     number: int | None
-    """The same in all windows, from 0; None where no face is seen, or none is looked for."""
+    """The same in all windows, from 0; None if no face is visible, or none is looked for."""
     streams: dict[str, Stream]
-    """By modality, those that are there: the run's own features; times begin with the window."""
+    """By modality, the available features of the run; times are relative to the window's start."""
     gaps: dict[str, str]
-    """By kind (audio, video), why it is not there: one of the reasons above, or a message."""
+    """By kind (audio, video), why it is missing: one of the reasons above, or a message."""
     speaking: bool | None = None
-    """None where it cannot be told, or only one face is seen."""
+    """None if unclear, or if only one face is visible."""
     box: np.ndarray | None = None
     """[4] left, top, right, bottom of the face (pixels), the median of the frames."""
 
 
 class Window(NamedTuple):
-    """A part of a recording, in seconds; one that is shorter is all of it."""
+    """A part of a recording, in seconds; a shorter window is a whole recording."""
 
     number: int
     start: float
@@ -52,12 +52,12 @@ class Window(NamedTuple):
 
 
 class Windows:
-    """Sliding windows: number k begins at k hops. Audio and video frames are fed as they come, and
-    no more of them is kept than the oldest window needs that is not finished.
+    """Sliding windows; window k begins at k hops. Audio and video frames are fed as they come, and
+    kept only as long as an unfinished window needs them.
 
-    A window has for each person what `mmattn predict` takes from a clip that is cut there: audio
-    features are taken from its samples alone; those of video are of each frame. Of several people
-    the audio is that of the one who speaks, if that can be told.
+    A window has for each person the features that `mmattn predict` computes for a clip cut there:
+    audio features from the window's samples only, video features per frame. Among several people
+    the audio belongs to the speaker, if that is clear.
 
         windows = Windows(run.extraction(), 3.0, 0.5, {"audio", "video"})
         windows.hear(0.0, samples)
@@ -69,7 +69,7 @@ class Windows:
         config: of the run's features, as `Run.extraction` gives it.
         window: seconds.
         hop: seconds from the start of a window to that of the next.
-        kinds: audio, video or both, which will come: a window waits for them.
+        kinds: audio, video or both: a window waits for these.
         silence: dB of full scale (the root mean square of 20 ms) below which audio is silent.
     """
 
@@ -86,13 +86,13 @@ class Windows:
         self._reached = dict.fromkeys(kinds, 0.0)  # seconds
         self._ended: set[str] = set()
         self._blocks: deque[tuple[int, np.ndarray]] = deque()  # with the number of the first sample
-        self._first: int | None = None  # number of the first sample ever
-        self._next = 0  # of that after the last
+        self._first: int | None = None  # number of the very first sample
+        self._next = 0  # number after the last sample
         self._people = People(round(RETURN * config.video_rate))
         self._frames: deque[tuple[float, dict[int, Seen]]] = deque()
 
     def hear(self, time: float, samples: np.ndarray) -> None:
-        """Add audio [n] float32 of 16 kHz that begins at a time (s); what is left out is silent."""
+        """Add audio [n] float32 of 16 kHz that begins at a time (s); a gap before it is silent."""
         first = round(time * RATE)
         if self._first is None:
             self._first = self._next = first
@@ -104,9 +104,9 @@ class Windows:
         self._reached["audio"] = self._next / RATE
 
     def see(self, time: float, faces: Sequence[Seen]) -> list[int]:
-        """Add the faces of a video frame, see `look`, at a time (s) after that of the last.
+        """Add the faces of a video frame, see `look`, at a time (s) after that of the last frame.
 
-        Returns the number of the person whose face each is.
+        Returns the person number of each face.
         """
         numbers = self._people([one.face.box for one in faces])
         self._frames.append((time, dict(zip(numbers, faces, strict=True))))
@@ -115,34 +115,34 @@ class Windows:
 
     @property
     def behind(self) -> str | None:
-        """The kind of which less has come, audio or video; None at the end."""
+        """The kind, audio or video, that has come less far; None at the end."""
         coming = self._reached.keys() - self._ended
         return min(sorted(coming), key=self._reached.__getitem__, default=None)
 
     @property
     def reached(self) -> float:
-        """Seconds up to which all has come."""
+        """Seconds up to which all kinds have come."""
         return min(self._until(), max(self._reached.values()))
 
     def end(self, *kinds: str) -> None:
-        """No more comes of these kinds, or of any."""
+        """No more data of these kinds will come; by default of all kinds."""
         self._ended |= {*kinds} or {*self._reached}
 
     @property
     def ready(self) -> int:
-        """How many windows are finished and not given yet."""
+        """How many windows are finished and not yet returned."""
         number = self._number
         while self._is_finished(number):
             number += 1
         return number - self._number
 
     def skip(self, count: int) -> None:
-        """Pass over the next windows, so many."""
+        """Skip the next `count` windows."""
         self._number += count
         self._forget()
 
     def finished(self) -> Iterator[Window]:
-        """The windows that are finished, the oldest first, each once."""
+        """The finished windows, oldest first, each once."""
         while self._is_finished(self._number):
             start = self._number * self.hop
             end = start + self.window
@@ -152,7 +152,7 @@ class Windows:
             self.skip(1)
 
     def _until(self) -> float:
-        """Seconds up to which all has come."""
+        """Seconds up to which all kinds that have not ended have come."""
         coming = [time for kind, time in self._reached.items() if kind not in self._ended]
         return min(coming) if coming else max(self._reached.values()) + SLACK
 
@@ -161,7 +161,7 @@ class Windows:
         return number * self.hop + self.window <= self._until() or (last and number == 0)
 
     def _forget(self) -> None:
-        """Drop what is before the next window."""
+        """Drop data from before the next window."""
         start = self._number * self.hop
         while self._blocks and self._blocks[0][0] + len(self._blocks[0][1]) <= start * RATE:
             self._blocks.popleft()
@@ -169,7 +169,7 @@ class Windows:
             self._frames.popleft()
 
     def _cut(self, start: float, end: float) -> list[Person]:
-        """What a window has of each person."""
+        """The data of each person in a window."""
         audio = self._audio(start, end)
         silent = audio is not None and self._is_silent(audio)
         heard, gaps = self._take(audio, silent) if self.config.audio else ({}, {})
@@ -193,7 +193,7 @@ class Windows:
         return found
 
     def _audio(self, start: float, end: float) -> Audio | None:
-        """The samples from start to end, dated from the start."""
+        """The samples from start to end, with times relative to `start`."""
         if self._first is None:
             return None
         first = max(round(start * RATE), self._first)
@@ -205,7 +205,7 @@ class Windows:
         return Audio(samples, RATE, first / RATE - start) if len(samples) else None
 
     def _is_silent(self, audio: Audio) -> bool:
-        """Whether it is nowhere louder than silence, but for a click."""
+        """Whether it is never louder than silence, except for a click."""
         parts = np.array_split(audio.samples, max(1, len(audio.samples) // LOUD_STEP))
         powers = np.array([np.mean(np.square(part, dtype=np.float64)) for part in parts])
         loud = powers > 10 ** (self.silence / 10)
@@ -240,13 +240,13 @@ def read_windows(
     watch: Callable[[np.ndarray, Sequence[Seen], Sequence[int]], None],
     advance: Callable[[float], None],
 ) -> Iterator[Window]:
-    """The windows of a recording, which is decoded as far as they need it.
+    """The windows of a recording, decoded only as far as they need.
 
     Args:
         plan: of the recording, by `survey`.
-        windows: to be fed, of kinds that the recording has.
+        windows: to feed, with kinds that the recording has.
         watch: called with each video frame [H, W, 3] uint8, its faces and their numbers.
-        advance: called with the seconds that were read since the last call.
+        advance: called with the seconds read since the last call.
 
     Raises:
         BadMedia: the recording cannot be decoded.
@@ -268,7 +268,7 @@ def read_windows(
 
 
 def _find_tracks(frames: Sequence[dict[int, Seen]]) -> dict[int, Track]:
-    """By person, the faces of those who are seen in enough of the frames."""
+    """By person, the faces of those visible in enough of the frames."""
     tracks: dict[int, Track] = {}
     for place, faces in enumerate(frames):
         for who, seen in faces.items():
@@ -278,7 +278,7 @@ def _find_tracks(frames: Sequence[dict[int, Seen]]) -> dict[int, Track]:
 
 
 def _speaker(tracks: dict[int, Track], times: np.ndarray, audio: Audio) -> int | None:
-    """Who of several people speaks, None if it cannot be told."""
+    """Which of several people speaks; None if unclear."""
     beside = {who: one for who, one in tracks.items() if is_beside(one)}
     if len(beside) < 2 or (heard := loudness_of(audio)) is None:
         return None

@@ -70,7 +70,7 @@ def _failure(machine: Machine, job: str, what: str) -> RemoteError:
 
 
 def start_training(run: Run, machines: list[Machine], again: bool = False) -> None:
-    """Start the training on all machines, unless it runs on all; with --resume if a run exists.
+    """Start the training on all machines if it is missing on one; with --resume if a run exists.
 
     With `again`, also if it had ended. RemoteError if it fails at once.
     """
@@ -117,7 +117,7 @@ def _command(run: Run, begun: bool, rank: int) -> list[str]:
 
 
 def settle(run: Run, machines: list[Machine]) -> None:
-    """End jobs of an earlier set of machines; the results of its leader were kept elsewhere."""
+    """End jobs of an earlier set of machines; its leader's results were fetched, kept or pushed."""
     if run.leader is None or run.is_past("sent"):
         return
     stop_jobs(machines)

@@ -1,11 +1,11 @@
-// Draws the timelines of the JSON in #data, and plays the recording at the moment that is chosen.
+// Draws the timelines of the JSON in #data, and plays the recording from a chosen moment.
 "use strict";
 (() => {
   const page = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const { classes, hop, rows, seconds, source } = page;
-  const [LINE, TOP, AXIS] = [17, 9, 18]; // pixels of a class, of who speaks, of the times
+  const [LINE, TOP, AXIS] = [17, 9, 18]; // pixels of a class, of the speaker bar, of the time axis
   const STEPS = [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200]; // seconds
   const player = byId("player");
   const span = byId("span");
@@ -21,7 +21,7 @@
   const percent = (share) => `${Math.round(100 * share)} %`;
   const top = (shares) => shares.indexOf(Math.max(...shares));
 
-  // The window of a row whose time it is; -1 where it has none.
+  // The index of a row's window at a time; -1 if there is none.
   function windowAt({ middles }, time) {
     let [low, high] = [0, middles.length];
     while (low < high) {
@@ -35,7 +35,7 @@
   function words(row, time) {
     const place = windowAt(row, time);
     if (place < 0) {
-      const others = rows.some((one) => windowAt(one, time) >= 0); // else no window is there
+      const others = rows.some((one) => windowAt(one, time) >= 0); // else there is no window
       return row.portrait && others ? "not seen" : "";
     }
     const [shares, gap] = [row.probabilities[place], row.gaps[place]];
@@ -46,7 +46,7 @@
       .slice(0, 3)
       .map(([share, name]) => `${name} ${percent(share)}`);
     const speaks = row.speaking[place] ? "speaking; " : "";
-    return `${speaks}${best.join(", ")}${gap ? ` (${gap}: from the rest alone)` : ""}`;
+    return `${speaks}${best.join(", ")}${gap ? ` (${gap}: from the rest only)` : ""}`;
   }
 
   function make(tag, parent, properties = {}) {
@@ -76,12 +76,12 @@
     return context.createPattern(tile, "repeat");
   }
 
-  const gutter = () => (innerWidth < 600 ? 74 : 92); // pixels of the classes' names
+  const gutter = () => (innerWidth < 600 ? 74 : 92); // pixels of the class names
 
-  // What a pixel column shows is the mean of its windows.
+  // A pixel column shows the mean of its windows.
   function draw(row) {
     const { canvas } = row;
-    const lines = row.probabilities.some(Boolean) ? classes : [""]; // else gaps alone
+    const lines = row.probabilities.some(Boolean) ? classes : [""]; // else only gaps
     const width = canvas.parentElement.clientWidth;
     const bottom = TOP + LINE * lines.length;
     const height = bottom + AXIS;
@@ -200,7 +200,7 @@
     });
   }
 
-  // Of each person, runs of windows with the same class, in the order of time.
+  // For each person, runs of windows with the same class, in temporal order.
   function passages() {
     const found = [];
     for (const row of rows) {
@@ -208,8 +208,8 @@
       row.probabilities.forEach((shares, place) => {
         const middle = row.middles[place];
         const number = shares ? top(shares) : null;
-        const goesOn = last && number === last.number && middle - last.end < hop;
-        if (goesOn) {
+        const continues = last && number === last.number && middle - last.end < hop;
+        if (continues) {
           last.end = middle + hop / 2;
           last.shares.push(shares[number]);
         } else if (shares) {
@@ -265,12 +265,12 @@
   });
   player.addEventListener("error", () => {
     byId("trouble").textContent =
-      `${decodeURIComponent(source)} cannot be played: it is not where it was when this page was ` +
-      "made, or this browser does not play files of its kind.";
+      `${decodeURIComponent(source)} cannot be played: it was moved since this page was made, or ` +
+      "this browser does not support its format.";
     byId("trouble").hidden = false;
   });
   player.src = source;
-  // Between two events of the player a quarter of a second passes.
+  // The player's own events are a quarter of a second apart.
   (function tick() {
     if (!player.paused) follow(player.currentTime);
     requestAnimationFrame(tick);

@@ -1,4 +1,4 @@
-"""The page of a timeline: the recording plays beside what was predicted of it, moment by moment."""
+"""The page of a timeline: the recording plays beside its predictions, moment by moment."""
 
 import os
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from mmattn.files import write_text
 from mmattn.report.document import document, facts, paragraphs
 
 FOOT = (
-    "<p>The recording is played from its own file, which this page names by its path from here: "
-    "keep both where they are. Nothing is sent anywhere.</p>"
+    "<p>The recording is played from its own file by a relative path: keep both files where they "
+    "are. Nothing is sent anywhere.</p>"
 )
 
 
@@ -24,15 +24,15 @@ def write_timeline_page(
     Args:
         path: of the page.
         timeline: see `predict_recording`, with its settings.
-        recording: the file that is played.
-        command: that makes the page again.
+        recording: the file to play.
+        command: makes the page again.
     """
     made = timeline["settings"]
     relative = os.path.relpath(recording.resolve(), path.parent.resolve())
     about = {
         "Recording": recording.name,
         "Run": f"{made['run']}, {made['checkpoint']} checkpoint",
-        "Windows": f"{made['window']:g} s, each {made['hop']:g} s",
+        "Windows": f"{made['window']:g} s, every {made['hop']:g} s",
     }
     payload = {
         "source": quote(Path(relative).as_posix()),
@@ -49,9 +49,9 @@ def write_timeline_page(
 <label class="check"><input id="plays" type="checkbox" checked> play at a click</label>
 </div>
 <div id="people"></div>
-<p class="hint">Strong colour: probable. Bar above: this person speaks. Hatched: no prediction, for
-the reason that is given. Click a moment to play it; with the keyboard, the arrow keys move by a
-window, Page Up and Page Down by ten. A window counts for the time around its middle.</p>
+<p class="hint">Strong colour: probable. Bar above: this person speaks. Hatched: no prediction, with
+a reason. Click a moment to play it; with the keyboard, the arrow keys move by one window, Page Up
+and Page Down by ten. A window counts for the time around its centre.</p>
 """
     sections = {
         "timeline": ("Timeline", content),
@@ -67,7 +67,7 @@ window, Page Up and Page Down by ten. A window counts for the time around its mi
 
 
 def _rows(timeline: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each person, and of the time without a face, the windows as lists."""
+    """The windows of each person, and of the time without a face, as lists."""
     people = timeline["people"]
     windows: dict[int | None, list[Mapping[str, Any]]] = {}
     for row in timeline["windows"]:

@@ -1,4 +1,4 @@
-"""Timelines of recordings: what a run predicts of each person in windows that slide over them."""
+"""Timelines of recordings: a run's predictions for each person in sliding windows."""
 
 import base64
 import csv
@@ -36,14 +36,14 @@ with explain_missing_library():
     from mmattn.media.windows import Person, Window, Windows, read_windows
 
 LONGEST = 60.0  # seconds of a window
-NEARER = 1.5  # times the area of a face from which another picture of it is taken
-TIDY = 60  # windows
+NEARER = 1.5  # take a new portrait if the area of the face has grown by this factor
+TIDY = 60  # windows between releases of memory
 FORMATS = ("csv", "html", "srt")
 
 
 @dataclass(frozen=True)
 class Sliding:
-    """How windows slide over a recording and what is a gap, see `mmattn timeline --help`."""
+    """The sliding windows over a recording, and what is a gap; see `mmattn timeline --help`."""
 
     window: float = 3.0  # seconds
     hop: float = 0.5  # seconds
@@ -51,7 +51,7 @@ class Sliding:
     partial: bool = False  # predict from one modality where another is missing
 
     def check(self) -> None:
-        """Raise UserError at the first option whose value cannot be."""
+        """Raise UserError at the first invalid option."""
         for option, value, right, expected in (
             ("window", self.window, 0.5 <= self.window <= LONGEST, f"0.5 to {LONGEST:g} seconds"),
             ("hop", self.hop, 0.05 <= self.hop <= self.window, "0.05 seconds to --window"),
@@ -69,11 +69,11 @@ class Recording(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """What tells it from another recording of the same name."""
+        """Distinguishes it from other recordings of the same name."""
         return f"{self.path.name}, {self.path.stat().st_size} bytes"
 
     def output(self, suffix: str) -> Path:
-        """Another file that is made of the timeline."""
+        """The path of another file made from the timeline."""
         return self.target.with_name(f"{self.path.stem}.{suffix}")
 
 
@@ -87,20 +87,20 @@ def make_timelines(
     calibrated: bool = True,
     media: ExtractConfig | None = None,
 ) -> None:
-    """Write the timeline of each recording below the folder `to`; those that are there stay.
+    """Write the timeline of each recording below the folder `to`; existing ones stay.
 
     Args:
         folder: of the run, see `load_run`.
         given: recordings, and folders to search for them.
-        to: for NAME.timeline.json and what is made of it.
-        sliding: over the recordings.
-        formats: csv, html, srt: which files are made.
+        to: for NAME.timeline.json and the files made from it.
+        sliding: the windows.
+        formats: the files to make: csv, html, srt.
         kind: which checkpoint.
         calibrated: see `load_run`.
         media: where the models are.
 
     Raises:
-        UserError: no such run, or the timelines in `to` are of other options.
+        UserError: no such run, or `to` has timelines with other options.
         Incomplete: some recordings have no timeline; the others are done.
     """
     sliding.check()
@@ -146,15 +146,15 @@ def make_timelines(
 
 
 def start() -> None:
-    """Make this process ready for long recordings: one device, and little memory kept."""
+    """Prepare this process for long recordings: one device, and freed memory goes back."""
     start_devices(1, batch=1)
     give_large_memory_back()
 
 
 def find_recordings(given: Sequence[Path], to: Path) -> tuple[list[Recording], list[Failure]]:
-    """The recordings given and those in folders, and those that are not there.
+    """The recordings given and those in folders given; and failures for missing ones.
 
-    Raises UserError: none is given, or two would have one timeline.
+    Raises UserError: none is given, or two would have the same timeline.
     """
     if not given:
         raise UserError("RECORDING...: expected recordings or folders of them, one or more")
@@ -169,7 +169,7 @@ def find_recordings(given: Sequence[Path], to: Path) -> tuple[list[Recording], l
 
 
 def settings(run: Run, sliding: Sliding) -> dict[str, Any]:
-    """What a timeline depends on beside its recording, as JSON values."""
+    """What a timeline depends on besides its recording, as JSON values."""
     about = json.dumps([one.about for one in run.networks], sort_keys=True, default=str)
     return {
         "run": run.name,
@@ -181,16 +181,16 @@ def settings(run: Run, sliding: Sliding) -> dict[str, Any]:
 
 
 def is_done(one: Recording, made_by: dict[str, Any]) -> bool:
-    """Whether its timeline is there and newer than it. UserError if other settings made it."""
+    """Whether its timeline exists and is newer. UserError if it was made with other settings."""
     if not one.target.exists():
         return False
     found = read_json(one.target).get("settings") or {}
     wanted = {**made_by, "recording": one.identity}
-    wanted.pop("run")  # its networks count, not where they are
+    wanted.pop("run")  # only its networks count, not its name
     if differ := [name for name in wanted if found.get(name) != wanted[name]]:
         raise UserError(
             f"{one.target} was made with another {', '.join(differ)}; choose another --to, or "
-            "delete what is to be made again"
+            "delete it to make it again"
         )
     return one.target.stat().st_mtime >= one.path.stat().st_mtime
 
@@ -205,18 +205,18 @@ def predict_recording(
     """The timeline of a recording as JSON values.
 
     Its `windows` have a row for each person and window: start and end (s), person (a number from 1,
-    None without a face), speaking (None where it cannot be told), probabilities, or None and the
-    reason of the gap.
+    None without a face), speaking (None if unclear), probabilities (None in a gap), and gap, the
+    reason.
 
     Args:
-        run: that predicts.
+        run: predicts.
         config: of its features.
         plan: of the recording.
-        sliding: over it.
-        advance: called with seconds that are done.
+        sliding: the windows.
+        advance: called with the seconds done since the last call.
 
     Raises:
-        BadMedia: it cannot be read, or lacks what the run predicts from.
+        BadMedia: the recording cannot be read, or lacks a modality that the run needs.
     """
     has = {kind for kind in ("audio", "video") if plan.of(kind)}
     wanted = {kind for kind in ("audio", "video") if getattr(config, kind)}
@@ -224,7 +224,7 @@ def predict_recording(
     if lacks == sorted(wanted) or (lacks and not sliding.partial):
         more = "; --partial predicts from the rest" if lacks != sorted(wanted) else ""
         raise BadMedia(f"it has no {' and no '.join(lacks)}, from which the run predicts{more}")
-    # Of a run of video alone, audio tells who speaks.
+    # For a run on video only, the audio still shows who speaks.
     kinds = has if "video" in wanted else {"audio"}
     portraits = Portraits()
     windows = Windows(config, sliding.window, sliding.hop, kinds, sliding.silence)
@@ -232,7 +232,7 @@ def predict_recording(
     for window in read_windows(plan, windows, portraits.see, advance):
         for person in window.people:
             rows.append(row_of(window, person, *predict_person(run, person, sliding.partial)))
-        if window.number % TIDY == 0:  # at the first one, what loading and compiling needed
+        if window.number % TIDY == 0:  # at the first one, memory of loading and compiling
             give_memory_back()
     shown = list(dict.fromkeys(row["person"] for row in rows if row["person"]))
     return {
@@ -251,11 +251,11 @@ def predict_recording(
 def predict_person(
     run: Run, person: Person, partial: bool = False
 ) -> tuple[Prediction | None, str]:
-    """What is predicted for a person in a window, and why it is nothing or what it lacks."""
+    """The prediction for a person in a window, None in a gap; and what is missing, if anything."""
     gap = "; ".join(person.gaps.values())
     if not person.streams or (gap and not partial):
         return None, gap
-    # One by one: a batch of an ensemble takes 100 MB and is no faster.
+    # One by one: a batch through an ensemble takes 100 MB and is no faster.
     (found,) = run.predict_streams([person.streams])
     return (None, found.reason) if isinstance(found, Failure) else (found, gap)
 
@@ -273,7 +273,7 @@ def row_of(window: Window, person: Person, found: Prediction | None, gap: str) -
 
 
 class Portraits:
-    """A picture of each person: of the first frame in which the face is nearly as large as ever."""
+    """A portrait of each person, from the first frame in which the face is nearly largest."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[float, bytes]] = {}  # area and JPEG, by number
@@ -286,12 +286,12 @@ class Portraits:
                 self._kept[number] = size, portrait(frame, seen.face.box)
 
     def of(self, number: int) -> str:
-        """The picture as a data URL."""
+        """The portrait as a data URL."""
         return f"data:image/jpeg;base64,{base64.b64encode(self._kept[number][1]).decode()}"
 
 
 def write_formats(one: Recording, formats: Sequence[str]) -> None:
-    """Make the files of these formats of a timeline, unless they are there and newer than it."""
+    """Make the files of these formats from a timeline, unless they exist and are newer."""
     made = one.target.stat().st_mtime
     paths = {name: one.output(name) for name in formats}
     old = [name for name, of in paths.items() if not (of.exists() and of.stat().st_mtime >= made)]
@@ -308,7 +308,7 @@ def write_formats(one: Recording, formats: Sequence[str]) -> None:
 
 
 def to_csv(timeline: dict[str, Any]) -> str:
-    """A timeline as a table: a row for each person and window, times in seconds."""
+    """A timeline as CSV: a row for each person and window, times in seconds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = timeline["classes"]
@@ -324,9 +324,9 @@ def to_csv(timeline: dict[str, Any]) -> str:
 
 
 def to_srt(timeline: dict[str, Any]) -> str:
-    """A timeline as subtitles: each class for as long as it stays the most probable one.
+    """A timeline as subtitles: each class for as long as it is the most probable one.
 
-    A window counts for the time of a hop around its middle.
+    A window counts for one hop around its centre.
     """
     cues: list[str] = []
     for lines, rows in groupby(_subtitles(timeline), key=lambda cue: cue[0]):
@@ -343,7 +343,7 @@ def to_srt(timeline: dict[str, Any]) -> str:
 def _subtitles(
     timeline: dict[str, Any],
 ) -> Iterator[tuple[tuple[str, ...], float, float, list[float]]]:
-    """Of each window, a line for each person with a prediction, start, end (s), probabilities."""
+    """For each window: a line for each person with a prediction, start, end (s), probabilities."""
     half = timeline["settings"]["hop"] / 2
     several = len(timeline["people"]) > 1
     for (start, end), rows in groupby(
@@ -366,7 +366,7 @@ def _top(timeline: dict[str, Any], shares: Sequence[float]) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """A time as subtitles have it.
+    """A time in the format of subtitles.
 
     >>> _clock(3661.5)
     '01:01:01,500'
@@ -377,7 +377,7 @@ def _clock(seconds: float) -> str:
 
 
 def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Path) -> None:
-    """Say what each recording has; Incomplete if some have no timeline."""
+    """Print a summary of each timeline; Incomplete if some recordings have none."""
     rows = []
     for one in done:
         timeline = read_json(one.target)
@@ -394,6 +394,6 @@ def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Pat
     if failures:
         say_table("Without a timeline", ("recording", "reason"), failures, left=True)
         raise Incomplete(
-            f"{len(failures)} of {len(done) + len(failures)} recordings have no timeline; the "
-            "table gives the reasons"
+            f"{len(failures)} of {len(done) + len(failures)} recordings have no timeline; see the "
+            "table for the reasons"
         )

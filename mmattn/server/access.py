@@ -1,7 +1,7 @@
-"""Who may talk to a server on this machine: its address, and checks of Host, Origin and token.
+"""Access to a server on this machine: its address, and checks of Host, Origin and token.
 
-Any page that a browser shows can send requests to 127.0.0.1. Its Origin gives it away; where it
-had its own name resolved to 127.0.0.1 (DNS rebinding), the Host header does.
+Any page in a browser can send requests to 127.0.0.1. Its Origin reveals it; if its own name
+resolves to 127.0.0.1 (DNS rebinding), the Host header does.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ FORBIDDEN = 1008  # close code of a WebSocket: policy violation
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is of this machine alone, whatever a name server says.
+    """Whether a name or address is of this machine only, without asking a name server.
 
     >>> [is_loopback(host) for host in ("localhost", "127.0.0.2", "::1", "[::1]", "0.0.0.0")]
     [True, True, True, True, False]
@@ -33,7 +33,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any free one.
+    """A listening socket; port 0 takes any free one.
 
     Raises:
         UserError: the address is not of this machine, or the port is taken or not allowed.
@@ -65,18 +65,18 @@ def url_of(listener: socket.socket) -> str:
 
 
 class Guard:
-    """ASGI middleware that refuses, with 403 or by closing the WebSocket, who is not meant.
+    """ASGI middleware that refuses foreign requests with 403, or closes their WebSocket.
 
-    app: what is guarded; loopback: whether the Host header must name this machine, as it does
-    unless DNS rebinding is at work; token: the first part of the path, if there is one. An Origin,
-    which browsers send, must be the server's own; a WebSocket must have one.
+    app: the guarded application; loopback: whether the Host header must name this machine, against
+    DNS rebinding; token: required first part of the path, if any. An Origin, which browsers send,
+    must be the server's own; a WebSocket must have one.
     """
 
     def __init__(self, app: ASGIApp, loopback: bool = True, token: str | None = None):
         self.app, self.loopback, self.token = app, loopback, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is allowed."""
+        """Pass on allowed requests."""
         reason = None if scope["type"] == "lifespan" else self._reason(scope)
         if reason is None:
             await self.app(scope, receive, send)
@@ -103,5 +103,5 @@ class Guard:
 def _hostname(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
-    except ValueError:  # such as a bracket that is not closed
+    except ValueError:  # e.g. an unclosed bracket
         return ""

@@ -1,15 +1,15 @@
-// The WebSocket to `mmattn live`; session.py has the messages. Lost, it is made again.
+// The WebSocket to `mmattn live`, which reconnects; session.py describes the messages.
 export const [FRAME, AUDIO] = [1, 2];
-const [TAKEN, BAD] = [4001, 1007]; // codes with which the server closes
-const OUTSTANDING = 2; // frames without an answer: with more, answers would be ever later
-const UNSENT = 2 ** 20; // bytes that wait in the socket at most: 30 s of audio
+const [TAKEN, BAD] = [4001, 1007]; // the server's close codes
+const OUTSTANDING = 2; // unanswered frames at most: with more, answers would lag ever further
+const UNSENT = 2 ** 20; // bytes waiting in the socket at most: 30 s of audio
 
 export class Connection {
   #tries = 0;
   #outstanding = 0;
   #isClosed = false;
 
-  // on: functions `open()`, `lost(why?)`, `end(why, button)` and, by its type, one for each answer.
+  // on: functions `open()`, `lost(why?)`, `end(why, button)`, and one for each type of answer.
   constructor(kinds, on) {
     [this.kinds, this.on] = [kinds, on];
     this.#open();
@@ -38,9 +38,9 @@ export class Connection {
     const answer = await fetch(location, { cache: "no-store" }).catch(() => null);
     if (this.#isClosed) return;
     if (answer?.status === 403) {
-      return this.on.end("mmattn live was started again: open the address that it printed.");
+      return this.on.end("mmattn live was restarted: open the address that it printed.");
     }
-    if (!answer) this.on.lost("mmattn live does not answer. Was it ended?");
+    if (!answer) this.on.lost("mmattn live does not answer. Was it stopped?");
     this.#open();
   }
 
@@ -48,7 +48,7 @@ export class Connection {
     return this.socket.readyState === WebSocket.OPEN;
   }
 
-  // Whether a frame may be taken; if so, it counts as sent.
+  // Whether a frame may be sent; if so, it counts as sent.
   takeFrame() {
     const isFree = this.#isOpen && this.#outstanding < OUTSTANDING;
     this.#outstanding += isFree;
@@ -68,7 +68,7 @@ export class Connection {
     this.socket.send(message);
   }
 
-  // What is recorded is written, and told, before the server closes.
+  // The server writes the recording and reports it before it closes.
   close() {
     this.#isClosed = true;
     if (this.#isOpen) this.socket.send("end");

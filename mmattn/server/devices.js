@@ -1,17 +1,17 @@
-// Camera and microphone. Times are of the page's clock, performance.now(), in ms.
+// Camera and microphone. Times are on the page's clock, performance.now(), in ms.
 import about from "./about.js";
 
 export const RATE = 16000; // Hz
 export const NAMES = { audio: "microphone", video: "camera" };
-const SIDE = 640; // pixels of the longer side of a frame that is sent, at most
-const LEAK = 0.05; // ms a block: more than two clocks drift apart
-const BREAK = 5000; // ms after which the audio's clock has stood still, as in a computer asleep
+const SIDE = 640; // pixels, at most, of the longer side of a frame to send
+const LEAK = 0.05; // ms per block: more than two clocks drift apart
+const BREAK = 5000; // ms of delay that mean the audio clock stood still: the computer slept
 const WANTED = {
   audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
   video: { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 } },
 };
 const WHY = {
-  NotAllowedError: "the browser was not allowed to use it; allow it beside the page's address",
+  NotAllowedError: "the browser may not use it; allow it next to the page's address",
   NotFoundError: "there is none",
   NotReadableError: "another program uses it",
 };
@@ -21,11 +21,11 @@ async function ask(kinds) {
   return (await navigator.mediaDevices.getUserMedia(wanted)).getTracks();
 }
 
-// The tracks of what the run needs, and of each that is not there, why.
+// The tracks that the run needs, and why any of them is missing.
 export async function openDevices() {
   const [tracks, lacking] = [[], []];
   try {
-    tracks.push(...(await ask(about.kinds))); // one question to the user
+    tracks.push(...(await ask(about.kinds))); // asks the user once
   } catch {
     for (const kind of about.kinds) {
       try {
@@ -39,27 +39,27 @@ export async function openDevices() {
 }
 
 // Calls `give(time, samples)` with the blocks of a microphone. Returns its AudioContext; throws
-// where the browser does not give audio at 16 kHz.
+// if the browser has no audio at 16 kHz.
 export async function hear(track, give) {
   const context = new AudioContext({ sampleRate: RATE });
   await context.audioWorklet.addModule("worklet.js");
   const source = context.createMediaStreamSource(new MediaStream([track]));
   const blocks = new AudioWorkletNode(context, "blocks", { numberOfOutputs: 0 });
   const latency = 1000 * (track.getSettings().latency ?? 0);
-  let apart = Infinity; // ms from the audio's clock to the page's
+  let apart = Infinity; // ms from the audio clock to the page's
   blocks.port.onmessage = ({ data: { first, samples } }) => {
-    // No block arrives before its time, so the least late one tells how far the clocks are apart.
+    // No block arrives early, so the least late one gives the offset of the clocks.
     const late = performance.now() - (1000 * (first + samples.length)) / RATE;
     apart = late > apart + BREAK ? late : Math.min(apart + LEAK, late);
     give((1000 * first) / RATE + apart - latency, samples);
   };
   source.connect(blocks);
-  context.resume(); // is refused, and waits for a click, where the user has not clicked yet
+  context.resume(); // refused until the user has clicked once
   return context;
 }
 
-// Plays a camera, and calls `give(time, jpeg)` with as many of its frames as the features have,
-// while `isFree()`.
+// Plays a camera, and calls `give(time, jpeg)` with frames at the rate of the features, while
+// `isFree()`.
 export async function see(track, video, isFree, give) {
   video.srcObject = new MediaStream([track]);
   await video.play();

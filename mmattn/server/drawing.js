@@ -1,15 +1,15 @@
-// What the page shows while it runs.
+// Draws predictions, waveform and attention.
 import about from "./about.js";
 import { RATE } from "./devices.js";
 
-const PIECE = 160; // samples of a line of the waveform: 10 ms
-const [ROW, GAP, AXIS] = [64, 10, 14]; // pixels of a plot, below it, and of the times
+const PIECE = 160; // samples per line of the waveform: 10 ms
+const [ROW, GAP, AXIS] = [64, 10, 14]; // pixels of a plot, of the space below, of the time axis
 export const byId = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 let wave = []; // [ms, amplitude]
 let streams = {}; // of the last window
-let waits = false; // whether a frame of the screen is waited for
+let waits = false; // whether a redraw is due with the next screen frame
 
 export function addWave(time, samples) {
   wave = wave.filter(([at]) => at > time - 1000 * about.window - 1000);
@@ -20,7 +20,7 @@ export function addWave(time, samples) {
   redraw();
 }
 
-// Shows a prediction. When it is on the screen the document gets the event "shown".
+// Shows a prediction. When it is on the screen, the document gets the event "shown".
 export function showWindow(answer) {
   ({ streams } = answer);
   drawPrediction(answer);
@@ -32,7 +32,7 @@ export function showWindow(answer) {
   requestAnimationFrame(() => setTimeout(painted));
 }
 
-// Draws waveform and attention once a frame of the screen; in none of a hidden tab.
+// Draws waveform and attention once per screen frame; never in a hidden tab.
 export function redraw() {
   if (waits) return;
   waits = true;
@@ -65,7 +65,7 @@ function drawPrediction({ predicted, probabilities, notes, streams }) {
   });
 }
 
-// Waveform and attention over the same last seconds.
+// Waveform and attention on one time axis.
 function drawTime() {
   const names = [...(about.kinds.includes("audio") ? ["waveform"] : []), ...about.modalities];
   const canvas = byId("time");
@@ -94,7 +94,7 @@ function drawTime() {
       const { times, ratio } = streams[name] ?? { times: [], ratio: [] };
       const most = Math.max(2, ...ratio);
       times.slice(1).forEach((until, n) => {
-        const high = ((ROW - 20) * ratio[n]) / most; // of null, a frame without data, it is 0
+        const high = ((ROW - 20) * ratio[n]) / most; // 0 for null, a frame without data
         context.fillRect(x(times[n]), top + ROW - high, (until - times[n]) * perMs, high);
       });
       title = `attention to ${name.replaceAll("_", " ")}, to ${most.toFixed(1)} × uniform`;

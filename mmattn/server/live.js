@@ -1,4 +1,4 @@
-// Starts and ends a session of `mmattn live`, and says how it goes.
+// Starts and ends a session of `mmattn live`, and shows its status.
 import about from "./about.js";
 import { AUDIO, Connection, FRAME } from "./connection.js";
 import { NAMES, hear, openDevices, see } from "./devices.js";
@@ -8,7 +8,7 @@ let tracks = [];
 let context = null; // of the audio
 let connection = null; // while it runs
 
-// A message of each kind, until another takes its place; "" for none.
+// Shows a message of a kind, in place of the one before; "" removes it.
 function notice(kind, text = "", button = "", press = null) {
   byId(`notice-${kind}`)?.remove();
   if (!text) return;
@@ -31,7 +31,7 @@ const OPEN = {
       connection?.send(AUDIO, time, samples.buffer);
     });
     if (context.state === "running") return;
-    const why = "The browser waits for a click before it lets the microphone run.";
+    const why = "The browser needs a click before it starts the microphone.";
     notice("audio", why, "Run", () => context.resume());
     context.onstatechange = () => notice("audio");
   },
@@ -44,23 +44,24 @@ const OPEN = {
 
 async function start() {
   byId("start").disabled = true;
-  sessionStorage.setItem("running", "yes"); // a page that is loaded again continues
+  sessionStorage.setItem("running", "yes"); // a reloaded page continues
   ["media", "audio", "connection", "saved"].forEach((kind) => notice(kind));
   state("Waiting for camera and microphone …");
   const opened = await openDevices();
   const [kinds, lacking] = [[], opened.lacking];
   for (const track of (tracks = opened.tracks)) {
-    track.onended = () => notice("media", `The ${NAMES[track.kind]} has gone.`, "Try again", restart);
+    track.onended = () =>
+      notice("media", `The ${NAMES[track.kind]} was disconnected.`, "Try again", restart);
     try {
       await OPEN[track.kind](track);
       kinds.push(track.kind);
     } catch {
       track.stop();
-      lacking.push(`This browser does not give the ${NAMES[track.kind]} as is needed.`);
+      lacking.push(`This browser cannot provide the ${NAMES[track.kind]} in the required form.`);
     }
   }
   if (lacking.length) {
-    const alone = kinds.map((kind) => `Predictions are from ${kind} alone.`);
+    const alone = kinds.map((kind) => `Predictions are from ${kind} only.`);
     notice("media", [...lacking, ...alone].join(" "), "Try again", restart);
   }
   if (!kinds.length) return stop();
@@ -87,7 +88,7 @@ function restart() {
 const ON = {
   open() {
     notice("connection");
-    state("Running; the first prediction is on its way");
+    state("Running; waiting for the first prediction");
   },
   lost(why) {
     state("Connection lost; trying again …");
@@ -103,14 +104,14 @@ const ON = {
 };
 
 document.addEventListener("shown", ({ detail: { delay, left_out: leftOut } }) => {
-  const slow = `; ${leftOut} left out, as windows come faster than this computer predicts`;
+  const slow = `; ${leftOut} skipped, as windows come faster than this computer predicts`;
   const text = `Running; ${Math.round(delay)} ms from capture to screen`;
   if (connection) state(leftOut ? text + slow : text);
 });
 document.title = byId("title").textContent = `Live: ${about.run}`;
 const often = `A prediction every ${about.hop} s, from the last ${about.window} s.`;
 byId("about").textContent = [often, ...about.trust].join(" ");
-if (about.record) notice("record", `Features and predictions are recorded, to ${about.record}.`);
+if (about.record) notice("record", `Features and predictions are recorded to ${about.record}.`);
 byId("start").onclick = start;
 byId("stop").onclick = stop;
 addEventListener("resize", redraw);

@@ -1,8 +1,8 @@
-"""`mmattn live`: a page on this computer that shows what a run predicts of camera and microphone.
+"""`mmattn live`: a page on this computer with a run's predictions from camera and microphone.
 
-The page sends what it sees and hears over a WebSocket, see `mmattn.server.session`, and is answered
-in JSON. Each frame is answered when it has been looked at, and while two are not the page sends
-none: a slow computer sees fewer frames, not ever later ones. The text "end" ends a session.
+The page sends frames and audio over a WebSocket, see `mmattn.server.session`; answers are JSON.
+Each frame is answered once processed, and while two are unanswered the page sends no more: a slow
+computer gets fewer frames, not ever later ones. The text "end" ends a session.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ from mmattn.server.session import BadMessage, Recording, Session, warm_up
 from mmattn.train.checkpoints import Chosen
 from mmattn.train.devices import start_devices
 
-TAKEN, BAD, ENDED = 4001, 1007, 1000  # close codes: by another page; for a bad message; as asked
+TAKEN, BAD, ENDED = 4001, 1007, 1000  # close codes: another page; bad message; as requested
 LARGEST = 2**22  # bytes of a message
-SAVING = 30  # seconds that what was recorded may take to be written when the command is ended
+SAVING = 30  # seconds to write the recording after Ctrl-C
 SCRIPTS = ("live.js", "connection.js", "devices.js", "drawing.js", "worklet.js")
 FILES = {
     **dict.fromkeys(("live.html", "live.css", *SCRIPTS), "mmattn.server"),
@@ -51,19 +51,19 @@ HEADERS = {
 
 
 class Live:
-    """The page of a run and what answers it: for one tab at a time, the newest.
+    """The page of a run and its server, for one tab at a time: the newest.
 
-    A tab that crashed or lost its connection may still look alive, so that a new one takes over.
+    A new tab takes over, because one that crashed or lost its connection may still look alive.
 
-    run: that predicts; sliding: how windows slide; record: folder to which sessions are written, if
-    they are to be. Raises UserError: what the run's features need is missing.
+    run: predicts; sliding: the sliding windows; record: folder for recordings, None for none.
+    Raises UserError if something that the run's features need is missing.
     """
 
     def __init__(self, run: Run, sliding: Sliding, record: Path | None = None):
         self.run, self.sliding, self.record = run, sliding, record
         self.kinds = sorted({kind_of(name) for name in run.config.model.modalities})
         self.token = secrets.token_urlsafe(16)
-        self._turn = asyncio.Lock()  # of the tab that is shown
+        self._turn = asyncio.Lock()  # held by the active tab
         self._reader: asyncio.Task[None] | None = None
         warm_up(run, sliding.window)
 
@@ -84,7 +84,7 @@ class Live:
         return FileResponse(str(files(FILES[name]) / name), headers=HEADERS)
 
     async def _about(self, request: Request) -> Response:
-        """What the page's scripts import of the run."""
+        """Facts of the run that the page's scripts import."""
         about = {
             "run": self.run.name,
             "trust": self.run.trust,
@@ -100,7 +100,7 @@ class Live:
         return Response(text, headers=HEADERS, media_type="text/javascript")
 
     async def _stream(self, websocket: WebSocket) -> None:
-        """One tab's connection. That of a tab before ends first, and is recorded first."""
+        """One tab's connection. That of an earlier tab ends, and is recorded, first."""
         kinds = {*websocket.query_params.get("kinds", "").split(",")}.intersection(self.kinds)
         if not kinds:
             return await websocket.close(BAD)
@@ -140,7 +140,7 @@ async def _save(websocket: WebSocket, recording: Recording, folder: Path) -> Non
 
 
 async def _read(websocket: WebSocket, messages: asyncio.Queue[bytes]) -> None:
-    """Put what a page sends into a queue, and b"" at the end, which any text is too."""
+    """Put what a page sends into a queue, and b"" at the end; any text means the end."""
     try:
         while content := (await websocket.receive()).get("bytes"):
             messages.put_nowait(content)
@@ -149,8 +149,7 @@ async def _read(websocket: WebSocket, messages: asyncio.Queue[bytes]) -> None:
 
 
 async def _answer(websocket: WebSocket, session: Session, messages: asyncio.Queue[bytes]) -> None:
-    """Answer a page until it ends. All that has come is taken before the next window is predicted:
-    the newest then."""
+    """Answer a page until it ends; takes all that has come before it predicts the newest window."""
     ended = False
     while not ended:
         taken = [await messages.get()]
@@ -180,15 +179,15 @@ def live_run(
         port: of 127.0.0.1; 0 is any free one.
         browser: open the page in the user's browser.
         record: folder for a feature file and a table of each session; None stores nothing.
-        sliding: how windows slide.
+        sliding: the sliding windows.
 
     Raises:
-        UserError: no such run, an option that cannot be, or the port is taken.
+        UserError: no such run, an invalid option, or the port is taken.
     """
     sliding.check()
     if record is not None:
         if not record.is_dir():
-            raise UserError(f"--record {record}: expected a folder that is there")
+            raise UserError(f"--record {record}: expected an existing folder")
         check_folder(record)
     listener = listen(LOOPBACK, port)
     start_devices(1, batch=1)
@@ -199,7 +198,7 @@ def live_run(
         page = Live(run, sliding, record)
     url = f"{url_of(listener)}/{page.token}/"
     say(f"Open {url}\nOnly this computer can reach it. Ctrl-C ends it.")
-    if browser:  # in a thread of its own, for a browser in the terminal does not return
+    if browser:  # in a thread, because a terminal browser does not return
         threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
     config = uvicorn.Config(
         page.app(),

@@ -11,26 +11,26 @@ def document(about: dict[str, Any], size: float, seconds: float) -> dict[str, An
     """OpenAPI 3.1 of `mmattn serve`.
 
     Args:
-        about: what the pool says of the run.
-        size: MB that a request may have.
-        seconds: that an upload, and that a prediction may take.
+        about: see `Pool`.
+        size: maximum size of a request (MB).
+        seconds: maximum duration of an upload, and of a prediction.
     """
     example = about["example"]
     takes = "a feature file (.npz)" if about["no_raw_clips"] else "a raw clip or a feature file"
     refused = {
-        "400": "The form is broken, or has not exactly one file.",
+        "400": "The form is broken, or does not have exactly one file.",
         "403": "Another web page sent the request, or it names another host.",
         "408": f"The upload took over {seconds:g} s.",
-        "413": f"The request has over {size:g} MB.",
+        "413": f"The request is larger than {size:g} MB.",
         "422": "The clip cannot be predicted; `detail` is the reason that `mmattn predict` gives.",
         "500": "The process that read the clip died, or something is wrong with the run.",
-        "503": "Too many requests wait; `Retry-After` tells in how many seconds to try again.",
+        "503": "Too many requests are waiting; `Retry-After`: seconds until to try again.",
         "504": f"The prediction took over {seconds:g} s.",
     }
     answers = {code: _answer(text, {"detail": text}) for code, text in refused.items()}
     form = {"type": "object", "properties": {"file": BINARY}, "required": ["file"]}
     post = {
-        "summary": f"Predict a clip: {takes} as the file of a form, or as the body",
+        "summary": f"Predict a clip: {takes}, as a form's file or as the body",
         "parameters": [{"name": "name", "in": "query", "schema": {"type": "string"}}],
         "requestBody": {
             "required": True,
@@ -60,7 +60,7 @@ def _answer(description: str, example: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema_of(value: Any) -> dict[str, Any]:
-    """The JSON schema of values like one.
+    """The JSON schema of values like this one.
 
     >>> schema_of({"weights": [0.5]})["properties"]["weights"]
     {'type': 'array', 'items': {'type': 'number'}}

@@ -1,4 +1,4 @@
-"""The processes that predict: each holds the run; one that dies or takes too long is replaced."""
+"""The worker processes: each holds the run; one that dies or takes too long is replaced."""
 
 import asyncio
 import json
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 Answer = tuple[int, dict[str, Any]]  # an HTTP status and a JSON document
 Job = tuple[Path, str, Future[Answer]]  # a clip, its name for the client, where the answer goes
 
-LOOK = 1.0  # seconds between looks whether a process that has nothing to do is alive
-MEMORY = Path("/proc/self/statm")  # its sixth number: pages that this process may write
+LOOK = 1.0  # seconds between checks that an idle process is alive
+MEMORY = Path("/proc/self/statm")  # its sixth number: pages of data of this process
 
 
 class Limits(NamedTuple):
-    """What a server takes: processes, requests that wait, MB of a request, seconds that an upload
-    and that a prediction may take, and GB that a process may have more than at its start (Linux).
+    """Limits of a server: processes, waiting requests, MB of a request, seconds of an upload and
+    of a prediction, and GB that a process may allocate after its start (Linux).
     """
 
     workers: int
@@ -45,7 +45,7 @@ class Limits(NamedTuple):
     memory: float
 
     def check(self) -> None:
-        """Raise UserError at the first that cannot be."""
+        """Raise UserError at the first invalid one."""
         options = {"workers": 1, "queue": 0, "max-size": 0.001, "timeout": 0.1, "memory": 0.1}
         for (option, least), value in zip(options.items(), self, strict=True):
             if not least <= value < math.inf:
@@ -53,7 +53,7 @@ class Limits(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What a process needs to begin."""
+    """What a process needs to start."""
 
     run: Path
     checkpoint: Literal["best", "final"]
@@ -64,7 +64,7 @@ class Setup(NamedTuple):
 
 
 class Worker(threading.Thread):
-    """A process that predicts one clip at a time, and the thread that hands them to it."""
+    """A process that predicts one clip at a time, and the thread that feeds it."""
 
     ready = closed = False
 
@@ -75,7 +75,7 @@ class Worker(threading.Thread):
 
     def begin(self) -> None:
         """Start the process."""
-        context = multiprocessing.get_context("spawn")  # a fork of threads and models is not safe
+        context = multiprocessing.get_context("spawn")  # forking threads and models is unsafe
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, self.setup), daemon=True)
         with without_interrupt():
@@ -83,18 +83,18 @@ class Worker(threading.Thread):
         theirs.close()
 
     def get_ready(self) -> dict[str, Any]:
-        """Wait for what the process says of the run. UserError: it cannot start."""
+        """Wait until the process has loaded the run; returns `about`. UserError if it cannot."""
         try:
             status, said = self._hear()
         except (EOFError, OSError) as error:
-            raise UserError("a process that was to predict died at its start") from error
+            raise UserError("a worker process died at its start") from error
         if status != 200:
             raise UserError(said["detail"])
         self.ready = True
         return said
 
     def run(self) -> None:
-        """Keep the process at work, or another in its place."""
+        """Feed the process; replace it if it dies."""
         while not self.closed:
             job = None
             with suppress(Empty):
@@ -113,7 +113,7 @@ class Worker(threading.Thread):
                 self.get_ready()
             except UserError as error:
                 self.end()
-                complain(f"{error}; it is tried again")
+                complain(f"{error}; trying again")
 
     def end(self) -> None:
         """Kill the process."""
@@ -122,14 +122,14 @@ class Worker(threading.Thread):
         self.process.join()
 
     def _ask(self, clip: Path, name: str) -> Answer:
-        """The prediction of a clip; the process is ended where that takes too long."""
+        """The prediction of a clip; kills the process if that takes too long."""
         try:
             self.connection.send_bytes(json.dumps([str(clip), name]).encode())
             return self._hear(self.setup.limits.seconds)
         except TimeoutError:
             answer = 504, {"detail": f"it took over {self.setup.limits.seconds:g} s"}
         except (EOFError, OSError):
-            answer = 500, {"detail": "the process that read the clip died, and is replaced"}
+            answer = 500, {"detail": "the process that read the clip died; another replaces it"}
         if not self.closed:
             complain(f"a prediction failed: {answer[1]['detail']}")
         self.end()
@@ -143,7 +143,8 @@ class Worker(threading.Thread):
 
 
 class Pool:
-    """Processes that predict clips. about: what they say of the run."""
+    """Processes that predict clips. about: the run's name, an example of an answer, and why raw
+    clips cannot be predicted, if so."""
 
     def __init__(self, setup: Setup):
         """See `open_pool`."""
@@ -157,8 +158,8 @@ class Pool:
         return sum(worker.ready for worker in self.workers)
 
     async def predict(self, clip: Path, name: str) -> Answer:
-        """The prediction of a file that the client calls by a name: as by `mmattn predict --json`,
-        or why there is none. Cancelled, it is left out unless it has begun."""
+        """The prediction of a clip, which the client calls `name`, as by `mmattn predict --json`,
+        or why there is none. If cancelled, it is skipped unless it has begun."""
         answer: Future[Answer] = Future()
         self._jobs.put((clip, name, answer))
         return await asyncio.wrap_future(answer)
@@ -188,16 +189,16 @@ def open_pool(setup: Setup) -> Iterator[Pool]:
 
 
 def _work(connection: Connection, setup: Setup) -> None:
-    """Be a process of the pool: say what the run is, then answer one clip after another."""
+    """The worker process: send `about`, then answer one clip after another."""
     be_quiet()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole group may get it: the server ends it
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the server ends it
     try:
         run, about = _load(setup)
     except UserError as error:
         connection.send_bytes(json.dumps([500, {"detail": str(error)}]).encode())
         return
     answer: Answer = 200, about
-    if MEMORY.exists():  # elsewhere than on Linux there is no limit
+    if MEMORY.exists():  # the limit is for Linux only
         has = int(MEMORY.read_text().split()[5]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         most = has + int(1e9 * setup.limits.memory)
@@ -211,11 +212,11 @@ def _work(connection: Connection, setup: Setup) -> None:
 
 
 def _load(setup: Setup) -> tuple["Run", dict[str, Any]]:
-    """The run, which has predicted once so that the first client need not wait for what JAX
-    compiles, and what there is to say of it."""
+    """The run, and its `about`; predicts once, so that the first client does not wait for JAX to
+    compile."""
     import numpy as np
 
-    from mmattn.data.stream import make_stream  # all this takes seconds: the server is without it
+    from mmattn.data.stream import make_stream  # slow imports, which the server does not need
     from mmattn.run.predict import to_json
     from mmattn.run.run import Failure, Outcome, load_run
     from mmattn.train.devices import start_devices
@@ -246,8 +247,8 @@ def _predict(run: "Run", clip: Path, name: str) -> Answer:
             return 422, {"detail": failure.reason.replace(str(clip), name)}
         named = [replace(one, path=Path(name)) for one in outcome.predictions]
         return 200, to_json(run, outcome._replace(predictions=named))
-    except UserError as error:  # of the run or of what raw clips need
+    except UserError as error:  # of the run, or something missing for raw clips
         return 500, {"detail": str(error)}
-    except Exception as error:  # one clip never stops the others, whatever FFmpeg makes of it
+    except Exception as error:  # no error of one clip stops the others
         sys.excepthook(*sys.exc_info())
         return 500, {"detail": f"the prediction failed: {error!r:.200}"}

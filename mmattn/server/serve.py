@@ -1,4 +1,4 @@
-"""The HTTP endpoint of a run: what `mmattn predict` says, for programs in any language."""
+"""The HTTP endpoint of a run: `mmattn predict` for programs in any language."""
 
 import asyncio
 import logging
@@ -28,9 +28,9 @@ from mmattn.server.openapi import document
 from mmattn.server.pool import Limits, Pool, Setup, open_pool
 
 UPLOADS = "mmattn-serve-"
-ZIP = b"PK\x03\x04"  # how a feature file begins, and no raw clip
-LOOK = 0.3  # seconds between looks whether a client has gone away
-LINGER = 20.0  # seconds in which a client may go on to send what is not read
+ZIP = b"PK\x03\x04"  # the first bytes of a feature file, and of no raw clip
+LOOK = 0.3  # seconds between checks that the client is still there
+LINGER = 20.0  # seconds in which a refused client may keep sending
 PAGE_MAY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -46,12 +46,12 @@ def serve_run(
     calibrated: bool = True,
     media: ExtractConfig | None = None,
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM; those that are being answered then are finished.
+    """Answer requests until SIGINT or SIGTERM; finishes those that have begun.
 
     Args:
         run, checkpoint, calibrated, media: see `load_run`.
         host, port: where to listen; port 0 is any free one.
-        limits: see there.
+        limits: see `Limits`.
 
     Raises:
         UserError: the run or the address cannot be used.
@@ -60,8 +60,8 @@ def serve_run(
     with listen(host, port) as listener, tempfile.TemporaryDirectory(prefix=UPLOADS) as uploads:
         if not (own := is_loopback(host)):
             complain(
-                f"warning: --host {host}: whoever reaches this address can send clips; there is no "
-                "password and no encryption (a reverse proxy in front can give both)"
+                f"warning: --host {host}: anyone who can reach this address can send clips; there "
+                "is no password and no encryption (a reverse proxy in front can add both)"
             )
         media = media or ExtractConfig()
         setup = Setup(run, checkpoint, calibrated, media, Path(uploads), limits)
@@ -71,8 +71,8 @@ def serve_run(
             for line in pool.about["example"]["trust"]:
                 say(line)
             if reason := pool.about["no_raw_clips"]:
-                say(f"Feature files alone can be predicted: {reason}")
-            logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients do wrong
+                say(f"Only feature files can be predicted: {reason}")
+            logging.getLogger("python_multipart").setLevel(logging.ERROR)  # not clients' mistakes
             config = uvicorn.Config(
                 Guard(Endpoint(pool, setup).app(), own),
                 http="h11",
@@ -83,13 +83,13 @@ def serve_run(
                 timeout_graceful_shutdown=round(limits.seconds + LINGER),
                 server_header=False,
             )
-            say(f"{url_of(listener)}: POST clips to /predict; /docs tells how; Ctrl-C ends it")
+            say(f"{url_of(listener)}: POST clips to /predict; see /docs; Ctrl-C stops the server")
             uvicorn.Server(config).run([listener])
         say("stopped")
 
 
 class Endpoint:
-    """What answers requests: a pool, and the places of those that wait for it."""
+    """Answers requests, by a pool and a bounded number of places to wait for it."""
 
     def __init__(self, pool: Pool, setup: Setup):
         self.pool, self.uploads, self.limits = pool, setup.uploads, setup.limits
@@ -126,7 +126,7 @@ class Endpoint:
         except TimeoutError as error:
             raise HTTPException(408, f"the upload took over {self.limits.seconds:g} s") from error
         except (ClientDisconnect, asyncio.CancelledError):  # also at a second Ctrl-C
-            return Response(status_code=400)  # which nobody reads
+            return Response(status_code=400)  # not read: the client is gone
         finally:
             self.taken -= 1
 
@@ -147,13 +147,13 @@ class Endpoint:
 
 
 class Refusal(JSONResponse):
-    """An answer to a client that may still be sending: it may go on for a while.
+    """An answer to a client that may still be sending, and may continue for a while.
 
-    If the connection were closed at once, most clients would fail before they read the answer.
+    If the connection closed at once, most clients would fail before they read the answer.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, and drop what comes."""
+        """Send it, and discard what the client sends."""
 
         async def send_then_wait(message: Message) -> None:
             if message["type"] == "http.response.body":
@@ -179,13 +179,13 @@ async def _fail(request: Request, error: Exception) -> Response:
 
 
 async def save(request: Request, folder: Path, most: int) -> tuple[Path, str]:
-    """Write the clip in a request to a folder; its path there, and its name for the client.
+    """Write the clip of a request to a folder; returns its path and the client's name for it.
 
-    The clip is the one file of a form, or else the body, whose name the query may tell.
+    The clip is the one file of a form, or else the body, whose name may be in the query.
 
     Raises:
-        HTTPException: it has more bytes than `most`, or is a form without one file.
-        ClientDisconnect: the client went away.
+        HTTPException: it has more than `most` bytes, or is a form without exactly one file.
+        ClientDisconnect: the client disconnected.
     """
     if int(request.headers.get("content-length", 0)) > most:
         raise _too_large(most)

@@ -1,8 +1,8 @@
-"""What one page of `mmattn live` sends from its start to its end, and what it is answered.
+"""The session of one page of `mmattn live`: its messages and the answers.
 
-A message is 16 bytes, little-endian, and a content: the kind in the first byte, the time in
-milliseconds as float64 in the last eight. FRAME: a JPEG. AUDIO: mono PCM, int16 at 16 kHz; the time
-is that of its first sample. All times are of one clock of the page's own.
+A message is a header of 16 bytes, little-endian, and a content: the kind in the first byte, the
+time in milliseconds as float64 in the last eight. FRAME: a JPEG. AUDIO: mono PCM, int16 at 16 kHz,
+with the time of its first sample. All times are on one clock of the page.
 """
 
 import io
@@ -40,20 +40,20 @@ from mmattn.run.timeline import Sliding, predict_person, row_of, to_csv
 
 HEADER = struct.Struct("<B7xd")
 FRAME, AUDIO = 1, 2
-BEHIND = 0.5  # seconds that one of audio and video may be behind, before its frames count as lost
-BREAK = 1.0  # seconds without anything, after which windows are not left out but not there
-SIDE = 2048  # pixels a side of a frame at most
+BEHIND = 0.5  # seconds that audio or video may lag the other before its data count as lost
+BREAK = 1.0  # seconds without data, after which the windows between do not count as left out
+SIDE = 2048  # maximum pixels of a side of a frame
 ALL = 1e9  # seconds
 
 
 class BadMessage(ValueError):
-    """What no page of ours sends."""
+    """A message that our page never sends."""
 
 
 class Recording:
-    """What is kept in memory of a session, until it is written. Times are seconds from its start.
+    """A session in memory, until it is written. Times are seconds from its start.
 
-    rows: of the table; audio: all of it; frames: the faces of each, by the numbers of their people;
+    rows: of the table; audio: the whole audio; frames: time and faces of each, by person number;
     shown: the ends of windows, each with the number of the person whose prediction was shown.
     """
 
@@ -66,9 +66,9 @@ class Recording:
         self.shown = [(0.0, 0)]
 
     def save(self, folder: Path) -> list[Path]:
-        """Write a feature file and a table of the predictions, unless there is too little for one.
+        """Write a feature file and a table of the predictions, each if there is enough data.
 
-        The face in a frame is that of the person who was shown then. Returns the paths.
+        The face in a frame is that of the person shown at the time. Returns the paths.
         """
         self.audio.end()
         streams: dict[str, Stream] = {}
@@ -98,8 +98,8 @@ class Recording:
 class Session:
     """The camera and microphone of one page. Its methods are called by one thread at a time.
 
-    run: that predicts; sliding: how windows slide; kinds: audio, video or both, what the page sends
-    of what the run uses; recording: keeps what comes, if it is to be.
+    run: predicts; sliding: the sliding windows; kinds: audio, video or both, that the run uses and
+    the page sends; recording: keeps the data, if given.
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class Session:
         self._mesh = _mesh_model(self._config) if "video" in kinds else None
 
     def take(self, messages: Sequence[bytes]) -> list[dict[str, Any]]:
-        """Take what the page sent, in its order; the answers to its frames.
+        """Take messages of the page, in order; returns the answers to its frames.
 
-        An answer has the size of the frame and the x, y of the points of the face's mesh in it.
+        An answer has the size of the frame and the x, y of the points of the face mesh in it.
         Raises BadMessage.
         """
         answers = []
@@ -143,10 +143,10 @@ class Session:
         return answers
 
     def predict(self) -> dict[str, Any] | None:
-        """The answer for the newest window that is finished; None if there is none.
+        """The answer for the newest complete window; None if there is none.
 
-        Those that were finished before it, while others were predicted, are left out and counted.
-        A window in which a device that runs gives nothing of use is a gap, not a guess.
+        Older windows, completed during a prediction, are left out and counted. A window in which a
+        running device gives nothing usable is a gap, not a guess.
         """
         if not (ready := self._windows.ready):
             return None
@@ -167,15 +167,15 @@ class Session:
                 self.recording.shown.append((window.end, person.number))
         notes = [*prediction.notes] if prediction and not gap else [gap]
         if len(found) > 1:
-            who = ", the one who speaks is predicted" if person.speaking else ""
-            notes.append(f"{len(found)} people are seen{who}")
+            who = ", the prediction is of the speaker" if person.speaking else ""
+            notes.append(f"{len(found)} people are visible{who}")
         return self._answer(window, prediction, notes)
 
     def _answer(
         self, window: Window, prediction: Prediction | None, notes: list[str]
     ) -> dict[str, Any]:
-        """Times on the page's clock (ms); predicted and probabilities, None in a gap; by modality,
-        attention over uniform, None for a frame without data."""
+        """Times on the page's clock (ms); predicted class and probabilities, None in a gap; by
+        modality, attention over uniform, None for a frame without data."""
         start = 1000 * ((self._start or 0.0) + window.start)
         streams = {
             name: {
@@ -215,8 +215,8 @@ class Session:
         self._reached["audio"] = at + len(samples) / RATE
 
     def _catch_up(self, until: float, late: float = 0.0) -> None:
-        """Give no data up to a time to what is later than `late` before it: it has stopped, and
-        windows need not wait."""
+        """Mark as empty, up to a time, each kind that lags it by more than `late`: it has stopped,
+        and windows need not wait for it."""
         for kind, reached in self._reached.items():
             if reached + late < until:
                 self._reached[kind] = until
@@ -227,8 +227,8 @@ class Session:
 
 
 def warm_up(run: Run, window: float) -> None:
-    """Load all models and compile the network for windows of a length, so that the first that is
-    shown is not late. Raises UserError if a model is missing."""
+    """Load all models and compile the network for windows of a length, so that the first prediction
+    is not late. Raises UserError if a model is missing."""
     config = run.extraction()
     noise = 0.1 * np.random.default_rng(0).normal(size=round(window * RATE)).astype(np.float32)
     streams = {name: take(noise, RATE) for name, take in audio_models(config).items()}
@@ -238,7 +238,7 @@ def warm_up(run: Run, window: float) -> None:
     if config.video:
         look(np.zeros((480, 640, 3), np.uint8), config)
         _mesh_model(config)
-    for kinds in (("audio", "video"), ("audio",), ("video",)):  # where one device is missing
+    for kinds in (("audio", "video"), ("audio",), ("video",)):  # a device may be missing
         if there := {name: one for name, one in streams.items() if kind_of(name) in kinds}:
             run.predict_streams([there])
 
@@ -254,6 +254,6 @@ def _decode(jpeg: bytes) -> np.ndarray:
             size = image.size
             if max(size) <= SIDE:
                 return np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow raises several kinds on damaged files, and on huge ones
-        raise BadMessage(f"a frame that is no JPEG: {error}") from error
+    except Exception as error:  # Pillow raises various errors on damaged and huge files
+        raise BadMessage(f"a frame that is not a JPEG: {error}") from error
     raise BadMessage(f"a frame of {size[0]} x {size[1]} pixels")

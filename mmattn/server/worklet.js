@@ -1,4 +1,4 @@
-// Gives the microphone's samples in blocks of int16, each with the number of its first sample.
+// Sends the microphone's samples in int16 blocks, each with the index of its first sample.
 const BLOCK = 640; // samples: 40 ms
 
 class Blocks extends AudioWorkletProcessor {

@@ -147,7 +147,7 @@ class Bucket:
 
     def manifest(self) -> dict | None:
         """The run's manifest; None if there is none."""
-        if MANIFEST not in self.list():  # the machine's policy may hide "not found"
+        if MANIFEST not in self.list():  # S3 may answer "forbidden" for a missing object
             return None
         answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + MANIFEST)
         try:
