@@ -394,6 +394,6 @@ def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Pat
     if failures:
         say_table("Without a timeline", ("recording", "reason"), failures, left=True)
         raise Incomplete(
-            f"{len(failures)} of {len(done) + len(failures)} recordings have no timeline; see the "
-            "table for the reasons"
+            f"{len(failures)} of {len(done) + len(failures)} recordings have no timeline; the "
+            "table gives the reasons"
         )

@@ -156,7 +156,7 @@ def test_what_was_just_made_may_not_be_known_yet(run, cloud_api, clock, action, 
 
 def test_a_machine_without_a_public_address_fails_at_once(run, cloud_api, clock):
     cloud_api.new_address = lambda: None
-    fail(run, "has no public address: its subnet gave it none", "$4.08 an hour")
+    fail(run, "has no public address: its subnet assigned none", "$4.08 an hour")
     assert clock.slept == 0
 
 
@@ -273,8 +273,8 @@ def test_after_a_failure_other_options_are_taken_unless_there_is_a_machine(run, 
     fail(other, f"{other.label} (cents a month)", "(c5.large, $0.09 an hour")
     fail(
         replace(run, name="no_aug-20260102-000000-cccc", spot=True),
-        f"the deployment of {other.name} was cut and is not finished: it had "
-        "--instance-type c5.large, --spot False; with the same options it continues",
+        f"the deployment of {other.name} was interrupted: it had "
+        "--instance-type c5.large, --spot False; repeat it with these options",
     )
     assert cloud_api.resources()["instances"] == 1
 
@@ -420,7 +420,7 @@ def test_what_is_left_after_removal_is_an_error(run, cloud_api, monkeypatch):
     monkeypatch.setattr(
         Cloud, "delete", lambda self, kind, *of: kind[0] == "k" or delete(self, kind, *of)
     )
-    with pytest.raises(UserError, match=f"still there in us-east-1: key pair mmattn-{run.name}"):
+    with pytest.raises(UserError, match=f"still in us-east-1: key pair mmattn-{run.name}"):
         teardown.teardown(run.name, None, force=True)
 
 

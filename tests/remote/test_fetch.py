@@ -221,7 +221,7 @@ def test_nothing_new_sends_nothing(run, machine):
     ("job", "text"),
     [
         ({**ENDED, "exit_code": 3}, "diverged (exit code 3)"),
-        ({"state": "lost"}, "lost: killed, and no exit code is known"),
+        ({"state": "lost"}, "lost: killed, exit code unknown"),
     ],
 )
 def test_how_the_job_ended(run, machine, said, job, text):
@@ -257,7 +257,7 @@ def test_a_cut_transfer_is_resumed(run, machine, said):
     machine.cut_after(3_000_000)
     fetch(run, watch=False)
     assert files_in(run.results) == expected(machine)
-    assert "is out of reach: " in said.read()
+    assert "is unreachable: " in said.read()
     assert machine.sent() < 1_500_000
 
 
@@ -268,7 +268,7 @@ def test_a_transfer_that_was_given_up_is_resumed_by_the_next_fetch(run, machine,
     finish(machine)
     machine.cut_after(3_000_000)
     monkeypatch.setattr(module, "persistent", lambda once: once)
-    with pytest.raises(Unreachable, match="is out of reach"):
+    with pytest.raises(Unreachable, match="is unreachable"):
         fetch(run, watch=False)
     assert files_in(run.results) == before
     fetch(run, watch=False)
@@ -368,7 +368,7 @@ def test_corrupted_each_time_is_one_error_and_replaces_nothing(run, machine, mon
         flip(staged(run) / "predictions.csv")
 
     monkeypatch.setattr(machine, "rsync", bad)
-    with pytest.raises(RemoteError, match=r"predictions\.csv arrived otherwise") as error:
+    with pytest.raises(RemoteError, match=r"predictions\.csv was damaged on the way") as error:
         fetch(run, watch=False)
     assert "\n" not in str(error.value)
     assert files_in(run.results) == before and Run.find(run.name).fetched == fetched
@@ -675,7 +675,7 @@ def push(run, store):
 
 
 def test_a_bucket(run, push, cloud_api):
-    with pytest.raises(RemoteError, match="nothing there yet"):
+    with pytest.raises(RemoteError, match="no results yet"):
         fetch(run, watch=False)
     contents = {"config.json": b"{}", "checkpoints/best/6/d/a": b"6", "job/job.log": b"\xff"}
     push(RUNNING, **contents)
@@ -742,7 +742,7 @@ def test_what_is_damaged_in_a_bucket_is_one_message(run, push, store):
     push(ENDED, **{"config.json": b"{}"})
     digest = hashlib.sha256(b"{}").hexdigest()
     store.write(f"trainings/{run.name}/config.json@{digest}", b"[]")
-    with pytest.raises(RemoteError, match=r"config\.json@.* arrived otherwise"):
+    with pytest.raises(RemoteError, match=r"config\.json@.* was damaged on the way"):
         fetch(run, watch=False)
     assert not run.results.exists()
     push(ENDED, **{"../x": b"{}"})

@@ -108,17 +108,17 @@ def test_no_byte_is_lost_or_doubled(guest, job, start, tmp_path):
     )
     for cut, mend in faults:
         wait_for_more()
-        before = told("out of touch")
+        before = told("connection lost")
         cut()
-        wait_until(lambda before=before: told("out of touch") > before)
+        wait_until(lambda before=before: told("connection lost") > before)
         mend()
-        wait_until(lambda before=before: told("in touch again") > before)
+        wait_until(lambda before=before: told("connected again") > before)
     (job.parent / "end").touch()
     assert process.wait(60) == 7
     assert out.read_bytes() == (job / "job.log").read_bytes()
     assert out.read_bytes().endswith(b"last words without an end")
     *notes, last = err.read_text().splitlines()
-    kinds = ("out of touch, trying again", "in touch again")
+    kinds = ("connection lost, trying again", "connected again")
     assert [note for note in notes if not note.startswith(kinds)] == []
     assert last.startswith("the job: ended, see its log (exit code 7)")
 

@@ -201,7 +201,7 @@ def test_a_machine_that_trains_is_not_torn_down_whatever_its_state_says(launch, 
     """The deployment was cut just after it had started the job."""
     one = launch(SAVE + SLEEP)
     one.run.to("built")
-    with pytest.raises(UserError, match="still trains"):
+    with pytest.raises(UserError, match="is still training"):
         teardown.teardown(None, None, force=False)
     assert one.state == "running"
     teardown.teardown(None, None, force=True)

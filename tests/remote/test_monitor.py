@@ -143,7 +143,7 @@ def test_truncated_log(capsys):
 
     follow(machine, SimpleNamespace(write=write, flush=out.flush, getvalue=out.getvalue))
     assert out.getvalue().startswith(b"old" * 200) and out.getvalue().endswith(b"new")
-    assert capsys.readouterr().err.count("the log was cut") == 1
+    assert capsys.readouterr().err.count("the log was truncated") == 1
 
 
 def test_follow_tells_of_drops_on_the_standard_error(capsys):
@@ -151,7 +151,7 @@ def test_follow_tells_of_drops_on_the_standard_error(capsys):
     assert follow(FakeMachine(make_snapshot(), *cuts, make_snapshot(**ENDED))) == (3, b"")
     captured = capsys.readouterr()
     assert captured.out == ""
-    told = ["out of touch, trying again: a cut", "in touch again after 0 s"]
+    told = ["connection lost, trying again: a cut", "connected again after 0 s"]
     assert captured.err.splitlines() == told
 
 
@@ -169,7 +169,7 @@ def test_pauses_while_out_of_touch(monkeypatch):
     [
         (instance("terminated", "Server.SpotInstanceTermination"), "SpotInstanceTermination"),
         (instance("shutting-down"), "is shutting-down at EC2"),
-        (None, "terminated and forgotten"),
+        (None, "terminated and no longer listed"),
         (instance("stopped"), "Its disk costs"),
     ],
 )
@@ -207,7 +207,7 @@ def test_silence_ends_nothing_while_ec2_does_not_say_so(found, capsys):
 
 def test_wrong_host_key_ends_at_once():
     machine = FakeMachine(make_snapshot(), RemoteError("another host key"))
-    with pytest.raises(RemoteError, match="another host key; it is running at EC2"):
+    with pytest.raises(RemoteError, match="another host key; EC2 says running"):
         follow(ec2_run(machine, instance("running")))
     assert machine.calls == 2
 
@@ -268,7 +268,7 @@ def test_without_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(module, "say", said.append)
     answers = [make_snapshot(), Unreachable("cut"), make_snapshot(None, 2, **ENDED)]
     assert module.monitor(make_run(FakeMachine(*answers)), False, False) == 3
-    assert said == ["out of touch, trying again: cut", "in touch again after 0 s"]
+    assert said == ["connection lost, trying again: cut", "connected again after 0 s"]
     report = capsys.readouterr().out
     assert "diverged" in report and "\x1b" not in report
 
@@ -288,7 +288,7 @@ def test_screen(monkeypatch, capsys):
     answers = [functools.partial(then, answer) for answer in answers]
     assert module.monitor(make_run(FakeMachine(*answers)), False, False) == 3
     shown = terminal.getvalue()
-    assert "out of touch for" in shown
+    assert "no connection for" in shown
     before, _, after = shown.rpartition("\x1b[?1049l")
     assert "\x1b[?1049h" in before and "running for" in before
     assert "diverged" in after and "running for" not in after

@@ -44,7 +44,7 @@ def test_all_is_asked_and_nothing_is_made(run, cloud_api):
 @pytest.mark.parametrize("instance_type", ["mac1.metal", "inf1.xlarge", "g5.xlarge", "vt1.3xlarge"])
 def test_a_type_on_which_nothing_can_train(run, cloud_api, instance_type):
     run.instance_type = instance_type
-    refused(run, f"{instance_type}: expected one that runs Linux, with CPUs alone")
+    refused(run, f"{instance_type}: expected one that runs Linux, with CPUs only")
 
 
 def test_a_type_that_is_not_offered_so(run, cloud_api):
@@ -58,7 +58,7 @@ def test_a_type_that_is_not_offered_so(run, cloud_api):
 def test_the_quota_is_that_of_the_market(run, cloud_api, spot, code):
     cloud_api.quotas[code] = 1
     run.instance_type, run.spot = "c5.large", spot
-    refused(run, f"limit in us-east-1 is 1 vCPUs ({code})", "ask for more under Service Quotas")
+    refused(run, f"quota in us-east-1 is 1 vCPUs ({code})", "request more under Service Quotas")
     other = offers.MachineType("x1.32xlarge", 128, 64, True, 1952, "x86_64")
     assert offers.check_quota(run.cloud(), other, 1, spot) == "unknown for this type"
 

@@ -49,7 +49,7 @@ def test_options_become_a_run(tmp_path):
         ({"args": "--seed '1"}, "--args --seed '1: No closing quotation"),
         ({"args": "--out=/x"}, "--args --out=/x: the deployment sets it"),
         ({"args": "--resume"}, "--args --resume: the deployment sets it"),
-        ({"args": "--data.roots x"}, "data come by --data"),
+        ({"args": "--data.roots x"}, "use --data for data"),
         ({"hours": "abc"}, "--max-hours abc: expected a number above 0"),
         ({"hours": "nan"}, "--max-hours nan"),
         ({"hours": "0"}, "--max-hours 0"),
@@ -117,7 +117,7 @@ def test_a_spot_machine_costs_at_most_what_it_costs_on_demand():
 
 def test_an_unknown_price_is_called_unknown():
     assert cost_text(RUN, None, None).startswith("unknown: ")
-    assert cost_text(RUN, 4.08, None).endswith("; that of the disk is unknown")
+    assert cost_text(RUN, 4.08, None).endswith("; the disk's price is unknown")
 
 
 def test_a_bucket_lets_the_disk_go_with_the_machine():
@@ -140,7 +140,7 @@ def test_threads_of_a_core_are_switched_off():
             C5,
             {"args": ["--train.batch", "24"]},
             "24 devices on 48 cores, with a batch of 24 clips: 24 idle; --train.batch 48 uses all, "
-            "but trains otherwise",
+            "but trains differently",
         ),
         (C5, {"args": ["--train.batch=96"], "instances": 2}, "96 devices on 96 cores, with"),
         (C5, {"args": ["--train.batch=96", "--devices=32"]}, "32 devices on 48 cores, with"),

@@ -79,7 +79,7 @@ def test_a_second_command_says_who_holds_the_lock():
             pass
         holder.communicate("\n")
     assert error.value.exit_code == 75
-    assert f"`fab deploy` (process {holder.pid}) is at work" in str(error.value)
+    assert f"`fab deploy` (process {holder.pid}) is running" in str(error.value)
     with locked("teardown"):
         assert Path(".fab/lock").read_text().startswith("`fab teardown` (process ")
 
@@ -131,7 +131,7 @@ def test_own_network(monkeypatch):
 )
 def test_no_answer_opens_more_than_one_public_address(answer, monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", f"data:,{answer}")
-    with pytest.raises(RemoteError, match="does not tell this computer's IPv4 address"):
+    with pytest.raises(RemoteError, match="did not return this computer's IPv4 address"):
         own_network()
 
 
@@ -151,7 +151,7 @@ def test_the_address_is_asked_for_by_ipv4(monkeypatch):
 
 def test_a_silent_service_is_named(monkeypatch):
     monkeypatch.setenv("MMATTN_IP_SERVICE", "http://127.0.0.1:9")
-    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 does not tell .* Connection refused"):
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 did not return .* Connection refused"):
         own_network()
 
 
@@ -162,7 +162,7 @@ def test_a_name_that_cannot_be_sent_is_refused_before_anything_is_made(folder, m
         path = folder / "data" / name
         path.touch()
         run = Run("no_aug-20260101-000000-aaaa", "no_aug", data=[str(folder / "data")])
-        with pytest.raises(UserError, match="expected a name in UTF-8, without line breaks"):
+        with pytest.raises(UserError, match="expected a UTF-8 name without line breaks"):
             send.survey(run)
         path.unlink()
 

@@ -149,7 +149,7 @@ STATES = {
     "folds": (RUN, snapshot(30, part="fold3"), Touch(NOW), "fold3   epoch 30"),
     "ended": (RUN, snapshot(30, job=ENDED, complete=True), Touch(NOW), "results complete"),
     "lost": (RUN, snapshot(30, job={"state": "lost"}), Touch(NOW), "`fab resume` continues"),
-    "out of touch": (RUN, snapshot(30), OUT, "out of touch for 4 min, trying again"),
+    "out of touch": (RUN, snapshot(30), OUT, "no connection for 4 min, trying again"),
     "several": (RUN, snapshot(30, others=[OTHER] * 2), Touch(NOW), "machine 1"),
     "host": (HOST, snapshot(30), Touch(NOW), "me@192.0.2.1:2222"),
 }
@@ -201,7 +201,7 @@ def test_job(job, expected):
         (None, {"reason": "spot"}, "is ending the machine: AWS takes the spot machine back"),
         (None, {"beat": THERE - 180}, "silent for 3 min"),
         (ENDED, QUIET, "powers off at Wed 18 Nov 12:06 unless that changes: no job, no user"),
-        (ENDED, {}, "powers off when its grace is over"),
+        (ENDED, {}, "powers off after the grace period"),
     ],
 )
 def test_guard(job, guard, expected):

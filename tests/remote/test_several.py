@@ -227,7 +227,7 @@ def test_a_placement_group_that_is_left_is_told(three, monkeypatch):
     monkeypatch.setattr(
         Cloud, "delete", lambda self, kind, *of: kind[0] == "p" or delete(self, kind, *of)
     )
-    with pytest.raises(UserError, match=f"still there in us-east-1: placement group {three.label}"):
+    with pytest.raises(UserError, match=f"still in us-east-1: placement group {three.label}"):
         teardown.teardown(three.name, None, force=True)
 
 
@@ -370,7 +370,7 @@ def test_each_machine_has_a_row():
 def test_a_silent_machine_is_told():
     second = FakeMachine(Unreachable("silence"))
     link = Link(watched(FakeMachine(make_snapshot()), second, instance("running")), print)
-    assert "out of touch: silence; it is running at EC2" in shown(link)
+    assert "no connection: silence; EC2 says running" in shown(link)
 
 
 def test_a_machine_that_is_lost_ends_the_watch():
@@ -389,5 +389,5 @@ def test_a_machine_that_went_when_its_job_was_done_is_no_loss():
     done = make_snapshot(**ENDED | {"exit_code": 0})
     second = FakeMachine(done, Unreachable("silence"))
     link = Link(watched(FakeMachine(make_snapshot()), second, instance("terminated")), print)
-    for expected in ("ended well", "out of touch: silence", "out of touch: silence"):
+    for expected in ("ended well", "no connection: silence", "no connection: silence"):
         assert expected in shown(link)

@@ -164,7 +164,7 @@ def test_a_bad_value_is_one_message(shell, cloud_api, words, message):
 @pytest.mark.parametrize("words", ["-R teardown", "-H me@192.0.2.1 deploy --yes"])
 def test_fabrics_own_options_are_refused(shell, cloud_api, words):
     text = shell.fab(*words.split(), code=1)
-    assert text == "-R, -H: expected `fab deploy` with --dry-run, --host; nothing was done\n"
+    assert text == "-R, -H: use --dry-run, --host of `fab deploy` instead; nothing was done\n"
     assert not cloud_api.calls
 
 
@@ -233,7 +233,7 @@ def test_an_interrupted_question_makes_nothing(shell, cloud_api):
 def test_a_second_deploy_says_who_is_at_work(shell, deploying, cloud_api):
     text = shell.fab("deploy", "--yes", code=75)
     assert text.endswith(
-        f"error: `fab deploy` (process {deploying.pid}) is at work here: it holds "
+        f"error: `fab deploy` (process {deploying.pid}) is running and holds "
         f".fab/{Run.find().name}/lock; wait for it or stop it\n"
     )
     assert f"process {deploying.pid}" in shell.fab("teardown", code=75)
@@ -249,7 +249,7 @@ def test_an_interrupted_deploy_says_what_exists_and_how_to_remove_it(shell, depl
     assert f"Now there is in us-east-1: {run.instance_id} (c5.24xlarge, $4.08" in text
     assert f"`fab teardown --run {run.name}` removes it all." in text
     refused = shell.fab("deploy", "--spot", "--yes", code=2)
-    assert f"the deployment of {run.name} was cut and is not finished: it had --spot" in refused
+    assert f"the deployment of {run.name} was interrupted: it had --spot" in refused
     assert run.name in shell.fab("ls")
     shell.fab("teardown", "--run", run.name)
     assert not cloud_api.resources()

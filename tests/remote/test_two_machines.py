@@ -79,7 +79,7 @@ def test_three_machines_from_deploy_to_teardown(session, cloud):
     wait_until(lambda: f"from step {step}" in logs[0].read_text())
     assert "process 2 of 3, resume True" in logs[2].read_text()
     assert not (homes[1] / "run").exists()  # the first alone has the results
-    assert "runs: `fab monitor`" in session.fab("resume", "--yes", code=2)
+    assert "is running: `fab monitor`" in session.fab("resume", "--yes", code=2)
 
     cloud.api.end(ids[1], "Server.SpotInstanceTermination")
     guests[1].wait_until_off()
@@ -97,7 +97,7 @@ def test_three_machines_from_deploy_to_teardown(session, cloud):
     assert f"machine 0, {ids[0]}, is terminated at EC2" in text
     assert "continues from its disk, which is kept" in text
     text = session.fab("resume", "--yes")
-    assert f"the machine with the results is gone: {ids[2]} takes its place" in text
+    assert f"the machine with the results is gone: {ids[2]} replaces it" in text
     assert "continues from its kept disk" in text
     went_on = re.compile(r"process 0 of 1, resume True\nfrom step (\d+)")
     wait_until(lambda: went_on.search(logs[2].read_text()))

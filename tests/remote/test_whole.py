@@ -169,7 +169,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     text = session.evaluate(run.results, "--checkpoint", "best")
     assert f"{best['validation_accuracy']:.3f}" in text
 
-    assert "still trains" in session.fab("teardown", code=2)
+    assert "is still training" in session.fab("teardown", code=2)
     watcher = session.start("fetch", "--watch")
     cloud.interrupt_spot(run.instance_id, notice_s=75)
     wait_until(lambda: json.loads((home / "job/guard.json").read_text())["reason"] == "spot")
@@ -232,14 +232,14 @@ def test_with_a_bucket_the_machine_ends_when_its_job_has(
     asked = ("deploy", "--data", "s3://trainings/clips", "--results", "s3://trainings/runs")
     asked += ("--args", session.args, "--grace-minutes", "600", "--yes")
     text = session.fab(*asked, "--dry-run")
-    assert "72 files" in text and "can be written" in text
+    assert "72 files" in text and "writable" in text
     assert not cloud.api.resources()
     assert "trains" in session.fab(*asked)
     run = Run.find()
     guest = cloud.guest(run.instance_id)
     guest.wait_until_off(300)
     wait_until(lambda: not {"instances", "volumes"} & set(cloud.api.resources()))
-    assert "`fab fetch` brings what is there" in session.fab("monitor", code=2)
+    assert "`fab fetch` downloads what is there" in session.fab("monitor", code=2)
     session.fab("fetch")
     assert len(read_rows(run.results)) == 4
     session.evaluate(run.results, "--checkpoint", "best", "--data.roots", str(corpus))
@@ -276,7 +276,7 @@ def follow_through_drops(session: Session, guest, home: Path) -> None:
     log = home / "job/job.log"
 
     def drops() -> int:
-        return told.read_text().count("out of touch")
+        return told.read_text().count("connection lost")
 
     with open(path, "wb") as file, open(told, "wb") as errors:
         follower = session.start("monitor", "--follow", stdout=file, stderr=errors)

@@ -212,9 +212,9 @@ def test_another_start_of_the_program_is_told_from_a_lost_connection(
         page.shown()
         process.kill()
         process.wait()
-        page.notices("Was it ended?")
+        page.notices("Was it stopped?")
         with live(commands, talking_run.run, "--port", urlsplit(url).port):
-            page.notices("was started again: open the address that it printed")
+            page.notices("was restarted: open the address that it printed")
             assert page.text("#state") == "Stopped"
 
 
@@ -223,7 +223,7 @@ def test_without_permission_it_says_what_to_do(devices, url):
         page = Page(driver).open(url)
         page.press("Start")
         said = page.notices("No microphone")
-        assert said.count("the browser was not allowed to use it") == 2
+        assert said.count("the browser may not use it") == 2
         assert page.text("#state") == "Stopped"
         page.press("Try again")
         page.notices("No microphone")

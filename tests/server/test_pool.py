@@ -60,7 +60,7 @@ def test_a_process_that_is_killed_is_replaced(server, clip):
         time.sleep(0.5)
         server.signal_workers(signal.SIGKILL)
         answers = sorted(one.result()[:2] for one in asked[:3])
-    died = {"detail": "the process that read the clip died, and is replaced"}
+    died = {"detail": "the process that read the clip died; another replaces it"}
     assert answers[1:] == [(500, died), (500, died)] and answers[0][0] == 200
     wait_until(lambda: server.health()["workers"] == 2)
     server.signal_workers(signal.SIGKILL)

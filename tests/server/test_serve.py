@@ -151,7 +151,7 @@ def test_the_openapi_document_is_true(server, clip):
 @pytest.mark.slow
 def test_a_warning_where_others_can_reach_it(commands, clip, tmp_path):
     with Server(commands, tmp_path, "--host", "0.0.0.0", "--workers", 1) as one:
-        assert "warning: --host 0.0.0.0: whoever reaches this address" in "".join(one.said)
+        assert "warning: --host 0.0.0.0: anyone who can reach this address" in "".join(one.said)
         one.address = one.address.replace("0.0.0.0", "127.0.0.1")
         assert one.predict(clip, Host="mmattn.example")[0] == 200
         assert (one.end(signal.SIGINT)[-1], one.process.returncode) == ("stopped", 0)

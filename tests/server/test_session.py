@@ -147,7 +147,7 @@ def test_of_two_people_the_one_who_speaks_is_predicted_and_recorded(run, tmp_pat
     write_pair(clip, babble(), "small")
     one = session(run, hop=3.0)
     _, [window] = play(one, messages(clip))
-    assert window["notes"] == ["2 people are seen, the one who speaks is predicted"]
+    assert window["notes"] == ["2 people are visible, the prediction is of the speaker"]
     features, table = one.recording.save(tmp_path)
     rows = {row["speaking"]: row for row in csv.DictReader(table.read_text().splitlines())}
     assert rows["no"]["gap"] == "another person speaks"

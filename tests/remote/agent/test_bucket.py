@@ -376,7 +376,7 @@ def test_what_arrives_otherwise_is_no_result(bucket, store, tmp_path):
     store.write(MANIFEST, a_manifest("a"))
     store.write(f"{PREFIX}a@{sha256(b'evil')}", b"good")
     (tmp_path / "job").mkdir()
-    with pytest.raises(Damaged, match=r"a@.* arrived otherwise"):
+    with pytest.raises(Damaged, match=r"a@.* was damaged on the way"):
         agent.pull(tmp_path / "job", bucket)
     assert not made(tmp_path)
 

@@ -101,7 +101,7 @@ def test_a_job_that_lives_is_not_started_again(job):
     assert job.order("start", "true")["start"] == 1
     beside = program("job", job.folder, "attend", "true")  # as if both had been asked at once
     second = subprocess.run(beside, capture_output=True, text=True)
-    assert second.stderr == "the job runs already\n" and job.status["start"] == 1
+    assert second.stderr == "the job is already running\n" and job.status["start"] == 1
 
 
 def test_those_who_ask_for_the_lock_do_not_hinder_a_start(job):
