@@ -219,7 +219,7 @@ def cost_text(run: Run, price: float | None, disk: float | None) -> str:
         return f"{text}; the disk's price is unknown"
     bound = run.instances * run.hours * (price + offers.ADDRESS + disk)
     kept = "" if run.uri else f"; the kept disk ${24 * disk:.2f} a day"
-    return f"{text}{kept}; at most ${bound:.2f} with address and disk, without traffic"
+    return f"{text}{kept}; at most ${bound:.2f} with its address and disk, without traffic"
 
 
 def confirm(question: str, how: str = "give --yes") -> None:

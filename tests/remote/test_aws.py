@@ -89,5 +89,5 @@ def test_an_mfa_code_is_asked_for_once(profile, cloud_api, tmp_path):
 
 def test_a_sign_on_that_has_expired_names_the_command(profile):
     profile("sso")
-    with pytest.raises(UserError, match="has expired: `aws sso login --profile sso`"):
+    with pytest.raises(UserError, match="has expired: run `aws sso login --profile sso`"):
         Cloud("us-east-1").caller()

@@ -84,7 +84,7 @@ def test_a_lost_answer_is_asked_for_again(run, cloud_api):
 
 def test_a_start_whose_answer_never_comes_is_adopted(run, cloud_api):
     cloud_api.faults.append(lost_answers("RunInstances"))
-    text = fail(run, "perhaps 1 whose start was asked for")
+    text = fail(run, "perhaps 1 whose start was requested")
     assert "(c5.24xlarge, $4.08 an hour, ends by " in text
     assert "The same command continues" in text
     assert f"`fab teardown --run {run.name}` removes it all" in text
@@ -198,7 +198,7 @@ def test_throttling_passes_or_is_told(run, cloud_api, action, code):
 
 def test_throttling_during_a_start_leaves_it_open_whether_there_is_an_instance(run, cloud_api):
     cloud_api.faults.append(Fault("RunInstances", "RequestLimitExceeded", math.inf, done=True))
-    fail(run, "perhaps 1 whose start was asked for")
+    fail(run, "perhaps 1 whose start was requested")
     cloud_api.faults.clear()
     make(Run.find())
     assert cloud_api.resources() == ALL

@@ -255,7 +255,7 @@ def test_quick(capsys):
 
 def test_quick_out_of_reach(capsys):
     machine = FakeMachine(Unreachable("silence"))
-    with pytest.raises(Unreachable, match="silence; it is running at EC2"):
+    with pytest.raises(Unreachable, match="silence; EC2 says running"):
         module.monitor(ec2_run(machine, instance("running")), True, False)
     assert machine.calls == 1 and capsys.readouterr().out == ""
     with pytest.raises(RemoteError, match="terminated"):

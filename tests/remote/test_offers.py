@@ -31,7 +31,7 @@ def test_all_is_asked_and_nothing_is_made(run, cloud_api):
     assert (
         checks(run).items()
         >= {
-            "vCPUs of the account": "96 of 1024 vCPUs, less what runs",
+            "vCPUs of the account": "96 of 1024 vCPUs, less those in use",
             "its plan": "paid",
             "zones": "us-east-1a, us-east-1b, us-east-1c, us-east-1d, us-east-1f",
             "permission to start it": "yes",
@@ -49,7 +49,7 @@ def test_a_type_on_which_nothing_can_train(run, cloud_api, instance_type):
 
 def test_a_type_that_is_not_offered_so(run, cloud_api):
     run.instance_type, run.instances = "t3.large", 2
-    refused(run, "--instances 2: expected a type that can be placed near others")
+    refused(run, "--instances 2: expected a type that allows a placement group")
     run.instance_type, run.instances, run.spot = "hpc6a.48xlarge", 1, True
     refused(run, "--spot: expected a type with spot machines, hpc6a.48xlarge has none")
 

@@ -113,7 +113,7 @@ def test_a_lost_answer_gives_the_same_machines_in_the_same_order(run, cloud_api)
     with pytest.raises(UserError):
         make(run)
     cut = Run.find(run.name)
-    assert "perhaps 3 whose start was asked for" in what_exists(cut)
+    assert "perhaps 3 whose start was requested" in what_exists(cut)
     cloud_api.faults.clear()
     assert [one.id for one in make(cut).members] == [one.id for one in cloud_api.launched()]
     assert cloud_api.resources() == ALL
@@ -308,7 +308,7 @@ def test_a_name_that_still_means_the_loopback_is_told(three):
             return f"{three.members[0].private}\n" if self.rank == 0 else "127.0.1.1\n"
 
     private = three.members[1].private.replace(".", r"\.")
-    with pytest.raises(RemoteError, match=f"machine 1: expected its name to mean {private}"):
+    with pytest.raises(RemoteError, match=f"machine 1: expected its name to resolve to {private}"):
         check_names(three, [Named(0), Named(1)])
 
 
@@ -381,7 +381,7 @@ def test_a_machine_that_is_lost_ends_the_watch():
         link.snapshot(TAIL)
     assert str(caught.value) == (
         "machine 1, i-2, is terminated at EC2 (Server.SpotInstanceTermination). "
-        "`fab resume` restarts the job on what is left"
+        "`fab resume` restarts the job on the other machines"
     )
 
 

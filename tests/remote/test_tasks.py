@@ -178,7 +178,7 @@ def test_an_unknown_run_is_named(shell, task):
 @pytest.mark.parametrize("task", ["fetch", "monitor", "ssh", "stop"])
 def test_a_run_without_a_machine_says_how_it_gets_one(shell, task):
     Run("no_aug-20260101-000000-aaaa", "no_aug", region="us-east-1").save()
-    assert "`fab deploy` continues" in shell.fab(task, code=2)
+    assert "has no machine: use `fab deploy`" in shell.fab(task, code=2)
 
 
 # What goes wrong at AWS
