@@ -71,7 +71,9 @@ def test_a_bucket_that_may_not_be_used(store, cloud_api, action):
 def test_a_bucket_in_another_region(store):
     where = {"CreateBucketConfiguration": {"LocationConstraint": "eu-west-1"}}
     store.client.create_bucket(Bucket="bucket-there", **where)
-    with pytest.raises(UserError, match=r"region, us-east-1, found one in eu-west-1: use --region eu"):
+    with pytest.raises(
+        UserError, match=r"region, us-east-1, found one in eu-west-1: use --region eu"
+    ):
         bucket.check("--results", "s3://bucket-there/x", REGION, write=True)
 
 

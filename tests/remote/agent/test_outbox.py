@@ -242,5 +242,7 @@ def test_without_room_for_links(base, monkeypatch):
 
     monkeypatch.setattr(os, "link", no_room)
     monkeypatch.setattr(sys, "argv", ["outbox", str(base / "job")])
-    with pytest.raises(SystemExit, match=r"cannot link the results, is the disk full\?.*No space left"):
+    with pytest.raises(
+        SystemExit, match=r"cannot link the results, is the disk full\?.*No space left"
+    ):
         outbox.main()
