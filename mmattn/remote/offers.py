@@ -29,7 +29,7 @@ class MachineType(NamedTuple):
     name: str
     vcpus: int
     cores: int  # processors that the job will see
-    one_thread: bool  # hyper-threading is off: each core is one processor
+    one_thread: bool  # SMT is off: each core is one processor
     gib: float  # of memory
     architecture: str
     free: bool = False  # an account on the free plan may start it

@@ -194,7 +194,7 @@ def _each(run: Run) -> str:
 
 
 def devices_text(run: Run, machine: MachineType) -> str:
-    """How many cores the job uses, and the batch that uses all if more than half are idle."""
+    """How many cores the job uses, and the batch that uses all if half or more are idle."""
     if run.is_study:
         return f"{machine.cores} trainings at once, one per core (--workers)"
     config = _options(run.experiment, run.args)

@@ -226,7 +226,7 @@ class Run:
             raise UserError(f"{self.name} has no machine: use `fab deploy` or `fab resume`")
         if not self.key.exists() or not self.host_key.exists():
             raise UserError(f"{self.folder}: the run's keys are gone; `fab teardown` still works")
-        self.key.chmod(0o600)  # OpenSSH rejects any other mode
+        self.key.chmod(0o600)  # OpenSSH rejects a key that others can read
         known = self.folder / ("known_hosts" if rank == 0 else f"known_hosts-{rank}")
         first = None if member.sealed else " ".join(make_key(self.host_key).split()[:2])
         proofs = filter(None, (first, member.proof))

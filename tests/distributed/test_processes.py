@@ -122,7 +122,7 @@ def kill(job: subprocess.Popen, number: int) -> None:
     assert f"process {number} of 2 ended with signal SIGKILL" in text
 
 
-def test_a_job_of_which_processes_are_killed_goes_on_to_the_same_bits(commands, runs, tmp_path):
+def test_a_job_with_killed_processes_resumes_to_the_same_bits(commands, runs, tmp_path):
     """One while all write a checkpoint, then process 0 inside an epoch."""
     folder = tmp_path / "run"
     job = launched(commands, 2, folder)
@@ -157,7 +157,7 @@ def stopped(commands, made_once) -> Path:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_stopped_run_goes_on_with_any_number_of_processes(
+def test_a_stopped_run_resumes_with_any_number_of_processes(
     commands, runs, stopped, tmp_path, processes
 ):
     shutil.copytree(stopped, tmp_path / "run")

@@ -200,7 +200,7 @@ def test_a_clip_that_was_lost_is_fetched_again(server, folder):
     assert found(folder) == of("Actor_02")
 
 
-def test_a_cut_transfer_goes_on_where_it_was(server, folder):
+def test_a_cut_transfer_resumes_where_it_was(server, folder):
     server.cuts = [320 * KB, 0, 400 * KB + 100]
     download_ravdess(folder, ("Actor_01",))
     assert [wanted for _, wanted in server.requests[1:]] == [
@@ -213,7 +213,7 @@ def test_a_cut_transfer_goes_on_where_it_was(server, folder):
     assert found(folder) == {n: c for n, c in of("Actor_01").items() if n.endswith("mp4")}
 
 
-def test_the_next_call_goes_on_where_this_one_gave_up(server, folder):
+def test_the_next_call_resumes_where_this_one_gave_up(server, folder):
     server.cuts = [480 * KB, *RETRIES * [0]]
     with pytest.raises(
         UserError, match=rf"{VIDEO_1}: expected an answer, got .*; partial downloads"
@@ -264,7 +264,7 @@ def test_wrong_content_leaves_nothing(server, folder, lie):
     assert len(found(folder)) == 2
 
 
-def test_a_partial_file_of_something_else_is_not_gone_on_with(server, folder):
+def test_a_partial_file_of_something_else_is_not_resumed(server, folder):
     (folder / ".download").mkdir(parents=True)
     partial = folder / ".download" / f"{VIDEO_2}.partial"
     partial.write_bytes(bytes(len(server.files[VIDEO_2]) + 1000))

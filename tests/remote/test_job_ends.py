@@ -165,7 +165,7 @@ def test_a_training_that_fails_at_once_is_started_again(job):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_a_start_that_is_cut_anywhere_is_gone_on_from(job, monkeypatch, number):
+def test_an_interrupted_start_is_completed(job, monkeypatch, number):
     """This computer goes away after each step."""
     run, steps = replace(job.run, state="built"), itertools.count(1)
     job.deploy(SLEEP)
@@ -199,7 +199,7 @@ def test_a_killed_job(job):
     assert "killed by SIGKILL" in job.report(KILLED)
 
 
-def test_a_job_whose_end_no_one_saw(job):
+def test_a_job_whose_end_was_not_recorded(job):
     """As after a restart of the machine."""
     job.start(READY + "print('last words', flush=True); time.sleep(600)")
     attendant = job.guest.run(f"ps -o ppid= -p {job.status['pid']}").strip()

@@ -111,7 +111,7 @@ def test_the_instance_is_made_as_promised(run, plan, cloud_api):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
-def test_a_crash_anywhere_is_gone_on_from(run, plan, cloud_api, monkeypatch, after):
+def test_a_crash_anywhere_is_recovered_from(run, plan, cloud_api, monkeypatch, after):
     for cut in crashes(run, plan, monkeypatch, after):
         made = make(cut, plan)
         remains = made.cloud().remains(made.name, made.label)

@@ -84,7 +84,7 @@ def test_a_second_command_says_who_holds_the_lock():
         assert Path(".fab/lock").read_text().startswith("`fab teardown` (process ")
 
 
-def test_a_run_that_was_just_changed_is_read_anew(folder):
+def test_a_run_that_was_just_changed_is_read_again(folder):
     Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1").save()
     run = Run.find("no_aug-20260102-000000-aaaa")
     with changing("deploy", run):

@@ -230,7 +230,7 @@ def test_an_interrupted_question_makes_nothing(shell, cloud_api):
     assert not cloud_api.resources()
 
 
-def test_a_second_deploy_says_who_is_at_work(shell, deploying, cloud_api):
+def test_a_second_deploy_names_the_running_one(shell, deploying, cloud_api):
     text = shell.fab("deploy", "--yes", code=75)
     assert text.endswith(
         f"error: `fab deploy` (process {deploying.pid}) is running and holds "

@@ -117,7 +117,7 @@ def test_only_what_changed_is_sent_and_what_is_old_goes(base, bucket, store, clo
     )
 
 
-def test_training_goes_on_during_an_upload(base, bucket, store, monkeypatch):
+def test_training_continues_during_an_upload(base, bucket, store, monkeypatch):
     """A checkpoint is replaced and a log grows after they were chosen, before they are sent."""
     before, put, once = made(base), Bucket.put, threading.Lock()
 

@@ -119,7 +119,7 @@ def test_killed_job_is_recorded(job):
     assert (status["exit_code"], status["out_of_memory"]) == (137, False)
 
 
-def test_a_job_whose_end_no_one_saw(job):
+def test_a_job_whose_end_was_not_recorded(job):
     job.python(SLEEP)
     assert describe(job.folder)["state"] == "running"
     job.kill(attendant=True)
