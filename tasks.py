@@ -93,7 +93,7 @@ def monitor(context, run="", quick=False, follow=False):
     then_teardown="after that, run `fab teardown`",
 )
 def fetch(context, run="", watch=False, then_teardown=False):
-    """Download and verify checkpoints, log, metrics and plots; at any time."""
+    """Download and verify checkpoints, log, metrics and plots, at any time."""
     from mmattn.remote.fetch import fetch as bring
     from mmattn.remote.teardown import teardown as remove
 
@@ -132,7 +132,7 @@ def stop(context, run=""):
 
 @order(yes="do not ask before starting a new machine")
 def resume(context, run="", yes=False):
-    """Continue a stopped job; on a new machine, from disk, bucket or fetched results, if lost."""
+    """Continue a stopped job, on a new machine if its own is lost."""
     from mmattn.remote import deploy as remote
 
     remote.resume(Run.find(run), yes)

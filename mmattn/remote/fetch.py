@@ -154,7 +154,7 @@ def fetch_once(run: Run, title: str = "results") -> Results:
                 _bring(run, away, staging, title)
         bad = [entry.path for entry in missing if not entry.is_in(staging)]
         if bad:
-            raise Unreachable(f"{bad[0]} was damaged on the way; nothing was replaced")
+            raise Unreachable(f"{bad[0]} did not arrive intact; nothing was replaced")
         _install(missing, found.steps, staging, results)
         shutil.rmtree(staging)
     run.fetched = "complete" if found.complete else "partial"

@@ -368,7 +368,7 @@ def test_corrupted_each_time_is_one_error_and_replaces_nothing(run, machine, mon
         flip(staged(run) / "predictions.csv")
 
     monkeypatch.setattr(machine, "rsync", bad)
-    with pytest.raises(RemoteError, match=r"predictions\.csv was damaged on the way") as error:
+    with pytest.raises(RemoteError, match=r"predictions\.csv did not arrive intact") as error:
         fetch(run, watch=False)
     assert "\n" not in str(error.value)
     assert files_in(run.results) == before and Run.find(run.name).fetched == fetched
