@@ -42,9 +42,9 @@ def test_options_become_a_run(tmp_path):
     ("changes", "message"),
     [
         ({"experiment": "nothing"}, "--experiment nothing: expected one of ablation, aligned_aug"),
-        ({"experiment": "compare", "args": "--nope"}, "not options of experiments.compare takes"),
+        ({"experiment": "compare", "args": "--nope"}, "not options of experiments.compare"),
         ({"experiment": "../x"}, "--experiment ../x: expected one of"),
-        ({"args": "--train.epoch 3"}, "--args: not options of experiments.no_aug takes"),
+        ({"args": "--train.epoch 3"}, "--args: not options of experiments.no_aug"),
         ({"args": "--train.epochs 0"}, "train.epochs"),
         ({"args": "--seed '1"}, "--args --seed '1: No closing quotation"),
         ({"args": "--out=/x"}, "--args --out=/x: fab deploy sets it"),
