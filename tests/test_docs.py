@@ -87,7 +87,6 @@ def commands_of(text: str) -> Iterator[list[str]]:
 @pytest.fixture
 def read_only(monkeypatch):
     """`read_only(words)`: a command reads its options and does nothing; what it prints."""
-    monkeypatch.setattr(tasks, "end_process_after", lambda *_: None)
     parse = tyro.cli
     monkeypatch.setattr(tyro, "cli", lambda *of, **as_: parse(*of, **as_) and sys.exit())
     extras = configparser.ConfigParser()
@@ -106,7 +105,10 @@ def read_only(monkeypatch):
                         monkeypatch.delitem(sys.modules, module, raising=False)
                         runpy.run_module(module, run_name="__main__")
                     case ["fab", *options]:
-                        program.run(["fab", "--search-root", str(ROOT), *options])
+                        with monkeypatch.context() as patch:  # Invoke shows a task's help once
+                            patch.setattr(cli, "end_process_after", lambda *_: None)
+                            patch.delitem(sys.modules, tasks.__name__)
+                            program.run(["fab", "--search-root", str(ROOT), *options])
                     case ["make", *targets]:
                         subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True)
                     case ["pip", "install", "-e", what]:
