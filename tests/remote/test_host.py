@@ -184,7 +184,7 @@ def test_from_deploy_to_teardown_with_a_stop_between(session, corpus, commands, 
 
     data = [word for folder in corpus for word in ("--data", str(folder))]
     asked = ("deploy", "--host", session.address, *data, "--args", " ".join(tiny), "--yes")
-    assert "trains" in session.fab(*asked)
+    assert "is training" in session.fab(*asked)
     run, base = Run.find(), on_machine(session)
     wait_until(lambda: len(rows(base / "run")) > 1)
     assert "exit code 75" in session.fab("stop")

@@ -272,7 +272,7 @@ def test_a_log_that_is_truncated_is_followed_to_its_end(job):
         follower = job.monitor("--follow", stdout=out, stderr=errors)
         wait_until(lambda: b"line 1000 " in followed.read_bytes())
         os.truncate(log, 0)
-        wait_until(lambda: b"the log was cut" in told.read_bytes())
+        wait_until(lambda: b"the log was truncated" in told.read_bytes())
         job.signal(signal.SIGUSR1)
         assert follower.wait(60) == 5
     assert followed.read_bytes().endswith(b"\n" + log.read_bytes())

@@ -44,7 +44,7 @@ def test_three_machines_from_deploy_to_teardown(session, cloud):
     asked += ("--data", str(session.folder.parent / "clips"))
     assert "3 x c5.24xlarge" in session.fab(*asked, "--dry-run")
     session.fab_killed_at("building the environment", *asked)
-    assert "trains" in session.fab(*asked)
+    assert "is training" in session.fab(*asked)
     assert cloud.api.resources() == {
         "instances": 3, "key pairs": 1, "security groups": 1, "placement groups": 1,
         "volumes": 3, "alarms": 6,
@@ -75,7 +75,7 @@ def test_three_machines_from_deploy_to_teardown(session, cloud):
     assert all("stopped and saved" in log.read_text() for log in logs[1:])
     before = (homes[0] / "run/checkpoints/latest").iterdir()
     (step,) = [path.name for path in before if path.name.isdigit()]
-    assert "trains" in session.fab("resume", "--yes")
+    assert "is training" in session.fab("resume", "--yes")
     wait_until(lambda: f"from step {step}" in logs[0].read_text())
     assert "process 2 of 3, resume True" in logs[2].read_text()
     assert not (homes[1] / "run").exists()  # the first alone has the results

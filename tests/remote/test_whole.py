@@ -146,7 +146,7 @@ def test_from_deploy_to_teardown(session, cloud, wheelhouse, commands, monkeypat
     assert not cloud.api.resources()
     for sign in ("waiting until", "waiting for", "building the environment"):
         session.fab_killed_at(sign, *asked)
-    assert "trains" in session.fab(*asked)
+    assert "is training" in session.fab(*asked)
     assert cloud.api.resources() == {
         "instances": 1, "key pairs": 1, "security groups": 1, "volumes": 1, "alarms": 2
     }  # fmt: skip
@@ -234,7 +234,7 @@ def test_with_a_bucket_the_machine_ends_when_its_job_has(
     text = session.fab(*asked, "--dry-run")
     assert "72 files" in text and "writable" in text
     assert not cloud.api.resources()
-    assert "trains" in session.fab(*asked)
+    assert "is training" in session.fab(*asked)
     run = Run.find()
     guest = cloud.guest(run.instance_id)
     guest.wait_until_off(300)
