@@ -131,6 +131,6 @@ def test_leaving_while_the_machine_is_silent(guest, job, start, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(5) == 130
     told = (tmp_path / "err").read_text()
-    assert told == f"left; {NAME} continues: `fab monitor --run {NAME}` shows it again\n"
+    assert told == f"{NAME} continues: `fab monitor --run {NAME}` shows it again\n"
     size = (job / "job.log").stat().st_size
     wait_until(lambda: (job / "job.log").stat().st_size > size)
