@@ -116,7 +116,7 @@ def read_only(monkeypatch):
                     case ["python", *_]:  # a script of the same page
                         pass
                     case [name, *_]:
-                        assert name in ("apt-get", "cd", "curl", "git", "pre-commit", ".")
+                        assert name in ("apt-get", "cd", "curl", "git", "pre-commit", "python3", ".")
             except SystemExit as ended:
                 assert not ended.code, f"{shlex.join(words)}: {printed.getvalue()}"
         return printed.getvalue()

@@ -31,6 +31,7 @@ def parse_labels(given: Sequence[str], present: Collection[str], every: bool = T
     >>> parse_labels(["neutral=neutral,calm", "sad"], {"calm", "neutral", "sad"})
     {'neutral': ('neutral', 'calm'), 'sad': ('sad',)}
     """
+    option = f"--data.labels {' '.join(given)}" if given else "the labels"
     given = list(given) or sorted(present)
     if len(given) == 1 and given[0] in SCHEMES:
         return SCHEMES[given[0]]
@@ -49,7 +50,7 @@ def parse_labels(given: Sequence[str], present: Collection[str], every: bool = T
     if faults:
         there = ", ".join(sorted(present))
         text = "; ".join(dict.fromkeys(faults))
-        raise UserError(f"--data.labels {' '.join(given)}: {text} (the emotions are: {there})")
+        raise UserError(f"{option}: {text} (the emotions are: {there})")
     return classes
 
 

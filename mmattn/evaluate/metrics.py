@@ -199,7 +199,9 @@ def _scores_of_column(
 ) -> dict[str, Any]:
     cells = np.where(cells == "", UNKNOWN, cells)
     names = np.unique(cells)
-    if not 1 < len(names) <= min(MOST_VALUES, len(cells) / 5):
+    if len(names) == 1:
+        return {"left_out": f"all {len(cells)} clips have the same value"}
+    if len(names) > min(MOST_VALUES, len(cells) / 5):
         return {"left_out": f"{len(names)} values in {len(cells)} clips"}
     parts = {name: predictions.select(cells == name) for name in names.tolist()}
     values = {

@@ -179,7 +179,7 @@ def say_groups(title: str, groups: Mapping[str, Mapping]) -> None:
         say_wide(f"{title}, by {table.columns[0]}", table)
     for column, found in groups.items():
         if "left_out" in found:
-            say(f"no scores by {column}: it has {found['left_out']}")
+            say(f"no scores by {column}: {found['left_out']}")
 
 
 def say_per_class(predictions: Predictions, title: str = "Each class") -> None:

@@ -204,9 +204,10 @@ class Run:
     def cloud(self) -> Cloud:
         """The API of its region; UserError if the credentials are of another account."""
         if self._cloud is None:
-            self._cloud = Cloud(self.region)
+            cloud = Cloud(self.region)
             if self.owner is not None:
-                self._cloud.check_account(self.owner)
+                cloud.check_account(self.owner)
+            self._cloud = cloud  # only once checked: another account lists no machine of the run
         return self._cloud
 
     def machines(self) -> list[Machine]:

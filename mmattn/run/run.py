@@ -423,9 +423,9 @@ def _restore_apart(run: Run) -> None:
     """Restore the networks of a run in another process: Orbax, TensorStore and what restoring
     compiles stay in memory to the end of a process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
-        with without_interrupt():
-            asked = other.submit(_restore, run.saved_in, run.checkpoint)
         try:
+            with without_interrupt():
+                asked = other.submit(_restore, run.saved_in, run.checkpoint)
             restored = asked.result()
         except BaseException:  # Ctrl-C too
             end_children()

@@ -479,7 +479,7 @@ def test_columns_that_divide_nothing_or_into_too_small_groups_are_left_out():
         "age": np.arange(30) % 7,
     }
     found = group_scores(predictions, columns)
-    assert found["language"] == found["empty"] == {"left_out": "1 values in 30 clips"}
+    assert found["language"] == found["empty"] == {"left_out": "all 30 clips have the same value"}
     assert found["age"] == {"left_out": "7 values in 30 clips"}
     assert list(found["six"]["values"]) == list("012345")
     many = group_scores(drawn(clips=600), {"dialogue": np.arange(600) % 101})

@@ -116,7 +116,7 @@ def test_groups_have_a_row_each_and_one_for_the_largest_difference(said):
     say_groups("Test", groups)
     text = said()
     assert max(len(line) for line in text.splitlines()) <= 100 + len("2026-01-01 00:00:00 ")
-    assert "no scores by age: it has 60 values in 60 clips" in text
+    assert "no scores by age: 60 values in 60 clips" in text
     first = text[: text.index("a_group")]
     assert line_of(first, "sex").split() == ["sex", "female", "male", "largest", "difference"]
     assert line_of(first, "speakers").split() == ["speakers", "3", "3", "–"]

@@ -95,6 +95,21 @@ def test_a_run_that_was_just_changed_is_read_again(folder):
         assert old == run
 
 
+def test_credentials_of_another_account_are_refused_each_time(folder, monkeypatch):
+    class Other:
+        def __init__(self, region):
+            pass
+
+        def check_account(self, owner):
+            raise UserError("another account")
+
+    monkeypatch.setattr("mmattn.remote.runs.Cloud", Other)
+    run = Run("no_aug-20260102-000000-aaaa", "no_aug", owner="arn:aws:iam::1:user/me")
+    for _ in range(2):
+        with pytest.raises(UserError, match="another account"):
+            run.cloud()
+
+
 def test_a_key_that_others_can_read_is_closed(folder):
     run = Run("no_aug-20260102-000000-aaaa", "no_aug", region="us-east-1")
     run.members = [Member("i-1", "192.0.2.1"), Member("i-2", "192.0.2.2")]
