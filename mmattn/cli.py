@@ -163,8 +163,8 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
     except OSError as error:
         complain(f"error: {error.filename or 'a file'}: {error.strerror or error}")
         leave(UserError.exit_code)
-    except KeyboardInterrupt:
-        complain("interrupted")
+    except KeyboardInterrupt as interrupt:
+        complain("; ".join(["interrupted", *map(str, interrupt.args)]))
         leave(130)
     except Exception:
         sys.excepthook(*sys.exc_info())

@@ -74,11 +74,14 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
     with ExitStack() as held, processes.explain_lost_process():
         stored = processes.from_first(lambda: _take_folder(config, default, held))
         config = replace(config_from_json(stored), distributed=config.distributed)
+        resumes = f"`--resume --out {config.out}` continues"
         try:
             with sigterm_asks() as asked:
                 _run_parts(config, Path(stored["out"]), asked)
         except Stopped as stop:
-            raise Stopped(f"SIGTERM: {stop}; `--resume --out {config.out}` continues") from None
+            raise Stopped(f"SIGTERM: {stop}; {resumes}") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(resumes) from None
 
 
 @contextmanager

@@ -285,7 +285,7 @@ def test_the_signals_of_a_terminal_end_all(commands, tmp_path):
     wait_for_epochs(job, tmp_path / "run", 1)
     children = members(job).values()
     job.send_signal(signal.SIGINT)
-    assert "interrupted" in end(job, 130)
+    assert "interrupted; `--resume --out" in end(job, 130)
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
