@@ -28,9 +28,9 @@ PROJECT = Path(__file__).parents[2]
 EPOCHS = 400
 RECORDED = """\
 Recorded by `MMATTN_TRANSCRIPT=docs/remote-session.txt pytest tests/remote/test_whole.py`, which
-appends: a server that speaks the APIs of EC2, S3 and IAM, machines of two cores on the same
+appends: a server that speaks the APIs of EC2, S3 and IAM, and machines of two cores on the same
 computer that boot with cloud-init and systemd. First without a bucket, then with one. The data are
-drawn, and its settings are not to learn much but to last long enough.
+synthetic; the settings are chosen to make the training last, not to learn.
 """
 FAB = (sys.executable, "-c", "from fabric.main import program; program.run()")
 
