@@ -400,8 +400,9 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _say_data(corpus: Corpus, split: Split) -> None:
     say(f"{corpus.description}; split by {split.description}")
-    rows = [
-        (name, len(clips), len(np.unique(corpus.speakers[clips])))
-        for name, clips in split.clips.items()
-    ]
-    say_table("Data", ("", "clips", "speakers"), rows)
+    rows = []
+    for name, clips in split.clips.items():
+        labels = corpus.labels[clips]
+        classes = f"{len(np.unique(labels[labels >= 0]))} of {len(corpus.class_names)}"
+        rows.append((name, len(clips), len(np.unique(corpus.speakers[clips])), classes))
+    say_table("Data", ("", "clips", "speakers", "classes"), rows)
