@@ -51,7 +51,7 @@ class Options:
                         nonlocal done, begin
                         done += seconds
                         advance(seconds)
-                        if left and done >= 60 * left[0]:
+                        if left and done >= 60 * left[0] - 1:  # the last window ends before the end
                             now = time.perf_counter(), time.process_time()
                             spent = (new - old for new, old in zip(now, begin, strict=True))
                             minutes = left[0] - (rows[-1][0] if rows else 0)

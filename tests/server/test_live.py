@@ -68,7 +68,7 @@ def test_a_page_is_answered_and_recorded(address, folder, talking_run, commands)
     assert closed.value.rcvd.code == 1000
     assert {features, table} <= {*map(str, folder.iterdir())}
     said = commands.run("mmattn", "predict", talking_run.run, features)
-    assert "predicted from audio alone" in said
+    assert "predicted from audio only" in said
 
 
 def test_a_new_tab_takes_over_and_the_old_one_is_recorded_first(address, folder):
