@@ -19,4 +19,4 @@ def test_a_start_ends_with_its_first_step(tmp_path):
 @pytest.mark.slow
 def test_the_command_that_predicts_is_timed():
     found = command_seconds()
-    assert {"empty", "filled"} <= found.keys() and all(0 < one < 600 for one in found.values())
+    assert len(found) > 1 and all(0 < one < 600 for one in found.values())
