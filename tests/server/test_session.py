@@ -95,7 +95,7 @@ def test_what_one_modality_alone_gives(run, talking_run):  # noqa: F811
     for kind, other in (BOTH, BOTH[::-1]):
         _, windows = play(session(run, [kind]), messages(talking_run.talking, [kind]))
         assert windows and all(one["streams"].keys() == {kind} for one in windows)
-        assert windows[0]["notes"] == [f"no {other}: predicted from {kind} alone"]
+        assert windows[0]["notes"] == [f"no {other}: predicted from {kind} only"]
 
 
 def test_silence_without_a_face_is_a_gap(run):
