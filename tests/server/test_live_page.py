@@ -243,7 +243,7 @@ def test_without_one_device_the_other_is_enough(browser, url, device, lacks, has
     [one, *_] = page.shown()
     assert one["predicted"] and list(one["streams"]) == [has]
     said = page.notices(f"No {device}")
-    assert f"No {device}: there is none. Predictions are from {has} alone." in said
+    assert f"No {device}: there is none. Predictions are from {has} only." in said
 
 
 FLASH_AND_TONE = """
