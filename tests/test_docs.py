@@ -108,7 +108,7 @@ def read_only(monkeypatch):
                     case ["fab", *options]:
                         with monkeypatch.context() as patch:  # Invoke shows a task's help once
                             patch.setattr(cli, "end_process_after", lambda *_: None)
-                            patch.delitem(sys.modules, tasks.__name__)
+                            patch.delitem(sys.modules, tasks.__name__, raising=False)
                             program.run(["fab", "--search-root", str(ROOT), *options])
                     case ["make", *targets]:
                         subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True)
