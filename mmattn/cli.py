@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any, Union
 
@@ -125,6 +126,8 @@ def main() -> None:
     """The `mmattn` command: everything but experiments."""
     from mmattn.commands import COMMANDS
 
+    if sys.argv[1:] == ["--version"]:
+        return print(version("mmattn"))
     named = [Annotated[one, tyro.conf.subcommand(one.__name__.lower())] for one in COMMANDS]
     run_command(
         Union[tuple(named)],  # noqa: UP007

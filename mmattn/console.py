@@ -90,6 +90,11 @@ def log_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 clip", "2 clips"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def say(message: str) -> None:
     """One message, on the screen and in the log."""
     LOG.info(message)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -67,6 +68,10 @@ def test_help_may_be_cut_short(module):
     assert process.returncode == -signal.SIGPIPE
 
 
+def test_version(commands):
+    assert commands.run("mmattn", "--version").split() == [version("mmattn")]
+
+
 def test_a_typo_gets_a_suggestion(commands):
     text = commands.run("experiments.no_aug", "--train.bach", 3, code=2)
     assert "--train.bach" in text and "--train.batch" in text
@@ -80,8 +85,9 @@ def test_a_typo_gets_a_suggestion(commands):
         (["--model.head-dropout", "0.5"], ["--model.head-dropout", "--model.head-units"]),
         (["--model.modalities"], ["--model.modalities", "one or more, each once"]),
         (["--data.roots", "/nowhere/at/all"], ["/nowhere/at/all", "--data.roots"]),
-        (["--data.synthetic.speakers", "2"], ["2 speakers are too few"]),
+        (["--data.synthetic.speakers", "2"], ["2 speakers, expected more"]),
         (["--data.fold", "1"], ["--data.folds"]),
+        (["--data.split", "column"], ["a column split with values"]),
         (["--devices", "99"], ["--devices 99", "24"]),
         (["--resume"], ["config.json"]),
         (["--model.head-units", "0", "0"], ["--model.head-units", "1 unit or more"]),

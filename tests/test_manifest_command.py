@@ -39,7 +39,7 @@ def test_class_folders(commands, clips):
     lines = [line.split() for line in text.splitlines()]
     for emotion in EMOTIONS:
         assert [emotion, "6", "2"] in lines  # clips, speakers
-    assert "18 clips, speakers: 2" in text and "1 .txt" in text
+    assert "18 clips, 2 speakers" in text and "1 .txt" in text
     assert "1 of 19 clips left out" in text and "bored/other.wav" in text
     assert f"mmattn extract {clips}/manifest.csv --to FEATURES" in text
     manifest = read_manifest(clips / "manifest.csv")
@@ -54,11 +54,20 @@ def test_feature_files_and_a_table_above_the_folder(commands, clips, tmp_path):
     to = tmp_path / "all clips.csv"
     options = ("--pattern", "{emotion}/{take}", "--to", to)
     text = commands.run("mmattn", "manifest", clips, *options)
-    assert "SPEAKERS UNKNOWN" in text and f"--data.roots '{to}'" in text
+    assert (
+        "SPEAKERS UNKNOWN" in text
+        and "--data.target" not in text
+        and f"--data.roots '{to}'" in text
+    )
     manifest = read_manifest(to)
     assert manifest.clips[0] == "clips/bored/00_0" and set(manifest.columns["corpus"]) == {"clips"}
     assert "exists; --overwrite" in commands.run("mmattn", "manifest", clips, *options, code=2)
     commands.run("mmattn", "manifest", clips, *options, "--overwrite")
+
+
+def test_without_emotions_it_says_how_to_train(commands, clips):
+    text = commands.run("mmattn", "manifest", clips, "--pattern", "{emo}/{speaker}_{take}")
+    assert "No clip has an emotion" in text and "--data.target" in text
 
 
 def test_ratings_of_crema_d(commands, tmp_path):

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 
 from mmattn.config import VARIANT, DataConfig
-from mmattn.console import say, say_table
+from mmattn.console import counted, say, say_table
 from mmattn.data.corpora import CORPORA, read_table
 from mmattn.data.corpora.synthetic import Cue, draw_clips
 from mmattn.data.extractor import difference
@@ -344,9 +344,9 @@ def _common_extractor(
 def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> str:
     titles = [CORPORA[name].TITLE if name in CORPORA else name for name in corpora.tolist()]
     clips = " and ".join(f"{count} {title}" for title, count in Counter(titles).items())
-    unknown = np.count_nonzero(speakers == "")
-    who = f"{len({*speakers} - {''})} speakers"
-    who += f" and {unknown} clips, SPEAKERS UNKNOWN," if unknown else ""
+    unknown = int(np.count_nonzero(speakers == ""))
+    who = counted(len({*speakers} - {""}), "speaker")
+    who += f" and {counted(unknown, 'clip')}, SPEAKERS UNKNOWN," if unknown else ""
     return f"{clips} clips of {who} from {', '.join(map(str, roots))}"
 
 

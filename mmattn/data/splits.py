@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmattn.config import DataConfig
+from mmattn.console import counted
 from mmattn.data.corpora import CORPORA
 from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
@@ -126,6 +127,9 @@ def _split_units(
         text = f"fold {fold} of {data.folds}"
     elif data.split == "column":
         assigned[:] = corpus.columns.get("split", "")
+        if (assigned == "").all():
+            what = "expected a column split with values in the manifest"
+            raise UserError(f"--data.split column: {what}; {corpus.description} have none")
         left_out = (assigned == "").sum()
         text = "the column split" + f" ({left_out} clips without one left out)" * bool(left_out)
     units, apart = _units(corpus, data, given=bool(text))
@@ -207,8 +211,8 @@ def _draw(
     names, sizes = zip(*parts, strict=True)
     if sum(sizes) > len(some):
         raise UserError(
-            f"{len(some)} speakers are too few (those that share a file, or a value of a column of "
-            "--data.disjoint, count as one): expected "
+            f"{counted(len(some), 'speaker')}, expected more (those with an identical file, or the "
+            "same value in a column of --data.disjoint, count as one): "
             f"{', '.join(f'{size} for {name}' for name, size in parts)}"
         )
     counts = np.zeros((len(corpus), len(corpus.class_names)))

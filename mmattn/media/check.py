@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import zscore
 
 from mmattn.config import ExtractConfig
-from mmattn.console import progress, say, say_table
+from mmattn.console import counted, progress, say, say_table
 from mmattn.data.feature_file import BadClip, read_features
 from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.files import check_place, printable, write_text
@@ -101,7 +101,7 @@ def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
         rows = [(clip, *_cells(one)) for clip, one in shown.items()]
         say_table("Offset of the audio" if shown is found else "Suspects", COLUMNS, rows)
     if failed:
-        title = f"{len(failed)} clips cannot be checked"
+        title = f"{counted(len(failed), 'clip')} cannot be checked"
         say_table(title, ("clip", "reason"), failed.items(), left=True)
     if found:
         _say_summary(list(found.values()))

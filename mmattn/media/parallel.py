@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mmattn.config import VARIANT, ExtractConfig
-from mmattn.console import be_quiet, progress, say, say_table
+from mmattn.console import be_quiet, counted, progress, say, say_table
 from mmattn.data.corpora import MANIFESTS, find_manifest, ravdess
 from mmattn.data.corpora.folders import list_clips
 from mmattn.data.extractor import difference
@@ -136,7 +136,7 @@ def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> 
         )
     write_manifest(path, rows, overwrite=True)
     command = f"python -m experiments.no_aug --data.roots {shlex.quote(str(to))}"
-    say(f"{path}: {len(rows)} clips; next: {command}")
+    say(f"{path}: {counted(len(rows), 'clip')}; next: {command}")
 
 
 def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
@@ -170,8 +170,8 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
         else:
             raise UserError(f"{path}: expected a clip or a folder of clips, found nothing")
     if left_out:
-        files = "1 file is" if left_out == 1 else f"{left_out} files are"
-        say(f"{files} left out: more complete files of the same takes exist (01-, 02-, 03-*)")
+        files = counted(left_out, "file")
+        say(f"left out {files}: more complete ones of the same takes exist (01-, 02-, 03-*)")
     return found
 
 
@@ -299,15 +299,15 @@ def _say_results(found: dict[Job, Done], seconds: float, workers: int, to: Path)
     noted = [(job.clip, "; ".join(done.notes)) for job, done in results if done.notes]
     failed = [(job.clip, done.failure) for job, done in results if done.failure]
     if noted:
-        say_table(f"{len(noted)} clips with notes", ("clip", "note"), noted, left=True)
+        say_table(f"{counted(len(noted), 'clip')} with notes", ("clip", "note"), noted, left=True)
     if failed:
-        say_table(f"{len(failed)} clips failed", ("clip", "reason"), failed, left=True)
+        say_table(f"{counted(len(failed), 'clip')} failed", ("clip", "reason"), failed, left=True)
     good = [done for done in found.values() if not done.failure]
     if good:
         played, work = sum(done.seconds for done in good), sum(done.work for done in good)
         say(
-            f"{len(good)} clips of {played:.0f} s in {seconds:.0f} s: {work / played:.2f} core "
-            f"seconds per second of clip; {workers} in parallel, at most "
+            f"{counted(len(good), 'clip')} of {played:.0f} s in {seconds:.0f} s: "
+            f"{work / played:.2f} core seconds per second of clip; {workers} in parallel, at most "
             f"{max(done.memory for done in good) / 1e6:.0f} MB each; features in {to}"
         )
     if failed:

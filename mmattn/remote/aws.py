@@ -91,6 +91,10 @@ def explained(what: str) -> Iterator[None]:
             "AWS: the profile's role needs an MFA code, and there is no terminal to ask at: run "
             "`aws sts get-caller-identity` in one; fab uses its session until it ends"
         ) from error
+    except failures.NoRegionError as error:
+        raise CloudError(
+            "AWS: expected a region: `export AWS_REGION=eu-central-1`, or `aws configure`"
+        ) from error
     except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
         raise CloudError(f"{what}: {str(error)[:300]}") from error
 

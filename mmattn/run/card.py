@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmattn.console import say
+from mmattn.console import counted, say
 from mmattn.data.corpora import CORPORA, row_of
 from mmattn.evaluate.metrics import mean_over_clips, per_class
 from mmattn.evaluate.predictions import Predictions, read_predictions
@@ -208,7 +208,8 @@ def _test(run: Run) -> Predictions:
 
 
 def _of_speakers(test: Predictions) -> str:
-    return f"{len(test.clips)} clips of {len({*test.speakers} - {''})} speakers"
+    speakers = counted(len({*test.speakers} - {""}), "speaker")
+    return f"{counted(len(test.clips), 'clip')} of {speakers}"
 
 
 def _scores(run: Run) -> str:

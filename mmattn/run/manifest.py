@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import entr
 
-from mmattn.console import say, say_table
+from mmattn.console import counted, say, say_table
 from mmattn.data.corpora import CORPORA, crema_d, row_of
 from mmattn.data.corpora.audformat import read_database
 from mmattn.data.corpora.folders import Row, by_name, by_pattern, list_clips, read_rows
@@ -113,12 +113,15 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
     pairs = {(row.get("emotion", ""), row["corpus"], row.get("speaker", "")) for row in rows}
     speakers = Counter(emotion for emotion, _, speaker in pairs if speaker)
     known = len({(corpus, speaker) for _, corpus, speaker in pairs if speaker})
+    who = counted(known, "speaker") if known else "SPEAKERS UNKNOWN"
     say_table(
-        f"{len(rows)} clips, {f'speakers: {known}' if known else 'SPEAKERS UNKNOWN'}, in {path}",
+        f"{counted(len(rows), 'clip')}, {who}, in {path}",
         ("emotion", "clips", "speakers"),
         [(emotion or "unknown", clips[emotion], speakers[emotion]) for emotion in sorted(clips)],
     )
-    if all(row["file"].lower().endswith(".npz") for row in rows):
+    if not any(row.get("emotion") for row in rows):
+        say("No clip has an emotion: to train, name the column of the classes by --data.target")
+    elif all(row["file"].lower().endswith(".npz") for row in rows):
         say(f"next: python -m experiments.no_aug --data.roots {shlex.quote(str(path))}")
     else:
         say(f"next: mmattn extract {shlex.quote(str(path))} --to FEATURES")

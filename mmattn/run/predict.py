@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.config import ExtractConfig, kind_of
-from mmattn.console import be_quiet, progress, say, say_table, screen, waiting
+from mmattn.console import be_quiet, counted, progress, say, say_table, screen, waiting
 from mmattn.data.corpora import find_manifest
 from mmattn.data.corpora.folders import list_clips
 from mmattn.data.manifest import read_manifest
@@ -85,7 +85,7 @@ def predict_run(
         say(f"{run.folder}: {_about(run)}")
         found = Counter(one.predicted for one in outcome.predictions)
         rows = [(name, found[name]) for name in run.class_names]
-        say_table(f"{table}: {len(clips)} clips", ("predicted", "clips"), rows)
+        say_table(f"{table}: {counted(len(clips), 'clip')}", ("predicted", "clips"), rows)
     if html is not None and outcome.predictions:
         with waiting(f"writing {html}"):
             write_html(html, run, outcome)

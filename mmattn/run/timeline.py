@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmattn.config import ExtractConfig
-from mmattn.console import progress, say, say_table
+from mmattn.console import counted, progress, say, say_table
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import check_folder, explain_full_disk, read_json, write_text
 from mmattn.machine import give_large_memory_back, give_memory_back
@@ -223,7 +223,7 @@ def predict_recording(
     lacks = sorted(wanted - has)
     if lacks == sorted(wanted) or (lacks and not sliding.partial):
         more = "; --partial predicts from the rest" if lacks != sorted(wanted) else ""
-        raise BadMedia(f"it has no {' and no '.join(lacks)}, from which the run predicts{more}")
+        raise BadMedia(f"it has no {' and no '.join(lacks)}, which the run needs{more}")
     # For a run on video only, the audio still shows who speaks.
     kinds = has if "video" in wanted else {"audio"}
     portraits = Portraits()
@@ -390,7 +390,7 @@ def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Pat
         rows.append((one.path, seconds, people or "-", most or "none", why or "none"))
     if rows:
         columns = ("recording", "seconds", "people", "windows", "gaps")
-        say_table(f"{len(rows)} timelines in {to}", columns, rows, left=True)
+        say_table(f"{counted(len(rows), 'timeline')} in {to}", columns, rows, left=True)
     if failures:
         say_table("Without a timeline", ("recording", "reason"), failures, left=True)
         raise Incomplete(

@@ -23,8 +23,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mmattn.config import ExtractConfig, kind_of
 from mmattn.console import say, waiting
-from mmattn.errors import UserError
 from mmattn.files import check_folder
+from mmattn.run.folder import make_folder
 from mmattn.run.run import Run, load_run
 from mmattn.run.timeline import Sliding
 from mmattn.server.access import LOOPBACK, Guard, listen, url_of
@@ -186,9 +186,7 @@ def live_run(
     """
     sliding.check()
     if record is not None:
-        if not record.is_dir():
-            raise UserError(f"--record {record}: expected an existing folder")
-        check_folder(record)
+        check_folder(make_folder(record))
     listener = listen(LOOPBACK, port)
     start_devices(1, batch=1)
     run = load_run(folder, kind, media, calibrated)

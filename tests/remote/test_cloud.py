@@ -228,7 +228,7 @@ def test_a_wrong_environment(run, monkeypatch, changes, message):
 def test_no_region(run, monkeypatch):
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(UserError, match="You must specify a region"):
+    with pytest.raises(UserError, match="expected a region: `export AWS_REGION"):
         Cloud(None)
 
 
