@@ -52,6 +52,7 @@ def test_both_formats(name):
         assert largest_difference(call, networks, [None], corpus) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperatures", [[0.5, 1.5, 4.0], [None] * 3], ids=["calibrated", "raw"])
 def test_an_ensemble_is_pooled_with_its_temperatures(temperatures):
     networks, corpus = draw(3, statistics=True)

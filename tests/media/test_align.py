@@ -151,9 +151,8 @@ def test_other_features_are_refused():
         movement({"audio": stream, "video": stream}, {"audio": log_mel})
 
 
-@pytest.mark.parametrize(
-    "name", ["shifted.mp4", pytest.param("shifted.flv", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shifted.mp4", "shifted.flv"])
 @pytest.mark.parametrize("delay", [-0.2, 0.0, 0.1])
 def test_clips_shifted_by_known_amounts(talking, config, name, delay):
     path, _ = talking(name, video_delay=delay)

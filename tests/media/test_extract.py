@@ -51,6 +51,7 @@ def test_a_late_start_of_the_video_is_no_shift(talking, config):
     assert np.corrcoef(opening, loudness)[0, 1] >= 0.85
 
 
+@pytest.mark.slow
 def test_the_larger_of_two_faces_is_followed(talking, config):
     path, truth = talking("two.mp4", faces=2, size=(640, 320))
     opening, _ = opening_and_loudness(extract_clip(path, config))
@@ -105,6 +106,7 @@ def test_a_modality_that_is_missing_is_missing(lacking_clips, config, name, miss
     assert len(found.notes) == 1 and found.notes[0].startswith(note)
 
 
+@pytest.mark.slow
 def test_one_modality_alone_is_that_of_both(talking, config, tmp_path):
     path, _ = talking("talking.mp4")
     both = extract_clip(path, config)
@@ -141,6 +143,7 @@ def test_what_is_not_extracted_counts_for_the_length(spoken, faulty_clips, confi
         extract_clip(faulty_clips / "cut.flv", config)
 
 
+@pytest.mark.slow
 def test_audio_comes_from_the_same_take(ravdess_clips, config):
     silent = extract_clip(ravdess_clips / "02-01-05-01-02-01-12.mp4", config)
     assert silent.notes == (

@@ -9,6 +9,8 @@ import pytest
 import mmattn
 from tests.media.training import EMOTIONS, KINDS, SMALL
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_new_clip_is_predicted(commands, clip_run, talking, tmp_path):
     _, _, folder = clip_run

@@ -218,6 +218,7 @@ def fail_beside_a_long_job(job: Job, config: ExtractConfig) -> None:
     raise UserError("the disk is full")
 
 
+@pytest.mark.slow
 def test_jobs_that_are_begun_end_with_the_one_that_fails(tmp_path):
     jobs = [Job(Path(name), tmp_path) for name in ("long", "failing")]
     with pytest.raises(UserError, match="the disk is full"):

@@ -136,6 +136,7 @@ def clip_of_two(spoken, tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("speaking", "face", "x", "words"),
     [

@@ -23,6 +23,8 @@ from mmattn.remote.ssh import RemoteError, Unreachable
 from tests.remote.machines.cloud_api import Fault, lost_answers
 from tests.remote.test_monitor import ENDED, FakeMachine, instance, make_snapshot
 
+pytestmark = pytest.mark.slow
+
 ALL = {
     "instances": 3,
     "key pairs": 1,

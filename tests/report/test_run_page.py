@@ -105,6 +105,7 @@ def test_the_command_writes_the_same_page(commands, tiny_run, copy):
     assert (copy / "report.html").read_bytes() == (tiny_run / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_page_and_summary_resumes(commands, tiny_run, copy):
     (copy / "summary.json").unlink()
     (copy / "report.html").write_text("half")

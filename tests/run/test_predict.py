@@ -122,6 +122,7 @@ def test_feature_files_get_the_predictions_of_the_training(tiny_run, clip_files,
             assert len(stream.times) == len(stream.attention) == len(stream.features)
 
 
+@pytest.mark.slow
 def test_the_data_options_of_the_run_are_those_of_the_prediction(file_run):
     stored = read_predictions(file_run / "predictions.csv")
     paths = [file_run.parent / "clips" / f"{name}.npz" for name in stored.clips]
@@ -138,6 +139,7 @@ def test_a_clip_alone_gets_the_same_as_among_others(tiny_run, clip_files, stored
     np.testing.assert_allclose(one.probabilities, stored.probabilities[3], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_folds_and_ensembles_are_averaged(commands, ensemble, clip_files, tmp_path):
     shutil.copytree(ensemble, tmp_path / "run")
     together = read_predictions(tmp_path / "run" / "predictions.csv")

@@ -172,6 +172,7 @@ def test_checkpoints_give_their_predictions(runs, training):
         assert_same(network.predict(clips).probabilities, stored.probabilities)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["cross", "audio"])
 def test_evaluate(commands, runs, run):
     data = ("--data.roots", *read_config(runs / run).data.roots, "--data.cache", runs / "cache")

@@ -29,6 +29,7 @@ def test_clients_that_go_away_free_their_places(server, clip):
     assert server.predict(clip)[0] == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_away_while_it_sends(server):
     with server.begin(b"x", 1000):
         wait_until(lambda: server.health()["taken"] == 1)

@@ -101,7 +101,8 @@ def test_it_trains_with_a_third_modality(root, tmp_path, fusion):
         assert log_loss == pytest.approx(history[-1]["validation_log_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["audio", pytest.param("text", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["audio", "text"])
 def test_it_trains_on_one_modality_where_files_of_others_are_of_no_use(root, tmp_path, name):
     """Nothing of the others is looked at, in training as in prediction."""
     table = (root / "manifest.csv").read_text()

@@ -267,8 +267,9 @@ def test_a_complete_training(name, make, run):
     assert np.array_equal(imread(io.BytesIO(pictures["confusion"])), expected)
 
 
+@pytest.mark.slow
 @each_tracker
-@pytest.mark.parametrize("saved", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 5))])
+@pytest.mark.parametrize("saved", [0, 3, 5])
 def test_a_training_that_is_killed_and_resumed_has_each_epoch_once(name, saved, make, run):
     train(make(name), run, 5)
     resumed = replace(run, history=[row(epoch) for epoch in range(1, saved + 1)])
