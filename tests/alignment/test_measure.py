@@ -26,6 +26,7 @@ def measured(request):
     return request.param, measure(network, split, 0), found, corpus.labels[split.test]
 
 
+@pytest.mark.slow
 def test_every_clip_has_a_row(measured):
     _, measures, found, labels = measured
     assert all(len(values) == len(labels) for values in measures.values())

@@ -75,6 +75,7 @@ def test_verdicts(rows):
     assert not any("audio_tempo" in text for text in decided)
 
 
+@pytest.mark.slow
 def test_an_arm_is_also_compared_to_the_same_without_loss_of_alignment():
     worse = {"waveform": arm(right=0.6), "waveform_aligned": arm(right=0.6)}
     decided = verdicts(compare_arms({REFERENCE: arm()} | worse))
@@ -183,6 +184,7 @@ def found(study):
     return compare(*study)
 
 
+@pytest.mark.slow
 def test_a_study_is_compared_to_the_reference_and_the_baseline(found):
     concat, cross = found
     assert (concat.fusion, cross.fusion) == ("concat", "cross")
@@ -221,5 +223,6 @@ def test_plots_are_drawn(found, tmp_path):
         assert not edges.any()  # nothing is cut off
 
 
+@pytest.mark.slow
 def test_the_same_measures_give_the_same_results(study, found):
     assert to_csv(compare(*study)) == to_csv(found)

@@ -157,6 +157,7 @@ def test_every_ordered_cue_tells_the_class_by_itself_at_any_tempo(ordered, modal
     assert right > 0.97 * total
 
 
+@pytest.mark.slow
 def test_statistics_over_time_tell_an_ordered_class_badly(ordered):
     audio = np.array(
         [statistics(ordered.streams["audio"].clip(i).frames) for i in range(len(ordered))]
@@ -168,6 +169,7 @@ def test_statistics_over_time_tell_an_ordered_class_badly(ordered):
     assert CHANCE < accuracy < 0.65
 
 
+@pytest.mark.slow
 def test_one_pair_meets_and_tells_the_class(meetings):
     for clip in meetings:
         apart = np.array([abs(audio.time - video.time) for audio, video in pairs(clip)])
@@ -199,6 +201,7 @@ def test_every_kind_is_equally_often_in_every_clip(meetings):
         assert audio[0] in (1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["audio", "video"])
 def test_one_modality_of_meeting_cues_says_nothing(meetings, modality):
     """Trees that see every cue's time and kind, and the times between kinds, stay at chance."""

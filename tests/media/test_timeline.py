@@ -119,6 +119,7 @@ def test_blocks_of_audio_are_the_audio(talking, name):
     assert starts == np.cumsum([0, *(len(one.samples) for one in blocks[:-1])]).tolist()
 
 
+@pytest.mark.slow
 def test_blocks_of_audio_are_of_the_channel_that_is_heard(tmp_path):
     """Inverted channels cancel each other out: one of them is used."""
     samples = np.stack([babble()[0][:44100], -babble()[0][:44100]], axis=1)
@@ -141,6 +142,7 @@ class Steady:
         return [type("Prediction", (), {"probabilities": np.array([loud, 1 - loud])})]
 
 
+@pytest.mark.slow
 def test_a_recording_of_audio_alone(tmp_path):
     quiet = np.concatenate([babble()[0], np.zeros(5 * 44100, np.float32), babble()[0]])
     wavfile.write(tmp_path / "talk.wav", 44100, quiet)

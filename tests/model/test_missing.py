@@ -98,6 +98,7 @@ def probabilities(output: Output) -> np.ndarray:
     return np.asarray(jax.nn.softmax(output.logits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fusion", ["concat", *(pytest.param(one, marks=pytest.mark.slow) for one in ("late", "cross"))]
 )

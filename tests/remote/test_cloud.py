@@ -138,6 +138,7 @@ def test_a_full_zone_gives_way_to_the_next_each_with_its_own_token(run, cloud_ap
     assert one.admitted == {"192.0.2.7/32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "code"),
     [
@@ -179,6 +180,7 @@ def test_credentials_that_aws_refuses(run, cloud_api, code, advice):
     assert not cloud_api.resources()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "code"),
     [
@@ -235,6 +237,7 @@ def test_no_region(run, monkeypatch):
 # What exists after a failure at each stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "exists"),
     [
@@ -321,6 +324,7 @@ def test_an_instance_that_ends_before_it_runs(run, cloud_api, monkeypatch):
     assert "an hour" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spot", [False, True])
 def test_an_instance_that_is_ended_from_outside_while_it_boots(run, cloud_api, clock, spot):
     cloud_api.new_address = lambda: REFUSES
@@ -383,6 +387,7 @@ def test_a_group_in_use_is_deleted_as_soon_as_it_is_free(run, cloud_api, clock):
     assert not cloud_api.resources()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "code", "left"),
     [

@@ -59,6 +59,7 @@ def test_it_predicts_as_its_run(ensemble, shared, corpus):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_half_the_precision_is_nearly_the_same(commands, tiny_run, shared, corpus, tmp_path):
     commands.run("mmattn", "card", tiny_run, "--to", tmp_path / "whole")
     commands.run("mmattn", "card", tiny_run, "--to", tmp_path / "half", "--half")

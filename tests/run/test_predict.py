@@ -187,6 +187,7 @@ def test_a_missing_video_is_like_one_without_a_face(tiny_run, clip_files, tmp_pa
     assert not np.allclose(first.probabilities, whole.probabilities, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_missing_audio_is_said_and_the_rest_predicted(file_run, tmp_path):
     path = write_features(tmp_path / "a.npz", {"video": draw(1, 1)["video"]}, {"video": VIDEO})
     one = mmattn.load(file_run).predict(path)
@@ -196,6 +197,7 @@ def test_a_missing_audio_is_said_and_the_rest_predicted(file_run, tmp_path):
     assert one.streams["video"].times[0] == 0.1  # there is nothing to crop to
 
 
+@pytest.mark.slow
 def test_a_run_of_one_modality_needs_that_one(file_run, tmp_path):
     clips, cache = file_run.parent / "clips", tmp_path / "cache"
     corpus = mmattn.load_corpus(clips, labels="ravdess8", modalities=["audio"], cache=cache)

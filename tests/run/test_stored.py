@@ -193,6 +193,7 @@ def test_evaluate(commands, runs, run):
         assert f"{title} {cell_text(Interval(**together[measure]))}".split() in lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["cross", "audio"])
 def test_predict(commands, runs, clips, run):
     found = predict(commands, runs / run, clips)

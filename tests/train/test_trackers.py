@@ -342,6 +342,7 @@ def test_tensorboard_needs_a_folder(run):
         train(TensorBoard(), replace(run, folder=None), 2, "complete")
 
 
+@pytest.mark.slow
 def test_mlflow_names_status_and_config(make, run, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     tracker = make("mlflow")
@@ -373,6 +374,7 @@ def test_mlflow_begins_anew_where_the_run_is_not_known(make, run):
     assert read_json(run.folder / "trackers.json")["wandb"] == "kept"
 
 
+@pytest.mark.slow
 def test_wandb_leaves_the_users_own_run_alone(make, run):
     tracker = make("wandb")
     import wandb
