@@ -3,7 +3,8 @@ import about from "./about.js";
 import { RATE } from "./devices.js";
 
 const PIECE = 160; // samples per line of the waveform: 10 ms
-const [ROW, GAP, AXIS] = [64, 10, 14]; // pixels of a plot, of the space below, of the time axis
+// Pixels of a plot, of the title in it, of the space below, of the time axis.
+const [ROW, TITLE, GAP, AXIS] = [64, 20, 10, 14];
 export const byId = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -87,14 +88,14 @@ function drawTime() {
     let title = name;
     if (name === "waveform") {
       for (const [time, amplitude] of wave) {
-        const high = Math.max(1, Math.sqrt(amplitude) * ROW);
-        context.fillRect(x(time), top + (ROW - high) / 2, 8 * perMs, high);
+        const high = Math.max(1, Math.sqrt(amplitude) * (ROW - TITLE));
+        context.fillRect(x(time), top + (ROW + TITLE - high) / 2, 8 * perMs, high);
       }
     } else {
       const { times, ratio } = streams[name] ?? { times: [], ratio: [] };
       const most = Math.max(2, ...ratio);
       times.slice(1).forEach((until, n) => {
-        const high = ((ROW - 20) * ratio[n]) / most; // 0 for null, a frame without data
+        const high = ((ROW - TITLE) * ratio[n]) / most; // 0 for null, a frame without data
         context.fillRect(x(times[n]), top + ROW - high, (until - times[n]) * perMs, high);
       });
       title = `attention to ${name.replaceAll("_", " ")}, to ${most.toFixed(1)} × uniform`;
