@@ -57,7 +57,7 @@ def test_what_is_done_stays_and_what_changed_is_done_again(folder, config, tmp_p
     assert len(before) == 2
     with caplog.at_level("INFO", "mmattn"):
         extract_clips(clips, to, config, 1)
-    assert "2 of 2 clips are in" in caplog.text
+    assert "2 of 2 clips are already in" in caplog.text
     (to / "two words é.npz").unlink()
     os.utime(folder / "1001_DFA_ANG_XX.mp4")
     extract_clips(clips, to, config, 1)

@@ -242,7 +242,7 @@ def test_clips_are_found_by_text_and_by_being_right(browser, run_page, views):
     assert len(listed()) == len(views) - sum(right)
     browser.choose("#filter", "right")
     assert len(listed()) == sum(right)
-    assert browser.text("#clip-title").endswith(", right")
+    assert browser.text("#clip-title").endswith(", correct")
     browser.choose("#filter", "all clips")
     browser.press("#search", f"{views[5].speaker} {views[5].clip[-3:]}")
     assert listed() == [f"{views[5].clip} · {views[5].label}"]

@@ -53,7 +53,7 @@ def footage(views) -> list[Footage]:
     )
     times = np.linspace(0, 3.2, 300)
     audio = Envelope(times, np.abs(np.sin(4 * times)))
-    mute = ("it has no audio track", "no audio: predicted from video alone")
+    mute = ("it has no audio track", "no audio: predicted from video only")
     return [Footage((), audio, faces), Footage(), Footage(mute, None, faces[:2])]
 
 
@@ -143,7 +143,7 @@ def test_keys_go_from_clip_to_clip_and_a_missing_modality_is_said(browser, page)
     browser.press("body", Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert browser.text("#clip-title") == "clips/mute.mp4: predicted anger"
     assert browser.text("#clip-about") == (
-        "Clip 3 of 3 in the list; it has no audio track; no audio: predicted from video alone."
+        "Clip 3 of 3 in the list; it has no audio track; no audio: predicted from video only."
     )
     assert names_of(browser) == ["video attention", "faces", "video features"]
     assert browser.text("#key") == "video attentionface shown belowno data"
@@ -202,7 +202,7 @@ def test_the_page_of_a_run_shows_what_it_predicts(browser, tiny_run, tmp_path):
     (attention, features) = browser.data("clip-time")
     np.testing.assert_allclose(attention["y"], one.streams["audio"].ratio, rtol=1e-5)
     assert features["name"] == "audio features"
-    assert "no video: predicted from audio alone" in browser.text("#clip-about")
+    assert "no video: predicted from audio only" in browser.text("#clip-about")
     assert re.search("lost.npz.*No such file", browser.text("#failures"))
     assert browser.text("h1") == "no_aug: predictions for 1 clip"
     assert browser.complaints() == []

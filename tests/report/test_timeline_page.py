@@ -175,7 +175,7 @@ def test_a_recording_that_is_gone_is_said(browser, tmp_path):
     recording.unlink()
     browser.open(page)
     trouble = browser.wait(lambda: browser.text("#trouble"))
-    assert trouble.startswith("../recordings/talk & more.wav cannot be played: it is not where")
+    assert trouble.startswith("../recordings/talk & more.wav cannot be played: it was moved")
 
 
 def test_names_are_text(browser, tmp_path):
