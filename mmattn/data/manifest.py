@@ -12,7 +12,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from mmattn.console import say, say_table
+from mmattn.console import counted, say, say_table
 from mmattn.errors import UserError
 from mmattn.files import write_text
 
@@ -97,7 +97,7 @@ def read_manifest(
     ]
     if faults:
         count = len(lines) + len(ragged)
-        title = f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)} in {count} rows"
+        title = f"{path}: {counted(len(faults), 'fault')} in {count} rows"
         first = f", the first {SHOWN}" if len(faults) > SHOWN else ""
         head = ("line", "column", "found", "expected")
         say_table(title + first, head, sorted(faults)[:SHOWN], left=True)

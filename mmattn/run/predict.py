@@ -172,7 +172,7 @@ def write_html(path: Path, run: Run, outcome: Outcome) -> None:
     ]
     write_prediction_page(
         path,
-        f"{run.config.name}: predictions for {_count(len(predictions), 'clip')}",
+        f"{run.config.name}: predictions for {counted(len(predictions), 'clip')}",
         {
             "Run": str(run.folder),
             "Networks": _about(run),
@@ -216,10 +216,6 @@ def _about(run: Run) -> str:
     names = [str(network.saved_in.relative_to(run.saved_in)) for network in run.networks]
     shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
     return f"pool of {len(names)} networks ({', '.join(shown)}), {kind}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def bar(share: float, width: int = BAR) -> str:

@@ -40,7 +40,7 @@ from mmattn.run.folder import (
     write_config,
     write_environment,
 )
-from mmattn.run.shared import find_shared, read_shared
+from mmattn.run.shared import MODEL, find_shared, read_shared
 from mmattn.train.callbacks import JsonLines
 from mmattn.train.checkpoints import Checkpoints, Chosen, Exported, InMemory, about_of
 from mmattn.train.devices import start_devices
@@ -117,7 +117,7 @@ class Run:
         """A display name: the experiment and the folder."""
         if self.folder is None:
             return self.config.name
-        parts = self.folder.parts
+        parts = (self.folder.parent if self.folder.name == MODEL else self.folder).parts
         return "/".join(parts[parts.index(self.config.name) if self.config.name in parts else -1 :])
 
     @property

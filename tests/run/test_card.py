@@ -274,6 +274,7 @@ def test_the_starter_predicts_as_it_did(tmp_path, monkeypatch):
     time = np.arange(100)[:, None]
     frames = np.sin(0.1 * time * np.arange(1, 385) ** 0.5).astype(np.float32)
     run = load_run("starter")
+    assert run.name == "starter"
     record = json.dumps(run.extractor)
     times = 0.02 * np.arange(100)
     np.savez("clip.npz", audio_features=frames, audio_timestamps=times, extractor=record)
