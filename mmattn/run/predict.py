@@ -174,7 +174,7 @@ def write_html(path: Path, run: Run, outcome: Outcome) -> None:
         path,
         f"{run.config.name}: predictions for {counted(len(predictions), 'clip')}",
         {
-            "Run": str(run.folder),
+            "Run": run.name,
             "Networks": _about(run),
             **({"Trust": " ".join(run.trust)} if run.trust else {}),
         },
