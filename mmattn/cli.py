@@ -133,7 +133,7 @@ def main() -> None:
         Union[tuple(named)],  # noqa: UP007
         prog="mmattn",
         description="Prepare data; evaluate and use runs. Training: python -m experiments.no_aug. "
-        "Install an extra, such as [media], with: pip install 'mmattn[media]'",
+        "Install an extra, such as [media], with: pip install 'mmattn[media]'. Version: --version",
     )
 
 

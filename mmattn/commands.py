@@ -268,8 +268,8 @@ class Export:
     """The folder of a complete run, a model file that `mmattn card` wrote, or starter; the networks
     of folds or an ensemble are pooled inside."""
     to: Path
-    """FILE.onnx, for ONNX Runtime in any language (extra [export]); or FILE.stablehlo, for
-    jax.export, with its metadata in FILE.json."""
+    """FILE.onnx, for ONNX Runtime in any language; or FILE.stablehlo, for jax.export, with its
+    metadata in FILE.json (extra [export])."""
     checkpoint: Literal["best", "final"] = "best"
     calibrated: bool = True
     """Calibrate probabilities by the temperature fitted to the run's validation clips."""

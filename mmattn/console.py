@@ -124,12 +124,19 @@ def complain(message: str) -> None:
 
 
 def say_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: bool = False
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    left: bool = False,
+    most: int | None = None,
 ) -> None:
-    """A title and a table, at most 100 wide.
+    """A title and a table, at most 100 wide, of the first `most` rows; the title says so.
 
     The first column is left-aligned, others right-aligned, unless `left`: words, not numbers.
     """
+    rows = list(rows)
+    if most and len(rows) > most:
+        title, rows = f"{title}, the first {most}", rows[:most]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.show_header = any(columns)
     for number, column in enumerate(columns):

@@ -89,7 +89,7 @@ def test_a_typo_gets_a_suggestion(commands):
         (["--data.fold", "1"], ["--data.folds"]),
         (["--data.split", "column"], ["a column split with values"]),
         (["--devices", "99"], ["--devices 99", "24"]),
-        (["--resume"], ["config.json"]),
+        (["--resume"], ["/run: expected a run's folder, but it does not exist"]),
         (["--model.head-units", "0", "0"], ["--model.head-units", "1 unit or more"]),
         (["--data.labels", "ravdess8"], ["--data.labels", "without --data.roots"]),
         (["--augment.own-tempo", "audio=1.1,0.9"], ["--augment.own-tempo (1.1, 0.9)", "≤ high"]),

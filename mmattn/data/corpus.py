@@ -20,9 +20,10 @@ from mmattn.data.stream import Ragged, Stream, pack_streams
 from mmattn.errors import UserError
 
 GROUPS = ("corpus", "sex")  # columns to report scores by, by default
+SHOWN = 20  # bad clips
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Corpus:
     """N clips, sorted by name."""
 
@@ -45,6 +46,9 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<Corpus: {self.description}>"
 
     @property
     def variants(self) -> list[str]:
@@ -188,12 +192,11 @@ def _corpus_of_files(
             bad.append((file, str(error)))
     title = f"{len(bad)} bad clips of {len(table) + len(unnamed)}"
     if bad:
-        say_table(title, ("file", "reason"), sorted(bad), left=True)
-    if len(bad) > data.max_bad:
+        say_table(title, ("file", "reason"), sorted(bad), left=True, most=SHOWN)
+    if len(bad) > data.max_bad or (bad and not good):
         file, reason = min(bad)
-        raise UserError(
-            f"{title} ({file}: {reason}), {data.max_bad} are allowed; --data.max-bad allows more"
-        )
+        allowed = f"{data.max_bad} are allowed; --data.max-bad allows more"
+        raise UserError(f"{title} ({file}: {reason}), {allowed if good else 'none is left'}")
     clips, labels, class_names, targets = _labelled(table, good, data, known)
     columns = table.columns | {"split": table.splits}
     columns = {name: np.array(cells)[clips] for name, cells in columns.items()}
@@ -220,10 +223,14 @@ def _corpus_of_files(
         extractor=_common_extractor(pack, rows, clips, paths[modalities[0]]),
         targets=targets,
         columns=columns,
-        groups={name: columns[name] for name in data.groups or GROUPS if name in columns},
+        groups={name: columns[name] for name in data.groups or _default_groups(columns)},
         contents={name: pack.rows[of[clips]] for name, of in rows.items()},
         lines=np.array(table.lines)[clips],
     )
+
+
+def _default_groups(columns: dict[str, np.ndarray]) -> list[str]:
+    return [name for name in GROUPS if name in columns and len({*columns[name].tolist()}) > 1]
 
 
 def _copies(
@@ -275,7 +282,10 @@ def _check_clip(
                 for one, stream in pack.streams.items()
                 if stream.lengths[row] and VARIANT not in one
             ]
-            raise BadClip(f"{name}{FEATURES} is missing; the file has {', '.join(has)}")
+            found = ", ".join(has)
+            raise BadClip(
+                f"{name}{FEATURES} is missing; the file has {found}: see --model.modalities"
+            )
         if (count := streams[name].lengths[clip]) < MIN_FRAMES:
             found = f"{count} frames of {name} from {table.start[clip]} to {table.end[clip]} s"
             raise BadClip(f"{line}: {found}, expected {MIN_FRAMES} or more")
@@ -342,12 +352,15 @@ def _common_extractor(
 
 
 def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> str:
-    titles = [CORPORA[name].TITLE if name in CORPORA else name for name in corpora.tolist()]
-    clips = " and ".join(f"{count} {title}" for title, count in Counter(titles).items())
+    titles = [CORPORA[name].TITLE if name in CORPORA else repr(name) for name in corpora.tolist()]
+    counts = Counter(titles)
+    clips = " and ".join(f"{count} {title}" for title, count in counts.items()) + " clips"
+    if len(counts) == 1 and not {*corpora.tolist()} & {*CORPORA}:
+        clips = counted(len(titles), "clip")
     unknown = int(np.count_nonzero(speakers == ""))
     who = counted(len({*speakers} - {""}), "speaker")
     who += f" and {counted(unknown, 'clip')}, SPEAKERS UNKNOWN," if unknown else ""
-    return f"{clips} clips of {who} from {', '.join(map(str, roots))}"
+    return f"{clips} of {who} from {', '.join(map(str, roots))}"
 
 
 def _synthetic_corpus(data: DataConfig, modalities: Sequence[str]) -> Corpus:

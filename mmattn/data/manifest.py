@@ -98,9 +98,8 @@ def read_manifest(
     if faults:
         count = len(lines) + len(ragged)
         title = f"{path}: {counted(len(faults), 'fault')} in {count} rows"
-        first = f", the first {SHOWN}" if len(faults) > SHOWN else ""
         head = ("line", "column", "found", "expected")
-        say_table(title + first, head, sorted(faults)[:SHOWN], left=True)
+        say_table(title, head, sorted(faults), left=True, most=SHOWN)
         raise UserError(title)
     return table
 

@@ -116,19 +116,19 @@ def _say_results(found: dict[Path, Alignment], failed: dict[Path, str]) -> None:
 
 def _cells(one: Alignment) -> tuple[str, str, str, str]:
     word = "suspect" if one.suspect else "" if one.sure else "unclear"
-    return f"{one.offset:+.0f}", f"{one.correlation:.2f}", f"{one.confidence:.2f}", word
+    return f"{round(one.offset):+d}", f"{one.correlation:.2f}", f"{one.confidence:.2f}", word
 
 
 def _say_summary(found: Sequence[Alignment]) -> None:
     sure = [one.offset for one in found if one.sure]
     if sure:
-        low, middle, high = np.percentile(sure, (25, 50, 75))
+        low, middle, high = map(round, np.percentile(sure, (25, 50, 75)))
         say(
-            f"audio delay: median {middle:+.0f} ms, quartiles {low:+.0f} and {high:+.0f} ms, "
+            f"audio delay: median {middle:+d} ms, quartiles {low:+d} and {high:+d} ms, "
             f"of the {len(sure)} of {len(found)} clips with a clear offset"
         )
     together = read_curve(np.mean([one.curve for one in found], axis=0))
-    say(f"all clips together: {together.offset:+.0f} ms, r {together.correlation:.2f}")
+    say(f"all clips together: {round(together.offset):+d} ms, r {together.correlation:.2f}")
     say("above 0 the audio is late; a mouth naturally opens up to 0.1 s before it is heard")
 
 

@@ -35,6 +35,7 @@ from mmattn.media.survey import BadMedia
 from mmattn.media.variants import variants_of
 
 DIED = "the process that read it died"
+SHOWN = 20  # notes
 Result = TypeVar("Result")
 
 
@@ -299,7 +300,8 @@ def _say_results(found: dict[Job, Done], seconds: float, workers: int, to: Path)
     noted = [(job.clip, "; ".join(done.notes)) for job, done in results if done.notes]
     failed = [(job.clip, done.failure) for job, done in results if done.failure]
     if noted:
-        say_table(f"{counted(len(noted), 'clip')} with notes", ("clip", "note"), noted, left=True)
+        title = f"{counted(len(noted), 'clip')} with notes"
+        say_table(title, ("clip", "note"), noted, left=True, most=SHOWN)
     if failed:
         say_table(f"{counted(len(failed), 'clip')} failed", ("clip", "reason"), failed, left=True)
     good = [done for done in found.values() if not done.failure]

@@ -4,7 +4,7 @@ import hashlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -105,10 +105,20 @@ def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: Exit
     held.enter_context(locked(folder))
     if not config.resume:
         check_new(folder)
+    if config.out is None:
+        held.callback(_drop_unstarted, folder)
     held.enter_context(explain_full_disk(f"the run {folder}"))
     held.enter_context(log_to(folder / "train.log"))
     say(f"run {folder}")
     return replace(config, out=folder).to_json()
+
+
+def _drop_unstarted(folder: Path) -> None:
+    """Remove the folder of a start that failed before its config was written: it has only a log."""
+    if not (folder / "config.json").exists():
+        (folder / "train.log").unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedStop) -> None:

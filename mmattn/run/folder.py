@@ -29,7 +29,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 def check_new(folder: Path) -> None:
     """UserError if a run or anything else is in the folder."""
     if (folder / "config.json").exists():
-        raise UserError(f"{folder} holds a run; resume with --resume, or choose another --out")
+        raise UserError(f"{folder} holds a run: choose another folder, or --resume to continue it")
     if str(folder.resolve()) != printable(str(folder.resolve())):
         raise UserError(f"--out {folder}: expected a name in UTF-8, which checkpoints need")
     check_empty(folder)
@@ -58,7 +58,8 @@ def locked(folder: Path) -> Iterator[None]:
 def read_config(folder: Path) -> ExperimentConfig:
     """The config of the run in a folder; UserError if there is none."""
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: expected a run's folder, but it has no config.json")
+        why = "it has no config.json" if folder.exists() else "it does not exist"
+        raise UserError(f"{folder}: expected a run's folder, but {why}")
     return config_from_json(read_json(folder / "config.json"))
 
 
@@ -94,8 +95,10 @@ def check_complete(folder: Path) -> None:
     """UserError if a run, fold or ensemble has no summary (yet)."""
     if not (folder / "summary.json").exists():
         by_fit = read_config(folder).name == ExperimentConfig.name
-        why = "mmattn.fit does not test" if by_fit else "it is not complete; resume with --resume"
-        raise UserError(f"{folder} has no summary.json: {why}")
+        why = "not complete: resume it with --resume"
+        if by_fit:
+            why = "trained by mmattn.fit, which does not test: only evaluate and baseline do"
+        raise UserError(f"{folder} has no summary.json, as it is {why}")
 
 
 def config_to_resume(

@@ -53,7 +53,7 @@ def make_manifest(
     try:
         below = folder.resolve().relative_to(to.parent.resolve())
     except ValueError as error:
-        raise UserError(f"--to {to}: expected a file in {folder} or above it") from error
+        raise UserError(f"--to {to}: expected a file in {folder} or a folder around it") from error
     if database:
         rows, left_out = read_database(database)
     else:
@@ -63,9 +63,8 @@ def make_manifest(
         rows, unrated = _add_ratings(rows, rated, votes)
         left_out += unrated
     if left_out:
-        first = f", the first {SHOWN}" if len(left_out) > SHOWN else ""
-        title = f"{len(left_out)} of {len(left_out) + len(rows)} clips left out{first}"
-        say_table(title, ("file", "why"), left_out[:SHOWN], left=True)
+        title = f"{len(left_out)} of {len(left_out) + len(rows)} clips left out"
+        say_table(title, ("file", "why"), left_out, left=True, most=SHOWN)
     if not rows:
         raise UserError(f"{folder}: no clips left; nothing was written")
     rows = [{"corpus": folder.resolve().name, **row} for row in rows]

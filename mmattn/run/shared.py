@@ -121,9 +121,11 @@ def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str
         arrays = {name: np.asarray(archive[name]) for name in archive.files}
         about = _parse(arrays)
     except Exception as error:  # NumPy and zipfile raise ten kinds on damaged files
+        why = f"{type(error).__name__}: {error!s:.200}"
+        if "contains pickled" in why:  # NumPy's guess for any other file
+            why = "it is no .npz file"
         raise UserError(
-            f"{path}: expected a run's folder, or a model file that `mmattn card` wrote: "
-            f"{type(error).__name__}: {error!s:.200}"
+            f"{path}: expected a run's folder, or a model file that `mmattn card` wrote: {why}"
         ) from error
     config = config_from_json(about.config, f"{path}: its config")
     try:

@@ -189,8 +189,8 @@ def is_done(one: Recording, made_by: dict[str, Any]) -> bool:
     wanted.pop("run")  # only its networks count, not its name
     if differ := [name for name in wanted if found.get(name) != wanted[name]]:
         raise UserError(
-            f"{one.target} was made with another {', '.join(differ)}; choose another --to, or "
-            "delete it to make it again"
+            f"{one.target} was made with other settings ({', '.join(differ)}); choose another "
+            "--to, or delete it to make it again"
         )
     return one.target.stat().st_mtime >= one.path.stat().st_mtime
 

@@ -26,7 +26,7 @@ def tables(monkeypatch):
     """The rows of the tables that were shown."""
     rows = []
     monkeypatch.setattr(
-        corpus_module, "say_table", lambda title, columns, more, left: rows.extend(more)
+        corpus_module, "say_table", lambda title, columns, more, **_: rows.extend(more)
     )
     return rows
 
@@ -166,7 +166,7 @@ def test_no_clips_left(options, tmp_path, write_clip):
     with pytest.raises(UserError, match="no clips are left of 1 for the labels "):
         open_both(options(tmp_path / "clips", labels=("six",)))
     (tmp_path / "clips" / "03-01-08-01-01-01-01.npz").write_bytes(b"")
-    with pytest.raises(UserError, match="no clips are left of 1 for the labels "):
+    with pytest.raises(UserError, match=r"1 bad clips of 1 \(.*\), none is left"):
         open_both(options(tmp_path / "clips", max_bad=1))
 
 
@@ -395,7 +395,8 @@ def test_a_raw_clip_is_refused_only_where_its_features_are_needed(options, tmp_p
 def test_a_modality_that_no_file_has(corpus_folder, options, tables):
     with pytest.raises(UserError, match="32 bad clips of 32"):
         open_corpus(options(corpus_folder), ("text", "audio"))
-    expected = "text_features is missing; the file has audio_features, video_features"
+    has = "the file has audio_features, video_features: see --model.modalities"
+    expected = f"text_features is missing; {has}"
     assert {reason for _, reason in tables} == {expected}
 
 

@@ -36,7 +36,7 @@ def faults(monkeypatch):
     def read(path: Path, *options) -> list[tuple]:
         shown = []
         monkeypatch.setattr(
-            "mmattn.data.manifest.say_table", lambda title, columns, rows, left: shown.extend(rows)
+            "mmattn.data.manifest.say_table", lambda title, columns, rows, **_: shown.extend(rows)
         )
         with pytest.raises(UserError) as error:
             read_manifest(path, *options)

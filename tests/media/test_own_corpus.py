@@ -51,7 +51,7 @@ def train(commands, out: Path, *options: object) -> dict:
 def test_from_class_folders_to_a_prediction(commands, corpus, talking, tmp_path):
     run = tmp_path / "run"
     summary = train(commands, run, "--data.roots", corpus, *UNITS)
-    assert summary["data"].startswith("60 clips clips of 6 speakers")
+    assert summary["data"].startswith("60 clips of 6 speakers")
     clip, _ = talking("talking.mp4")
     page = tmp_path / "page.html"
     found = commands.run("mmattn", "predict", run, clip, "--json", "--html", page)

@@ -240,9 +240,7 @@ def test_what_is_no_model_file(commands, shared, tmp_path):
     with pytest.raises(UserError, match="expected a final checkpoint, found none"):
         load_run(shared, "final")
     text = commands.run("mmattn", "predict", tmp_path / "lost.npz", features, code=2)
-    assert (
-        text == f"error: {tmp_path}/lost.npz: expected a run's folder, but it has no config.json\n"
-    )
+    assert text == f"error: {tmp_path}/lost.npz: expected a run's folder, but it does not exist\n"
     text = commands.run("mmattn", "card", shared, code=2)
     assert "expected a run's folder, but it has no config.json" in text
 
