@@ -163,6 +163,7 @@ def test_files_arrive_whole_and_with_their_times(guest, machine, tmp_path):
 def test_no_space_on_the_machine(guest, machine, tmp_path):
     source = tmp_path / "big"
     source.write_bytes(b"\0" * 1_000_000)
+    machine.run("mkdir -p mmattn/run")
     guest.fill_disk()
     try:
         with pytest.raises(CommandFailed, match="the receiving disk is full"):
