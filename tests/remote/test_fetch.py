@@ -430,7 +430,7 @@ def test_local_disk_full(run, machine):
         before = files_in(run.results)
         machine.write("run/large", os.urandom(2_000_000))
         finish(machine)
-        with pytest.raises(UserError, match="the receiving disk is full"):
+        with pytest.raises(UserError, match="no space left on the disk"):
             fetch(run, watch=False)
         assert files_in(run.results) == before
         (machine.files / "run/large").unlink()
