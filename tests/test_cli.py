@@ -101,6 +101,12 @@ def test_wrong_options_are_one_clear_message(commands, tmp_path, options, words)
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_a_start_that_fails_leaves_no_folder(commands, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands.run("experiments.no_aug", "--data.synthetic.speakers", 2, code=2)
+    assert not [*tmp_path.glob("runs/no_aug/*")]
+
+
 def test_a_folder_with_other_things_is_left_alone(commands, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     text = commands.run("experiments.no_aug", "--out", tmp_path, code=2)

@@ -25,6 +25,13 @@ def test_a_plain_line_with_rate_and_time_left(monkeypatch, done, seconds, said):
     assert lines == [said]
 
 
+def test_a_long_table_says_that_it_is_cut(caplog):
+    caplog.set_level("INFO")
+    console.say_table("Faults", ("line",), [(number,) for number in range(5)], most=3)
+    title, *_, last = caplog.messages[0].splitlines()
+    assert title == "Faults, the first 3" and last.strip() == "2"
+
+
 def test_a_quiet_process_writes_its_log_alone(monkeypatch, tmp_path, capsys):
     quiet = console.Console()
     monkeypatch.setattr(console, "screen", quiet)

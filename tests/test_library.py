@@ -258,6 +258,13 @@ def test_wrong_options_are_clear(corpus, split, tmp_path):
         mmattn.fit(corpus, split, CONFIG, folder=file)
 
 
+def test_a_folder_of_its_name_does_not_hide_it(tmp_path):
+    """As a clone does from the folder beside it."""
+    (tmp_path / "mmattn").mkdir()
+    command = [sys.executable, "-c", "import mmattn; mmattn.Config"]
+    assert not subprocess.run(command, cwd=tmp_path).returncode
+
+
 def test_to_import_the_package_is_light():
     script = "import sys, mmattn; print([n for n in ('jax', 'numpy', 'tyro') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

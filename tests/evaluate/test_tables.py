@@ -75,6 +75,13 @@ def test_scores_stand_in_a_column_a_split(said):
         assert line_of(text, name)
 
 
+def test_one_speaker_has_no_interval_and_why(said):
+    one, two = predictions().select(slice(2)), predictions()
+    say_scores("Scores", {"validation": scores(two), "test": scores(one)})
+    assert "test: no interval over speakers, which needs two or more; --data.folds" in said()
+    assert "validation: no interval" not in said()
+
+
 def test_each_class_has_a_line_and_a_dash_where_nothing_can_be_said(said):
     say_per_class(predictions())
     anger, happy = line_of(said(), "anger"), line_of(said(), "happy")

@@ -472,7 +472,10 @@ def test_the_machine_cannot_write_elsewhere(run, machine, monkeypatch, path):
 
 
 def test_one_fetch_at_a_time(run, machine):
-    with locked("fetch", run.folder / "fetch"), pytest.raises(Busy, match=r"`fab fetch` .*is running"):
+    with (
+        locked("fetch", run.folder / "fetch"),
+        pytest.raises(Busy, match=r"`fab fetch` .*is running"),
+    ):
         fetch(run, watch=False)
 
 

@@ -228,13 +228,19 @@ def test_what_is_no_model_file(commands, shared, tmp_path):
     path = tmp_path / "model.npz"
     content = (shared / "model.npz").read_bytes()
     np.save(array := tmp_path / "array.npy", np.zeros(3))
+    (text := tmp_path / "model.onnx").write_text("no archive")
     np.savez(features := tmp_path / "clip.npz", audio_features=np.zeros((5, 2)))
     np.savez(pickled := tmp_path / "pickled.npz", about=np.array([{}], object))
     for damaged in (b"", b"no archive", content[:-1000], content[1000:]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="expected a run's folder, or a model file"):
             load_run(path)
-    for other, words in ((array, "NpzFile|files"), (features, "no about"), (pickled, "pickle")):
+    for other, words in (
+        (array, "NpzFile|files"),
+        (text, "is no .npz file"),
+        (features, "no about"),
+        (pickled, "pickle"),
+    ):
         with pytest.raises(UserError, match=words):
             load_run(other)
     with pytest.raises(UserError, match="expected a final checkpoint, found none"):
