@@ -18,6 +18,8 @@ from mmattn.evaluate.plots import (
 from mmattn.evaluate.predictions import Predictions
 from mmattn.evaluate.views import ClipView, StreamView
 
+pytestmark = pytest.mark.slow
+
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 

@@ -55,12 +55,14 @@ def metadata_of(path: Path) -> dict[str, str]:
     return onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
 
 
+@pytest.mark.slow
 def test_it_predicts_as_the_run(ensemble, exported, corpus):
     found = call_onnx((exported / "model.onnx").read_bytes())(inputs_of(corpus))
     expected = load_run(ensemble).predict_corpus(corpus).probabilities
     np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "number"), [(WITHOUT_JAX, 0), (WITHOUT_MMATTN, 1)], ids=["onnx", "stablehlo"]
 )

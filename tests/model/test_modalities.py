@@ -84,6 +84,7 @@ def network(request, batch) -> tuple[Model, ModelConfig]:
     return Model(config, WIDTHS, geometry), config
 
 
+@pytest.mark.slow
 def test_padding_and_the_order_of_clips_have_no_influence(network, batch):
     model, config = network
     expected = model.predict(batch)

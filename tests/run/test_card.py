@@ -70,6 +70,7 @@ def test_half_the_precision_is_nearly_the_same(commands, tiny_run, shared, corpu
     assert 0 < np.abs(found - expected).max() < 0.01
 
 
+@pytest.mark.slow
 def test_the_screen_says_how_far_to_trust_it(commands, ensemble, shared, corpus, tmp_path):
     streams = {name: stream.clip(0) for name, stream in corpus.streams.items()}
     arrays = {f"{name}_features": one.frames for name, one in streams.items()}

@@ -417,6 +417,7 @@ def test_the_screen_says_it_all_in_a_hundred_columns(commands, tiny_run, clip_fi
     assert max(map(len, own)) <= 100
 
 
+@pytest.mark.slow
 def test_json_alone_is_on_the_standard_output(commands, tiny_run, clip_files, stored, tmp_path):
     lost, page = tmp_path / "lost.npz", tmp_path / "page.html"
     options = ("--json", "--html", page, "--no-calibrated")

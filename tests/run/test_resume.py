@@ -120,6 +120,7 @@ def test_an_experiment_whose_own_options_need_data_is_resumed_without_naming_the
     assert "is a run of no_aug: resume it with that experiment" in text
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_share_a_folder(commands, tmp_path):
     process = go_on(commands, tmp_path / "run")
     wait_until((tmp_path / "run" / "train.log").exists, process)

@@ -23,6 +23,8 @@ from mmattn.media.download import fetch_models
 from mmattn.server.pool import Limits
 from tests.server.served import SMALL, Server, clip_of
 
+pytestmark = pytest.mark.slow
+
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n'
     b"Content-Type: application/octet-stream\r\n\r\n%s\r\n--x--\r\n"
@@ -104,7 +106,6 @@ def test_what_is_too_large_is_refused_at_the_limit(server):
     assert server.predict(bytes(SMALL), "a.wav")[0] == 422  # just small enough
 
 
-@pytest.mark.slow
 def test_fifty_clients_at_once(server, run, tmp_path):
     contents = [clip_of(run, number) for number in range(50)]
     paths = [tmp_path / f"{number}.npz" for number in range(50)]
@@ -148,7 +149,6 @@ def test_the_openapi_document_is_true(server, clip):
     check("/health", "get", server.ask("GET", "/health"))
 
 
-@pytest.mark.slow
 def test_a_warning_where_others_can_reach_it(commands, clip, tmp_path):
     with Server(commands, tmp_path, "--host", "0.0.0.0", "--workers", 1) as one:
         assert "warning: --host 0.0.0.0: anyone who can reach this address" in "".join(one.said)
@@ -157,7 +157,6 @@ def test_a_warning_where_others_can_reach_it(commands, clip, tmp_path):
         assert (one.end(signal.SIGINT)[-1], one.process.returncode) == ("stopped", 0)
 
 
-@pytest.mark.slow
 def test_what_cannot_be_served_is_said_at_once(commands):
     for options, expected in (
         (("nowhere",), "nowhere: expected a run's folder"),
@@ -174,7 +173,6 @@ def test_limits_that_cannot_be(option):
         Limits(2, 16, 100, 60, 4)._replace(**{option: -1}).check()
 
 
-@pytest.mark.slow
 def test_a_raw_clip(commands, run, tmp_path):
     pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: extra [media]")
     try:
@@ -191,7 +189,6 @@ def test_a_raw_clip(commands, run, tmp_path):
         assert answer["predictions"][0]["predicted"] == run.predict(clip).predicted
 
 
-@pytest.mark.slow
 def test_two_gigabytes_are_neither_kept_in_memory_nor_on_the_disk(commands, clip, tmp_path):
     with Server(commands, tmp_path, "--workers", 1, "--max-size", 50) as one:
         memory = Path(f"/proc/{one.process.pid}/status")

@@ -155,6 +155,7 @@ def test_the_training_is_one(one_device):
         assert min(jax.tree.leaves(moved)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_any_number_of_devices_gives_the_same_training(one_device, count):
     assert_same_run(train(count), one_device)

@@ -147,6 +147,7 @@ def member(port: int, number: int, **environment: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_that_is_killed_ends_the_other_which_names_it(killed):
     port = free_port()
