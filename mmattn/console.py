@@ -201,12 +201,11 @@ class _PlainProgress:
         now = time.monotonic()
         if now - self.shown >= PLAIN_INTERVAL:
             self.shown = now
-            rate = self.done / (now - self.start)
-            left = max(self.total - self.done, 0.0) / rate if rate else float("nan")
-            say(
-                f"{self.title}: {self.done:.0f}/{self.total} {self.unit}, "
-                f"{_rate(rate, self.unit)}, {left:.0f} s left"
-            )
+            text = f"{self.title}: {self.done:.0f}/{self.total} {self.unit}"
+            if rate := self.done / (now - self.start):
+                left = max(self.total - self.done, 0.0) / rate
+                text += f", {_rate(rate, self.unit)}, {left:.0f} s left"
+            say(text)
 
 
 def _rate(rate: float, unit: str) -> str:

@@ -8,6 +8,7 @@ from mmattn import console
 @pytest.mark.parametrize(
     ("done", "seconds", "said"),
     [
+        (0, 20.0, "work: 0/100 clips"),
         (40, 20.0, "work: 40/100 clips, 2 clips/s, 30 s left"),
         (20, 20.0, "work: 20/100 clips, 1 clips/s, 80 s left"),
         (2, 40.0, "work: 2/100 clips, 3.0 clips/min, 1960 s left"),  # less than one a second
