@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,3 +161,15 @@ def test_what_is_refused(ensemble, tmp_path):
     with pytest.raises(UserError, match=r"overwrite .*model\.json, which is not from an export"):
         export_run(ensemble, tmp_path / "model.stablehlo")
     assert (tmp_path / "model.json").read_text() == '{"mine": 1}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2, 4, 6])
+def test_ctrl_c_leaves_the_whole_file_or_none(commands, tmp_path, seconds):
+    with commands.start("mmattn", "export", "starter", "--to", tmp_path / "a.onnx") as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[0]
+    there = {path.name for path in tmp_path.iterdir()}
+    assert (process.returncode, there) in ((130, set()), (0, {"a.onnx"})), said
+    assert "Traceback" not in said
