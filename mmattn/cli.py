@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any, Union
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
+from mmattn import __version__
 from mmattn.config import ExperimentConfig
 from mmattn.console import complain, start_logging
 from mmattn.errors import UserError
@@ -127,7 +127,7 @@ def main() -> None:
     from mmattn.commands import COMMANDS
 
     if sys.argv[1:] == ["--version"]:
-        return print(version("mmattn"))
+        return print(__version__)
     named = [Annotated[one, tyro.conf.subcommand(one.__name__.lower())] for one in COMMANDS]
     run_command(
         Union[tuple(named)],  # noqa: UP007

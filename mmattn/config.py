@@ -224,7 +224,8 @@ class DataConfig:
     fold: int | Literal["all"] = "all"
     """Which fold is the test set, from 0; all: train once for each fold."""
     groups: Annotated[tuple[str, ...], TOLD] = ()
-    """Manifest columns to also report scores by (default: corpus and sex)."""
+    """Manifest columns to also report scores by (default: corpus and sex, if they
+    have several values)."""
     buckets: int = 4
     """Number of length buckets: a batch has clips of similar length."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)

@@ -104,7 +104,7 @@ def test_wrong_options_are_one_clear_message(commands, tmp_path, options, words)
 def test_a_start_that_fails_leaves_no_folder(commands, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands.run("experiments.no_aug", "--data.synthetic.speakers", 2, code=2)
-    assert not [*tmp_path.glob("runs/no_aug/*")]
+    assert [*tmp_path.rglob("*")] == [tmp_path / "runs", tmp_path / "runs/no_aug"]
 
 
 def test_a_folder_with_other_things_is_left_alone(commands, tmp_path):

@@ -190,10 +190,12 @@ def _corpus_of_files(
             good.append(clip)
         except BadClip as error:
             bad.append((file, str(error)))
-    title = f"{len(bad)} bad clips of {len(table) + len(unnamed)}"
+    title = f"{counted(len(bad), 'bad clip')} of {len(table) + len(unnamed)}"
+    too_many = len(bad) > data.max_bad or not good
     if bad:
-        say_table(title, ("file", "reason"), sorted(bad), left=True, most=SHOWN)
-    if len(bad) > data.max_bad or (bad and not good):
+        most = SHOWN if too_many else None  # those that are left out are all named
+        say_table(title, ("file", "reason"), sorted(bad), left=True, most=most)
+    if bad and too_many:
         file, reason = min(bad)
         allowed = f"{data.max_bad} are allowed; --data.max-bad allows more"
         raise UserError(f"{title} ({file}: {reason}), {allowed if good else 'none is left'}")
@@ -282,10 +284,8 @@ def _check_clip(
                 for one, stream in pack.streams.items()
                 if stream.lengths[row] and VARIANT not in one
             ]
-            found = ", ".join(has)
-            raise BadClip(
-                f"{name}{FEATURES} is missing; the file has {found}: see --model.modalities"
-            )
+            wanted = f"expected all of {', '.join(rows)} (--model.modalities)"
+            raise BadClip(f"{name}{FEATURES} is missing; the file has {', '.join(has)}, {wanted}")
         if (count := streams[name].lengths[clip]) < MIN_FRAMES:
             found = f"{count} frames of {name} from {table.start[clip]} to {table.end[clip]} s"
             raise BadClip(f"{line}: {found}, expected {MIN_FRAMES} or more")

@@ -11,7 +11,7 @@ from mmattn.evaluate.predictions import Predictions
 
 Scores = Mapping[str, Mapping[str, float | None]]
 MOST_GROUPS = 12  # of a column in a table
-FEW = ", which needs two or more"  # intervals
+KNOWN = ", if two or more are known"  # speakers, for an interval
 
 
 class Interval(NamedTuple):
@@ -83,7 +83,7 @@ def score_table(
     note = "; ".join(f"{title}: {METRICS[name].meaning}" for name, title in shown.items())
     lower = ", ".join(title for name, title in shown.items() if not METRICS[name].best)
     note += f". Lower is better: {lower}" if lower else ""
-    note += f". In brackets: 95 % bootstrap interval over speakers{FEW}."
+    note += f". In brackets: 95 % bootstrap interval over speakers{KNOWN}."
     return Table("All classes.", ("", *splits), rows, note)
 
 
@@ -107,7 +107,7 @@ def paired_table(found: Sequence[tuple[str, Predictions]], seed: int = 0) -> Tab
         row[-2:] = Interval(**compared.differences["uar"]), p
     note = (
         "UAR ahead: the first model's UAR minus the row's, with a paired 95 % interval over "
-        f"speakers{FEW}. "
+        f"speakers{KNOWN}. "
         "McNemar: p-value of the exact test over clips."
     )
     columns = ("", *(METRICS[metric].title for metric in shown), "UAR ahead", "McNemar")
@@ -157,7 +157,7 @@ def say_scores(
     say_wide(title, score_table(splits, calibrated))
     for split, found in splits.items():
         if all(one["low"] is None for one in found.values()):
-            say(f"{split}: no interval over speakers{FEW}; --data.folds speaker tests them all")
+            say(f"{split}: no interval over speakers, as fewer than two are known")
 
 
 def ties_text(split: str, predictions: Predictions) -> str:

@@ -74,14 +74,16 @@ def run_experiment(config: ExperimentConfig, default: ExperimentConfig) -> None:
     with ExitStack() as held, processes.explain_lost_process():
         stored = processes.from_first(lambda: _take_folder(config, default, held))
         config = replace(config_from_json(stored), distributed=config.distributed)
-        resumes = f"`--resume --out {config.out}` continues"
+        folder = Path(stored["out"])
+        resumes = f"`--resume --out {folder}` continues"
         try:
             with sigterm_asks() as asked:
-                _run_parts(config, Path(stored["out"]), asked)
+                _run_parts(config, folder, asked)
         except Stopped as stop:
             raise Stopped(f"SIGTERM: {stop}; {resumes}") from None
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(resumes) from None
+            told = [resumes] if (folder / "config.json").exists() else []
+            raise KeyboardInterrupt(*told) from None
 
 
 @contextmanager
@@ -116,8 +118,8 @@ def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: Exit
 def _drop_unstarted(folder: Path) -> None:
     """Remove the folder of a start that failed before its config was written: it has only a log."""
     if not (folder / "config.json").exists():
-        (folder / "train.log").unlink(missing_ok=True)
         with suppress(OSError):
+            (folder / "train.log").unlink()
             folder.rmdir()
 
 

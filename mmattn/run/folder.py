@@ -97,7 +97,7 @@ def check_complete(folder: Path) -> None:
         by_fit = read_config(folder).name == ExperimentConfig.name
         why = "not complete: resume it with --resume"
         if by_fit:
-            why = "trained by mmattn.fit, which does not test: only evaluate and baseline do"
+            why = "of mmattn.fit, which does not test: train by `python -m experiments.NAME`"
         raise UserError(f"{folder} has no summary.json, as it is {why}")
 
 

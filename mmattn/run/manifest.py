@@ -53,7 +53,7 @@ def make_manifest(
     try:
         below = folder.resolve().relative_to(to.parent.resolve())
     except ValueError as error:
-        raise UserError(f"--to {to}: expected a file in {folder} or a folder around it") from error
+        raise UserError(f"--to {to}: expected a file in {folder} or a parent folder") from error
     if database:
         rows, left_out = read_database(database)
     else:
@@ -120,7 +120,7 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
     )
     if not any(row.get("emotion") for row in rows):
         say("No clip has an emotion: to train, name the column of the classes by --data.target")
-    elif all(row["file"].lower().endswith(".npz") for row in rows):
+    if all(row["file"].lower().endswith(".npz") for row in rows):
         say(f"next: python -m experiments.no_aug --data.roots {shlex.quote(str(path))}")
     else:
         say(f"next: mmattn extract {shlex.quote(str(path))} --to FEATURES")

@@ -117,7 +117,8 @@ class Run:
         """A display name: the experiment and the folder."""
         if self.folder is None:
             return self.config.name
-        parts = (self.folder.parent if self.folder.name == MODEL else self.folder).parts
+        folder = self.folder.absolute()
+        parts = (folder.parent if folder.name == MODEL else folder).parts
         return "/".join(parts[parts.index(self.config.name) if self.config.name in parts else -1 :])
 
     @property

@@ -122,7 +122,7 @@ def read_shared(path: Path) -> tuple[ExperimentConfig, tuple[str, ...], dict[str
         about = _parse(arrays)
     except Exception as error:  # NumPy and zipfile raise ten kinds on damaged files
         why = f"{type(error).__name__}: {error!s:.200}"
-        if "contains pickled" in why:  # NumPy's guess for any other file
+        if "pickled" in why:  # NumPy's guess for any other file
             why = "it is no .npz file"
         raise UserError(
             f"{path}: expected a run's folder, or a model file that `mmattn card` wrote: {why}"

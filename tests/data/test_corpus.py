@@ -166,7 +166,7 @@ def test_no_clips_left(options, tmp_path, write_clip):
     with pytest.raises(UserError, match="no clips are left of 1 for the labels "):
         open_both(options(tmp_path / "clips", labels=("six",)))
     (tmp_path / "clips" / "03-01-08-01-01-01-01.npz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 bad clips of 1 \(.*\), none is left"):
+    with pytest.raises(UserError, match=r"1 bad clip of 1 \(.*\), none is left"):
         open_both(options(tmp_path / "clips", max_bad=1))
 
 
@@ -395,8 +395,8 @@ def test_a_raw_clip_is_refused_only_where_its_features_are_needed(options, tmp_p
 def test_a_modality_that_no_file_has(corpus_folder, options, tables):
     with pytest.raises(UserError, match="32 bad clips of 32"):
         open_corpus(options(corpus_folder), ("text", "audio"))
-    has = "the file has audio_features, video_features: see --model.modalities"
-    expected = f"text_features is missing; {has}"
+    has, wanted = "audio_features, video_features", "all of text, audio (--model.modalities)"
+    expected = f"text_features is missing; the file has {has}, expected {wanted}"
     assert {reason for _, reason in tables} == {expected}
 
 
@@ -412,7 +412,7 @@ def test_features_of_several_files_are_joined_by_row(options, tmp_path, tables, 
     data = options(root, labels=())
     audio = open_corpus(data, ("audio",))
     assert len(audio) == 4 and audio.class_names == ("x", "y")
-    with pytest.raises(UserError, match="1 bad clips of 4"):
+    with pytest.raises(UserError, match="1 bad clip of 4"):
         open_corpus(data, ("video", "audio"))
     nothing = "line 2, column file.{}: expected a file, found nothing"
     assert tables.pop() == (str(root / "a0.npz"), nothing.format("video"))
@@ -425,6 +425,6 @@ def test_features_of_several_files_are_joined_by_row(options, tmp_path, tables, 
                 np.testing.assert_array_equal(frames, arrays[f"{modality}_features"])
     for modalities in (("video",), ("text",)):
         tables.clear()
-        with pytest.raises(UserError, match="bad clips of 4"):
+        with pytest.raises(UserError, match="bad clip of 4"):
             open_corpus(data, modalities)
         assert tables[0] == (str(root / "a0.npz"), nothing.format(modalities[0]))

@@ -248,6 +248,9 @@ def test_the_split_of_a_column(told):
     drawn = make_split(with_columns(told, split=whole), data, 0)
     assert [len(speakers(told, drawn, name)) for name in SPLITS] == [7, 1, 2]
     np.testing.assert_array_equal(drawn.test, split.test)
+    no_test = np.where(told.columns["split"] == "test", "", told.columns["split"])
+    with pytest.raises(UserError, match="the split has no test clips"):
+        make_split(with_columns(told, split=no_test), data, 0)
     with pytest.raises(UserError, match="expected a column split with values"):
         make_split(with_columns(told), data, 0)
     with pytest.raises(UserError, match=r"--data.split column cannot have --data.folds"):

@@ -252,7 +252,7 @@ def test_bad_clips_are_remembered(corpus_folder, options):
     bad.write_bytes(b"broken")
     first = open_both(options(corpus_folder, max_bad=1))
     assert bad.stem not in first.names
-    with pytest.raises(UserError, match="1 bad clips of 32"):
+    with pytest.raises(UserError, match="1 bad clip of 32"):
         open_both(options(corpus_folder))
 
 

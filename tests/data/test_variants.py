@@ -187,11 +187,11 @@ def test_the_built_in_corpus_has_no_copies(options):
 def test_a_clip_without_its_copy_is_a_bad_clip(folder, options, write_clip):
     path = next(folder.rglob("03-01-03-01-01-01-02.npz"))
     write_clip(path)
-    with pytest.raises(UserError, match=r"1 bad clips of 32 .*audio__tempo_0_8_features is miss"):
+    with pytest.raises(UserError, match=r"1 bad clip of 32 .*audio__tempo_0_8_features is miss"):
         open_corpus(options(folder), BOTH, variants=("tempo",))
     assert len(open_corpus(options(folder), BOTH)) == 32
 
 
 def test_copies_are_not_among_what_a_file_has(folder, options):
-    with pytest.raises(UserError, match=r"the file has audio_features, video_features: see"):
+    with pytest.raises(UserError, match=r"the file has audio_features, video_features, expected"):
         open_corpus(options(folder), ("text",))
