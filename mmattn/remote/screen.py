@@ -121,7 +121,8 @@ def log_lines(log: bytes, count: int) -> list[str]:
     ['epoch 2', 'a   b\ufffd']
     """
     lines = log.decode("utf-8", "replace").rstrip("\r\n").split("\n")[-count:]
-    texts = (Text.from_ansi(line.rstrip("\r")).plain.expandtabs(4) for line in lines)
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # as a terminal shows it
+    texts = (Text.from_ansi(line).plain.expandtabs(4) for line in lines)
     return ["".join(filter(str.isprintable, text)) for text in texts]
 
 
