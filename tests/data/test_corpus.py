@@ -425,6 +425,6 @@ def test_features_of_several_files_are_joined_by_row(options, tmp_path, tables, 
                 np.testing.assert_array_equal(frames, arrays[f"{modality}_features"])
     for modalities in (("video",), ("text",)):
         tables.clear()
-        with pytest.raises(UserError, match="bad clips? of 4"):
+        with pytest.raises(UserError, match=r"bad clips? of 4"):
             open_corpus(data, modalities)
         assert tables[0] == (str(root / "a0.npz"), nothing.format(modalities[0]))
