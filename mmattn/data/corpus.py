@@ -280,12 +280,15 @@ def _check_clip(
             raise BadClip(reason)
         if name not in streams or not pack.streams[name].lengths[row]:
             has = [
-                one + FEATURES
+                one
                 for one, stream in pack.streams.items()
                 if stream.lengths[row] and VARIANT not in one
             ]
-            wanted = f"expected all of {', '.join(rows)} (--model.modalities)"
-            raise BadClip(f"{name}{FEATURES} is missing; the file has {', '.join(has)}, {wanted}")
+            found = ", ".join(one + FEATURES for one in has)
+            raise BadClip(
+                f"{name}{FEATURES} is missing; the file has {found}, which is enough for "
+                f"--model.modalities {' '.join(has)}"
+            )
         if (count := streams[name].lengths[clip]) < MIN_FRAMES:
             found = f"{count} frames of {name} from {table.start[clip]} to {table.end[clip]} s"
             raise BadClip(f"{line}: {found}, expected {MIN_FRAMES} or more")

@@ -211,8 +211,8 @@ def _draw(
     names, sizes = zip(*parts, strict=True)
     if sum(sizes) > len(some):
         raise UserError(
-            f"{counted(len(some), 'speaker')}, expected more (those with an identical file, or the "
-            "same value in a column of --data.disjoint, count as one): "
+            f"{counted(len(some), 'speaker')}, expected {sum(sizes)} or more (those with an "
+            "identical file, or the same value in a column of --data.disjoint, count as one): "
             f"{', '.join(f'{size} for {name}' for name, size in parts)}"
         )
     counts = np.zeros((len(corpus), len(corpus.class_names)))

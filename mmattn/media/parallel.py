@@ -75,6 +75,7 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
     jobs = find_jobs([path for path in clips if path not in tables], to, listed)
+    _check_table(listed, jobs, to)
     left = [job for job in jobs if not _is_done(job, config)]
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} clips are already in {to}")
@@ -114,27 +115,35 @@ def find_jobs(clips: Sequence[Path], to: Path, tables: Sequence[Manifest] = ()) 
     return [Job(clip, target) for target, clip in owners.items()]
 
 
-def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
-    """Write the rows of the extracted clips as a table of their feature files.
-
-    Raises UserError if a table with other rows exists: the user may have edited it.
-    """
-    if not tables:
-        return
-    path, place = to / MANIFESTS[0], {str(job.clip): job.target for job in jobs}
-    rows = [
+def _rows(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> list[dict[str, str]]:
+    """The rows of the clips of these jobs, with their feature files."""
+    place = {str(job.clip): job.target for job in jobs}
+    return [
         {**cells, "file": place[file].relative_to(to).as_posix()}
         for table in tables
         for file, cells in zip(table.files[""], rows_of(table.columns), strict=True)
         if file in place
     ]
-    if path.exists() and any(
-        row not in rows for row in rows_of(read_manifest(path, target=None).columns)
-    ):
+
+
+def _check_table(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
+    """UserError if there is a table with other rows: of other clips, or edited by the user."""
+    path = to / MANIFESTS[0]
+    if not (tables and path.exists()):
+        return
+    rows = _rows(tables, jobs, to)
+    if any(row not in rows for row in rows_of(read_manifest(path, target=None).columns)):
         raise UserError(
             f"{path}: its rows differ from {' and '.join(str(table.path) for table in tables)}; "
-            "move it away, and the same command writes a new one"
+            "choose another --to for other clips; if it was edited, move it away"
         )
+
+
+def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
+    """Write the rows of the extracted clips as a table of their feature files."""
+    if not tables:
+        return
+    path, rows = to / MANIFESTS[0], _rows(tables, jobs, to)
     write_manifest(path, rows, overwrite=True)
     command = f"python -m experiments.no_aug --data.roots {shlex.quote(str(to))}"
     say(f"{path}: {counted(len(rows), 'clip')}; next: {command}")

@@ -95,10 +95,10 @@ def check_complete(folder: Path) -> None:
     """UserError if a run, fold or ensemble has no summary (yet)."""
     if not (folder / "summary.json").exists():
         by_fit = read_config(folder).name == ExperimentConfig.name
-        why = "not complete: resume it with --resume"
+        why = "it is not complete: resume it with --resume"
         if by_fit:
-            why = "of mmattn.fit, which does not test: train by `python -m experiments.NAME`"
-        raise UserError(f"{folder} has no summary.json, as it is {why}")
+            why = "mmattn.fit does not test: train by `python -m experiments.NAME`"
+        raise UserError(f"{folder} has no summary.json, as {why}")
 
 
 def config_to_resume(

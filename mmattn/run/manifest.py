@@ -118,8 +118,10 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
         ("emotion", "clips", "speakers"),
         [(emotion or "unknown", clips[emotion], speakers[emotion]) for emotion in sorted(clips)],
     )
-    if not any(row.get("emotion") for row in rows):
-        say("No clip has an emotion: to train, name the column of the classes by --data.target")
+    columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
+    for name, option in (("emotion", "--data.target"), ("speaker", "--data.disjoint")):
+        if not any(row.get(name) for row in rows):
+            say(f"No clip has the column {name}, but {columns}: correct it, or see {option}")
     if all(row["file"].lower().endswith(".npz") for row in rows):
         say(f"next: python -m experiments.no_aug --data.roots {shlex.quote(str(path))}")
     else:

@@ -80,7 +80,7 @@ def test_too_few_speakers():
     corpus = corpus_of({"s1": (2, 2), "s2": (2, 2)})
     with pytest.raises(
         UserError,
-        match=r"2 speakers, expected more .*an identical file.*as one\): 1 for test, 1 for valid",
+        match=r"2 speakers, expected 3 or more .*an identical file.*as one\): 1 for test",
     ):
         make_split(corpus, DataConfig(), 0)
 
@@ -155,7 +155,7 @@ def test_too_few_speakers_outside_a_fold(twelve):
         labels=twelve.labels[kept],
         streams={"audio": twelve.streams["audio"].select(kept)},
     )
-    with pytest.raises(UserError, match=r"1 speaker, expected more .*: 1 for validation, 1 for"):
+    with pytest.raises(UserError, match=r"1 speaker, expected 2 or more .*: 1 for validation"):
         make_split(few, DataConfig(folds="ravdess"), 0, 0)
 
 

@@ -193,5 +193,5 @@ def test_a_clip_without_its_copy_is_a_bad_clip(folder, options, write_clip):
 
 
 def test_copies_are_not_among_what_a_file_has(folder, options):
-    with pytest.raises(UserError, match=r"the file has audio_features, video_features, expected"):
+    with pytest.raises(UserError, match=r"the file has audio_features, video_features, which"):
         open_corpus(options(folder), ("text",))
