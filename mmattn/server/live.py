@@ -185,9 +185,9 @@ def live_run(
         UserError: no such run, an invalid option, or the port is taken.
     """
     sliding.check()
-    listener = listen(LOOPBACK, port)
     if record is not None:
         check_folder(record := make_folder(record))
+    listener = listen(LOOPBACK, port)
     start_devices(1, batch=1)
     run = load_run(folder, kind, media, calibrated)
     for line in run.trust:
