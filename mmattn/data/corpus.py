@@ -191,14 +191,14 @@ def _corpus_of_files(
         except BadClip as error:
             bad.append((file, str(error)))
     title = f"{counted(len(bad), 'bad clip')} of {len(table) + len(unnamed)}"
-    too_many = len(bad) > data.max_bad or not good
     if bad:
+        too_many = len(bad) > data.max_bad or not good
         most = SHOWN if too_many else None  # those that are left out are all named
         say_table(title, ("file", "reason"), sorted(bad), left=True, most=most)
-    if bad and too_many:
-        file, reason = min(bad)
-        allowed = f"{data.max_bad} are allowed; --data.max-bad allows more"
-        raise UserError(f"{title} ({file}: {reason}), {allowed if good else 'none is left'}")
+        if too_many:
+            file, reason = min(bad)
+            allowed = f"{data.max_bad} are allowed; --data.max-bad allows more"
+            raise UserError(f"{title} ({file}: {reason}), {allowed if good else 'none is left'}")
     clips, labels, class_names, targets = _labelled(table, good, data, known)
     columns = table.columns | {"split": table.splits}
     columns = {name: np.array(cells)[clips] for name, cells in columns.items()}
