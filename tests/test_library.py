@@ -90,7 +90,7 @@ def test_a_training_in_memory_gives_scores_and_a_folder(corpus, split, run, tmp_
     np.savez(clip, **arrays)
     probabilities = again.predict(clip).probabilities
     np.testing.assert_allclose(probabilities, found.probabilities[0], rtol=1e-5, atol=1e-7)
-    with pytest.raises(UserError, match="holds a run"):
+    with pytest.raises(UserError, match=r"holds a run.* resume=True to continue"):
         mmattn.fit(corpus, split, CONFIG, folder=tmp_path / "run")
 
 

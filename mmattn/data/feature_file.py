@@ -1,12 +1,16 @@
 """One feature file: the streams of frames in it, read and checked."""
 
 import io
-from collections.abc import Collection, Mapping
+import shlex
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from mmattn.config import VARIANT, ModelConfig
 from mmattn.data.extractor import parse_extractor
 from mmattn.data.stream import Stream, make_stream
 
@@ -68,6 +72,23 @@ def decode(
         has = ", ".join(archive.files) or "nothing"
         raise BadClip(f"no array NAME{FEATURES}; the file has {has}")
     return streams, _read_extractor(archive)
+
+
+def training_command(root: Path, paths: Iterable[Path]) -> str:
+    """The command that trains on these feature files; `root` is their folder or manifest.
+
+    Unreadable files are ignored here; training names them.
+    """
+    found = set[str]()
+    for path in paths:
+        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            keys = (name.removesuffix(".npy") for name in archive.namelist())
+            found |= {key.removesuffix(FEATURES) for key in keys if key.endswith(FEATURES)}
+    own = sorted(name for name in found if VARIANT not in name)
+    command = ["python", "-m", "experiments.no_aug", "--data.roots", str(root)]
+    if not {*ModelConfig.modalities} <= found:
+        command += ["--model.modalities", *own]
+    return shlex.join(command)
 
 
 def check_overlap(spans: Mapping[str, tuple[float, float]]) -> None:

@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeVar
 
 from mmattn.config import VARIANT, ExtractConfig
 from mmattn.console import be_quiet, counted, progress, say, say_table
-from mmattn.data.corpora import MANIFESTS, find_manifest, ravdess
+from mmattn.data.corpora import CORPORA, MANIFESTS, find_manifest, ravdess
 from mmattn.data.corpora.folders import list_clips
 from mmattn.data.extractor import difference
-from mmattn.data.feature_file import BadClip, read_features
+from mmattn.data.feature_file import BadClip, read_features, training_command
 from mmattn.data.manifest import Manifest, read_manifest, rows_of, write_manifest
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
@@ -82,7 +82,7 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
     if "egemaps" in config.audio.values():
         say(egemaps.LICENCE)
     if not left:
-        _write_tables(listed, jobs, to)
+        _finish(listed, jobs, to)
         return
     workers = min(workers, len(left))
     begin = time.perf_counter()
@@ -91,7 +91,8 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
         for job, done in run_jobs(extract_to_file, left, config, workers):
             found[job] = done or Done(failure=DIED)
             advance(1)
-    _write_tables(listed, [job for job in jobs if job not in found or not found[job].failure], to)
+    good = [job for job in jobs if job not in found or not found[job].failure]
+    _finish(listed, good, to)
     _say_results(found, time.perf_counter() - begin, workers, to)
 
 
@@ -139,14 +140,20 @@ def _check_table(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> N
         )
 
 
-def _write_tables(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
-    """Write the rows of the extracted clips as a table of their feature files."""
-    if not tables:
+def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
+    """Write the rows of the extracted clips as a table of their feature files; say what is next."""
+    if not jobs:
         return
-    path, rows = to / MANIFESTS[0], _rows(tables, jobs, to)
-    write_manifest(path, rows, overwrite=True)
-    command = f"python -m experiments.no_aug --data.roots {shlex.quote(str(to))}"
-    say(f"{path}: {counted(len(rows), 'clip')}; next: {command}")
+    if tables:
+        path, rows = to / MANIFESTS[0], _rows(tables, jobs, to)
+        write_manifest(path, rows, overwrite=True)
+        say(f"{path}: {counted(len(rows), 'clip')}")
+    known = (any(one.row(job.clip.stem) for one in CORPORA.values()) for job in jobs)
+    if find_manifest(to) or all(known):
+        say(f"next: {training_command(to, [job.target for job in jobs])}")
+    else:
+        folder = shlex.quote(str(to))
+        say(f"next: mmattn manifest {folder} --pattern '{{emotion}}/{{speaker}}_{{take}}'")
 
 
 def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:

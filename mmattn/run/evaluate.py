@@ -189,7 +189,7 @@ def _test_network(run: Run, corpus: Corpus, device_count: int) -> Predictions:
     *_, last = predictions.values()
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in splits.items())
     say_per_class(last, f"{run.folder}, each class")
-    title = f"{run.folder}, {run.checkpoint} checkpoint, not calibrated; "
+    title = f"{run.folder}, {run.checkpoint} checkpoint, before calibration; "
     title += f"{counts} clips of {corpus.description}"
     found = {name: scores(part, seed) for name, part in predictions.items()}
     say_scores(f"{title}; {run.split['description']}", found)

@@ -106,12 +106,11 @@ def _take_folder(config: ExperimentConfig, default: ExperimentConfig, held: Exit
         folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(folder))
     if not config.resume:
-        check_new(folder)
+        check_new(folder, "--resume")
     if config.out is None:
         held.callback(_drop_unstarted, folder)
     held.enter_context(explain_full_disk(f"the run {folder}"))
     held.enter_context(log_to(folder / "train.log"))
-    say(f"run {folder}")
     return replace(config, out=folder).to_json()
 
 
@@ -130,6 +129,7 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
     config = replace(config, devices=start_devices(config.devices, config.train.batch))
 
     def describe() -> None:
+        say(f"run {folder}")
         write_config(folder, config)
         write_environment(folder, processes.count())
 

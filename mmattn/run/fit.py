@@ -75,7 +75,7 @@ def fit(
             held.enter_context(locked(folder))
             held.enter_context(explain_full_disk(f"the run {folder}"))
             if not resume:
-                check_new(folder)
+                check_new(folder, "resume=True")
                 write_config(folder, config)
             elif read_config(folder).to_json() != config.to_json():
                 raise UserError(f"{folder}: expected the config and data that it began with")

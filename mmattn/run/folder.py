@@ -26,12 +26,16 @@ PREDICTIONS = {"validation": "predictions_validation.csv", "test": "predictions.
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
-def check_new(folder: Path) -> None:
-    """UserError if a run or anything else is in the folder."""
+def check_new(folder: Path, resume: str = "") -> None:
+    """UserError if a run or anything else is in the folder.
+
+    `resume` is the option that continues a run, named in the message.
+    """
     if (folder / "config.json").exists():
-        raise UserError(f"{folder} holds a run: choose another folder, or --resume to continue it")
+        other = f", or {resume} to continue it" if resume else ""
+        raise UserError(f"{folder} holds a run: choose another folder{other}")
     if str(folder.resolve()) != printable(str(folder.resolve())):
-        raise UserError(f"--out {folder}: expected a name in UTF-8, which checkpoints need")
+        raise UserError(f"{folder}: expected a name in UTF-8, which checkpoints need")
     check_empty(folder)
 
 
@@ -39,7 +43,7 @@ def check_empty(folder: Path) -> None:
     """UserError if the folder holds more than what every start writes."""
     others = [path.name for path in folder.iterdir() if path.name != "train.log"]
     if others:
-        raise UserError(f"--out {folder}: expected a new or empty folder, it has {others[0]}")
+        raise UserError(f"{folder}: expected a new or empty folder, it has {others[0]}")
 
 
 @contextmanager

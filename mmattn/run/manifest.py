@@ -12,6 +12,7 @@ from mmattn.console import counted, say, say_table
 from mmattn.data.corpora import CORPORA, crema_d, row_of
 from mmattn.data.corpora.audformat import read_database
 from mmattn.data.corpora.folders import Row, by_name, by_pattern, list_clips, read_rows
+from mmattn.data.feature_file import training_command
 from mmattn.data.labels import SIX, majority
 from mmattn.data.manifest import write_manifest
 from mmattn.errors import UserError
@@ -123,6 +124,6 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
         if not any(row.get(name) for row in rows):
             say(f"No clip has the column {name}, but {columns}: correct it, or see {option}")
     if all(row["file"].lower().endswith(".npz") for row in rows):
-        say(f"next: python -m experiments.no_aug --data.roots {shlex.quote(str(path))}")
+        say(f"next: {training_command(path, [path.parent / row['file'] for row in rows])}")
     else:
         say(f"next: mmattn extract {shlex.quote(str(path))} --to FEATURES")

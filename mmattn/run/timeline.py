@@ -389,7 +389,7 @@ def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Pat
         seconds, people = f"{timeline['seconds']:.0f}", len(timeline["people"])
         rows.append((one.path, seconds, people or "-", most or "none", why or "none"))
     if rows:
-        columns = ("recording", "seconds", "people", "windows", "gaps")
+        columns = ("recording", "seconds", "people", "windows by class", "other windows")
         say_table(f"{counted(len(rows), 'timeline')} in {to}", columns, rows, left=True)
     if failures:
         say_table("Without a timeline", ("recording", "reason"), failures, left=True)

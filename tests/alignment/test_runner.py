@@ -142,7 +142,7 @@ def test_the_real_studies_are_sound():
     ("words", "message"),
     [
         (["--quick", "--data.roots", "x"], "--quick: expected no --data.roots"),
-        (["--data.roots", "/nowhere"], "there is no folder or manifest /nowhere"),
+        (["--data.roots", "/nowhere"], "nowhere: expected a folder of feature files or a manifest"),
         (["--arms", "audio_aug", "x"], "--arms x: expected some of no_aug, audio_noise, "),
         (["--arms", "waveform"], "--augment.variants noise: expected augmented"),
         (["--seeds", "0"], "--seeds 0: expected 1 or more"),

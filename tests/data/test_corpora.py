@@ -156,7 +156,9 @@ def test_what_stands_between_is_taken_as_it_is():
         read("(x)/1-sad")
 
 
-@pytest.mark.parametrize("pattern", ["", "emotion", "{}", "{a b}/{c}", "{a}/{a}", "{file}"])
+@pytest.mark.parametrize(
+    "pattern", ["", "emotion", "{}", "{a b}/{c}", "{a}/{a}", "{file}", "{a}/{b", "a}/{b}"]
+)
 def test_patterns_that_cannot_be(pattern):
     with pytest.raises(UserError, match=r"--pattern .* expected names of columns in braces"):
         by_pattern(pattern)

@@ -154,7 +154,7 @@ def test_the_same_name_in_two_roots_is_bad(corpus_folder, options, tmp_path, tab
 
 
 def test_missing_and_empty_roots(corpus_folder, options, tmp_path):
-    with pytest.raises(UserError, match=r"there is no folder .*/nowhere"):
+    with pytest.raises(UserError, match=r"nowhere: expected a folder of feature files"):
         open_both(options(corpus_folder, tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"/empty: expected clips \(\.npz\), found none"):

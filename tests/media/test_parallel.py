@@ -47,6 +47,7 @@ def test_bad_clips_are_listed_and_the_others_done(folder, config, tmp_path, capl
     for words in ("it has no audio track", "the file is empty", "no audio or video", "cut short"):
         assert words in said
     assert "3 clips of" in said and "MB each" in said
+    assert f"next: mmattn manifest {to} --pattern" in said  # one name fits a corpus, two do not
 
 
 @pytest.mark.slow
@@ -82,6 +83,16 @@ def test_features_of_another_kind_are_not_overwritten(folder, config, tmp_path):
     with pytest.raises(UserError, match=r"is not a feature file .* choose another --to"):
         extract_clips([clip], to, config, 1)
     assert (to / "1001_DFA_ANG_XX.npz").read_bytes() == b"mine"
+
+
+def test_the_next_command_fits_names_and_modalities(folder, config, tmp_path, caplog):
+    to, named = tmp_path / "features", folder / "1001_DFA_ANG_XX.mp4"
+    caplog.set_level("INFO", "mmattn")
+    training = f"next: python -m experiments.no_aug --data.roots {to}"
+    extract_clips([named], to, replace(config, video={}), 1)
+    assert f"{training} --model.modalities audio\n" in caplog.text
+    extract_clips([named], to / "both", config, 1)
+    assert f"{training}/both\n" in caplog.text
 
 
 def test_one_modality_is_not_taken_for_both(folder, config, tmp_path):

@@ -45,7 +45,9 @@ def read_table(
         elif root.is_dir():
             folders.append(root)
         else:
-            raise UserError(f"there is no folder or manifest {root} (--data.roots)")
+            raise UserError(
+                f"{root}: expected a folder of feature files or a manifest, found nothing"
+            )
     rows, unnamed = {}, []
     for path in find_files(folders):
         try:

@@ -107,7 +107,8 @@ def by_pattern(pattern: str) -> Read:
     """
     names = re.findall(r"\{(.*?)\}", pattern)
     once = len({*names, "file", "clip"}) == len(names) + 2
-    if not (names and once and all(map(str.isidentifier, names))):
+    closed = pattern.count("{") == pattern.count("}") == len(names)
+    if not (names and once and closed and all(map(str.isidentifier, names))):
         raise UserError(
             f"--pattern {pattern!r}: expected names of columns in braces, each once and none of "
             "them file or clip, as in '{emotion}/{speaker}_{take}'"
