@@ -84,7 +84,7 @@ def test_a_typo_gets_a_suggestion(commands):
         (["--train.batch", "many"], ["--train.batch", "many"]),
         (["--model.head-dropout", "0.5"], ["--model.head-dropout", "--model.head-units"]),
         (["--model.modalities"], ["--model.modalities", "one or more, each once"]),
-        (["--data.roots", "/nowhere/at/all"], ["/nowhere/at/all", "--data.roots"]),
+        (["--data.roots", "/nowhere/at/all"], ["/nowhere/at/all: expected a folder"]),
         (["--data.synthetic.speakers", "2"], ["2 speakers, expected 3 or more"]),
         (["--data.fold", "1"], ["--data.folds"]),
         (["--data.split", "column"], ["a column split with values"]),
