@@ -18,6 +18,7 @@ from rich.text import Text
 
 LOG = logging.getLogger("mmattn")
 WIDTH = 100
+SHOWN = 20  # rows of a table of faults or notes, which may have thousands
 PLAIN_INTERVAL = 10.0  # seconds between progress lines without a terminal
 screen = Console(file=sys.stdout, width=WIDTH if not sys.stdout.isatty() else None, soft_wrap=True)
 

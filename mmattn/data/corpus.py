@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 
 from mmattn.config import VARIANT, DataConfig
-from mmattn.console import counted, say, say_table
+from mmattn.console import SHOWN, counted, say, say_table
 from mmattn.data.corpora import CORPORA, read_table
 from mmattn.data.corpora.synthetic import Cue, draw_clips
 from mmattn.data.extractor import difference
@@ -20,7 +20,6 @@ from mmattn.data.stream import Ragged, Stream, pack_streams
 from mmattn.errors import UserError
 
 GROUPS = ("corpus", "sex")  # columns to report scores by, by default
-SHOWN = 20  # bad clips
 
 
 @dataclass(frozen=True, repr=False)

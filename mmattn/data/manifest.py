@@ -12,13 +12,12 @@ from unicodedata import normalize
 
 import numpy as np
 
-from mmattn.console import counted, say, say_table
+from mmattn.console import SHOWN, counted, say, say_table
 from mmattn.errors import UserError
 from mmattn.files import write_text
 
 VOTES = "emotion."  # prefix of columns
 FIRST = ("file", "clip", "corpus", "speaker", "emotion", "start", "end", "split")
-SHOWN = 20  # faults
 _SPLITS = {name: name for name in ("", "train", "validation", "test")}
 _SPLITS |= dict.fromkeys(("dev", "val", "valid"), "validation")
 _nfc = partial(normalize, "NFC")

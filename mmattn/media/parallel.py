@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mmattn.config import VARIANT, ExtractConfig
-from mmattn.console import be_quiet, counted, progress, say, say_table
+from mmattn.console import SHOWN, be_quiet, counted, progress, say, say_table
 from mmattn.data.corpora import CORPORA, MANIFESTS, find_manifest, ravdess
 from mmattn.data.corpora.folders import list_clips
 from mmattn.data.extractor import difference
@@ -35,7 +35,6 @@ from mmattn.media.survey import BadMedia
 from mmattn.media.variants import variants_of
 
 DIED = "the process that read it died"
-SHOWN = 20  # notes
 Result = TypeVar("Result")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import entr
 
-from mmattn.console import counted, say, say_table
+from mmattn.console import SHOWN, counted, say, say_table
 from mmattn.data.corpora import CORPORA, crema_d, row_of
 from mmattn.data.corpora.audformat import read_database
 from mmattn.data.corpora.folders import Row, by_name, by_pattern, list_clips, read_rows
@@ -17,8 +17,6 @@ from mmattn.data.labels import SIX, majority
 from mmattn.data.manifest import write_manifest
 from mmattn.errors import UserError
 from mmattn.media import SUFFIXES
-
-SHOWN = 10  # of the files left out
 
 
 def make_manifest(
