@@ -15,7 +15,6 @@ from .job import SUMMARIES, changed, read_json
 from .job import describe as describe_job
 from .outbox import newest
 
-ROWS = 300
 PARTS = ("fold[0-9]*", "member[0-9]*", "fold[0-9]*/member[0-9]*")
 
 
@@ -32,8 +31,6 @@ def describe(folder: Path) -> dict:
     run = folder.parent / "run"
     parts = [run, *(path for pattern in PARTS for path in run.glob(pattern))]
     part = max(parts, key=lambda path: changed(path / "metrics.jsonl"))
-    metrics = part / "metrics.jsonl"
-    rows = metrics.read_text().splitlines()[-ROWS:] if metrics.exists() else []
     train = (read_json(part / "config.json") or {}).get("train") or {}
     steps = map(newest, sorted((part / "checkpoints").glob("*")))
     return {
@@ -45,13 +42,23 @@ def describe(folder: Path) -> dict:
         "part": "" if part == run else part.relative_to(run).as_posix(),
         "epochs": train.get("epochs"),
         "monitor": train.get("monitor"),
-        "metrics": [json.loads(row) for row in rows],
+        "metrics": read_metrics(part / "metrics.jsonl", train.get("monitor")),
         "checkpoints": [
             {"kind": step.parent.name, "step": int(step.name), "time": changed(step)}
             for step in steps
             if step
         ],
     }
+
+
+def read_metrics(path: Path, monitor: str | None) -> list[dict]:
+    """The row of each epoch, with only what is shown: an early one may be the best."""
+    names = [
+        f"{split}_{name}" for split in ("train", "validation") for name in ("loss", "uar", monitor)
+    ]
+    shown = {"epoch", "seconds", "clips_per_s", *names}
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k in shown} for line in lines]
 
 
 def describe_machine(base: Path) -> dict:

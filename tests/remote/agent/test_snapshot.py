@@ -11,6 +11,7 @@ import pytest
 
 from mmattn.remote.agent.snapshot import describe, describe_job, read_log
 from tests.remote.programs import program
+from tests.remote.test_screen import drawn, snapshot
 
 BYTES = bytes(range(256)) * 5 + b"\xff\xfe\x80 half a li"
 
@@ -101,10 +102,17 @@ def test_a_run_without_parts(folder):
     assert describe(folder)["complete"]
 
 
-def test_the_last_rows(folder):
-    write_part(folder.parent / "run", "", changed=1000, rows=500)
-    rows = describe(folder)["metrics"]
-    assert (len(rows), rows[0]["epoch"], rows[-1]["epoch"]) == (300, 201, 500)
+def test_every_epoch_and_only_what_is_shown(folder):
+    """The best epoch is named however long ago it was."""
+    run = write_part(folder.parent / "run", "", changed=1000, rows=0)
+    (run / "config.json").write_text('{"train": {"monitor": "accuracy"}}')
+    names = "seconds", "clips_per_s", "validation_accuracy", "validation_loss"
+    rows = [{"epoch": n, **dict.fromkeys(names, 1 / n)} for n in range(1, 501)]
+    lines = [json.dumps({**row, "validation_ece": 0.5, "learning_rate": 1e-5}) for row in rows]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    found = describe(folder)
+    assert found["metrics"] == rows
+    assert "best 1.000 in epoch 1 " in drawn(snapshot(metrics=rows))
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{}", '{"train": null}', '{"train": {}}'])
