@@ -128,11 +128,14 @@ def main() -> None:
 
     if sys.argv[1:] == ["--version"]:
         return print(__version__)
+    if sys.argv[1:2] == ["launch"] and "--" not in sys.argv:
+        place = (n for n, word in enumerate(sys.argv) if word.startswith("experiments."))
+        sys.argv.insert(next(place, len(sys.argv)), "--")  # its options are not those of launch
     named = [Annotated[one, tyro.conf.subcommand(one.__name__.lower())] for one in COMMANDS]
     run_command(
         Union[tuple(named)],  # noqa: UP007
         prog="mmattn",
-        description="Prepare data; evaluate and use runs. Training: python -m experiments.no_aug. "
+        description="Prepare data; evaluate and use runs. Training: python -m experiments.no_aug.\n"
         "Install an extra, such as [media], with: pip install 'mmattn[media]'. Version: --version",
     )
 

@@ -270,9 +270,9 @@ class OtherDataConfig:
     roots: Annotated[tuple[Path, ...], TOLD] = ()
     """Folders of feature files (default: the run's). If some of the run's own validation or test
     clips are missing there, the clips of unseen speakers are used instead."""
-    max_bad: int | None = None
+    max_bad: Annotated[int | None, TOLD] = None
     """Maximum number of unreadable clips to tolerate (default: the run's)."""
-    cache: Path | None = None
+    cache: Annotated[Path | None, TOLD] = None
     """Where packed copies of feature files are kept (default: the run's)."""
 
     def apply(self, data: DataConfig) -> DataConfig:
@@ -495,13 +495,16 @@ class ExperimentConfig:
 
     def check(self) -> None:
         """Raise UserError at the first invalid option."""
-        from mmattn.train.history import monitor_of  # slow to import, and `--help` does not need it
+        # Slow to import, and `--help` does not need them.
+        from mmattn.model.fusion import fusion_of
+        from mmattn.train.history import monitor_of
 
         self.distributed.check()
         if self.resume and self.out:  # the run's stored options are used, which were checked
             return
         self.data.check()
         monitor_of(self.train.monitor)
+        fusion_of(self.model.fusion)
         train, model, data, augment = self.train, self.model, self.data, self.augment
         _check(
             ("seed", self.seed, self.seed >= 0, "0 or more"),

@@ -83,6 +83,8 @@ def test_a_typo_gets_a_suggestion(commands):
         (["--train.batch", "0"], ["--train.batch 0", "2 or more"]),
         (["--train.batch", "many"], ["--train.batch", "many"]),
         (["--model.head-dropout", "0.5"], ["--model.head-dropout", "--model.head-units"]),
+        (["--model.fusion", "crss"], ["--model.fusion crss: expected concat or late or cross"]),
+        (["--track", "wandb"], ["tracker wandb"]),
         (["--model.modalities"], ["--model.modalities", "one or more, each once"]),
         (["--data.roots", "/nowhere/at/all"], ["/nowhere/at/all: expected a folder"]),
         (["--data.synthetic.speakers", "2"], ["2 speakers, expected 3 or more"]),

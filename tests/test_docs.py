@@ -49,7 +49,7 @@ BLOCKS = {
     if not found[2].startswith("{")  # a directive of the site
 }
 OPTION = r"(?<![\w-])--[a-z][\w.-]*"
-OTHERS = {"apt-get", "cd", "curl", "git", "pre-commit", "python3", "."}
+OTHERS = {"apt-get", "cd", "curl", "git", "pip", "pre-commit", "python3", "."}
 SMALL = (
     *("--data.max-bad", 50, "--data.buckets", 1, "--model.units", "audio=8", "video=8"),
     *("--model.head-units", 8, "--model.head-dropout", 0.1, "--train.epochs", 1, "--devices", 1),

@@ -27,6 +27,11 @@ def test_a_launch_of_nothing(count, command, said):
         launch(count, command)
 
 
+def test_an_experiment_needs_no_dashes_before_it(commands):
+    words = "mmattn", "launch", "-n", 0, "experiments.no_aug", "--seed", 1
+    assert "-n 0: expected 1 process" in commands.run(*words, code=2)
+
+
 def test_options_that_do_not_fit_together():
     with pytest.raises(UserError, match=r"there is no --distributed\.coordinator"):
         DistributedConfig(num_processes=2).check()

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import mmattn
+from experiments import no_aug
 from mmattn.config import SyntheticConfig
 from mmattn.data.corpus import Corpus
 from mmattn.errors import UserError
+from mmattn.run.folder import config_to_resume
 
 TIMED = ("clips_per_s", "seconds")
 SIZES = {"clips": 48, "speakers": 8, "audio_width": 4, "video_width": 3}
@@ -92,6 +94,8 @@ def test_a_training_in_memory_gives_scores_and_a_folder(corpus, split, run, tmp_
     np.testing.assert_allclose(probabilities, found.probabilities[0], rtol=1e-5, atol=1e-7)
     with pytest.raises(UserError, match=r"holds a run.* resume=True to continue"):
         mmattn.fit(corpus, split, CONFIG, folder=tmp_path / "run")
+    with pytest.raises(UserError, match=r"resume it with mmattn\.fit"):
+        config_to_resume(tmp_path / "run", no_aug.CONFIG, no_aug.CONFIG, 1)
 
 
 def test_scores_by_groups(corpus, run):

@@ -1,7 +1,7 @@
 """A corpus: all clips, sorted by name, from feature files or synthetic."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -184,7 +184,7 @@ def _corpus_of_files(
         try:
             _check_clip(table, clip, pack, rows_of_all, streams)
             if name in first:
-                raise BadClip(f"has the same name as {first[name]}")
+                raise BadClip(f"has the same name as {first[name]}; a column clip tells them apart")
             first[name] = file
             good.append(clip)
         except BadClip as error:
@@ -204,6 +204,7 @@ def _corpus_of_files(
     if unknown := {*data.groups} - {*columns}:
         raise UserError(f"--data.groups {min(unknown)}: expected one of {', '.join(columns)}")
     speakers = np.array(table.speakers)[clips]
+    _say_namesakes(columns)
 
     def stream_of(key: str, name: str) -> Ragged:
         return replace(streams[key].select(clips), zero_is_missing=data.zero_is_gap(name))
@@ -228,6 +229,19 @@ def _corpus_of_files(
         contents={name: pack.rows[of[clips]] for name, of in rows.items()},
         lines=np.array(table.lines)[clips],
     )
+
+
+def _say_namesakes(columns: Mapping[str, np.ndarray]) -> None:
+    """Say which names of speakers are in several corpora: these count as different people."""
+    pairs = {*zip(columns["corpus"], columns.get("speaker", ()), strict=False)}
+    corpora = Counter(speaker for _, speaker in pairs if speaker)
+    if shared := sorted(speaker for speaker, count in corpora.items() if count > 1):
+        names = ", ".join(shared[:3]) + ", …" * (len(shared) > 3)
+        say(
+            f"Speakers of several corpora have the same name ({names}) and count as different "
+            "people; if they are the same, and to keep them in one split, give their rows the same "
+            "value in the column corpus"
+        )
 
 
 def _default_groups(columns: dict[str, np.ndarray]) -> list[str]:

@@ -61,9 +61,10 @@ def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
             raise ValueError(f"expected each speaker once, not {', '.join(double)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--data.folds is {', '.join(CORPORA)}, a column of the manifest or a JSON file "
-            '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}; '
-            f"{folds!r} is none of these: {error!r}"
+            f"--data.folds {folds}: expected {', '.join(CORPORA)}, a column "
+            f"({', '.join(columns)}) or a JSON file "
+            '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}; found '
+            f"{'no such file' if isinstance(error, FileNotFoundError) else repr(error)}"
         ) from error
     return [np.isin(corpus.speakers, test) for test in lists]
 
@@ -178,7 +179,8 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
         if unknown.any() and not given:
             raise UserError(
                 f"{unknown.sum()} of {len(corpus)} clips have no {name}, so they cannot be "
-                "split by it; try --data.disjoint COLUMN, --data.split column or leaky-clips"
+                f"split by it; the table has {', '.join(corpus.columns)}: correct it, name another "
+                "column with --data.disjoint, or give the splits with --data.split column"
             )
         apart[name] = np.where(unknown, np.strings.add("clip ", names), columns[name])
     apart["clip"] = names

@@ -157,7 +157,10 @@ def say_scores(
     say_wide(title, score_table(splits, calibrated))
     for split, found in splits.items():
         if all(one["low"] is None for one in found.values()):
-            say(f"{split}: no interval over speakers, as fewer than two are known")
+            say(
+                f"{split}: no interval over speakers, which needs two or more with known names; "
+                "--data.folds tests all of them in turn"
+            )
 
 
 def ties_text(split: str, predictions: Predictions) -> str:

@@ -133,9 +133,9 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
         write_config(folder, config)
         write_environment(folder, processes.count())
 
-    processes.from_first(describe)
     callbacks: list[Callback] = [Console(say)]
     processes.from_first(lambda: callbacks.extend(make_trackers(config.track)))
+    processes.from_first(describe)
     runs = {}
     for fold_folder, parts in groups.items():
         for part in parts:
@@ -288,6 +288,7 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(test, f"Test, each class; {split.description}")
     best = best_epoch(history, run.config.train.monitor)
+    _say_if_chance(history[best - 1]["validation_uar"], corpus.labels[split.validation])
     write_results(
         run,
         root,
@@ -306,6 +307,15 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
         per_class=per_class(test),
         confusion=confusion(test).tolist(),
     )
+
+
+def _say_if_chance(uar: float, labels: np.ndarray) -> None:
+    """A hint if the best epoch is no better than a guess on the validation clips."""
+    if uar <= 1 / len({*labels[labels >= 0].tolist()}):
+        say(
+            f"Validation UAR {uar:.3f} is no better than chance; few clips are few steps an epoch: "
+            "see Small corpora in docs/train.md, and compare linear models (`mmattn baseline`)"
+        )
 
 
 def write_results(

@@ -80,7 +80,13 @@ def corpus_of(run: Path, other: OtherDataConfig, variants: Collection[str] = ())
     config = read_config(run)
     tested = next(iter(sorted(run.rglob(PREDICTIONS["test"]))), None)
     known = read_predictions(tested).class_names if tested else ()
-    return open_corpus(other.apply(config.data), config.streams, known, variants)
+    data = other.apply(config.data)
+    if gone := next((root for root in data.roots if not root.expanduser().exists()), None):
+        raise UserError(
+            f"{gone}: expected the run's feature files, found nothing; --data.roots names where "
+            "they are now"
+        )
+    return open_corpus(data, config.streams, known, variants)
 
 
 def make_folder(folder: Path | str) -> Path:
@@ -123,7 +129,10 @@ def config_to_resume(
     """
     stored = read_config(folder)
     if stored.name != default.name:
-        raise UserError(f"{folder} is a run of {stored.name}: resume it with that experiment")
+        how = f"python -m experiments.{stored.name}"
+        if stored.name == ExperimentConfig.name:
+            how = "mmattn.fit(…, resume=True)"
+        raise UserError(f"{folder} is a run of {stored.name}: resume it with {how}")
     free = ["out", "resume"]
     if processes != _processes_before(folder, processes):
         free.append("devices")

@@ -118,9 +118,12 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
         [(emotion or "unknown", clips[emotion], speakers[emotion]) for emotion in sorted(clips)],
     )
     columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
-    for name, option in (("emotion", "--data.target"), ("speaker", "--data.disjoint")):
-        if not any(row.get(name) for row in rows):
-            say(f"No clip has the column {name}, but {columns}: correct it, or see {option}")
+    options = {"emotion": "--data.target", "speaker": "--data.disjoint"}
+    lacking = [name for name in options if not any(row.get(name) for row in rows)]
+    for name in lacking:
+        say(f"No clip has the column {name}, but {columns}: correct it, or see {options[name]}")
+    if "emotion" in lacking:
+        return
     if all(row["file"].lower().endswith(".npz") for row in rows):
         say(f"next: {training_command(path, [path.parent / row['file'] for row in rows])}")
     else:

@@ -384,7 +384,7 @@ def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Pat
         shares = [row["probabilities"] for row in timeline["windows"]]
         found = Counter(_top(timeline, one) for one in shares if one is not None)
         most = ", ".join(f"{name} {count}" for name, count in found.most_common(3))
-        gaps = Counter(row["gap"] for row in timeline["windows"] if row["gap"])
+        gaps = Counter(row["gap"] for row in timeline["windows"] if row["probabilities"] is None)
         why = ", ".join(f"{reason} {count}" for reason, count in gaps.most_common(2))
         seconds, people = f"{timeline['seconds']:.0f}", len(timeline["people"])
         rows.append((one.path, seconds, people or "-", most or "none", why or "none"))

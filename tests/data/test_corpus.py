@@ -144,12 +144,31 @@ def test_the_commonest_width_is_right(corpus_folder, options, tables, write_clip
             )
 
 
+def test_speakers_of_one_name_in_two_corpora_are_mentioned(
+    options, tmp_path, messages, write_corpus
+):
+    folder = write_corpus(tmp_path / "clips", actors=3)
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.npz"))
+    rows = [
+        f"{path},{'anna' if n % 2 else n},happy,{'ab'[n // 12]}" for n, path in enumerate(paths)
+    ]
+    table = folder / "manifest.csv"
+    table.write_text("\n".join(["file,speaker,emotion,corpus", *rows[:12]]))
+    open_both(options(folder))
+    assert not messages
+    table.write_text("\n".join(["file,speaker,emotion,corpus", *rows]))
+    assert {"a-anna", "b-anna"} < {*open_both(options(folder)).speakers}
+    (said,) = messages
+    assert "same name (anna) and count as different people" in said and "column corpus" in said
+
+
 def test_the_same_name_in_two_roots_is_bad(corpus_folder, options, tmp_path, tables, write_corpus):
     other = write_corpus(tmp_path / "other", actors=1, seed=5)
     with pytest.raises(UserError, match="8 bad clips of 40"):
         open_both(options(corpus_folder, other))
     path, reason = tables[0]
-    assert reason == f"has the same name as {corpus_folder}/Actor_01/{Path(path).name}"
+    first = f"{corpus_folder}/Actor_01/{Path(path).name}"
+    assert reason == f"has the same name as {first}; a column clip tells them apart"
     assert path.startswith(str(other))
 
 

@@ -119,10 +119,10 @@ def test_folds_of_a_file(twelve, tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "is none of these"),
-        ("[]", "is none of these"),
-        ("{}", "is none of these: KeyError"),
-        ('{"test_speakers": 1}', "is none of these: TypeError"),
+        ("{", "found JSONDecodeError"),
+        ("[]", "found TypeError"),
+        ("{}", "found KeyError"),
+        ('{"test_speakers": 1}', "found TypeError"),
         ('{"test_speakers": ["ravdess-01"]}', "expected a list of lists of text"),
         ('{"test_speakers": [[1, 2]]}', "expected a list of lists of text"),
         ('{"test_speakers": [["a"], ["b", "a"]]}', "expected each speaker once, not a"),
@@ -133,7 +133,7 @@ def test_folds_that_cannot_be_read(twelve, tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(UserError, match=reason):
         chosen_folds(twelve, DataConfig(folds=str(path)))
-    with pytest.raises(UserError, match=r"--data.folds is ravdess, crema-d, a column of"):
+    with pytest.raises(UserError, match=r"ravdess, crema-d, a column \(.* no such file"):
         chosen_folds(twelve, DataConfig(folds=str(tmp_path / "missing.json")))
 
 

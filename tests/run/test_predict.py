@@ -26,7 +26,7 @@ from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.views import StreamView
 from mmattn.files import read_json
 from mmattn.run.folder import read_config
-from mmattn.run.predict import attention_lines, bar, bar_width
+from mmattn.run.predict import attention_lines, bar, bar_width, find_given
 from mmattn.run.run import Clip
 from mmattn.train.inference import Ensemble
 
@@ -519,6 +519,12 @@ def test_a_folder_a_pattern_and_a_manifest_as_a_table(commands, tiny_run, clip_f
         np.testing.assert_allclose(found, one.probabilities, rtol=1e-5)
     assert part.streams["audio"].times[0] == 0.5 and part.streams["audio"].times[-1] <= 1.5
     assert not np.allclose(whole.probabilities, part.probabilities, rtol=1e-4)
+
+
+def test_of_files_with_one_name_a_folder_gives_the_first_kind(tmp_path):
+    for name in ("b.wav", "a.wav", "a.mp4", "a.npz"):
+        (tmp_path / name).touch()
+    assert [clip.path.name for clip in find_given([tmp_path])] == ["a.npz", "b.wav"]
 
 
 def test_clips_of_any_length_share_compilations(tiny_run, clip_files, tmp_path):

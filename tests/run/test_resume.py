@@ -117,7 +117,7 @@ def test_an_experiment_whose_own_options_need_data_is_resumed_without_naming_the
     commands, tiny_run
 ):
     text = commands.run("experiments.ravdess_tuned", "--resume", "--out", tiny_run, code=2)
-    assert "is a run of no_aug: resume it with that experiment" in text
+    assert "is a run of no_aug: resume it with python -m experiments.no_aug" in text
 
 
 @pytest.mark.slow

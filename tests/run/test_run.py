@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmattn.config import config_from_json
+from mmattn.config import OtherDataConfig, config_from_json
 from mmattn.data.corpus import open_corpus
 from mmattn.data.normalise import fit_normaliser
 from mmattn.data.splits import split_from_json
@@ -18,8 +18,10 @@ from mmattn.errors import Diverged, UserError
 from mmattn.evaluate.metrics import paired, scores
 from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import Interval, cell_text
+from mmattn.files import read_json, write_json
 from mmattn.run.evaluate import _clips_to_evaluate
-from mmattn.run.folder import PREDICTIONS
+from mmattn.run.experiment import _say_if_chance
+from mmattn.run.folder import PREDICTIONS, corpus_of
 from mmattn.run.run import load_run
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.history import best_epoch
@@ -186,6 +188,23 @@ def test_other_clips_are_those_of_speakers_never_seen(tiny_run):
     all_seen = np.where(seen, corpus.speakers, document["train"]["speakers"][0])
     with pytest.raises(UserError, match="unseen speakers"):
         _clips_to_evaluate(document, replace(renamed, speakers=all_seen))
+
+
+def test_clips_that_have_moved(tiny_run, tmp_path):
+    config = read_json(tiny_run / "config.json")
+    config["data"]["roots"] = ["/gone"]
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(UserError, match=r"^/gone: .* --data.roots names where"):
+        corpus_of(tmp_path, OtherDataConfig())
+
+
+def test_no_better_than_chance(caplog):
+    caplog.set_level("INFO", "mmattn")
+    labels = np.array([0, 1, 1, 3, 3, -1])
+    _say_if_chance(0.34, labels)
+    assert not caplog.text
+    _say_if_chance(1 / 3, labels)
+    assert "Validation UAR 0.333 is no better than chance" in caplog.text
 
 
 def test_clips_that_do_not_fit_the_network(tiny_run):
