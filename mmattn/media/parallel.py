@@ -150,7 +150,7 @@ def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
     known = (any(one.row(job.clip.stem) for one in CORPORA.values()) for job in jobs)
     if find_manifest(to) or all(known):
         say(f"next: {training_command(to, [job.target for job in jobs])}")
-    else:
+    elif len(jobs) > 1:
         folder = shlex.quote(str(to))
         say(f"next: mmattn manifest {folder} --pattern '{{emotion}}/{{speaker}}_{{take}}'")
 

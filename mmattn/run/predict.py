@@ -90,7 +90,7 @@ def predict_run(
         with waiting(f"writing {html}"):
             write_html(html, run, outcome)
     if outcome.failures:
-        where = "the JSON" if as_json else "the table"
+        where = "the JSON" if as_json else table or "the table"
         raise Incomplete(
             f"{len(outcome.failures)} of {len(clips)} clips could not be predicted; {where} gives "
             "the reasons"

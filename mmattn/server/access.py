@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
-        raise UserError(f"{asked}: {error}") from error
+        raise UserError(f"{asked}: {error.strerror or error}; choose another --port") from error
     return listener
 
 

@@ -210,3 +210,4 @@ def live_run(
     )
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
+    say("stopped")
