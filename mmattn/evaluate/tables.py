@@ -157,10 +157,8 @@ def say_scores(
     say_wide(title, score_table(splits, calibrated))
     for split, found in splits.items():
         if all(one["low"] is None for one in found.values()):
-            say(
-                f"{split}: no interval over speakers, which needs two or more with known names; "
-                "--data.folds tests all of them in turn"
-            )
+            folds = "; --data.folds speaker tests each in turn" if split == "test" else ""
+            say(f"{split}: no interval over speakers, which needs two or more{folds}")
 
 
 def ties_text(split: str, predictions: Predictions) -> str:
