@@ -171,12 +171,7 @@ def instance_request(
 
 def say_plan(run: Run, plan: Plan | None, files: int) -> None:
     """Show what will be sent and made, and what it costs; `plan` is None with a --host."""
-    host = [
-        (
-            "machine",
-            f"{run.host}, your own: not tried yet, and it keeps running afterwards",
-        )
-    ]
+    host = [("machine", f"{run.host}, your own: not tried yet; it keeps running afterwards")]
     rows = [
         ("run", run.name),
         ("experiment", shlex.join([f"experiments.{run.experiment}", *run.args])),

@@ -311,7 +311,8 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
 
 def _say_if_chance(uar: float, labels: np.ndarray) -> None:
     """A hint if the best epoch is no better than a guess on the validation clips."""
-    if uar <= 1 / len({*labels[labels >= 0].tolist()}):
+    classes = len({*labels[labels >= 0].tolist()})
+    if classes > 1 and uar <= 1 / classes:
         say(
             f"Validation UAR {uar:.3f} is no better than chance; few clips are few steps an epoch: "
             "see Small corpora in docs/train.md, and compare linear models (`mmattn baseline`)"
