@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 
 from mmattn.config import VARIANT, ExtractConfig
 from mmattn.console import SHOWN, be_quiet, counted, progress, say, say_table
-from mmattn.data.corpora import CORPORA, MANIFESTS, find_manifest, ravdess
-from mmattn.data.corpora.folders import list_clips
+from mmattn.data.corpora import CORPORA, MANIFESTS, find_manifest
+from mmattn.data.corpora.folders import choose_clips
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features, training_command
 from mmattn.data.manifest import Manifest, read_manifest, rows_of, write_manifest
@@ -156,10 +156,8 @@ def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
 
 
 def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
-    """The given clips and those in the given folders, each with its path below that folder.
-
-    Of a RAVDESS take, only the most complete file in a folder is used: audio and video (01-*)
-    before video (02-*) before audio (03-*).
+    """The given clips and those in the given folders, each with its path below that folder; see
+    `choose_clips`.
 
     Args:
         given: clips and folders.
@@ -170,35 +168,15 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
     """
     if not given:
         raise UserError("CLIP...: expected clips or folders of clips, one or more")
-    found, left_out = [], 0
+    found = []
     for path in given:
         if path.is_dir():
-            listed = [path / below for below in list_clips(path, suffixes)]
-            # Of clips with the same name, use the first suffix.
-            inside = sorted({clip.with_suffix(""): clip for clip in reversed(listed)}.values())
-            for clip in sorted({*listed} - {*inside}):
-                say(f"{clip} is left out: its name is another's but for the suffix")
-            chosen = _fullest(inside)
-            left_out += len(inside) - len(chosen)
-            found += [(clip, clip.relative_to(path)) for clip in chosen]
+            found += [(clip, clip.relative_to(path)) for clip in choose_clips(path, suffixes)]
         elif path.exists():
             found.append((path, Path(path.name)))
         else:
             raise UserError(f"{path}: expected a clip or a folder of clips, found nothing")
-    if left_out:
-        files = counted(left_out, "file")
-        say(f"left out {files}: more complete ones of the same takes exist (01-, 02-, 03-*)")
     return found
-
-
-def _fullest(paths: Sequence[Path]) -> list[Path]:
-    """The paths, with only the lowest first number of each RAVDESS take."""
-    takes: dict[str, str] = {}
-    for stem in (path.stem for path in paths if ravdess.row(path.stem)):
-        takes[stem[3:]] = min(takes.get(stem[3:], stem), stem)
-    return [
-        path for path in paths if not ravdess.row(path.stem) or takes[path.stem[3:]] == path.stem
-    ]
 
 
 def _is_done(job: Job, config: ExtractConfig) -> bool:

@@ -16,12 +16,12 @@ import numpy as np
 from mmattn.config import ExtractConfig, kind_of
 from mmattn.console import be_quiet, counted, progress, say, say_table, screen, waiting
 from mmattn.data.corpora import find_manifest
+from mmattn.data.corpora.folders import choose_clips
 from mmattn.data.manifest import read_manifest
 from mmattn.errors import Incomplete, UserError
 from mmattn.evaluate.views import ClipView, StreamView
 from mmattn.files import check_place, write_text
 from mmattn.media import SUFFIXES, is_feature_file
-from mmattn.media.parallel import find_clips
 from mmattn.report.footage import Footage, footage_of
 from mmattn.report.page import write_prediction_page
 from mmattn.run.run import Clip, Outcome, Prediction, Run, load_run
@@ -113,7 +113,7 @@ def find_given(given: Sequence[Path]) -> list[Clip]:
                 raise UserError(f"{manifest}: expected a column file that names the clips")
             found += map(Clip, map(Path, table.files[""]), table.start, table.end)
         elif path.is_dir():
-            found += [Clip(clip) for clip, _ in find_clips([path], (".npz", *SUFFIXES))]
+            found += map(Clip, choose_clips(path, (".npz", *SUFFIXES)))
         elif glob.has_magic(str(path)) and not path.exists():
             if not (matches := sorted(glob.glob(str(path), recursive=True))):
                 raise UserError(f"{path}: expected clips, but nothing matches the pattern")

@@ -521,6 +521,13 @@ def test_a_folder_a_pattern_and_a_manifest_as_a_table(commands, tiny_run, clip_f
     assert not np.allclose(whole.probabilities, part.probabilities, rtol=1e-4)
 
 
+def test_feature_files_need_no_libraries_of_media():
+    code = (
+        "import sys, mmattn.run.predict; sys.exit(bool({'av', 'ai_edge_litert'} & {*sys.modules}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_of_files_with_one_name_a_folder_gives_the_first_kind(tmp_path):
     for name in ("b.wav", "a.wav", "a.mp4", "a.npz"):
         (tmp_path / name).touch()

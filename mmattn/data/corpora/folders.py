@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 from types import ModuleType
 from typing import NoReturn
 
-from mmattn.console import say
+from mmattn.console import counted, say
+from mmattn.data.corpora import ravdess
 from mmattn.errors import UserError
 from mmattn.files import printable
 
@@ -51,6 +52,28 @@ def list_clips(folder: Path, suffixes: Sequence[str]) -> list[str]:
     if others:
         say(f"{folder}: other files, which are ignored: {count_kinds(others)}")
     return found
+
+
+def choose_clips(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """As `list_clips`, but one file for each clip; the user is told what is left out.
+
+    Of files with the same name, the first suffix is used; of a RAVDESS take, the most complete
+    file: audio and video (01-*) before video (02-*) before audio (03-*).
+    """
+    listed = [folder / below for below in list_clips(folder, suffixes)]
+    named = sorted({clip.with_suffix(""): clip for clip in reversed(listed)}.values())
+    for clip in sorted({*listed} - {*named}):
+        say(f"{clip} is left out: its name is another's but for the suffix")
+    takes: dict[str, str] = {}
+    for stem in (clip.stem for clip in named if ravdess.row(clip.stem)):
+        takes[stem[3:]] = min(takes.get(stem[3:], stem), stem)
+    chosen = [
+        clip for clip in named if not ravdess.row(clip.stem) or takes[clip.stem[3:]] == clip.stem
+    ]
+    if left_out := len(named) - len(chosen):
+        files = counted(left_out, "file")
+        say(f"left out {files}: more complete ones of the same takes exist (01-, 02-, 03-*)")
+    return chosen
 
 
 def count_kinds(others: Counter[str]) -> str:
