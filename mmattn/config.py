@@ -400,7 +400,8 @@ class TrainConfig:
     plateau: int = 5
     """Epochs without a lower validation loss before the learning rate is halved."""
     patience: int = 10
-    """Epochs without a better monitor before training stops; 0: no early stopping."""
+    """Epochs without a better monitor before training stops, which it also does when the monitor is
+    perfect; 0: no early stopping."""
     save_every: int = 1
     """Save a checkpoint to resume from every so many epochs; the best and the last are always
     saved."""

@@ -62,11 +62,16 @@ def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--data.folds {folds}: expected {', '.join(CORPORA)}, a column "
-            f"({', '.join(columns)}) or a JSON file "
+            f"({_filled(columns)}) or a JSON file "
             '{"test_speakers": [["ravdess-01", "ravdess-02"], ["crema-d-1001"]]}; found '
             f"{'no such file' if isinstance(error, FileNotFoundError) else repr(error)}"
         ) from error
     return [np.isin(corpus.speakers, test) for test in lists]
+
+
+def _filled(columns: Mapping[str, np.ndarray]) -> str:
+    """The names of the columns that are not empty."""
+    return ", ".join(name for name, cells in columns.items() if (cells != "").any())
 
 
 def chosen_folds(corpus: Corpus, data: DataConfig) -> Sequence[int | None]:
@@ -77,9 +82,15 @@ def chosen_folds(corpus: Corpus, data: DataConfig) -> Sequence[int | None]:
             raise UserError(f"--data.fold {data.fold} needs --data.folds")
         return [None]
     there = [n for n, test in enumerate(fold_tests(corpus, data.folds)) if test.any()]
+    if not there:
+        columns = _filled({**corpus.columns, "speaker": corpus.speakers})
+        raise UserError(
+            f"--data.folds {data.folds}: no clip is in any of these folds; expected others, or one "
+            f"of the columns {columns}"
+        )
     chosen = there if data.fold == "all" else [data.fold]
-    if not chosen or {*chosen} - {*there}:
-        have = ", ".join(map(str, there)) or "none"
+    if {*chosen} - {*there}:
+        have = ", ".join(map(str, there))
         raise UserError(f"--data.fold {data.fold}: folds of {data.folds!r} with test clips: {have}")
     return chosen
 
@@ -179,7 +190,7 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
         if unknown.any() and not given:
             raise UserError(
                 f"{unknown.sum()} of {len(corpus)} clips have no {name}, so they cannot be "
-                f"split by it; the table has {', '.join(corpus.columns)}: correct it, name another "
+                f"split by it; the table has {_filled(corpus.columns)}: correct it, name another "
                 "column with --data.disjoint, or give the splits with --data.split column"
             )
         apart[name] = np.where(unknown, np.strings.add("clip ", names), columns[name])

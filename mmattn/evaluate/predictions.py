@@ -82,8 +82,11 @@ class Predictions:
             )
         same = self.select(np.array([row[clip] for clip in other.clips]))
         for name in ("class_names", "speakers", "labels"):
-            if not np.array_equal(getattr(same, name), getattr(other, name)):
-                raise UserError(f"predictions with different {name} cannot be compared")
+            both = getattr(same, name), getattr(other, name)
+            if not np.array_equal(*both):
+                one = next((f": {a} and {b}" for a, b in zip(*both, strict=False) if a != b), "")
+                why = " (corpus-speaker, by the manifests)" if name == "speakers" else ""
+                raise UserError(f"predictions with different {name} cannot be compared{one}{why}")
         return same
 
     def cells(self, names: Iterable[str]) -> dict[str, np.ndarray]:

@@ -157,8 +157,7 @@ def say_scores(
     say_wide(title, score_table(splits, calibrated))
     for split, found in splits.items():
         if all(one["low"] is None for one in found.values()):
-            folds = "; --data.folds speaker tests each in turn" if split == "test" else ""
-            say(f"{split}: no interval over speakers, which needs two or more{folds}")
+            say(f"{split}: no interval over speakers, which needs two or more")
 
 
 def ties_text(split: str, predictions: Predictions) -> str:

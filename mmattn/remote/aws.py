@@ -95,6 +95,10 @@ def explained(what: str) -> Iterator[None]:
         raise CloudError(
             "AWS: expected a region: `export AWS_REGION=eu-central-1`, or `aws configure`"
         ) from error
+    except failures.NoCredentialsError as error:
+        raise CloudError(
+            "AWS: found no credentials: `aws configure`, or `export AWS_PROFILE=NAME`"
+        ) from error
     except (failures.BotoCoreError, ParserError, ValueError) as error:  # ValueError: a bad address
         raise CloudError(f"{what}: {str(error)[:300]}") from error
 

@@ -176,7 +176,10 @@ def say_plan(run: Run, plan: Plan | None, files: int) -> None:
         ("run", run.name),
         ("experiment", shlex.join([f"experiments.{run.experiment}", *run.args])),
         ("data", ", ".join(run.data) or "the built-in corpus"),
-        ("sent from here", f"{files} files"),
+        (
+            "sent from here",
+            f"{files} files: --data, and all of this folder that git does not ignore",
+        ),
         *(plan.rows if plan else host),
     ]
     say_table("Plan", ("", ""), rows, left=True)

@@ -288,7 +288,6 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
     plot_attention(views, corpus.class_names, folder / "attention.png", note)
     say_per_class(test, f"Test, each class; {split.description}")
     best = best_epoch(history, run.config.train.monitor)
-    _say_if_chance(history[best - 1]["validation_uar"], corpus.labels[split.validation])
     write_results(
         run,
         root,
@@ -307,10 +306,15 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
         per_class=per_class(test),
         confusion=confusion(test).tolist(),
     )
+    _advise(history[best - 1]["validation_uar"], corpus, split)
 
 
-def _say_if_chance(uar: float, labels: np.ndarray) -> None:
-    """A hint if the best epoch is no better than a guess on the validation clips."""
+def _advise(uar: float, corpus: Corpus, split: Split) -> None:
+    """Say what helps if there is one test speaker, or if the best epoch's UAR on the validation
+    clips is that of a guess."""
+    if split.fold is None and len({*corpus.speakers[split.test]} - {""}) == 1:
+        say("One test speaker gives no intervals: --data.folds speaker tests each in turn")
+    labels = corpus.labels[split.validation]
     classes = len({*labels[labels >= 0].tolist()})
     if classes > 1 and uar <= 1 / classes:
         say(

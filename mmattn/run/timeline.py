@@ -383,13 +383,13 @@ def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Pat
         timeline = read_json(one.target)
         shares = [row["probabilities"] for row in timeline["windows"]]
         found = Counter(_top(timeline, one) for one in shares if one is not None)
-        most = ", ".join(f"{name} {count}" for name, count in found.most_common(3))
+        most = ", ".join(f"{name} {count}" for name, count in found.most_common())
         gaps = Counter(row["gap"] for row in timeline["windows"] if row["probabilities"] is None)
-        why = ", ".join(f"{reason} {count}" for reason, count in gaps.most_common(2))
+        why = ", ".join(f"{reason} {count}" for reason, count in gaps.most_common())
         seconds, people = f"{timeline['seconds']:.0f}", len(timeline["people"])
         rows.append((one.path, seconds, people or "-", most or "none", why or "none"))
     if rows:
-        columns = ("recording", "seconds", "people", "windows by class", "other windows")
+        columns = ("recording", "seconds", "people", "windows by class", "no prediction")
         say_table(f"{counted(len(rows), 'timeline')} in {to}", columns, rows, left=True)
     if failures:
         say_table("Without a timeline", ("recording", "reason"), failures, left=True)

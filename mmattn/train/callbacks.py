@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmattn.files import write_text
-from mmattn.train.history import best_epoch, score_text, shown_scores
+from mmattn.train.history import best_epoch, end_reason, score_text, shown_scores
 
 if TYPE_CHECKING:
     from mmattn.run.run import Run
@@ -39,14 +39,17 @@ class JsonLines(Callback):
 
 
 class Console(Callback):
-    """Prints one line per epoch."""
+    """Prints one line per epoch, and why training ends before its last."""
 
     def __init__(self, write: Callable[[str], None] = print):
         self.write = write
 
     def on_epoch_end(self, run: "Run", row: dict[str, float]) -> None:
         """Print the losses and the scores."""
-        self.write(epoch_line(run.history, run.config.train.monitor))
+        config = run.config.train
+        self.write(epoch_line(run.history, config.monitor))
+        if len(run.history) < config.epochs and (reason := end_reason(run.history, config)):
+            self.write(f"ended early (--train.patience {config.patience}): {reason}")
 
 
 def epoch_line(history: list[dict], monitor: str) -> str:

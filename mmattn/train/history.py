@@ -56,11 +56,15 @@ def best_epoch(history: Sequence[Row], monitor: str) -> int:
     return 1 + int(first([row[f"validation_{monitor}"] for row in history]))
 
 
-def finished(history: Sequence[Row], config: TrainConfig) -> bool:
-    """Whether all epochs are done, or the monitor is perfect or out of patience."""
+def end_reason(history: Sequence[Row], config: TrainConfig) -> str:
+    """Why training ends after these epochs, in words; empty if it goes on."""
     if not history:
-        return False
-    best = best_epoch(history, config.monitor)
-    perfect = history[best - 1][f"validation_{config.monitor}"] == monitor_of(config.monitor).best
-    early = config.patience > 0 and (perfect or len(history) - best >= config.patience)
-    return early or len(history) >= config.epochs
+        return ""
+    if len(history) >= config.epochs:
+        return "all epochs are done"
+    best, (title, perfect, _) = best_epoch(history, config.monitor), monitor_of(config.monitor)
+    if config.patience and history[best - 1][f"validation_{config.monitor}"] == perfect:
+        return f"the validation {title} is perfect"
+    if config.patience and len(history) - best >= config.patience:
+        return f"no better validation {title} in {len(history) - best} epochs"
+    return ""

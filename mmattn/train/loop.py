@@ -23,7 +23,7 @@ from mmattn.model.fusion import fusion_of
 from mmattn.train import devices, processes
 from mmattn.train.checkpoints import Checkpoints, InMemory, Kind, about_of
 from mmattn.train.feed import Feed
-from mmattn.train.history import best_epoch, finished
+from mmattn.train.history import best_epoch, end_reason
 from mmattn.train.inference import Predictor, check_extractor, learner_for
 from mmattn.train.loss import balanced_class_weights, soft_class_weights
 from mmattn.train.step import NO_SUMS, Settings, StepCheck, Sums, TrainState, random_key
@@ -209,7 +209,7 @@ def train(
         trainer.save(checkpoints, kind, at, {"history": history, **about})
 
     found = None
-    while not finished(history, config):
+    while not end_reason(history, config):
         start = time.perf_counter()
         rate = learning_rate(config, history)
         if not asked.is_set():

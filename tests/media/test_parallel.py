@@ -112,7 +112,7 @@ def test_bad_options_are_named(folder, config, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     for clips, words in (
-        ([tmp_path / "none"], "none: expected a clip or a folder of clips, found nothing"),
+        ([tmp_path / "none"], "none: expected a clip, a folder of clips or a manifest"),
         ([empty], r"empty: expected clips \(\.mp4, .*\), found none"),
         ([], "CLIP...: expected clips or folders of clips, one or more"),
     ):

@@ -211,7 +211,7 @@ def test_throttling_during_a_start_leaves_it_open_whether_there_is_an_instance(r
     [
         (
             {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
-            "AWS: Unable to locate credentials",
+            "AWS: found no credentials: `aws configure`",
         ),
         ({"AWS_SECRET_ACCESS_KEY": ""}, "found in env, missing: AWS_SECRET_ACCESS_KEY"),
         ({"AWS_PROFILE": "nobody"}, "AWS: The config profile (nobody) could not be found"),

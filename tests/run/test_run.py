@@ -20,7 +20,7 @@ from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import Interval, cell_text
 from mmattn.files import read_json, write_json
 from mmattn.run.evaluate import _clips_to_evaluate
-from mmattn.run.experiment import _say_if_chance
+from mmattn.run.experiment import _advise
 from mmattn.run.folder import PREDICTIONS, corpus_of
 from mmattn.run.run import load_run
 from mmattn.train.checkpoints import Checkpoints
@@ -198,13 +198,23 @@ def test_clips_that_have_moved(tiny_run, tmp_path):
         corpus_of(tmp_path, OtherDataConfig())
 
 
-def test_no_better_than_chance(caplog):
+def test_advice_for_chance_and_for_one_test_speaker(tiny_run, caplog):
     caplog.set_level("INFO", "mmattn")
-    labels = np.array([0, 1, 1, 3, 3, -1])
-    _say_if_chance(0.34, labels)
+    config = config_from_json(read(tiny_run / "config.json"))
+    corpus = open_corpus(config.data, config.streams)
+    split = split_from_json(load_run(tiny_run).split, corpus)
+    every = replace(split, test=np.arange(len(corpus)))
+    chance = 1 / len({*corpus.labels[split.validation].tolist()})
+    _advise(chance + 1e-6, corpus, every)
     assert not caplog.text
-    _say_if_chance(1 / 3, labels)
-    assert "Validation UAR 0.333 is no better than chance" in caplog.text
+    _advise(chance, corpus, every)
+    assert f"Validation UAR {chance:.3f} is no better than chance" in caplog.text
+    assert "--data.folds" not in caplog.text
+    one = np.flatnonzero(corpus.speakers == corpus.speakers[0])
+    _advise(1.0, corpus, replace(split, test=one, fold=0))
+    assert "--data.folds" not in caplog.text
+    _advise(1.0, corpus, replace(split, test=one))
+    assert "--data.folds speaker tests each in turn" in caplog.text
 
 
 def test_clips_that_do_not_fit_the_network(tiny_run):

@@ -5,7 +5,7 @@ import pytest
 from mmattn.config import TrainConfig
 from mmattn.errors import UserError
 from mmattn.evaluate.metrics import METRICS, Metric
-from mmattn.train.history import best_epoch, finished, monitor_of, score_text, shown_scores
+from mmattn.train.history import best_epoch, end_reason, monitor_of, score_text, shown_scores
 
 
 def history(values, monitor="accuracy") -> list[dict]:
@@ -25,33 +25,34 @@ def test_best_is_the_first_of_the_best_values_and_patience_counts_from_it(monito
     config = TrainConfig(patience=2, epochs=50, monitor=monitor)
     rows = history(values, monitor)
     assert best_epoch(rows, monitor) == 2
-    assert not finished([], config)
-    assert not finished(rows[:3], config)
-    assert finished(rows, config)
+    assert not end_reason([], config)
+    assert not end_reason(rows[:3], config)
+    title = monitor_of(monitor).title
+    assert end_reason(rows, config) == f"no better validation {title} in 2 epochs"
 
 
 def test_the_accuracy_of_a_run_of_an_earlier_version_needs_no_other_metric():
     rows = [{"validation_accuracy": 0.3, "validation_loss": 1.0, "validation_uar": 0.2}] * 2
     assert best_epoch(rows, TrainConfig().monitor) == 1
-    assert not finished(rows, TrainConfig())
+    assert not end_reason(rows, TrainConfig())
 
 
 def test_training_ends_with_the_epochs():
-    assert finished(history([0.1, 0.2]), TrainConfig(epochs=2))
+    assert end_reason(history([0.1, 0.2]), TrainConfig(epochs=2))
 
 
 @pytest.mark.parametrize("monitor", [*(n for n in METRICS if not METRICS[n].soft), "loss"])
 def test_training_ends_when_nothing_can_get_better(monitor):
     best, config = monitor_of(monitor).best, TrainConfig(monitor=monitor)
-    assert finished(history([0.5, best], monitor), config)
-    assert not finished(history([0.5, 1 - best], monitor), config)
+    assert end_reason(history([0.5, best], monitor), config)
+    assert not end_reason(history([0.5, 1 - best], monitor), config)
 
 
 def test_without_patience_only_the_epochs_end_the_training():
     config = TrainConfig(patience=0, epochs=6)
     for accuracies in ([1.0], [0.9, *[0.1] * 4], [1.0] * 5):
-        assert not finished(history(accuracies), config)
-    assert finished(history([0.5] * 6), config)
+        assert not end_reason(history(accuracies), config)
+    assert end_reason(history([0.5] * 6), config)
 
 
 def test_what_there_is_not_cannot_be_monitored(monkeypatch):
