@@ -118,6 +118,16 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, str]], overwrite: boo
     write_text(path, text.getvalue())
 
 
+def say_lacking(columns: Columns) -> list[str]:
+    """Tell the user which columns that training needs are missing or empty; returns them."""
+    options = {"emotion": "--data.target", "speaker": "--data.disjoint"}
+    lacking = [name for name in options if not any(columns.get(name, ()))]
+    for name in lacking:
+        has = ", ".join(columns)
+        say(f"No clip has the column {name}, but {has}: correct it, or see {options[name]}")
+    return lacking
+
+
 def rows_of(columns: Columns) -> list[dict[str, str]]:
     """The cells of each row by column."""
     rows = zip(*columns.values(), strict=True)

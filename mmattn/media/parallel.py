@@ -19,7 +19,7 @@ from mmattn.data.corpora import CORPORA, MANIFESTS, find_manifest
 from mmattn.data.corpora.folders import choose_clips
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features, training_command
-from mmattn.data.manifest import Manifest, read_manifest, rows_of, write_manifest
+from mmattn.data.manifest import Manifest, read_manifest, rows_of, say_lacking, write_manifest
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
 from mmattn.machine import end_children, without_interrupt
@@ -73,6 +73,8 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
         raise UserError("--audio none: expected audio features, which --augment-audio needs")
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
+    for table in listed:
+        say_lacking(table.columns)
     jobs = find_jobs([path for path in clips if path not in tables], to, listed)
     _check_table(listed, jobs, to)
     left = [job for job in jobs if not _is_done(job, config)]

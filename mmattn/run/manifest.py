@@ -14,7 +14,7 @@ from mmattn.data.corpora.audformat import read_database
 from mmattn.data.corpora.folders import Row, by_name, by_pattern, list_clips, read_rows
 from mmattn.data.feature_file import training_command
 from mmattn.data.labels import SIX, majority
-from mmattn.data.manifest import write_manifest
+from mmattn.data.manifest import columns_of, say_lacking, write_manifest
 from mmattn.errors import UserError
 from mmattn.media import SUFFIXES
 
@@ -117,12 +117,7 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
         ("emotion", "clips", "speakers"),
         [(emotion or "unknown", clips[emotion], speakers[emotion]) for emotion in sorted(clips)],
     )
-    columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
-    options = {"emotion": "--data.target", "speaker": "--data.disjoint"}
-    lacking = [name for name in options if not any(row.get(name) for row in rows)]
-    for name in lacking:
-        say(f"No clip has the column {name}, but {columns}: correct it, or see {options[name]}")
-    if "emotion" in lacking:
+    if "emotion" in say_lacking(columns_of(rows)):
         return
     if all(row["file"].lower().endswith(".npz") for row in rows):
         say(f"next: {training_command(path, [path.parent / row['file'] for row in rows])}")

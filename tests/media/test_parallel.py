@@ -290,13 +290,15 @@ def test_linked_folders_are_searched_and_other_files_are_counted(tmp_path, monke
     assert messages == [f"{folder}: other files, which are ignored: 1 without suffix, 1 .txt"]
 
 
-def test_clips_of_another_table_are_not_mixed_with_those_there(tmp_path):
+def test_clips_of_another_table_are_not_mixed_with_those_there(tmp_path, caplog):
     (clips := tmp_path / "clips").mkdir()
     (clips / "a.wav").touch()
     (to := tmp_path / "features").mkdir()
     for table, row in ((clips, "a.wav,two,happy"), (to, "a.npz,one,happy")):
-        (table / "manifest.csv").write_text(f"file,speaker,emotion\n{row}\n")
+        (table / "manifest.csv").write_text(f"file,speeker,emotion\n{row}\n")
     (to / "a.npz").touch()
+    caplog.set_level("INFO", "mmattn")
     with pytest.raises(UserError, match=r"rows differ from .*clips/manifest.csv; choose another"):
         extract_clips([clips / "manifest.csv"], to, ExtractConfig(), 1)
     assert (to / "a.npz").stat().st_size == 0
+    assert "No clip has the column speaker, but file, speeker, emotion, corpus" in caplog.text
