@@ -163,6 +163,10 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
     start_logging()
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as `… | head` does: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        leave(128 + signal.SIGPIPE)
     except UserError as error:
         complain(f"{error.label}: {error}")
         leave(error.exit_code)

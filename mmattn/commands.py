@@ -323,7 +323,7 @@ class Extract:
     clips: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", **REQUIRED)
     ]
-    """Clips, and folders to search for clips."""
+    """Clips, folders to search for clips, and manifests of clips."""
     to: Path
     """Folder for the feature files; existing ones are kept."""
     features: tyro.conf.OmitArgPrefixes[ExtractConfig] = field(default_factory=ExtractConfig)

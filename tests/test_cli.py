@@ -68,6 +68,15 @@ def test_help_may_be_cut_short(module):
     assert process.returncode == -signal.SIGPIPE
 
 
+def test_output_may_be_cut_short(tmp_path):
+    """As by `mmattn … --json | head`."""
+    command = [sys.executable, "-m", "mmattn", "predict", "starter", tmp_path / "no.npz", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
 def test_version(commands):
     assert commands.run("mmattn", "--version").split() == [version("mmattn")]
 

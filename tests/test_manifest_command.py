@@ -67,7 +67,9 @@ def test_feature_files_and_a_table_above_the_folder(commands, clips, tmp_path):
 
 def test_without_emotions_it_says_how_to_train(commands, clips):
     text = commands.run("mmattn", "manifest", clips, "--pattern", "{emo}/{speaker}_{take}")
-    assert "No clip has the column emotion, but corpus, file, emo, speaker, take" in text
+    assert (
+        "No clip has the column emotion, which training needs; there are corpus, file, emo" in text
+    )
     assert "next:" not in text
 
 

@@ -374,9 +374,9 @@ def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> s
     if len(counts) == 1 and not {*corpora.tolist()} & {*CORPORA}:
         clips = counted(len(titles), "clip")
     unknown = int(np.count_nonzero(speakers == ""))
-    who = counted(len({*speakers} - {""}), "speaker")
-    who += f" and {counted(unknown, 'clip')}, SPEAKERS UNKNOWN," if unknown else ""
-    return f"{clips} of {who} from {', '.join(map(str, roots))}"
+    who = f" of {counted(len({*speakers} - {''}), 'speaker')}" if unknown < len(speakers) else ""
+    who += f", {counted(unknown, 'clip')} of SPEAKERS UNKNOWN," if unknown else ""
+    return f"{clips}{who} from {', '.join(map(str, roots))}"
 
 
 def _synthetic_corpus(data: DataConfig, modalities: Sequence[str]) -> Corpus:

@@ -124,7 +124,10 @@ def say_lacking(columns: Columns) -> list[str]:
     lacking = [name for name in options if not any(columns.get(name, ()))]
     for name in lacking:
         has = ", ".join(columns)
-        say(f"No clip has the column {name}, but {has}: correct it, or see {options[name]}")
+        say(
+            f"No clip has the column {name}, which training needs; there are {has}. Name it in the "
+            f"table or the pattern, or see --data.columns and {options[name]}"
+        )
     return lacking
 
 
@@ -188,6 +191,11 @@ def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> li
     files = [name for name in names if name.startswith("file.")]
     # Modalities become file names, and some file systems ignore case.
     once = {name.casefold() if name in files else name for name in names}
+    if "file" not in once and not files:
+        raise UserError(
+            f"{path}: no column 'file' (nor file.audio, file.video and so on; names need "
+            f"{between} between them); {there}"
+        )
     if len(once) < len(names) or ("file" in once) == bool(files):
         raise UserError(
             f"{path}: expected column names with {between} between them, each column once, either "
@@ -253,12 +261,12 @@ def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:
         """The absolute path, and what was expected if it is wrong."""
         expected = f"a file below {folder.name}/"
         if "\\" in path or {"", ".", ".."} & {*path.split("/")}:
-            return "", f"{expected}, with / and without . and .."
+            return "", f"{expected}, relative to it, with / and no part . or .."
         real, entry = find(path)
         if entry and real == path and entry.is_file():
             return entry.path, ""
         found = "not a file" if real == path else "there"
-        return "", expected + (f" ({real} is {found})" if entry else "")
+        return "", f"{expected} ({real} is {found})" if entry else f"{expected}, which exists"
 
     faults, files = [], {}
     for column, cells in paths.items():

@@ -190,8 +190,9 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
         if unknown.any() and not given:
             raise UserError(
                 f"{unknown.sum()} of {len(corpus)} clips have no {name}, so they cannot be "
-                f"split by it; the table has {_filled(corpus.columns)}: correct it, name another "
-                "column with --data.disjoint, or give the splits with --data.split column"
+                f"split by it; the table has {_filled(corpus.columns)}: correct it, use a "
+                f"column as {name} (--data.columns {name}=COLUMN), name another with "
+                "--data.disjoint, or give the splits with --data.split column"
             )
         apart[name] = np.where(unknown, np.strings.add("clip ", names), columns[name])
     apart["clip"] = names

@@ -154,7 +154,10 @@ def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
         say(f"next: {training_command(to, [job.target for job in jobs])}")
     elif len(jobs) > 1:
         folder = shlex.quote(str(to))
-        say(f"next: mmattn manifest {folder} --pattern '{{emotion}}/{{speaker}}_{{take}}'")
+        say(
+            f"next: mmattn manifest {folder} --pattern PATTERN, one that fits the names, such as "
+            "'{emotion}/{speaker}_{take}'"
+        )
 
 
 def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Path, Path]]:

@@ -431,5 +431,6 @@ def _say_data(corpus: Corpus, split: Split) -> None:
     for name, clips in split.clips.items():
         labels = corpus.labels[clips]
         classes = f"{len(np.unique(labels[labels >= 0]))} of {len(corpus.class_names)}"
-        rows.append((name, len(clips), len(np.unique(corpus.speakers[clips])), classes))
+        speakers = len({*corpus.speakers[clips]} - {""})
+        rows.append((name, len(clips), speakers or "unknown", classes))
     say_table("Data", ("", "clips", "speakers", "classes"), rows)

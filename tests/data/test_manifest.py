@@ -143,10 +143,10 @@ def test_every_fault_is_named_with_line_and_column(table, faults):
         "a/1.npz,02,relief,test,0.0,1.0\n"
     )
     below = "a file below corpus/"
-    portable = f"{below}, with / and without . and .."
+    portable = f"{below}, relative to it, with / and no part . or .."
     number = "a number, 0 or more"
     assert faults(path) == [
-        (3, "file", "a/3.npz", below),
+        (3, "file", "a/3.npz", f"{below}, which exists"),
         (4, "file", "A/1.NPZ", f"{below} (a/1.npz is there)"),
         (5, "emotion", "nothing", "an emotion"),
         (5, "end", "1", "above start, 2"),
@@ -200,9 +200,9 @@ def test_votes_that_cannot_be_shares(table, faults, votes, found):
         (ROWS.replace(",", "\t"), ["commas", "file\tspeaker"]),
         (ROWS.replace("bored", "gelöst").encode("latin-1"), ["line 2", "0xf6", "iconv", "UTF-8"]),
         (ROWS.encode("utf-16"), ["line 1", "0xff", "UTF-8"]),
-        ("", ["file or file.audio"]),
+        ("", ["no column 'file'"]),
         ("file,emotion\n", ["a row for each clip"]),
-        ("path,emotion\na/1.npz,sad\n", ["file or file.audio", "path,emotion"]),
+        ("path,emotion\na/1.npz,sad\n", ["no column 'file'", "path,emotion"]),
         ("file,file.audio,emotion\na/1.npz,,sad\n", ["file or file.audio", "file,file.audio"]),
         ("file,emotion,emotion\na/1.npz,sad,sad\n", ["each column once"]),
         ("file.audio,file.Audio,emotion\na/1.npz,,sad\n", ["each column once", "file.Audio"]),
