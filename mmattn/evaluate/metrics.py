@@ -202,7 +202,10 @@ def _scores_of_column(
     if len(names) == 1:
         return {"left_out": f"all {len(cells)} clips have the same value"}
     if len(names) > min(MOST_VALUES, len(cells) / 5):
-        return {"left_out": f"{len(names)} values in {len(cells)} clips"}
+        found = f"{len(names)} values in {len(cells)} clips"
+        return {
+            "left_out": f"{found}, expected at most {MOST_VALUES}, of 5 clips or more on average"
+        }
     parts = {name: predictions.select(cells == name) for name in names.tolist()}
     values = {
         name: {
