@@ -86,7 +86,7 @@ def training_command(root: Path, paths: Iterable[Path]) -> str:
             found |= {key.removesuffix(FEATURES) for key in keys if key.endswith(FEATURES)}
     own = sorted(name for name in found if VARIANT not in name)
     command = ["python", "-m", "experiments.no_aug", "--data.roots", str(root)]
-    if not {*ModelConfig.modalities} <= found:
+    if own and not {*ModelConfig.modalities} <= found:
         command += ["--model.modalities", *own]
     return shlex.join(command)
 

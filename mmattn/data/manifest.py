@@ -196,7 +196,7 @@ def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> li
             f"{path}: no column 'file' (nor file.audio, file.video and so on; names need "
             f"{between} between them); {there}"
         )
-    if len(once) < len(names) or ("file" in once) == bool(files):
+    if len(once) < len(names) or ("file" in once and files):
         raise UserError(
             f"{path}: expected column names with {between} between them, each column once, either "
             f"file or file.audio, file.video and so on; {there}"
