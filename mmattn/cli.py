@@ -164,18 +164,23 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
     try:
         work()
         sys.stdout.flush()
+        return
     except BrokenPipeError:  # as `… | head` does: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        leave(128 + signal.SIGPIPE)
+        code = 128 + signal.SIGPIPE
     except UserError as error:
         complain(f"{error.label}: {error}")
-        leave(error.exit_code)
+        code = error.exit_code
     except OSError as error:
         complain(f"error: {error.filename or 'a file'}: {error.strerror or error}")
-        leave(UserError.exit_code)
+        code = UserError.exit_code
     except KeyboardInterrupt as interrupt:
         complain("; ".join(["interrupted", *map(str, interrupt.args)]))
-        leave(130)
+        code = 130
     except Exception:
         sys.excepthook(*sys.exc_info())
-        leave(1)
+        code = 1
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # Python would print an exception when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    leave(code)

@@ -7,6 +7,8 @@ from importlib.metadata import version
 
 import pytest
 
+from mmattn.errors import UserError
+
 HELP = """
 import runpy, sys
 sys.argv = [{module!r}, {command} "--help"]
@@ -68,14 +70,26 @@ def test_help_may_be_cut_short(module):
     assert process.returncode == -signal.SIGPIPE
 
 
-def test_output_may_be_cut_short():
+FAILS = "\n    raise UserError('two clips failed')"
+
+
+@pytest.mark.parametrize(
+    ("fails", "said", "code"),
+    [("", b"", 128 + signal.SIGPIPE), (FAILS, b"error: two clips failed\n", UserError.exit_code)],
+)
+def test_output_may_be_cut_short(fails, said, code, monkeypatch):
     """As by `mmattn … --json | head`."""
-    code = "from mmattn.cli import end_process_after; end_process_after(lambda: print('long'))"
-    command = [sys.executable, "-c", code]
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # what is printed is written at the end
+    source = (
+        "from mmattn.cli import end_process_after, UserError\n"
+        f"def work():\n    print('long'){fails}\n"
+        "end_process_after(work)"
+    )
+    command = [sys.executable, "-c", source]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 128 + signal.SIGPIPE
+        assert process.stderr.read() == said
+    assert process.returncode == code
 
 
 def test_version(commands):

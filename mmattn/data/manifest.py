@@ -238,7 +238,12 @@ def _check(table: Manifest, paths: Columns) -> Iterator[_Fault]:
 
 def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:
     """Absolute paths by modality; each folder is listed only once."""
+
+    def kind(name: str) -> str:
+        return name.rpartition(".")[2].lower()
+
     there: set[str] = set()
+    kinds = {kind(path) for cells in paths.values() for path in cells if path}
 
     @cache
     def entries(below: str) -> tuple[str, dict[str, os.DirEntry]]:
@@ -247,7 +252,8 @@ def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:
             return below, {}
         with os.scandir(entry.path if entry else str(folder)) as found:
             names = {_nfc(entry.name): entry for entry in found}
-        there.update(entry.path for name, entry in names.items() if name.endswith(".npz"))
+        seen = ((name, entry.path) for name, entry in names.items() if not name.startswith("."))
+        there.update(path for name, path in seen if kind(name) in kinds)
         return below, {name.casefold(): entry for name, entry in names.items()} | names
 
     def find(path: str) -> tuple[str, os.DirEntry | None]:
@@ -279,5 +285,6 @@ def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:
         if not any(cells):
             faults.append((row, next(iter(paths)), f"a file below {folder.name}/", ""))
     if unread := there.difference(*files.values()):
-        say(f"{len(unread)} .npz files below {folder} are in no row, and are ignored")
+        files_of = f"{counted(len(unread), 'file')}, such as {min(unread)}"
+        say(f"{folder}: in no row of its table, and ignored: {files_of}")
     return files, faults

@@ -227,7 +227,8 @@ def _draw(
         raise UserError(
             f"{counted(len(some), 'speaker')}, expected {sum(sizes)} or more (those with an "
             "identical file, or the same value in a column of --data.disjoint, count as one): "
-            f"{', '.join(f'{size} for {name}' for name, size in parts)}"
+            f"{', '.join(f'{size} for {name}' for name, size in parts)}. --data.disjoint COLUMN "
+            "splits by another column, and may then test on known speakers"
         )
     counts = np.zeros((len(corpus), len(corpus.class_names)))
     np.add.at(counts, units, _class_shares(corpus))

@@ -150,7 +150,9 @@ def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
         write_manifest(path, rows, overwrite=True)
         say(f"{path}: {counted(len(rows), 'clip')}")
     known = (any(one.row(job.clip.stem) for one in CORPORA.values()) for job in jobs)
-    if find_manifest(to) or all(known):
+    if (table := find_manifest(to)) and not tables:
+        say(f"{table} stays as it is: training ignores clips without a row in it")
+    if table or all(known):
         say(f"next: {training_command(to, [job.target for job in jobs])}")
     elif len(jobs) > 1:
         folder = shlex.quote(str(to))

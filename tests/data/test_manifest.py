@@ -239,13 +239,18 @@ def test_of_many_faults_the_first_are_shown(table, monkeypatch):
     assert "the first 20" in shown[0] and "b/19.npz" in shown[0] and "b/20.npz" not in shown[0]
 
 
-def test_feature_files_that_no_row_names_are_counted(table, monkeypatch):
+def test_files_that_no_row_names_are_counted(table, monkeypatch):
     said = []
     monkeypatch.setattr("mmattn.data.manifest.say", said.append)
     read_manifest(table(ROWS))
     assert said == []
-    read_manifest(table(ROWS, "a/3.npz", "a/4.npz", "a/notes.txt"))
-    assert len(said) == 1 and said[0].startswith("2 .npz files")
+    path = table(ROWS, "a/3.npz", "a/4.NPZ", "a/notes.txt", "a/._3.npz")
+    read_manifest(path)
+    where = f"{path.parent}: in no row of its table"
+    assert said == [f"{where}, and ignored: 2 files, such as {path.parent}/a/3.npz"]
+    said.clear()
+    read_manifest(table("file\nb/1.mp4\n", "b/1.mp4", "b/2.mp4", "b/1.txt"), target=None)
+    assert len(said) == 1 and said[0].endswith("1 file, such as " + str(path.parent / "b/2.mp4"))
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.tsv"])

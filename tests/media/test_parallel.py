@@ -95,6 +95,11 @@ def test_the_next_command_fits_names_and_modalities(folder, config, tmp_path, ca
     assert f"{training} --model.modalities audio\n" in caplog.text
     extract_clips([named], to / "both", config, 1)
     assert f"{training}/both\n" in caplog.text
+    (table := to / "both" / "manifest.csv").write_text("file,emotion\nother.npz,sad\n")
+    caplog.clear()
+    extract_clips([named], to / "both", config, 1)
+    assert f"{table} stays as it is: training ignores clips without a row" in caplog.text
+    assert table.read_text() == "file,emotion\nother.npz,sad\n"
 
 
 def test_one_modality_is_not_taken_for_both(folder, config, tmp_path):
