@@ -46,7 +46,7 @@ class Split:
 def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
     """The test clips [N] bool of each of `data.folds`: one fold for each value of a column, in
     natural order, or for each list of speakers. Raises UserError if there are no such folds."""
-    columns = {**corpus.columns, "speaker": corpus.speakers}
+    columns = _columns(corpus)
     if folds in columns:
         values = {*columns[folds].tolist()} - {""}
         parts = {value: re.split(r"(\d+)", value) for value in values}  # numbers follow text
@@ -69,6 +69,11 @@ def fold_tests(corpus: Corpus, folds: str) -> list[np.ndarray]:
     return [np.isin(corpus.speakers, test) for test in lists]
 
 
+def _columns(corpus: Corpus) -> dict[str, np.ndarray]:
+    """The columns of the clips; a speaker's name has that of the corpus before it."""
+    return {**corpus.columns, "speaker": corpus.speakers}
+
+
 def _filled(columns: Mapping[str, np.ndarray]) -> str:
     """The names of the columns that are not empty."""
     return ", ".join(name for name, cells in columns.items() if (cells != "").any())
@@ -83,10 +88,9 @@ def chosen_folds(corpus: Corpus, data: DataConfig) -> Sequence[int | None]:
         return [None]
     there = [n for n, test in enumerate(fold_tests(corpus, data.folds)) if test.any()]
     if not there:
-        columns = _filled({**corpus.columns, "speaker": corpus.speakers})
         raise UserError(
             f"--data.folds {data.folds}: no clip is in any of these folds; expected others, or one "
-            f"of the columns {columns}"
+            f"of the columns {_filled(_columns(corpus))}"
         )
     chosen = there if data.fold == "all" else [data.fold]
     if {*chosen} - {*there}:
@@ -182,7 +186,7 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
     by their least value of the first kind. An unknown value counts as unique to the clip.
     Raises UserError if a column is missing, or values are unknown and no split is given."""
     apart, names = {}, np.array(corpus.names)
-    columns = {**corpus.columns, "speaker": corpus.speakers}
+    columns = _columns(corpus)
     for name in data.disjoint:
         if name not in columns:
             raise UserError(f"--data.disjoint {name}: expected a column: {', '.join(columns)}")
