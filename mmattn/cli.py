@@ -129,8 +129,10 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         return print(__version__)
     if sys.argv[1:2] == ["launch"] and "--" not in sys.argv:
-        place = (n for n, word in enumerate(sys.argv) if word.startswith("experiments."))
-        sys.argv.insert(next(place, len(sys.argv)), "--")  # its options are not those of launch
+        words = enumerate(sys.argv)
+        place = next((n for n, word in words if word.startswith("experiments.")), len(sys.argv))
+        if "-n" not in sys.argv[place:]:
+            sys.argv.insert(place, "--")  # the options of the experiment are not those of launch
     named = [Annotated[one, tyro.conf.subcommand(one.__name__.lower())] for one in COMMANDS]
     run_command(
         Union[tuple(named)],  # noqa: UP007
@@ -165,7 +167,7 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
         work()
         sys.stdout.flush()
         return
-    except BrokenPipeError:  # as `… | head` does: nobody reads on
+    except BrokenPipeError:  # as `… | head` does: the reader has left
         code = 128 + signal.SIGPIPE
     except UserError as error:
         complain(f"{error.label}: {error}")

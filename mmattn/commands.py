@@ -401,7 +401,7 @@ class Launch:
     command: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...", **REQUIRED)
     ]
-    """After --, an experiment and its options: -- experiments.no_aug --seed 1."""
+    """An experiment and its options, after -n: launch -n 2 experiments.no_aug --seed 1."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2
     """Number of processes."""
 

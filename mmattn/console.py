@@ -20,7 +20,15 @@ LOG = logging.getLogger("mmattn")
 WIDTH = 100
 SHOWN = 20  # rows of a table of faults or notes, which may have thousands
 PLAIN_INTERVAL = 10.0  # seconds between progress lines without a terminal
-screen = Console(file=sys.stdout, width=WIDTH if not sys.stdout.isatty() else None, soft_wrap=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self):
+        """Raise again, as `print` does, instead of an exit with code 1."""
+        raise
+
+
+screen = _Console(file=sys.stdout, width=WIDTH if not sys.stdout.isatty() else None, soft_wrap=True)
 
 
 class _ScreenHandler(logging.Handler):

@@ -38,7 +38,7 @@ def launch(count: int, command: Sequence[str]) -> None:
     if count < 1:
         raise UserError(f"-n {count}: expected 1 process or more")
     if not command:
-        raise UserError("expected a module after --, e.g. mmattn launch -n 2 -- experiments.no_aug")
+        raise UserError("expected an experiment, as in: mmattn launch -n 2 experiments.no_aug")
     if own := [word for word in command if word.startswith("--distributed.")]:
         raise UserError(f"{own[0]}: mmattn launch sets these options itself")
     if command[0] == "experiments.compare":

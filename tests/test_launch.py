@@ -13,7 +13,7 @@ from mmattn.launch import launch
     ("count", "command", "said"),
     [
         (0, ["experiments.no_aug"], "-n 0: expected 1 process or more"),
-        (2, [], "expected a module after --"),
+        (2, [], "expected an experiment, as in"),
         (2, ["experiments.compare"], "experiments.compare is a study"),
         (
             2,
@@ -28,8 +28,12 @@ def test_a_launch_of_nothing(count, command, said):
 
 
 def test_an_experiment_needs_no_dashes_before_it(commands):
-    words = "mmattn", "launch", "-n", 0, "experiments.no_aug", "--seed", 1
-    assert "-n 0: expected 1 process" in commands.run(*words, code=2)
+    for words in (
+        ("-n", 0, "experiments.no_aug", "--seed", 1),
+        ("experiments.no_aug", "-n", 0),
+        ("-n", 0, "--", "experiments.no_aug", "--seed", 1),
+    ):
+        assert "-n 0: expected 1 process" in commands.run("mmattn", "launch", *words, code=2)
 
 
 def test_options_that_do_not_fit_together():

@@ -54,23 +54,21 @@ def test_feature_files_and_a_table_above_the_folder(commands, clips, tmp_path):
     to = tmp_path / "all clips.csv"
     options = ("--pattern", "{emotion}/{take}", "--to", to)
     text = commands.run("mmattn", "manifest", clips, *options)
-    assert (
-        "SPEAKERS UNKNOWN" in text
-        and "--data.target" not in text
-        and f"--data.roots '{to}'\n" in text  # no modality is known of what is no feature file
-    )
+    assert "SPEAKERS UNKNOWN" in text and "--data.target" not in text
+    assert "next:" not in text  # training needs speakers
     manifest = read_manifest(to)
     assert manifest.clips[0] == "clips/bored/00_0" and set(manifest.columns["corpus"]) == {"clips"}
     assert "exists; --overwrite" in commands.run("mmattn", "manifest", clips, *options, code=2)
-    commands.run("mmattn", "manifest", clips, *options, "--overwrite")
+    options = ("--pattern", "{emotion}/{speaker}_{take}", "--to", to, "--overwrite")
+    text = commands.run("mmattn", "manifest", clips, *options)
+    assert f"--data.roots '{to}'\n" in text  # no modality is known of what is no feature file
 
 
 def test_without_emotions_it_says_how_to_train(commands, clips):
     text = commands.run("mmattn", "manifest", clips, "--pattern", "{emo}/{speaker}_{take}")
-    assert (
-        "No clip has the column emotion, which training needs; there are corpus, file, emo" in text
-    )
-    assert "next:" not in text
+    assert "No clip has a value in the column emotion, which training needs" in text
+    assert "with values are corpus, file, emo, speaker, take. Name it" in " ".join(text.split())
+    assert "next: mmattn extract" in text
 
 
 def test_ratings_of_crema_d(commands, tmp_path):

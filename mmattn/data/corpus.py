@@ -375,7 +375,9 @@ def _describe(corpora: np.ndarray, speakers: np.ndarray, roots: Collection) -> s
         clips = counted(len(titles), "clip")
     unknown = int(np.count_nonzero(speakers == ""))
     who = f" of {counted(len({*speakers} - {''}), 'speaker')}" if unknown < len(speakers) else ""
-    who += f", {counted(unknown, 'clip')} of SPEAKERS UNKNOWN," if unknown else ""
+    if unknown:
+        some = f"{counted(unknown, 'clip')} of " if unknown < len(speakers) else ""
+        who += f", {some}SPEAKERS UNKNOWN,"
     return f"{clips}{who} from {', '.join(map(str, roots))}"
 
 

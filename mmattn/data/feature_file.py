@@ -81,7 +81,8 @@ def training_command(root: Path, paths: Iterable[Path]) -> str:
     """
     found = set[str]()
     for path in paths:
-        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        # zipfile raises several kinds on damaged files
+        with suppress(Exception), zipfile.ZipFile(path) as archive:
             keys = (name.removesuffix(".npy") for name in archive.namelist())
             found |= {key.removesuffix(FEATURES) for key in keys if key.endswith(FEATURES)}
     own = sorted(name for name in found if VARIANT not in name)

@@ -121,12 +121,14 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, str]], overwrite: boo
 def say_lacking(columns: Columns) -> list[str]:
     """Tell the user which columns that training needs are missing or empty; returns them."""
     options = {"emotion": "--data.target", "speaker": "--data.disjoint"}
-    lacking = [name for name in options if not any(columns.get(name, ()))]
+    filled = [name for name, cells in columns.items() if any(cells)]
+    there = {"emotion" if name.startswith(VOTES) else name for name in filled}
+    lacking = [name for name in options if name not in there]
     for name in lacking:
-        has = ", ".join(columns)
         say(
-            f"No clip has the column {name}, which training needs; there are {has}. Name it in the "
-            f"table or the pattern, or see --data.columns and {options[name]}"
+            f"No clip has a value in the column {name}, which training needs; the columns with "
+            f"values are {', '.join(filled)}. Name it in the table or the pattern, or see "
+            f"--data.columns and {options[name]}"
         )
     return lacking
 
@@ -186,7 +188,8 @@ def _read_header(path: Path, header: list[str], rename: Mapping[str, str]) -> li
     there = f"the first line is: {_separator(path).join(header)[:200]}"
     for missing in set(rename.values()) - set(header):
         raise UserError(f"{path}: no column {missing!r}; {there}")
-    known = {"file_name": "file"} | {theirs: ours for ours, theirs in rename.items()}
+    own = {name: f"replaced {name}" for name in rename}  # the user names another in its place
+    known = {"file_name": "file"} | own | {theirs: ours for ours, theirs in rename.items()}
     names = [known.get(name, name) for name in header]
     files = [name for name in names if name.startswith("file.")]
     # Modalities become file names, and some file systems ignore case.

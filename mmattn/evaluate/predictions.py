@@ -74,6 +74,9 @@ class Predictions:
 
         Raises UserError unless both have the same clips, speakers, labels and classes.
         """
+        if self.class_names != other.class_names:
+            both = " and of ".join(map(", ".join, (self.class_names, other.class_names)))
+            raise UserError(f"predictions of different classes cannot be compared: of {both}")
         row = {clip: number for number, clip in enumerate(self.clips)}
         if lacking := sorted(row.keys() ^ {*other.clips}):
             raise UserError(
@@ -81,12 +84,14 @@ class Predictions:
                 f"{len(other.clips)} clips, {len(lacking)} are in only one: {_some(lacking)}"
             )
         same = self.select(np.array([row[clip] for clip in other.clips]))
-        for name in ("class_names", "speakers", "labels"):
-            both = getattr(same, name), getattr(other, name)
-            if not np.array_equal(*both):
-                one = next((f": {a} and {b}" for a, b in zip(*both, strict=False) if a != b), "")
-                why = " (corpus-speaker, by the manifests)" if name == "speakers" else ""
-                raise UserError(f"predictions with different {name} cannot be compared{one}{why}")
+        label = np.array([*self.class_names, "none"])  # the last is for ties, -1
+        for what, a, b in (
+            ("speakers (corpus-speaker, by the manifests)", same.speakers, other.speakers),
+            ("labels", label[same.labels], label[other.labels]),
+        ):
+            for n in np.flatnonzero(a != b)[:1]:
+                one = f"of {same.clips[n]} {a[n]} and {b[n]}"
+                raise UserError(f"predictions with different {what} cannot be compared: {one}")
         return same
 
     def cells(self, names: Iterable[str]) -> dict[str, np.ndarray]:

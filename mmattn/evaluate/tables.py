@@ -157,7 +157,7 @@ def say_scores(
     say_wide(title, score_table(splits, calibrated))
     for split, found in splits.items():
         if all(one["low"] is None for one in found.values()):
-            say(f"{split}: no interval over speakers, which needs two or more")
+            say(f"{split}: no interval over speakers, which needs two or more, all known")
 
 
 def ties_text(split: str, predictions: Predictions) -> str:

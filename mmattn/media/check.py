@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import zscore
 
 from mmattn.config import ExtractConfig
-from mmattn.console import counted, progress, say, say_table
+from mmattn.console import SHOWN, counted, progress, say, say_table
 from mmattn.data.feature_file import BadClip, read_features
 from mmattn.errors import Incomplete, Misaligned, UserError
 from mmattn.files import check_place, printable, write_text
@@ -22,7 +22,6 @@ from mmattn.media.parallel import DIED, SUFFIXES, Job, find_clips, run_jobs
 from mmattn.media.survey import BadMedia
 
 RATE = 30.0  # fps: the resolution of an offset is a frame
-SHOWN = 20  # maximum clips to list all of
 COLUMNS = ("clip", "audio delay (ms)", "r", "confidence", "")
 
 

@@ -73,8 +73,7 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
         raise UserError("--audio none: expected audio features, which --augment-audio needs")
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
-    for table in listed:
-        say_lacking(table.columns)
+    lacking = [say_lacking(table.columns) for table in listed]
     jobs = find_jobs([path for path in clips if path not in tables], to, listed)
     _check_table(listed, jobs, to)
     left = [job for job in jobs if not _is_done(job, config)]
@@ -83,7 +82,7 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
     if "egemaps" in config.audio.values():
         say(egemaps.LICENCE)
     if not left:
-        _finish(listed, jobs, to)
+        _finish(listed, jobs, to, trainable=not any(lacking))
         return
     workers = min(workers, len(left))
     begin = time.perf_counter()
@@ -93,7 +92,7 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
             found[job] = done or Done(failure=DIED)
             advance(1)
     good = [job for job in jobs if job not in found or not found[job].failure]
-    _finish(listed, good, to)
+    _finish(listed, good, to, trainable=not any(lacking))
     _say_results(found, time.perf_counter() - begin, workers, to)
 
 
@@ -141,8 +140,9 @@ def _check_table(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> N
         )
 
 
-def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
-    """Write the rows of the extracted clips as a table of their feature files; say what is next."""
+def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path, trainable: bool) -> None:
+    """Write the rows of the extracted clips as a table of their feature files; say what is next,
+    which is training if the tables have all that it needs."""
     if not jobs:
         return
     if tables:
@@ -152,9 +152,9 @@ def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> None:
     known = (any(one.row(job.clip.stem) for one in CORPORA.values()) for job in jobs)
     if (table := find_manifest(to)) and not tables:
         say(f"{table} stays as it is: training ignores clips without a row in it")
-    if table or all(known):
+    if trainable and (table or all(known)):
         say(f"next: {training_command(to, [job.target for job in jobs])}")
-    elif len(jobs) > 1:
+    elif trainable and len(jobs) > 1:
         folder = shlex.quote(str(to))
         say(
             f"next: mmattn manifest {folder} --pattern PATTERN, one that fits the names, such as "

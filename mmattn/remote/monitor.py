@@ -68,10 +68,6 @@ def monitor(run: Run, quick: bool, follow: bool) -> int:
     except KeyboardInterrupt:
         complain(f"{run.name} continues: `fab monitor --run {run.name}` shows it again")
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Python would raise it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
 
 
 def copy_log(link: "Link", out: BinaryIO) -> None:

@@ -171,15 +171,13 @@ def instance_request(
 
 def say_plan(run: Run, plan: Plan | None, files: int) -> None:
     """Show what will be sent and made, and what it costs; `plan` is None with a --host."""
+    data = "" if all(map(is_uri, run.data)) else "--data, and "
     host = [("machine", f"{run.host}, your own: not tried yet; it keeps running afterwards")]
     rows = [
         ("run", run.name),
         ("experiment", shlex.join([f"experiments.{run.experiment}", *run.args])),
         ("data", ", ".join(run.data) or "the built-in corpus"),
-        (
-            "sent from here",
-            f"{files} files: --data, and all of this folder that git does not ignore",
-        ),
+        ("sent from here", f"{files} files: {data}all of this folder that git does not ignore"),
         *(plan.rows if plan else host),
     ]
     say_table("Plan", ("", ""), rows, left=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmattn.config import ExperimentConfig, config_from_json
+from mmattn.config import DataConfig, ExperimentConfig, config_from_json
 from mmattn.console import be_quiet, log_to, say, say_table
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import CAVEATS, Split, chosen_folds, make_split
@@ -130,6 +130,7 @@ def _run_parts(config: ExperimentConfig, folder: Path, asked: processes.AgreedSt
 
     def describe() -> None:
         say(f"run {folder}")
+        _say_if_one_tests(config.data, corpus, next(iter(groups.values()))[0].split)
         write_config(folder, config)
         write_environment(folder, processes.count())
 
@@ -306,20 +307,24 @@ def _write_training(run: Run, corpus: Corpus, split: Split, root: Path) -> None:
         per_class=per_class(test),
         confusion=confusion(test).tolist(),
     )
-    _advise(history[best - 1]["validation_uar"], corpus, split)
+    _say_if_chance(history[best - 1]["validation_uar"], corpus, split)
 
 
-def _advise(uar: float, corpus: Corpus, split: Split) -> None:
-    """Say what helps if there is one test speaker, or if the best epoch's UAR on the validation
-    clips is that of a guess."""
-    if split.fold is None and len({*corpus.speakers[split.test]} - {""}) == 1:
+def _say_if_one_tests(data: DataConfig, corpus: Corpus, split: Split) -> None:
+    """Say what helps if there is one test speaker."""
+    drawn = data.split == "speakers" and data.folds is None
+    if drawn and len({*corpus.speakers[split.test]} - {""}) == 1:
         say("One test speaker gives no intervals: --data.folds speaker tests each in turn")
+
+
+def _say_if_chance(uar: float, corpus: Corpus, split: Split) -> None:
+    """Say what helps if the best epoch's UAR on the validation clips is that of a guess."""
     labels = corpus.labels[split.validation]
     classes = len({*labels[labels >= 0].tolist()})
     if classes > 1 and uar <= 1 / classes:
         say(
-            f"Validation UAR {uar:.3f} is no better than chance; few clips are few steps an epoch: "
-            "see Small corpora in docs/train.md, and compare linear models (`mmattn baseline`)"
+            f"Validation UAR {uar:.3f} is no better than chance: if clips are few, see Small "
+            "corpora in docs/train.md; and compare linear models (`mmattn baseline`)"
         )
 
 

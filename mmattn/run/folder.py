@@ -81,7 +81,8 @@ def corpus_of(run: Path, other: OtherDataConfig, variants: Collection[str] = ())
     tested = next(iter(sorted(run.rglob(PREDICTIONS["test"]))), None)
     known = read_predictions(tested).class_names if tested else ()
     data = other.apply(config.data)
-    if gone := next((root for root in data.roots if not root.expanduser().exists()), None):
+    gone = next((root for root in data.roots if not root.expanduser().exists()), None)
+    if gone and not other.roots:
         raise UserError(
             f"{gone}: expected the run's feature files, found nothing; --data.roots names where "
             "they are now"

@@ -4,6 +4,7 @@ Any page in a browser can send requests to 127.0.0.1. Its Origin reveals it; if 
 resolves to 127.0.0.1 (DNS rebinding), the Host header does.
 """
 
+import errno
 import ipaddress
 import secrets
 import socket
@@ -54,7 +55,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
-        raise UserError(f"{asked}: {error.strerror or error}; choose another --port") from error
+        hint = "; choose another --port" * (error.errno in (errno.EADDRINUSE, errno.EACCES))
+        raise UserError(f"{asked}: {error.strerror or error}{hint}") from error
     return listener
 
 

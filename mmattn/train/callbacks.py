@@ -49,7 +49,7 @@ class Console(Callback):
         config = run.config.train
         self.write(epoch_line(run.history, config.monitor))
         if len(run.history) < config.epochs and (reason := end_reason(run.history, config)):
-            self.write(f"ended early (--train.patience {config.patience}): {reason}")
+            self.write(f"ended early (train.patience {config.patience}): {reason}")
 
 
 def epoch_line(history: list[dict], monitor: str) -> str:

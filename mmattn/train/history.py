@@ -57,7 +57,7 @@ def best_epoch(history: Sequence[Row], monitor: str) -> int:
 
 
 def end_reason(history: Sequence[Row], config: TrainConfig) -> str:
-    """Why training ends after these epochs, in words; empty if it goes on."""
+    """Why training ends after these epochs, in words; empty if it continues."""
     if not history:
         return ""
     if len(history) >= config.epochs:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmattn.data.manifest import read_manifest, write_manifest
+from mmattn.data.manifest import read_manifest, say_lacking, write_manifest
 from mmattn.errors import UserError
 
 ROWS = "file,speaker,emotion\na/1.npz,01,bored\na/2.npz,02,relief\n"
@@ -99,6 +99,22 @@ def test_columns_of_other_names_and_another_target(table):
     assert manifest.speakers == ["corpus-7", "corpus-8"]
     assert manifest.emotions == ["low", "high"]
     assert manifest.columns["emotion"] == ["sad", "sad"]
+
+
+def test_a_named_column_takes_the_place_of_the_tables_own(table):
+    path = table("file,speaker,actor,emotion\na/1.npz,,7,sad\na/2.npz,x,8,sad\n")
+    manifest = read_manifest(path, {"speaker": "actor"})
+    assert manifest.speakers == ["corpus-7", "corpus-8"]
+    assert manifest.columns["replaced speaker"] == ["", "x"]
+
+
+def test_columns_that_training_needs(monkeypatch):
+    said = []
+    monkeypatch.setattr("mmattn.data.manifest.say", said.append)
+    assert say_lacking({"speaker": ["1"], "emotion": ["sad"]}) == []
+    assert say_lacking({"speaker": ["1"], "emotion": [""], "emotion.sad": ["2"]}) == [] == said
+    assert say_lacking({"speaker": [""], "actor": ["1"], "emotion": ["sad"]}) == ["speaker"]
+    assert "values are actor, emotion. Name it" in said[0] and "--data.disjoint" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +237,7 @@ def test_what_is_no_table_at_all(table, content, words):
     ("options", "words"),
     [
         (({"speaker": "who"},), "no column 'who'; the first line is: file,speaker,emotion"),
-        (({"speaker": "emotion"},), "each column once"),
+        (({"speaker": "emotion"},), "no column 'emotion'; there are: file, replaced speaker, sp"),
         (({}, "valence"), "no column 'valence'; there are: file, speaker, emotion"),
     ],
 )

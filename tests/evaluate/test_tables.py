@@ -78,7 +78,7 @@ def test_scores_stand_in_a_column_a_split(said):
 def test_one_speaker_has_no_interval_and_why(said):
     one, two = predictions().select(slice(2)), predictions()
     say_scores("Scores", {"validation": scores(two), "test": scores(one)})
-    assert "test: no interval over speakers, which needs two or more" in said()
+    assert "test: no interval over speakers, which needs two or more, all known" in said()
     assert "validation: no interval" not in said()
 
 

@@ -296,6 +296,7 @@ def test_screen(monkeypatch, capsys):
 
 PIPE = """
 import base64, sys
+from mmattn.cli import end_process_after
 from mmattn.remote import monitor as module
 from tests.remote.test_monitor import FakeMachine, make_run, make_snapshot
 module.POLL_S = 0.0
@@ -306,7 +307,7 @@ class Endless(FakeMachine):
         text = base64.b64encode(data).decode()
         log = {"offset": offset, "size": offset + 2 * len(data), "data": text}
         return make_snapshot(log)
-sys.exit(module.monitor(make_run(Endless()), False, True))
+end_process_after(lambda: module.monitor(make_run(Endless()), False, True))
 """
 
 

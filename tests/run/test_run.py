@@ -20,7 +20,7 @@ from mmattn.evaluate.predictions import read_predictions
 from mmattn.evaluate.tables import Interval, cell_text
 from mmattn.files import read_json, write_json
 from mmattn.run.evaluate import _clips_to_evaluate
-from mmattn.run.experiment import _advise
+from mmattn.run.experiment import _say_if_chance, _say_if_one_tests
 from mmattn.run.folder import PREDICTIONS, corpus_of
 from mmattn.run.run import load_run
 from mmattn.train.checkpoints import Checkpoints
@@ -203,17 +203,20 @@ def test_advice_for_chance_and_for_one_test_speaker(tiny_run, caplog):
     config = config_from_json(read(tiny_run / "config.json"))
     corpus = open_corpus(config.data, config.streams)
     split = split_from_json(load_run(tiny_run).split, corpus)
-    every = replace(split, test=np.arange(len(corpus)))
     chance = 1 / len({*corpus.labels[split.validation].tolist()})
-    _advise(chance + 1e-6, corpus, every)
+    _say_if_chance(chance + 1e-6, corpus, split)
     assert not caplog.text
-    _advise(chance, corpus, every)
+    _say_if_chance(chance, corpus, split)
     assert f"Validation UAR {chance:.3f} is no better than chance" in caplog.text
-    assert "--data.folds" not in caplog.text
-    one = np.flatnonzero(corpus.speakers == corpus.speakers[0])
-    _advise(1.0, corpus, replace(split, test=one, fold=0))
-    assert "--data.folds" not in caplog.text
-    _advise(1.0, corpus, replace(split, test=one))
+    one = replace(split, test=np.flatnonzero(corpus.speakers == corpus.speakers[0]))
+    for data, which in (
+        (config.data, replace(split, test=np.arange(len(corpus)))),
+        (replace(config.data, folds="speaker"), one),
+        (replace(config.data, split="column"), one),
+    ):
+        _say_if_one_tests(data, corpus, which)
+        assert "--data.folds" not in caplog.text
+    _say_if_one_tests(config.data, corpus, one)
     assert "--data.folds speaker tests each in turn" in caplog.text
 
 

@@ -71,7 +71,7 @@ def choose_clips(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         clip for clip in named if not ravdess.row(clip.stem) or takes[clip.stem[3:]] == clip.stem
     ]
     if left_out := len(named) - len(chosen):
-        files = counted(left_out, "file")
+        files = f"{counted(left_out, 'file')}, such as {min({*named} - {*chosen})}"
         say(f"left out {files}: more complete ones of the same takes exist (01-, 02-, 03-*)")
     return chosen
 
