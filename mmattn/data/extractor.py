@@ -5,7 +5,7 @@ A record is {"name": str, "version": int, "settings": {…}} of plain JSON value
 
 import json
 
-_UNNAMED = "an unnamed one"
+from mmattn.config import VARIANT
 
 
 def parse_extractor(text: str) -> dict[str, dict]:
@@ -45,7 +45,8 @@ def difference(found: dict[str, dict], expected: dict[str, dict]) -> str:
     """
     parts = []
     for modality in sorted(found | expected):
-        (title, new), (other, old) = (_describe(of.get(modality)) for of in (found, expected))
+        none = "no copy" if VARIANT in modality else "an unnamed one"
+        (title, new), (other, old) = (_describe(of.get(modality), none) for of in (found, expected))
         if title != other:
             parts.append(f"{modality}: {title} instead of {other}")
             continue
@@ -56,9 +57,9 @@ def difference(found: dict[str, dict], expected: dict[str, dict]) -> str:
     return ", ".join(parts)
 
 
-def _describe(record: dict | None) -> tuple[str, dict]:
-    """Name and version in words, and the settings as they are read from a file."""
+def _describe(record: dict | None, none: str) -> tuple[str, dict]:
+    """Name and version in words, or `none`, and the settings as they are read from a file."""
     if not record:
-        return _UNNAMED, {}
+        return none, {}
     settings = json.loads(json.dumps(record["settings"]))  # a tuple is a list in a file
     return f"{record['name']} version {record['version']}", settings

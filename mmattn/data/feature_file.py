@@ -55,12 +55,13 @@ def decode(
 
     Raises BadClip if the whole file is unusable.
     """
-    try:
-        archive = np.load(io.BytesIO(content), allow_pickle=False)
+    try:  # np.load takes what is no zip file for a pickle
+        zipped = zipfile.is_zipfile(io.BytesIO(content))
+        archive = np.load(io.BytesIO(content), allow_pickle=False) if zipped else None
     except Exception as error:  # NumPy and zipfile raise ten kinds on damaged files
-        raise BadClip(f"no .npz archive of {len(content)} bytes: {error!r:.150}") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise BadClip("no .npz archive but a single array")
+        raise BadClip(f"damaged .npz archive of {len(content)} bytes: {error!r:.150}") from error
+    if archive is None:
+        raise BadClip(f"no .npz archive: its {len(content)} bytes are no complete zip file")
     keys = (key.removesuffix(FEATURES) for key in archive.files if key.endswith(FEATURES))
     streams: dict[str, Stream | str] = {}
     for name in sorted(filter(str.isidentifier, keys)):

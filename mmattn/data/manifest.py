@@ -103,6 +103,11 @@ def read_manifest(
     return table
 
 
+def read_cells(path: Path) -> list[dict[str, str]]:
+    """The rows of a table as they are, unchecked; UserError if it is no table."""
+    return rows_of(_read_columns(path, {})[0])
+
+
 def write_manifest(path: Path, rows: Iterable[Mapping[str, str]], overwrite: bool = False) -> None:
     """Write a table with a column for each name in the rows, known ones first and votes last.
 

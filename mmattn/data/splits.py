@@ -89,8 +89,8 @@ def chosen_folds(corpus: Corpus, data: DataConfig) -> Sequence[int | None]:
     there = [n for n, test in enumerate(fold_tests(corpus, data.folds)) if test.any()]
     if not there:
         raise UserError(
-            f"--data.folds {data.folds}: no clip is in any of these folds; expected others, or one "
-            f"of the columns {_filled(_columns(corpus))}"
+            f"--data.folds {data.folds} (the experiment's own if you gave none): no clip is in any "
+            f"of these folds; expected others, or one of the columns {_filled(_columns(corpus))}"
         )
     chosen = there if data.fold == "all" else [data.fold]
     if {*chosen} - {*there}:

@@ -19,7 +19,14 @@ from mmattn.data.corpora import CORPORA, MANIFESTS, find_manifest
 from mmattn.data.corpora.folders import choose_clips
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features, training_command
-from mmattn.data.manifest import Manifest, read_manifest, rows_of, say_lacking, write_manifest
+from mmattn.data.manifest import (
+    Manifest,
+    read_cells,
+    read_manifest,
+    rows_of,
+    say_lacking,
+    write_manifest,
+)
 from mmattn.errors import Incomplete, UserError
 from mmattn.files import explain_full_disk
 from mmattn.machine import end_children, without_interrupt
@@ -71,6 +78,8 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
         raise UserError("--audio none --video none: expected at least one modality")
     if variants_of(config.augment_audio) and not config.audio:
         raise UserError("--audio none: expected audio features, which --augment-audio needs")
+    if to.exists() and not to.is_dir():
+        raise UserError(f"--to {to}: expected a folder, it is a file")
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
     lacking = [say_lacking(table.columns) for table in listed]
@@ -133,7 +142,7 @@ def _check_table(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> N
     if not (tables and path.exists()):
         return
     rows = _rows(tables, jobs, to)
-    if any(row not in rows for row in rows_of(read_manifest(path, target=None).columns)):
+    if any(row not in rows for row in read_cells(path)):
         raise UserError(
             f"{path}: its rows differ from {' and '.join(str(table.path) for table in tables)}; "
             "choose another --to for other clips; if it was edited, move it away"
@@ -206,8 +215,8 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
     if extractor != wanted or not extractor:
         raise UserError(
             f"{job.target} holds other features than requested "
-            f"({difference(extractor, wanted) or 'it does not name them'}); choose another --to, "
-            "the same --audio and --video, or delete the files to extract again"
+            f"({difference(extractor, wanted) or 'it does not name them'}); choose another --to or "
+            "the same options, or delete the files to extract again"
         )
     sources = [job.clip, *filter(None, [audio_beside(job.clip)])]
     return job.target.stat().st_mtime >= max(path.stat().st_mtime for path in sources)

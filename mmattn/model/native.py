@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 
 from mmattn.console import complain
+from mmattn.errors import UserError
 from mmattn.files import CACHE
 from mmattn.machine import processor
 
@@ -33,10 +34,13 @@ FLAGS = (
 def usable() -> bool:
     """Whether to use the kernel: on the CPU, if it can be built.
 
-    MMATTN_KERNEL=jax in the environment selects JAX's scans; it is read once.
+    MMATTN_KERNEL=jax in the environment selects JAX's scans; it is read once. Raises UserError if
+    it has another value.
     """
-    allowed = os.environ.get("MMATTN_KERNEL", "native") == "native"
-    return allowed and jax.default_backend() == "cpu" and load()
+    asked = os.environ.get("MMATTN_KERNEL", "native")
+    if asked not in ("native", "jax"):
+        raise UserError(f"MMATTN_KERNEL={asked}: expected native or jax")
+    return asked == "native" and jax.default_backend() == "cpu" and load()
 
 
 @cache

@@ -25,28 +25,45 @@ class Clip(NamedTuple):
     end: float = np.nan
     """Seconds; NaN if it ends with its file."""
 
+    @property
+    def times(self) -> str:
+        """Start and end of a segment, in words; empty for a whole file."""
+        if np.isnan((self.start, self.end)).all():
+            return ""
+        end = "its end" if np.isnan(self.end) else f"{self.end:g} s"
+        return f"{np.nan_to_num(self.start):g} s to {end}"
+
+    @property
+    def title(self) -> str:
+        """Its path, and the times of a segment."""
+        return ", ".join(filter(None, (str(self.path), self.times)))
+
     def cut(self, stream: Stream) -> Stream:
         """The frames from start to end. Raises BadClip if they are too few."""
-        if np.isnan((self.start, self.end)).all():
+        if not self.times:
             return stream
         inside = ~((stream.times < self.start) | (stream.times > self.end))
         if (count := inside.sum()) < MIN_FRAMES:
-            found = f"{count} frames from {self.start:g} to {self.end:g} s"
-            raise BadClip(f"{found}, expected {MIN_FRAMES} or more")
+            raise BadClip(f"{count} frames from {self.times}, expected {MIN_FRAMES} or more")
         return Stream(*(array[inside] for array in stream))
 
 
 class Failure(NamedTuple):
     """A clip that cannot be predicted, and why."""
 
-    path: Path
+    clip: Clip
     reason: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.clip.path
 
 
 class Ready(NamedTuple):
     """A clip ready for the network; a missing modality has no frames."""
 
-    path: Path
+    clip: Clip
     streams: dict[str, Stream]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
@@ -72,16 +89,16 @@ class ClipReader:
         try:
             streams, extractor, notes = self._read(clip.path)
             streams = {name: clip.cut(stream) for name, stream in streams.items()}
-            return self._fit(clip.path, streams, extractor, notes)
+            return self._fit(clip, streams, extractor, notes)
         except BadClip as error:
-            return Failure(clip.path, str(error))
+            return Failure(clip, str(error))
 
-    def take(self, path: Path, streams: Mapping[str, Stream]) -> Ready | Failure:
+    def take(self, clip: Clip, streams: Mapping[str, Stream]) -> Ready | Failure:
         """A clip whose streams, by modality, are made as the run's own features are."""
         try:
-            return self._fit(path, dict(streams), self.extractor, ())
+            return self._fit(clip, dict(streams), self.extractor, ())
         except BadClip as error:
-            return Failure(path, str(error))
+            return Failure(clip, str(error))
 
     def extraction(self) -> ExtractConfig:
         """The config that extracts the run's features from raw clips.
@@ -134,7 +151,7 @@ class ClipReader:
 
     def _fit(
         self,
-        path: Path,
+        clip: Clip,
         streams: dict[str, Stream],
         extractor: dict[str, dict],
         notes: tuple[str, ...],
@@ -147,11 +164,11 @@ class ClipReader:
             lacks = f"it has no {' and no '.join(used)}, which the run needs"
             raise BadClip("; ".join([lacks, *blind]))
         self._check_features({name: streams[name] for name in there}, extractor)
-        streams = self._as_in_training(str(path), streams)
+        streams = self._as_in_training(str(clip.path), streams)
         missing = tuple(name for name in used if name not in there)
         notes += tuple(f"no {name}: predicted from {' and '.join(there)} only" for name in missing)
         kept = {name: streams[name] if name in there else self._no(name) for name in self.widths}
-        return Ready(path, kept, missing, (*blind, *notes))
+        return Ready(clip, kept, missing, (*blind, *notes))
 
     def _read(self, path: Path) -> tuple[dict[str, Stream], dict[str, dict], tuple[str, ...]]:
         """The streams of a clip and their extractors, by modality, and notes. Raises BadClip."""

@@ -133,7 +133,7 @@ def to_json(run: Run, outcome: Outcome) -> dict:
         "trust": [*run.trust],
         "predictions": [
             {
-                "clip": str(one.path),
+                **_where(one.clip),
                 "predicted": one.predicted,
                 "probabilities": dict(
                     zip(one.class_names, one.probabilities.tolist(), strict=True)
@@ -147,28 +147,38 @@ def to_json(run: Run, outcome: Outcome) -> dict:
             }
             for one in outcome.predictions
         ],
-        "failures": [{"clip": str(path), "reason": reason} for path, reason in outcome.failures],
+        "failures": [{**_where(clip), "reason": reason} for clip, reason in outcome.failures],
     }
+
+
+def _where(clip: Clip) -> dict[str, str | float]:
+    """The clip's path, and start and end (s) of a segment."""
+    times = {"start": float(clip.start), "end": float(clip.end)}
+    return {"clip": str(clip.path)} | {name: at for name, at in times.items() if not np.isnan(at)}
 
 
 def to_csv(run: Run, outcome: Outcome) -> str:
     """An outcome as a table: one row per clip, failures last."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["clip", "predicted", *run.class_names, "notes", "failure"])
+    writer.writerow(["clip", "start", "end", "predicted", *run.class_names, "notes", "failure"])
     for one in outcome.predictions:
         shares = map(repr, one.probabilities.tolist())
-        writer.writerow([one.path, one.predicted, *shares, "; ".join(one.notes), ""])
-    for path, reason in outcome.failures:
-        writer.writerow([path, "", *[""] * len(run.class_names), "", reason])
+        writer.writerow([*_cells(one.clip), one.predicted, *shares, "; ".join(one.notes), ""])
+    for clip, reason in outcome.failures:
+        writer.writerow([*_cells(clip), "", *[""] * len(run.class_names), "", reason])
     return text.getvalue()
+
+
+def _cells(clip: Clip) -> list[str | float]:
+    return [_where(clip).get(name, "") for name in ("clip", "start", "end")]
 
 
 def write_html(path: Path, run: Run, outcome: Outcome) -> None:
     """Write the page of an outcome with at least one prediction; see `write_prediction_page`."""
     predictions = outcome.predictions
     views = [
-        ClipView(str(one.path), None, None, one.probabilities, one.streams) for one in predictions
+        ClipView(one.clip.title, None, None, one.probabilities, one.streams) for one in predictions
     ]
     write_prediction_page(
         path,
@@ -181,7 +191,7 @@ def write_html(path: Path, run: Run, outcome: Outcome) -> None:
         views,
         [_footage(run, one) for one in predictions],
         run.class_names,
-        [(str(failed), reason) for failed, reason in outcome.failures],
+        [(clip.title, reason) for clip, reason in outcome.failures],
         shlex.join(["mmattn", *sys.argv[1:]]),
     )
 
@@ -201,10 +211,12 @@ def _say_outcome(run: Run, outcome: Outcome) -> None:
             (name, f"{probability:.3f}", bar(probability, width))
             for name, probability in zip(one.class_names, one.probabilities, strict=True)
         ]
-        say_table(f"{one.path}: {one.predicted}", ("class", "probability", ""), rows, left=True)
+        title = f"{one.clip.title}: {one.predicted}"
+        say_table(title, ("class", "probability", ""), rows, left=True)
         say("\n".join([*attention_lines(one.streams), *one.notes, ""]))
     if outcome.failures:
-        say_table("Not predicted", ("clip", "reason"), outcome.failures, left=True)
+        failed = [(clip.title, reason) for clip, reason in outcome.failures]
+        say_table("Not predicted", ("clip", "reason"), failed, left=True)
 
 
 def _about(run: Run) -> str:

@@ -54,7 +54,7 @@ AT_ONCE = 256  # clips in memory at once
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A run's prediction for a clip.
+    """A run's prediction for a clip, or for a segment of it.
 
     probabilities [K] of class_names; streams: for each modality that was used, its times [T] (s),
     attention [T] and the features that the network saw; missing: the run's modalities that the clip
@@ -62,12 +62,17 @@ class Prediction:
     modality (fusions concat and late) or of all together (cross).
     """
 
-    path: Path
+    clip: Clip
     class_names: tuple[str, ...]
     probabilities: np.ndarray
     streams: dict[str, StreamView]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.clip.path
 
     @property
     def predicted(self) -> str:
@@ -291,7 +296,7 @@ class Run:
             In the order of the clips, predictions or failures.
         """
         reader, named = self._reader, zip(names or map(str, count()), clips, strict=False)
-        return self._ask(reader.take(Path(name), streams) for name, streams in named)
+        return self._ask(reader.take(Clip(Path(name)), streams) for name, streams in named)
 
     def extraction(self) -> ExtractConfig:
         """The config that extracts the run's features from raw clips.
@@ -357,15 +362,15 @@ class Run:
     def _prediction(self, clip: Ready, view: ClipView | None) -> Prediction | Failure:
         if view is None:
             reason = "the prediction is not finite; expected finite numbers"
-            return Failure(clip.path, reason)
+            return Failure(clip.clip, reason)
         found = view.probabilities, view.streams
-        return Prediction(clip.path, self.class_names, *found, clip.missing, clip.notes)
+        return Prediction(clip.clip, self.class_names, *found, clip.missing, clip.notes)
 
     def _views(self, clips: Sequence[Ready]) -> list[ClipView | None]:
         """Each clip with the networks' mean attention; None where that is not finite."""
         if not clips:
             return []
-        names, streams = [str(one.path) for one in clips], [one.streams for one in clips]
+        names, streams = [one.clip.title for one in clips], [one.streams for one in clips]
         corpus = self._reader.corpus(names, streams)
         networks = [network._restored(corpus) for network in self.networks]
         if self._ensemble is None:

@@ -25,7 +25,7 @@ from mmattn.media import SUFFIXES, explain_missing_library
 from mmattn.report.footage import portrait
 from mmattn.report.timeline import write_timeline_page
 from mmattn.run.folder import make_folder
-from mmattn.run.run import Failure, Prediction, Run, load_run
+from mmattn.run.run import Clip, Failure, Prediction, Run, load_run
 from mmattn.train.checkpoints import Chosen
 from mmattn.train.devices import start_devices
 
@@ -124,7 +124,7 @@ def make_timelines(
                 plan.check_length()
                 plans[one] = plan
             except BadMedia as error:
-                failures.append(Failure(one.path, str(error)))
+                failures.append(Failure(Clip(one.path), str(error)))
             advance(1)
     total = sum(round(plan.end) for plan in plans.values())
     with explain_full_disk(f"timelines to {to}"), progress("timeline", total, "s") as advance:
@@ -132,7 +132,7 @@ def make_timelines(
             try:
                 timeline = predict_recording(run, config, plan, sliding, advance)
             except BadMedia as error:
-                failures.append(Failure(one.path, str(error)))
+                failures.append(Failure(Clip(one.path), str(error)))
                 continue
             one.target.parent.mkdir(parents=True, exist_ok=True)
             made = {**made_by, "recording": one.identity}
@@ -164,7 +164,7 @@ def find_recordings(given: Sequence[Path], to: Path) -> tuple[list[Recording], l
         target = (to / below).with_name(f"{below.stem}.timeline.json")
         if owners.setdefault(target, path) != path:
             raise UserError(f"{owners[target]} and {path} would both become {target}")
-    missing = [Failure(path, "there is no such file") for path in given if not path.exists()]
+    missing = [Failure(Clip(path), "there is no such file") for path in given if not path.exists()]
     return [Recording(path, target) for target, path in owners.items()], missing
 
 
@@ -392,7 +392,8 @@ def _say_results(done: Sequence[Recording], failures: Sequence[Failure], to: Pat
         columns = ("recording", "seconds", "people", "windows by class", "no prediction")
         say_table(f"{counted(len(rows), 'timeline')} in {to}", columns, rows, left=True)
     if failures:
-        say_table("Without a timeline", ("recording", "reason"), failures, left=True)
+        rows = [(failure.path, failure.reason) for failure in failures]
+        say_table("Without a timeline", ("recording", "reason"), rows, left=True)
         raise Incomplete(
             f"{len(failures)} of {len(done) + len(failures)} recordings have no timeline; the "
             "table gives the reasons"

@@ -239,13 +239,13 @@ def _load(setup: Setup) -> tuple["Run", dict[str, Any]]:
 
 
 def _predict(run: "Run", clip: Path, name: str) -> Answer:
-    from mmattn.run.predict import to_json
+    from mmattn.run.predict import Clip, to_json
 
     try:
         outcome = run.predict_all([clip])
         for failure in outcome.failures:
             return 422, {"detail": failure.reason.replace(str(clip), name)}
-        named = [replace(one, path=Path(name)) for one in outcome.predictions]
+        named = [replace(one, clip=Clip(Path(name))) for one in outcome.predictions]
         return 200, to_json(run, outcome._replace(predictions=named))
     except UserError as error:  # of the run, or something missing for raw clips
         return 500, {"detail": str(error)}

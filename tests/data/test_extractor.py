@@ -39,6 +39,11 @@ CASES = {
         BOTH,
         "audio hop 0.01 instead of 0.02",
     ),
+    "a copy": (
+        BOTH,
+        BOTH | {"audio__noise_20": BOTH["audio"]},
+        "audio__noise_20: no copy instead of log-mel version 1",
+    ),
     "several": (
         but("audio", settings={"bands": 80, "low": "a"}),
         but("video", version=3),

@@ -268,11 +268,11 @@ def single_array() -> bytes:
 
 
 BAD_BYTES = {
-    "empty": (lambda good: b"", "no .npz archive of 0 bytes"),
-    "text": (lambda good: b"not an archive", "no .npz archive of 14 bytes"),
-    "cut short": (lambda good: good[: len(good) // 2], "no .npz archive of"),
+    "empty": (lambda good: b"", "no .npz archive: its 0 bytes are no complete zip file"),
+    "text": (lambda good: b"not an archive", "no .npz archive: its 14 bytes are no"),
+    "cut short": (lambda good: good[: len(good) // 2], "no .npz archive: its"),
     "an altered byte": (lambda good: good[:300] + b"\xff\x00" + good[302:], "CRC"),
-    "a single array": (lambda good: single_array(), "a single array"),
+    "a single array": (lambda good: single_array(), "no .npz archive: its 416 bytes"),
     "a member without a header": (lambda good: raw_member(), "audio_features holds no numbers"),
 }
 

@@ -131,6 +131,8 @@ def test_bad_options_are_named(folder, config, tmp_path):
     with pytest.raises(UserError, match=r"XX.mp4 and .*XX.mkv would both become .*XX.npz"):
         find_jobs(clips, tmp_path / "to")
     twin.unlink()
+    with pytest.raises(UserError, match=r"--to .*XX.mp4: expected a folder, it is a file"):
+        extract_clips(clips[:1], clips[0], config, 1)
     rate = replace(config, video_rate=0)
     with pytest.raises(UserError, match="--video-rate 0: expected above 0"):
         extract_clips([folder], tmp_path / "to", rate, 1)
@@ -295,6 +297,15 @@ def test_linked_folders_are_searched_and_other_files_are_counted(tmp_path, monke
     below = {path.as_posix() for _, path in find_clips([folder], SUFFIXES)}
     assert below == {"ben/a.MTS", "b.m4a", "anna/c.3gp"}
     assert messages == [f"{folder}: other files, which are ignored: 1 without suffix, 1 .txt"]
+
+
+def test_deleted_feature_files_of_a_table_are_made_again(folder, config, tmp_path):
+    table, to = folder / "manifest.csv", tmp_path / "features"
+    table.write_text("file,speaker,emotion\n1001_DFA_ANG_XX.mp4,1001,anger\n")
+    extract_clips([folder], to, config, 1)
+    (made := to / "1001_DFA_ANG_XX.npz").unlink()
+    extract_clips([folder], to, config, 1)
+    assert made.exists()
 
 
 def test_clips_of_another_table_are_not_mixed_with_those_there(tmp_path, caplog):

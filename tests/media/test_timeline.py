@@ -18,7 +18,7 @@ from mmattn.config import ExtractConfig
 from mmattn.errors import UserError
 from mmattn.media.sound import RATE, audio_blocks, read_audio
 from mmattn.media.survey import survey
-from mmattn.run.run import Failure
+from mmattn.run.run import Clip, Failure
 from mmattn.run.timeline import (
     Sliding,
     find_recordings,
@@ -101,7 +101,7 @@ def test_recordings_of_one_name_are_told_apart_by_their_folder_or_refused(tmp_pa
         "deep/two.timeline.json",
         "one.timeline.json",
     ]
-    assert missing == [Failure(tmp_path / "none.wav", "there is no such file")]
+    assert missing == [Failure(Clip(tmp_path / "none.wav"), "there is no such file")]
     both = [tmp_path / "a" / "one.wav", tmp_path / "b" / "one.wav"]
     with pytest.raises(UserError, match="would both become"):
         find_recordings(both, tmp_path)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmattn.errors import UserError
 from mmattn.model import native, scan
 
 needs_kernel = pytest.mark.skipif(which("c++") is None, reason="no C++ compiler")
@@ -93,6 +94,12 @@ def test_without_a_compiler_the_scans_serve(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not native.load.__wrapped__()
     assert capsys.readouterr().err == ""
+
+
+def test_a_misspelt_kernel_is_no_choice(monkeypatch):
+    monkeypatch.setenv("MMATTN_KERNEL", "jxa")
+    with pytest.raises(UserError, match="MMATTN_KERNEL=jxa: expected native or jax"):
+        native.usable.__wrapped__()
 
 
 def test_a_compiler_that_fails_is_named_and_the_scans_serve(tmp_path, monkeypatch, capsys):

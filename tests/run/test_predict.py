@@ -215,8 +215,8 @@ def test_a_run_of_one_modality_needs_that_one(file_run, tmp_path):
         write_features(tmp_path / "both.npz", streams, EXTRACTOR),
         write_features(tmp_path / "wide.npz", {**streams, "video": wide}, other),
     ]
-    (both, wide), ((path, reason),) = run.predict_all(paths)
-    assert (path, reason) == (paths[0], "it has no audio, which the run needs")
+    (both, wide), (failure,) = run.predict_all(paths)
+    assert failure == (Clip(paths[0]), "it has no audio, which the run needs")
     assert both.missing == () and list(both.streams) == ["audio"]
     np.testing.assert_allclose(wide.probabilities, both.probabilities, rtol=1e-6)
 
@@ -268,7 +268,7 @@ def test_a_clip_that_breaks_the_network_stops_no_other(tiny_run, clip_files, sto
     predictions, failures = mmattn.load(tiny_run).predict_all(clip_files[:3])
     assert [one.path for one in predictions] == [clip_files[0], clip_files[2]]
     reason = "the prediction is not finite; expected finite numbers"
-    assert failures == [(clip_files[1], reason)]
+    assert failures == [(Clip(clip_files[1]), reason)]
 
 
 def test_raw_clips_need_a_run_that_knows_its_extractor(tiny_run, clip_files, tmp_path):
@@ -305,7 +305,7 @@ def test_raw_clips_are_extracted_as_the_run_was(file_run, tmp_path, monkeypatch)
     assert asked == 3 * [(EXTRACTOR, like)]
     np.testing.assert_allclose(talk.probabilities, same.probabilities, rtol=1e-6)
     assert silent.notes == ("it has no audio track", "no audio: predicted from video only")
-    assert failures == [(paths[2], "no audio or video can be read")]
+    assert failures == [(Clip(paths[2]), "no audio or video can be read")]
 
 
 def test_raw_clips_need_libraries_that_are_named(tiny_run, monkeypatch):
@@ -507,8 +507,16 @@ def test_a_folder_a_pattern_and_a_manifest_as_a_table(commands, tiny_run, clip_f
     failed = [row for row in rows if row["failure"]]
     assert [Path(row["clip"]).name for row in failed] == ["broken.npz", "a.npz"]
     assert "no .npz archive" in failed[0]["failure"]
-    assert failed[1]["failure"] == "1 frames from 0 to 0.01 s, expected 5 or more"
+    assert failed[1]["failure"] == "1 frames from 0 s to 0.01 s, expected 5 or more"
     assert f"2 of {len(rows)} clips could not be predicted" in text
+    times = [(row["start"], row["end"]) for row in rows if Path(row["clip"]).name == "a.npz"]
+    assert times == [("", ""), ("0.5", "1.5"), ("0.0", "0.01")]
+    text = commands.run("mmattn", "predict", tiny_run, table, code=1)
+    assert re.search(r"/a\.npz, 0\.5 s to 1\.5 s: \w+\n", text)
+    text = commands.run("mmattn", "predict", tiny_run, table, "--json", code=1)
+    found = json.loads(text[: text.rindex("}") + 1])
+    assert [one.get("start") for one in found["predictions"]] == [None, 0.5]
+    assert found["failures"][0]["end"] == 0.01
     run = mmattn.load(tiny_run)
     whole, part = run.predict_all([clip_files[2], Clip(clip_files[2], 0.5, 1.5)]).predictions
     for row, one in zip(

@@ -225,7 +225,7 @@ def test_the_page_predicts_and_asks_nothing_of_others(server, browser, clip, run
     path.write_bytes(clip[:-300])
     browser.press("#file", str(path))
     browser.click("form button")
-    browser.wait(lambda: browser.text("#said").startswith("422: no .npz archive of "))
+    browser.wait(lambda: browser.text("#said").startswith("422: no .npz archive: its "))
     asked = {urlsplit(url) for url in browser.requests()}  # of the browser itself too: chrome://
     assert {url.netloc for url in asked if url.scheme != "chrome"} == {server.address}
     assert all("422" in row["message"] for row in browser.complaints())
