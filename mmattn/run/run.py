@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mmattn.config import ExperimentConfig, ExtractConfig
-from mmattn.console import be_quiet
+from mmattn.console import be_quiet, say
 from mmattn.data.corpus import Corpus
 from mmattn.data.stream import Stream
 from mmattn.errors import UserError
@@ -422,6 +422,8 @@ def load_run(
         if apart:
             _restore_apart(run)
     run.about  # noqa: B018, to say at once if it lacks
+    if not run.complete:
+        say(f"{folder}: its training is not complete: its {checkpoint} checkpoint so far is used")
     return run
 
 

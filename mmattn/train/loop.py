@@ -304,7 +304,8 @@ def gradient_norms(
         raise Diverged(
             f"training diverged at step {before + number + 1} (epoch {epoch + 1}): the {what} is "
             f"not finite for {', '.join(names)}; expected finite numbers. Checkpoints of earlier "
-            "epochs are kept. Try a lower --train.learning-rate; look for outliers in these clips."
+            "epochs, if any, are kept. Try a lower --train.learning-rate; look for outliers in "
+            "these clips."
         )
     norms = np.sqrt(squares.sum(axis=0, dtype=np.float64))
     return tuple(norms[: len(dispatch.batches)].tolist())
