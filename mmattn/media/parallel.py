@@ -141,8 +141,8 @@ def _check_table(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path) -> N
     path = to / MANIFESTS[0]
     if not (tables and path.exists()):
         return
-    rows = _rows(tables, jobs, to)
-    if any(row not in rows for row in read_cells(path)):
+    rows = {frozenset(row.items()) for row in _rows(tables, jobs, to)}
+    if any(frozenset(row.items()) not in rows for row in read_cells(path)):
         raise UserError(
             f"{path}: its rows differ from {' and '.join(str(table.path) for table in tables)}; "
             "choose another --to for other clips; if it was edited, move it away"
