@@ -3,7 +3,7 @@
     python -m experiments.compare                       (synthetic corpora with known truth)
     python -m experiments.compare --data.roots FOLDER   (RAVDESS features, folds of unseen speakers)
     python -m experiments.compare --data.roots FOLDER --arms waveform waveform_aligned
-                                (features of augmented audio: mmattn extract --augment-audio)
+        (features of augmented audio: mmattn extract --augment-audio)
 
 Every arm is trained with the same seeds for the same number of optimiser steps, measured on clean
 test clips, and compared to `no_aug`, paired by speaker. The same command with the same --out

@@ -4,8 +4,10 @@ Nothing heavy is imported before the options are read, so that `--help` is quick
 """
 
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +44,15 @@ def _fill(text: str | Callable[[], str | None] | None) -> str | None:
     """A help text on one line."""
     text = text() if callable(text) else text
     return text and " ".join(text.split())
+
+
+def _wrap(text: str) -> str:
+    """A description, wrapped: tyro joins lines to one, unless they are indented."""
+    width = min(100, shutil.get_terminal_size().columns)
+    return "\n\n".join(
+        part if "\n " in part else textwrap.fill(part, width, subsequent_indent=" ")
+        for part in text.split("\n\n")
+    )
 
 
 def experiment(default: ExperimentConfig, description: str) -> None:
@@ -107,7 +118,7 @@ def parse_experiment(
     """
     prog = f"python -m experiments.{default.name}"
     config = tyro.cli(
-        ExperimentConfig, description=description, default=default, prog=prog, args=words
+        ExperimentConfig, description=_wrap(description), default=default, prog=prog, args=words
     )
     # Drop the experiment's own settings for modalities that the user left out.
     for (part, name, of), (*_, own) in zip(
@@ -129,10 +140,7 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         return print(__version__)
     if sys.argv[1:2] == ["launch"] and "--" not in sys.argv:
-        words = enumerate(sys.argv)
-        place = next((n for n, word in words if word.startswith("experiments.")), len(sys.argv))
-        if "-n" not in sys.argv[place:]:
-            sys.argv.insert(place, "--")  # the options of the experiment are not those of launch
+        sys.argv[2:] = _part_launch(sys.argv[2:])
     named = [Annotated[one, tyro.conf.subcommand(one.__name__.lower())] for one in COMMANDS]
     run_command(
         Union[tuple(named)],  # noqa: UP007
@@ -142,12 +150,28 @@ def main() -> None:
     )
 
 
+def _part_launch(words: list[str]) -> list[str]:
+    """The words after `mmattn launch` with -- before the experiment, whose options are its own.
+
+    >>> _part_launch(["experiments.no_aug", "-n", "4", "--seed", "1"])
+    ['-n', '4', '--', 'experiments.no_aug', '--seed', '1']
+    """
+    starts = (n for n, word in enumerate(words) if word.startswith("experiments."))
+    start = next(starts, len(words))
+    own, command = words[:start], words[start:]
+    if "-n" in command:  # as tyro's usage line has it; no experiment has such an option
+        place = command.index("-n")
+        own += command[place : place + 2]
+        del command[place : place + 2]
+    return [*own, "--", *command]
+
+
 def run_command(command: Any, prog: str, description: str | None) -> None:
     """Build a command from its options, and call it without arguments."""
 
     def work():
         with _cut_short(), OPTIONS:
-            built = tyro.cli(command, prog=prog, description=description)
+            built = tyro.cli(command, prog=prog, description=_wrap(description or ""))
         built()
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored

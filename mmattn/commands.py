@@ -28,6 +28,7 @@ class AsksRun:
     `mmattn card`; or starter, the model that comes with this package: eight emotions from audio
     alone (extra [media], `mmattn download audio-models`)."""
     checkpoint: Literal["best", "final"] = "best"
+    """The best epoch on the validation clips, or the last one."""
     calibrated: bool = True
     """Calibrate probabilities by the temperature fitted to the run's validation clips."""
     media: tyro.conf.OmitArgPrefixes[ModelFiles] = field(default_factory=ModelFiles)
@@ -45,6 +46,7 @@ class Evaluate:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder, e.g. runs/no_aug/20260101-120000."""
     checkpoint: Literal["best", "final"] = "best"
+    """The best epoch on the validation clips, or the last one."""
     devices: int | Literal["auto"] | None = None
     """Devices to divide the clips over (default: as many as the run used)."""
     data: OtherDataConfig = field(default_factory=OtherDataConfig)
@@ -271,6 +273,7 @@ class Export:
     """FILE.onnx, for ONNX Runtime in any language; or FILE.stablehlo, for jax.export, with its
     metadata in FILE.json (extra [export])."""
     checkpoint: Literal["best", "final"] = "best"
+    """The best epoch on the validation clips, or the last one."""
     calibrated: bool = True
     """Calibrate probabilities by the temperature fitted to the run's validation clips."""
 
@@ -401,7 +404,7 @@ class Launch:
     command: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE ...", **REQUIRED)
     ]
-    """An experiment and its options, after -n: launch -n 2 experiments.no_aug --seed 1."""
+    """An experiment and its options: launch -n 2 experiments.no_aug --seed 1."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 2
     """Number of processes."""
 

@@ -60,6 +60,17 @@ def test_help_has_no_line_breaks_of_the_source(monkeypatch, words, text):
     assert text in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.parametrize("module", ["mmattn", "experiments.ablation", "experiments.compare"])
+def test_help_fits_the_terminal(monkeypatch, module):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
+    command = [sys.executable, "-m", module, "--help"]
+    said = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
+    # Not the usage, which is tyro's, nor commands, which are not broken.
+    own = [line for line in said.splitlines()[1:] if not line.lstrip().startswith("python ")]
+    assert max(map(len, own)) <= 80
+
+
 @pytest.mark.parametrize("module", ["mmattn", "experiments.no_aug"])
 def test_help_may_be_cut_short(module):
     """As by `head`: the reader leaves before the help is written."""

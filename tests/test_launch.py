@@ -30,7 +30,7 @@ def test_a_launch_of_nothing(count, command, said):
 def test_an_experiment_needs_no_dashes_before_it(commands):
     for words in (
         ("-n", 0, "experiments.no_aug", "--seed", 1),
-        ("experiments.no_aug", "-n", 0),
+        ("experiments.no_aug", "--seed", 1, "-n", 0),
         ("-n", 0, "--", "experiments.no_aug", "--seed", 1),
     ):
         assert "-n 0: expected 1 process" in commands.run("mmattn", "launch", *words, code=2)

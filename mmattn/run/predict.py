@@ -67,9 +67,9 @@ def predict_run(
     for option, path in (("html", html), ("csv", table)):
         if path is not None:
             check_place(option, path)
-    clips = find_given(given)
     start_devices(1, batch=1)
     run = load_run(folder, kind, media, calibrated)
+    clips = find_given(given)
     for line in run.trust:
         say(line)
     if run.trust and (card := run.saved_in.with_name(CARD)).exists():

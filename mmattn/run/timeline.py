@@ -106,9 +106,9 @@ def make_timelines(
     sliding.check()
     if to.exists() and not to.is_dir():
         raise UserError(f"--to {to}: expected a folder, it is a file")
-    recordings, failures = find_recordings(given, to)
     start()
     run = load_run(folder, kind, media, calibrated, apart=True)
+    recordings, failures = find_recordings(given, to)
     for line in run.trust:
         say(line)
     config, made_by = run.extraction(), settings(run, sliding)
