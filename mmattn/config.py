@@ -265,15 +265,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OtherDataConfig:
-    """Where the clips are now, if they have moved since the run."""
+    """Feature files in place of those of the run or experiment, e.g. if they have moved."""
 
     roots: Annotated[tuple[Path, ...], TOLD] = ()
-    """Folders of feature files (default: the run's). If some of the run's own validation or test
-    clips are missing there, the clips of unseen speakers are used instead."""
+    """Folders of feature files (default: those of the run or experiment). If some of a run's own
+    validation or test clips are missing there, the clips of unseen speakers are used instead."""
     max_bad: Annotated[int | None, TOLD] = None
-    """Maximum number of unreadable clips to tolerate (default: the run's)."""
+    """Maximum number of unreadable clips to tolerate (default: as the run or experiment)."""
     cache: Annotated[Path | None, TOLD] = None
-    """Where packed copies of feature files are kept (default: the run's)."""
+    """Where packed copies of feature files are kept (default: as the run or experiment)."""
 
     def apply(self, data: DataConfig) -> DataConfig:
         """The run's data config with these values."""

@@ -68,7 +68,7 @@ def test_without_emotions_it_says_how_to_train(commands, clips):
     text = commands.run("mmattn", "manifest", clips, "--pattern", "{emo}/{speaker}_{take}")
     assert "No clip has a value in the column emotion, which training needs" in text
     assert "with values are corpus, file, emo, speaker, take. Name it" in " ".join(text.split())
-    assert "next: mmattn extract" in text
+    assert "next:" not in text
 
 
 def test_ratings_of_crema_d(commands, tmp_path):

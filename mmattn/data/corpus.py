@@ -184,7 +184,10 @@ def _corpus_of_files(
         try:
             _check_clip(table, clip, pack, rows_of_all, streams)
             if name in first:
-                raise BadClip(f"has the same name as {first[name]}; a column clip tells them apart")
+                raise BadClip(
+                    f"has the same name as {first[name]}: give each clip once, and other clips "
+                    "another name in a column clip"
+                )
             first[name] = file
             good.append(clip)
         except BadClip as error:

@@ -89,8 +89,8 @@ def chosen_folds(corpus: Corpus, data: DataConfig) -> Sequence[int | None]:
     there = [n for n, test in enumerate(fold_tests(corpus, data.folds)) if test.any()]
     if not there:
         raise UserError(
-            f"--data.folds {data.folds} (the experiment's own if you gave none): no clip is in any "
-            f"of these folds; expected others, or one of the columns {_filled(_columns(corpus))}"
+            f"no clip is in any fold of {data.folds!r}, which the experiment or --data.folds "
+            f"names; columns that can be folds are {_filled(_columns(corpus))}"
         )
     chosen = there if data.fold == "all" else [data.fold]
     if {*chosen} - {*there}:
@@ -286,18 +286,22 @@ def _class_names(corpus: Corpus) -> np.ndarray:
 
 
 def split_to_json(split: Split, corpus: Corpus) -> dict:
-    """Names and classes of the clips, and the speakers, of every split, to store with the run.
+    """Names and classes of the clips, and the speakers and corpora, of every split, to store with
+    the run.
 
     Raises UserError if the split belongs to a larger corpus.
     """
     document = {name: getattr(split, name) for name in _TOLD}
-    label_of = _class_names(corpus)
+    label_of, corpora = _class_names(corpus), corpus.columns.get("corpus")
     for name, clips in split.clips.items():
         if not np.isin(clips, np.arange(len(corpus))).all():
             raise UserError(f"the {name} clips of the split: expected numbers below {len(corpus)}")
-        speakers = np.unique(corpus.speakers[clips]).tolist()
-        names = [corpus.names[clip] for clip in clips]
-        document[name] = {"speakers": speakers, "clips": names, "labels": label_of[clips].tolist()}
+        document[name] = {
+            "corpora": [] if corpora is None else np.unique(corpora[clips]).tolist(),
+            "speakers": np.unique(corpus.speakers[clips]).tolist(),
+            "clips": [corpus.names[clip] for clip in clips],
+            "labels": label_of[clips].tolist(),
+        }
     return document
 
 

@@ -155,11 +155,7 @@ def _without_folders(word: str) -> str:
 
 def _data(run: Run) -> list[Data]:
     """The corpora that a run was trained on, as far as its clip names show."""
-    splits = [one.split for one in run.networks]
-    clips = {
-        name for one in splits for part in ("train", "validation") for name in one[part]["clips"]
-    }
-    counts = Counter(map(_corpus_of, clips))
+    counts = Counter(map(_corpus_of, {name for part in _seen(run) for name in part["clips"]}))
     options, found = run.config.data, []
     for name, count in sorted(counts.items()):
         if corpus := CORPORA.get(name):
@@ -167,7 +163,10 @@ def _data(run: Run) -> list[Data]:
             about = corpus.SPEECH, label, corpus.LICENCE, corpus.SOURCE
             found.append(Data(corpus.TITLE, count, *about))
         elif options.roots:
-            found.append(Data(_and(root.name for root in options.roots), count))
+            # Runs of version 0.1 did not store the names.
+            names = {name for part in _seen(run) for name in part.get("corpora", ())} - {*CORPORA}
+            known = sorted(names) or [root.name for root in options.roots]
+            found.append(Data(_and(known), count))
         else:
             found.append(
                 Data("built-in", count, "none: random numbers", "the class that was drawn")

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 
 from mmattn.config import OtherDataConfig, Pooling
-from mmattn.console import progress, say
+from mmattn.console import counted, progress, say
 from mmattn.data.corpus import Corpus
 from mmattn.data.splits import split_from_json
 from mmattn.errors import UserError
@@ -100,7 +100,8 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
     if (folder / PREDICTIONS["test"]).exists():
         together[run.name] = read_predictions(folder / PREDICTIONS["test"])
     together |= found[run]
-    title = f"Test; {corpus.description}"
+    tested = len(next(iter(found[run].values())).clips)
+    title = f"Test: {counted(tested, 'clip')}; corpus: {corpus.description}"
     title += f"; {run.split['description']}" if run.split["leaking"] else ""
     _say_paired(title, [*together.items()], config.seed)
     make_folder(folder / BASELINES)

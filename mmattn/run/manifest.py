@@ -117,8 +117,9 @@ def _say_contents(rows: Sequence[Row], path: Path) -> None:
         ("emotion", "clips", "speakers"),
         [(emotion or "unknown", clips[emotion], speakers[emotion]) for emotion in sorted(clips)],
     )
-    lacking = say_lacking(columns_of(rows))
-    if not all(row["file"].lower().endswith(".npz") for row in rows):
-        say(f"next: mmattn extract {shlex.quote(str(path))} --to FEATURES")
-    elif not lacking:
+    if say_lacking(columns_of(rows)):
+        return
+    if all(row["file"].lower().endswith(".npz") for row in rows):
         say(f"next: {training_command(path, [path.parent / row['file'] for row in rows])}")
+    else:
+        say(f"next: mmattn extract {shlex.quote(str(path))} --to FEATURES")

@@ -140,9 +140,7 @@ def test_folds_that_cannot_be_read(twelve, tmp_path, text, reason):
 def test_which_folds_are_chosen(twelve):
     assert chosen_folds(twelve, DataConfig()) == [None]
     assert chosen_folds(twelve, DataConfig(folds="ravdess", fold=1)) == [1]
-    with pytest.raises(
-        UserError, match=r"data\.folds crema-d .*: no clip is in any of these folds"
-    ):
+    with pytest.raises(UserError, match="no clip is in any fold of 'crema-d'"):
         chosen_folds(twelve, DataConfig(folds="crema-d"))
     with pytest.raises(UserError, match=r"--data.fold 1 needs --data.folds"):
         chosen_folds(twelve, DataConfig(fold=1))

@@ -108,16 +108,19 @@ def test_a_corpus_of_ones_own_has_gaps_and_no_paths(commands, tiny_run, tmp_path
     config = read_json(run / "config.json")
     config["data"] |= {"roots": ["/home/anna/CLIPS"], "cache": "/home/anna/cache"}
     (run / "config.json").write_text(json.dumps(config))
+    split = read_json(run / "split.json")
+    split["train"]["corpora"], split["validation"]["corpora"] = ["mine", "ravdess"], ["theirs"]
+    (run / "split.json").write_text(json.dumps(split))
     text = commands.run("mmattn", "card", run)
     folder = run / "shared"
     assert "times 'not known: fill in'" in text and f"predict '{folder}' CLIP" in text
     card = (folder / "CARD.md").read_text()
-    assert "| CLIPS | 120 | not known: fill in |" in card
+    assert "| mine and theirs | 120 | not known: fill in |" in card
     assert "--data.roots CLIPS --out=a\n" in card and "anna" not in card
     with np.load(folder / "model.npz") as arrays:
         about = json.loads(arrays["about"].item())
     assert about["config"]["data"]["roots"] == ["CLIPS"] and "anna" not in json.dumps(about)
-    assert about["trust"][0].endswith("trained on CLIPS.")  # there are no gaps to fill in
+    assert about["trust"][0].endswith("trained on mine and theirs.")  # there are no gaps to fill in
 
 
 def test_the_recall_of_a_class_has_an_interval_over_speakers():
