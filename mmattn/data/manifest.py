@@ -294,5 +294,5 @@ def _find_files(folder: Path, paths: Columns) -> tuple[Columns, list[_Fault]]:
             faults.append((row, next(iter(paths)), f"a file below {folder.name}/", ""))
     if unread := there.difference(*files.values()):
         files_of = f"{counted(len(unread), 'file')}, such as {min(unread)}"
-        say(f"{folder}: in no row of its table, and ignored: {files_of}")
+        say(f"{folder}: beside the clips of its table, but in none of its rows: {files_of}")
     return files, faults

@@ -263,7 +263,8 @@ def check_split(split: Split, corpus: Corpus, apart: Mapping[str, np.ndarray] = 
     value of `apart` ([N] str by kind) or, unless `split.leaking`, a speaker."""
     for name, clips in split.clips.items():
         if not len(clips):
-            raise UserError(f"the split has no {name} clips ({split.description})")
+            more = "" if split.fold is None else "; expected three or more values of its folds"
+            raise UserError(f"the split has no {name} clips ({split.description}){more}")
     apart = {"clip": np.array(corpus.names), **apart}
     if split.leaking is not True:
         apart["speaker"] = corpus.speakers

@@ -88,6 +88,11 @@ class ClipReader:
         """Read or extract a clip as for training."""
         try:
             streams, extractor, notes = self._read(clip.path)
+            last = max((stream.times[-1] for stream in streams.values()), default=np.nan)
+            if clip.end > last + 0.1:  # a frame may be earlier than the end of the clip
+                notes += (
+                    f"the segment is to end at {clip.end:g} s, the last frame is at {last:.2f} s",
+                )
             streams = {name: clip.cut(stream) for name, stream in streams.items()}
             return self._fit(clip, streams, extractor, notes)
         except BadClip as error:

@@ -21,6 +21,7 @@ from mmattn.evaluate.predictions import read_predictions
 from mmattn.files import printable, read_json, write_json
 from mmattn.machine import cores
 from mmattn.model import native
+from mmattn.run.shared import MODEL, find_shared
 
 PREDICTIONS = {"validation": "predictions_validation.csv", "test": "predictions.csv"}
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -63,6 +64,10 @@ def read_config(folder: Path) -> ExperimentConfig:
     """The config of the run in a folder; UserError if there is none."""
     if not (folder / "config.json").exists():
         why = "it has no config.json" if folder.exists() else "it does not exist"
+        if (shared := find_shared(folder)) and shared.name == MODEL:
+            why = "it is a model without clips, which only predicts"
+        if inside := sorted([*folder.glob("*/config.json"), *folder.glob("*/*/config.json")]):
+            why += f"; perhaps {inside[-1].parent}"
         raise UserError(f"{folder}: expected a run's folder, but {why}")
     return config_from_json(read_json(folder / "config.json"))
 

@@ -262,8 +262,8 @@ def test_files_that_no_row_names_are_counted(table, monkeypatch):
     assert said == []
     path = table(ROWS, "a/3.npz", "a/4.NPZ", "a/notes.txt", "a/._3.npz")
     read_manifest(path)
-    where = f"{path.parent}: in no row of its table"
-    assert said == [f"{where}, and ignored: 2 files, such as {path.parent}/a/3.npz"]
+    where = f"{path.parent}: beside the clips of its table, but in none of its rows"
+    assert said == [f"{where}: 2 files, such as {path.parent}/a/3.npz"]
     said.clear()
     read_manifest(table("file\nb/1.mp4\n", "b/1.mp4", "b/2.mp4", "b/1.txt"), target=None)
     assert len(said) == 1 and said[0].endswith("1 file, such as " + str(path.parent / "b/2.mp4"))

@@ -251,6 +251,9 @@ def test_the_split_of_a_column(told):
     no_test = np.where(told.columns["split"] == "test", "", told.columns["split"])
     with pytest.raises(UserError, match="the split has no test clips"):
         make_split(with_columns(told, split=no_test), data, 0)
+    one = with_columns(told, half=np.full(len(told), "a"))
+    with pytest.raises(UserError, match=r"no train clips .*; expected three or more values of its"):
+        make_split(one, DataConfig(folds="half"), 0, fold=0)
     with pytest.raises(UserError, match="expected a column split with values"):
         make_split(with_columns(told), data, 0)
     with pytest.raises(UserError, match=r"--data.split column cannot have --data.folds"):

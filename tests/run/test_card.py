@@ -252,7 +252,7 @@ def test_what_is_no_model_file(commands, shared, tmp_path):
     text = commands.run("mmattn", "predict", tmp_path / "lost.npz", features, code=2)
     assert text == f"error: {tmp_path}/lost.npz: expected a run's folder, but it does not exist\n"
     text = commands.run("mmattn", "card", shared, code=2)
-    assert "expected a run's folder, but it has no config.json" in text
+    assert "expected a run's folder, but it is a model without clips" in text
 
 
 def test_the_starter_is_small_and_has_its_card():

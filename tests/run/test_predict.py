@@ -527,6 +527,8 @@ def test_a_folder_a_pattern_and_a_manifest_as_a_table(commands, tiny_run, clip_f
         np.testing.assert_allclose(found, one.probabilities, rtol=1e-5)
     assert part.streams["audio"].times[0] == 0.5 and part.streams["audio"].times[-1] <= 1.5
     assert not np.allclose(whole.probabilities, part.probabilities, rtol=1e-4)
+    long = run.predict_all([Clip(clip_files[2], 0.5, 99)]).predictions[0]
+    assert part.notes == () and "is to end at 99 s, the last frame is at " in long.notes[0]
 
 
 def test_feature_files_need_no_libraries_of_media():

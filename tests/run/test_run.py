@@ -21,7 +21,7 @@ from mmattn.evaluate.tables import Interval, cell_text
 from mmattn.files import read_json, write_json
 from mmattn.run.evaluate import _clips_to_evaluate
 from mmattn.run.experiment import _say_if_chance, _say_if_one_tests
-from mmattn.run.folder import PREDICTIONS, corpus_of
+from mmattn.run.folder import PREDICTIONS, corpus_of, read_config
 from mmattn.run.run import load_run
 from mmattn.train.checkpoints import Checkpoints
 from mmattn.train.history import best_epoch
@@ -188,6 +188,11 @@ def test_other_clips_are_those_of_speakers_never_seen(tiny_run):
     all_seen = np.where(seen, corpus.speakers, document["train"]["speakers"][0])
     with pytest.raises(UserError, match="unseen speakers"):
         _clips_to_evaluate(document, replace(renamed, speakers=all_seen))
+
+
+def test_the_folder_above_a_run_is_no_run(tiny_run):
+    with pytest.raises(UserError, match=f"has no config.json; perhaps {tiny_run}$"):
+        read_config(tiny_run.parent)
 
 
 def test_clips_that_have_moved(tiny_run, tmp_path):
