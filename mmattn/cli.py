@@ -46,16 +46,16 @@ def _fill(text: str | Callable[[], str | None] | None) -> str | None:
     return text and " ".join(text.split())
 
 
-def _wrap(text: str) -> str:
+def _wrap(text: str | None) -> str | None:
     """A description, wrapped: tyro joins lines to one, unless they are indented."""
     width = min(100, shutil.get_terminal_size().columns)
-    return "\n\n".join(
+    return text and "\n\n".join(
         part if "\n " in part else textwrap.fill(part, width, subsequent_indent=" ")
         for part in text.split("\n\n")
     )
 
 
-def experiment(default: ExperimentConfig, description: str) -> None:
+def experiment(default: ExperimentConfig, description: str | None) -> None:
     """The command of an experiment: read options, train, evaluate, end the process."""
     with _cut_short(), OPTIONS:
         config = parse_experiment(default, description)
@@ -107,7 +107,7 @@ def _cut_short() -> Iterator[None]:
 
 
 def parse_experiment(
-    default: ExperimentConfig, description: str, words: Sequence[str] | None = None
+    default: ExperimentConfig, description: str | None, words: Sequence[str] | None = None
 ) -> ExperimentConfig:
     """An experiment's config from its options; ends the process if they are wrong.
 
@@ -171,7 +171,7 @@ def run_command(command: Any, prog: str, description: str | None) -> None:
 
     def work():
         with _cut_short(), OPTIONS:
-            built = tyro.cli(command, prog=prog, description=_wrap(description or ""))
+            built = tyro.cli(command, prog=prog, description=_wrap(description))
         built()
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored

@@ -172,7 +172,7 @@ class Serve(AsksRun):
     port: int = 8000
     """Port to listen on; 0 takes any free one."""
     workers: int = 2
-    """Number of worker processes, of up to 1 GB each."""
+    """Number of worker processes; each usually takes up to 1 GB."""
     queue: int = 16
     """Maximum number of waiting requests; further ones get 503 and should retry later."""
     max_size: float = 100

@@ -121,7 +121,10 @@ def find_jobs(clips: Sequence[Path], to: Path, tables: Sequence[Manifest] = ()) 
     for clip, below in found:
         target = (to / below).with_suffix(".npz")
         if owners.setdefault(target, clip) != clip:
-            raise UserError(f"{owners[target]} and {clip} would both become {target}")
+            raise UserError(
+                f"{owners[target]} and {clip} would both become {target}; give a folder above "
+                "both, or extract them to different folders"
+            )
     return [Job(clip, target) for target, clip in owners.items()]
 
 

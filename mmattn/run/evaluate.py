@@ -99,6 +99,10 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
     together = {}
     if (folder / PREDICTIONS["test"]).exists():
         together[run.name] = read_predictions(folder / PREDICTIONS["test"])
+    else:
+        say(
+            f"{run.name} has no test predictions, so it is not in the table: mmattn.fit never tests"
+        )
     together |= found[run]
     tested = len(next(iter(found[run].values())).clips)
     title = f"Test: {counted(tested, 'clip')}; corpus: {corpus.description}"
