@@ -49,6 +49,12 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: expected a folder in which files can be written")
 
 
+def check_folder_place(option: str, path: Path) -> None:
+    """Raise UserError if there is a file where an option asks for a folder, new or not."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--{option} {path}: expected a folder, it is a file")
+
+
 def check_place(option: str, path: Path) -> None:
     """Raise UserError unless a file can be written there, as an option asks for."""
     if path.is_dir() or not path.parent.is_dir():

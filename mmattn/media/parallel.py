@@ -28,7 +28,7 @@ from mmattn.data.manifest import (
     write_manifest,
 )
 from mmattn.errors import Incomplete, UserError
-from mmattn.files import explain_full_disk
+from mmattn.files import check_folder_place, explain_full_disk
 from mmattn.machine import end_children, without_interrupt
 from mmattn.media import SUFFIXES, egemaps
 from mmattn.media.extract import (
@@ -78,8 +78,7 @@ def extract_clips(clips: Sequence[Path], to: Path, config: ExtractConfig, worker
         raise UserError("--audio none --video none: expected at least one modality")
     if variants_of(config.augment_audio) and not config.audio:
         raise UserError("--audio none: expected audio features, which --augment-audio needs")
-    if to.exists() and not to.is_dir():
-        raise UserError(f"--to {to}: expected a folder, it is a file")
+    check_folder_place("to", to)
     tables = {path: table for path in clips if (table := find_manifest(path))}
     listed = [read_manifest(table, target=None) for table in tables.values()]
     lacking = [say_lacking(table.columns) for table in listed]
@@ -161,12 +160,14 @@ def _finish(tables: Sequence[Manifest], jobs: Sequence[Job], to: Path, trainable
         path, rows = to / MANIFESTS[0], _rows(tables, jobs, to)
         write_manifest(path, rows, overwrite=True)
         say(f"{path}: {counted(len(rows), 'clip')}")
-    known = (any(one.row(job.clip.stem) for one in CORPORA.values()) for job in jobs)
-    if (table := find_manifest(to)) and not tables:
+    elif table := find_manifest(to):
         say(f"{table} stays as it is: training ignores clips without a row in it")
-    if trainable and (table or all(known)):
+    if not trainable:
+        return
+    known = (any(one.row(job.clip.stem) for one in CORPORA.values()) for job in jobs)
+    if find_manifest(to) or all(known):
         say(f"next: {training_command(to, [job.target for job in jobs])}")
-    elif trainable and len(jobs) > 1:
+    elif len(jobs) > 1:
         folder = shlex.quote(str(to))
         say(
             f"next: mmattn manifest {folder} --pattern PATTERN, one that fits the names, such as "

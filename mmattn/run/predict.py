@@ -171,7 +171,8 @@ def to_csv(run: Run, outcome: Outcome) -> str:
 
 
 def _cells(clip: Clip) -> list[str | float]:
-    return [_where(clip).get(name, "") for name in ("clip", "start", "end")]
+    where = _where(clip)
+    return [where.get(name, "") for name in ("clip", "start", "end")]
 
 
 def write_html(path: Path, run: Run, outcome: Outcome) -> None:

@@ -359,12 +359,12 @@ class Run:
             ]
         return found
 
-    def _prediction(self, clip: Ready, view: ClipView | None) -> Prediction | Failure:
+    def _prediction(self, ready: Ready, view: ClipView | None) -> Prediction | Failure:
         if view is None:
             reason = "the prediction is not finite; expected finite numbers"
-            return Failure(clip.clip, reason)
+            return Failure(ready.clip, reason)
         found = view.probabilities, view.streams
-        return Prediction(clip.clip, self.class_names, *found, clip.missing, clip.notes)
+        return Prediction(ready.clip, self.class_names, *found, ready.missing, ready.notes)
 
     def _views(self, clips: Sequence[Ready]) -> list[ClipView | None]:
         """Each clip with the networks' mean attention; None where that is not finite."""

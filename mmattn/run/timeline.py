@@ -19,7 +19,7 @@ import numpy as np
 from mmattn.config import ExtractConfig
 from mmattn.console import counted, progress, say, say_table
 from mmattn.errors import Incomplete, UserError
-from mmattn.files import check_folder, explain_full_disk, read_json, write_text
+from mmattn.files import check_folder, check_folder_place, explain_full_disk, read_json, write_text
 from mmattn.machine import give_large_memory_back, give_memory_back
 from mmattn.media import SUFFIXES, explain_missing_library
 from mmattn.report.footage import portrait
@@ -104,8 +104,7 @@ def make_timelines(
         Incomplete: some recordings have no timeline; the others are done.
     """
     sliding.check()
-    if to.exists() and not to.is_dir():
-        raise UserError(f"--to {to}: expected a folder, it is a file")
+    check_folder_place("to", to)
     start()
     run = load_run(folder, kind, media, calibrated, apart=True)
     recordings, failures = find_recordings(given, to)

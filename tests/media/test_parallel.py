@@ -47,9 +47,8 @@ def test_bad_clips_are_listed_and_the_others_done(folder, config, tmp_path, capl
     for words in ("it has no audio track", "the file is empty", "no audio or video", "cut short"):
         assert words in said
     assert "3 clips of" in said and "MB each" in said
-    assert (
-        f"next: mmattn manifest {to} --pattern PATTERN, one that fits" in said
-    )  # one name fits a corpus, two do not
+    # One name fits a corpus, two do not.
+    assert f"next: mmattn manifest {to} --pattern PATTERN, one that fits" in said
 
 
 @pytest.mark.slow

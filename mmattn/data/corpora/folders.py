@@ -70,8 +70,8 @@ def choose_clips(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     chosen = [
         clip for clip in named if not ravdess.row(clip.stem) or takes[clip.stem[3:]] == clip.stem
     ]
-    if left_out := len(named) - len(chosen):
-        files = f"{counted(left_out, 'file')}, such as {min({*named} - {*chosen})}"
+    if left_out := sorted({*named} - {*chosen}):
+        files = f"{counted(len(left_out), 'file')}, such as {left_out[0]}"
         say(f"left out {files}: more complete ones of the same takes exist (01-, 02-, 03-*)")
     return chosen
 
