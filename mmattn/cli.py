@@ -66,19 +66,7 @@ def experiment(default: ExperimentConfig, description: str | None) -> None:
 
         run_experiment(config, default)
 
-    sys.unraisablehook = _interrupt_again
     end_process_after(work, _leave)
-
-
-def _interrupt_again(dropped: Any) -> None:
-    """Repeat an interrupt that came in a callback of the garbage collector, where Python drops it.
-
-    JAX has such a callback.
-    """
-    if issubclass(dropped.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
-    else:
-        sys.__unraisablehook__(dropped)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -187,6 +175,7 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
         leave: ends the process with an exit code if the work fails.
     """
     start_logging()
+    sys.unraisablehook = _interrupt_again
     try:
         work()
         sys.stdout.flush()
@@ -210,3 +199,14 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
     except BrokenPipeError:  # Python would print an exception when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     leave(code)
+
+
+def _interrupt_again(dropped: Any) -> None:
+    """Repeat an interrupt that came in a callback of the garbage collector, where Python drops it.
+
+    JAX has such a callback.
+    """
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(dropped)

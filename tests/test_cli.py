@@ -105,6 +105,19 @@ def test_output_may_be_cut_short(work, said, code, monkeypatch):
     assert process.returncode == code
 
 
+def test_an_interrupt_that_python_drops_comes_again():
+    """As in JAX's callback of the garbage collector; what it raises is only printed."""
+    source = (
+        "import gc, signal, time\n"
+        "from mmattn.cli import run_command\n"
+        "def drop(*_):\n    gc.callbacks.clear()\n    signal.raise_signal(signal.SIGINT)\n"
+        "def command():\n    gc.callbacks.append(drop)\n    gc.collect()\n    time.sleep(60)\n"
+        "run_command(command, 'command', None)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_version(commands):
     assert commands.run("mmattn", "--version").split() == [version("mmattn")]
 
