@@ -189,7 +189,9 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
     wanted = {modality: made[modality] for modality in extractor}
     if wanted != extractor:
         raise UserError(
-            f"this version's features differ from those requested: {difference(wanted, extractor)}"
+            f"the features of raw clips would differ from those the run was trained on: "
+            f"{difference(wanted, extractor)}; expected feature files (.npz) made as those were, "
+            f"or a run that is trained on features extracted anew"
         )
     return config
 

@@ -268,7 +268,7 @@ def test_names_of_extractors_on_the_command_line():
     ("change", "words"),
     [
         ({"name": "openface"}, "video features of 'openface' cannot be extracted"),
-        ({"version": 9}, "video: face-mesh version 2 instead of face-mesh version 9"),
+        ({"version": 9}, "video: face-mesh version 2 instead of face-mesh version 9; expected fea"),
         ({"settings": {"rate": 30.0, "features": []}}, "video features"),
     ],
     ids=str,
