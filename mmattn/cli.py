@@ -57,10 +57,10 @@ def _wrap(text: str | None) -> str | None:
 
 def experiment(default: ExperimentConfig, description: str | None) -> None:
     """The command of an experiment: read options, train, evaluate, end the process."""
-    with _cut_short(), OPTIONS:
-        config = parse_experiment(default, description)
 
     def work():
+        with _cut_short(), OPTIONS:
+            config = parse_experiment(default, description)
         config.check()  # before the imports, which take seconds
         from mmattn.run.experiment import run_experiment
 
@@ -175,7 +175,7 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
         leave: ends the process with an exit code if the work fails.
     """
     start_logging()
-    sys.unraisablehook = _interrupt_again
+    sys.excepthook, sys.unraisablehook = _print_exception, _interrupt_again
     try:
         work()
         sys.stdout.flush()
@@ -201,12 +201,20 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
     leave(code)
 
 
+def _print_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print what is not expected; but not what threads of TensorStore print if Ctrl-C ends the
+    reading of a checkpoint."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
+
+
 def _interrupt_again(dropped: Any) -> None:
     """Repeat an interrupt that came in a callback of the garbage collector, where Python drops it.
 
     JAX has such a callback.
     """
     if issubclass(dropped.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+        main = threading.main_thread().ident  # so that what it waits in, such as a sleep, ends
+        threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGINT]).start()
     else:
         sys.__unraisablehook__(dropped)

@@ -251,7 +251,7 @@ class DataConfig:
                 "feature files: the built-in corpus has six classes, its own rates and no columns",
             ),
             ("data.max-bad", self.max_bad, self.max_bad >= 0, "0 or more"),
-            *((f"data.{name}", of, 0 < of < 1, "between 0 and 1") for name, of in shares.items()),
+            *((f"data.{name}", of, 0 < of < 1, "above 0, below 1") for name, of in shares.items()),
             *(
                 ("data.rates", f"{name}={rate}", 0 < rate < math.inf, "above 0")
                 for name, rate in self.rates.items()

@@ -45,6 +45,12 @@ class Misaligned(UserError):
     label = "misaligned"
 
 
+def expect(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raise UserError unless an argument of the library's functions is of a class."""
+    if not isinstance(value, kind):
+        raise UserError(f"{name}: expected {expected}, found {type(value).__name__}")
+
+
 @contextmanager
 def explain_missing(what: str, extra: str) -> Iterator[None]:
     """Turn a missing library into a message that names the extra that installs it."""

@@ -39,6 +39,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = str(path)  # the user knows nothing of the other one
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """What notebooks call besides `fit` and `load_run`: clips, splits, scores."""
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import numpy as np
 from mmattn.config import DataConfig
 from mmattn.data.corpus import Corpus, open_corpus
 from mmattn.data.splits import Split, chosen_folds, make_split
-from mmattn.errors import UserError
+from mmattn.errors import UserError, expect
 from mmattn.evaluate import metrics
 from mmattn.evaluate.predictions import Predictions
 
@@ -44,6 +45,8 @@ def load_corpus(
     Raises:
         UserError: an option is invalid, or clips cannot be read; the message names the first.
     """
+    for path in paths:
+        expect("paths", path, (str, os.PathLike), "paths, each an argument of its own")
     roots = tuple(Path(path).expanduser().resolve() for path in paths)
     data = {name: _several(of) if name in ("tile", "groups") else of for name, of in data.items()}
     config = DataConfig(roots, _several(labels), target, streams=_several(modalities), **data)
@@ -70,6 +73,7 @@ def split(
     Raises:
         UserError: too few speakers.
     """
+    expect("corpus", corpus, Corpus, "what load_corpus returns")
     data = replace(corpus.data, validation=validation, test=test, disjoint=_several(disjoint))
     data.check()
     return _warned(make_split(corpus, data, seed))
@@ -90,6 +94,7 @@ def folds(
     Raises:
         UserError: there are no such folds, or too few speakers.
     """
+    expect("corpus", corpus, Corpus, "what load_corpus returns")
     data = replace(corpus.data, folds=by, validation=validation)
     data.check()
     for fold in chosen_folds(corpus, data):
@@ -156,6 +161,7 @@ def scores(
     Raises:
         UserError: there is no such column, or it makes no groups.
     """
+    expect("predictions", predictions, Predictions, "what Run.predict_corpus returns")
     if not by:
         return Scores({"all": metrics.scores(predictions, seed)}, {})
     names = _several(by)

@@ -118,6 +118,24 @@ def test_an_interrupt_that_python_drops_comes_again():
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("work", "told"), [("loop.call_soon_threadsafe(print)", False), ("1 / 0", True)]
+)
+def test_a_read_that_ctrl_c_ended_prints_no_traceback(work, told):
+    """TensorStore calls the closed event loop from its threads, and prints what that raises."""
+    source = (
+        "import asyncio, sys\n"
+        "from mmattn.cli import run_command\n"
+        "def command():\n    loop = asyncio.new_event_loop()\n    loop.close()\n"
+        f"    try:\n        {work}\n"
+        "    except Exception:\n        sys.excepthook(*sys.exc_info())\n"
+        "    return lambda: None\n"
+        "run_command(command, 'command', None)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, told)
+
+
 def test_version(commands):
     assert commands.run("mmattn", "--version").split() == [version("mmattn")]
 

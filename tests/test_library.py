@@ -119,6 +119,13 @@ def test_scores_by_groups(corpus, run):
         mmattn.scores(found, by={"age": (45, 30)})
     with pytest.raises(UserError, match="by height: expected columns of the corpus: sex, age"):
         mmattn.scores(found, by="height")
+    with pytest.raises(UserError, match=r"Run\.predict_corpus returns, found Run"):
+        mmattn.scores(run)
+    with pytest.raises(UserError, match=r"Run\.predict_corpus returns, twice, found Run"):
+        mmattn.paired(found, run)
+    for clips in ([], [48], ["clip"], [True] * 48):
+        with pytest.raises(UserError, match="one or more of the numbers 0 to 47"):
+            run.predict_corpus(corpus, clips)
 
 
 def test_the_process_stays_as_it_was(corpus, split, capfd):
@@ -252,13 +259,23 @@ def test_wrong_options_are_clear(corpus, split, tmp_path):
             mmattn.fit(corpus, split, replace(CONFIG, train=mmattn.TrainConfig(**train)))
     with pytest.raises(UserError, match=r"expected mmattn\.Config, found TrainConfig"):
         mmattn.fit(corpus, split, CONFIG.train)
+    with pytest.raises(UserError, match=r"corpus: .* mmattn\.load_corpus returns, found str"):
+        mmattn.fit("FEATURES", split, CONFIG)
+    with pytest.raises(UserError, match=r"split: .* mmattn\.split returns.*, found NoneType"):
+        mmattn.fit(corpus, None, CONFIG)
+    with pytest.raises(UserError, match=r"callbacks: .* mmattn\.Callback, found type"):
+        mmattn.fit(corpus, split, CONFIG, [mmattn.Console])
+    with pytest.raises(UserError, match=r"paths: expected paths, .*, found list"):
+        mmattn.load_corpus(["FEATURES"])
+    with pytest.raises(UserError, match=r"corpus: .*, found str"):
+        mmattn.split("FEATURES")
     deaf = replace(corpus, streams={"audio": corpus.streams["audio"]})
     with pytest.raises(UserError, match="modalities video: the corpus has audio"):
         mmattn.fit(deaf, split, CONFIG)
     copies = replace(CONFIG, augment=mmattn.AugmentConfig(variants={"tempo": 0.5}))
     with pytest.raises(UserError, match=r"augment\.variants tempo: .* found none"):
         mmattn.fit(corpus, split, copies)
-    with pytest.raises(UserError, match=r"data\.test 0: expected between 0 and 1"):
+    with pytest.raises(UserError, match=r"data\.test 0: expected above 0, below 1"):
         mmattn.split(corpus, test=0)
     with pytest.raises(UserError, match="devices 0: expected 1 or more"):
         mmattn.start(0)

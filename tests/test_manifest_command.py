@@ -112,6 +112,7 @@ def test_ratings_of_crema_d(commands, tmp_path):
         (("--pattern", "{emotion}/{take}", "--ratings", "x"), "expected --corpus crema-d"),
         (("--corpus", "crema-d", "--ratings", "/nowhere"), "/nowhere/VideoDemographics.csv"),
         (("--pattern", "{emotion}/{take}", "--to", "/elsewhere/m.csv"), "--to /elsewhere/m.csv"),
+        (("--pattern", "{emotion}", "--to", "m.xlsx"), "a name that ends in .csv or .tsv"),
     ],
 )
 def test_what_is_refused(commands, clips, options, words):

@@ -160,7 +160,7 @@ def _run(tasks: list[Task], workers: int) -> None:
     pool = ProcessPoolExecutor(workers, context, _start_worker, (cores,))
     try:
         futures = {pool.submit(_do, *task): task[1] for task in tasks}
-        with progress("study", len(futures), "trainings") as advance:
+        with progress("study", len(futures), "models") as advance:
             for future in as_completed(futures):
                 try:
                     future.result()

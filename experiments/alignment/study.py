@@ -47,7 +47,7 @@ def run_study(
     )
     folder = out or Path("runs") / "compare" / time.strftime("%Y%m%d-%H%M%S")
     trainings = sum(1 for _ in study.cells())
-    say(f"study {folder}: {trainings} trainings, {count} in parallel")
+    say(f"study {folder}: {trainings} trainings and linear baselines, {count} in parallel")
     run_cells(study, folder, count)
     write_results(study, folder, shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]]))
 

@@ -16,6 +16,7 @@ from mmattn.console import SHOWN, counted, say, say_table
 from mmattn.errors import UserError
 from mmattn.files import write_text
 
+TABLES = (".csv", ".tsv")  # suffixes: separated by commas, by tabs
 VOTES = "emotion."  # prefix of columns
 FIRST = ("file", "clip", "corpus", "speaker", "emotion", "start", "end", "split")
 _SPLITS = {name: name for name in ("", "train", "validation", "test")}
@@ -151,7 +152,7 @@ def columns_of(rows: Iterable[Mapping[str, str]]) -> Columns:
 
 
 def _separator(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+    return "\t" if path.suffix.lower() == TABLES[1] else ","
 
 
 def _read_columns(path: Path, rename: Mapping[str, str]) -> tuple[Columns, list[int], list[tuple]]:

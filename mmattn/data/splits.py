@@ -160,7 +160,13 @@ def _split_units(
         assigned = _draw(corpus, units, assigned, parts, seed)
         text = f"{text}, validation {kind} by seed {seed}" if text else f"{kind}, seed {seed}"
     if ensemble_size > 1:
-        sizes = map(len, np.array_split(np.unique(units[assigned == "train"]), ensemble_size))
+        rest = np.unique(units[assigned == "train"])
+        if len(rest) < ensemble_size:
+            raise UserError(
+                f"--ensemble-size {ensemble_size}: expected at most {len(rest)}, the {kind} "
+                "outside the test split: each member has others for validation"
+            )
+        sizes = map(len, np.array_split(rest, ensemble_size))
         parts = [("train", max(1, size)) for size in sizes]
         parts[member] = ("validation", parts[member][1])
         assigned = _draw(corpus, units, assigned, parts, seed)
@@ -193,10 +199,11 @@ def _units(corpus: Corpus, data: DataConfig, given: bool) -> tuple[np.ndarray, d
         unknown = columns[name] == ""
         if unknown.any() and not given:
             raise UserError(
-                f"{unknown.sum()} of {len(corpus)} clips have no {name}, so they cannot be "
-                f"split by it; the table has {_filled(corpus.columns)}: correct it, use a "
-                f"column as {name} (--data.columns {name}=COLUMN), name another with "
-                "--data.disjoint, or give the splits with --data.split column"
+                f"{unknown.sum()} of {len(corpus)} clips have no {name} (the first is "
+                f"{corpus.place(np.flatnonzero(unknown)[0])}), so they cannot be split by it; the "
+                f"table has {_filled(corpus.columns)}: correct it, use a column as {name} "
+                f"(--data.columns {name}=COLUMN), name another with --data.disjoint, or give the "
+                "splits with --data.split column"
             )
         apart[name] = np.where(unknown, np.strings.add("clip ", names), columns[name])
     apart["clip"] = names

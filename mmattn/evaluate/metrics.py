@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmattn.errors import expect
 from mmattn.evaluate.predictions import SMALLEST_PROBABILITY, Predictions
 
 CALIBRATION_BINS = 15
@@ -126,8 +127,10 @@ def paired(one: Predictions, other: Predictions, seed: int = 0, resamples: int =
     that a speaker's difficulty for both cancels. McNemar's test is over clips, ignoring speakers.
 
     Raises:
-        UserError: the clips, their labels or the classes differ.
+        UserError: they are no predictions, or their clips, labels or classes differ.
     """
+    for predictions in (one, other):
+        expect("paired", predictions, Predictions, "what Run.predict_corpus returns, twice")
     other = other.like(one)
     sums = _speaker_sums(one), _speaker_sums(other)
 

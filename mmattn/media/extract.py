@@ -126,7 +126,7 @@ def extract_clip(path: Path, config: ExtractConfig) -> Extraction:
         if len(stream.times) < MIN_FRAMES:
             raise BadMedia(f"its {name} has {len(stream.times)} frames; expected {MIN_FRAMES}")
     if not streams:
-        raise BadMedia(f"nothing to learn from: {'; '.join(plan.notes)}")
+        raise BadMedia(f"no features can be extracted: {'; '.join(plan.notes)}")
     extractor = {
         name: record
         for name, record in extractor_of(config).items()

@@ -20,6 +20,7 @@ from mmattn.data.corpora.folders import choose_clips
 from mmattn.data.extractor import difference
 from mmattn.data.feature_file import BadClip, read_features, training_command
 from mmattn.data.manifest import (
+    TABLES,
     Manifest,
     read_cells,
     read_manifest,
@@ -115,7 +116,9 @@ def find_jobs(clips: Sequence[Path], to: Path, tables: Sequence[Manifest] = ()) 
     for table in tables:
         if table.path is None or "" not in table.files:
             raise UserError(f"{table.path}: expected a column file that names raw clips")
-        paths = map(Path, dict.fromkeys(table.files[""]))
+        paths = [*map(Path, dict.fromkeys(table.files[""]))]
+        if features := [path for path in paths if path.suffix == ".npz"]:
+            raise UserError(f"{table.path}: expected raw clips, found feature file {features[0]}")
         found += [(path, path.relative_to(table.path.parent)) for path in paths]
     for clip, below in found:
         target = (to / below).with_suffix(".npz")
@@ -192,6 +195,8 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
     for path in given:
         if path.is_dir():
             found += [(clip, clip.relative_to(path)) for clip in choose_clips(path, suffixes)]
+        elif path.suffix in {".npz", *TABLES} - {*suffixes}:
+            raise UserError(f"{path}: expected a raw clip or a folder, not a {path.suffix} file")
         elif path.exists():
             found.append((path, Path(path.name)))
         else:
@@ -212,7 +217,8 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
         _, extractor = read_features(job.target)
     except BadClip as error:
         raise UserError(
-            f"{job.target} is not a feature file ({error}); choose another --to"
+            f"{job.target} is not a feature file ({error}); delete it to extract it again, "
+            "or choose another --to"
         ) from error
     made = extractor_of(config)
     wanted = {name: made[name] for name in made if name.partition(VARIANT)[0] in extractor}

@@ -70,6 +70,8 @@ class Whisper:
                 self._write_cut(folder, Path(cut))
                 options = {"compute_type": "float32", "inter_threads": 1, "intra_threads": 1}
                 network = models.Whisper(cut, **options)
+        except UserError:
+            raise
         except (RuntimeError, ValueError, struct.error) as error:  # ValueError: an empty file
             raise UserError(
                 f"--whisper-model {self.model}: not a Whisper model: {error}"

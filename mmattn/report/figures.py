@@ -255,7 +255,9 @@ def curves_figure(plot: CurvePlot) -> Figure:
             "rangemode": "normal" if several else "tozero",
         },
     }
-    caption = f"{plot.note} Bands are 95 % intervals."
+    caption = plot.note
+    if np.isfinite([one.low for one in plot.curves]).any():
+        caption += " Bands are 95 % intervals."
     if several:
         caption += " Click an arm in the legend to hide it; double-click to show only that arm."
     return Figure(plot.title, data, layout, caption.strip(), _curve_table(plot))

@@ -267,9 +267,9 @@ def _viewer(bold: str) -> str:
 ></div>
 <ol id="faces" class="faces" aria-label="Faces where the attention to the video is highest" hidden>
 </ol><figcaption>All panels share one time axis. Attention is relative to uniform attention over the
-clip's valid frames, 1 (dotted). Features are normalised: 0 is the mean over the training frames, 1
-a standard deviation; colours are clipped at ±3, values at
-±{LARGEST:g}. Point at a frame to read its values.</figcaption></figure>
+clip's valid frames: 1, the broken line. Features are normalised: 0 is the mean over the training
+frames, 1 a standard deviation; colours are clipped at ±3, values at ±{LARGEST:g}. Point at a frame
+to read its values.</figcaption></figure>
 <figure><div id="clip-classes" class="drawing" role="img" aria-label="Class probabilities"></div>
 <figcaption>Probability of each class; the {bold} one is in bold.</figcaption></figure>
 </div>

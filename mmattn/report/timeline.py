@@ -41,7 +41,8 @@ def write_timeline_page(
         "classes": timeline["classes"],
         "rows": _rows(timeline),
     }
-    content = """
+    bar = "Bar above: this person speaks. " if timeline["people"] else ""
+    content = f"""
 <video id="player" controls preload="metadata"></video>
 <p id="trouble" class="note" role="alert" hidden></p>
 <div class="controls">
@@ -49,7 +50,7 @@ def write_timeline_page(
 <label class="check"><input id="plays" type="checkbox" checked> play at a click</label>
 </div>
 <div id="people"></div>
-<p class="hint">Strong colour: probable. Bar above: this person speaks. Hatched: no prediction, with
+<p class="hint">Strong colour: probable. {bar}Hatched: no prediction, with
 a reason. Click a moment to play it; with the keyboard, the arrow keys move by one window, Page Up
 and Page Down by ten. A window counts for the time around its centre.</p>
 """

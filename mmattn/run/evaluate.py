@@ -29,7 +29,7 @@ from mmattn.evaluate.tables import (
     say_ties,
     say_wide,
 )
-from mmattn.files import write_json
+from mmattn.files import check_folder, write_json
 from mmattn.run.fit import fit
 from mmattn.run.folder import (
     PREDICTIONS,
@@ -60,7 +60,8 @@ def evaluate_run(
         UserError: no run, no checkpoint, or clips that do not fit the network.
     """
     config, corpus = read_config(folder), corpus_of(folder, other)
-    count = start_devices(device_count or config.devices, config.train.batch)
+    device_count = config.devices if device_count is None else device_count
+    count = start_devices(device_count, config.train.batch)
     _test(load_run(folder, kind, calibrated=False), corpus, count)
 
 
@@ -81,6 +82,7 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
         UserError: no run, or its clips are missing.
     """
     config = read_config(folder)
+    check_folder(folder)
     corpus = corpus_of(folder, other, config.augment.variants if networks else ())
     if networks:  # before JAX starts
         start_devices(config.devices, config.train.batch)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmattn.config import ExperimentConfig, config_from_json
 from mmattn.data.corpus import Corpus, variants_named
 from mmattn.data.splits import Split, split_from_json, split_to_json
-from mmattn.errors import Stopped, UserError
+from mmattn.errors import Stopped, UserError, expect
 from mmattn.files import explain_full_disk, read_json, write_json
 from mmattn.run.folder import (
     check_new,
@@ -53,8 +53,11 @@ def fit(
         Diverged: a loss or gradient is not finite; the checkpoints before it are kept.
     """
     config = config or ExperimentConfig()
-    if not isinstance(config, ExperimentConfig):
-        raise UserError(f"config: expected mmattn.Config, found {type(config).__name__}")
+    expect("corpus", corpus, Corpus, "what mmattn.load_corpus returns")
+    expect("split", split, Split, "what mmattn.split returns, or one of mmattn.folds")
+    expect("config", config, ExperimentConfig, "mmattn.Config")
+    for one in callbacks:
+        expect("callbacks", one, Callback, "objects of subclasses of mmattn.Callback")
     config_from_json(
         config.to_json(), "the config"
     )  # check it as when it is read from a run's folder

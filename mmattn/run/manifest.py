@@ -14,7 +14,7 @@ from mmattn.data.corpora.audformat import read_database
 from mmattn.data.corpora.folders import Row, by_name, by_pattern, list_clips, read_rows
 from mmattn.data.feature_file import training_command
 from mmattn.data.labels import SIX, majority
-from mmattn.data.manifest import columns_of, say_lacking, write_manifest
+from mmattn.data.manifest import TABLES, columns_of, say_lacking, write_manifest
 from mmattn.errors import UserError
 from mmattn.media import SUFFIXES
 
@@ -49,6 +49,8 @@ def make_manifest(
         raise UserError(f"--corpus {corpus}: expected {' or '.join(CORPORA)}")
     if rated and corpus != "crema-d":
         raise UserError("--ratings: expected --corpus crema-d")
+    if to.suffix.lower() not in TABLES:
+        raise UserError(f"--to {to}: expected a name that ends in {' or '.join(TABLES)}")
     try:
         below = folder.resolve().relative_to(to.parent.resolve())
     except ValueError as error:

@@ -16,7 +16,7 @@ from mmattn.config import ExperimentConfig, ExtractConfig
 from mmattn.console import be_quiet, say
 from mmattn.data.corpus import Corpus
 from mmattn.data.stream import Stream
-from mmattn.errors import UserError
+from mmattn.errors import UserError, expect
 from mmattn.evaluate.calibration import calibrated
 from mmattn.evaluate.metrics import scores
 from mmattn.evaluate.predictions import (
@@ -228,9 +228,13 @@ class Run:
         """Predict clips [n] of a corpus, by default all; several networks are pooled.
 
         Raises:
-            UserError: the corpus has other features or classes.
+            UserError: the corpus has other features or classes, or lacks a clip.
         """
-        clips = np.arange(len(corpus)) if clips is None else clips
+        expect("corpus", corpus, Corpus, "what mmattn.load_corpus returns")
+        every = np.arange(len(corpus))
+        clips = every if clips is None else np.asarray(clips)
+        if not (clips.size and clips.dtype.kind in "iu" and np.isin(clips, every).all()):
+            raise UserError(f"clips: expected one or more of the numbers 0 to {every[-1]}")
         found = [
             network._calibrate(network.predictor(corpus, clips, device_count).predict(clips)[1])
             for network in self.networks

@@ -221,7 +221,7 @@ def predict_recording(
     wanted = {kind for kind in ("audio", "video") if getattr(config, kind)}
     lacks = sorted(wanted - has)
     if lacks == sorted(wanted) or (lacks and not sliding.partial):
-        more = "; --partial predicts from the rest" if lacks != sorted(wanted) else ""
+        more = "; --partial also predicts recordings of one" if lacks != sorted(wanted) else ""
         raise BadMedia(f"it has no {' and no '.join(lacks)}, which the run needs{more}")
     # For a run on video only, the audio still shows who speaks.
     kinds = has if "video" in wanted else {"audio"}

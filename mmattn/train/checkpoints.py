@@ -199,7 +199,10 @@ def about_of(checkpoints: Checkpoints | InMemory | Exported, kind: Kind) -> dict
     """The JSON of a checkpoint; UserError if there is none."""
     about = checkpoints.about(kind)
     if about is None:
-        raise UserError(f"{checkpoints}: expected a {kind} checkpoint, found none")
+        raise UserError(
+            f"{checkpoints}: expected a {kind} checkpoint, found none; a run has one after its "
+            "first epoch: resume its training"
+        )
     return about
 
 

@@ -126,7 +126,7 @@ def test_audio_alone_needs_no_face_models(talking, lacking_clips, config, tmp_pa
     config = replace(config, models=tmp_path, video={})
     path, _ = talking("short.mp4", seconds=1.0)
     assert list(extract_clip(path, config).streams) == ["audio"]
-    with pytest.raises(BadMedia, match=r"nothing to learn from: it has no audio track$"):
+    with pytest.raises(BadMedia, match=r"no features can be extracted: it has no audio track$"):
         extract_clip(lacking_clips / "mute.mp4", config)
 
 

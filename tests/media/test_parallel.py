@@ -81,7 +81,7 @@ def test_features_of_another_kind_are_not_overwritten(folder, config, tmp_path):
         extract_clips([clip], to, other, 1)
     assert (to / "1001_DFA_ANG_XX.npz").read_bytes() == before
     (to / "1001_DFA_ANG_XX.npz").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"is not a feature file .* choose another --to"):
+    with pytest.raises(UserError, match=r"is not a feature file .*; delete it to extract it"):
         extract_clips([clip], to, config, 1)
     assert (to / "1001_DFA_ANG_XX.npz").read_bytes() == b"mine"
 
@@ -117,10 +117,14 @@ def test_one_modality_is_not_taken_for_both(folder, config, tmp_path):
 def test_bad_options_are_named(folder, config, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
+    (tmp_path / "a.npz").touch()
+    (tmp_path / "clips.csv").write_text("file\na.npz\n")
     for clips, words in (
         ([tmp_path / "none"], "none: expected a clip, a folder of clips or a manifest"),
         ([empty], r"empty: expected clips \(\.mp4, .*\), found none"),
         ([], "CLIP...: expected clips or folders of clips, one or more"),
+        ([tmp_path / "a.npz"], r"a.npz: expected a raw clip or a folder, not a \.npz file"),
+        ([tmp_path / "clips.csv"], r"clips.csv: expected raw clips, found feature file .*a.npz"),
     ):
         with pytest.raises(UserError, match=words):
             extract_clips(clips, tmp_path / "to", config, 1)

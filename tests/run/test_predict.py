@@ -368,11 +368,14 @@ def test_the_audio_and_the_most_attended_faces_of_a_raw_clip(tmp_path, monkeypat
     assert footage.audio_envelope(Path("a.mp4")).times[0] == pytest.approx(1.05)
 
 
-def test_what_is_no_run_or_no_checkpoint(tiny_run, tmp_path):
+def test_what_is_no_run_or_no_checkpoint_or_device(commands, tiny_run, tmp_path):
+    assert "--devices 0: expected 1 to" in commands.run(
+        *("mmattn", "evaluate", tiny_run, "--devices", 0), code=2
+    )
     with pytest.raises(UserError, match="expected a run's folder"):
         mmattn.load(tmp_path)
     shutil.copy(tiny_run / "config.json", tmp_path)
-    with pytest.raises(UserError, match="expected a best checkpoint, found none"):
+    with pytest.raises(UserError, match=r"expected a best checkpoint, found none; .* resume"):
         mmattn.load(tmp_path)
 
 

@@ -11,11 +11,11 @@ from pathlib import Path, PurePath
 
 from mmattn.data.corpora import crema_d, ravdess
 from mmattn.data.corpora.folders import find_clips
-from mmattn.data.manifest import Manifest, columns_of, read_manifest, rows_of
+from mmattn.data.manifest import TABLES, Manifest, columns_of, read_manifest, rows_of
 from mmattn.errors import UserError
 
 CORPORA = {"ravdess": ravdess, "crema-d": crema_d}
-MANIFESTS = ("manifest.csv", "manifest.tsv")
+MANIFESTS = tuple(f"manifest{suffix}" for suffix in TABLES)
 
 
 def row_of(stem: str) -> dict[str, str]:
@@ -45,8 +45,10 @@ def read_table(
         elif root.is_dir():
             folders.append(root)
         else:
+            found = "another file" if root.exists() else "nothing"
             raise UserError(
-                f"{root}: expected a folder of feature files or a manifest, found nothing"
+                f"{root}: expected a folder of feature files or a manifest "
+                f"({', '.join(TABLES)}), found {found}"
             )
     rows, unnamed = {}, []
     for path in find_files(folders):
@@ -72,7 +74,7 @@ def join(tables: Sequence[Manifest], target: str) -> Manifest:
 
 def find_manifest(path: Path) -> Path | None:
     """The manifest at a path, or in the folder at that path."""
-    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+    if path.suffix.lower() in TABLES and path.is_file():
         return path
     return next((one for name in MANIFESTS if (one := path / name).is_file()), None)
 
