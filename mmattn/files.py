@@ -40,7 +40,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        error.filename = str(path)  # the user knows nothing of the other one
+        if error.filename == str(partial):  # of which the user knows nothing
+            error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)

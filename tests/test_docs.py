@@ -173,7 +173,7 @@ def test_lines_of_python(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = block.text.replace("mmattn.Config()", "CONFIG").replace("clip.mp4", str(clip))
     names = {"CONFIG": CONFIG}
-    exec(text.replace("(found, other)", "(found, found)"), names)
+    exec(text.replace("found_by_other", "found"), names)
     assert names["found"].predicted.min() >= 0
 
 

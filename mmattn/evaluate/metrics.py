@@ -207,7 +207,7 @@ def _scores_of_column(
     if len(names) > min(MOST_VALUES, len(cells) / 5):
         found = f"{len(names)} values in {len(cells)} clips"
         return {
-            "left_out": f"{found}, expected at most {MOST_VALUES}, of 5 clips or more on average"
+            "left_out": f"{found}; expected at most {MOST_VALUES}, with 5 clips each on average"
         }
     parts = {name: predictions.select(cells == name) for name in names.tolist()}
     values = {

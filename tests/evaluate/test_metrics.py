@@ -480,7 +480,7 @@ def test_columns_that_divide_nothing_or_into_too_small_groups_are_left_out():
     }
     found = group_scores(predictions, columns)
     assert found["language"] == found["empty"] == {"left_out": "all 30 clips have the same value"}
-    assert found["age"]["left_out"].startswith("7 values in 30 clips, expected at most 100")
+    assert found["age"]["left_out"].startswith("7 values in 30 clips; expected at most 100")
     assert list(found["six"]["values"]) == list("012345")
     many = group_scores(drawn(clips=600), {"dialogue": np.arange(600) % 101})
     assert many["dialogue"]["left_out"].startswith("101 values in 600 clips")
