@@ -102,8 +102,9 @@ class Assumed:
 
     @property
     def volume(self) -> float:
-        """Dollars per hour of a gp3 volume for the corpus, its throughput and reads (us-east-1)."""
-        gib = corpus_bytes(self) / 2**30
+        """Dollars per hour of a gp3 volume, with its throughput and reads (us-east-1), of the size
+        that `fab deploy` gives it: the corpus, its packed cache, spare, and code."""
+        gib = 20 + 2.5 * corpus_bytes(self) / 2**30
         extra = 0.04 * max(0, self.disk / 1e6 - 125) + 0.005 * max(0, self.reads - 3000)
         return gib * DISK + extra / 730
 

@@ -36,7 +36,7 @@ class Person(NamedTuple):
     gaps: dict[str, str]
     """By kind (audio, video), why it is missing: one of the reasons above, or a message."""
     speaking: bool | None = None
-    """None if unclear, or if only one face is visible."""
+    """False in silence; else None if unclear, or if only one face is visible."""
     box: np.ndarray | None = None
     """[4] left, top, right, bottom of the face (pixels), the median of the frames."""
 
