@@ -3,7 +3,6 @@
 python -m benchmarks.extraction CLIP --times 1000
 """
 
-import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from benchmarks.machine import command, describe, say_machine
+from benchmarks.memory import megabytes
 from mmattn.config import ExtractConfig
 from mmattn.console import progress, say_table
 from mmattn.errors import UserError
@@ -45,17 +45,11 @@ class Options:
                         extract_clip(self.clip, self.features)
                         advance(1)
                     work = (time.process_time() - begin) / (count * seconds)
-                    rows.append((self.times * (part + 1) // PARTS, f"{work:.3f}", resident()))
+                    rows.append((self.times * (part + 1) // PARTS, f"{work:.3f}", megabytes()))
         except BadMedia as error:
             raise UserError(f"{self.clip}: {error}") from error
         columns = ("clips so far", "core seconds per second of clip", "resident MB")
         say_table(f"{self.clip.name}, {seconds:.1f} s, {self.times} times", columns, rows)
-
-
-def resident() -> int:
-    """Megabytes of memory that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * resource.getpagesize() / 1e6)
 
 
 if __name__ == "__main__":

@@ -184,11 +184,11 @@ def measured(results: Sequence[Result], batch: int, cores: int) -> list[str]:
     ]
     return [
         "## Measured: the training step",
-        f"""The network of `experiments.no_aug` ({first.parameters:,} parameters), full-size
-clips padded to {first.frames["audio_frames"]} audio and {first.frames["video_frames"]} video
-frames, {first.dispatch} steps per dispatch. Strong: {batch} clips per step; weak: {WEAK} clips per
-device. In brackets: ratio to the first row. All rows have the same {cores} cores: more devices than
-that take turns.""",
+        f"""The network has {first.parameters:,} parameters, as that of `experiments.no_aug` if no
+option changes it. Full-size clips are padded to {first.frames["audio_frames"]} audio and
+{first.frames["video_frames"]} video frames, {first.dispatch} steps per dispatch. Strong: {batch}
+clips per step; weak: {WEAK} clips per device. In brackets: ratio to the first row. All rows have
+the same {cores} cores: more devices than that take turns.""",
         table(
             "processes × devices | strong, clips/s | weak, clips/s", scaling_rows(results, batch)
         ),

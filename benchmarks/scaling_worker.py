@@ -19,9 +19,9 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.contenders.ours import Contestant
+from benchmarks.memory import megabytes
 from benchmarks.scaling import Job, job_from_json
 from benchmarks.work import Scale, Work, draw_corpus, make_work
-from benchmarks.worker import memory
 from mmattn.config import ExperimentConfig
 from mmattn.data.batches import Batch, Dispatch
 from mmattn.model.layers import Training, draw_for_dropout
@@ -85,7 +85,7 @@ def overhead(job: Job) -> Callable[[], dict[str, Any]]:
     work = one_frame_work(_config(job, job.devices), job.scale)
     devices.start_devices(job.devices, job.devices)
     jax.local_devices()  # starts the threads
-    before = memory("VmRSS")
+    before = megabytes()
     contestant = Contestant(work)
     trainers = [_trainer(contestant, work, steps) for steps in job.steps]
     for trainer in trainers:
@@ -94,7 +94,7 @@ def overhead(job: Job) -> Callable[[], dict[str, Any]]:
     parameters = sum(x.size for x in jax.tree.leaves(nnx.state(network, nnx.Param)))
     about = {
         "parameters": parameters,
-        "memory_mb": memory("VmHWM") - before,
+        "memory_mb": megabytes("VmHWM") - before,
         "state_mb": sum(x.nbytes for x in jax.tree.leaves(contestant.state)) / job.devices / 1e6,
     }
     compute = gradients_alone(network, contestant, work)

@@ -5,7 +5,6 @@ python -m benchmarks.serve CLIP... --requests 200 --clients 8
 
 import http.client
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 import tyro
 
 from benchmarks.machine import command, describe, say_machine
+from benchmarks.memory import megabytes
 from mmattn.console import progress, say, say_table
 from mmattn.errors import UserError
 
@@ -71,7 +71,8 @@ class Options:
                     rate = len(part) / (time.perf_counter() - begin)
                     latest = [1e3 * answer.seconds for answer in answers[-len(part) :]]
                     middle, late = np.quantile(latest, [0.5, 0.95])
-                    memory = [resident(process.pid), *map(resident, sorted(workers_of(process)))]
+                    of = (process.pid, *sorted(workers_of(process)))
+                    memory = [megabytes(process=one) for one in of]
                     rows.append(
                         (len(answers), f"{rate:.1f}", f"{middle:.0f}", f"{late:.0f}", *memory)
                     )
@@ -169,12 +170,6 @@ def workers_of(process: subprocess.Popen) -> list[int]:
         for child in children
         if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
-
-
-def resident(process: int) -> int:
-    """Megabytes of memory that a process has now."""
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return round(pages * resource.getpagesize() / 1e6)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import av
 import tyro
 
 from benchmarks.machine import command, describe, say_machine
+from benchmarks.memory import megabytes
 from mmattn.console import progress, say, say_table
 from mmattn.errors import UserError
 
@@ -67,13 +68,6 @@ class Options:
                 columns = ("minute", "seconds per second", "core seconds per second", *SIZES)
                 say_table(f"{self.run}, {self.clip.name} for {self.minutes} minutes", columns, rows)
         say(f"{len(timeline['windows'])} windows of {len(timeline['people'])} people")
-
-
-def megabytes(name: str) -> int:
-    """A size of this process in /proc/self/status: VmRSS is all, RssAnon without files such as the
-    code of libraries, VmHWM the peak."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return round(int(lines[name].split()[0]) * 1024 / 1e6)
 
 
 def repeat_clip(clip: Path, to: Path, seconds: float) -> None:

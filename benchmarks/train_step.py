@@ -34,7 +34,7 @@ class TrainStep(Comparison):
     batches: tuple[int, ...] = (24, 64, 256)
     """Clips per optimiser step; one table for each."""
     clips: int = 96
-    """Clips of each length bucket in a round, rounded up to whole batches."""
+    """Clips of each length bucket in a round, rounded up to whole batches; at most one dispatch."""
 
     def compare(self, names: Sequence[str]) -> dict[str, Any]:
         """A table for each batch size."""

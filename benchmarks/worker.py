@@ -1,8 +1,8 @@
 """The process of one contender: builds it, takes its first step, then works when asked.
 
-Started by `benchmarks.side_by_side` as `python -m benchmarks.worker JOB`. Each line on the
-standard input asks for one round; answers are lines of JSON on a separate pipe, because frameworks
-print to standard output.
+Started by `benchmarks.side_by_side` as `python -m benchmarks.worker PIPE BORN JOB`. Each line on
+the standard input asks for one round; answers are lines of JSON on a separate pipe, because
+frameworks print to standard output.
 """
 
 import json
@@ -19,6 +19,7 @@ import dacite
 
 from benchmarks import contenders
 from benchmarks.contenders.base import ADAM_B1, Contender, draw_parameters
+from benchmarks.memory import megabytes
 from benchmarks.work import Scale, Work, make_work, write_clip
 from experiments.no_aug import CONFIG
 from mmattn.config import ExperimentConfig, config_from_json
@@ -133,12 +134,6 @@ TASKS = {
 }
 
 
-def memory(name: str) -> float:
-    """MB of this process, by its name in /proc: VmHWM is the peak."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[name].split()[0]) * 1024 / 1e6
-
-
 def main(pipe: int, born: float, job: Job) -> None:
     """Answer {"start_s", "peak_mb"} after the first step, then each round's answer and peak.
 
@@ -150,7 +145,7 @@ def main(pipe: int, born: float, job: Job) -> None:
     with os.fdopen(pipe, "w") as out:
 
         def answer(**values: Any) -> None:
-            out.write(json.dumps({**values, "peak_mb": memory("VmHWM")}) + "\n")
+            out.write(json.dumps({**values, "peak_mb": megabytes("VmHWM")}) + "\n")
             out.flush()
 
         work = job.work()

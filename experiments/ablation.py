@@ -3,7 +3,7 @@
 python -m experiments.ablation --data.roots FOLDER --features audio+video audio_log_mel+video
 
 Every model is trained on the same folds of unseen speakers with the same seeds, which also draw the
-validation speaker of each fold: one network per fold, not an ensemble. All are compared, paired by
+validation speakers of each fold: one network per fold, not an ensemble. All are compared, paired by
 speaker, to the first: LSTM and attention, concat, on the first features. The same command with the
 same --out resumes.
 """

@@ -138,7 +138,7 @@ class Options:
     fusions: Annotated[tuple[Literal["concat", "cross"], ...], TOLD] = ()
     """Fusions to train (default: the study's)."""
     seeds: int | None = None
-    """Number of seeds for each arm (default: 5)."""
+    """Number of seeds for each arm (default: 5; with --quick: 2)."""
     workers: int | Literal["auto"] = "auto"
     """Trainings in parallel, each on its own core (default: the number of cores)."""
     data: OtherDataConfig = field(default_factory=OtherDataConfig)

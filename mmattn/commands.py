@@ -71,7 +71,7 @@ class Predict(AsksRun):
     csv: Path | None = None
     """Write a table, one row per clip, instead of printing each clip's predictions."""
     html: Path | None = None
-    """Write an HTML page: attention over the audio, and the faces where it is highest."""
+    """Write an HTML page: attention over time, and the faces where that to the video is highest."""
 
     def __call__(self) -> None:
         from mmattn.run.predict import predict_run
@@ -97,8 +97,8 @@ class Timeline(AsksRun):
     ]
     """Audio or video, and folders to search for them."""
     to: Path = Path("timelines")
-    """Folder for NAME.timeline.json and the files made from it; recordings whose timeline exists
-    are skipped."""
+    """Folder for NAME.timeline.json and the files made from it; recordings whose timeline is
+    newer are skipped."""
     csv: bool = False
     """Make NAME.csv, a row for each window and person. Without --csv, --html and --srt: all."""
     html: bool = False
@@ -328,7 +328,7 @@ class Extract:
     ]
     """Clips, folders to search for clips, and manifests of clips."""
     to: Path
-    """Folder for the feature files; existing ones are kept."""
+    """Folder for the feature files; existing ones are kept, unless their clip is newer."""
     features: tyro.conf.OmitArgPrefixes[ExtractConfig] = field(default_factory=ExtractConfig)
     workers: Workers = "auto"
     """Clips to process in parallel (default: the number of cores)."""
@@ -364,7 +364,7 @@ class Align:
     plot: Path | None = None
     """Write a PNG: loudness and mouth opening of the clip that is furthest out of sync."""
     csv: Path | None = None
-    """Write a table, one row per clip."""
+    """Write a table, one row per clip that can be checked."""
     workers: Workers = "auto"
     """Clips to process in parallel (default: the number of cores)."""
     models: Path = ExtractConfig.models

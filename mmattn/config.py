@@ -268,8 +268,9 @@ class OtherDataConfig:
     """Feature files in place of those of the run or experiment, e.g. if they have moved."""
 
     roots: Annotated[tuple[Path, ...], TOLD] = ()
-    """Folders of feature files (default: those of the run or experiment). If some of a run's own
-    validation or test clips are missing there, the clips of unseen speakers are used instead."""
+    """Folders of feature files, or manifests (default: those of the run or study, if any). If some
+    of a run's own validation or test clips are missing there, `mmattn evaluate` uses the clips of
+    unseen speakers instead."""
     max_bad: Annotated[int | None, TOLD] = None
     """Maximum number of unreadable clips to tolerate (default: as the run or experiment)."""
     cache: Annotated[Path | None, TOLD] = None

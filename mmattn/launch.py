@@ -41,7 +41,7 @@ def launch(count: int, command: Sequence[str]) -> None:
         raise UserError("expected an experiment, as in: mmattn launch -n 2 experiments.no_aug")
     if own := [word for word in command if word.startswith("--distributed.")]:
         raise UserError(f"{own[0]}: mmattn launch sets these options itself")
-    if command[0] == "experiments.compare":
+    if command[0] in ("experiments.compare", "experiments.ablation"):
         raise UserError(f"{command[0]} is a study, which uses all cores without mmattn launch")
     with ExitStack() as stack:
         asked: list[int] = []

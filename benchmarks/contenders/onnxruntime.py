@@ -11,8 +11,9 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.contenders.base import Contender, draw_parameters
-from benchmarks.work import Work, blank_normaliser
+from benchmarks.work import Work
 from mmattn.data.batches import Batch
+from mmattn.data.normalise import neutral
 from mmattn.errors import UserError
 from mmattn.machine import cores
 
@@ -62,5 +63,5 @@ def exported(work: Work, parameters: dict[str, np.ndarray]) -> bytes:
     for path, variable in paths:
         variable.set_value(parameters[".".join(map(str, path))])
     weights = Weights(nnx.from_flat_state(paths), state.batch_stats)
-    network = Restored({"config": work.config.to_json()}, weights, blank_normaliser(work))
+    network = Restored({"config": work.config.to_json()}, weights, neutral(work.widths))
     return onnx_model([network], [None], work.corpus, {}).SerializeToString()

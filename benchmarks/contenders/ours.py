@@ -12,8 +12,9 @@ from flax import nnx
 import mmattn.run.experiment  # noqa: F401
 from benchmarks.contenders.base import Contender
 from benchmarks.machine import installed
-from benchmarks.work import Work, blank_normaliser, make_work, write_clip
+from benchmarks.work import Work, make_work, write_clip
 from mmattn.data.batches import Batch, collate, shared_shape
+from mmattn.data.normalise import neutral
 from mmattn.export.export import write_export
 from mmattn.run.run import Run, load_run
 from mmattn.train import devices
@@ -43,7 +44,7 @@ class Contestant(Contender):
                     collate(
                         work.corpus,
                         dispatch._replace(bucket=shared_shape(dispatch.bucket, buckets)),
-                        blank_normaliser(work),
+                        neutral(work.widths),
                         self.devices,
                         train.batch,
                         train.steps_per_dispatch,
@@ -101,7 +102,7 @@ def untrained_run(work: Work) -> Run:
     """A run as after training in memory, with initial parameters."""
     run = Run(work.config)
     clips = np.arange(1)
-    trainer = Trainer(work.config, work.corpus, blank_normaliser(work), None, clips, 1)
+    trainer = Trainer(work.config, work.corpus, neutral(work.widths), None, clips, 1)
     trainer.save(run.checkpoints, "best", Position(*trainer.start()), {"history": []})
     return run
 

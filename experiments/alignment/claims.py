@@ -1,8 +1,9 @@
 """The claims of a study, the rule for their verdicts, and the paired comparison of its arms.
 
-Measures and the rule of `verdict` were fixed before any run. Three changes came after the first
-results, see docs/alignment.md: claims that cannot be decided (`_undecidable`), no claim about the
-agreement of the modalities' attention, and canonical correlation fitted within clips.
+Measures and the rule of `verdict` were fixed before any run. Four changes came after the first
+results, see docs/alignment.md: claims that cannot be decided (`_undecidable`), Student's t, no
+claim about the agreement of the modalities' attention, and canonical correlation fitted within
+clips.
 """
 
 from typing import Literal, NamedTuple

@@ -40,7 +40,7 @@ def plot_differences(found: Comparison, path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
-    figure.supxlabel(f"difference to {REFERENCE}, 95 % interval", fontsize=9)
+    figure.supxlabel(f"{found.difference_title}, 95 % interval", fontsize=9)
     figure.savefig(path, dpi=DPI)
 
 

@@ -33,7 +33,8 @@ RULE = (
     "of 0 and Holm's adjusted p is below 0.05; refuted if the interval excludes the smallest "
     "relevant effect (0.02 in each measure); inconclusive otherwise, and if there is nothing to "
     "compare or to gain: neither arm is shown to be above chance by 0.02, or the reference is "
-    "within 0.02 of the maximum. (All but this last part was fixed before any run.)"
+    "within 0.02 of the maximum. (All but this last part, and Student's t, was fixed before any "
+    "run.)"
 )
 
 
@@ -61,7 +62,7 @@ def claim_table(found: Comparison) -> Table:
         (claim.text, _signed(claim.row.difference), f"{claim.row.adjusted_p:.3f}", claim.verdict)
         for claim in found.claims
     ]
-    columns = ("claim", f"difference to {REFERENCE}", "p (Holm)", "verdict")
+    columns = ("claim", found.difference_title, "p (Holm)", "verdict")
     return Table(f"{_setting(found)}: claims", columns, rows)
 
 
@@ -93,7 +94,7 @@ def measure_tables(found: Comparison) -> Iterator[Table]:
             if row.measure == measure
         ]
         if rows:
-            columns = ("arm", "mean", f"difference to {REFERENCE}", "p", "p (Holm)")
+            columns = ("arm", "mean", found.difference_title, "p", "p (Holm)")
             yield Table(f"{_setting(found)}: {measure.title}", columns, rows)
 
 
@@ -221,7 +222,7 @@ def _forests(found: Comparison) -> Iterator[Forest]:
         if measure.smallest is not None and rows:
             yield Forest(
                 f"{measure.title}; {_setting(found)}",
-                f"difference to {REFERENCE}",
+                found.difference_title,
                 [(row.title, Shown(*row.difference[:3])) for row in rows],
             )
 

@@ -23,7 +23,7 @@ from experiments.alignment.statistics import (
     mean_with_interval,
     paired_difference,
 )
-from mmattn.evaluate.correlation import peak_lag
+from mmattn.evaluate.correlation import mean_of_known, peak_lag
 from mmattn.evaluate.metrics import mcnemar, scores_by_speaker
 from mmattn.evaluate.predictions import Predictions
 from mmattn.train.shifts import TEMPOS
@@ -66,6 +66,12 @@ class Comparison(NamedTuple):
     """UAR of the linear baseline."""
     above_baseline: dict[str, Difference]
     """Paired difference of each arm's UAR to it."""
+
+    @property
+    def difference_title(self) -> str:
+        """A header for the differences of its rows."""
+        to_it = all(row.reference == REFERENCE for row in self.rows)
+        return f"difference to {REFERENCE}" if to_it else "paired difference"
 
 
 def compare(study: Study, folder: Path) -> list[Comparison]:
@@ -174,7 +180,7 @@ def by_speaker(run: Measures, values: np.ndarray) -> np.ndarray:
     """Mean of [n, …] over each speaker's clips, ignoring NaN: [P, …], speakers in order."""
     speakers = np.unique(run["speaker"])
     own = (np.moveaxis(values[run["speaker"] == speaker], 0, -1) for speaker in speakers)
-    return np.stack([_mean_of_known(part.astype(float)) for part in own])
+    return np.stack([mean_of_known(part.astype(float)) for part in own])
 
 
 def speaker_scores(run: Measures) -> dict[str, np.ndarray]:
@@ -213,13 +219,6 @@ def seed_agreement(seeds: list[Measures]) -> np.ndarray:
         np.mean([x for p, x in of_pairs.items() if s not in p], axis=0) for s in range(count)
     ]
     return count * mean - (count - 1) * np.stack(without)
-
-
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis, ignoring NaN; NaN if all are NaN."""
-    known = ~np.isnan(values)
-    count = known.sum(-1)
-    return np.where(count > 0, np.where(known, values, 0).sum(-1) / np.maximum(count, 1), np.nan)
 
 
 def _curve(arm: str, values: list[np.ndarray], seeds: list[Measures]) -> CurveOf:

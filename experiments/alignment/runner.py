@@ -169,8 +169,8 @@ def _run(tasks: list[Task], workers: int) -> None:
                 advance(1)
     except BrokenProcessPool as error:
         raise UserError(
-            "a process of the study was killed (out of memory?); the same command resumes; "
-            "--workers 1 needs the least memory"
+            "a process of the study was killed (out of memory?); the same command with --out, "
+            "the study's folder, resumes; --workers 1 needs the least memory"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

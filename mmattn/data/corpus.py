@@ -319,7 +319,8 @@ def _labelled(
     emotions = np.array([table.emotions[clip] for clip in clips], str)
     votes = {name: of[clips] for name, of in table.votes.items()}
     if data.soft and not votes:
-        raise UserError(f"--data.soft: expected columns emotion.CLASS, {table.path} has none")
+        where = table.path or "a folder without a manifest"
+        raise UserError(f"--data.soft: expected columns emotion.CLASS, {where} has none")
     asked = data.labels or known or (() if table.path else ("six",))
     there = {*emotions.tolist(), *votes} - {""}
     classes = parse_labels(asked, there, every=not known)

@@ -8,7 +8,8 @@ from mmattn.errors import UserError
 
 SIX = ("anger", "disgust", "fear", "happy", "neutral", "sad")
 RAVDESS8 = ("neutral", "calm", "happy", "sad", "anger", "fear", "disgust", "surprised")
-RESERVED = ("clip", "speaker", "label", "predicted")  # columns of predictions.csv
+FIXED_COLUMNS = ("clip", "speaker", "label", "predicted")  # of predictions.csv
+TARGET = "target."  # prefix of columns there: fraction of raters for a class
 
 Classes = Mapping[str, tuple[str, ...]]  # class: the emotions merged into it; in label order
 SCHEMES: dict[str, Classes] = {
@@ -43,7 +44,7 @@ def parse_labels(given: Sequence[str], present: Collection[str], every: bool = T
     faults += [f"{source!r} is in two classes" for source in sources if sources.count(source) > 1]
     faults += [f"no row has {source!r}" for source in sources if every and source not in present]
     for name in names:
-        if name in ("", *RESERVED) or name.startswith("target."):  # as predictions.csv has
+        if name in ("", *FIXED_COLUMNS) or name.startswith(TARGET):  # as predictions.csv has
             faults.append(f"no class may be named {name!r}")
     if len(classes) < 2:
         faults.append("expected two classes or more")

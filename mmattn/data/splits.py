@@ -110,7 +110,8 @@ def make_split(
     """Divide the clips; the split depends only on names, labels and seed. Members of an ensemble
     share the test clips; every other unit is used for validation by one member.
 
-    Raises UserError if there are too few speakers or a split would be empty or lack a class.
+    Raises UserError if there are too few speakers, a split would be empty, or training would lack a
+    class.
     """
     if data.split != "speakers" and (data.folds is not None or ensemble_size > 1):
         raise UserError(f"--data.split {data.split} cannot have --data.folds or --ensemble-size")

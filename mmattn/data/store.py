@@ -1,7 +1,7 @@
 """The packed copy of many feature files: raw binary files, memory-mapped, found by content.
 
     CACHE/<key>/          one pack: audio-64.frames and audio-64.times of 64 features a frame,
-                          audio.places (where each clip is in them), video-…, and index.json
+                          audio-64.places (each clip's place in them), video-…, and index.json
     CACHE/digests/<name>  the digests of files, by their paths, sizes and modification times
     CACHE/.build/         a pack being built
     CACHE/lock            held while a pack is built, so that only one process builds it

@@ -89,8 +89,8 @@ def correlation_gain(
     others = [lag_curve(cca, shuffled(clips, rng), [0.0]) for _ in range(shuffles)]
     return Gain(
         lag_curve(cca, clips, [0.0])[:, 0],
-        _mean_of_known(np.concatenate(others, axis=1)),
-        _mean_of_known(lag_curve(cca, clips, wrong_lags)),
+        mean_of_known(np.concatenate(others, axis=1)),
+        mean_of_known(lag_curve(cca, clips, wrong_lags)),
     )
 
 
@@ -124,7 +124,7 @@ def true_against_shifted_auc(
     curve = lag_curve(cca, clips, [0.0, *shifts])
     true, moved = curve[:, :1], curve[:, 1:]
     wins = (true > moved) + 0.5 * (true == moved)
-    return _mean_of_known(np.where(np.isnan(true + moved), np.nan, wins))
+    return mean_of_known(np.where(np.isnan(true + moved), np.nan, wins))
 
 
 def _audio_at(
@@ -139,7 +139,7 @@ def _audio_at(
     return (1 - share) * audio[left] + share * audio[right], inside
 
 
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
+def mean_of_known(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of the values that are not NaN; NaN if all are."""
     known = ~np.isnan(values)
     count = known.sum(axis=-1)

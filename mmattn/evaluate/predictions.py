@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from mmattn.data.corpus import Corpus
+from mmattn.data.labels import FIXED_COLUMNS, TARGET
 from mmattn.errors import UserError
 from mmattn.files import write_text
 
-FIXED_COLUMNS = ("clip", "speaker", "label", "predicted")
-TARGET = "target."  # prefix of columns: fraction of raters for a class
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a float32 softmax, except zero
 SUM_TOLERANCE = 1e-3  # a float32 softmax is far within it, logits or counts far outside
 

@@ -132,7 +132,8 @@ def _group_table(column: str, values: Mapping[str, Mapping], differences: Mappin
     note = (
         "In brackets: 95 % interval over speakers, resampled within each group; a speaker in "
         "several is drawn for all of them at once. The difference is that of the highest and the "
-        "lowest group with two speakers or more; with many groups it is above 0 by chance."
+        "lowest group, of those with two speakers or more if there are several; with many groups "
+        "it is above 0 by chance."
     )
     if len(most) < len(values):
         note += f" Only the {len(most)} of {len(values)} groups with the most clips are shown."

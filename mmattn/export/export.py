@@ -33,8 +33,9 @@ def export_run(
         calibrated: see `load_run`.
 
     Raises:
-        UserError: no complete run, another suffix, a missing library, a file that differs
-            from the networks, or an existing FILE.json that is not of an export.
+        UserError: no complete run, another suffix, a fusion that the format lacks, a missing
+            library, a file that differs from the networks, or an existing FILE.json that is not of
+            an export.
     """
     if to.suffix not in FORMATS:
         raise UserError(f"--to {to}: expected a name that ends in {' or '.join(FORMATS)}")

@@ -42,7 +42,7 @@ def check_clips(
         models: folder of the face models.
         workers: processes.
         plot: a PNG to write, of the clip furthest out of sync.
-        table: a CSV file to write, one row per clip.
+        table: a CSV file to write, one row per clip that can be checked.
 
     Raises:
         UserError: no clips, or a missing model file.

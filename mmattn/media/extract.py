@@ -163,7 +163,7 @@ def config_like(extractor: dict[str, dict], default: ExtractConfig) -> ExtractCo
         default: for the places of files; its options take precedence over those of a record.
 
     Raises:
-        UserError: this version has no such extractor, or a model is missing.
+        UserError: this version has no such extractor, or makes other features; a model is missing.
     """
     changes: dict[str, Any] = {kind: {} for kind in EXTRACTORS}
     for modality, record in extractor.items():

@@ -200,9 +200,7 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
         elif path.exists():
             found.append((path, Path(path.name)))
         else:
-            raise UserError(
-                f"{path}: expected a clip, a folder of clips or a manifest, found nothing"
-            )
+            raise UserError(f"{path}: expected a clip or a folder of clips, found nothing")
     return found
 
 

@@ -36,7 +36,7 @@ class Person(NamedTuple):
     gaps: dict[str, str]
     """By kind (audio, video), why it is missing: one of the reasons above, or a message."""
     speaking: bool | None = None
-    """False in silence; else None if unclear, or if only one face is visible."""
+    """None without a face; False in silence; else None if unclear, or if there is only one face."""
     box: np.ndarray | None = None
     """[4] left, top, right, bottom of the face (pixels), the median of the frames."""
 

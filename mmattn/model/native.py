@@ -47,7 +47,7 @@ def usable() -> bool:
 def load() -> bool:
     """Build the kernel, unless an earlier run did, and register it with JAX.
 
-    False, with a message, if there is no C++ compiler or it fails.
+    False without a C++ compiler or, with a message, if it fails.
     """
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:

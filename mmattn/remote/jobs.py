@@ -28,7 +28,7 @@ def build_environment(run: Run, machines: list[Machine]) -> None:
     if not run.is_past("built"):
         make = ["bash", "../agent/environment.sh", "no" if run.host else "yes"]
         make += ["boto3"] * run.uses_bucket
-        _do(run, machines, "build", "building the environment", *make)
+        _do(machines, "build", "building the environment", *make)
         run.to("built")
 
 
@@ -37,12 +37,12 @@ def take_from_bucket(run: Run, machines: list[Machine]) -> None:
     for number, one in enumerate(run.data):
         if is_uri(one):
             pull = _in_venv(run, "data", one, f"../data/{number}")
-            _do(run, machines, "data", f"reading {one}", *pull)
+            _do(machines, "data", f"reading {one}", *pull)
     if run.uri:
         first = machines[:1]
-        _do(run, first, "pull", f"reading {run.uri}", *_in_venv(run, "pull", run.uri))
+        _do(first, "pull", f"reading {run.uri}", *_in_venv(run, "pull", run.uri))
         probe = _in_venv(run, "push", run.uri, "--once")
-        _do(run, first, "probe", f"writing {run.uri}", *probe)
+        _do(first, "probe", f"writing {run.uri}", *probe)
 
 
 def _in_venv(run: Run, *words: str) -> list[str]:
@@ -51,7 +51,7 @@ def _in_venv(run: Run, *words: str) -> list[str]:
     return ["env", region, "../venv/bin/python", "../agent", "bucket", "../job", *words]
 
 
-def _do(run: Run, machines: list[Machine], job: str, what: str, *command: str) -> None:
+def _do(machines: list[Machine], job: str, what: str, *command: str) -> None:
     """Run a command on each machine as a job; RemoteError if it fails on one."""
     for machine in machines:
         machine.call("job", "start", *command, job=job)

@@ -42,7 +42,8 @@ class Plan(NamedTuple):
 def new_run(experiment: str, **asked: Any) -> Run:
     """A run from the options of `fab deploy`, all checked on this computer.
 
-    `experiment` is one of experiments/; `asked` has the other OPTIONS as text, "" if not given.
+    `experiment` is one of experiments/; `asked` has the other OPTIONS as Fabric gives them: text,
+    "" if not given, but a list for data and a bool for spot.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     run = Run(f"{experiment}-{stamp}-{os.urandom(2).hex()}", experiment)

@@ -69,9 +69,9 @@ OPTIONS = {
     "args": "the experiment's options, e.g. '--train.epochs 40'",
     "data": "folder of feature files to send, or s3://BUCKET/PREFIX for the machine to read; "
     "may be repeated (default: the built-in corpus)",
+    "host": "existing machine to use: [user@]address[:port], or its name in ~/.ssh/config",
     "hours": "hours after which the machine ends itself in any case",
     "grace_minutes": "minutes after the end of its job when the machine ends itself",
-    "host": "existing machine to use: [user@]address[:port], or its name in ~/.ssh/config",
     "results_uri": "s3://BUCKET/PREFIX to push results to (default: the machine's disk)",
     "instance_type": "EC2 instance type",
     "instances": "number of such machines that train together",

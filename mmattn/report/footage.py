@@ -113,7 +113,10 @@ def footage_of(
 
 
 def audio_envelope(path: Path) -> Envelope | None:
-    """The envelope of the audio that a clip was predicted from; None without. Raises BadMedia."""
+    """The envelope of a whole file's audio, as `extract_clip` hears it; None without.
+
+    Raises BadMedia.
+    """
     from mmattn.media.extract import heard_audio
     from mmattn.media.sound import read_audio
 

@@ -88,7 +88,7 @@ def trust(run: Run) -> tuple[str, ...]:
     label = "" if UNKNOWN in (labels := _labels(run)) else f"; a label is {labels}"
     return (
         f"{run.config.name}: {count} classes from {modalities}, trained on {data}{label}.",
-        f"On unseen speakers: UAR {cell_text(Interval(**uar))}, chance {1 / count:.3f}. Expect "
+        f"On {_whom(run)}: UAR {cell_text(Interval(**uar))}, chance {1 / count:.3f}. Expect "
         "less on other speech, and do not use it for decisions about people.",
         *filter(None, [NOTES[run.split["leaking"]]]),
     )
@@ -136,10 +136,15 @@ Licence of the weights: {licences}{"" if UNKNOWN in licences else ", as of the d
 {shlex.join(map(_without_folders, shlex.split(training_command(config, start))))}
 ```
 
-## Scores on unseen speakers
+## Scores on {_whom(run)}
 
 {_scores(run)}
 """
+
+
+def _whom(run: Run) -> str:
+    """Whose clips a run was tested on."""
+    return "its test clips" if run.split["leaking"] else "unseen speakers"
 
 
 def _without_folders(word: str) -> str:

@@ -102,7 +102,8 @@ def baseline_of_run(folder: Path, other: OtherDataConfig, networks: bool = False
     if (folder / PREDICTIONS["test"]).exists():
         together[run.name] = read_predictions(folder / PREDICTIONS["test"])
     else:
-        say(f"{run.name} is not in the table: it has no test predictions (mmattn.fit makes none)")
+        why = "it has no test predictions (yet; mmattn.fit makes none)"
+        say(f"{run.name} is not in the table: {why}")
     together |= found[run]
     tested = len(next(iter(found[run].values())).clips)
     title = f"Test: {counted(tested, 'clip')}; corpus: {corpus.description}"

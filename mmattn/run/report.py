@@ -49,7 +49,8 @@ def report_run(folder: Path, device_count: int | str | None, other: OtherDataCon
     config = read_config(folder)
     check_complete(folder)
     corpus = corpus_of(folder, other)
-    count = start_devices(device_count or config.devices, config.train.batch)
+    device_count = config.devices if device_count is None else device_count
+    count = start_devices(device_count, config.train.batch)
     write_page(load_run(folder), corpus, count)
 
 

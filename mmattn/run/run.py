@@ -166,7 +166,7 @@ class Run:
         self.__dict__.pop("about", None)
 
     def stop(self) -> None:
-        """Stop its training after this epoch."""
+        """Stop its training: after this epoch in `on_epoch_end`, else after the current steps."""
         self.asked.set()
 
     @property
@@ -415,7 +415,8 @@ def load_run(
         apart: have another process read the checkpoints, so that this one is 45 MB smaller.
 
     Raises:
-        UserError: no run, one that is not complete, a damaged file, or no such checkpoint.
+        UserError: no run, folds or an ensemble that are not complete, a damaged file, or no such
+            checkpoint.
     """
     folder = Path(folder)
     options = {"checkpoint": checkpoint, "media": media, "calibrated": calibrated}

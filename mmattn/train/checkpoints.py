@@ -156,7 +156,7 @@ class InMemory:
         return self.kept[kind][2] if kind in self.kept else None
 
     def load(self, kind: Kind, like: Any) -> Any:
-        """As `Checkpoints.load`; `like` is what was saved."""
+        """As `Checkpoints.load`, but the arrays as they were saved, whatever `like` is."""
         return self.kept[kind][1]
 
     def write(self, checkpoints: Checkpoints) -> None:
@@ -200,8 +200,8 @@ def about_of(checkpoints: Checkpoints | InMemory | Exported, kind: Kind) -> dict
     about = checkpoints.about(kind)
     if about is None:
         raise UserError(
-            f"{checkpoints}: expected a {kind} checkpoint, found none; a run has one after its "
-            "first epoch: resume its training"
+            f"{checkpoints}: expected a {kind} checkpoint, found none; a training writes best "
+            "after its first epoch, and final at its end: --resume continues it"
         )
     return about
 

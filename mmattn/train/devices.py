@@ -69,7 +69,7 @@ def start(devices: int | str = "auto") -> None:
         devices: number of devices to divide the CPU into; "auto": one per core.
 
     Raises:
-        UserError: JAX has started already.
+        UserError: JAX has started with another number, or the number is below 1.
     """
     count = cores() if devices == "auto" else int(devices)
     if count < 1:

@@ -219,7 +219,7 @@ def train(
             raise Stopped(f"stopped in epoch {len(history) + 1} of {checkpoints}: saved")
         trained = time.perf_counter() - start
         loss, found = validate()
-        row = _epoch_row(trainer, at, len(history) + 1, rate, loss, found)
+        row = _epoch_row(at, len(history) + 1, rate, loss, found)
         row["clips_per_s"] = len(split.train) / trained
         history = [*history, row | {"seconds": time.perf_counter() - start}]
         at = Position(at.state, trainer.no_sums())
@@ -311,9 +311,7 @@ def gradient_norms(
     return tuple(norms[: len(dispatch.batches)].tolist())
 
 
-def _epoch_row(
-    trainer: Trainer, at: Position, epoch: int, rate: float, loss: float, found: Predictions
-) -> dict:
+def _epoch_row(at: Position, epoch: int, rate: float, loss: float, found: Predictions) -> dict:
     """The row of an epoch: scores on the training and, from `found`, the validation clips."""
     total = jax.tree.map(lambda x: float(x.sum(dtype=np.float64)), devices.fetch(at.sums))
     values = metric_values(found)

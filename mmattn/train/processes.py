@@ -232,13 +232,13 @@ def on_all(tree: Any) -> Any:
 
 
 class AgreedStop:
-    """Whether any process got SIGTERM; all processes must ask equally often."""
+    """Whether any process was asked to stop, as by SIGTERM; all must look equally often."""
 
     def __init__(self):
         self._asked = False
 
     def set(self) -> None:
-        """This process got SIGTERM."""
+        """This process is asked to stop."""
         self._asked = True
 
     def is_set(self) -> bool:

@@ -113,8 +113,8 @@ class Learner:
 
     `train(state, sums, batches, count, settings)`, `predict(weights, batches, class_weights)` and
     `inspect(weights, batches)` take arrays with a leading axis of devices, made by `collate` and
-    placed by `devices.place`, except the count of steps and the settings, which all devices share;
-    `weights(state)` are those of a state.
+    placed by `devices.place`, except the count of steps, the settings and the class weights, which
+    all devices share; `weights(state)` are those of a state.
 
     Between steps each device keeps an equal shard of the parameters and of the optimiser's
     moments, both as flat vectors (Rajbhandari et al., ZeRO, 2020): a step gathers the parameters,

@@ -120,7 +120,7 @@ def test_bad_options_are_named(folder, config, tmp_path):
     (tmp_path / "a.npz").touch()
     (tmp_path / "clips.csv").write_text("file\na.npz\n")
     for clips, words in (
-        ([tmp_path / "none"], "none: expected a clip, a folder of clips or a manifest"),
+        ([tmp_path / "none"], "none: expected a clip or a folder of clips, found nothing"),
         ([empty], r"empty: expected clips \(\.mp4, .*\), found none"),
         ([], "CLIP...: expected clips or folders of clips, one or more"),
         ([tmp_path / "a.npz"], r"a.npz: expected a raw clip or a folder, not a \.npz file"),

@@ -30,10 +30,9 @@ def asked(**changes):
 def test_options_become_a_run(tmp_path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "1001_DFA_ANG_XX.npz").touch()
-    run = asked(args="--train.epochs 3 --seed=7", data=[str(tmp_path)], hours="0.5")
+    run = asked(args="--train.epochs 3 --seed=7", data=[str(tmp_path)])
     assert run.args == ["--train.epochs", "3", "--seed=7"]
     assert run.data == [str(tmp_path)]
-    assert run.hours == 0.5
     assert run.name.startswith("no_aug-")
     assert str(run.results) == f"runs/no_aug/{run.name.removeprefix('no_aug-')}"
 
@@ -61,6 +60,7 @@ def test_options_become_a_run(tmp_path):
         ({"host": "-oProxyCommand=x@y"}, "or a name in"),
         ({"spot": True}, "--spot is for EC2: expected no --host"),
         ({"ami": "ami-1"}, "--ami is for EC2: expected no --host"),
+        ({"hours": "2"}, "--max-hours is for EC2: expected no --host"),
         ({"host": "", "allow_from": "0.0.0.0/0"}, "expected public addresses, at most a /16"),
         ({"host": "", "allow_from": "54.0.0.0/15"}, "expected public addresses, at most a /16"),
         ({"host": "", "allow_from": "10.1.0.0/16"}, "10.1.0.0/16: expected public addresses"),

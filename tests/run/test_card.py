@@ -20,7 +20,7 @@ from mmattn.evaluate.predictions import Predictions, read_predictions
 from mmattn.evaluate.tables import Interval, Table, cell_text, markdown
 from mmattn.files import read_json
 from mmattn.media.models import fetch_models
-from mmattn.run.card import _by_class
+from mmattn.run.card import _by_class, card, trust
 from mmattn.run.folder import corpus_of
 from mmattn.run.run import load_run
 
@@ -68,6 +68,13 @@ def test_half_the_precision_is_nearly_the_same(commands, tiny_run, shared, corpu
     runs = (load_run(tmp_path / "half"), load_run(tiny_run))
     found, expected = (run.predict_corpus(corpus).probabilities for run in runs)
     assert 0 < np.abs(found - expected).max() < 0.01
+
+
+def test_a_card_does_not_call_known_speakers_unseen(tiny_run):
+    run = load_run(tiny_run)
+    assert "On unseen speakers: UAR" in trust(run)[1] and "on unseen speakers" in card(run)
+    run.split["leaking"] = True
+    assert "On its test clips: UAR" in trust(run)[1] and "unseen" not in card(run)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ SAVE_S = 120  # after which systemd kills a stopping job
 POLL_S, KILL_S, PATIENCE_S = 0.1, 5.0, 10.0
 # When memory runs out, the kernel kills the job before the processes that look after it.
 RUN = 'echo 500 >/proc/self/oom_score_adj; exec "$@"'
-SUMMARIES = ("summary.json", "results.md")  # the last file of a training, of a study
+SUMMARIES = ("summary.json", "results.md")  # there when a training, a study has its results
 SHOWN = ("start", "exit_code", "started", "ended", "out_of_memory")
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
 
