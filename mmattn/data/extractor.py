@@ -35,8 +35,11 @@ def parse_extractor(text: str) -> dict[str, dict]:
     return records
 
 
-def difference(found: dict[str, dict], expected: dict[str, dict]) -> str:
-    """In words, how `found` differs from `expected`; empty if it does not.
+def difference(
+    found: dict[str, dict], expected: dict[str, dict], *, none: str = "an unnamed one"
+) -> str:
+    """In words, how `found` differs from `expected`; empty if it does not. `none` stands for the
+    extractor of a modality that one of them lacks.
 
     >>> new = {"audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.01}}}
     >>> old = {"audio": {"name": "log-mel", "version": 1, "settings": {"hop": 0.02}}}
@@ -45,8 +48,10 @@ def difference(found: dict[str, dict], expected: dict[str, dict]) -> str:
     """
     parts = []
     for modality in sorted(found | expected):
-        none = "no copy" if VARIANT in modality else "an unnamed one"
-        (title, new), (other, old) = (_describe(of.get(modality), none) for of in (found, expected))
+        lacks = "no copy" if VARIANT in modality else none
+        (title, new), (other, old) = (
+            _describe(of.get(modality), lacks) for of in (found, expected)
+        )
         if title != other:
             parts.append(f"{modality}: {title} instead of {other}")
             continue

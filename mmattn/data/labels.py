@@ -27,7 +27,8 @@ def parse_labels(given: Sequence[str], present: Collection[str], every: bool = T
         every: whether every emotion in `given` must be present.
 
     Raises:
-        UserError: fewer than two classes, a class twice, an emotion in two classes or in no row.
+        UserError: fewer than two classes, a class twice, an emotion in two classes or in no row, or
+            a class named like an emotion that is in none.
 
     >>> parse_labels(["neutral=neutral,calm", "sad"], {"calm", "neutral", "sad"})
     {'neutral': ('neutral', 'calm'), 'sad': ('sad',)}
@@ -43,6 +44,11 @@ def parse_labels(given: Sequence[str], present: Collection[str], every: bool = T
     faults = [f"{name!r} is a class twice" for name in names if names.count(name) > 1]
     faults += [f"{source!r} is in two classes" for source in sources if sources.count(source) > 1]
     faults += [f"no row has {source!r}" for source in sources if every and source not in present]
+    faults += [
+        f"{name!r} is also an emotion, which is in no class: add it, or name the class otherwise"
+        for name in names
+        if every and name in present and name not in sources
+    ]
     for name in names:
         if name in ("", *FIXED_COLUMNS) or name.startswith(TARGET):  # as predictions.csv has
             faults.append(f"no class may be named {name!r}")

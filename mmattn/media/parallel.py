@@ -223,8 +223,8 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
     if extractor != wanted or not extractor:
         raise UserError(
             f"{job.target} holds other features than requested "
-            f"({difference(extractor, wanted) or 'it does not name them'}); choose another --to or "
-            "the same options, or delete the files to extract again"
+            f"({difference(extractor, wanted, none='none') or 'it does not name them'}); choose another "
+            "--to or the same options, or delete the files to extract again"
         )
     sources = [job.clip, *filter(None, [audio_beside(job.clip)])]
     return job.target.stat().st_mtime >= max(path.stat().st_mtime for path in sources)

@@ -122,7 +122,7 @@ class Run:
     uploaded: str | None = None  # digest of the files sent to the machines
     began_with: str | None = None  # digest of the files that its first job was started with
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._cloud: Cloud | None = None  # its API, once used
         self.folder = FOLDER / self.name  # its state and keys on this computer
         self.key = self.folder / "key"  # to log in with
@@ -183,7 +183,7 @@ class Run:
     @property
     def tags(self) -> dict[str, str]:
         """The tags of all that is made for it."""
-        return {RUN: self.name, OWNER: self.owner, "Name": self.label}
+        return {RUN: self.name, OWNER: self.owner or "", "Name": self.label}
 
     @property
     def fetched(self) -> str | None:
