@@ -221,10 +221,10 @@ def _is_done(job: Job, config: ExtractConfig) -> bool:
     made = extractor_of(config)
     wanted = {name: made[name] for name in made if name.partition(VARIANT)[0] in extractor}
     if extractor != wanted or not extractor:
+        differs = difference(extractor, wanted, none="none") or "it does not name them"
         raise UserError(
-            f"{job.target} holds other features than requested "
-            f"({difference(extractor, wanted, none='none') or 'it does not name them'}); choose another "
-            "--to or the same options, or delete the files to extract again"
+            f"{job.target} holds other features than requested ({differs}); choose another --to or "
+            "the same options, or delete the files to extract again"
         )
     sources = [job.clip, *filter(None, [audio_beside(job.clip)])]
     return job.target.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
