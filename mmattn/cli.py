@@ -202,9 +202,10 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
 
 
 def _print_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Print what is not expected; but not what threads of TensorStore print if Ctrl-C ends the
-    reading of a checkpoint."""
-    if str(error) != "Event loop is closed":
+    """Print it, unless it comes from a thread of TensorStore, as when Ctrl-C ends the reading of a
+    checkpoint."""
+    own = threading.current_thread() is threading.main_thread()
+    if own or str(error) != "Event loop is closed":
         sys.__excepthook__(kind, error, trace)
 
 

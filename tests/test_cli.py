@@ -119,16 +119,22 @@ def test_an_interrupt_that_python_drops_comes_again():
 
 
 @pytest.mark.parametrize(
-    ("work", "told"), [("loop.call_soon_threadsafe(print)", False), ("1 / 0", True)]
+    ("thread", "work", "told"),
+    [
+        (True, "loop.call_soon_threadsafe(print)", False),
+        (True, "1 / 0", True),
+        (False, "loop.call_soon_threadsafe(print)", True),
+    ],
 )
-def test_a_read_that_ctrl_c_ended_prints_no_traceback(work, told):
+def test_a_read_that_ctrl_c_ended_prints_no_traceback(thread, work, told):
     """TensorStore calls the closed event loop from its threads, and prints what that raises."""
     source = (
-        "import asyncio, sys\n"
+        "import asyncio, sys, threading\n"
         "from mmattn.cli import run_command\n"
-        "def command():\n    loop = asyncio.new_event_loop()\n    loop.close()\n"
-        f"    try:\n        {work}\n"
+        "loop = asyncio.new_event_loop()\nloop.close()\n"
+        f"def read():\n    try:\n        {work}\n"
         "    except Exception:\n        sys.excepthook(*sys.exc_info())\n"
+        f"def command():\n    {'threading.Thread(target=read).start()' if thread else 'read()'}\n"
         "    return lambda: None\n"
         "run_command(command, 'command', None)"
     )

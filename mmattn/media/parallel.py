@@ -195,12 +195,12 @@ def find_clips(given: Sequence[Path], suffixes: Sequence[str]) -> list[tuple[Pat
     for path in given:
         if path.is_dir():
             found += [(clip, clip.relative_to(path)) for clip in choose_clips(path, suffixes)]
+        elif not path.exists():
+            raise UserError(f"{path}: expected a clip or a folder of clips, found nothing")
         elif path.suffix in {".npz", *TABLES} - {*suffixes}:
             raise UserError(f"{path}: expected a raw clip or a folder, not a {path.suffix} file")
-        elif path.exists():
-            found.append((path, Path(path.name)))
         else:
-            raise UserError(f"{path}: expected a clip or a folder of clips, found nothing")
+            found.append((path, Path(path.name)))
     return found
 
 
