@@ -175,7 +175,7 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
         leave: ends the process with an exit code if the work fails.
     """
     start_logging()
-    sys.excepthook, sys.unraisablehook = _print_exception, _interrupt_again
+    sys.unraisablehook = _show_dropped
     try:
         work()
         sys.stdout.flush()
@@ -201,21 +201,14 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
     leave(code)
 
 
-def _print_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Print it, unless it comes from a thread of TensorStore, as when Ctrl-C ends the reading of a
-    checkpoint."""
-    own = threading.current_thread() is threading.main_thread()
-    if own or str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+def _show_dropped(dropped: Any) -> None:
+    """Print what could not be raised, with two exceptions.
 
-
-def _interrupt_again(dropped: Any) -> None:
-    """Repeat an interrupt that came in a callback of the garbage collector, where Python drops it.
-
-    JAX has such a callback.
+    An interrupt in a callback of the garbage collector, which JAX has, comes again. And TensorStore
+    calls the closed event loop if an interrupt ended the reading of a checkpoint.
     """
     if issubclass(dropped.exc_type, KeyboardInterrupt):
         main = threading.main_thread().ident  # so that what it waits in, such as a sleep, ends
         threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGINT]).start()
-    else:
+    elif str(dropped.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(dropped)
