@@ -201,7 +201,7 @@ def end_process_after(work: Callable[[], Any], leave: Callable[[int], Any] = sys
     leave(code)
 
 
-def _show_dropped(dropped: Any) -> None:
+def _show_dropped(dropped: Any, show: Callable[[Any], None] = sys.__unraisablehook__) -> None:
     """Print what could not be raised, with two exceptions.
 
     An interrupt in a callback of the garbage collector, which JAX has, comes again. And TensorStore
@@ -211,4 +211,4 @@ def _show_dropped(dropped: Any) -> None:
         main = threading.main_thread().ident  # so that what it waits in, such as a sleep, ends
         threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGINT]).start()
     elif str(dropped.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(dropped)
+        show(dropped)

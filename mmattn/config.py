@@ -189,7 +189,8 @@ class DataConfig:
     target: str = "emotion"
     """The manifest column that holds the label."""
     soft: bool = False
-    """Train on soft labels from the raters' votes, the columns emotion.CLASS."""
+    """Train on soft labels from the raters' votes, the columns emotion.CLASS; a clip whose emotion
+    is in no class stays if it has votes for classes."""
     columns: NamedText = field(default_factory=dict)
     """Columns with another name in the manifest, e.g. speaker=speaker_id."""
     streams: Annotated[tuple[str, ...], TOLD] = ()

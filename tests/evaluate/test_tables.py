@@ -183,8 +183,8 @@ def test_ties_are_counted(said):
     tied = many(targets=targets, labels=np.where(np.arange(60) < 7, -1, 0))
     say_ties({"validation": many(targets=targets), "test": tied})
     assert said().endswith(
-        "Raters tie in 7 of 60 test clips: these have no label and count only in cross-entropy and "
-        "JS divergence.\n"
+        "7 of 60 test clips have no label (raters tie, or the emotion is in no class) and count "
+        "only in cross-entropy and JS divergence.\n"
     )
     assert "validation" not in said()
 

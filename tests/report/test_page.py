@@ -338,7 +338,7 @@ def test_groups_and_ties_have_their_place(browser, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     write_run_page(path, "A run", {}, {"test": scores(tied)}, tied, "it", groups=groups)
     browser.open(path, width=375)
-    assert "Raters tie in 6 of 60 test clips" in browser.text("#scores")
+    assert "6 of 60 test clips have no label" in browser.text("#scores")
     assert "error rate: share of wrong clips" in browser.text("#scores")
     cells = browser.run(
         "return [...document.querySelectorAll('#groups tr')]"
