@@ -167,8 +167,8 @@ def ties_text(split: str, predictions: Predictions) -> str:
         return ""
     soft = " and ".join(metric.title for metric in METRICS.values() if metric.soft)
     return (
-        f"{predictions.ties} of {len(predictions.clips)} {split} clips have no label (raters tie, or "
-        f"the emotion is in no class) and count only in {soft}."
+        f"{predictions.ties} of {len(predictions.clips)} {split} clips have no label (raters tie, "
+        f"or the emotion is in no class) and count only in {soft}."
     )
 
 
