@@ -282,10 +282,10 @@ def test_many_recordings_bad_ones_and_once_more(
 
 def test_little_is_imported_and_large_blocks_are_given_back():
     script = (
-        "import sys; from mmattn.run.timeline import start; from benchmarks.extraction import "
-        "resident; start(); assert 'scipy' not in sys.modules; "
+        "import sys; from mmattn.run.timeline import start; from benchmarks.memory import "
+        "megabytes; start(); assert 'scipy' not in sys.modules; "
         "kept = [bytes(3 << 20) + b'1' for _ in range(30)]; last = bytearray(1 << 10); "
-        "before = resident(); del kept; print(before - resident())"
+        "before = megabytes(); del kept; print(before - megabytes())"
     )
     output = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

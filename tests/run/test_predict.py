@@ -375,7 +375,7 @@ def test_what_is_no_run_or_no_checkpoint_or_device(commands, tiny_run, tmp_path)
     with pytest.raises(UserError, match="expected a run's folder"):
         mmattn.load(tmp_path)
     shutil.copy(tiny_run / "config.json", tmp_path)
-    with pytest.raises(UserError, match=r"expected a best checkpoint, found none; .* resume"):
+    with pytest.raises(UserError, match=r"expected a best checkpoint, found none; .* --resume"):
         mmattn.load(tmp_path)
 
 
