@@ -15,6 +15,7 @@ from mmattn.launch import launch
         (0, ["experiments.no_aug"], "-n 0: expected 1 process or more"),
         (2, [], "expected an experiment, as in"),
         (2, ["experiments.compare"], "experiments.compare is a study"),
+        (2, ["experiments.ablation"], "experiments.ablation is a study"),
         (
             2,
             ["experiments.no_aug", "--distributed.timeout", "9"],

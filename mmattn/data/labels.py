@@ -44,14 +44,11 @@ def parse_labels(given: Sequence[str], present: Collection[str], every: bool = T
     faults = [f"{name!r} is a class twice" for name in names if names.count(name) > 1]
     faults += [f"{source!r} is in two classes" for source in sources if sources.count(source) > 1]
     faults += [f"no row has {source!r}" for source in sources if every and source not in present]
-    faults += [
-        f"{name!r} is also an emotion, which is in no class: add it, or name the class otherwise"
-        for name in names
-        if every and name in present and name not in sources
-    ]
     for name in names:
         if name in ("", *FIXED_COLUMNS) or name.startswith(TARGET):  # as predictions.csv has
             faults.append(f"no class may be named {name!r}")
+        elif every and name in present and name not in sources:
+            faults.append(f"{name!r} is also an emotion, in no class: add it, or rename the class")
     if len(classes) < 2:
         faults.append("expected two classes or more")
     if faults:

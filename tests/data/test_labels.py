@@ -48,7 +48,7 @@ def test_ravdess8_follows_the_codes_of_the_names():
         (["sad", "quiet=calm", "quiet=neutral"], "'quiet' is a class twice"),
         (["neutral=neutral,calm", "calm"], "'calm' is in two classes"),
         (["quiet=calm,calm", "sad"], "'calm' is in two classes"),
-        (["sad", "calm=neutral"], "'calm' is also an emotion, which is in no class: add it"),
+        (["sad", "calm=neutral"], "'calm' is also an emotion, in no class: add it"),
         (["sad"], "two classes or more"),
         (["quiet="], "no row has ''"),
         (["=calm", "sad"], "no class may be named ''"),

@@ -331,8 +331,9 @@ def test_unknown_speakers_are_flagged_where_the_split_is_given_and_no_split_is_d
         assert again.leaking == "unknown"
     named = replace(corpus, lines=np.arange(2, 146))
     first = np.flatnonzero(unknown == "")[0]
-    place = rf"12 of 144 clips have no speaker \(the first is .*, line {first + 2}\), so"
-    with pytest.raises(UserError, match=place):
+    place = rf"\(the first is .*, line {first + 2}\)"
+    words = f"12 of 144 clips have no speaker {place}, so they cannot be"
+    with pytest.raises(UserError, match=words):
         make_split(named, DataConfig(), 0)
     with pytest.raises(UserError, match=r"--ensemble-size 99: expected at most .*, the speakers"):
         make_split(told, DataConfig(), 0, ensemble_size=99)

@@ -1,6 +1,7 @@
 """What `fab deploy` takes, what it refuses before anything is made, and what it says it costs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +28,7 @@ def asked(**changes):
     return new_run(**{"experiment": "no_aug", "host": "me@example.org"} | changes)
 
 
-def test_options_become_a_run(tmp_path):
+def test_options_become_a_run(tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "1001_DFA_ANG_XX.npz").touch()
     run = asked(args="--train.epochs 3 --seed=7", data=[str(tmp_path)])
@@ -35,6 +36,9 @@ def test_options_become_a_run(tmp_path):
     assert run.data == [str(tmp_path)]
     assert run.name.startswith("no_aug-")
     assert str(run.results) == f"runs/no_aug/{run.name.removeprefix('no_aug-')}"
+    account = SimpleNamespace(region="us-east-1", caller=lambda: RUN.owner)
+    monkeypatch.setattr("mmattn.remote.plan.Cloud", lambda region: account)
+    assert asked(host="", hours="0.5").hours == 0.5
 
 
 @pytest.mark.parametrize(

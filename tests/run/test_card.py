@@ -323,7 +323,7 @@ def test_the_starter_on_a_real_clip(commands, tmp_path):
     assert lines[2] == f"Its card: {STARTER}/CARD.md"
     assert f"{clip}: surprised" in lines
     text = commands.run("mmattn", "predict", "starter", silent, code=1)
-    assert "it has a silent" in text and "1 of 1 clips could not be predicted" in text
+    assert all(words in text for words in ("no features can be", "it has a silent", "audio track"))
     text = commands.run("mmattn", "predict", "starter", clip, "--models", tmp_path, code=1)
     assert "fetch it with: mmattn download models" in " ".join(text.split())
 
