@@ -74,7 +74,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     nothing yet to be cleaned up."""
     while frame:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            complain("interrupted")
+            os.write(2, b"interrupted\n")  # not by rich, whose imports it may be in
             os._exit(130)
         frame = frame.f_back
     raise KeyboardInterrupt
@@ -161,6 +161,8 @@ def run_command(command: Any, prog: str, description: str | None) -> None:
         with _cut_short(), OPTIONS:
             built = tyro.cli(command, prog=prog, description=_wrap(description))
         built()
+        # While Python ends, which takes half a second, an interrupt would kill it: a failure.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
         signal.signal(signal.SIGINT, _interrupt)

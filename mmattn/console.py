@@ -37,7 +37,8 @@ class _ScreenHandler(logging.Handler):
     def emit(self, record):
         # On a terminal, wrap lines between words; elsewhere do not wrap.
         soft = not screen.is_terminal
-        screen.print(self.format(record), markup=False, highlight=False, soft_wrap=soft)
+        message = self.format(record)
+        screen.print(message, markup=False, emoji=False, highlight=False, soft_wrap=soft)
 
 
 class _LogFile(logging.FileHandler):
@@ -129,7 +130,7 @@ def complain(message: str) -> None:
     """One message on standard error."""
     console = Console(stderr=True)
     soft = not console.is_terminal
-    console.print(message, markup=False, highlight=False, soft_wrap=soft)
+    console.print(message, markup=False, emoji=False, highlight=False, soft_wrap=soft)
 
 
 def say_table(

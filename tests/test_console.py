@@ -26,6 +26,11 @@ def test_a_plain_line_with_rate_and_time_left(monkeypatch, done, seconds, said):
     assert lines == [said]
 
 
+def test_names_are_shown_as_they_are(capsys):
+    console.complain("clips/:smile:[red].mp4")
+    assert capsys.readouterr().err == "clips/:smile:[red].mp4\n"
+
+
 def test_a_long_table_says_that_it_is_cut(caplog):
     caplog.set_level("INFO")
     console.say_table("Faults", ("line",), [(number,) for number in range(5)], most=3)
